@@ -1,0 +1,96 @@
+//! `cdl describe`.
+
+use cdl_core::{
+    Error,
+    error::nearest,
+    registry::{Entry, Kind, Settings, entries},
+};
+use serde_json::Value;
+
+use crate::Failure;
+
+/// Prints what every plugin called `name` is.
+pub fn describe(name: &str) -> Result<(), Failure> {
+    let mut all = Vec::new();
+    for kind in Kind::ALL {
+        all.extend(entries(kind)?);
+    }
+    let found: Vec<&Entry> = all.iter().copied().filter(|entry| entry.name == name).collect();
+    if found.is_empty() {
+        let known: Vec<String> = all.iter().map(|entry| entry.name.to_string()).collect();
+        let nearest = nearest(name, known.iter().map(String::as_str));
+        return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
+    }
+    for entry in found {
+        println!("{} ({})\n  {}\n  {}", entry.name, entry.build.kind(), entry.about, entry.citation);
+        println!("  registered by {}\n", entry.origin);
+        let schema = (entry.schema)();
+        let defaults = (entry.defaults)()?;
+        print_fields(&schema, &schema, &defaults, "");
+        println!();
+    }
+    Ok(())
+}
+
+/// Prints the properties of an object schema, those of nested objects with a dotted name.
+fn print_fields(root: &Value, schema: &Value, defaults: &Settings, prefix: &str) {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    for (name, field) in properties {
+        let target = resolve(root, field);
+        if target.get("properties").is_some() {
+            let inner = defaults.get(name).and_then(|value| value.as_table()).cloned().unwrap_or_default();
+            print_fields(root, target, &inner, &format!("{prefix}{name}."));
+            continue;
+        }
+        let default = defaults.get(name).map(|value| format!(" = {value}")).unwrap_or_default();
+        println!("  {prefix}{name}: {}{default}", type_name(root, field));
+        let docs = field.get("description").or_else(|| target.get("description"));
+        for line in docs.and_then(Value::as_str).unwrap_or_default().lines() {
+            println!("      {line}");
+        }
+    }
+}
+
+/// Follows a reference, also inside a single-entry `allOf`.
+fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let reference = schema.get("$ref").or_else(|| schema.pointer("/allOf/0/$ref")).and_then(Value::as_str);
+    match reference.and_then(|reference| root.pointer(reference.trim_start_matches('#'))) {
+        Some(target) => resolve(root, target),
+        None => schema,
+    }
+}
+
+/// A type in words: `integer`, `"fixed" | "shuffled"`, `list of number`.
+fn type_name(root: &Value, schema: &Value) -> String {
+    let schema = resolve(root, schema);
+    for key in ["anyOf", "oneOf"] {
+        if let Some(choices) = schema.get(key).and_then(Value::as_array) {
+            let names: Vec<String> =
+                choices.iter().map(|choice| type_name(root, choice)).filter(|name| name != "null").collect();
+            return names.join(" | ");
+        }
+    }
+    if let Some(value) = schema.get("const") {
+        return value.to_string();
+    }
+    if let Some(values) = schema.get("enum").and_then(Value::as_array) {
+        return values.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
+    }
+    let of = |name: &str| match name {
+        "array" => {
+            format!("list of {}", schema.get("items").map_or("anything".into(), |s| type_name(root, s)))
+        }
+        name => name.to_string(),
+    };
+    match schema.get("type") {
+        Some(Value::String(name)) => of(name),
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|name| *name != "null")
+            .map(of)
+            .collect::<Vec<_>>()
+            .join(" | "),
+        _ => "anything".into(),
+    }
+}

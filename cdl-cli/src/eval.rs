@@ -1,0 +1,64 @@
+//! `cdl eval`.
+
+use std::path::PathBuf;
+
+use cdl_core::{
+    Accuracies, Config, Error, Experiment, Role,
+    run_dir::{read_model, read_results},
+};
+use clap::Args;
+
+use crate::Failure;
+
+/// Arguments of `cdl eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Directory of a run
+    run_dir: PathBuf,
+    /// Test the models as they were after this task, counted from 1 [default: the last finished one]
+    #[arg(long, value_name = "N")]
+    task: Option<usize>,
+    /// Override a value of the run's configuration, for instance --set batch_size=16; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// Loads the models of a run and tests them on every task that they have seen.
+pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
+    let results = read_results(&args.run_dir)?;
+    let config = Config::load(&args.run_dir.join("config.toml"), &args.sets)?;
+    let mut experiment = Experiment::build(&config)?;
+    let after = args.task.unwrap_or(results.tasks_done);
+    if !(1..=results.tasks_done).contains(&after) {
+        let expected = format!("expected 1 to {}, the tasks that the run has finished", results.tasks_done);
+        return Err(Error::setting("--task", after, expected).into());
+    }
+    let task = experiment.stream.tasks()[after - 1].clone();
+    let mut roles = vec![Role::Student];
+    if experiment.trainer.settings.train_teacher {
+        roles.insert(0, Role::Teacher);
+    }
+    for &role in &roles {
+        let state = read_model(&args.run_dir, task.index, role, &experiment.device)?;
+        experiment.trainer.restore(role, &task, &state)?;
+    }
+    let mut accuracies = Accuracies::default();
+    experiment.trainer.test(&task, experiment.stream.as_ref(), &mut accuracies)?;
+    for role in roles {
+        let (matrix, recorded) = match role {
+            Role::Teacher => (&accuracies.teacher, &results.teacher),
+            Role::Student => (&accuracies.student, &results.student),
+        };
+        let row = matrix.rows().last().cloned().unwrap_or_default();
+        let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
+        let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
+        println!("{} after task {after}: {} %, average {mean:.2} %", role.as_str(), cells.join(" "));
+        let recorded = recorded.as_ref().and_then(|summary| summary.accuracy_matrix.rows().get(after - 1));
+        match recorded {
+            Some(recorded) if *recorded == row => println!("  as recorded by the run"),
+            Some(recorded) => println!("  recorded by the run: {recorded:.2?}"),
+            None => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! `cdl explain`.
+
+use cdl_core::Config;
+
+use crate::{ConfigArgs, Failure};
+
+/// Prints every value of a configuration and where it was set.
+pub fn explain(args: &ConfigArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.config, &args.sets)?;
+    let rows = config.explain()?;
+    let values: Vec<String> = rows.iter().map(|(key, value, _)| format!("{key} = {value}")).collect();
+    let width = values.iter().map(String::len).max().unwrap_or(0);
+    for (value, (_, _, origin)) in values.iter().zip(&rows) {
+        println!("{value:width$}  # {origin}");
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Messages: short lines on the terminal, above the progress bar, and everything with time stamps in the run's log.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Write},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use indicatif::MultiProgress;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer},
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+/// Where messages go.
+#[derive(Clone)]
+pub struct Log {
+    /// Progress bars; messages are written between their redraws.
+    pub bars: MultiProgress,
+    file: Arc<Mutex<Sink>>,
+}
+
+/// The log file, or what was logged before it was known.
+enum Sink {
+    Waiting(Vec<u8>),
+    File(File),
+}
+
+impl Log {
+    /// Sends the log to `file`, with all that was logged before.
+    pub fn open(&self, file: &Path) -> io::Result<()> {
+        let mut opened = File::create(file)?;
+        let mut sink = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Sink::Waiting(bytes) = &*sink {
+            opened.write_all(bytes)?;
+        }
+        *sink = Sink::File(opened);
+        Ok(())
+    }
+}
+
+/// Installs logging for the process. `CDL_LOG` takes filters in the form of `tracing-subscriber` for the log file.
+pub fn start(quiet: bool, verbose: bool) -> Log {
+    let log = Log { bars: MultiProgress::new(), file: Arc::new(Mutex::new(Sink::Waiting(Vec::new()))) };
+    let level = match (quiet, verbose) {
+        (true, _) => "warn",
+        (_, true) => "debug",
+        _ => "info",
+    };
+    // The hub client reports every retry as an error of its own; ours says what matters.
+    let terminal = tracing_subscriber::fmt::layer().event_format(Short).with_writer(log.clone()).with_filter(
+        EnvFilter::new(format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}")),
+    );
+    let filter = EnvFilter::try_from_env("CDL_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,cdl=debug,cdl_core=debug"));
+    let sink = log.file.clone();
+    let file = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(move || FileWriter(sink.clone()))
+        .with_filter(filter);
+    tracing_subscriber::registry().with(terminal).with(file).init();
+    log
+}
+
+/// The message alone, with a word before it if it is a warning or an error.
+struct Short;
+
+impl<S, N> FormatEvent<S, N> for Short
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        match *event.metadata().level() {
+            Level::ERROR => out.write_str("error: ")?,
+            Level::WARN => out.write_str("warning: ")?,
+            _ => {}
+        }
+        context.format_fields(out.by_ref(), event)?;
+        writeln!(out)
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = TerminalWriter<'a>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        TerminalWriter(&self.bars)
+    }
+}
+
+/// Standard error, with the bars out of the way while it is written.
+pub struct TerminalWriter<'a>(&'a MultiProgress);
+
+impl Write for TerminalWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+struct FileWriter(Arc<Mutex<Sink>>);
+
+impl Write for FileWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Sink::Waiting(waiting) => waiting.write(bytes),
+            Sink::File(file) => file.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

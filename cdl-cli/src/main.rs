@@ -1,0 +1,115 @@
+//! `cdl`: continual distillation learning on the command line.
+//!
+//! Exit codes: 0 done, 1 failed while working, 2 the user's mistake.
+
+mod describe;
+mod eval;
+mod explain;
+mod list;
+mod logging;
+mod progress;
+mod run;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Continual distillation learning: a teacher and a student vision transformer learn classes task by task with
+/// prompts, the student with the teacher's help.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cdl",
+    version,
+    after_help = "\
+Examples:
+  cdl run configs/quickstart.toml                     a whole run on what this program carries
+  cdl run configs/quickstart.toml --set distiller.name=none --run-dir runs/alone
+  cdl list                                            all methods, networks and data streams
+  cdl describe kd_prompts                             settings of one of them
+  cdl explain configs/quickstart.toml                 every value and where it was set
+  cdl eval runs/alone                                 test saved models again"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Only warnings and results
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// More detail
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Threads to compute with; results do not depend on it [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train and test teacher and student on all tasks
+    Run(run::RunArgs),
+    /// List the registered backbones, learners, distillers and streams
+    List,
+    /// Show what a plugin is, its settings and its citation
+    Describe {
+        /// Name of the plugin
+        name: String,
+    },
+    /// Show every value of a configuration and where it was set
+    Explain(ConfigArgs),
+    /// Test the saved models of a run again
+    Eval(eval::EvalArgs),
+}
+
+/// A configuration file with overrides.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// Configuration file (TOML)
+    config: PathBuf,
+    /// Override a value, for instance --set learner.pool=50; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// What went wrong, and the exit code for it.
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl From<cdl_core::Error> for Failure {
+    fn from(error: cdl_core::Error) -> Self {
+        Self { code: if error.is_user_error() { 2 } else { 1 }, message: error.to_string() }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cdl_plugins::link();
+    let log = logging::start(cli.quiet, cli.verbose);
+    let done = set_threads(cli.threads).and_then(|()| match cli.command {
+        Command::Run(args) => run::run(&args, &log, cli.quiet),
+        Command::List => list::list(),
+        Command::Describe { name } => describe::describe(&name),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Eval(args) => eval::eval(&args),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn set_threads(threads: Option<usize>) -> Result<(), Failure> {
+    let Some(threads) = threads else { return Ok(()) };
+    if threads == 0 {
+        return Err(Failure { message: "--threads 0: expected at least 1".into(), code: 2 });
+    }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|e| Failure { message: format!("--threads {threads}: {e}"), code: 1 })
+}

@@ -1,0 +1,63 @@
+//! What is happening: a bar with the time left on a terminal, a line for every epoch everywhere.
+
+use std::io::IsTerminal;
+
+use cdl_core::{EpochReport, Role, Task};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::logging::Log;
+
+/// Progress through all steps of a run.
+pub struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    /// For a run of `steps` training steps.
+    pub fn new(log: &Log, steps: usize, quiet: bool) -> Self {
+        let bar = if quiet || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            log.bars.add(ProgressBar::new(steps as u64))
+        };
+        if let Ok(style) = ProgressStyle::with_template("{msg:24} {bar:32} {percent:>3}%  {eta} left") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    /// A step is done.
+    pub fn step(&self, role: Role, task: &Task, epoch: usize) {
+        let task = format!("task {}/{}", task.index + 1, task.count);
+        self.bar.set_message(format!("{task} {} epoch {}", role.as_str(), epoch + 1));
+        self.bar.inc(1);
+    }
+
+    /// An epoch is done.
+    pub fn epoch(&self, report: &EpochReport) {
+        let total = report.losses.get("loss").copied().unwrap_or(f64::NAN);
+        let terms: Vec<String> = report
+            .losses
+            .iter()
+            .filter(|(name, _)| *name != "loss")
+            .map(|(name, value)| format!("{name} {value:.4}"))
+            .collect();
+        tracing::info!(
+            "task {}/{} {:7} epoch {}/{}  loss {total:.4} ({})  accuracy {:5.1} %  lr {:.2e}  {:.0} images/s",
+            report.task + 1,
+            report.tasks,
+            report.role.as_str(),
+            report.epoch + 1,
+            report.epochs,
+            terms.join(", "),
+            report.accuracy,
+            report.lr,
+            report.images_per_second,
+        );
+    }
+
+    /// All is done.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

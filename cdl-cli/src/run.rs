@@ -1,0 +1,129 @@
+//! `cdl run`.
+
+use std::{path::PathBuf, time::Instant};
+
+use cdl_core::{
+    Config, Event, Experiment, Role,
+    run_dir::{Results, RunDir},
+};
+use clap::Args;
+
+use crate::{ConfigArgs, Failure, logging::Log, progress::Progress, table};
+
+/// Arguments of `cdl run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cdl run configs/quickstart.toml
+  cdl run configs/quickstart.toml --set seed=2 --set distiller.name=kd --run-dir runs/kd-2
+  CDL_OPTIMIZER__LR=0.005 cdl run configs/quickstart.toml
+
+Values come from, lowest first: built-in defaults, files named by `extends`, the file, CDL_... environment
+variables, --set. Relative paths inside a configuration are relative to the working directory.")]
+pub struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Directory for results [default: runs/<config>-seed<seed>-<UTC time>]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Replace the run that the directory holds
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Trains, tests and writes results.
+pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
+    let start = Instant::now();
+    let config = Config::load(&args.config.config, &args.config.sets)?;
+    let mut experiment = Experiment::build(&config)?;
+    let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
+    let mut directory = RunDir::create(&path, &config, &experiment.record(&config), args.overwrite)?;
+    log.open(&path.join("log.txt"))
+        .map_err(|e| Failure { message: format!("{}: log.txt: {e}", path.display()), code: 2 })?;
+    introduce(&config, &experiment);
+
+    let progress = Progress::new(log, steps(&experiment), quiet);
+    let mut results: Option<Results> = None;
+    let done = experiment.trainer.run(experiment.stream.as_ref(), &mut |event| {
+        match event {
+            Event::Step { role, task, epoch, .. } => progress.step(role, task, epoch),
+            Event::Epoch(report) => {
+                progress.epoch(report);
+                directory.epoch(report)?;
+            }
+            Event::Task { task, trainer, results: accuracies } => {
+                let written = directory.task(task, trainer, accuracies, start.elapsed().as_secs_f64())?;
+                tell_task(task.index, &written);
+                results = Some(written);
+            }
+        }
+        Ok(())
+    });
+    progress.finish();
+    let finished = results.as_ref().map_or(0, |results| results.tasks_done);
+    done.map_err(|error| Failure {
+        message: format!("{error}\n{finished} finished task(s) are in {}", path.display()),
+        code: 1,
+    })?;
+    if let Some(results) = results {
+        for (title, summary) in [("teacher", &results.teacher), ("student", &results.student)] {
+            if let Some(summary) = summary {
+                println!("{}", table::accuracies(title, summary));
+            }
+        }
+        println!("{:.1} s; results are in {}", results.wall_seconds, path.display());
+    }
+    Ok(())
+}
+
+/// Training steps of the whole run.
+fn steps(experiment: &Experiment) -> usize {
+    let settings = &experiment.trainer.settings;
+    let phases = 1 + usize::from(settings.train_teacher);
+    let batches = |task: usize| experiment.stream.train_count(task) / settings.batch_size;
+    experiment.stream.tasks().iter().map(|task| phases * settings.epochs * batches(task.index)).sum()
+}
+
+fn introduce(config: &Config, experiment: &Experiment) {
+    let run = &config.run;
+    let stream = &experiment.stream;
+    let count = |of: &dyn Fn(usize) -> usize| stream.tasks().iter().map(|task| of(task.index)).sum::<usize>();
+    tracing::info!(
+        "{}: {} classes in {} tasks, {} training and {} test images of {} px",
+        run.stream.name,
+        stream.classes().len(),
+        stream.tasks().len(),
+        count(&|task| stream.train_count(task)),
+        count(&|task| stream.test_count(task)),
+        stream.image_size(),
+    );
+    for (role, network) in
+        [(Role::Teacher, &experiment.trainer.teacher), (Role::Student, &experiment.trainer.student)]
+    {
+        let spec = network.backbone.spec();
+        let trained: usize =
+            experiment.trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
+        tracing::info!(
+            "{}: {} ({} blocks, width {}), {} numbers trained",
+            role.as_str(),
+            spec.provenance.source,
+            spec.depth,
+            spec.width,
+            trained,
+        );
+    }
+    tracing::info!("learner {}, distiller {}, seed {}", run.learner.name, run.distiller.name, run.seed);
+}
+
+fn tell_task(index: usize, results: &Results) {
+    let mean = |summary: &Option<cdl_core::Summary>| {
+        summary.as_ref().map_or("-".into(), |s| format!("{:.2} %", s.average_accuracy))
+    };
+    tracing::info!(
+        "task {}/{} done: average accuracy over tasks so far, teacher {}, student {}",
+        index + 1,
+        results.tasks,
+        mean(&results.teacher),
+        mean(&results.student),
+    );
+}

@@ -1,0 +1,28 @@
+//! Accuracies for people.
+
+use cdl_core::Summary;
+
+/// The accuracy matrix with a row for each task learned, then the averages.
+pub fn accuracies(title: &str, summary: &Summary) -> String {
+    let rows = summary.accuracy_matrix.rows();
+    let mut text = format!("{title}: accuracy in % on each task, after learning task\n      ");
+    for task in 1..=rows.len() {
+        text += &format!("{:>8}", format!("task {task}"));
+    }
+    for (index, row) in rows.iter().enumerate() {
+        text += &format!("\n{:>6}", index + 1);
+        for accuracy in row {
+            text += &format!("{accuracy:>8.2}");
+        }
+    }
+    text += &format!(
+        "\n  average accuracy {:.2} %, forgetting {:.2} (published definitions)\n  \
+         average incremental accuracy {:.2} %, forgetting from best {:.2}, backward transfer {:.2}\n",
+        summary.average_accuracy,
+        summary.forgetting,
+        summary.average_incremental_accuracy,
+        summary.forgetting_from_best,
+        summary.backward_transfer,
+    );
+    text
+}

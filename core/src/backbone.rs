@@ -1,0 +1,123 @@
+//! The frozen network: its contract, what it is told and what it gives back.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::{Injection, Mode, Result, Role, hub::Provenance};
+
+/// How pixels in `[0, 1]` become the network's input: `(x - mean) / std` for each channel.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Normalization {
+    /// Red, green, blue.
+    pub mean: [f32; 3],
+    /// Red, green, blue.
+    pub std: [f32; 3],
+}
+
+impl Normalization {
+    /// Pixels go in as they are.
+    pub const NONE: Self = Self { mean: [0.0; 3], std: [1.0; 3] };
+}
+
+/// What others need to know of a backbone.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackboneSpec {
+    /// Name of the plugin that built it.
+    pub plugin: String,
+    /// Token width `D`.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Side of the input image in pixels.
+    pub image_size: usize,
+    /// Patch tokens of one image; `N` = 1 + registers + patches.
+    pub patches: usize,
+    /// Applied to pixels before anything else.
+    pub normalization: Normalization,
+    /// Where the weights came from.
+    pub provenance: Provenance,
+}
+
+/// What a backbone is built for.
+#[derive(Debug)]
+pub struct BackboneContext<'a> {
+    /// Teacher or student.
+    pub role: Role,
+    /// Side of the stream's images in pixels.
+    pub image_size: usize,
+    /// `published` or `corrected`: defaults of settings that differ between the two.
+    pub mode: Mode,
+    /// Where weights and activations live.
+    pub device: &'a Device,
+}
+
+/// Which intermediate values a caller wants besides the CLS token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taps {
+    /// Outputs of these blocks, all tokens, before the final norm.
+    pub blocks: BTreeSet<usize>,
+    /// All tokens after the final norm.
+    pub norm: bool,
+}
+
+impl Taps {
+    /// Nothing but the CLS token and the injected tokens.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// What either of the two wants.
+    pub fn union(mut self, other: Self) -> Self {
+        self.blocks.extend(other.blocks);
+        self.norm |= other.norm;
+        self
+    }
+}
+
+/// What one forward pass gives back.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// CLS token after the final norm, `(B, D)`.
+    pub cls: Tensor,
+    /// Injected extra tokens after the final norm, `(B, K, D)`, in the order they were injected.
+    pub tokens: Option<Tensor>,
+    /// Block outputs asked for by [`Taps::blocks`], each `(B, N + K, D)`.
+    pub blocks: BTreeMap<usize, Tensor>,
+    /// All tokens after the final norm, `(B, N + K, D)`, if asked for by [`Taps::norm`].
+    pub norm: Option<Tensor>,
+}
+
+impl Features {
+    /// The same values cut off from the graph.
+    pub fn detach(&self) -> Self {
+        Self {
+            cls: self.cls.detach(),
+            tokens: self.tokens.as_ref().map(Tensor::detach),
+            blocks: self.blocks.iter().map(|(&block, t)| (block, t.detach())).collect(),
+            norm: self.norm.as_ref().map(Tensor::detach),
+        }
+    }
+}
+
+/// A frozen vision transformer. Gradients flow through it to injected prompts, never to its weights; a forward pass
+/// has no side effects.
+pub trait Backbone: Send + Sync {
+    /// Sizes, normalisation and origin.
+    fn spec(&self) -> &BackboneSpec;
+
+    /// Runs images `(B, 3, S, S)` in `[0, 1]` through the network with `injection` applied, and gives back what
+    /// `taps` asks for.
+    ///
+    /// # Errors
+    /// Shapes that do not fit the network.
+    fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
+
+    /// The frozen tensors by name, to prove that they stay as they are.
+    fn weights(&self) -> Vec<(String, Tensor)>;
+}

@@ -1,0 +1,442 @@
+//! Configurations in layers, typed, with the origin of every value.
+//!
+//! Lowest to highest: built-in defaults, files named by `extends` (recursively, relative to the file that names them),
+//! the file itself, `CDL_...` environment variables (`CDL_OPTIMIZER__LR=0.01`), `--set key=value`.
+//! A layer that gives a section another `name` replaces the whole section: settings of the plugin before do not linger.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use figment::{
+    Figment, Metadata, Profile, Provider, Source,
+    providers::Env,
+    value::{Dict, Map, Value},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, OptimizerConfig, Result, ScheduleConfig,
+    error::nearest,
+    registry::{self, Kind, Settings},
+};
+
+/// Which set of defaults holds where the published code has quirks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// As the published code computes: unnormalised pixels, the first two epochs at one rate, fixed class order.
+    #[default]
+    Published,
+    /// As the papers describe: the checkpoint's normalisation, a plain cosine, classes shuffled by seed.
+    Corrected,
+}
+
+/// A plugin with its settings: `name` and whatever that plugin defines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Section {
+    /// The plugin, see `cdl list`.
+    pub name: String,
+    /// Its settings, see `cdl describe NAME`.
+    #[serde(flatten)]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub settings: Settings,
+}
+
+/// A frozen network; the plugin is `vit` unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NetworkSection {
+    /// The backbone plugin.
+    #[serde(default = "default_backbone")]
+    pub name: String,
+    /// Its settings, see `cdl describe NAME`.
+    #[serde(flatten)]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub settings: Settings,
+}
+
+fn default_backbone() -> String {
+    "vit".into()
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RunConfig {
+    /// Seed of everything random: initial values, class order, batch order, augmentation.
+    #[serde(default)]
+    pub seed: u64,
+    /// `published` or `corrected`: defaults of settings in which the published code and the papers differ.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Epochs of each task, for the teacher and for the student.
+    #[serde(default = "default_epochs")]
+    pub epochs: usize,
+    /// Images in a batch; the last incomplete batch of an epoch is dropped in training.
+    #[serde(default = "default_batch_size")]
+    pub batch_size: usize,
+    /// `auto` (a GPU if this build and machine have one), `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "default_device")]
+    pub device: String,
+    /// Whether the teacher is trained and evaluated; `false` only with a distiller that needs no teacher.
+    #[serde(default = "default_true")]
+    pub train_teacher: bool,
+    /// Where images come from and how they are split into tasks.
+    pub stream: Section,
+    /// The large network.
+    pub teacher: NetworkSection,
+    /// The small network, which also makes the query.
+    pub student: NetworkSection,
+    /// The prompt method, of teacher and student alike.
+    pub learner: Section,
+    /// The distillation method.
+    pub distiller: Section,
+    /// How trainable tensors are updated.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate changes from epoch to epoch.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+}
+
+fn default_epochs() -> usize {
+    20
+}
+fn default_batch_size() -> usize {
+    64
+}
+fn default_device() -> String {
+    "auto".into()
+}
+fn default_true() -> bool {
+    true
+}
+
+/// Sections that a plugin or a named choice owns: another name replaces them whole.
+const NAMED: [&str; 7] = ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"];
+/// Environment variables with the prefix `CDL_` that are not settings.
+const RESERVED: [&str; 3] = ["golden_dir", "plugin_path", "log"];
+
+/// A configuration with the origin of every value.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Typed, with every plugin's defaults filled in.
+    pub run: RunConfig,
+    /// The file it was read from.
+    pub file: PathBuf,
+    layers: Figment,
+}
+
+impl Config {
+    /// Reads `file` with everything it extends, the environment and `sets` (`key=value` each).
+    ///
+    /// # Errors
+    /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
+    pub fn load(file: &Path, sets: &[String]) -> Result<Self> {
+        let mut layers = Vec::new();
+        read_file(file, &mut Vec::new(), &mut layers)?;
+        layers.push(environment()?);
+        for set in sets {
+            layers.push(parse_set(set)?);
+        }
+        let figment = merge(layers);
+        let table: Settings = figment
+            .extract()
+            .map_err(|e| Error::Config { origin: file.display().to_string(), reason: e.to_string() })?;
+        let mut config = Self { run: parse_run(&table, &figment, file)?, file: file.into(), layers: figment };
+        config.complete()?;
+        Ok(config)
+    }
+
+    /// Where the value of `key` (dotted) was set, or `default`.
+    pub fn origin(&self, key: &str) -> String {
+        origin(&self.layers, key).unwrap_or_else(|| "default".into())
+    }
+
+    /// Every value as `(dotted key, value, origin)`, in order.
+    pub fn explain(&self) -> Result<Vec<(String, String, String)>> {
+        let table = self.to_table()?;
+        let mut rows = Vec::new();
+        leaves(&table, "", &mut rows);
+        Ok(rows.into_iter().map(|(key, value)| (key.clone(), value, self.origin(&key))).collect())
+    }
+
+    /// The whole configuration as TOML; running it gives the same run.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(&self.to_table()?)
+            .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
+    }
+
+    /// Adds to an error about a plugin's setting which section it belongs to and where it was written.
+    pub fn locate(&self, section: &str, error: Error) -> Error {
+        let place = |key: String| {
+            let key = format!("{section}.{key}");
+            let origin = origin(&self.layers, &key)
+                .or_else(|| origin(&self.layers, section))
+                .unwrap_or_else(|| "default".into());
+            (key, origin)
+        };
+        match error {
+            Error::Setting { key, value, expected, .. } => {
+                let (key, origin) = place(key);
+                Error::Setting { origin, key, value, expected }
+            }
+            Error::UnknownKey { key, nearest, known, .. } => {
+                let (key, origin) = place(key);
+                Error::UnknownKey { origin, key, nearest, known }
+            }
+            other => other,
+        }
+    }
+
+    fn to_table(&self) -> Result<Settings> {
+        Settings::try_from(&self.run)
+            .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
+    }
+
+    /// Fills in the defaults of every plugin's settings and checks what the types cannot.
+    fn complete(&mut self) -> Result<()> {
+        let mut run = self.run.clone();
+        let sections: [(&str, Kind, &str, &mut Settings); 5] = [
+            ("stream", Kind::Stream, &run.stream.name, &mut run.stream.settings),
+            ("teacher", Kind::Backbone, &run.teacher.name, &mut run.teacher.settings),
+            ("student", Kind::Backbone, &run.student.name, &mut run.student.settings),
+            ("learner", Kind::Learner, &run.learner.name, &mut run.learner.settings),
+            ("distiller", Kind::Distiller, &run.distiller.name, &mut run.distiller.settings),
+        ];
+        for (section, kind, name, settings) in sections {
+            let entry = registry::find(kind, name)?;
+            *settings = (entry.complete)(settings).map_err(|e| self.locate(section, e))?;
+        }
+        let positive = [("epochs", run.epochs), ("batch_size", run.batch_size)];
+        for (key, value) in positive {
+            if value == 0 {
+                let origin = self.origin(key);
+                let expected = "expected at least 1".into();
+                return Err(Error::Setting { origin, key: key.into(), value: "0".into(), expected });
+            }
+        }
+        run.optimizer.validate().map_err(|e| self.locate("optimizer", e))?;
+        run.schedule.validate().map_err(|e| self.locate("schedule", e))?;
+        self.run = run;
+        Ok(())
+    }
+}
+
+/// One layer of values with where they came from.
+struct Layer {
+    metadata: Metadata,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// Pushes the layers of `file`, those it extends first.
+fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
+    let name = file.display().to_string();
+    let fail = |reason: String| Error::Config { origin: name.clone(), reason };
+    let identity = file.canonicalize().map_err(|e| fail(format!("cannot be read: {e}")))?;
+    if open.contains(&identity) {
+        return Err(fail("extends itself, by way of the files that it extends".into()));
+    }
+    let text = std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let mut values: Dict = toml::from_str(&text).map_err(|e| fail(e.to_string().trim_end().to_string()))?;
+    open.push(identity);
+    if let Some(extends) = values.remove("extends") {
+        let parents: Vec<String> =
+            extends.deserialize().map_err(|_| fail("`extends` must be a list of files".into()))?;
+        let folder = file.parent().unwrap_or(Path::new(""));
+        for parent in parents {
+            read_file(&folder.join(parent), open, layers)?;
+        }
+    }
+    open.pop();
+    layers.push(Layer { metadata: Metadata::from("file", Source::File(file.into())), values });
+    Ok(())
+}
+
+fn environment() -> Result<Layer> {
+    let env = Env::prefixed("CDL_").filter(|key| !RESERVED.contains(&key.as_str().to_lowercase().as_str()));
+    let values = env
+        .split("__")
+        .data()
+        .map_err(|e| Error::Config { origin: "environment".into(), reason: e.to_string() })?;
+    let values = values.into_iter().flat_map(|(_, values)| values).collect();
+    Ok(Layer { metadata: Metadata::named("environment variable CDL_..."), values })
+}
+
+/// `a.b=value` as a layer; the value is TOML, or else a string.
+fn parse_set(set: &str) -> Result<Layer> {
+    let fail = |reason: &str| Error::Config { origin: format!("--set {set}"), reason: reason.into() };
+    let (key, value) = set.split_once('=').ok_or_else(|| fail("expected key=value"))?;
+    let key = key.trim();
+    if key.is_empty() || key.split('.').any(str::is_empty) {
+        return Err(fail("expected key=value with a key like `learner.pool`"));
+    }
+    let mut wrapped: Dict = toml::from_str(&format!("value = {value}"))
+        .unwrap_or_else(|_| Dict::from([("value".to_string(), Value::from(value))]));
+    let mut value = wrapped.remove("value").ok_or_else(|| fail("expected a value"))?;
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let first = parts.remove(0);
+    for part in parts.into_iter().rev() {
+        value = Value::from(Dict::from([(part.to_string(), value)]));
+    }
+    let metadata = Metadata::named(format!("--set {set}"));
+    Ok(Layer { metadata, values: Dict::from([(first.to_string(), value)]) })
+}
+
+/// All layers, lowest first, less the sections that a higher layer replaces by another name.
+fn merge(mut layers: Vec<Layer>) -> Figment {
+    for section in NAMED {
+        let name = |layer: &Layer| {
+            let section = layer.values.get(section)?.as_dict()?;
+            Some(section.get("name")?.as_str()?.to_string())
+        };
+        let mut current: Option<String> = None;
+        let mut since = 0;
+        for (index, layer) in layers.iter().enumerate() {
+            if let Some(name) = name(layer) {
+                if current.as_ref().is_some_and(|current| *current != name) {
+                    since = index;
+                }
+                current = Some(name);
+            }
+        }
+        for layer in &mut layers[..since] {
+            layer.values.remove(section);
+        }
+    }
+    layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
+}
+
+fn parse_run(table: &Settings, figment: &Figment, file: &Path) -> Result<RunConfig> {
+    let schema = registry::schema_of::<RunConfig>();
+    check_keys(&schema, table, "", "configuration").map_err(|error| match error {
+        Error::UnknownKey { key, nearest, known, .. } => {
+            let origin = origin(figment, &key).unwrap_or_else(|| file.display().to_string());
+            Error::UnknownKey { origin, key, nearest, known }
+        }
+        other => other,
+    })?;
+    for section in ["stream", "teacher", "student", "learner", "distiller"] {
+        let what = match table.get(section) {
+            None => format!("section [{section}] is missing"),
+            Some(toml::Value::Table(t))
+                if !t.contains_key("name") && !["teacher", "student"].contains(&section) =>
+            {
+                format!("[{section}] has no `name`; `cdl list` shows what there is")
+            }
+            Some(_) => continue,
+        };
+        return Err(Error::Config { origin: file.display().to_string(), reason: what });
+    }
+    serde_path_to_error::deserialize(toml::Value::Table(table.clone())).map_err(|e| {
+        let key = e.path().to_string();
+        let reason = e.into_inner().to_string();
+        let reason = reason.lines().next().unwrap_or_default().to_string();
+        let value = lookup(table, &key).map(|v| v.to_string()).unwrap_or_default();
+        let origin = origin(figment, &key).unwrap_or_else(|| file.display().to_string());
+        Error::Setting { origin, key, value, expected: reason }
+    })
+}
+
+fn origin(figment: &Figment, key: &str) -> Option<String> {
+    let tag = figment.find_value(key).ok()?.tag();
+    let metadata = figment.get_metadata(tag)?;
+    Some(match &metadata.source {
+        Some(Source::File(path)) => path.display().to_string(),
+        _ => metadata.name.to_string(),
+    })
+}
+
+/// The value at a dotted key.
+pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Value> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+    match (table.get(first)?, rest) {
+        (value, None) => Some(value),
+        (toml::Value::Table(table), Some(rest)) => lookup(table, rest),
+        _ => None,
+    }
+}
+
+/// Refuses keys of `table` that `schema` does not define, at any depth.
+///
+/// # Errors
+/// [`Error::UnknownKey`] for the first such key, with the nearest valid one; `origin` is used as is.
+pub(crate) fn check_keys(
+    schema: &serde_json::Value,
+    table: &Settings,
+    path: &str,
+    origin: &str,
+) -> Result<()> {
+    check_at(schema, schema, table, path, origin)
+}
+
+fn check_at(
+    root: &serde_json::Value,
+    schema: &serde_json::Value,
+    table: &Settings,
+    path: &str,
+    origin: &str,
+) -> Result<()> {
+    let mut known: HashSet<&str> = HashSet::new();
+    let mut open = false;
+    let mut parts = vec![schema];
+    let mut properties = Vec::new();
+    while let Some(part) = parts.pop() {
+        if let Some(reference) = part.get("$ref").and_then(|r| r.as_str()) {
+            parts.extend(root.pointer(reference.trim_start_matches('#')));
+        }
+        for list in ["allOf", "anyOf", "oneOf"] {
+            parts.extend(part.get(list).and_then(|l| l.as_array()).into_iter().flatten());
+        }
+        if let Some(map) = part.get("properties").and_then(|p| p.as_object()) {
+            known.extend(map.keys().map(String::as_str));
+            properties.push(map);
+        }
+        open |= part.get("additionalProperties").is_some_and(|a| a != &serde_json::Value::Bool(false));
+    }
+    for (key, value) in table {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if !known.contains(key.as_str()) {
+            if open {
+                continue;
+            }
+            let mut names: Vec<String> = known.iter().map(|name| name.to_string()).collect();
+            names.sort();
+            return Err(Error::UnknownKey {
+                origin: origin.into(),
+                key: full,
+                nearest: nearest(key, known.iter().copied()),
+                known: names,
+            });
+        }
+        if let toml::Value::Table(inner) = value {
+            for map in &properties {
+                if let Some(schema) = map.get(key) {
+                    check_at(root, schema, inner, &full, origin)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn leaves(table: &Settings, path: &str, rows: &mut Vec<(String, String)>) {
+    for (key, value) in table {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match value {
+            toml::Value::Table(inner) => leaves(inner, &full, rows),
+            value => rows.push((full, value.to_string())),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! From a configuration to everything that a run needs; whatever can be wrong is found here, before anything is
+//! written.
+
+use candle_core::Device;
+use serde::Serialize;
+
+use crate::{
+    BackboneContext, BackboneSpec, Config, DistillerContext, Error, LearnerContext, Network, Result, Rng,
+    Role, StreamContext, TaskStream, TrainSettings, Trainer, device, registry,
+};
+
+/// A run that is ready to start.
+pub struct Experiment {
+    /// The tasks.
+    pub stream: Box<dyn TaskStream>,
+    /// The networks and how to train them.
+    pub trainer: Trainer,
+    /// Where it computes.
+    pub device: Device,
+}
+
+/// What was run, for the run directory.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunRecord {
+    /// Version of this software.
+    pub version: String,
+    /// When the run began (RFC 3339).
+    pub started: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// `published` or `corrected`.
+    pub mode: crate::Mode,
+    /// Where it computed.
+    pub device: String,
+    /// The large network, with the origin of its weights.
+    pub teacher: BackboneSpec,
+    /// The small network, with the origin of its weights.
+    pub student: BackboneSpec,
+    /// Class names in stream order.
+    pub classes: Vec<String>,
+    /// Classes of each task.
+    pub tasks: Vec<std::ops::Range<usize>>,
+    /// SHA-256 over classes, order and membership of training and test images.
+    pub split_sha256: String,
+    /// Tensors and numbers trained in the first task.
+    pub trained: Vec<TrainedTensor>,
+}
+
+/// One trainable tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainedTensor {
+    /// Whose.
+    pub role: Role,
+    /// Name in the saved models.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+}
+
+impl Experiment {
+    /// Builds stream, networks and methods.
+    ///
+    /// # Errors
+    /// Whatever the plugins refuse, with the configuration key and its origin; batches larger than a task.
+    pub fn build(config: &Config) -> Result<Self> {
+        let run = &config.run;
+        let device = device::open(&run.device)?;
+        let rng = Rng::new(run.seed);
+        let mode = run.mode;
+
+        let context = StreamContext { mode, device: &device, rng: rng.derive("stream") };
+        let stream = registry::stream(&run.stream.name, &run.stream.settings, &context)
+            .map_err(|e| config.locate("stream", e))?;
+        check_batches(stream.as_ref(), run.batch_size, &config.origin("batch_size"))?;
+
+        let backbone = |role: Role, section: &crate::config::NetworkSection| {
+            let context = BackboneContext { role, image_size: stream.image_size(), mode, device: &device };
+            registry::backbone(&section.name, &section.settings, &context)
+                .map_err(|e| config.locate(role.as_str(), e))
+        };
+        let student = backbone(Role::Student, &run.student)?;
+        let teacher = backbone(Role::Teacher, &run.teacher)?;
+
+        let learner = |role: Role, backbone: &BackboneSpec| {
+            let context = LearnerContext {
+                role,
+                backbone,
+                query_width: student.spec().width,
+                classes: stream.classes().len(),
+                tasks: stream.tasks().len(),
+                mode,
+                device: &device,
+                rng: rng.derive(&format!("{}/learner", role.as_str())),
+            };
+            registry::learner(&run.learner.name, &run.learner.settings, &context)
+                .map_err(|e| config.locate("learner", e))
+        };
+        let teacher_learner = learner(Role::Teacher, teacher.spec())?;
+        let student_learner = learner(Role::Student, student.spec())?;
+
+        let context = DistillerContext {
+            teacher: teacher.spec(),
+            student: student.spec(),
+            learner: student_learner.as_ref(),
+            tasks: stream.tasks().len(),
+            mode,
+            device: &device,
+            rng: rng.derive("distiller"),
+        };
+        let distiller = registry::distiller(&run.distiller.name, &run.distiller.settings, &context)
+            .map_err(|e| config.locate("distiller", e))?;
+        if !run.train_teacher && distiller.needs_teacher() {
+            return Err(Error::Setting {
+                origin: config.origin("train_teacher"),
+                key: "train_teacher".into(),
+                value: "false".into(),
+                expected: format!("the distiller `{}` learns from the teacher", run.distiller.name),
+            });
+        }
+
+        let trainer = Trainer {
+            teacher: Network { backbone: teacher, learner: teacher_learner },
+            student: Network { backbone: student, learner: student_learner },
+            distiller,
+            settings: TrainSettings {
+                epochs: run.epochs,
+                batch_size: run.batch_size,
+                optimizer: run.optimizer.clone(),
+                schedule: run.schedule.clone(),
+                mode,
+                train_teacher: run.train_teacher,
+            },
+            rng: rng.derive("tasks"),
+        };
+        Ok(Self { stream, trainer, device })
+    }
+
+    /// What to write down about this run.
+    pub fn record(&self, config: &Config) -> RunRecord {
+        let trained = [Role::Teacher, Role::Student]
+            .into_iter()
+            .flat_map(|role| self.trainer.trainable(role).into_iter().map(move |var| (role, var)))
+            .map(|(role, var)| TrainedTensor { role, shape: var.tensor().dims().to_vec(), name: var.name })
+            .collect();
+        RunRecord {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: jiff::Timestamp::now().to_string(),
+            seed: config.run.seed,
+            mode: config.run.mode,
+            device: match &self.device {
+                Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
+                other => format!("{:?}", other.location()),
+            },
+            teacher: self.trainer.teacher.backbone.spec().clone(),
+            student: self.trainer.student.backbone.spec().clone(),
+            classes: self.stream.classes().to_vec(),
+            tasks: self.stream.tasks().iter().map(|task| task.classes.clone()).collect(),
+            split_sha256: self.stream.fingerprint().into(),
+            trained,
+        }
+    }
+}
+
+/// Every task must fill at least one batch, since incomplete batches are dropped in training.
+fn check_batches(stream: &dyn TaskStream, batch_size: usize, origin: &str) -> Result<()> {
+    let smallest = stream
+        .tasks()
+        .iter()
+        .map(|task| (stream.train_count(task.index), task.index))
+        .min()
+        .unwrap_or((0, 0));
+    if smallest.0 < batch_size {
+        return Err(Error::Setting {
+            origin: origin.into(),
+            key: "batch_size".into(),
+            value: batch_size.to_string(),
+            expected: format!(
+                "at most {}, the training images of task {}: incomplete batches are dropped",
+                smallest.0,
+                smallest.1 + 1
+            ),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! Prompts as data. A method says *what* enters the frozen network and where; the backbone applies it.
+
+use candle_core::Tensor;
+
+use crate::Result;
+
+/// Keys and values that join a block's own, each `(B, P, D)`, or `(1, P, D)` when all images share them.
+#[derive(Debug, Clone)]
+pub struct Kv {
+    /// Keys, split into heads by the backbone.
+    pub k: Tensor,
+    /// Values, split into heads by the backbone.
+    pub v: Tensor,
+}
+
+impl Kv {
+    /// Splits prompts `(B or 1, L, D)` into keys (the first `L / 2` rows) and values (the rest), as the published
+    /// methods do.
+    pub fn halves(prompts: &Tensor) -> Result<Self> {
+        let length = prompts.dim(1)?;
+        let half = length / 2;
+        Ok(Self { k: prompts.narrow(1, 0, half)?, v: prompts.narrow(1, half, length - half)? })
+    }
+
+    fn then(self, other: Self) -> Result<Self> {
+        let batch = self.k.dim(0)?.max(other.k.dim(0)?);
+        Ok(Self { k: join(&self.k, &other.k, batch)?, v: join(&self.v, &other.v, batch)? })
+    }
+}
+
+/// What enters one block.
+#[derive(Debug, Clone, Default)]
+pub struct BlockInjection {
+    /// Keys and values concatenated before the image's.
+    pub prefix: Option<Kv>,
+    /// Keys and values concatenated after the image's.
+    pub suffix: Option<Kv>,
+    /// Vectors `(B or 1, 1, D)` added to the CLS token's own key and value.
+    pub cls_add: Option<Kv>,
+}
+
+/// All that a method adds to one forward pass.
+#[derive(Debug, Clone, Default)]
+pub struct Injection {
+    /// By block, from the first; blocks beyond the end get nothing.
+    pub blocks: Vec<BlockInjection>,
+    /// Extra tokens `(B or 1, K, D)`, appended after the patch tokens and their position embedding; they run through
+    /// every block and the final norm.
+    pub tokens: Option<Tensor>,
+    /// Scalar added to the loss in training (already weighted).
+    pub penalty: Option<Tensor>,
+}
+
+impl Injection {
+    /// Nothing: the plain frozen network.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The entry of `block`, made empty if it is not there yet.
+    pub fn block_mut(&mut self, block: usize) -> &mut BlockInjection {
+        if self.blocks.len() <= block {
+            self.blocks.resize_with(block + 1, BlockInjection::default);
+        }
+        &mut self.blocks[block]
+    }
+
+    /// How many extra tokens there are.
+    pub fn token_count(&self) -> Result<usize> {
+        Ok(self.tokens.as_ref().map(|tokens| tokens.dim(1)).transpose()?.unwrap_or(0))
+    }
+
+    /// Both at once: prompts and tokens of `self` come first, CLS additions and penalties are summed.
+    pub fn merge(mut self, other: Self) -> Result<Self> {
+        for (index, theirs) in other.blocks.into_iter().enumerate() {
+            let ours = self.block_mut(index);
+            ours.prefix = both(ours.prefix.take(), theirs.prefix, Kv::then)?;
+            ours.suffix = both(ours.suffix.take(), theirs.suffix, Kv::then)?;
+            ours.cls_add = both(ours.cls_add.take(), theirs.cls_add, |a, b| {
+                Ok(Kv { k: a.k.broadcast_add(&b.k)?, v: a.v.broadcast_add(&b.v)? })
+            })?;
+        }
+        self.tokens = both(self.tokens, other.tokens, |a, b| {
+            let batch = a.dim(0)?.max(b.dim(0)?);
+            join(&a, &b, batch)
+        })?;
+        self.penalty = both(self.penalty, other.penalty, |a, b| Ok((a + b)?))?;
+        Ok(self)
+    }
+}
+
+fn both<T>(a: Option<T>, b: Option<T>, merge: impl FnOnce(T, T) -> Result<T>) -> Result<Option<T>> {
+    match (a, b) {
+        (Some(a), Some(b)) => merge(a, b).map(Some),
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+/// `a` and `b` one after the other along the token axis, both widened to `batch` images.
+fn join(a: &Tensor, b: &Tensor, batch: usize) -> Result<Tensor> {
+    let widen = |t: &Tensor| -> Result<Tensor> {
+        let (_, tokens, width) = t.dims3()?;
+        Ok(t.broadcast_as((batch, tokens, width))?)
+    };
+    Ok(Tensor::cat(&[widen(a)?, widen(b)?], 1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn kv(batch: usize, value: f32) -> Result<Kv> {
+        let t = Tensor::full(value, (batch, 2, 3), &Device::Cpu)?;
+        Ok(Kv { k: t.clone(), v: t })
+    }
+
+    #[test]
+    fn merging_keeps_order_and_widens_shared_prompts() -> Result<()> {
+        let mut a = Injection::none();
+        a.block_mut(1).prefix = Some(kv(1, 1.0)?);
+        a.penalty = Some(Tensor::new(2f32, &Device::Cpu)?);
+        let mut b = Injection::none();
+        b.block_mut(0).suffix = Some(kv(1, 5.0)?);
+        b.block_mut(1).prefix = Some(kv(4, 2.0)?);
+        b.penalty = Some(Tensor::new(3f32, &Device::Cpu)?);
+        let merged = a.merge(b)?;
+        assert_eq!(merged.penalty.as_ref().map(|p| p.to_scalar::<f32>()).transpose()?, Some(5.0));
+        assert!(merged.blocks[0].suffix.is_some());
+        let prefix = merged.blocks[1].prefix.as_ref().map(|kv| kv.k.clone());
+        let keys = prefix.map(|k| k.to_vec3::<f32>()).transpose()?.unwrap_or_default();
+        assert_eq!(keys.len(), 4);
+        assert_eq!(keys[3].iter().map(|row| row[0]).collect::<Vec<_>>(), [1.0, 1.0, 2.0, 2.0]);
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+//! The prompt method: it turns a query into prompts and features into logits.
+
+use candle_core::{Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use crate::{BackboneSpec, Features, Injection, Mode, Result, Rng, StateDict, Task};
+
+/// A trainable tensor with the name it has in checkpoints.
+#[derive(Debug, Clone)]
+pub struct NamedVar {
+    /// As in the published code: `prompt.e_p_0`, `last.weight`, ...
+    pub name: String,
+    /// The variable itself; clones share its storage.
+    pub var: Var,
+}
+
+impl NamedVar {
+    /// Makes `value` trainable under `name`.
+    pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
+        Ok(Self { name: name.into(), var: Var::from_tensor(value)? })
+    }
+
+    /// The current value, still attached to the graph.
+    pub fn tensor(&self) -> &Tensor {
+        self.var.as_tensor()
+    }
+}
+
+/// Which of the two networks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The large network, which learns each task first.
+    Teacher,
+    /// The small network, which learns it with the teacher's help.
+    Student,
+}
+
+impl Role {
+    /// Lower-case name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher",
+            Self::Student => "student",
+        }
+    }
+}
+
+/// Whether prompts are being trained or only used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// A training step of this network: penalties apply.
+    Train,
+    /// Evaluation, or the teacher while the student learns.
+    Test,
+}
+
+/// What a learner is built for.
+#[derive(Debug)]
+pub struct LearnerContext<'a> {
+    /// Teacher or student.
+    pub role: Role,
+    /// The network it prompts.
+    pub backbone: &'a BackboneSpec,
+    /// Width of the query, the student's `D`: prompt keys have it in both networks (SPEC "Query").
+    pub query_width: usize,
+    /// Classes over all tasks: rows of the head.
+    pub classes: usize,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// `published` or `corrected`: defaults of settings that differ between the two.
+    pub mode: Mode,
+    /// Where tensors live.
+    pub device: &'a Device,
+    /// Generator for initial values.
+    pub rng: Rng,
+}
+
+/// A prompt method with a classifier.
+pub trait Learner: Send {
+    /// Called once before the first step of `task` (for instance to add components).
+    fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()>;
+
+    /// Prompts for images with queries `query` `(B, query_width)`, which carry no gradient.
+    fn inject(&self, query: &Tensor, pass: Pass) -> Result<Injection>;
+
+    /// Logits `(B, C)` over all classes of all tasks, seen or not.
+    fn logits(&self, features: &Features) -> Result<Tensor>;
+
+    /// A further head of this learner's own kind, for distillers that need one; its tensors are called
+    /// `{name}.weight` and so on.
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>>;
+
+    /// Called once after the student's last step of `task`, before evaluation.
+    fn end_task(&mut self, task: &Task) -> Result<()>;
+
+    /// What the current task trains.
+    fn trainable(&self) -> Vec<NamedVar>;
+
+    /// Everything that [`Learner::restore`] needs.
+    fn state(&self) -> Result<StateDict>;
+
+    /// Takes up `state` as it was saved during or after `task`.
+    ///
+    /// # Errors
+    /// Tensors that are missing or have another shape, by name.
+    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()>;
+}
+
+/// A classifier on one token.
+pub trait Head: Send {
+    /// Logits `(B, C)` of tokens `(B, D)`.
+    fn logits(&self, token: &Tensor) -> Result<Tensor>;
+
+    /// Its parameters.
+    fn trainable(&self) -> Vec<NamedVar>;
+}
+
+/// `token Wᵀ + b`, rows of `W` uniform in ±1/√D, as PyTorch initialises a linear layer.
+#[derive(Debug)]
+pub struct LinearHead {
+    weight: NamedVar,
+    bias: NamedVar,
+}
+
+impl LinearHead {
+    /// A new head `{name}.weight` `(classes, width)`, `{name}.bias` `(classes,)`.
+    pub fn new(name: &str, width: usize, classes: usize, rng: &mut Rng, device: &Device) -> Result<Self> {
+        let bound = 1.0 / (width as f32).sqrt();
+        Ok(Self {
+            weight: NamedVar::new(
+                format!("{name}.weight"),
+                &rng.uniform(&[classes, width], -bound, bound, device)?,
+            )?,
+            bias: NamedVar::new(format!("{name}.bias"), &rng.uniform(&[classes], -bound, bound, device)?)?,
+        })
+    }
+}
+
+impl Head for LinearHead {
+    fn logits(&self, token: &Tensor) -> Result<Tensor> {
+        Ok(token.matmul(&self.weight.tensor().t()?)?.broadcast_add(self.bias.tensor())?)
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        vec![self.weight.clone(), self.bias.clone()]
+    }
+}

@@ -1,0 +1,58 @@
+//! The framework of continual distillation learning (CDL): the traits that methods implement, the registry that finds
+//! them, frozen vision transformers with differentiable prompts, and the training loop. No method is named here; the
+//! built-in ones are plugins in `cdl-plugins`.
+//!
+//! The four extension points are [`Backbone`], [`Learner`], [`Distiller`] and [`TaskStream`]. Methods return data
+//! (an [`Injection`] of prompts, named [`LossTerm`]s); the [`Trainer`] applies it.
+
+mod backbone;
+pub mod config;
+pub mod device;
+mod distiller;
+pub mod error;
+mod experiment;
+pub mod hub;
+mod injection;
+mod learner;
+pub mod loss;
+mod metrics;
+pub mod ops;
+mod optim;
+pub mod registry;
+mod rng;
+pub mod run_dir;
+mod schedule;
+mod state;
+mod stream;
+mod trainer;
+pub mod transform;
+pub mod vit;
+
+pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
+pub use config::{Config, Mode, RunConfig};
+pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
+pub use error::{Error, Result};
+pub use experiment::{Experiment, RunRecord};
+pub use injection::{BlockInjection, Injection, Kv};
+pub use learner::{Head, Learner, LearnerContext, LinearHead, NamedVar, Pass, Role};
+pub use metrics::{AccuracyMatrix, Summary};
+pub use optim::{Optimizer, OptimizerConfig};
+pub use rng::Rng;
+pub use schedule::ScheduleConfig;
+pub use state::StateDict;
+pub use stream::{
+    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, StreamContext, Task, TaskSettings,
+    TaskStream,
+};
+pub use trainer::{Accuracies, BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
+
+// Plugins use these versions, which the types above are made of.
+pub use candle_core;
+pub use candle_nn;
+pub use image;
+pub use inventory;
+
+/// Lower-case hexadecimal digits of `bytes`.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,343 @@
+//! Elementary functions on slices, compiled for several instruction sets and chosen at run time.
+//!
+//! Written as plain loops over fixed-width groups, which the compiler vectorises. Float32 uses its own short
+//! polynomials (errors of a few units in the last place); float64, which only tests use, goes through `libm`.
+
+use candle_core::{CpuStorage, WithDType};
+use multiversion::multiversion;
+use rayon::prelude::*;
+
+/// Rows handed to a thread at once; fixed, so that the split does not depend on the number of threads.
+const ROWS: usize = 16;
+/// Independent partial sums, as many as the widest vector register holds.
+const LANES: usize = 16;
+
+/// float32 and float64.
+pub trait Real: WithDType + num_traits::Float + Default + std::iter::Sum {
+    /// Wraps a vector as candle's storage.
+    fn storage(values: Vec<Self>) -> CpuStorage;
+    /// `y = gelu(x)`.
+    fn gelu(x: &[Self], y: &mut [Self]);
+    /// `dx = dy * gelu'(x)`.
+    fn gelu_backward(x: &[Self], dy: &[Self], dx: &mut [Self]);
+    /// Softmax of each row of `width` of `scores * scale`, in place.
+    fn softmax(scores: &mut [Self], width: usize, scale: Self);
+    /// See [`layer_norm`].
+    fn layer_norm(x: &[Self], gamma: &[Self], beta: &[Self], eps: Self, y: &mut [Self]);
+    /// See [`layer_norm_backward`].
+    fn layer_norm_backward(x: &[Self], gamma: &[Self], eps: Self, dy: &[Self], dx: &mut [Self]);
+    /// `Σ a·b` with [`LANES`] partial sums.
+    fn dot(a: &[Self], b: &[Self]) -> Self;
+}
+
+/// Splits `y` into groups of [`ROWS`] rows and runs `f(first element, group)` on each, in parallel.
+pub fn by_rows<T: Real>(y: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let chunk = ROWS * width;
+    y.par_chunks_mut(chunk).enumerate().for_each(|(index, group)| f(index * chunk, group));
+}
+
+#[inline(always)]
+fn sum_of<T: Real>(count: usize, term: impl Fn(usize) -> T) -> T {
+    let mut partial = [T::zero(); LANES];
+    let whole = count / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in partial.iter_mut().enumerate() {
+            *sum += term(start + lane);
+        }
+    }
+    let mut total = T::zero();
+    for sum in partial {
+        total += sum;
+    }
+    for i in whole..count {
+        total += term(i);
+    }
+    total
+}
+
+/// Mean and reciprocal standard deviation of one row (biased variance, two passes).
+#[inline(always)]
+fn moments<T: Real>(x: &[T], eps: T) -> (T, T) {
+    let n = T::from_f64(x.len() as f64);
+    let mean = sum_of(x.len(), |i| x[i]) / n;
+    let variance = sum_of(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    (mean, T::one() / (variance + eps).sqrt())
+}
+
+/// `y = (x - mean) / sqrt(var + eps) * γ + β` for every row of `γ.len()` elements.
+#[inline(always)]
+fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: T, y: &mut [T]) {
+    let width = gamma.len();
+    for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+        let (mean, rstd) = moments(x, eps);
+        for i in 0..width {
+            y[i] = (x[i] - mean) * rstd * gamma[i] + beta[i];
+        }
+    }
+}
+
+/// `dx = rstd * (g - mean(g) - x̂ mean(g x̂))` with `g = dy γ` and `x̂` the normalised row.
+#[inline(always)]
+fn layer_norm_backward<T: Real>(x: &[T], gamma: &[T], eps: T, dy: &[T], dx: &mut [T]) {
+    let width = gamma.len();
+    let n = T::from_f64(width as f64);
+    for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        let (mean, rstd) = moments(x, eps);
+        let mean_g = sum_of(width, |i| dy[i] * gamma[i]) / n;
+        let mean_gx = sum_of(width, |i| dy[i] * gamma[i] * (x[i] - mean) * rstd) / n;
+        for i in 0..width {
+            dx[i] = rstd * (dy[i] * gamma[i] - mean_g - (x[i] - mean) * rstd * mean_gx);
+        }
+    }
+}
+
+/// Softmax of each row of `scores * scale` with the row's maximum taken off first.
+#[inline(always)]
+fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T, exp: impl Fn(T) -> T) {
+    for row in scores.chunks_exact_mut(width) {
+        let mut partial = [T::neg_infinity(); LANES];
+        for (i, &v) in row.iter().enumerate() {
+            let lane = &mut partial[i % LANES];
+            *lane = if v > *lane { v } else { *lane };
+        }
+        let max = partial.iter().fold(T::neg_infinity(), |a, &b| if b > a { b } else { a });
+        for v in row.iter_mut() {
+            *v = exp((*v - max) * scale);
+        }
+        let norm = T::one() / sum_of(row.len(), |i| row[i]);
+        for v in row.iter_mut() {
+            *v *= norm;
+        }
+    }
+}
+
+/// `e^x` for `x <= 0` (0 below -87): 2^n times a polynomial on ±ln2/2.
+#[inline(always)]
+fn exp_f32(x: f32) -> f32 {
+    // Adding and taking off 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x < -87.0 { -87.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    // ln 2 in two parts, the first exact in few bits, so that x - n ln 2 loses nothing.
+    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let p = 1.0 / 720.0;
+    let p = p * r + 1.0 / 120.0;
+    let p = p * r + 1.0 / 24.0;
+    let p = p * r + 1.0 / 6.0;
+    let p = p * r + 0.5;
+    let p = p * r + 1.0;
+    let p = p * r + 1.0;
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+}
+
+/// Distribution function and density of the standard normal at `x`.
+///
+/// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a least-maximum fit of the scaled
+/// complementary error function with absolute error 8e-9.
+#[inline(always)]
+fn normal_f32(x: f32) -> (f32, f32) {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.39 * z);
+    let p = -0.227_540_11;
+    let p = p * t + 0.886_676_6;
+    let p = p * t - 0.635_420_2;
+    let p = p * t + 0.649_575_5;
+    let p = p * t + 0.091_381_95;
+    let p = p * t + 0.235_326_25;
+    let e = exp_f32(-z * z);
+    let tail = 0.5 * p * t * e;
+    (if x < 0.0 { tail } else { 1.0 - tail }, e * 0.398_942_3)
+}
+
+fn normal_f64(x: f64) -> (f64, f64) {
+    let cdf = 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
+    (cdf, (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
+}
+
+#[inline(always)]
+fn gelu<T: Real>(x: &[T], y: &mut [T], normal: impl Fn(T) -> (T, T)) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = x * normal(x).0;
+    }
+}
+
+#[inline(always)]
+fn gelu_backward<T: Real>(x: &[T], dy: &[T], dx: &mut [T], normal: impl Fn(T) -> (T, T)) {
+    for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
+        let (cdf, density) = normal(x);
+        *dx = dy * (cdf + x * density);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+fn gelu_f32(x: &[f32], y: &mut [f32]) {
+    gelu(x, y, normal_f32);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+fn gelu_backward_f32(x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    gelu_backward(x, dy, dx, normal_f32);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+fn softmax_f32(scores: &mut [f32], width: usize, scale: f32) {
+    softmax(scores, width, scale, exp_f32);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+fn layer_norm_f32(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32]) {
+    layer_norm(x, gamma, beta, eps, y);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+fn layer_norm_backward_f32(x: &[f32], gamma: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+    layer_norm_backward(x, gamma, eps, dy, dx);
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
+    sum_of(a.len().min(b.len()), |i| a[i] * b[i])
+}
+
+impl Real for f32 {
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F32(values)
+    }
+    fn gelu(x: &[Self], y: &mut [Self]) {
+        gelu_f32(x, y);
+    }
+    fn gelu_backward(x: &[Self], dy: &[Self], dx: &mut [Self]) {
+        gelu_backward_f32(x, dy, dx);
+    }
+    fn softmax(scores: &mut [Self], width: usize, scale: Self) {
+        softmax_f32(scores, width, scale);
+    }
+    fn layer_norm(x: &[Self], gamma: &[Self], beta: &[Self], eps: Self, y: &mut [Self]) {
+        layer_norm_f32(x, gamma, beta, eps, y);
+    }
+    fn layer_norm_backward(x: &[Self], gamma: &[Self], eps: Self, dy: &[Self], dx: &mut [Self]) {
+        layer_norm_backward_f32(x, gamma, eps, dy, dx);
+    }
+    fn dot(a: &[Self], b: &[Self]) -> Self {
+        dot_f32(a, b)
+    }
+}
+
+impl Real for f64 {
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F64(values)
+    }
+    fn gelu(x: &[Self], y: &mut [Self]) {
+        gelu(x, y, normal_f64);
+    }
+    fn gelu_backward(x: &[Self], dy: &[Self], dx: &mut [Self]) {
+        gelu_backward(x, dy, dx, normal_f64);
+    }
+    fn softmax(scores: &mut [Self], width: usize, scale: Self) {
+        softmax(scores, width, scale, f64::exp);
+    }
+    fn layer_norm(x: &[Self], gamma: &[Self], beta: &[Self], eps: Self, y: &mut [Self]) {
+        layer_norm(x, gamma, beta, eps, y);
+    }
+    fn layer_norm_backward(x: &[Self], gamma: &[Self], eps: Self, dy: &[Self], dx: &mut [Self]) {
+        layer_norm_backward(x, gamma, eps, dy, dx);
+    }
+    fn dot(a: &[Self], b: &[Self]) -> Self {
+        sum_of(a.len().min(b.len()), |i| a[i] * b[i])
+    }
+}
+
+/// One operand of [`gemm`]: a matrix inside a slice.
+#[derive(Clone, Copy)]
+pub struct View<'a, T> {
+    data: &'a [T],
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a, T> View<'a, T> {
+    /// Rows `row_stride` apart, elements of a row next to each other.
+    pub fn rows(data: &'a [T], row_stride: usize) -> Self {
+        Self { data, row_stride, column_stride: 1 }
+    }
+
+    /// Rows and columns exchanged.
+    pub fn t(self) -> Self {
+        Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
+    }
+
+    fn covers(&self, rows: usize, columns: usize) -> bool {
+        rows == 0
+            || columns == 0
+            || (rows - 1) * self.row_stride + (columns - 1) * self.column_stride < self.data.len()
+    }
+}
+
+/// `dst = alpha * a b`, or `dst += alpha * a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
+/// `m` rows of `n`, `dst_stride` apart. `threads` of 1 stays on the calling thread.
+///
+/// # Panics
+/// If an operand does not cover its matrix, which is an error in the caller's arithmetic.
+#[allow(clippy::too_many_arguments)]
+pub fn gemm<T: Real>(
+    (m, k, n): (usize, usize, usize),
+    dst: &mut [T],
+    dst_stride: usize,
+    accumulate: bool,
+    alpha: T,
+    a: View<'_, T>,
+    b: View<'_, T>,
+    threads: usize,
+) {
+    assert!(a.covers(m, k) && b.covers(k, n), "matrix outside its slice");
+    assert!(m == 0 || n == 0 || ((m - 1) * dst_stride + n <= dst.len() && n <= dst_stride.max(n)));
+    assert!(m <= 1 || dst_stride >= n, "rows of the result overlap");
+    let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
+    // SAFETY: all three pointers come from slices; the asserts above show that every element the strides reach lies
+    // inside them and that rows of `dst` do not overlap, and `dst` is borrowed mutably, so it aliases neither operand.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            dst.as_mut_ptr(),
+            1,
+            dst_stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.column_stride as isize,
+            b.row_stride as isize,
+            T::one(),
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn float32_exponential_and_normal_agree_with_float64() {
+        for i in 0..=200_000 {
+            let x = -87.0 * i as f32 / 200_000.0;
+            let exact = (x as f64).exp();
+            assert!(((exp_f32(x) as f64 - exact) / exact).abs() < 4e-7, "exp({x})");
+        }
+        for i in -60_000..=60_000 {
+            let x = i as f32 / 5_000.0;
+            let (cdf, density) = normal_f32(x);
+            let (cdf64, density64) = normal_f64(x as f64);
+            assert!((cdf as f64 - cdf64).abs() < 1.2e-7, "cdf({x}) = {cdf}, exact {cdf64}");
+            assert!((density as f64 - density64).abs() < 1e-7, "density({x})");
+        }
+    }
+}

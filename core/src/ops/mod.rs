@@ -1,0 +1,58 @@
+//! Differentiable operations for frozen networks.
+//!
+//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matmul computes a gradient
+//! for frozen weights too. These operations do neither: each takes the frozen tensors as constants and sends gradients
+//! to its inputs alone. On the CPU they are fused, vectorised and multi-threaded; on other devices they are composed
+//! of candle's own differentiable operations ([`portable`]), which also serve as the tests' oracle.
+//!
+//! Every value is computed by one thread in a fixed order, so results do not depend on the number of threads.
+
+mod attention;
+mod gelu;
+mod kernel;
+mod layer_norm;
+mod linear;
+pub mod portable;
+
+pub use attention::attention;
+pub use gelu::gelu;
+pub use layer_norm::layer_norm;
+pub use linear::linear;
+
+use candle_core::{CpuStorage, DType, Layout, Tensor};
+
+use kernel::Real;
+
+/// Whether the fused CPU kernels can take this tensor.
+fn fused(x: &Tensor) -> bool {
+    x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
+}
+
+/// The elements of a contiguous tensor.
+fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
+        None => candle_core::bail!("operation on a tensor that is not contiguous: {layout:?}"),
+    }
+}
+
+/// Runs `$body` with `$t` as the element type of `$storage`.
+macro_rules! by_dtype {
+    ($storage:expr, $t:ident => $body:expr) => {
+        match $storage {
+            candle_core::CpuStorage::F32(_) => {
+                type $t = f32;
+                $body
+            }
+            candle_core::CpuStorage::F64(_) => {
+                type $t = f64;
+                $body
+            }
+            other => candle_core::bail!(
+                "operation on {:?}, expected f32 or f64",
+                candle_core::backend::BackendStorage::dtype(other)
+            ),
+        }
+    };
+}
+use by_dtype;

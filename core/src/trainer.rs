@@ -1,0 +1,446 @@
+//! The whole of continual distillation learning: for each task the teacher learns, then the student with the
+//! teacher's help, then both are tested on everything seen so far.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use candle_core::{D, DType, Tensor};
+
+use crate::{
+    AccuracyMatrix, Backbone, Batch, Distiller, EpochKey, Error, Features, Injection, Learner, LossTerm,
+    Mode, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Result, Rng, Role, ScheduleConfig, StateDict,
+    Taps, Task, TaskStream, loss::cross_entropy,
+};
+
+/// A frozen network with the learner that prompts it.
+pub struct Network {
+    /// Frozen.
+    pub backbone: Arc<dyn Backbone>,
+    /// Trained.
+    pub learner: Box<dyn Learner>,
+}
+
+/// How long and how fast to train.
+#[derive(Debug, Clone)]
+pub struct TrainSettings {
+    /// Of each task, for teacher and student.
+    pub epochs: usize,
+    /// Images in a batch.
+    pub batch_size: usize,
+    /// Update rule.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate by epoch.
+    pub schedule: ScheduleConfig,
+    /// Defaults of the schedule.
+    pub mode: Mode,
+    /// Whether the teacher is trained and tested.
+    pub train_teacher: bool,
+}
+
+/// What happens during a run, in order.
+pub enum Event<'a> {
+    /// A training step is done.
+    Step {
+        /// Who learned.
+        role: Role,
+        /// Task.
+        task: &'a Task,
+        /// Epoch from 0.
+        epoch: usize,
+        /// Step from 0 and steps in the epoch.
+        step: (usize, usize),
+    },
+    /// An epoch is done.
+    Epoch(&'a EpochReport),
+    /// A task is done: both networks have been tested on all tasks seen.
+    Task {
+        /// The task.
+        task: &'a Task,
+        /// The networks as they are now.
+        trainer: &'a Trainer,
+        /// Accuracies so far.
+        results: &'a Accuracies,
+    },
+}
+
+/// An epoch in numbers.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct EpochReport {
+    /// Task from 0.
+    pub task: usize,
+    /// Number of tasks.
+    pub tasks: usize,
+    /// Who learned.
+    pub role: Role,
+    /// Epoch from 0.
+    pub epoch: usize,
+    /// Number of epochs.
+    pub epochs: usize,
+    /// Learning rate.
+    pub lr: f64,
+    /// Means over the epoch's steps by name; `loss` is the sum that was minimised.
+    pub losses: BTreeMap<String, f64>,
+    /// Training accuracy in percent, among the task's classes, during the epoch.
+    pub accuracy: f64,
+    /// Training images a second.
+    pub images_per_second: f64,
+    /// Seconds the epoch took.
+    pub seconds: f64,
+}
+
+/// Accuracy matrices of both networks; the teacher's stays empty if it is not trained.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Accuracies {
+    /// Of the teacher.
+    pub teacher: AccuracyMatrix,
+    /// Of the student.
+    pub student: AccuracyMatrix,
+}
+
+/// The loss of one batch with what it is made of.
+#[derive(Debug)]
+pub struct BatchLoss {
+    /// The scalar to minimise.
+    pub total: Tensor,
+    /// Its summands, weighted.
+    pub terms: Vec<LossTerm>,
+    /// The learner's logits over all classes, `(B, C)`.
+    pub logits: Tensor,
+    /// What the student learned from, if anything.
+    pub teacher_logits: Option<Tensor>,
+}
+
+/// Teacher, student and distiller on their way through the tasks.
+pub struct Trainer {
+    /// The large network.
+    pub teacher: Network,
+    /// The small network; its frozen backbone also makes the query.
+    pub student: Network,
+    /// What the student is told beyond the labels.
+    pub distiller: Box<dyn Distiller>,
+    /// How long and how fast.
+    pub settings: TrainSettings,
+    /// Source of random numbers in [`Learner::begin_task`].
+    pub rng: Rng,
+}
+
+impl Trainer {
+    /// Runs all tasks and tells `on` what happens; an error from `on` stops the run.
+    ///
+    /// # Errors
+    /// Unreadable images, losses that are no finite numbers, and whatever `on` returns.
+    pub fn run(
+        &mut self,
+        stream: &dyn TaskStream,
+        on: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<Accuracies> {
+        let mut results = Accuracies::default();
+        for task in stream.tasks() {
+            self.begin_task(task)?;
+            if self.settings.train_teacher {
+                self.learn(Role::Teacher, task, stream, on)?;
+            }
+            self.learn(Role::Student, task, stream, on)?;
+            self.end_task(task)?;
+            self.test(task, stream, &mut results)?;
+            on(Event::Task { task, trainer: self, results: &results })?;
+        }
+        Ok(results)
+    }
+
+    /// All epochs of one network on one task.
+    fn learn(
+        &mut self,
+        role: Role,
+        task: &Task,
+        stream: &dyn TaskStream,
+        on: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let TrainSettings { epochs, batch_size, mode, .. } = self.settings;
+        let mut optimizer = Optimizer::new(&self.settings.optimizer, self.trainable(role))?;
+        let steps = stream.train_count(task.index) / batch_size;
+        for epoch in 0..epochs {
+            let lr = self.settings.schedule.rate(self.settings.optimizer.lr, epoch, epochs, mode);
+            optimizer.set_lr(lr);
+            let mut tally = Tally::new();
+            let key = EpochKey { task: task.index, role, epoch };
+            for (step, batch) in stream.train_batches(key, batch_size).enumerate() {
+                let batch = batch?;
+                let loss = self.loss(role, task, &batch)?;
+                let values = loss.values()?;
+                if let Some((what, value)) = values.iter().find(|(_, value)| !value.is_finite()) {
+                    let (what, value, phase) = (what.clone(), *value, role.as_str());
+                    let (task, epoch, step) = (task.index + 1, epoch + 1, step + 1);
+                    return Err(Error::NotFinite { what, value, task, phase, epoch, step });
+                }
+                tally.add(
+                    &values,
+                    count_right(&loss.logits, &batch.labels, task.classes.clone())?,
+                    batch.len(),
+                );
+                optimizer.step(&loss.total.backward()?)?;
+                on(Event::Step { role, task, epoch, step: (step, steps) })?;
+            }
+            on(Event::Epoch(&tally.report(role, task, epoch, epochs, lr)))?;
+        }
+        Ok(())
+    }
+
+    /// Prepares both learners for `task`.
+    pub fn begin_task(&mut self, task: &Task) -> Result<()> {
+        for (role, network) in [(Role::Teacher, &mut self.teacher), (Role::Student, &mut self.student)] {
+            let mut rng = self.rng.derive(&format!("{}, task {}", role.as_str(), task.index));
+            network.learner.begin_task(task, &mut rng)?;
+        }
+        Ok(())
+    }
+
+    /// Lets both learners finish `task`.
+    pub fn end_task(&mut self, task: &Task) -> Result<()> {
+        self.teacher.learner.end_task(task)?;
+        self.student.learner.end_task(task)
+    }
+
+    /// What a phase trains.
+    pub fn trainable(&self, role: Role) -> Vec<NamedVar> {
+        match role {
+            Role::Teacher => self.teacher.learner.trainable(),
+            Role::Student => {
+                let mut vars = self.student.learner.trainable();
+                vars.extend(self.distiller.trainable());
+                vars
+            }
+        }
+    }
+
+    /// The loss of one batch in the phase of `role`.
+    pub fn loss(&self, role: Role, task: &Task, batch: &Batch) -> Result<BatchLoss> {
+        let query = self.query(&batch.pixels)?;
+        match role {
+            Role::Teacher => self.teacher_loss(task, batch, &query),
+            Role::Student => self.student_loss(task, batch, &query),
+        }
+    }
+
+    /// Cross-entropy among the task's classes and the learner's penalty.
+    fn teacher_loss(&self, task: &Task, batch: &Batch, query: &Tensor) -> Result<BatchLoss> {
+        let injection = self.teacher.learner.inject(query, Pass::Train)?;
+        let features = self.teacher.backbone.forward(&batch.pixels, &injection, &Taps::none())?;
+        let logits = self.teacher.learner.logits(&features)?;
+        let mut terms = vec![LossTerm::new("ce", cross_entropy(&logits, &batch.labels, &task.classes)?)];
+        terms.extend(injection.penalty.map(|penalty| LossTerm::new("penalty", penalty)));
+        BatchLoss::sum(terms, logits, None)
+    }
+
+    /// Weighted cross-entropy, the distiller's terms and the learner's penalty.
+    fn student_loss(&self, task: &Task, batch: &Batch, query: &Tensor) -> Result<BatchLoss> {
+        let taps = self.distiller.taps();
+        let teacher = match self.distiller.needs_teacher() {
+            true => Some(self.teacher_output(&batch.pixels, query, &taps.teacher)?),
+            false => None,
+        };
+        let (student, penalty) = self.student_output(&batch.pixels, query, Pass::Train, &taps.student)?;
+        let ce = cross_entropy(&student.logits, &batch.labels, &task.classes)?;
+        let mut terms = vec![LossTerm::new("ce", (ce * self.distiller.cross_entropy_weight())?)];
+        terms.extend(self.distiller.loss(&student, teacher.as_ref(), &batch.labels, task)?);
+        terms.extend(penalty.map(|penalty| LossTerm::new("penalty", penalty)));
+        BatchLoss::sum(terms, student.logits, teacher.map(|teacher| teacher.logits))
+    }
+
+    /// `q(x)` `(B, Ds)`: the CLS token of the student's frozen network without prompts.
+    pub fn query(&self, pixels: &Tensor) -> Result<Tensor> {
+        let plain = self.student.backbone.forward(pixels, &Injection::none(), &Taps::none())?;
+        Ok(plain.cls.detach())
+    }
+
+    /// The teacher as the student and the test see it: prompts in test mode, no gradients.
+    fn teacher_output(&self, pixels: &Tensor, query: &Tensor, taps: &Taps) -> Result<Output> {
+        let injection = detach(self.teacher.learner.inject(query, Pass::Test)?);
+        let features = self.teacher.backbone.forward(pixels, &injection, taps)?;
+        let logits = self.teacher.learner.logits(&features)?.detach();
+        Ok(Output { features: features.detach(), logits })
+    }
+
+    /// The student with the learner's and the distiller's prompts, and the learner's penalty.
+    fn student_output(
+        &self,
+        pixels: &Tensor,
+        query: &Tensor,
+        pass: Pass,
+        taps: &Taps,
+    ) -> Result<(Output, Option<Tensor>)> {
+        let mut injection = self.student.learner.inject(query, pass)?;
+        let penalty = injection.penalty.take();
+        let own_tokens = injection.token_count()?;
+        let mut injection = injection.merge(self.distiller.inject(pass)?)?;
+        if pass == Pass::Test {
+            injection = detach(injection);
+        }
+        let features = self.student.backbone.forward(pixels, &injection, taps)?;
+        let logits = self.student.learner.logits(&features)?;
+        // The learner's tokens come first; the distiller is shown its own alone.
+        let tokens = match features.tokens {
+            Some(tokens) if tokens.dim(1)? > own_tokens => {
+                Some(tokens.narrow(1, own_tokens, tokens.dim(1)? - own_tokens)?)
+            }
+            _ => None,
+        };
+        Ok((Output { features: Features { tokens, ..features }, logits }, penalty))
+    }
+
+    /// Test-time logits over all classes `(B, C)`, without gradients: the teacher's and the student's prediction.
+    pub fn predict(&self, pixels: &Tensor) -> Result<(Tensor, Tensor)> {
+        let query = self.query(pixels)?;
+        let teacher = self.teacher_output(pixels, &query, &Taps::none())?;
+        Ok((teacher.logits, self.predict_student(pixels, &query)?))
+    }
+
+    fn predict_student(&self, pixels: &Tensor, query: &Tensor) -> Result<Tensor> {
+        let (student, _) = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
+        Ok(self.distiller.predict(&student)?.detach())
+    }
+
+    /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
+    pub fn test(&self, task: &Task, stream: &dyn TaskStream, results: &mut Accuracies) -> Result<()> {
+        let (mut teacher_row, mut student_row) = (Vec::new(), Vec::new());
+        for seen in &stream.tasks()[..=task.index] {
+            let (mut teacher_right, mut student_right, mut total) = (0, 0, 0);
+            for batch in stream.test_batches(seen.index, self.settings.batch_size) {
+                let batch = batch?;
+                let query = self.query(&batch.pixels)?;
+                if self.settings.train_teacher {
+                    let teacher = self.teacher_output(&batch.pixels, &query, &Taps::none())?;
+                    teacher_right += count_right(&teacher.logits, &batch.labels, 0..task.seen())?;
+                }
+                let student = self.predict_student(&batch.pixels, &query)?;
+                student_right += count_right(&student, &batch.labels, 0..task.seen())?;
+                total += batch.len();
+            }
+            let percent = |right: usize| 100.0 * right as f64 / total as f64;
+            teacher_row.push(percent(teacher_right));
+            student_row.push(percent(student_right));
+        }
+        if self.settings.train_teacher {
+            results.teacher.push(teacher_row);
+        }
+        results.student.push(student_row);
+        Ok(())
+    }
+
+    /// Everything trained of one network, as saved after each task; the distiller's belongs to the student.
+    pub fn state(&self, role: Role) -> Result<StateDict> {
+        match role {
+            Role::Teacher => self.teacher.learner.state(),
+            Role::Student => {
+                let mut state = self.student.learner.state()?;
+                state.extend(self.distiller.state()?);
+                Ok(state)
+            }
+        }
+    }
+
+    /// Takes up one network as [`Trainer::state`] gave it during or after `task`.
+    pub fn restore(&mut self, role: Role, task: &Task, state: &StateDict) -> Result<()> {
+        match role {
+            Role::Teacher => self.teacher.learner.restore(task, state),
+            Role::Student => {
+                self.student.learner.restore(task, state)?;
+                self.distiller.restore(state)
+            }
+        }
+    }
+}
+
+impl BatchLoss {
+    fn sum(terms: Vec<LossTerm>, logits: Tensor, teacher_logits: Option<Tensor>) -> Result<Self> {
+        let mut total = terms[0].value.clone();
+        for term in &terms[1..] {
+            total = (total + &term.value)?;
+        }
+        Ok(Self { total, terms, logits: logits.detach(), teacher_logits })
+    }
+
+    /// The terms and their sum, called `loss`, as numbers.
+    pub fn values(&self) -> Result<Vec<(String, f64)>> {
+        let number = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.to_scalar();
+        let mut values = Vec::new();
+        for term in &self.terms {
+            values.push((term.name.clone(), number(&term.value)?));
+        }
+        values.push(("loss".into(), number(&self.total)?));
+        Ok(values)
+    }
+}
+
+/// Prompts without gradients, so that the forward pass builds no graph.
+fn detach(injection: Injection) -> Injection {
+    let cut = |kv: crate::Kv| crate::Kv { k: kv.k.detach(), v: kv.v.detach() };
+    Injection {
+        blocks: injection
+            .blocks
+            .into_iter()
+            .map(|block| crate::BlockInjection {
+                prefix: block.prefix.map(cut),
+                suffix: block.suffix.map(cut),
+                cls_add: block.cls_add.map(cut),
+            })
+            .collect(),
+        tokens: injection.tokens.map(|tokens| tokens.detach()),
+        penalty: None,
+    }
+}
+
+/// How many rows of `logits` `(B, C)` have their largest entry among `classes` at the label.
+fn count_right(logits: &Tensor, labels: &Tensor, classes: std::ops::Range<usize>) -> Result<usize> {
+    let best = logits.narrow(1, classes.start, classes.len())?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let labels = labels.to_vec1::<u32>()?;
+    Ok(best
+        .iter()
+        .zip(&labels)
+        .filter(|(best, label)| **best as usize + classes.start == **label as usize)
+        .count())
+}
+
+/// Sums over an epoch.
+struct Tally {
+    start: Instant,
+    losses: BTreeMap<String, f64>,
+    steps: usize,
+    right: usize,
+    images: usize,
+}
+
+impl Tally {
+    fn new() -> Self {
+        Self { start: Instant::now(), losses: BTreeMap::new(), steps: 0, right: 0, images: 0 }
+    }
+
+    fn add(&mut self, losses: &[(String, f64)], right: usize, images: usize) {
+        for (name, value) in losses {
+            *self.losses.entry(name.clone()).or_default() += value;
+        }
+        self.right += right;
+        self.images += images;
+        self.steps += 1;
+    }
+
+    fn report(self, role: Role, task: &Task, epoch: usize, epochs: usize, lr: f64) -> EpochReport {
+        let seconds = self.start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
+        let steps = self.steps.max(1) as f64;
+        EpochReport {
+            task: task.index,
+            tasks: task.count,
+            role,
+            epoch,
+            epochs,
+            lr,
+            losses: self.losses.into_iter().map(|(name, sum)| (name, sum / steps)).collect(),
+            accuracy: 100.0 * self.right as f64 / self.images.max(1) as f64,
+            images_per_second: self.images as f64 / seconds,
+            seconds,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Position embeddings for another image size, as timm makes them: bicubic with antialiasing (kernel a = -1/2), the
+//! same that PyTorch and Pillow use.
+
+/// Resamples `from`×`from` vectors of `width` numbers to `to`×`to`, both axes, in float64.
+pub fn resample(values: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
+    let weights = axis_weights(from, to);
+    // Columns first: (from, to, width).
+    let mut columns = vec![0f64; from * to * width];
+    for row in 0..from {
+        for (target, taps) in weights.iter().enumerate() {
+            let out = &mut columns[(row * to + target) * width..][..width];
+            for &(source, weight) in taps {
+                let input = &values[(row * from + source) * width..][..width];
+                out.iter_mut().zip(input).for_each(|(o, &v)| *o += weight * v as f64);
+            }
+        }
+    }
+    let mut rows = vec![0f64; to * to * width];
+    for (target, taps) in weights.iter().enumerate() {
+        for &(source, weight) in taps {
+            let out = &mut rows[target * to * width..][..to * width];
+            let input = &columns[source * to * width..][..to * width];
+            out.iter_mut().zip(input).for_each(|(o, &v)| *o += weight * v);
+        }
+    }
+    rows.into_iter().map(|v| v as f32).collect()
+}
+
+/// For each target place, the source places it draws from and their weights (which sum to 1). When shrinking, the
+/// kernel is stretched by the ratio, so that it averages.
+fn axis_weights(from: usize, to: usize) -> Vec<Vec<(usize, f64)>> {
+    let ratio = from as f64 / to as f64;
+    let stretch = ratio.max(1.0);
+    let support = 2.0 * stretch;
+    (0..to)
+        .map(|target| {
+            let centre = (target as f64 + 0.5) * ratio;
+            let first = (centre - support + 0.5).floor().max(0.0) as usize;
+            let end = ((centre + support + 0.5).floor() as usize).min(from);
+            let taps: Vec<_> =
+                (first..end).map(|s| (s, cubic((s as f64 + 0.5 - centre) / stretch))).collect();
+            let total: f64 = taps.iter().map(|(_, weight)| weight).sum();
+            taps.into_iter().map(|(s, weight)| (s, weight / total)).collect()
+        })
+        .collect()
+}
+
+/// Keys' cubic kernel with a = -1/2.
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_size_is_the_identity_and_constants_stay() {
+        let values: Vec<f32> = (0..25).map(|v| (v * v % 7) as f32).collect();
+        for (a, b) in resample(&values, 5, 5, 1).iter().zip(&values) {
+            assert!((a - b).abs() < 1e-6);
+        }
+        for size in [1, 2, 3, 8, 13] {
+            for v in resample(&[2.5; 2 * 49], 7, size, 2) {
+                assert!((v - 2.5).abs() < 1e-6);
+            }
+        }
+    }
+}

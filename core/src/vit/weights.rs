@@ -1,0 +1,262 @@
+//! Reading a ViT's tensors: timm's names in safetensors, any float type widened to float32.
+
+use std::{collections::HashMap, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+use serde::Deserialize;
+
+use super::position::resample;
+use crate::{Error, Normalization, Result};
+
+/// The tensors of a checkpoint, with what its `config.json` says.
+pub struct VitWeights {
+    source: String,
+    tensors: HashMap<String, Tensor>,
+    config: HubConfig,
+}
+
+/// The part of a timm hub configuration that matters here.
+#[derive(Debug, Default, Deserialize)]
+struct HubConfig {
+    num_heads: Option<usize>,
+    pretrained_cfg: Option<PretrainedConfig>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PretrainedConfig {
+    mean: Option<[f32; 3]>,
+    std: Option<[f32; 3]>,
+}
+
+/// Sizes that follow from the tensors' shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Token width `D`.
+    pub width: usize,
+    /// Width of the MLP's hidden layer.
+    pub hidden: usize,
+    /// Blocks in the file.
+    pub depth: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Register tokens.
+    pub registers: usize,
+    /// Position embeddings that do not belong to patches: 1 (CLS), 1 + registers, or 0.
+    prefix_positions: usize,
+    /// Side of the grid of position embeddings in the file.
+    grid: usize,
+}
+
+impl VitWeights {
+    /// Reads a safetensors file and, if there is one, the hub's `config.json`.
+    pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
+        let source = file.display().to_string();
+        let bytes = std::fs::read(file)
+            .map_err(|e| Error::Weights { file: source.clone(), reason: e.to_string() })?;
+        let config = config.map(|path| std::fs::read(path).map_err(crate::error::io(path))).transpose()?;
+        Self::from_bytes(source, &bytes, config.as_deref())
+    }
+
+    /// The same from memory; `source` names it in messages.
+    pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
+        let tensors =
+            candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| Error::Weights {
+                file: source.clone(),
+                reason: format!("not a complete safetensors file ({e}); fetch or copy it again"),
+            })?;
+        let config = match config {
+            None => HubConfig::default(),
+            Some(json) => serde_json::from_slice(json).map_err(|e| Error::Weights {
+                file: source.clone(),
+                reason: format!("its config.json cannot be read: {e}"),
+            })?,
+        };
+        Ok(Self { source, tensors, config })
+    }
+
+    /// Mean and standard deviation that the checkpoint was trained with, if its configuration tells.
+    pub fn normalization(&self) -> Option<Normalization> {
+        let config = self.config.pretrained_cfg.as_ref()?;
+        Some(Normalization { mean: config.mean?, std: config.std? })
+    }
+
+    fn wrong(&self, reason: impl Into<String>) -> Error {
+        Error::Weights { file: self.source.clone(), reason: reason.into() }
+    }
+
+    fn find(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| {
+            let near = crate::error::nearest(name, self.tensors.keys().map(String::as_str));
+            let near = near.map(|n| format!(" (the most similar name there is `{n}`)")).unwrap_or_default();
+            self.wrong(format!("no tensor `{name}`{near}; expected a ViT with timm's names"))
+        })
+    }
+
+    /// The tensor `name` in float32, which must have the shape `expected`.
+    fn tensor(&self, name: &str, expected: &[usize], device: &Device) -> Result<Tensor> {
+        let tensor = self.find(name)?;
+        if tensor.dims() != expected {
+            return Err(self.wrong(format!(
+                "`{name}` has shape {:?}, expected {expected:?} for this network's width",
+                tensor.dims()
+            )));
+        }
+        Ok(tensor.to_dtype(DType::F32)?.to_device(device)?.contiguous()?)
+    }
+
+    /// Sizes that the shapes show.
+    pub fn geometry(&self) -> Result<Geometry> {
+        let patch = self.find("patch_embed.proj.weight")?;
+        let &[width, channels, patch_size, other] = patch.dims() else {
+            return Err(self.wrong(format!("`patch_embed.proj.weight` has shape {:?}", patch.dims())));
+        };
+        if channels != 3 || patch_size != other {
+            return Err(self.wrong(format!(
+                "`patch_embed.proj.weight` has shape {:?}, expected (D, 3, p, p)",
+                patch.dims()
+            )));
+        }
+        let depth =
+            (0..).take_while(|i| self.tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).count();
+        if depth == 0 {
+            self.find("blocks.0.norm1.weight")?;
+        }
+        let hidden = self.find("blocks.0.mlp.fc1.weight")?.dim(0)?;
+        let registers = match self.tensors.get("reg_token") {
+            Some(tokens) => tokens.dim(1)?,
+            None => 0,
+        };
+        let positions = self.find("pos_embed")?;
+        let rows = positions.dim(1)?;
+        let square = |n: usize| (n.isqrt() * n.isqrt() == n).then(|| n.isqrt());
+        // timm leaves the CLS token's position out of some checkpoints with registers, and keeps all in others.
+        let layout = [1, 1 + registers, 0]
+            .into_iter()
+            .find_map(|prefix| rows.checked_sub(prefix).and_then(square).map(|grid| (prefix, grid)));
+        let Some((prefix_positions, grid)) = layout.filter(|&(_, grid)| grid > 0) else {
+            return Err(self.wrong(format!("`pos_embed` has {rows} rows, which are no square of patches")));
+        };
+        Ok(Geometry { width, hidden, depth, patch_size, registers, prefix_positions, grid })
+    }
+
+    /// The number of blocks to build.
+    pub(super) fn depth(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
+        match wanted {
+            None => Ok(geometry.depth),
+            Some(depth) if (1..=geometry.depth).contains(&depth) => Ok(depth),
+            Some(depth) => Err(Error::setting(
+                "depth",
+                depth,
+                format!("expected 1 to {}, the blocks in {}", geometry.depth, self.source),
+            )),
+        }
+    }
+
+    /// The number of heads: as set, as the checkpoint's configuration says, or heads of width 64.
+    pub(super) fn heads(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
+        let width = geometry.width;
+        match wanted.or(self.config.num_heads) {
+            Some(heads) if heads > 0 && width.is_multiple_of(heads) => Ok(heads),
+            Some(heads) => {
+                Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
+            }
+            None if width.is_multiple_of(64) => Ok(width / 64),
+            None => Err(self.wrong(format!(
+                "the width {width} does not tell the number of attention heads; set `heads`"
+            ))),
+        }
+    }
+
+    /// Patches along one side of the image.
+    pub(super) fn grid(&self, geometry: &Geometry, image_size: usize) -> Result<usize> {
+        let patch = geometry.patch_size;
+        if image_size == 0 || !image_size.is_multiple_of(patch) {
+            let down = (image_size / patch).max(1) * patch;
+            return Err(Error::setting(
+                "image_size",
+                image_size,
+                format!(
+                    "expected a multiple of the patch size {patch} of {}, for instance {down}",
+                    self.source
+                ),
+            ));
+        }
+        Ok(image_size / patch)
+    }
+
+    /// Weight `(outputs, inputs)` and, where there is one, bias of `{name}`.
+    pub(super) fn linear(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        device: &Device,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?;
+        let bias = format!("{name}.bias");
+        let bias =
+            self.tensors.contains_key(&bias).then(|| self.tensor(&bias, &[outputs], device)).transpose()?;
+        Ok((weight, bias))
+    }
+
+    /// A linear layer with LayerScale folded in, if the file has it.
+    pub(super) fn scaled(
+        &self,
+        name: &str,
+        weight: Tensor,
+        bias: Option<Tensor>,
+        device: &Device,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        if !self.tensors.contains_key(name) {
+            return Ok((weight, bias));
+        }
+        let gamma = self.tensor(name, &[weight.dim(0)?], device)?;
+        let bias = bias.map(|bias| bias * &gamma).transpose()?;
+        Ok((weight.broadcast_mul(&gamma.unsqueeze(1)?)?, bias))
+    }
+
+    /// Scale and shift of a layer norm.
+    pub(super) fn norm(&self, name: &str, width: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+        Ok((
+            self.tensor(&format!("{name}.weight"), &[width], device)?,
+            self.tensor(&format!("{name}.bias"), &[width], device)?,
+        ))
+    }
+
+    /// The patch convolution as a linear layer: `(D, 3 p p)` and `(D,)`.
+    pub(super) fn patch_embedding(&self, geometry: &Geometry, device: &Device) -> Result<(Tensor, Tensor)> {
+        let Geometry { width, patch_size: p, .. } = *geometry;
+        let weight = self.tensor("patch_embed.proj.weight", &[width, 3, p, p], device)?;
+        let bias = self.tensor("patch_embed.proj.bias", &[width], device)?;
+        Ok((weight.reshape((width, 3 * p * p))?, bias))
+    }
+
+    /// CLS and register tokens with their positions `(1, 1 + R, D)`, and the patches' positions `(1, grid², D)`.
+    pub(super) fn positions(
+        &self,
+        geometry: &Geometry,
+        grid: usize,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        let Geometry { width, registers, prefix_positions, grid: from, .. } = *geometry;
+        let rows = prefix_positions + from * from;
+        let all = self.tensor("pos_embed", &[1, rows, width], &Device::Cpu)?;
+        let mut prefix = self.tensor("cls_token", &[1, 1, width], &Device::Cpu)?;
+        if registers > 0 {
+            let registers = self.tensor("reg_token", &[1, registers, width], &Device::Cpu)?;
+            prefix = Tensor::cat(&[prefix, registers], 1)?;
+        }
+        if prefix_positions > 0 {
+            let own = all.narrow(1, 0, prefix_positions)?;
+            let bare = 1 + registers - prefix_positions;
+            prefix = (prefix + own.pad_with_zeros(1, 0, bare)?)?;
+        }
+        let mut patches = all.narrow(1, prefix_positions, from * from)?;
+        if from != grid {
+            let values = patches.flatten_all()?.to_vec1::<f32>()?;
+            let values = resample(&values, from, grid, width);
+            patches = Tensor::from_vec(values, (1, grid * grid, width), &Device::Cpu)?;
+        }
+        Ok((prefix.to_device(device)?, patches.contiguous()?.to_device(device)?))
+    }
+}

@@ -1,0 +1,721 @@
+//! Weights from a loopback hub, from the cache and from paths.
+//!
+//! The hub's settings are environment variables, which belong to the process. Every fetch
+//! therefore runs in a child process of its own: this test binary again, told to run only
+//! [`child`].
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use cdl_core::hub::{Provenance, WeightSource, fetch};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+const TOKEN: &str = "hf_loopback";
+/// Port 1 is reserved and nothing listens there: connections are refused at once.
+const UNREACHABLE: &str = "http://127.0.0.1:1";
+
+// ---------------------------------------------------------------------------------------------
+// The text form of a source
+// ---------------------------------------------------------------------------------------------
+
+#[test]
+fn sources_parse_and_print_alike() {
+    let hub = |repo: &str, revision: Option<&str>| WeightSource::Hub {
+        repo: repo.to_owned(),
+        revision: revision.map(str::to_owned),
+    };
+    let path = |path: &str| WeightSource::Path(PathBuf::from(path));
+    for (written, source) in [
+        ("hf:google/vit-base-patch16-224", hub("google/vit-base-patch16-224", None)),
+        ("hf:a/b.c_d-1@v1.0", hub("a/b.c_d-1", Some("v1.0"))),
+        ("hf:a/b@refs/pr/1", hub("a/b", Some("refs/pr/1"))),
+        ("hf:a/b@x@y", hub("a/b", Some("x@y"))),
+        ("weights.safetensors", path("weights.safetensors")),
+        ("/some where/vit", path("/some where/vit")),
+        ("./hf:a/b", path("./hf:a/b")),
+    ] {
+        assert_eq!(written.parse(), Ok(source.clone()), "{written}");
+        assert_eq!(source.to_string(), written);
+    }
+}
+
+#[test]
+fn malformed_sources_are_refused_with_what_was_expected() {
+    for (written, problem) in [
+        ("", "it is empty"),
+        (" hf:a/b", "white space"),
+        ("hf:a/b ", "white space"),
+        ("hf:", "must be followed by an owner"),
+        ("hf:owner", "must be followed by an owner"),
+        ("hf:owner@main", "must be followed by an owner"),
+        ("hf:/name", "`` cannot be an owner or a name"),
+        ("hf:owner/", "`` cannot be an owner or a name"),
+        ("hf:owner/a b", "`a b` cannot be an owner or a name"),
+        ("hf: owner/name", "` owner` cannot be an owner or a name"),
+        ("hf:owner/name/file", "`name/file` cannot be an owner"),
+        ("hf:../name", "`..` cannot be an owner or a name"),
+        ("hf:a/b--c", "`b--c` cannot be an owner or a name"),
+        ("hf:a/b..c", "`b..c` cannot be an owner or a name"),
+        ("hf:a/b@", "`` cannot be a branch"),
+        ("hf:a/b@v1..v2", "`v1..v2` cannot be a branch"),
+        ("hf:a/b@v 1", "`v 1` cannot be a branch"),
+        ("hf:a/b@../../x", "`../../x` cannot be a branch"),
+        ("hf:a/b@/x", "`/x` cannot be a branch"),
+    ] {
+        let error = written.parse::<WeightSource>().expect_err(written).to_string();
+        assert!(error.contains(&format!("`{written}`")), "{error}");
+        assert!(error.contains(problem), "{error}");
+        assert!(error.contains("expected `hf:owner/name`"), "{error}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Paths
+// ---------------------------------------------------------------------------------------------
+
+#[test]
+fn a_file_or_a_folder_is_read_where_it_lies() {
+    let folder = TempDir::new().unwrap();
+    let weights = folder.path().join("model.safetensors");
+    let config = folder.path().join("config.json");
+    fs::write(&weights, b"abc").unwrap();
+    fs::write(&config, b"{}").unwrap();
+
+    let of_folder = fetch(&WeightSource::Path(folder.path().to_owned())).unwrap();
+    assert_eq!(of_folder.weights, weights);
+    assert_eq!(of_folder.config, Some(config));
+    assert_eq!(
+        of_folder.provenance,
+        Provenance {
+            source: folder.path().display().to_string(),
+            repository: None,
+            revision: None,
+            file: "model.safetensors".to_owned(),
+            bytes: 3,
+            sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad".to_owned(),
+        }
+    );
+
+    let of_file = fetch(&WeightSource::Path(weights.clone())).unwrap();
+    assert_eq!(of_file.weights, weights);
+    assert_eq!(of_file.config, None);
+    assert_eq!(of_file.provenance.sha256, of_folder.provenance.sha256);
+}
+
+#[test]
+fn a_path_without_weights_is_named() {
+    let folder = TempDir::new().unwrap();
+    let missing = folder.path().join("nowhere");
+    let deceptive = folder.path().join("deceptive");
+    fs::create_dir_all(deceptive.join("model.safetensors")).unwrap();
+
+    for (path, problem) in [
+        (missing.as_path(), "no file or folder"),
+        (folder.path(), "has no file `model.safetensors`"),
+        (deceptive.as_path(), "has no file `model.safetensors`"),
+        (Path::new("/dev/null"), "neither a file nor a folder"),
+    ] {
+        let error = fetch(&WeightSource::Path(path.to_owned())).expect_err(problem);
+        let message = error.to_string();
+        assert!(message.contains(problem), "{message}");
+        assert!(message.contains(&path.display().to_string()), "{message}");
+        assert!(error.is_user_error());
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The hub
+// ---------------------------------------------------------------------------------------------
+
+#[test]
+fn the_default_and_an_explicit_revision_are_fetched() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    world.publish("own/vit", "v1", b"old weights", Some(b"{ }"));
+
+    let newest = world.fetch("hf:own/vit").files();
+    assert_eq!(fs::read(&newest.weights).unwrap(), b"weights");
+    assert_eq!(fs::read(newest.config.unwrap()).unwrap(), b"{}");
+    assert_eq!(
+        newest.provenance,
+        Provenance {
+            source: "hf:own/vit".to_owned(),
+            repository: Some("own/vit".to_owned()),
+            revision: Some(commit(b"weights")),
+            file: "model.safetensors".to_owned(),
+            bytes: 7,
+            sha256: sha256(b"weights"),
+        }
+    );
+
+    let old = world.fetch("hf:own/vit@v1").files();
+    assert_eq!(fs::read(&old.weights).unwrap(), b"old weights");
+    assert_eq!(fs::read(old.config.unwrap()).unwrap(), b"{ }");
+    assert_eq!(old.provenance.source, "hf:own/vit@v1");
+    assert_eq!(old.provenance.revision, Some(commit(b"old weights")));
+    assert_eq!(old.provenance.sha256, sha256(b"old weights"));
+}
+
+#[test]
+fn files_lie_under_hf_home_or_the_cache_that_is_set() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+
+    let at_home = world.fetch("hf:own/vit").files();
+    assert!(at_home.weights.starts_with(world.home().join("hub")));
+
+    let elsewhere = world.folder.path().join("elsewhere");
+    let moved = world.fetch_with("hf:own/vit", &[("HF_HUB_CACHE", elsewhere.to_str().unwrap())]).files();
+    assert!(moved.weights.starts_with(&elsewhere));
+    assert!(moved.config.unwrap().starts_with(&elsewhere));
+}
+
+#[test]
+fn what_the_cache_holds_is_not_sent_again() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let first = world.fetch("hf:own/vit").files();
+    let sent = |requests: &[String]| requests.iter().filter(|r| r.starts_with("GET /cdn/")).count();
+    assert_eq!(sent(&world.hub.requests()), 1);
+
+    let second = world.fetch("hf:own/vit").files();
+    assert_eq!(second, first);
+    assert_eq!(sent(&world.hub.requests()), 1);
+
+    // Nor is the hub even asked about a commit, which cannot change.
+    let before = world.hub.requests();
+    let pinned = format!("hf:own/vit@{}", commit(b"weights"));
+    assert_eq!(world.fetch(&pinned).files().weights, first.weights);
+    assert_eq!(world.hub.requests(), before);
+}
+
+#[test]
+fn a_branch_that_moved_is_fetched_anew() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let first = world.fetch("hf:own/vit").files();
+    world.publish("own/vit", "main", b"better weights", Some(b"{}"));
+    let second = world.fetch("hf:own/vit").files();
+    assert_eq!(fs::read(&second.weights).unwrap(), b"better weights");
+    assert_eq!(fs::read(&first.weights).unwrap(), b"weights");
+    assert_ne!(second.provenance.revision, first.provenance.revision);
+}
+
+#[test]
+fn a_repository_may_lack_a_config() {
+    let world = World::new();
+    world.publish("own/bare", "main", b"weights", None);
+    assert_eq!(world.fetch("hf:own/bare").files().config, None);
+    // The same from the cache, for every spelling of the revision.
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    assert_eq!(world.fetch_with("hf:own/bare", &offline).files().config, None);
+    let before = world.hub.requests();
+    let pinned = format!("hf:own/bare@{}", commit(b"weights"));
+    assert_eq!(world.fetch(&pinned).files().config, None);
+    assert_eq!(world.hub.requests(), before);
+}
+
+#[test]
+fn offline_reads_the_cache_and_nothing_else() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    world.publish("own/other", "main", b"weights", Some(b"{}"));
+    let online = world.fetch("hf:own/vit").files();
+
+    let before = world.hub.requests();
+    for value in ["1", "true", "YES", "on"] {
+        let offline = [("HF_HUB_OFFLINE", value)];
+        assert_eq!(world.fetch_with("hf:own/vit", &offline).files(), online);
+        for missed in ["hf:own/other", "hf:own/vit@v1"] {
+            let refusal = world.fetch_with(missed, &offline).refusal();
+            assert!(refusal.user, "{refusal:?}");
+            refusal.says(&[
+                missed,
+                "offline (HF_HUB_OFFLINE) and not in the cache",
+                world.home().to_str().unwrap(),
+            ]);
+        }
+    }
+    assert_eq!(world.hub.requests(), before);
+
+    world.fetch_with("hf:own/other", &[("HF_HUB_OFFLINE", "0")]).files();
+}
+
+#[test]
+fn without_a_network_the_cache_serves_with_a_warning() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let online = world.fetch("hf:own/vit");
+    let cut_off = world.fetch_with("hf:own/vit", &[("HF_ENDPOINT", UNREACHABLE)]);
+
+    for words in [UNREACHABLE, "using the cached copy of `hf:own/vit`", &commit(b"weights")] {
+        assert!(cut_off.log.contains(words), "{}", cut_off.log);
+    }
+    assert!(!online.log.contains("cached copy"), "{}", online.log);
+    assert_eq!(cut_off.files(), online.files());
+}
+
+#[test]
+fn without_a_network_and_a_cached_copy_the_message_says_so() {
+    let world = World::new();
+    let refusal = world.fetch_with("hf:own/vit", &[("HF_ENDPOINT", UNREACHABLE)]).refusal();
+    assert!(refusal.user);
+    refusal.says(&["`hf:own/vit` is not in the cache", "http://127.0.0.1:1 cannot be reached"]);
+}
+
+#[test]
+fn a_server_in_trouble_counts_as_no_network() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let files = world.fetch("hf:own/vit").files();
+    fs::write(world.served().join("down"), b"").unwrap();
+
+    let troubled = world.fetch("hf:own/vit");
+    assert!(troubled.log.contains("using the cached copy"));
+    assert_eq!(troubled.files(), files);
+
+    let refusal = world.fetch("hf:own/other").refusal();
+    assert!(!refusal.user);
+    refusal.says(&["transfer of `hf:own/other`", "503", "try again"]);
+}
+
+#[test]
+fn an_address_that_is_no_hub_is_blamed_on_the_setting() {
+    let world = World::new();
+    for endpoint in ["nonsense", "ftp://127.0.0.1"] {
+        let refusal = world.fetch_with("hf:own/vit", &[("HF_ENDPOINT", endpoint)]).refusal();
+        assert!(refusal.user);
+        refusal.says(&["hf:own/vit", "HF_ENDPOINT"]);
+    }
+}
+
+#[test]
+fn a_cache_that_cannot_be_written_is_named() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let cache = world.folder.path().join("file");
+    fs::write(&cache, b"").unwrap();
+    let cache = cache.to_str().unwrap();
+    let refusal = world.fetch_with("hf:own/vit", &[("HF_HUB_CACHE", cache)]).refusal();
+    assert!(refusal.user);
+    refusal.says(&["cannot keep `hf:own/vit`", cache, "HF_HOME"]);
+}
+
+#[test]
+fn a_private_repository_wants_a_token() {
+    let world = World::new();
+    world.publish("private/vit", "main", b"weights", Some(b"{}"));
+    for setting in [[].as_slice(), &[("HF_TOKEN", "hf_wrong")]] {
+        let refusal = world.fetch_with("hf:private/vit", setting).refusal();
+        assert!(refusal.user);
+        refusal.says(&["`hf:private/vit`", "HF_TOKEN"]);
+    }
+
+    let by_variable = world.fetch_with("hf:private/vit", &[("HF_TOKEN", TOKEN)]).files();
+    assert_eq!(by_variable.provenance.sha256, sha256(b"weights"));
+
+    let world = World::new();
+    world.publish("private/vit", "main", b"weights", Some(b"{}"));
+    fs::create_dir_all(world.home()).unwrap();
+    fs::write(world.home().join("token"), format!("{TOKEN}\n")).unwrap();
+    let by_file = world.fetch("hf:private/vit").files();
+    assert_eq!(by_file.provenance, by_variable.provenance);
+}
+
+#[test]
+fn a_token_without_access_is_told_to_ask_for_it() {
+    let world = World::new();
+    world.publish("gated/vit", "main", b"weights", Some(b"{}"));
+    let refusal = world.fetch_with("hf:gated/vit", &[("HF_TOKEN", TOKEN)]).refusal();
+    assert!(refusal.user);
+    refusal.says(&["refuses `hf:gated/vit`", "request access", "HF_TOKEN"]);
+}
+
+#[test]
+fn what_is_missing_is_told_apart() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    fs::remove_file(world.publish("own/torch", "main", b"", Some(b"{}"))).unwrap();
+
+    let never = "0".repeat(40);
+    for (source, problem) in [
+        ("hf:own/nothing", "no model repository for `hf:own/nothing`"),
+        ("hf:own/vit@v9", "`hf:own/vit@v9` has no revision `v9`"),
+        (&format!("hf:own/vit@{never}"), "has no revision `0000"),
+        ("hf:own/torch", "`hf:own/torch` has no file `model.safetensors` at revision `main`"),
+    ] {
+        let refusal = world.fetch(source).refusal();
+        assert!(refusal.user);
+        refusal.says(&[problem]);
+    }
+}
+
+#[test]
+fn a_transfer_that_breaks_off_leaves_nothing_behind() {
+    let world = World::new();
+    world.publish("broken/vit", "main", b"weights", Some(b"{}"));
+    let refusal = world.fetch("hf:broken/vit").refusal();
+    assert!(!refusal.user);
+    refusal.says(&["transfer of `hf:broken/vit`", "try again"]);
+
+    let offline = world.fetch_with("hf:broken/vit", &[("HF_HUB_OFFLINE", "1")]);
+    offline.refusal().says(&["not in the cache"]);
+}
+
+#[test]
+fn damaged_weights_are_not_handed_out() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let files = world.fetch("hf:own/vit").files();
+    fs::write(&files.weights, b"w").unwrap();
+
+    let refusal = world.fetch("hf:own/vit").refusal();
+    assert!(refusal.user);
+    let folder = world.home().join("hub").join("models--own--vit");
+    refusal.says(&[
+        "`hf:own/vit` are damaged",
+        &sha256(b"w"),
+        &sha256(b"weights"),
+        &format!("delete the folder `{}`", folder.display()),
+    ]);
+
+    fs::remove_dir_all(folder).unwrap();
+    assert_eq!(world.fetch("hf:own/vit").files(), files);
+}
+
+// ---------------------------------------------------------------------------------------------
+// One fetch in a process of its own
+// ---------------------------------------------------------------------------------------------
+
+/// What a child reports. Everything of interest about a [`fetch`], in a form that travels.
+#[derive(Debug, Serialize, Deserialize)]
+enum Outcome {
+    Files(Files),
+    Refusal(Refusal),
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Files {
+    weights: PathBuf,
+    config: Option<PathBuf>,
+    provenance: Provenance,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Refusal {
+    message: String,
+    user: bool,
+}
+
+impl Refusal {
+    fn says(&self, words: &[&str]) {
+        for words in words {
+            assert!(self.message.contains(words), "{words:?} not in {:?}", self.message);
+        }
+    }
+}
+
+const SOURCE: &str = "TEST_HUB_SOURCE";
+const OUTCOME: &str = "TEST_HUB_OUTCOME";
+
+/// The part of the other tests that runs in a child process. Does nothing if run by hand.
+#[test]
+#[ignore = "runs only as a child process of the other tests"]
+fn child() {
+    let Ok(source) = std::env::var(SOURCE) else {
+        return;
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let outcome = match fetch(&source.parse().unwrap()) {
+        Ok(files) => Outcome::Files(Files {
+            weights: files.weights,
+            config: files.config,
+            provenance: files.provenance,
+        }),
+        Err(error) => Outcome::Refusal(Refusal { message: error.to_string(), user: error.is_user_error() }),
+    };
+    let report = serde_json::to_vec(&outcome).unwrap();
+    fs::write(std::env::var_os(OUTCOME).unwrap(), report).unwrap();
+}
+
+/// What became of a child, and what it logged.
+struct Report {
+    outcome: Outcome,
+    log: String,
+}
+
+impl Report {
+    fn files(self) -> Files {
+        match self.outcome {
+            Outcome::Files(files) => files,
+            Outcome::Refusal(refusal) => panic!("{}", refusal.message),
+        }
+    }
+
+    fn refusal(self) -> Refusal {
+        match self.outcome {
+            Outcome::Refusal(refusal) => refusal,
+            Outcome::Files(files) => panic!("{files:?}"),
+        }
+    }
+}
+
+/// A hub and a machine that asks it, both in one temporary folder.
+struct World {
+    folder: TempDir,
+    hub: LoopbackHub,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let hub = LoopbackHub::serve(folder.path().join("served"));
+        Self { folder, hub }
+    }
+
+    /// The folder that the hub serves.
+    fn served(&self) -> PathBuf {
+        self.folder.path().join("served")
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    /// Puts files on the hub; returns where the weights lie there.
+    fn publish(&self, repo: &str, revision: &str, weights: &[u8], config: Option<&[u8]>) -> PathBuf {
+        let folder = self.served().join(repo).join(revision);
+        fs::create_dir_all(&folder).unwrap();
+        if let Some(config) = config {
+            fs::write(folder.join("config.json"), config).unwrap();
+        }
+        fs::write(folder.join("model.safetensors"), weights).unwrap();
+        folder.join("model.safetensors")
+    }
+
+    fn fetch(&self, source: &str) -> Report {
+        self.fetch_with(source, &[])
+    }
+
+    fn fetch_with(&self, source: &str, settings: &[(&str, &str)]) -> Report {
+        let outcome = self.folder.path().join("outcome.json");
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(name)) {
+            command.env_remove(name);
+        }
+        let output = command
+            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .env("HF_HOME", self.home())
+            .env("HF_ENDPOINT", self.hub.endpoint())
+            .env(SOURCE, source)
+            .env(OUTCOME, &outcome)
+            .envs(settings.iter().copied())
+            .output()
+            .unwrap();
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{log}");
+        Report { outcome: serde_json::from_slice(&fs::read(outcome).unwrap()).unwrap(), log }
+    }
+}
+
+/// Whether a variable of the surrounding environment would change what a child does.
+fn is_setting(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_uppercase();
+    name.starts_with("HF_") || name.starts_with("HUGGINGFACE_") || name.ends_with("_PROXY")
+}
+
+// ---------------------------------------------------------------------------------------------
+// The hub's side of the protocol
+// ---------------------------------------------------------------------------------------------
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The routes of the hub that a fetch needs, over the folder `<root>/<owner>/<name>/<revision>`.
+///
+/// As on the hub, weights are kept apart: their address redirects to one without access control
+/// and names their SHA-256, while a config is served in place. Some owners are special:
+/// `private` wants a token, `gated` refuses even that one, and `broken` hangs up in the middle of
+/// the weights. While there is a file `<root>/down`, every answer is 503.
+struct LoopbackHub {
+    address: SocketAddr,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+struct Request {
+    method: String,
+    path: String,
+    authorization: Option<String>,
+    if_none_match: Option<String>,
+}
+
+struct Response {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+/// The commit of a revision with these weights. Like a real one it changes with the content.
+fn commit(weights: &[u8]) -> String {
+    sha256(weights)[..40].to_owned()
+}
+
+impl LoopbackHub {
+    fn serve(root: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&requests);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (root, log) = (root.clone(), Arc::clone(&log));
+                // A thread each, since a client may open a connection and leave it unused.
+                thread::spawn(move || converse(&stream, address, &root, &log));
+            }
+        });
+        Self { address, requests }
+    }
+
+    fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// All requests so far, as `METHOD /path`.
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+/// Answers the one request of a connection.
+fn converse(mut stream: &TcpStream, address: SocketAddr, root: &Path, log: &Mutex<Vec<String>>) {
+    let Some(request) = read_request(stream) else {
+        return;
+    };
+    log.lock().unwrap().push(format!("{} {}", request.method, request.path));
+    let response = answer(&request, address, root);
+
+    let mut head = format!(
+        "HTTP/1.1 {} -\r\nConnection: close\r\nContent-Length: {}\r\n",
+        response.status,
+        response.body.len(),
+    );
+    for (name, value) in &response.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+
+    let body = match request.method.as_str() {
+        "HEAD" => &[],
+        _ if request.path.starts_with("/cdn/broken/") => &response.body[..response.body.len() / 2],
+        _ => response.body.as_slice(),
+    };
+    // A client that has gone away is no concern of the server's.
+    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+}
+
+fn read_request(stream: &TcpStream) -> Option<Request> {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let first = lines.next()?;
+    let mut words = first.split(' ');
+    let mut request = Request {
+        method: words.next()?.to_owned(),
+        path: words.next()?.to_owned(),
+        authorization: None,
+        if_none_match: None,
+    };
+    for line in lines.take_while(|line| !line.is_empty()) {
+        if let Some((name, value)) = line.split_once(": ") {
+            match name.to_ascii_lowercase().as_str() {
+                "authorization" => request.authorization = Some(value.to_owned()),
+                "if-none-match" => request.if_none_match = Some(value.to_owned()),
+                _ => {}
+            }
+        }
+    }
+    Some(request)
+}
+
+fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
+    let plain = |status, body: &[u8]| Response { status, headers: Vec::new(), body: body.to_owned() };
+    let parts: Vec<&str> = request.path.split('/').skip(1).collect();
+    let (owner, name, revision, file) = match parts[..] {
+        ["cdn", ..] => {
+            let path = request.path.trim_start_matches("/cdn/");
+            return plain(200, &fs::read(root.join(path)).unwrap());
+        }
+        ["api", "models", owner, name] => (owner, name, None, None),
+        ["api", "models", owner, name, "revision", revision] => (owner, name, Some(revision), None),
+        [owner, name, "resolve", revision, file] => (owner, name, Some(revision), Some(file)),
+        _ => return plain(404, b""),
+    };
+
+    let known = request.authorization.as_deref() == Some(&format!("Bearer {TOKEN}"));
+    match owner {
+        _ if root.join("down").exists() => return plain(503, b""),
+        "private" if !known => return plain(401, b""),
+        "gated" if file.is_some() => return plain(if known { 403 } else { 401 }, b""),
+        _ => {}
+    }
+    let repository = root.join(owner).join(name);
+    if !repository.is_dir() {
+        return plain(404, b"");
+    }
+    let Some(revision) = revision else {
+        return plain(200, b"{}");
+    };
+    let Some((folder, commit)) = resolve(&repository, revision) else {
+        return plain(404, b"");
+    };
+    let Some(file) = file else {
+        return plain(200, b"{}");
+    };
+
+    let mut headers = vec![("X-Repo-Commit", commit)];
+    let Ok(content) = fs::read(folder.join(file)) else {
+        return Response { status: 404, headers, body: Vec::new() };
+    };
+    let large = file == "model.safetensors";
+    let etag = match large {
+        true => format!("\"{}\"", sha256(&content)),
+        false => format!("\"{}\"", &sha256(&content)[..40]),
+    };
+    let unchanged = request.if_none_match.as_ref() == Some(&etag);
+    let (status, body) = if unchanged {
+        headers.push(("ETag", etag));
+        (304, Vec::new())
+    } else if large {
+        let path = folder.strip_prefix(root).unwrap().join(file);
+        let location = format!("http://{address}/cdn/{}", path.display());
+        headers.push(("Location", location));
+        headers.push(("X-Linked-ETag", etag));
+        headers.push(("X-Linked-Size", content.len().to_string()));
+        (302, Vec::new())
+    } else {
+        headers.push(("ETag", etag));
+        (200, content)
+    };
+    Response { status, headers, body }
+}
+
+/// The folder and the commit of a revision given by its name or by its commit.
+fn resolve(repository: &Path, revision: &str) -> Option<(PathBuf, String)> {
+    fs::read_dir(repository).unwrap().find_map(|entry| {
+        let folder = entry.unwrap().path();
+        let commit = commit(&fs::read(folder.join("model.safetensors")).unwrap_or_default());
+        (folder.ends_with(revision) || commit == revision).then_some((folder, commit))
+    })
+}

@@ -1,0 +1,135 @@
+//! The frozen vision transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929,
+//! with weights from the Hugging Face Hub, a file, or this program itself.
+
+use std::{str::FromStr, sync::Arc};
+
+use cdl_core::{
+    Backbone, BackboneContext, Error, Mode, Normalization, Result, hub,
+    vit::{Vit, VitOptions, VitWeights},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `vit`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct VitConfig {
+    /// Where the weights are: `hf:owner/name` or `hf:owner/name@revision` on the Hugging Face Hub, a safetensors file
+    /// or a folder with `model.safetensors`, `preset:NAME` (vit_tiny_augreg, vit_small_augreg, vit_base_augreg,
+    /// vit_large_augreg, vit_small_dinov2), or `embedded:micro_teacher` / `embedded:micro_student`.
+    pub weights: String,
+    /// Keep only the first so many blocks (and the final norm). Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<usize>,
+    /// Attention heads. Default: as the checkpoint's `config.json` says, else heads of width 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heads: Option<usize>,
+    /// `none`: pixels stay in [0, 1]; `checkpoint`: mean and deviation of the checkpoint's `config.json`; `half`: 0.5
+    /// and 0.5. Default: none in mode `published`, checkpoint in mode `corrected`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub normalize: Option<Normalize>,
+}
+
+/// What happens to pixels before the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Normalize {
+    /// Nothing.
+    None,
+    /// As the checkpoint was trained.
+    Checkpoint,
+    /// `(x - 0.5) / 0.5`, as AugReg checkpoints were trained.
+    Half,
+}
+
+cdl_core::register!(Backbone {
+    name: "vit",
+    about: "Frozen vision transformer with timm's names, from the Hugging Face Hub or a safetensors file",
+    citation: "Dosovitskiy et al., ICLR 2021, arXiv:2010.11929",
+    config: VitConfig,
+    build: build,
+});
+
+/// Short names for published weights.
+const PRESETS: [(&str, &str); 5] = [
+    ("vit_tiny_augreg", "hf:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+    ("vit_small_augreg", "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    ("vit_base_augreg", "hf:timm/vit_base_patch16_224.augreg_in21k_ft_in1k"),
+    ("vit_large_augreg", "hf:timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
+    ("vit_small_dinov2", "hf:timm/vit_small_patch14_dinov2.lvd142m"),
+];
+
+/// Weights that this program carries.
+struct Embedded {
+    name: &'static str,
+    weights: &'static [u8],
+    config: &'static [u8],
+}
+
+const EMBEDDED: [Embedded; 2] = [
+    Embedded {
+        name: "micro_teacher",
+        weights: include_bytes!("../../assets/micro_vit/teacher.safetensors"),
+        config: include_bytes!("../../assets/micro_vit/teacher.json"),
+    },
+    Embedded {
+        name: "micro_student",
+        weights: include_bytes!("../../assets/micro_vit/student.safetensors"),
+        config: include_bytes!("../../assets/micro_vit/student.json"),
+    },
+];
+
+fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
+    let (weights, provenance) = read(&config.weights)?;
+    let default = match context.mode {
+        Mode::Published => Normalize::None,
+        Mode::Corrected => Normalize::Checkpoint,
+    };
+    let normalization = match config.normalize.unwrap_or(default) {
+        Normalize::None => Normalization::NONE,
+        Normalize::Half => Normalization { mean: [0.5; 3], std: [0.5; 3] },
+        Normalize::Checkpoint => weights.normalization().ok_or_else(|| {
+            let expected = format!(
+                "{} has no config.json with mean and std; use `none` or `half`, or put config.json beside the weights",
+                provenance.source
+            );
+            Error::setting("normalize", "checkpoint", expected)
+        })?,
+    };
+    let options = VitOptions {
+        heads: config.heads,
+        depth: config.depth,
+        image_size: context.image_size,
+        normalization,
+    };
+    Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
+}
+
+fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
+    if source.is_empty() {
+        let expected = "expected a source of weights: hf:owner/name, a path, preset:NAME or embedded:NAME";
+        return Err(Error::setting("weights", "", expected));
+    }
+    if let Some(name) = source.strip_prefix("embedded:") {
+        let names = EMBEDDED.map(|e| e.name);
+        let found = EMBEDDED.iter().find(|e| e.name == name).ok_or_else(|| unknown(source, name, &names))?;
+        let weights = VitWeights::from_bytes(source.into(), found.weights, Some(found.config))?;
+        return Ok((weights, hub::Provenance::of_bytes(source, found.weights)));
+    }
+    let source = match source.strip_prefix("preset:") {
+        None => source,
+        Some(name) => {
+            let names = PRESETS.map(|(name, _)| name);
+            PRESETS.iter().find(|(n, _)| *n == name).ok_or_else(|| unknown(source, name, &names))?.1
+        }
+    };
+    let files = hub::fetch(&hub::WeightSource::from_str(source)?)?;
+    let weights = VitWeights::read(&files.weights, files.config.as_deref())?;
+    Ok((weights, files.provenance))
+}
+
+fn unknown(source: &str, name: &str, known: &[&str]) -> Error {
+    let near = cdl_core::error::nearest(name, known.iter().copied());
+    let near = near.map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
+    Error::setting("weights", source, format!("expected one of {}{near}", known.join(", ")))
+}

@@ -1,0 +1,78 @@
+//! Knowledge distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+//!
+//! The student's softened prediction is drawn to the teacher's:
+//! `α T² KL(softmax(t/T) ‖ softmax(s/T))` over the current task's classes.
+
+use cdl_core::{
+    Distiller, DistillerContext, Error, LossTerm, Output, Result, Task, candle_core::Tensor,
+    loss::kl_divergence, require_teacher,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `kd`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct KdConfig {
+    /// Weight of the teacher's word; the labels have the rest, `1 - alpha`.
+    pub alpha: f64,
+    /// Both logits are divided by it before the softmax; higher is softer.
+    pub temperature: f64,
+}
+
+impl Default for KdConfig {
+    fn default() -> Self {
+        Self { alpha: 0.5, temperature: 2.0 }
+    }
+}
+
+cdl_core::register!(Distiller {
+    name: "kd",
+    about: "Knowledge distillation: soft targets from the teacher's logits",
+    citation: "Hinton et al., NIPS Deep Learning Workshop 2014, arXiv:1503.02531",
+    config: KdConfig,
+    build: |config: KdConfig, _context: &DistillerContext<'_>| {
+        config.validate()?;
+        Ok(Box::new(Kd { config }) as Box<dyn Distiller>)
+    },
+});
+
+impl KdConfig {
+    /// Refuses weights outside 0 to 1 and temperatures that are not positive.
+    pub fn validate(&self) -> Result<()> {
+        if !(0.0..=1.0).contains(&self.alpha) {
+            return Err(Error::setting("alpha", self.alpha, "expected a number from 0 to 1"));
+        }
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return Err(Error::setting("temperature", self.temperature, "expected a finite number above 0"));
+        }
+        Ok(())
+    }
+
+    /// The term `α T² KL` for student and teacher logits `(B, C)`, of which the current task's classes count.
+    pub fn term(&self, student: &Tensor, teacher: &Tensor, task: &Task) -> Result<LossTerm> {
+        let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
+        let kl = kl_divergence(&current(student)?, &current(teacher)?, self.temperature)?;
+        Ok(LossTerm::new("kd", (kl * (self.alpha * self.temperature * self.temperature))?))
+    }
+}
+
+struct Kd {
+    config: KdConfig,
+}
+
+impl Distiller for Kd {
+    fn cross_entropy_weight(&self) -> f64 {
+        1.0 - self.config.alpha
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        Ok(vec![self.config.term(&student.logits, &require_teacher(teacher)?.logits, task)?])
+    }
+}

@@ -1,0 +1,122 @@
+//! KD-prompts: Zhang et al., "Continual Distillation Learning", arXiv 2407.13911 (KDP, in later versions D-CDL).
+//!
+//! The student gets prompts made for distillation, shared by all tasks and never reset: one extra token at the input,
+//! and in every later block keys and values after the image's own. A second head reads the extra token and is drawn to
+//! the teacher, while the learner's head on the CLS token is drawn to the labels. Both predict together.
+
+use cdl_core::{
+    Distiller, DistillerContext, Error, Features, Head, Injection, Kv, LossTerm, NamedVar, Output, Pass,
+    Result, Task, candle_core::Tensor, require_teacher,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kd::KdConfig;
+
+/// Settings of `kd_prompts`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct KdPromptsConfig {
+    /// Weight of the teacher's word in the loss and of the second head in the prediction; the labels and the learner's
+    /// head have the rest.
+    pub alpha: f64,
+    /// Both logits are divided by it before the softmax; higher is softer.
+    pub temperature: f64,
+    /// Blocks with distillation prompts, counted from the first (which gets the token); more than the student has
+    /// means all of them.
+    pub layers: usize,
+    /// Rows of a prompt in the blocks after the first: the first half are keys, the others values.
+    pub length: usize,
+}
+
+impl Default for KdPromptsConfig {
+    fn default() -> Self {
+        Self { alpha: 0.5, temperature: 2.0, layers: 12, length: 6 }
+    }
+}
+
+cdl_core::register!(Distiller {
+    name: "kd_prompts",
+    about: "KD-prompts (KDP, D-CDL): prompts and a second head for distillation that persist over tasks",
+    citation: "Zhang et al., 2024, arXiv:2407.13911",
+    config: KdPromptsConfig,
+    build: |config, context| Ok(Box::new(KdPrompts::new(config, context)?) as Box<dyn Distiller>),
+});
+
+struct KdPrompts {
+    config: KdPromptsConfig,
+    /// The KD token `(1, D)`, then the prompts `(L, D)` of blocks 1, 2, ...
+    prompts: Vec<NamedVar>,
+    /// Reads the KD token.
+    head: Box<dyn Head>,
+}
+
+impl KdPrompts {
+    fn new(config: KdPromptsConfig, context: &DistillerContext<'_>) -> Result<Self> {
+        KdConfig { alpha: config.alpha, temperature: config.temperature }.validate()?;
+        if config.layers == 0 {
+            return Err(Error::setting("layers", 0, "expected at least 1"));
+        }
+        if config.layers > 1 && config.length < 2 {
+            return Err(Error::setting("length", config.length, "expected at least 2: a key and a value"));
+        }
+        let mut rng = context.rng.clone();
+        let width = context.student.width;
+        let prompts = (0..config.layers.min(context.student.depth))
+            .map(|layer| {
+                let rows = if layer == 0 { 1 } else { config.length };
+                let value =
+                    rng.derive(&layer.to_string()).uniform(&[rows, width], 0.0, 1.0, context.device)?;
+                NamedVar::new(format!("kd_prompt.kd_p_{layer}"), &value)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { config, prompts, head: context.learner.new_head("kd_last", &mut rng)? })
+    }
+
+    /// Logits `(B, C)` of the KD token, the last token of all.
+    fn kd_logits(&self, features: &Features) -> Result<Tensor> {
+        let tokens = features.tokens.as_ref().ok_or_else(|| Error::State {
+            owner: "kd_prompts".into(),
+            reason: "the backbone gave back no injected tokens".into(),
+        })?;
+        self.head.logits(&tokens.narrow(1, tokens.dim(1)? - 1, 1)?.squeeze(1)?)
+    }
+}
+
+impl Distiller for KdPrompts {
+    fn cross_entropy_weight(&self) -> f64 {
+        1.0 - self.config.alpha
+    }
+
+    fn inject(&self, _pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        for (layer, prompts) in self.prompts.iter().enumerate() {
+            let prompts = prompts.tensor().unsqueeze(0)?; // (1, 1 or L, D)
+            match layer {
+                0 => injection.tokens = Some(prompts),
+                _ => injection.block_mut(layer).suffix = Some(Kv::halves(&prompts)?),
+            }
+        }
+        Ok(injection)
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let kd = KdConfig { alpha: self.config.alpha, temperature: self.config.temperature };
+        Ok(vec![kd.term(&self.kd_logits(&student.features)?, &require_teacher(teacher)?.logits, task)?])
+    }
+
+    fn predict(&self, student: &Output) -> Result<Tensor> {
+        let kd = (self.kd_logits(&student.features)? * self.config.alpha)?;
+        Ok(((&student.logits * (1.0 - self.config.alpha))? + kd)?)
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        self.prompts.iter().cloned().chain(self.head.trainable()).collect()
+    }
+}

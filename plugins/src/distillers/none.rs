@@ -1,0 +1,35 @@
+//! No distillation: the student learns from labels alone. The baseline that shows what a teacher is worth.
+
+use cdl_core::{Distiller, DistillerContext, LossTerm, Output, Result, Task, candle_core::Tensor};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `none` has no settings.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct NoneConfig {}
+
+cdl_core::register!(Distiller {
+    name: "none",
+    about: "No distillation: the student learns from labels alone",
+    citation: "baseline",
+    config: NoneConfig,
+    build: |_config: NoneConfig, _context: &DistillerContext<'_>| Ok(Box::new(None) as Box<dyn Distiller>),
+});
+
+struct None;
+
+impl Distiller for None {
+    fn needs_teacher(&self) -> bool {
+        false
+    }
+
+    fn loss(
+        &self,
+        _student: &Output,
+        _teacher: Option<&Output>,
+        _labels: &Tensor,
+        _task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        Ok(Vec::new())
+    }
+}

@@ -1,0 +1,288 @@
+//! CODA-Prompt: Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free
+//! Continual Learning", CVPR 2023, arXiv 2211.13218.
+//!
+//! Every prompt is a weighted sum of components. A component has a key `K_m` and an attention vector `A_m`; its weight
+//! for an image with query `q` is `cos(q ∘ A_m, K_m)`. Each task adds components, orthogonal to those before, and
+//! trains these alone.
+
+use std::ops::Range;
+
+use cdl_core::{
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, LinearHead, NamedVar, Pass, Result, Rng,
+    StateDict, Task,
+    candle_core::{D, Device, Tensor},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Blocks that get prompts, as published: the first five (fewer in a shallower network).
+const BLOCKS: usize = 5;
+
+/// Settings of `coda_prompt`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CodaPromptConfig {
+    /// Components over all tasks; task t of T owns those from floor(t pool/T) to floor((t+1) pool/T).
+    pub pool: usize,
+    /// Rows of a prompt: the first half are keys, the others values.
+    pub length: usize,
+    /// Weight of the orthogonality penalty on components, keys and attention vectors (`mu` in the published options).
+    pub ortho_penalty: f64,
+}
+
+impl Default for CodaPromptConfig {
+    fn default() -> Self {
+        Self { pool: 100, length: 8, ortho_penalty: 0.0 }
+    }
+}
+
+cdl_core::register!(Learner {
+    name: "coda_prompt",
+    about: "CODA-Prompt: prompts as attention-weighted sums of components that grow with the tasks",
+    citation: "Smith et al., CVPR 2023, arXiv:2211.13218",
+    config: CodaPromptConfig,
+    build: |config, context| Ok(Box::new(CodaPrompt::new(config, context)?) as Box<dyn Learner>),
+});
+
+/// Components of one block.
+struct Block {
+    /// `P` `(M, L, D)`.
+    prompts: NamedVar,
+    /// `K` `(M, Dq)`.
+    keys: NamedVar,
+    /// `A` `(M, Dq)`.
+    attention: NamedVar,
+}
+
+struct CodaPrompt {
+    config: CodaPromptConfig,
+    blocks: Vec<Block>,
+    head: LinearHead,
+    tasks: usize,
+    /// Components of the current task.
+    current: Range<usize>,
+    width: usize,
+    classes: usize,
+    device: Device,
+}
+
+impl CodaPrompt {
+    fn new(config: CodaPromptConfig, context: &LearnerContext<'_>) -> Result<Self> {
+        if config.pool < context.tasks {
+            let expected = format!("expected at least one component for each of the {} tasks", context.tasks);
+            return Err(Error::setting("pool", config.pool, expected));
+        }
+        if config.length < 2 {
+            return Err(Error::setting("length", config.length, "expected at least 2: a key and a value"));
+        }
+        if !(config.ortho_penalty.is_finite() && config.ortho_penalty >= 0.0) {
+            let expected = "expected a finite number, 0 or more";
+            return Err(Error::setting("ortho_penalty", config.ortho_penalty, expected));
+        }
+        let mut rng = context.rng.clone();
+        let (width, query, device) = (context.backbone.width, context.query_width, context.device);
+        let zeros = |name: String, shape: &[usize]| {
+            NamedVar::new(name, &Tensor::zeros(shape, cdl_core::candle_core::DType::F32, device)?)
+        };
+        let blocks = (0..context.backbone.depth.min(BLOCKS))
+            .map(|block| {
+                Ok(Block {
+                    prompts: zeros(format!("prompt.e_p_{block}"), &[config.pool, config.length, width])?,
+                    keys: zeros(format!("prompt.e_k_{block}"), &[config.pool, query])?,
+                    attention: zeros(format!("prompt.e_a_{block}"), &[config.pool, query])?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let head = LinearHead::new("last", width, context.classes, &mut rng, device)?;
+        let (tasks, classes, device) = (context.tasks, context.classes, device.clone());
+        Ok(Self { config, blocks, head, tasks, current: 0..0, width, classes, device })
+    }
+
+    fn components(&self, task: usize) -> Range<usize> {
+        let at = |task: usize| task * self.config.pool / self.tasks;
+        at(task)..at(task + 1)
+    }
+
+    /// The rows in use, past ones without gradient: `(f, ...)`.
+    fn used(&self, var: &NamedVar) -> Result<Tensor> {
+        let Range { start, end } = self.current;
+        let current = var.tensor().narrow(0, start, end - start)?;
+        if start == 0 {
+            return Ok(current);
+        }
+        Ok(Tensor::cat(&[var.tensor().narrow(0, 0, start)?.detach(), current], 0)?)
+    }
+
+    fn variables(&self) -> Vec<NamedVar> {
+        let of = |block: &Block| [block.prompts.clone(), block.keys.clone(), block.attention.clone()];
+        let mut vars: Vec<_> = self.blocks.iter().flat_map(of).collect();
+        vars.extend(self.head.trainable());
+        vars
+    }
+}
+
+impl Learner for CodaPrompt {
+    fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()> {
+        self.current = self.components(task.index);
+        for block in &self.blocks {
+            for var in [&block.prompts, &block.keys, &block.attention] {
+                grow_orthogonally(var, self.current.clone(), rng)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inject(&self, query: &Tensor, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        let mut penalties = Vec::new();
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (p, k, a) =
+                (self.used(&block.prompts)?, self.used(&block.keys)?, self.used(&block.attention)?);
+            let (f, length, width) = p.dims3()?;
+            let p = p.flatten_from(1)?;
+            let w = component_weights(query, &k, &a)?; // (B, f)
+            let prompts = w.matmul(&p)?.reshape(((), length, width))?; // (B, L, D)
+            injection.block_mut(index).prefix = Some(Kv::halves(&prompts)?);
+            if pass == Pass::Train && self.config.ortho_penalty > 0.0 && f > 0 {
+                for x in [&k, &a, &p] {
+                    penalties.push(non_orthogonality(x)?);
+                }
+            }
+        }
+        if !penalties.is_empty() {
+            injection.penalty = Some((Tensor::stack(&penalties, 0)?.sum_all()? * self.config.ortho_penalty)?);
+        }
+        Ok(injection)
+    }
+
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        self.head.logits(&features.cls)
+    }
+
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        Ok(Box::new(LinearHead::new(name, self.width, self.classes, rng, &self.device)?))
+    }
+
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        Ok(())
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        self.variables()
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        StateDict::of(&self.variables())
+    }
+
+    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
+        self.current = self.components(task.index);
+        state.load_into(&self.variables())
+    }
+}
+
+/// `w_m = cos(q ∘ A_m, K_m)` `(B, f)` for queries `(B, Dq)`, keys and attention vectors `(f, Dq)`.
+///
+/// `(q ∘ A_m)·K̂_m = q·(A_m ∘ K̂_m)` and `‖q ∘ A_m‖² = q²·A_m²`: two products instead of a `(B, f, Dq)` tensor.
+fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Result<Tensor> {
+    let norm = keys.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
+    let directions = (attention * keys.broadcast_div(&norm)?)?;
+    let dots = query.matmul(&directions.t()?)?;
+    let norms = query.sqr()?.matmul(&attention.sqr()?.t()?)?.sqrt()?.maximum(1e-12)?;
+    Ok((dots / norms)?)
+}
+
+/// `mean((X Xᵀ - I)²)` of rows `(f, n)`.
+fn non_orthogonality(x: &Tensor) -> Result<Tensor> {
+    let rows = x.dim(0)?;
+    let eye = Tensor::eye(rows, x.dtype(), x.device())?;
+    Ok((x.matmul(&x.t()?)? - eye)?.sqr()?.mean_all()?)
+}
+
+/// Fills `rows` of a variable, flattened to vectors: each is drawn from a normal and freed of its part along every row
+/// before it, by classical Gram-Schmidt (all parts from the vector as drawn), then scaled to length 1. Earlier rows
+/// stay; later ones become zero.
+///
+/// Where there are more rows than dimensions nothing is left of a vector but rounding noise; it is then used as drawn,
+/// scaled to length 1.
+fn grow_orthogonally(var: &NamedVar, rows: Range<usize>, rng: &mut Rng) -> Result<()> {
+    let shape = var.tensor().dims().to_vec();
+    let n: usize = shape[1..].iter().product();
+    let values = var.tensor().flatten_all()?.to_vec1::<f32>()?;
+    let mut basis: Vec<Vec<f64>> =
+        values.chunks(n).take(rows.start).map(|row| row.iter().map(|&v| v as f64).collect()).collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    for _ in rows {
+        let drawn: Vec<f64> = (0..n).map(|_| rng.standard_normal()).collect();
+        let mut free = drawn.clone();
+        for earlier in &basis {
+            let part = dot(&drawn, earlier) / dot(earlier, earlier).max(f64::MIN_POSITIVE);
+            free.iter_mut().zip(earlier).for_each(|(v, u)| *v -= part * u);
+        }
+        let length = |v: &[f64]| dot(v, v).sqrt();
+        let chosen = if length(&free) > 1e-6 * length(&drawn) { free } else { drawn };
+        let length = length(&chosen);
+        basis.push(chosen.into_iter().map(|v| v / length).collect());
+    }
+    let mut values: Vec<f32> = basis.into_iter().flatten().map(|v| v as f32).collect();
+    values.resize(shape.iter().product(), 0.0);
+    var.var.set(&Tensor::from_vec(values, shape, var.tensor().device())?)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gram(var: &NamedVar, rows: usize) -> Result<Vec<Vec<f32>>> {
+        let x = var.tensor().flatten_from(1)?.narrow(0, 0, rows)?;
+        Ok(x.matmul(&x.t()?)?.to_vec2()?)
+    }
+
+    #[test]
+    fn new_rows_are_orthonormal_and_earlier_ones_stay() -> Result<()> {
+        let zeros = Tensor::zeros((6, 2, 8), cdl_core::candle_core::DType::F32, &Device::Cpu)?;
+        let var = NamedVar::new("p", &zeros)?;
+        let mut rng = Rng::new(1);
+        grow_orthogonally(&var, 0..2, &mut rng)?;
+        let before = var.tensor().narrow(0, 0, 2)?.flatten_all()?.to_vec1::<f32>()?;
+        assert!(var.tensor().narrow(0, 2, 4)?.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| *v == 0.0));
+        grow_orthogonally(&var, 2..5, &mut rng)?;
+        assert_eq!(var.tensor().narrow(0, 0, 2)?.flatten_all()?.to_vec1::<f32>()?, before);
+        for (i, row) in gram(&var, 5)?.iter().enumerate() {
+            for (j, v) in row.iter().enumerate() {
+                assert!((v - f32::from(u8::from(i == j))).abs() < 1e-5, "row {i} · row {j} = {v}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn more_rows_than_dimensions_still_have_length_one() -> Result<()> {
+        let zeros = Tensor::zeros((5, 3), cdl_core::candle_core::DType::F32, &Device::Cpu)?;
+        let var = NamedVar::new("k", &zeros)?;
+        grow_orthogonally(&var, 0..5, &mut Rng::new(2))?;
+        for (i, row) in gram(&var, 5)?.iter().enumerate() {
+            assert!((row[i] - 1.0).abs() < 1e-5, "row {i} has length² {}", row[i]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn weights_are_cosines() -> Result<()> {
+        let mut rng = Rng::new(3);
+        let mut draw = |shape: &[usize]| rng.normal(shape, 1.0, &Device::Cpu);
+        let (q, k, a) = (draw(&[2, 5])?, draw(&[3, 5])?, draw(&[3, 5])?);
+        let ours = component_weights(&q, &k, &a)?.to_vec2::<f32>()?;
+        let (q, k, a) = (q.to_vec2::<f32>()?, k.to_vec2::<f32>()?, a.to_vec2::<f32>()?);
+        for b in 0..2 {
+            for m in 0..3 {
+                let v: Vec<f32> = (0..5).map(|i| q[b][i] * a[m][i]).collect();
+                let dot: f32 = (0..5).map(|i| v[i] * k[m][i]).sum();
+                let length = |v: &[f32]| v.iter().map(|x| x * x).sum::<f32>().sqrt();
+                assert!((ours[b][m] - dot / (length(&v) * length(&k[m]))).abs() < 1e-5);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,3 @@
+//! Prompt methods.
+
+pub mod coda_prompt;

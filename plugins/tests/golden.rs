@@ -1,0 +1,579 @@
+//! Recorded runs: every loss, the first gradients, parameters and logits of whole two-phase runs, computed elsewhere in
+//! float64, walked again by this program.
+//!
+//! All cases in `CDL_GOLDEN_DIR` (else `shared/golden` beside the repository) and the committed ones are run. A
+//! case whose methods are not registered is `unknown`; it starts to count as soon as they are.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cdl_core::{
+    Backbone, Batch, Distiller, DistillerContext, Injection, Learner, LearnerContext, Mode, Network,
+    Normalization, Optimizer, OptimizerConfig, Result, Rng, Role, ScheduleConfig, StateDict, Taps, Task,
+    TrainSettings, Trainer,
+    candle_core::{DType, Device, IndexOp, Tensor, safetensors},
+    hub::Provenance,
+    registry::{self, Kind, Settings},
+    vit::{Vit, VitOptions, VitWeights},
+};
+use serde::Deserialize;
+
+/// Ten times what float32 arithmetic was seen to lose.
+struct Tolerance {
+    loss: f64,
+    grad: f64,
+    param: f64,
+    logits: f64,
+}
+
+const TOLERANCE: Tolerance = Tolerance { loss: 5e-5, grad: 5e-4, param: 1e-3, logits: 5e-5 };
+/// The orthogonality penalty amplifies rounding in the parameters.
+const PARAM_WITH_PENALTY: f64 = 5e-2;
+
+#[derive(Deserialize)]
+struct Case {
+    lr: f64,
+    momentum: f64,
+    weight_decay: f64,
+    optimizer: String,
+    #[serde(rename = "Soft_T")]
+    temperature: f64,
+    kd_alpha: f64,
+    learner_name: String,
+    #[serde(rename = "KD_method")]
+    kd_method: String,
+    kd_prompt_param: Vec<f64>,
+    prompt_param: Vec<f64>,
+    num_tasks: usize,
+    classes_per_task: usize,
+    epochs: usize,
+    eval_images: [usize; 2],
+    teacher: Sizes,
+    student: Sizes,
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+struct Sizes {
+    embed_dim: usize,
+    depth: usize,
+    num_heads: usize,
+}
+
+#[derive(Deserialize)]
+struct Step {
+    task: usize,
+    phase: Role,
+    epoch: usize,
+    step: usize,
+    lr: f64,
+    images: Vec<u32>,
+    labels: Vec<u32>,
+    loss: f64,
+    soft_loss: Option<f64>,
+    feature_loss: Option<f64>,
+}
+
+/// Our name and settings of a published learner.
+fn learner_of(case: &Case) -> Option<(&'static str, Settings)> {
+    let p = &case.prompt_param;
+    let whole = |index: usize| toml::Value::Integer(p[index] as i64);
+    match case.learner_name.as_str() {
+        "CODAPrompt" => Some((
+            "coda_prompt",
+            table([("pool", whole(0)), ("length", whole(1)), ("ortho_penalty", toml::Value::Float(p[2]))]),
+        )),
+        _ => None,
+    }
+}
+
+/// Our name and settings of a published distiller.
+fn distiller_of(case: &Case) -> Option<(&'static str, Settings)> {
+    let alpha = || ("alpha", toml::Value::Float(case.kd_alpha));
+    let temperature = || ("temperature", toml::Value::Float(case.temperature));
+    let whole = |index: usize| toml::Value::Integer(case.kd_prompt_param[index] as i64);
+    match case.kd_method.as_str() {
+        "KD" => Some(("kd", table([alpha(), temperature()]))),
+        "KD_Token" => {
+            Some(("kd_prompts", table([alpha(), temperature(), ("layers", whole(0)), ("length", whole(1))])))
+        }
+        _ => None,
+    }
+}
+
+/// Loss terms recorded as `soft_loss`; a distiller's other terms are its `feature_loss`.
+const SOFT_TERMS: [&str; 2] = ["kd", "dkd"];
+
+fn table<const N: usize>(entries: [(&str, toml::Value); N]) -> Settings {
+    entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+}
+
+/// The worst relative error of each kind, with where it was met.
+#[derive(Default)]
+struct Worst(BTreeMap<&'static str, (f64, String)>);
+
+impl Worst {
+    fn see(&mut self, kind: &'static str, error: f64, place: impl Into<String>) {
+        let worst = self.0.entry(kind).or_insert((0.0, String::new()));
+        // A NaN must not pass for small.
+        if error.is_nan() || error > worst.0 {
+            *worst = (if error.is_nan() { f64::INFINITY } else { error }, place.into());
+        }
+    }
+
+    fn of(&self, kind: &str) -> (f64, &str) {
+        self.0.get(kind).map_or((f64::INFINITY, "never compared"), |(error, place)| (*error, place))
+    }
+}
+
+/// `‖a - b‖ / ‖b‖` in float64; where `b` is zero, `a` must be too.
+fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.dims() != b.dims() {
+        return Ok(f64::INFINITY);
+    }
+    let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let (a, b) = (flat(a)?, flat(b)?);
+    let apart = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+    let size = b.iter().map(|b| b * b).sum::<f64>().sqrt();
+    Ok(if apart == 0.0 { 0.0 } else { apart / size })
+}
+
+fn shared(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(name)
+}
+
+fn directories() -> Vec<PathBuf> {
+    let recorded = match std::env::var_os("CDL_GOLDEN_DIR") {
+        Some(dir) => {
+            let dir = PathBuf::from(dir);
+            assert!(dir.is_dir(), "CDL_GOLDEN_DIR: no directory {}", dir.display());
+            Some(dir)
+        }
+        None => Some(shared("golden")).filter(|dir| dir.is_dir()),
+    };
+    if recorded.is_none() {
+        println!(
+            "golden: CDL_GOLDEN_DIR is not set and there is no shared/golden; only the committed cases are run"
+        );
+    }
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+    recorded.into_iter().chain([committed]).collect()
+}
+
+fn backbone(dir: &Path, role: Role, heads: usize, image_size: usize) -> Result<Arc<dyn Backbone>> {
+    let file = dir.join(format!("{}_backbone.safetensors", role.as_str()));
+    let options =
+        VitOptions { heads: Some(heads), depth: None, image_size, normalization: Normalization::NONE };
+    let weights = VitWeights::read(&file, None)?;
+    let provenance = Provenance::of_bytes(role.as_str(), &[]);
+    Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, &Device::Cpu)?))
+}
+
+/// The walk through one recorded run.
+struct Walk {
+    name: String,
+    /// First word of the verdict's line.
+    label: &'static str,
+    case: Case,
+    recorded: std::collections::HashMap<String, Tensor>,
+    images: Tensor,
+    trainer: Trainer,
+    worst: Worst,
+}
+
+impl Walk {
+    /// `None` if the case names a method that is not registered.
+    fn new(dir: &Path, name: &str) -> Result<Option<Self>> {
+        let case = read_case(dir, name);
+        let distiller = distiller_of(&case);
+        Self::with(dir, name, case, distiller)
+    }
+
+    /// The same with a distiller that does nothing.
+    fn with_any_distiller(dir: &Path, name: &str) -> Result<Option<Self>> {
+        Self::with(dir, name, read_case(dir, name), Some(("none", Settings::new())))
+    }
+
+    fn with(
+        dir: &Path,
+        name: &str,
+        case: Case,
+        distiller: Option<(&'static str, Settings)>,
+    ) -> Result<Option<Self>> {
+        let (Some((learner, learner_settings)), Some((distiller, distiller_settings))) =
+            (learner_of(&case), distiller)
+        else {
+            return Ok(None);
+        };
+        let registered = registry::find(Kind::Learner, learner).is_ok()
+            && registry::find(Kind::Distiller, distiller).is_ok()
+            && case.optimizer == "Adam";
+        if !registered {
+            return Ok(None);
+        }
+        let device = Device::Cpu;
+        let recorded = safetensors::load(dir.join(name).join("tensors.safetensors"), &device)?;
+        let images = safetensors::load(dir.join("images.safetensors"), &device)?["images"].clone();
+        let size = images.dim(2)?;
+        let teacher = backbone(dir, Role::Teacher, case.teacher.num_heads, size)?;
+        let student = backbone(dir, Role::Student, case.student.num_heads, size)?;
+        for (sizes, spec) in [(&case.teacher, teacher.spec()), (&case.student, student.spec())] {
+            assert_eq!((sizes.embed_dim, sizes.depth), (spec.width, spec.depth), "{name}: backbone sizes");
+        }
+        let make = |role, backbone: &Arc<dyn Backbone>| -> Result<Box<dyn Learner>> {
+            let context = LearnerContext {
+                role,
+                backbone: backbone.spec(),
+                query_width: student.spec().width,
+                classes: case.num_tasks * case.classes_per_task,
+                tasks: case.num_tasks,
+                mode: Mode::Published,
+                device: &device,
+                rng: Rng::new(0),
+            };
+            registry::learner(learner, &learner_settings, &context)
+        };
+        let (teacher_learner, student_learner) =
+            (make(Role::Teacher, &teacher)?, make(Role::Student, &student)?);
+        let context = DistillerContext {
+            teacher: teacher.spec(),
+            student: student.spec(),
+            learner: student_learner.as_ref(),
+            tasks: case.num_tasks,
+            mode: Mode::Published,
+            device: &device,
+            rng: Rng::new(0),
+        };
+        let distiller: Box<dyn Distiller> = registry::distiller(distiller, &distiller_settings, &context)?;
+        let settings = TrainSettings {
+            epochs: case.epochs,
+            batch_size: case.steps[0].images.len(),
+            optimizer: OptimizerConfig {
+                lr: case.lr,
+                momentum: case.momentum,
+                weight_decay: case.weight_decay,
+                ..Default::default()
+            },
+            schedule: ScheduleConfig::default(),
+            mode: Mode::Published,
+            train_teacher: true,
+        };
+        let trainer = Trainer {
+            teacher: Network { backbone: teacher, learner: teacher_learner },
+            student: Network { backbone: student, learner: student_learner },
+            distiller,
+            settings,
+            rng: Rng::new(0),
+        };
+        Ok(Some(Self {
+            name: name.into(),
+            label: "golden",
+            case,
+            recorded,
+            images,
+            trainer,
+            worst: Worst::default(),
+        }))
+    }
+
+    fn run(&mut self, phases: &[Role]) -> Result<()> {
+        for index in 0..self.case.num_tasks {
+            let size = self.case.classes_per_task;
+            let classes = index * size..(index + 1) * size;
+            let task = Task { index, count: self.case.num_tasks, classes };
+            self.trainer.begin_task(&task)?;
+            for &role in phases {
+                let start = match index {
+                    0 => format!("init/{}/", role.as_str()),
+                    _ => format!("task{index}/start/{}/", role.as_str()),
+                };
+                self.load(&start, role, &task)?;
+                self.phase(role, &task)?;
+            }
+            self.trainer.end_task(&task)?;
+            for &role in phases {
+                self.compare_parameters(&format!("task{index}/end/{}/", role.as_str()), role)?;
+                self.compare_predictions(role, &task)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts recorded values in place of ours. What was recorded but does not exist here must never have been trained.
+    fn load(&mut self, prefix: &str, role: Role, task: &Task) -> Result<()> {
+        let mut state = self.trainer.state(role)?;
+        let mut found = 0;
+        for (name, value) in self.recorded.iter().filter_map(|(n, v)| Some((n.strip_prefix(prefix)?, v))) {
+            if state.get(name).is_some() {
+                state.insert(name, value.clone());
+                found += 1;
+            } else {
+                let grad = format!("task{}/{}/step0/grad/{name}", task.index, role.as_str());
+                let trained = match self.recorded.get(&grad) {
+                    Some(grad) => difference(grad, &grad.zeros_like()?)? != 0.0,
+                    None => false,
+                };
+                assert!(
+                    !trained,
+                    "{}: {prefix}{name} is trained in the recording and not known here",
+                    self.name
+                );
+            }
+        }
+        if task.index == 0 {
+            let ours = state.iter().count();
+            assert_eq!(found, ours, "{}: {prefix} sets {found} of our {ours} tensors", self.name);
+        }
+        self.trainer.restore(role, task, &state)
+    }
+
+    fn phase(&mut self, role: Role, task: &Task) -> Result<()> {
+        let mut optimizer = Optimizer::new(&self.trainer.settings.optimizer, self.trainer.trainable(role))?;
+        let steps: Vec<usize> = (0..self.case.steps.len())
+            .filter(|&i| self.case.steps[i].task == task.index && self.case.steps[i].phase == role)
+            .collect();
+        assert!(!steps.is_empty(), "{}: no steps for task {}, {}", self.name, task.index, role.as_str());
+        let first = format!("task{}/{}/step0/", task.index, role.as_str());
+        for i in steps {
+            let step = &self.case.steps[i];
+            let place =
+                format!("task {}, {}, epoch {}, step {}", task.index, role.as_str(), step.epoch, step.step);
+            let settings = &self.trainer.settings;
+            let lr =
+                settings.schedule.rate(settings.optimizer.lr, step.epoch, settings.epochs, settings.mode);
+            assert!((lr - step.lr).abs() <= 1e-12 * step.lr, "{}: rate {lr} at {place}", self.name);
+            optimizer.set_lr(lr);
+
+            let batch = Batch {
+                pixels: self.pixels(&step.images)?,
+                labels: Tensor::new(step.labels.as_slice(), &Device::Cpu)?,
+            };
+            let loss = self.trainer.loss(role, task, &batch)?;
+            let values = loss.values()?;
+            let sum = |wanted: &dyn Fn(&str) -> bool| -> f64 {
+                values.iter().filter(|(name, _)| wanted(name)).map(|(_, value)| value).sum()
+            };
+            let total = sum(&|name| name == "loss");
+            self.worst.see("loss", (total - step.loss).abs() / step.loss.abs(), format!("loss at {place}"));
+            let soft = sum(&|name| SOFT_TERMS.contains(&name));
+            let feature =
+                sum(&|name| !["loss", "ce", "penalty"].contains(&name) && !SOFT_TERMS.contains(&name));
+            for (what, ours, recorded) in
+                [("soft loss", soft, step.soft_loss), ("feature loss", feature, step.feature_loss)]
+            {
+                let recorded = recorded.unwrap_or(0.0);
+                self.worst.see(
+                    "loss",
+                    (ours - recorded).abs() / step.loss.abs(),
+                    format!("{what} at {place}"),
+                );
+            }
+            if step.epoch == 0 {
+                let (key, ours) = match role {
+                    Role::Teacher => ("logits", Some(&loss.logits)),
+                    Role::Student => ("teacher_logits", loss.teacher_logits.as_ref()),
+                };
+                let key = format!("task{}/{}/step{}/{key}", task.index, role.as_str(), step.step);
+                if let (Some(ours), Some(recorded)) = (ours, self.recorded.get(&key)) {
+                    // Masked columns are recorded as -1e30; they are the past tasks'.
+                    let error = difference(&columns(ours, task)?, &columns(recorded, task)?)?;
+                    self.worst.see("logits", error, key);
+                }
+            }
+
+            let gradients = loss.total.backward()?;
+            if step.epoch == 0 && step.step == 0 {
+                for var in self.trainer.trainable(role) {
+                    let key = format!("{first}grad/{}", var.name);
+                    let recorded =
+                        self.recorded.get(&key).unwrap_or_else(|| panic!("{}: no {key}", self.name));
+                    let ours = match gradients.get(var.tensor()) {
+                        Some(gradient) => gradient.clone(),
+                        None => recorded.zeros_like()?,
+                    };
+                    self.worst.see("grad", difference(&ours, recorded)?, key);
+                }
+            }
+            optimizer.step(&gradients)?;
+            if step.epoch == 0 && step.step == 0 {
+                self.compare_parameters(&format!("{first}after/"), role)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_parameters(&mut self, prefix: &str, role: Role) -> Result<()> {
+        let state: StateDict = self.trainer.state(role)?;
+        for (name, ours) in state.iter() {
+            let key = format!("{prefix}{name}");
+            let recorded = self.recorded.get(&key).unwrap_or_else(|| panic!("{}: no {key}", self.name));
+            self.worst.see("param", difference(ours, recorded)?, key);
+        }
+        Ok(())
+    }
+
+    fn compare_predictions(&mut self, role: Role, task: &Task) -> Result<()> {
+        let images: Vec<u32> = (self.case.eval_images[0] as u32..self.case.eval_images[1] as u32).collect();
+        let (teacher, student) = self.trainer.predict(&self.pixels(&images)?)?;
+        let ours = match role {
+            Role::Teacher => teacher,
+            Role::Student => student,
+        };
+        let key = format!("task{}/eval/{}_logits", task.index, role.as_str());
+        let error = difference(&ours.narrow(1, 0, task.seen())?, &self.recorded[&key])?;
+        self.worst.see("logits", error, key);
+        Ok(())
+    }
+
+    fn pixels(&self, numbers: &[u32]) -> Result<Tensor> {
+        let numbers = Tensor::new(numbers, &Device::Cpu)?;
+        Ok((self.images.index_select(&numbers, 0)?.to_dtype(DType::F32)? / 255.0)?)
+    }
+
+    /// Prints the case's line and tells whether it passed.
+    fn verdict(&self) -> bool {
+        let penalty = self.case.learner_name == "CODAPrompt"
+            && self.case.prompt_param.get(2).is_some_and(|mu| *mu > 0.0);
+        let limits = [
+            ("loss", TOLERANCE.loss),
+            ("grad", TOLERANCE.grad),
+            ("param", if penalty { PARAM_WITH_PENALTY } else { TOLERANCE.param }),
+            ("logits", TOLERANCE.logits),
+        ];
+        let failed: Vec<_> = limits.iter().filter(|(kind, limit)| self.worst.of(kind).0 > *limit).collect();
+        let errors: Vec<String> =
+            limits.iter().map(|(kind, _)| format!("{kind}={:.1e}", self.worst.of(kind).0)).collect();
+        let word = if failed.is_empty() { "pass" } else { "FAIL" };
+        println!("{} {} {word} {}", self.label, self.name, errors.join(" "));
+        for (kind, limit) in &failed {
+            let (error, place) = self.worst.of(kind);
+            println!("  {kind} {error:.1e} above {limit:.0e}: {place}");
+        }
+        failed.is_empty()
+    }
+}
+
+fn columns(logits: &Tensor, task: &Task) -> Result<Tensor> {
+    Ok(logits.narrow(1, task.classes.start, task.classes.len())?)
+}
+
+fn read_case(dir: &Path, name: &str) -> Case {
+    let case = std::fs::read(dir.join(name).join("case.json")).expect("case.json");
+    serde_json::from_slice(&case).expect("case.json")
+}
+
+fn cases(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .expect("golden directory")
+        .flatten()
+        .filter(|entry| entry.path().join("case.json").is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn recorded_runs_are_reproduced() {
+    cdl_plugins::link();
+    let mut failures = 0;
+    for dir in directories() {
+        for name in cases(&dir) {
+            match Walk::new(&dir, &name).expect("golden case") {
+                None => println!("golden {name} unknown loss=- grad=- param=- logits=-"),
+                Some(mut walk) => {
+                    let passed = match walk.run(&[Role::Teacher, Role::Student]) {
+                        Ok(()) => walk.verdict(),
+                        Err(error) => {
+                            println!("golden {name} FAIL loss=- grad=- param=- logits=- ({error})");
+                            false
+                        }
+                    };
+                    failures += usize::from(!passed);
+                }
+            }
+        }
+    }
+    assert_eq!(failures, 0, "recorded runs are not reproduced");
+}
+
+/// The teacher does not depend on the distiller, so its half of a run can be walked for every known learner, also under
+/// distillers that are not registered: this covers CODA-Prompt's orthogonality penalty.
+#[test]
+fn recorded_teachers_are_reproduced_under_any_distiller() {
+    cdl_plugins::link();
+    let mut failures = 0;
+    for dir in directories() {
+        for name in cases(&dir) {
+            let teacher = Walk::with_any_distiller(&dir, &name).expect("golden case");
+            let Some(mut walk) = teacher else { continue };
+            walk.label = "golden-teacher";
+            walk.run(&[Role::Teacher]).expect("golden case");
+            failures += usize::from(!walk.verdict());
+        }
+    }
+    assert_eq!(failures, 0, "recorded teachers are not reproduced");
+}
+
+#[test]
+fn backbone_features_are_reproduced() -> Result<()> {
+    for dir in directories() {
+        for role in [Role::Teacher, Role::Student] {
+            let device = Device::Cpu;
+            let expected =
+                safetensors::load(dir.join(format!("{}_features.safetensors", role.as_str())), &device)?;
+            let case = read_case(&dir, &cases(&dir)[0]);
+            let heads = if role == Role::Teacher { case.teacher.num_heads } else { case.student.num_heads };
+            let images = safetensors::load(dir.join("images.safetensors"), &device)?["images"].i(..2)?;
+            let vit = backbone(&dir, role, heads, images.dim(2)?)?;
+            let pixels = (images.to_dtype(DType::F32)? / 255.0)?;
+            let blocks = (0..vit.spec().depth).collect();
+            let features = vit.forward(&pixels, &Injection::none(), &Taps { blocks, norm: true })?;
+            for (name, expected) in &expected {
+                let ours = match name.strip_prefix("block") {
+                    Some(block) => features.blocks.get(&block.parse().expect("blockN")).cloned(),
+                    None => features.norm.clone(),
+                };
+                let error = difference(&ours.expect("feature"), expected)?;
+                println!("features {} {} {name} {error:.1e}", dir.display(), role.as_str());
+                assert!(error < TOLERANCE.logits, "{} {name}: {error:e}", role.as_str());
+            }
+            // What the methods read is the same whether or not anything else is asked for.
+            let plain = vit.forward(&pixels, &Injection::none(), &Taps::none())?;
+            let norm = features.norm.expect("norm").i((.., 0))?;
+            assert!(difference(&plain.cls, &norm)? < 1e-6);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_real_vit_gives_the_tokens_of_the_original() -> Result<()> {
+    let dir = match std::env::var_os("CDL_MODELS_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => shared("models"),
+    }
+    .join("vit_small_patch14_dinov2");
+    if !dir.is_dir() {
+        println!("features: no {} (set CDL_MODELS_DIR); the real network is not checked", dir.display());
+        return Ok(());
+    }
+    let weights = VitWeights::read(&dir.join("model.safetensors"), Some(&dir.join("config.json")))?;
+    let options = VitOptions {
+        heads: None,
+        depth: None,
+        image_size: 224,
+        normalization: weights.normalization().expect("config.json has mean and std"),
+    };
+    let vit = Vit::new("vit", &weights, &options, Provenance::of_bytes("dinov2", &[]), &Device::Cpu)?;
+    let expected = safetensors::load(dir.join("expected.safetensors"), &Device::Cpu)?;
+    let pixels = (expected["images_224"].to_dtype(DType::F32)? / 255.0)?;
+    let features = vit.forward(&pixels, &Injection::none(), &Taps { blocks: [].into(), norm: true })?;
+    let error = difference(&features.norm.expect("norm"), &expected["tokens_224"])?;
+    println!("features dinov2 tokens_224 {error:.1e}");
+    assert!(error < TOLERANCE.logits, "{error:e}");
+    Ok(())
+}
