@@ -41,6 +41,11 @@ impl Split {
         let &[count, height, width] = dims.as_slice() else {
             anyhow::bail!("{}: expected 3 dimensions, found {dims:?}", files.images);
         };
+        ensure!(
+            height * width > 0,
+            "{}: images without pixels",
+            files.images
+        );
         let (dims, labels) = read_idx(&folder.join(files.labels))?;
         ensure!(
             dims == [count],
@@ -77,10 +82,12 @@ fn parse_idx(bytes: &[u8]) -> Result<(Vec<usize>, Vec<u8>)> {
         dims.push(u32::from_be_bytes(*size) as usize);
         rest = tail;
     }
-    let promised: usize = dims.iter().product();
+    let promised = dims
+        .iter()
+        .try_fold(1usize, |product, &size| product.checked_mul(size));
     ensure!(
-        rest.len() == promised,
-        "dimensions {dims:?} promise {promised} bytes, the file holds {}",
+        promised == Some(rest.len()),
+        "{} bytes do not make up dimensions {dims:?}",
         rest.len()
     );
     Ok((dims, rest.to_vec()))

@@ -7,7 +7,7 @@ use cdl_core::{
 };
 use serde_json::Value;
 
-use crate::Failure;
+use crate::{Failure, emit};
 
 /// Prints what every plugin called `name` is.
 pub fn describe(name: &str) -> Result<(), Failure> {
@@ -21,32 +21,33 @@ pub fn describe(name: &str) -> Result<(), Failure> {
         let nearest = nearest(name, known.iter().map(String::as_str));
         return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
     }
+    let mut text = String::new();
     for entry in found {
-        println!("{} ({})\n  {}\n  {}", entry.name, entry.build.kind(), entry.about, entry.citation);
-        println!("  registered by {}\n", entry.origin);
+        text +=
+            &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
+        text += &format!("  registered by {}\n\n", entry.origin);
         let schema = (entry.schema)();
-        let defaults = (entry.defaults)()?;
-        print_fields(&schema, &schema, &defaults, "");
-        println!();
+        write_fields(&mut text, &schema, &schema, &(entry.defaults)()?, "");
+        text.push('\n');
     }
-    Ok(())
+    emit(&text)
 }
 
-/// Prints the properties of an object schema, those of nested objects with a dotted name.
-fn print_fields(root: &Value, schema: &Value, defaults: &Settings, prefix: &str) {
+/// Writes the properties of an object schema, those of nested objects with a dotted name.
+fn write_fields(text: &mut String, root: &Value, schema: &Value, defaults: &Settings, prefix: &str) {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
     for (name, field) in properties {
         let target = resolve(root, field);
         if target.get("properties").is_some() {
             let inner = defaults.get(name).and_then(|value| value.as_table()).cloned().unwrap_or_default();
-            print_fields(root, target, &inner, &format!("{prefix}{name}."));
+            write_fields(text, root, target, &inner, &format!("{prefix}{name}."));
             continue;
         }
         let default = defaults.get(name).map(|value| format!(" = {value}")).unwrap_or_default();
-        println!("  {prefix}{name}: {}{default}", type_name(root, field));
+        *text += &format!("  {prefix}{name}: {}{default}\n", type_name(root, field));
         let docs = field.get("description").or_else(|| target.get("description"));
         for line in docs.and_then(Value::as_str).unwrap_or_default().lines() {
-            println!("      {line}");
+            *text += &format!("      {line}\n");
         }
     }
 }

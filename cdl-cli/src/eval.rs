@@ -8,7 +8,7 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::Failure;
+use crate::{Failure, emit};
 
 /// Arguments of `cdl eval`.
 #[derive(Debug, Args)]
@@ -44,6 +44,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     }
     let mut accuracies = Accuracies::default();
     experiment.trainer.test(&task, experiment.stream.as_ref(), &mut accuracies)?;
+    let mut text = String::new();
     for role in roles {
         let (matrix, recorded) = match role {
             Role::Teacher => (&accuracies.teacher, &results.teacher),
@@ -52,13 +53,14 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         let row = matrix.rows().last().cloned().unwrap_or_default();
         let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
         let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
-        println!("{} after task {after}: {} %, average {mean:.2} %", role.as_str(), cells.join(" "));
+        text +=
+            &format!("{} after task {after}: {} %, average {mean:.2} %\n", role.as_str(), cells.join(" "));
         let recorded = recorded.as_ref().and_then(|summary| summary.accuracy_matrix.rows().get(after - 1));
         match recorded {
-            Some(recorded) if *recorded == row => println!("  as recorded by the run"),
-            Some(recorded) => println!("  recorded by the run: {recorded:.2?}"),
+            Some(recorded) if *recorded == row => text += "  as recorded by the run\n",
+            Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
             None => {}
         }
     }
-    Ok(())
+    emit(&text)
 }

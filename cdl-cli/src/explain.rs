@@ -2,7 +2,7 @@
 
 use cdl_core::Config;
 
-use crate::{ConfigArgs, Failure};
+use crate::{ConfigArgs, Failure, emit};
 
 /// Prints every value of a configuration and where it was set.
 pub fn explain(args: &ConfigArgs) -> Result<(), Failure> {
@@ -10,8 +10,7 @@ pub fn explain(args: &ConfigArgs) -> Result<(), Failure> {
     let rows = config.explain()?;
     let values: Vec<String> = rows.iter().map(|(key, value, _)| format!("{key} = {value}")).collect();
     let width = values.iter().map(String::len).max().unwrap_or(0);
-    for (value, (_, _, origin)) in values.iter().zip(&rows) {
-        println!("{value:width$}  # {origin}");
-    }
-    Ok(())
+    let lines =
+        values.iter().zip(&rows).map(|(value, (_, _, origin))| format!("{value:width$}  # {origin}\n"));
+    emit(&lines.collect::<String>())
 }

@@ -2,15 +2,16 @@
 
 use cdl_core::registry::{Kind, entries};
 
-use crate::Failure;
+use crate::{Failure, emit};
 
 /// Prints every registered plugin by kind.
 pub fn list() -> Result<(), Failure> {
+    let mut text = String::new();
     for kind in Kind::ALL {
-        println!("{kind}s");
+        text += &format!("{kind}s\n");
         for entry in entries(kind)? {
-            println!("  {:14} {}", entry.name, entry.about);
+            text += &format!("  {:14} {}\n", entry.name, entry.about);
         }
     }
-    Ok(())
+    emit(&text)
 }

@@ -103,6 +103,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Writes results to standard output; a reader that has gone away, as in `cdl list | head`, is no failure.
+fn emit(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure { message: format!("standard output: {e}"), code: 1 })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn set_threads(threads: Option<usize>) -> Result<(), Failure> {
     let Some(threads) = threads else { return Ok(()) };
     if threads == 0 {

@@ -8,7 +8,7 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::{ConfigArgs, Failure, logging::Log, progress::Progress, table};
+use crate::{ConfigArgs, Failure, emit, logging::Log, progress::Progress, table};
 
 /// Arguments of `cdl run`.
 #[derive(Debug, Args)]
@@ -66,12 +66,15 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
         code: 1,
     })?;
     if let Some(results) = results {
+        let mut text = String::new();
         for (title, summary) in [("teacher", &results.teacher), ("student", &results.student)] {
             if let Some(summary) = summary {
-                println!("{}", table::accuracies(title, summary));
+                text += &table::accuracies(title, summary);
+                text.push('\n');
             }
         }
-        println!("{:.1} s; results are in {}", results.wall_seconds, path.display());
+        text += &format!("{:.1} s; results are in {}\n", results.wall_seconds, path.display());
+        emit(&text)?;
     }
     Ok(())
 }

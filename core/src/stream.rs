@@ -461,7 +461,9 @@ mod tests {
             names.iter().map(|n| n.iter().map(|s| s.to_string()).collect()).collect()
         };
         let classes = names(3);
-        let error = |lists| explicit_tasks(&classes, &lists).err().map(|e| e.to_string()).unwrap_or_default();
+        let error = |lists: Vec<Vec<String>>| {
+            explicit_tasks(&classes, &lists).err().map(|e| e.to_string()).unwrap_or_default()
+        };
         assert!(error(list(&[&["class0"], &["class1"]])).contains("`class2` is in no task"));
         assert!(error(list(&[&["class0", "class1", "class2", "clas0"]])).contains("did you mean `class0`"));
         assert!(error(list(&[&["class0"], &["class0", "class1", "class2"]])).contains("twice"));

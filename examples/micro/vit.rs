@@ -132,6 +132,12 @@ impl Vit {
             // Where nothing else is said, a head is 64 wide.
             heads: heads.unwrap_or(width / 64),
         };
+        ensure!(
+            shape.heads > 0 && width.is_multiple_of(shape.heads),
+            "{}: width {width} does not divide into {} heads",
+            path.display(),
+            shape.heads
+        );
         for (name, expected) in shape.parameters() {
             let found = dims(&name)?;
             ensure!(

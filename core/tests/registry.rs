@@ -1,0 +1,43 @@
+//! Names that two plugins claim.
+
+use cdl_core::{
+    Error,
+    registry::{self, Kind},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+struct Empty {}
+
+mod first {
+    cdl_core::register!(Distiller {
+        name: "twice",
+        about: "",
+        citation: "",
+        config: super::Empty,
+        build: |_c: super::Empty, _x: &cdl_core::DistillerContext<'_>| Err(cdl_core::Error::Tasks(
+            "never built".into()
+        )),
+    });
+}
+
+mod second {
+    cdl_core::register!(Distiller {
+        name: "twice",
+        about: "",
+        citation: "",
+        config: super::Empty,
+        build: |_c: super::Empty, _x: &cdl_core::DistillerContext<'_>| Err(cdl_core::Error::Tasks(
+            "never built".into()
+        )),
+    });
+}
+
+#[test]
+fn a_name_claimed_twice_is_an_error_that_names_both() {
+    let error = registry::entries(Kind::Distiller).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(error.contains("`twice`") && error.contains("first") && error.contains("second"), "{error}");
+    assert!(matches!(registry::find(Kind::Distiller, "twice"), Err(Error::DuplicateName { .. })));
+    assert!(registry::entries(Kind::Learner).is_ok_and(|learners| learners.is_empty()));
+}
