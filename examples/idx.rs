@@ -15,15 +15,11 @@ pub struct SplitFiles {
     pub labels: &'static str,
 }
 
-pub const TRAIN: SplitFiles = SplitFiles {
-    images: "train-images-idx3-ubyte.gz",
-    labels: "train-labels-idx1-ubyte.gz",
-};
+pub const TRAIN: SplitFiles =
+    SplitFiles { images: "train-images-idx3-ubyte.gz", labels: "train-labels-idx1-ubyte.gz" };
 
-pub const TEST: SplitFiles = SplitFiles {
-    images: "t10k-images-idx3-ubyte.gz",
-    labels: "t10k-labels-idx1-ubyte.gz",
-};
+pub const TEST: SplitFiles =
+    SplitFiles { images: "t10k-images-idx3-ubyte.gz", labels: "t10k-labels-idx1-ubyte.gz" };
 
 /// One split of a labelled set of grey images.
 pub struct Split {
@@ -41,23 +37,10 @@ impl Split {
         let &[count, height, width] = dims.as_slice() else {
             anyhow::bail!("{}: expected 3 dimensions, found {dims:?}", files.images);
         };
-        ensure!(
-            height * width > 0,
-            "{}: images without pixels",
-            files.images
-        );
+        ensure!(height * width > 0, "{}: images without pixels", files.images);
         let (dims, labels) = read_idx(&folder.join(files.labels))?;
-        ensure!(
-            dims == [count],
-            "{}: expected {count} labels, found dimensions {dims:?}",
-            files.labels
-        );
-        Ok(Self {
-            height,
-            width,
-            images,
-            labels,
-        })
+        ensure!(dims == [count], "{}: expected {count} labels, found dimensions {dims:?}", files.labels);
+        Ok(Self { height, width, images, labels })
     }
 }
 
@@ -82,13 +65,7 @@ fn parse_idx(bytes: &[u8]) -> Result<(Vec<usize>, Vec<u8>)> {
         dims.push(u32::from_be_bytes(*size) as usize);
         rest = tail;
     }
-    let promised = dims
-        .iter()
-        .try_fold(1usize, |product, &size| product.checked_mul(size));
-    ensure!(
-        promised == Some(rest.len()),
-        "{} bytes do not make up dimensions {dims:?}",
-        rest.len()
-    );
+    let promised = dims.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    ensure!(promised == Some(rest.len()), "{} bytes do not make up dimensions {dims:?}", rest.len());
     Ok((dims, rest.to_vec()))
 }

@@ -42,24 +42,12 @@ struct Micro {
 const NETWORKS: [Micro; 2] = [
     Micro {
         name: "teacher",
-        shape: Shape {
-            image: SIDE,
-            patch: PATCH,
-            width: 128,
-            depth: 6,
-            heads: 4,
-        },
+        shape: Shape { image: SIDE, patch: PATCH, width: 128, depth: 6, heads: 4 },
         epochs: 7,
     },
     Micro {
         name: "student",
-        shape: Shape {
-            image: SIDE,
-            patch: PATCH,
-            width: 64,
-            depth: 5,
-            heads: 2,
-        },
+        shape: Shape { image: SIDE, patch: PATCH, width: 64, depth: 5, heads: 2 },
         epochs: 16,
     },
 ];
@@ -147,16 +135,7 @@ enum Command {
 
 fn main() -> Result<()> {
     match Args::parse().command {
-        Command::Distil {
-            source_weights,
-            out,
-            cache,
-            only,
-            seed,
-            images,
-            epochs,
-            recipe,
-        } => {
+        Command::Distil { source_weights, out, cache, only, seed, images, epochs, recipe } => {
             fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
             let source = Source::load(&source_weights, SIDE / PATCH)?;
             let lesson = Lesson::prepare(&source, seed, images, cache.as_deref())?;
@@ -164,13 +143,8 @@ fn main() -> Result<()> {
             let wanted = |micro: &&Micro| only.as_ref().is_none_or(|name| name == micro.name);
             for micro in NETWORKS.iter().filter(wanted) {
                 println!("{}", micro.name);
-                let network = distil(
-                    micro.random(seed)?,
-                    &exercises,
-                    epochs.unwrap_or(micro.epochs),
-                    &recipe,
-                    seed,
-                )?;
+                let network =
+                    distil(micro.random(seed)?, &exercises, epochs.unwrap_or(micro.epochs), &recipe, seed)?;
                 network.save(&micro.weights(&out))?;
                 let path = out.join(format!("{}.json", micro.name));
                 fs::write(&path, format!("{:#}\n", micro.config()))
@@ -178,15 +152,8 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        Command::Probe {
-            weights,
-            data,
-            seed,
-        } => {
-            let task = Task::new(
-                Split::read(&data, &idx::TRAIN)?,
-                Split::read(&data, &idx::TEST)?,
-            )?;
+        Command::Probe { weights, data, seed } => {
+            let task = Task::new(Split::read(&data, &idx::TRAIN)?, Split::read(&data, &idx::TEST)?)?;
             println!("| network | random weights | pretrained |");
             println!("|---|---|---|");
             for micro in &NETWORKS {

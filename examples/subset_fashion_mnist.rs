@@ -49,12 +49,8 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    fs::create_dir_all(&args.out)
-        .with_context(|| format!("cannot create {}", args.out.display()))?;
-    for (files, per_class) in [
-        (&idx::TRAIN, args.train_per_class),
-        (&idx::TEST, args.test_per_class),
-    ] {
+    fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
+    for (files, per_class) in [(&idx::TRAIN, args.train_per_class), (&idx::TEST, args.test_per_class)] {
         let subset = first_of_each_class(&Split::read(&args.source, files)?, per_class)
             .with_context(|| format!("cannot cut {}", files.images))?;
         write_split(&args.out, files, &subset)?;
@@ -86,10 +82,7 @@ fn first_of_each_class(split: &Split, per_class: usize) -> Result<Split> {
         }
     }
     for (name, kept) in CLASSES.iter().zip(kept) {
-        ensure!(
-            kept == per_class,
-            "class {name} has {kept} images, {per_class} wanted"
-        );
+        ensure!(kept == per_class, "class {name} has {kept} images, {per_class} wanted");
     }
     Ok(subset)
 }
@@ -109,9 +102,7 @@ fn write_idx(path: &Path, dims: &[usize], elements: &[u8]) -> Result<()> {
         header.extend_from_slice(&size.to_be_bytes());
     }
     let write = || {
-        let mut gzip = GzBuilder::new()
-            .mtime(0)
-            .write(File::create(path)?, Compression::best());
+        let mut gzip = GzBuilder::new().mtime(0).write(File::create(path)?, Compression::best());
         gzip.write_all(&header)?;
         gzip.write_all(elements)?;
         gzip.finish()?.sync_all()

@@ -10,6 +10,7 @@ mod logging;
 mod progress;
 mod run;
 mod table;
+mod threads;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     cdl_plugins::link();
     let log = logging::start(cli.quiet, cli.verbose);
-    let done = set_threads(cli.threads).and_then(|()| match cli.command {
+    let done = threads::settle(cli.threads).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args, &log, cli.quiet),
         Command::List => list::list(),
         Command::Describe { name } => describe::describe(&name),
@@ -113,15 +114,4 @@ fn emit(text: &str) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-fn set_threads(threads: Option<usize>) -> Result<(), Failure> {
-    let Some(threads) = threads else { return Ok(()) };
-    if threads == 0 {
-        return Err(Failure { message: "--threads 0: expected at least 1".into(), code: 2 });
-    }
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .map_err(|e| Failure { message: format!("--threads {threads}: {e}"), code: 1 })
 }

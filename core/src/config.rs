@@ -228,6 +228,8 @@ impl Config {
 struct Layer {
     metadata: Metadata,
     values: Dict,
+    /// Whether it is one of several `--set`, which count as one layer whatever their order.
+    set: bool,
 }
 
 impl Provider for Layer {
@@ -260,7 +262,7 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
         }
     }
     open.pop();
-    layers.push(Layer { metadata: Metadata::from("file", Source::File(file.into())), values });
+    layers.push(Layer { metadata: Metadata::from("file", Source::File(file.into())), values, set: false });
     Ok(())
 }
 
@@ -271,7 +273,7 @@ fn environment() -> Result<Layer> {
         .data()
         .map_err(|e| Error::Config { origin: "environment".into(), reason: e.to_string() })?;
     let values = values.into_iter().flat_map(|(_, values)| values).collect();
-    Ok(Layer { metadata: Metadata::named("environment variable CDL_..."), values })
+    Ok(Layer { metadata: Metadata::named("environment variable CDL_..."), values, set: false })
 }
 
 /// `a.b=value` as a layer; the value is TOML, or else a string.
@@ -291,11 +293,12 @@ fn parse_set(set: &str) -> Result<Layer> {
         value = Value::from(Dict::from([(part.to_string(), value)]));
     }
     let metadata = Metadata::named(format!("--set {set}"));
-    Ok(Layer { metadata, values: Dict::from([(first.to_string(), value)]) })
+    Ok(Layer { metadata, values: Dict::from([(first.to_string(), value)]), set: true })
 }
 
 /// All layers, lowest first, less the sections that a higher layer replaces by another name.
 fn merge(mut layers: Vec<Layer>) -> Figment {
+    let sets = layers.iter().position(|layer| layer.set).unwrap_or(layers.len());
     for section in NAMED {
         let name = |layer: &Layer| {
             let section = layer.values.get(section)?.as_dict()?;
@@ -306,7 +309,7 @@ fn merge(mut layers: Vec<Layer>) -> Figment {
         for (index, layer) in layers.iter().enumerate() {
             if let Some(name) = name(layer) {
                 if current.as_ref().is_some_and(|current| *current != name) {
-                    since = index;
+                    since = if layer.set { sets } else { index };
                 }
                 current = Some(name);
             }

@@ -107,12 +107,7 @@ impl Exercises {
         let [class, pooled, thumbnails, patches] = &self.targets;
         Ok(Self {
             images: select(&self.images)?,
-            targets: [
-                select(class)?,
-                select(pooled)?,
-                select(thumbnails)?,
-                select(patches)?,
-            ],
+            targets: [select(class)?, select(pooled)?, select(thumbnails)?, select(patches)?],
         })
     }
 }
@@ -140,10 +135,7 @@ impl Head {
         let normal = Normal::new(0f32, (inputs as f32).sqrt().recip())?;
         let values = normal.sample_iter(rng).take(outputs * inputs).collect();
         let weight = Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)?;
-        Ok(Self {
-            weight: Var::from_tensor(&weight)?,
-            bias: Var::zeros(outputs, DType::F32, &Device::Cpu)?,
-        })
+        Ok(Self { weight: Var::from_tensor(&weight)?, bias: Var::zeros(outputs, DType::F32, &Device::Cpu)? })
     }
 
     fn predict(&self, tokens: &Tensor) -> Result<Tensor> {
@@ -168,12 +160,7 @@ impl Pupil {
     }
 
     /// Loss and gradients of a batch.
-    fn gradients(
-        &self,
-        exercises: &Exercises,
-        batch: &[u32],
-        variables: &[Var],
-    ) -> Result<(f32, GradStore)> {
+    fn gradients(&self, exercises: &Exercises, batch: &[u32], variables: &[Var]) -> Result<(f32, GradStore)> {
         let pieces = batch
             .par_chunks(batch.len().div_ceil(PIECES))
             .map(|piece| {
@@ -208,13 +195,7 @@ impl Pupil {
 }
 
 /// Trains `network` on the exercises, which it goes through `epochs` times.
-pub fn distil(
-    network: Vit,
-    exercises: &Exercises,
-    epochs: usize,
-    recipe: &Recipe,
-    seed: u64,
-) -> Result<Vit> {
+pub fn distil(network: Vit, exercises: &Exercises, epochs: usize, recipe: &Recipe, seed: u64) -> Result<Vit> {
     let count = exercises.images.dim(0)?;
     ensure!(
         count >= recipe.held_out + recipe.batch && recipe.held_out > 0 && recipe.batch > 0,
@@ -233,10 +214,7 @@ pub fn distil(
         variables.extend([head.weight.clone(), head.bias.clone()]);
     }
     let pupil = Pupil { network, heads };
-    let settings = ParamsAdamW {
-        weight_decay: recipe.weight_decay,
-        ..ParamsAdamW::default()
-    };
+    let settings = ParamsAdamW { weight_decay: recipe.weight_decay, ..ParamsAdamW::default() };
     let mut optimiser = AdamW::new(variables.clone(), settings)?;
 
     let mut indices: Vec<u32> = (0..u32::try_from(count)?).collect();

@@ -21,19 +21,12 @@ pub struct Normalisation {
 
 impl Normalisation {
     /// What the micro networks expect.
-    pub const MICRO: Self = Self {
-        mean: [0.5; 3],
-        std: [0.5; 3],
-    };
+    pub const MICRO: Self = Self { mean: [0.5; 3], std: [0.5; 3] };
 
     /// Grey images (N, S, S) become normalised colour images (N, 3, S, S).
     pub fn apply(&self, images: &Tensor) -> Result<Tensor> {
-        let channel = |c: usize| {
-            images.affine(
-                1.0 / f64::from(self.std[c]),
-                f64::from(-self.mean[c] / self.std[c]),
-            )
-        };
+        let channel =
+            |c: usize| images.affine(1.0 / f64::from(self.std[c]), f64::from(-self.mean[c] / self.std[c]));
         Ok(Tensor::stack(&[channel(0)?, channel(1)?, channel(2)?], 1)?)
     }
 }

@@ -3,9 +3,7 @@
 //! Composed of elementary tensor operations they would take most of the training time on a CPU: every step would be a
 //! pass of its own, and sums over leading dimensions are slow. All of them take f32 on the CPU.
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// Added to the variance by every layer normalisation, as in timm's vision transformers.
 const LAYER_NORM_EPS: f32 = 1e-6;
@@ -123,10 +121,7 @@ impl CustomOp3 for LayerNorm {
         let mut bias_grad = vec![0.0; width];
         // Of one row: the normalised input, and the gradient with respect to it.
         let (mut normal, mut slope) = (vec![0.0; width], vec![0.0; width]);
-        for (row, grad) in x_grad
-            .chunks_exact_mut(width)
-            .zip(values(grad)?.chunks_exact(width))
-        {
+        for (row, grad) in x_grad.chunks_exact_mut(width).zip(values(grad)?.chunks_exact(width)) {
             let (mean, scale) = Self::moments(row);
             for i in 0..width {
                 normal[i] = (row[i] - mean) * scale;
@@ -175,10 +170,7 @@ impl CustomOp1 for ScaledSoftmax {
     fn bwd(&self, x: &Tensor, out: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let width = row_width(x.shape())?;
         let mut x_grad = values(grad)?;
-        for (grad, out) in x_grad
-            .chunks_exact_mut(width)
-            .zip(values(out)?.chunks_exact(width))
-        {
+        for (grad, out) in x_grad.chunks_exact_mut(width).zip(values(out)?.chunks_exact(width)) {
             let mean = dot(grad, out);
             for (grad, out) in grad.iter_mut().zip(out) {
                 *grad = self.scale * out * (*grad - mean);
@@ -195,13 +187,7 @@ impl Gelu {
     ///
     /// Abramowitz and Stegun 7.1.26: the error is at most 1.5e-7, about the resolution of f32.
     fn normal(x: f32) -> (f32, f32) {
-        const FACTORS: [f32; 5] = [
-            1.061_405_4,
-            -1.453_152_1,
-            1.421_413_8,
-            -0.284_496_74,
-            0.254_829_6,
-        ];
+        const FACTORS: [f32; 5] = [1.061_405_4, -1.453_152_1, 1.421_413_8, -0.284_496_74, 0.254_829_6];
         let falloff = (-0.5 * x * x).exp();
         let t = (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs()).recip();
         let tail = 0.5 * t * falloff * FACTORS.iter().fold(0.0, |sum, factor| sum * t + factor);
@@ -216,10 +202,7 @@ impl CustomOp1 for Gelu {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let out = elements(x, layout)?
-            .iter()
-            .map(|&x| x * Self::normal(x).1)
-            .collect();
+        let out = elements(x, layout)?.iter().map(|&x| x * Self::normal(x).1).collect();
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -297,11 +280,7 @@ mod tests {
     #[test]
     fn bias_agrees_with_broadcasting() -> Result<()> {
         let (x, bias) = (wavy(&[3, 5, 8], 0.9)?, wavy(&[8], 1.3)?);
-        assert_same(
-            &add_bias(&x, &bias)?,
-            &x.broadcast_add(&bias)?,
-            &[&x, &bias],
-        )
+        assert_same(&add_bias(&x, &bias)?, &x.broadcast_add(&bias)?, &[&x, &bias])
     }
 
     #[test]

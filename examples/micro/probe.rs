@@ -33,11 +33,7 @@ impl Labelled {
         let count = split.labels.len();
         let labels: Vec<u32> = split.labels.iter().map(|&label| label.into()).collect();
         Ok(Self {
-            images: Tensor::from_vec(
-                split.images,
-                (count, split.height, split.width),
-                &Device::Cpu,
-            )?,
+            images: Tensor::from_vec(split.images, (count, split.height, split.width), &Device::Cpu)?,
             labels: Tensor::from_vec(labels, count, &Device::Cpu)?,
         })
     }
@@ -45,16 +41,8 @@ impl Labelled {
 
 impl Task {
     pub fn new(train: Split, test: Split) -> Result<Self> {
-        let classes = train
-            .labels
-            .iter()
-            .max()
-            .map_or(0, |&last| usize::from(last) + 1);
-        Ok(Self {
-            train: Labelled::new(train)?,
-            test: Labelled::new(test)?,
-            classes,
-        })
+        let classes = train.labels.iter().max().map_or(0, |&last| usize::from(last) + 1);
+        Ok(Self { train: Labelled::new(train)?, test: Labelled::new(test)?, classes })
     }
 
     /// Accuracy on the test images of a multinomial logistic regression on the class token of `network`, fitted to the
@@ -66,9 +54,7 @@ impl Task {
         let std = (train.var_keepdim(0)? + 1e-12)?.sqrt()?;
         let standardised = |x: &Tensor| x.broadcast_sub(&mean)?.broadcast_div(&std);
         let classifier = self.fit(&standardised(&train)?)?;
-        let guesses = classifier
-            .logits(&standardised(&test)?)?
-            .argmax(D::Minus1)?;
+        let guesses = classifier.logits(&standardised(&test)?)?.argmax(D::Minus1)?;
         let hits = guesses.eq(&self.test.labels)?.to_dtype(train.dtype())?;
         Ok(hits.mean_all()?.to_scalar()?)
     }
@@ -79,15 +65,8 @@ impl Task {
         let zeros = |dims: &[usize]| Var::zeros(dims, features.dtype(), features.device());
         let weight = zeros(&[width, self.classes])?;
         let bias = zeros(&[1, self.classes])?;
-        let classifier = Classifier {
-            weight: weight.as_tensor().clone(),
-            bias: bias.as_tensor().clone(),
-        };
-        let settings = ParamsAdamW {
-            lr: LEARNING_RATE,
-            weight_decay: 0.0,
-            ..ParamsAdamW::default()
-        };
+        let classifier = Classifier { weight: weight.as_tensor().clone(), bias: bias.as_tensor().clone() };
+        let settings = ParamsAdamW { lr: LEARNING_RATE, weight_decay: 0.0, ..ParamsAdamW::default() };
         let mut optimiser = AdamW::new(vec![weight, bias], settings)?;
         for step in 0..STEPS {
             optimiser.set_learning_rate(LEARNING_RATE * (1.0 - step as f64 / STEPS as f64));

@@ -24,14 +24,11 @@ const LEAST_COVERAGE: f32 = 0.04;
 /// `count` images of `SIDE * SIDE` bytes, one after the other.
 pub fn images(seed: u64, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count * SIDE * SIDE];
-    bytes
-        .par_chunks_exact_mut(SIDE * SIDE)
-        .enumerate()
-        .for_each(|(index, image)| {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(index as u64);
-            draw(&mut rng, image);
-        });
+    bytes.par_chunks_exact_mut(SIDE * SIDE).enumerate().for_each(|(index, image)| {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(index as u64);
+        draw(&mut rng, image);
+    });
     bytes
 }
 
@@ -49,10 +46,8 @@ fn draw(rng: &mut ChaCha8Rng, image: &mut [u8]) {
             let mut total = 0.0;
             for sample in 0..OVERSAMPLING * OVERSAMPLING {
                 let (dx, dy) = (sample % OVERSAMPLING, sample / OVERSAMPLING);
-                total += scene.grey(frame.point(
-                    (column * OVERSAMPLING + dx) as f32,
-                    (row * OVERSAMPLING + dy) as f32,
-                ));
+                total += scene
+                    .grey(frame.point((column * OVERSAMPLING + dx) as f32, (row * OVERSAMPLING + dy) as f32));
             }
             let mean = total / (OVERSAMPLING * OVERSAMPLING) as f32;
             *pixel = (255.0 * (gain * mean.powf(gamma)).min(1.0)).round() as u8;
@@ -73,28 +68,19 @@ impl Frame {
     /// Mostly a window that the bounds of the scene just fill, now and then a wider one that is off centre.
     fn random(rng: &mut ChaCha8Rng, [low, high]: [Point; 2]) -> Self {
         let longest = (high[0] - low[0]).max(high[1] - low[1]);
-        let (margin, drift) = if rng.random_bool(0.75) {
-            (1.0, 0.0)
-        } else {
-            (rng.random_range(1.0..1.6), 0.5)
-        };
+        let (margin, drift) =
+            if rng.random_bool(0.75) { (1.0, 0.0) } else { (rng.random_range(1.0..1.6), 0.5) };
         let size = longest * margin;
         let slack = (size - longest) * drift;
         let mut corner = |axis: usize| {
             let centre = (low[axis] + high[axis]) / 2.0 + slack * rng.random_range(-1.0..1.0);
             centre - size / 2.0
         };
-        Self {
-            corner: [corner(0), corner(1)],
-            step: size / (SIDE * OVERSAMPLING) as f32,
-        }
+        Self { corner: [corner(0), corner(1)], step: size / (SIDE * OVERSAMPLING) as f32 }
     }
 
     fn point(&self, column: f32, row: f32) -> Point {
-        [
-            self.corner[0] + (column + 0.5) * self.step,
-            self.corner[1] + (row + 0.5) * self.step,
-        ]
+        [self.corner[0] + (column + 0.5) * self.step, self.corner[1] + (row + 0.5) * self.step]
     }
 }
 
@@ -114,11 +100,7 @@ impl Scene {
     }
 
     fn grey(&self, point: Point) -> f32 {
-        self.0
-            .iter()
-            .rev()
-            .find_map(|part| part.grey(point))
-            .unwrap_or(0.0)
+        self.0.iter().rev().find_map(|part| part.grey(point)).unwrap_or(0.0)
     }
 
     /// Opposite corners of what is not black; none if that is next to nothing.
@@ -157,38 +139,20 @@ fn symmetric_body(rng: &mut ChaCha8Rng, parts: &mut Vec<Part>) {
         });
     }
     let size = [rng.random_range(0.3..0.9), rng.random_range(0.6..1.2)];
-    parts.push(Part::new(
-        Outline::symmetric_profile(rng),
-        [0.0; 2],
-        size,
-        paint.clone(),
-    ));
+    parts.push(Part::new(Outline::symmetric_profile(rng), [0.0; 2], size, paint.clone()));
     if rng.random_bool(0.35) {
         let gap = [rng.random_range(0.02..0.2), rng.random_range(0.3..1.8)];
-        parts.push(Part::cut(
-            Outline::symmetric_profile(rng),
-            [0.0, size[1]],
-            gap,
-        ));
+        parts.push(Part::cut(Outline::symmetric_profile(rng), [0.0, size[1]], gap));
     }
     if rng.random_bool(0.5) {
         let notch = [rng.random_range(0.05..0.4), rng.random_range(0.05..0.5)];
-        parts.push(Part::cut(
-            Outline::superellipse(rng),
-            [0.0, -size[1]],
-            notch,
-        ));
+        parts.push(Part::cut(Outline::superellipse(rng), [0.0, -size[1]], notch));
     }
     if rng.random_bool(0.4) {
         let seam = Outline::strip(rng, 0.02..0.15);
         parts.push(Part {
             mirrored: true,
-            ..Part::new(
-                seam,
-                [rng.random_range(0.0..0.3), 0.0],
-                size,
-                paint.variant(rng),
-            )
+            ..Part::new(seam, [rng.random_range(0.0..0.3), 0.0], size, paint.variant(rng))
         });
     }
 }
@@ -198,11 +162,7 @@ fn flat_bottomed_body(rng: &mut ChaCha8Rng, parts: &mut Vec<Part>) {
     let paint = Paint::random(rng);
     let size = [rng.random_range(0.3..1.1), rng.random_range(0.7..1.1)];
     let facing = if rng.random_bool(0.5) { PI } else { -PI } / 2.0;
-    let lying = |part: Part| Part {
-        turn: facing,
-        flipped: facing < 0.0,
-        ..part
-    };
+    let lying = |part: Part| Part { turn: facing, flipped: facing < 0.0, ..part };
     let body = Outline::flat_profile(rng);
     parts.push(lying(Part::new(body, [0.0; 2], size, paint.clone())));
     for _ in 0..rng.random_range(0..4) {
@@ -218,12 +178,7 @@ fn flat_bottomed_body(rng: &mut ChaCha8Rng, parts: &mut Vec<Part>) {
     if rng.random_bool(0.5) {
         let sole = [rng.random_range(0.04..0.15), size[1]];
         let outline = Outline::flat_profile(rng);
-        parts.push(lying(Part::new(
-            outline,
-            [0.0; 2],
-            sole,
-            paint.variant(rng),
-        )));
+        parts.push(lying(Part::new(outline, [0.0; 2], sole, paint.variant(rng))));
     }
 }
 
@@ -232,28 +187,19 @@ fn body_with_loop(rng: &mut ChaCha8Rng, parts: &mut Vec<Part>) {
     let paint = Paint::random(rng);
     let size = [rng.random_range(0.5..1.1), rng.random_range(0.3..0.9)];
     if rng.random_bool(0.75) {
-        let extent = [
-            size[0] * rng.random_range(0.3..0.95),
-            rng.random_range(0.2..0.9),
-        ];
+        let extent = [size[0] * rng.random_range(0.3..0.95), rng.random_range(0.2..0.9)];
         let outline = Outline::superellipse(rng);
         parts.push(Part {
             hollow: rng.random_range(0.65..0.92),
             ..Part::new(outline, [0.0, -size[1]], extent, paint.variant(rng))
         });
     }
-    let body = if rng.random_bool(0.6) {
-        Outline::superellipse(rng)
-    } else {
-        Outline::symmetric_profile(rng)
-    };
+    let body =
+        if rng.random_bool(0.6) { Outline::superellipse(rng) } else { Outline::symmetric_profile(rng) };
     parts.push(Part::new(body, [0.0; 2], size, paint.clone()));
     for _ in 0..rng.random_range(0..3) {
         let at = [0.0, size[1] * rng.random_range(-0.8..0.8)];
-        let extent = [
-            size[0] * rng.random_range(0.1..1.0),
-            rng.random_range(0.03..0.3),
-        ];
+        let extent = [size[0] * rng.random_range(0.1..1.0), rng.random_range(0.03..0.3)];
         let outline = Outline::superellipse(rng);
         parts.push(Part::new(outline, at, extent, paint.variant(rng)));
     }
@@ -269,11 +215,7 @@ fn free_heap(rng: &mut ChaCha8Rng, parts: &mut Vec<Part>) {
         parts.push(Part {
             turn: rng.random_range(-PI..PI),
             mirrored: rng.random_bool(0.3),
-            hollow: if rng.random_bool(0.2) {
-                rng.random_range(0.4..0.9)
-            } else {
-                0.0
-            },
+            hollow: if rng.random_bool(0.2) { rng.random_range(0.4..0.9) } else { 0.0 },
             cuts: layer > 0 && rng.random_bool(0.35),
             ..Part::new(outline, at, extent, paint)
         });
@@ -315,10 +257,7 @@ impl Part {
     }
 
     fn cut(outline: Outline, at: Point, extent: Point) -> Self {
-        Self {
-            cuts: true,
-            ..Self::new(outline, at, extent, Paint::default())
-        }
+        Self { cuts: true, ..Self::new(outline, at, extent, Paint::default()) }
     }
 
     /// The grey level at a point of the plane, zero for a cut; none where this part is not.
@@ -332,13 +271,11 @@ impl Part {
             u = -u;
         }
         let level = self.outline.level(u, v);
-        (self.hollow..1.0).contains(&level).then(|| {
-            if self.cuts {
-                0.0
-            } else {
-                self.paint.grey([x, y], level)
-            }
-        })
+        (self.hollow..1.0).contains(&level).then(
+            || {
+                if self.cuts { 0.0 } else { self.paint.grey([x, y], level) }
+            },
+        )
     }
 }
 
@@ -372,18 +309,13 @@ impl Outline {
     }
 
     fn superellipse(rng: &mut ChaCha8Rng) -> Self {
-        Self::Superellipse {
-            power: 2f32.powf(rng.random_range(0.0..3.5)),
-        }
+        Self::Superellipse { power: 2f32.powf(rng.random_range(0.0..3.5)) }
     }
 
     fn symmetric_profile(rng: &mut ChaCha8Rng) -> Self {
         let knots = rng.random_range(2..7);
         let least = rng.random_range(0.1..0.9);
-        Self::Profile {
-            middle: Curve::constant(0.0),
-            half_width: Curve::random(rng, knots, least..1.0),
-        }
+        Self::Profile { middle: Curve::constant(0.0), half_width: Curve::random(rng, knots, least..1.0) }
     }
 
     /// A profile whose side towards positive `u` is straight.
@@ -391,10 +323,8 @@ impl Outline {
         let knots = rng.random_range(2..8);
         let least = rng.random_range(0.1..0.7);
         let half_width = Curve::random(rng, knots, least..1.0);
-        let middle = Curve {
-            knots: half_width.knots.iter().map(|width| 1.0 - width).collect(),
-            ..half_width
-        };
+        let middle =
+            Curve { knots: half_width.knots.iter().map(|width| 1.0 - width).collect(), ..half_width };
         Self::Profile { middle, half_width }
     }
 
@@ -412,9 +342,7 @@ impl Outline {
     fn level(&self, u: f32, v: f32) -> f32 {
         match self {
             Self::Radial(radii) => u.hypot(v) / radii.at(v.atan2(u) / TAU + 0.5),
-            Self::Superellipse { power } => {
-                (u.abs().powf(*power) + v.abs().powf(*power)).powf(1.0 / power)
-            }
+            Self::Superellipse { power } => (u.abs().powf(*power) + v.abs().powf(*power)).powf(1.0 / power),
             Self::Profile { middle, half_width } => {
                 let along = (v + 1.0) / 2.0;
                 let across = (u - middle.at(along)).abs() / half_width.at(along);
@@ -433,17 +361,12 @@ struct Curve {
 
 impl Curve {
     fn constant(value: f32) -> Self {
-        Self {
-            knots: vec![value; 2],
-            smooth: false,
-        }
+        Self { knots: vec![value; 2], smooth: false }
     }
 
     fn random(rng: &mut ChaCha8Rng, knots: usize, values: std::ops::Range<f32>) -> Self {
         Self {
-            knots: (0..knots)
-                .map(|_| rng.random_range(values.clone()))
-                .collect(),
+            knots: (0..knots).map(|_| rng.random_range(values.clone())).collect(),
             smooth: rng.random_bool(0.5),
         }
     }
@@ -457,10 +380,8 @@ impl Curve {
         let last = self.knots.len() - 1;
         let scaled = position.clamp(0.0, 1.0) * last as f32;
         let left = (scaled as usize).min(last - 1);
-        let mut share = scaled - left as f32;
-        if self.smooth {
-            share *= share * (3.0 - 2.0 * share);
-        }
+        let linear = scaled - left as f32;
+        let share = if self.smooth { linear * (linear * (3.0 - 2.0 * linear)) } else { linear };
         self.knots[left] + share * (self.knots[left + 1] - self.knots[left])
     }
 }
@@ -508,10 +429,7 @@ impl Paint {
 
     /// The same surface, lighter or darker.
     fn variant(&self, rng: &mut ChaCha8Rng) -> Self {
-        Self {
-            base: (self.base + rng.random_range(-0.3..0.3)).clamp(0.2, 1.0),
-            ..self.clone()
-        }
+        Self { base: (self.base + rng.random_range(-0.3..0.3)).clamp(0.2, 1.0), ..self.clone() }
     }
 
     /// Never quite black, so that painted and empty ground differ.
@@ -523,12 +441,7 @@ impl Paint {
 }
 
 impl Wave {
-    fn random(
-        rng: &mut ChaCha8Rng,
-        frequency: std::ops::Range<f32>,
-        strongest: f32,
-        sharp: bool,
-    ) -> Self {
+    fn random(rng: &mut ChaCha8Rng, frequency: std::ops::Range<f32>, strongest: f32, sharp: bool) -> Self {
         let frequency = rng.random_range(frequency);
         // As often as not along an axis.
         let angle = if rng.random_bool(0.5) {

@@ -18,9 +18,7 @@ fn weights(from: usize, to: usize, device: &Device) -> Result<Tensor> {
     let mut weights = Vec::with_capacity(to * from);
     for new in 0..to {
         let centre = (new as f32 + 0.5) * ratio - 0.5;
-        let row: Vec<f32> = (0..from)
-            .map(|old| bicubic((old as f32 - centre) / stretch))
-            .collect();
+        let row: Vec<f32> = (0..from).map(|old| bicubic((old as f32 - centre) / stretch)).collect();
         let total: f32 = row.iter().sum();
         weights.extend(row.iter().map(|weight| weight / total));
     }

@@ -30,16 +30,12 @@ impl Source {
     /// Reads `model.safetensors` and `config.json` from `folder`.
     pub fn load(folder: &Path, grid: usize) -> Result<Self> {
         let path = folder.join("config.json");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let config: Config = serde_json::from_str(&text)
             .with_context(|| format!("{} is not a timm configuration", path.display()))?;
         let mut network = Vit::load(&folder.join("model.safetensors"), config.num_heads)?;
         network.resize(grid * network.shape.patch)?;
-        Ok(Self {
-            network,
-            normalisation: config.pretrained_cfg,
-        })
+        Ok(Self { network, normalisation: config.pretrained_cfg })
     }
 
     /// Tokens after the final norm of grey images (N, S, S) with pixels in [0, 1]: float16 (N, 1 + P, D).
@@ -75,26 +71,18 @@ impl Lesson {
         if let Some(path) = cache.filter(|path| path.exists()) {
             let mut stored = safetensors::load(path, &Device::Cpu)
                 .with_context(|| format!("cannot read {}", path.display()))?;
-            let mut take = |name: &str| {
-                stored
-                    .remove(name)
-                    .with_context(|| format!("{} lacks {name}", path.display()))
-            };
-            let same = take("images")?.flatten_all()?.to_vec1::<u8>()?
-                == images.flatten_all()?.to_vec1::<u8>()?;
-            ensure!(
-                same,
-                "{} was made from other images; remove it or name another file",
-                path.display()
-            );
+            let mut take =
+                |name: &str| stored.remove(name).with_context(|| format!("{} lacks {name}", path.display()));
+            let same =
+                take("images")?.flatten_all()?.to_vec1::<u8>()? == images.flatten_all()?.to_vec1::<u8>()?;
+            ensure!(same, "{} was made from other images; remove it or name another file", path.display());
             let tokens = take("tokens")?;
             return Ok(Self { images, tokens });
         }
         let tokens = source.tokens(&super::unit_pixels(&images)?)?;
         if let Some(path) = cache {
             let tensors = HashMap::from([("images", images.clone()), ("tokens", tokens.clone())]);
-            safetensors::save(&tensors, path)
-                .with_context(|| format!("cannot write {}", path.display()))?;
+            safetensors::save(&tensors, path).with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(Self { images, tokens })
     }

@@ -107,9 +107,7 @@ impl Vit {
             parameters.insert(name, tensor.to_dtype(DType::F32)?);
         }
         let dims = |name: &str| {
-            let tensor = parameters
-                .get(name)
-                .with_context(|| format!("{} lacks {name}", path.display()))?;
+            let tensor = parameters.get(name).with_context(|| format!("{} lacks {name}", path.display()))?;
             Ok::<_, anyhow::Error>(tensor.dims().to_vec())
         };
         let projection = dims("patch_embed.proj.weight")?;
@@ -125,9 +123,7 @@ impl Vit {
             patch,
             width,
             depth: (0..)
-                .take_while(|block| {
-                    parameters.contains_key(&format!("blocks.{block}.norm1.weight"))
-                })
+                .take_while(|block| parameters.contains_key(&format!("blocks.{block}.norm1.weight")))
                 .count(),
             // Where nothing else is said, a head is 64 wide.
             heads: heads.unwrap_or(width / 64),
@@ -140,11 +136,7 @@ impl Vit {
         );
         for (name, expected) in shape.parameters() {
             let found = dims(&name)?;
-            ensure!(
-                found == expected,
-                "{}: {name} is {found:?}, expected {expected:?}",
-                path.display()
-            );
+            ensure!(found == expected, "{}: {name} is {found:?}, expected {expected:?}", path.display());
         }
         Ok(Self { shape, parameters })
     }
@@ -167,10 +159,7 @@ impl Vit {
             parameters.insert(name, variable.as_tensor().clone());
             variables.push(variable);
         }
-        let network = Self {
-            shape: self.shape,
-            parameters,
-        };
+        let network = Self { shape: self.shape, parameters };
         Ok((network, variables))
     }
 
@@ -200,11 +189,8 @@ impl Vit {
         let width = self.shape.width;
         let batch = images.dim(0)?;
         let patches = self.embed(images)?; // (B, P, D)
-        let class = self
-            .parameter("cls_token")?
-            .broadcast_as((batch, 1, width))?;
-        let mut x =
-            Tensor::cat(&[class, patches], 1)?.broadcast_add(&self.parameter("pos_embed")?)?;
+        let class = self.parameter("cls_token")?.broadcast_as((batch, 1, width))?;
+        let mut x = Tensor::cat(&[class, patches], 1)?.broadcast_add(&self.parameter("pos_embed")?)?;
         for block in 0..self.shape.depth {
             let name = |part: &str| format!("blocks.{block}.{part}");
             let mixed = self.attention(&name("attn"), &self.norm(&name("norm1"), &x)?)?;
@@ -225,13 +211,9 @@ impl Vit {
             .reshape(&[batch, Shape::CHANNELS, grid, patch, grid, patch])?
             .permute(vec![0, 2, 4, 1, 3, 5])? // (B, grid, grid, C, patch, patch)
             .reshape((batch * grid * grid, pixels))?;
-        let weight = self
-            .parameter("patch_embed.proj.weight")?
-            .reshape((width, pixels))?;
-        let tokens = ops::add_bias(
-            &patches.matmul(&weight.t()?)?,
-            &self.parameter("patch_embed.proj.bias")?,
-        )?;
+        let weight = self.parameter("patch_embed.proj.weight")?.reshape((width, pixels))?;
+        let tokens =
+            ops::add_bias(&patches.matmul(&weight.t()?)?, &self.parameter("patch_embed.proj.bias")?)?;
         Ok(tokens.reshape((batch, grid * grid, width))?)
     }
 
@@ -270,11 +252,7 @@ impl Vit {
     }
 
     fn linear(&self, name: &str, x: &Tensor) -> Result<Tensor> {
-        linear(
-            x,
-            &self.parameter(&format!("{name}.weight"))?,
-            &self.parameter(&format!("{name}.bias"))?,
-        )
+        linear(x, &self.parameter(&format!("{name}.weight"))?, &self.parameter(&format!("{name}.bias"))?)
     }
 
     /// The factor that some networks give each channel of a residual branch.
@@ -287,9 +265,7 @@ impl Vit {
 
     fn parameter(&self, name: &str) -> Result<Tensor> {
         let tensor = self.parameters.get(name);
-        tensor
-            .cloned()
-            .with_context(|| format!("no parameter {name}"))
+        tensor.cloned().with_context(|| format!("no parameter {name}"))
     }
 }
 

@@ -26,9 +26,10 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     Ok(normal.broadcast_mul(gamma)?.broadcast_add(beta)?)
 }
 
-/// See [`super::gelu`].
+/// See [`super::gelu`]. From `erf`, since the backward pass of candle's `gelu_erf` knows 1/√(2π) to six digits only.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    Ok(x.gelu_erf()?)
+    let twice_cdf = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?;
+    Ok(((x * twice_cdf)? * 0.5)?)
 }
 
 /// See [`super::attention`].

@@ -1,0 +1,37 @@
+//! Running the program as a user does.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+/// The repository, where configurations are.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// `cdl ARGS` in the repository, with nothing of the caller's environment that could change a configuration.
+pub fn cdl(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {
+        command.env_remove(name);
+    }
+    command.args(args).current_dir(repository()).output().expect("cdl starts")
+}
+
+/// What it said on standard error.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Options that make the quickstart a matter of seconds.
+pub const SMALL: [&str; 8] = [
+    "--set",
+    "epochs=1",
+    "--set",
+    "batch_size=10",
+    "--set",
+    "stream.train_per_class=10",
+    "--set",
+    "stream.test_per_class=5",
+];

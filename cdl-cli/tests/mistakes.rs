@@ -1,0 +1,252 @@
+//! A user's mistakes: each gets one clear sentence and exit code 2, and nothing is written.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{SMALL, cdl, said};
+
+/// Runs the small quickstart with `more`; expects refusal with all of `words`, and no run directory.
+fn refused(more: &[&str], words: &[&str]) {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    let dir_name = dir.to_str().expect("UTF-8 path");
+    let output =
+        cdl(&[&["run", "configs/quickstart.toml", "--run-dir", dir_name][..], &SMALL, more].concat());
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{more:?}: `{word}` is missing in: {said}");
+    }
+    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    assert!(!dir.exists(), "{more:?}: something was written");
+}
+
+fn set(value: &str) -> [&str; 2] {
+    ["--set", value]
+}
+
+#[test]
+fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
+    refused(&set("learner.pol=3"), &["--set learner.pol=3", "unknown key `learner.pol`", "`pool`"]);
+    refused(&set("batchsize=3"), &["unknown key `batchsize`", "did you mean `batch_size`"]);
+    refused(&set("stream.transform.image_sise=28"), &["stream.transform.image_sise", "`image_size`"]);
+    refused(&set("optimizer.lrr=0.1"), &["optimizer.lrr", "`lr`"]);
+    refused(
+        &set("distiller.name=kd_promts"),
+        &["unknown distiller `kd_promts`", "did you mean `kd_prompts`"],
+    );
+    refused(&set("teacher.weights=embedded:micro_teachr"), &["did you mean `micro_teacher`"]);
+}
+
+#[test]
+fn values_out_of_range_or_of_another_type() {
+    refused(&set("optimizer.lr=nan"), &["`optimizer.lr = NaN`", "finite number above 0"]);
+    refused(&set("optimizer.lr=-1"), &["`optimizer.lr = -1`"]);
+    refused(&set("epochs=0"), &["`epochs = 0`", "at least 1"]);
+    refused(&set("epochs=many"), &["epochs", "many"]);
+    refused(&set("learner.length=\"long\""), &["learner.length", "long"]);
+    refused(&set("learner.pool=2"), &["`learner.pool = 2`", "5 tasks"]);
+    refused(&set("distiller.alpha=1.5"), &["`distiller.alpha = 1.5`", "0 to 1"]);
+    refused(&set("student.depth=9"), &["`student.depth = 9`", "1 to 5"]);
+    refused(&set("stream.transform.image_size=30"), &["image_size", "patch size 4"]);
+    refused(&set("device=gpu"), &["device `gpu`", "expected auto, cpu, cuda"]);
+    refused(&set("batch_size=21"), &["`batch_size = 21`", "at most 20"]);
+    refused(&set("train_teacher=false"), &["train_teacher", "`kd_prompts` learns from the teacher"]);
+    refused(&set("no-equals-sign"), &["--set no-equals-sign", "key=value"]);
+}
+
+#[test]
+fn tasks_that_do_not_cover_the_classes() {
+    refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of the 10 classes"]);
+    refused(
+        &["--set", "stream.task_classes=[[\"Bag\"],[\"Coat\"]]"],
+        &["leave out `tasks` and `class_order`"],
+    );
+    // A complete stream of its own, with lists that leave classes out.
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let config = folder.path().join("lists.toml");
+    let text = "[stream]\nname = \"embedded\"\ntask_classes = [[\"Bag\"], [\"Coat\", \"Dress\"]]\n\
+                [stream.transform]\nimage_size = 28\ntest = \"resize\"\n\
+                [teacher]\nweights = \"embedded:micro_teacher\"\n[student]\nweights = \"embedded:micro_student\"\n\
+                [learner]\nname = \"coda_prompt\"\n[distiller]\nname = \"kd\"\n";
+    fs::write(&config, text).expect("config");
+    let output = cdl(&["run", config.to_str().expect("path"), "--run-dir", "never"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("`T-shirt/top` is in no task"), "{}", said(&output));
+}
+
+#[test]
+fn configurations_that_cannot_be_read() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let refused = |name: &str, text: &str, words: &[&str]| {
+        let config = folder.path().join(name);
+        fs::write(&config, text).expect("config");
+        let output = cdl(&["run", config.to_str().expect("path")]);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    };
+    refused("syntax.toml", "epochs = = 3", &["syntax.toml", "line 1"]);
+    refused("empty.toml", "", &["section [stream] is missing"]);
+    refused("nameless.toml", "[stream]\n", &["[stream] has no `name`"]);
+    refused("itself.toml", "extends = [\"itself.toml\"]", &["extends itself"]);
+    refused("parent.toml", "extends = [\"nowhere.toml\"]", &["nowhere.toml", "cannot be read"]);
+    let output = cdl(&["run", "no/such/file.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("no/such/file.toml"));
+}
+
+#[test]
+fn weights_that_are_missing_truncated_or_do_not_fit() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("path").to_string();
+    refused(&set(&format!("teacher.weights={}", path("none.safetensors"))), &["none.safetensors"]);
+    let assets = common::repository().join("plugins/assets/micro_vit");
+    let bytes = fs::read(assets.join("teacher.safetensors")).expect("weights");
+    fs::write(path("short.safetensors"), &bytes[..bytes.len() / 2]).expect("file");
+    let short = format!("teacher.weights={}", path("short.safetensors"));
+    refused(
+        &["--set", &short, "--set", "teacher.normalize=none"],
+        &["short.safetensors", "not a complete safetensors file"],
+    );
+    fs::write(path("text.safetensors"), "these are no weights").expect("file");
+    refused(
+        &set(&format!("teacher.weights={}", path("text.safetensors"))),
+        &["text.safetensors", "safetensors"],
+    );
+
+    // The student's position embedding in the teacher's file.
+    let student = fs::read(assets.join("student.safetensors")).expect("weights");
+    let student = safetensors::SafeTensors::deserialize(&student).expect("safetensors");
+    let teacher = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mixed = teacher.iter().map(|(name, view)| match name {
+        "pos_embed" => (name, student.tensor(name).expect("tensor")),
+        _ => (name, view),
+    });
+    fs::write(path("mixed.safetensors"), safetensors::serialize(mixed, None).expect("bytes")).expect("file");
+    let mixed = format!("teacher.weights={}", path("mixed.safetensors"));
+    refused(
+        &["--set", &mixed, "--set", "teacher.normalize=none", "--set", "teacher.heads=4"],
+        &["pos_embed", "128"],
+    );
+    let only = teacher.iter().filter(|(name, _)| *name != "blocks.3.mlp.fc1.bias" && *name != "norm.weight");
+    fs::write(path("part.safetensors"), safetensors::serialize(only, None).expect("bytes")).expect("file");
+    let part = format!("teacher.weights={}", path("part.safetensors"));
+    refused(
+        &["--set", &part, "--set", "teacher.normalize=none", "--set", "teacher.heads=4"],
+        &["no tensor `norm.weight`"],
+    );
+}
+
+/// A folder of two classes with four training images and a test image each.
+fn image_folder(root: &Path) {
+    for (split, count) in [("train", 4), ("test", 1)] {
+        for class in ["cat", "dog"] {
+            let folder = root.join(split).join(class);
+            fs::create_dir_all(&folder).expect("folder");
+            for number in 0..count {
+                let image =
+                    image::RgbImage::from_fn(9, 7, |x, y| [x as u8, y as u8 * 20, number * 40].into());
+                image.save(folder.join(format!("{number}.png"))).expect("image");
+            }
+        }
+    }
+}
+
+const FOLDER: [&str; 8] = [
+    "--set",
+    "stream.name=image_folder",
+    "--set",
+    "stream.transform={image_size=28}",
+    "--set",
+    "batch_size=4",
+    "--set",
+    "stream.tasks=2",
+];
+
+#[test]
+fn images_that_cannot_be_read_and_classes_without_images() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let root = folder.path();
+    image_folder(root);
+    let path = format!("stream.path={}", root.display());
+    let folder_run = |words: &[&str]| {
+        let dir = root.join("run");
+        let dir_name = dir.to_str().expect("path");
+        let args = [
+            &["run", "configs/quickstart.toml", "--run-dir", dir_name, "--set", &path, "--set", "epochs=1"][..],
+            &FOLDER,
+        ];
+        let output = cdl(&args.concat());
+        let said = said(&output);
+        if words.is_empty() {
+            assert!(output.status.success(), "{said}");
+            fs::remove_dir_all(&dir).expect("run directory");
+        } else {
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
+            assert!(!dir.exists(), "something was written");
+        }
+    };
+    folder_run(&[]);
+    let image = root.join("train/dog/2.png");
+    let whole = fs::read(&image).expect("image");
+    fs::write(&image, &whole[..whole.len() / 2]).expect("image");
+    folder_run(&["train/dog/2.png", "not a readable image"]);
+    fs::write(&image, whole).expect("image");
+    fs::remove_file(root.join("test/cat/0.png")).expect("image");
+    folder_run(&["class `cat` has no test images"]);
+    fs::remove_dir_all(root.join("test")).expect("folder");
+    folder_run(&["test", "cannot be read"]);
+}
+
+#[test]
+fn run_directories_that_cannot_be_used() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let file = folder.path().join("file");
+    fs::write(&file, "in the way").expect("file");
+    let below = file.join("run");
+    let refuse = |dir: &Path, more: &[&str], word: &str| {
+        let dir = dir.to_str().expect("path");
+        let output = cdl(&[&["run", "configs/quickstart.toml", "--run-dir", dir][..], &SMALL, more].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(word), "{}", said(&output));
+    };
+    refuse(&below, &[], "run directory");
+    refuse(&file, &[], "run directory");
+    let other = folder.path().join("other");
+    fs::create_dir(&other).expect("folder");
+    fs::write(other.join("thesis.tex"), "years of work").expect("file");
+    refuse(&other, &[], "--overwrite");
+    refuse(&other, &["--overwrite"], "not a run");
+    assert!(other.join("thesis.tex").exists(), "what is not ours stays");
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_a_failure_while_working() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    let dir_name = dir.to_str().expect("path");
+    let args = [
+        &["run", "configs/quickstart.toml", "--run-dir", dir_name, "--set", "optimizer.lr=1e38"][..],
+        &SMALL,
+    ];
+    let output = cdl(&args.concat());
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("in task 1, teacher phase") && said.contains("finished task(s)"), "{said}");
+    assert!(dir.join("config.toml").exists(), "what was finished stays");
+}
+
+#[test]
+fn misuse_of_the_command_line() {
+    assert_eq!(cdl(&["run"]).status.code(), Some(2));
+    assert_eq!(cdl(&["list", "--threads", "0"]).status.code(), Some(2));
+    let output = cdl(&["describe", "kdprompts"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("did you mean `kd_prompts`"));
+    let output = cdl(&["eval", "no/such/run"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("no/such/run"));
+}

@@ -1,0 +1,144 @@
+//! Whole runs through the program.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{SMALL, cdl, said};
+use serde_json::Value;
+
+fn run(dir: &Path, more: &[&str]) -> std::process::Output {
+    let dir = dir.to_str().expect("UTF-8 path");
+    cdl(&[&["run", "configs/quickstart.toml", "--run-dir", dir][..], &SMALL, more].concat())
+}
+
+fn json(file: &Path) -> Value {
+    serde_json::from_slice(&fs::read(file).expect("file")).expect("JSON")
+}
+
+/// Every model and matrix of a run, and its results without the time they took.
+fn outcome(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = vec!["accuracy_student.csv".to_string(), "accuracy_teacher.csv".to_string()];
+    for task in 1..=5 {
+        files.extend(["student", "teacher"].map(|role| format!("models/task_{task}/{role}.safetensors")));
+    }
+    let mut all: Vec<_> =
+        files.into_iter().map(|file| (file.clone(), fs::read(dir.join(&file)).expect("file"))).collect();
+    let mut results = json(&dir.join("results.json"));
+    results.as_object_mut().expect("object").remove("wall_seconds");
+    all.push(("results.json".into(), results.to_string().into_bytes()));
+    all
+}
+
+fn assert_equal(a: &Path, b: &Path) {
+    for ((name, a), (_, b)) in outcome(a).iter().zip(&outcome(b)) {
+        assert!(a == b, "{name} differs");
+    }
+}
+
+#[test]
+fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let first = folder.path().join("first");
+    let output = run(&first, &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in ["student: accuracy", "teacher: accuracy", "average accuracy", "forgetting", "results are in"]
+    {
+        assert!(printed.contains(part), "{part} is missing in {printed}");
+    }
+    let said = said(&output);
+    assert!(said.contains("task 5/5 student epoch 1/1") && said.contains("images/s"), "{said}");
+    assert!(!said.contains('\r'), "no progress bar where there is no terminal");
+
+    // The published definitions, worked out again from the matrix.
+    let results = json(&first.join("results.json"));
+    for role in ["student", "teacher"] {
+        let of = &results[role];
+        let matrix: Vec<Vec<f64>> = serde_json::from_value(of["accuracy_matrix"].clone()).expect("matrix");
+        assert_eq!(matrix.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        let average = matrix[4].iter().sum::<f64>() / 5.0;
+        let forgetting = (0..5).map(|j| matrix[j][j] - matrix[4][j]).sum::<f64>() / 5.0;
+        assert!((of["average_accuracy"].as_f64().expect("number") - average).abs() < 1e-9);
+        assert!((of["forgetting"].as_f64().expect("number") - forgetting).abs() < 1e-9);
+    }
+    assert!(results["wall_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+    let record = json(&first.join("run.json"));
+    for role in ["student", "teacher"] {
+        assert_eq!(record[role]["provenance"]["sha256"].as_str().map(str::len), Some(64));
+    }
+    assert_eq!(fs::read_to_string(first.join("metrics.jsonl")).expect("metrics").lines().count(), 10);
+    assert!(fs::read_to_string(first.join("log.txt")).expect("log").contains("task 1/5"));
+
+    // The resolved configuration repeats the run to the byte.
+    let (config, again) = (first.join("config.toml"), folder.path().join("again"));
+    let repeated =
+        cdl(&["run", config.to_str().expect("path"), "--run-dir", again.to_str().expect("path"), "-q"]);
+    assert!(repeated.status.success(), "{}", self::said(&repeated));
+    assert!(repeated.stderr.is_empty(), "-q says nothing but warnings: {}", self::said(&repeated));
+    assert_equal(&first, &again);
+
+    let evaluated = cdl(&["eval", first.to_str().expect("path")]);
+    let printed = String::from_utf8_lossy(&evaluated.stdout).into_owned();
+    assert_eq!(printed.matches("as recorded by the run").count(), 2, "{printed}");
+    let evaluated = cdl(&["eval", first.to_str().expect("path"), "--task", "2"]);
+    let printed = String::from_utf8_lossy(&evaluated.stdout).into_owned();
+    assert_eq!(printed.matches("as recorded by the run").count(), 2, "{printed}");
+
+    let refused = run(&first, &[]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(self::said(&refused).contains("--overwrite"), "{}", self::said(&refused));
+    assert_equal(&first, &again);
+    let replaced =
+        run(&first, &["--overwrite", "--set", "distiller.name=none", "--set", "train_teacher=false"]);
+    assert!(replaced.status.success(), "{}", self::said(&replaced));
+    let results = json(&first.join("results.json"));
+    assert!(results["teacher"].is_null() && !results["student"].is_null());
+    assert!(!first.join("models/task_5/teacher.safetensors").exists(), "nothing of the earlier run is left");
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads_but_on_the_seed() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let [one, two, other] = ["one", "two", "other"].map(|name| folder.path().join(name));
+    for (dir, more) in [
+        (&one, &["--threads", "1"][..]),
+        (&two, &["--threads", "2"]),
+        (&other, &["--threads", "2", "--set", "seed=2"]),
+    ] {
+        let output = run(dir, more);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    assert_equal(&one, &two);
+    assert!(outcome(&one) != outcome(&other), "another seed is another run");
+}
+
+#[test]
+fn listings_and_explanations_tell_what_there_is() {
+    let text = |args: &[&str]| {
+        let output = cdl(args);
+        assert!(output.status.success(), "{}", said(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let list = text(&["list"]);
+    for name in ["vit", "coda_prompt", "kd", "kd_prompts", "none", "embedded", "idx", "image_folder"] {
+        assert!(list.contains(&format!("  {name} ")), "{name} in {list}");
+    }
+    let described = text(&["describe", "kd_prompts"]);
+    for part in ["arXiv:2407.13911", "layers: integer = 12", "Blocks with distillation prompts"] {
+        assert!(described.contains(part), "{part} in {described}");
+    }
+    let explained = text(&["explain", "configs/quickstart.toml", "--set", "learner.pool=30"]);
+    let line = |key: &str| explained.lines().find(|l| l.starts_with(key)).expect(key).to_string();
+    assert!(line("learner.pool").contains("30") && line("learner.pool").ends_with("# --set learner.pool=30"));
+    assert!(line("distiller.layers").ends_with("configs/distiller/kd_prompts.toml"));
+    assert!(line("optimizer.momentum").ends_with("# default"));
+}
+
+#[test]
+fn a_section_with_another_name_replaces_the_whole_section() {
+    let output = cdl(&["explain", "configs/quickstart.toml", "--set", "distiller.name=kd"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(text.contains("distiller.name = \"kd\"") && !text.contains("distiller.layers"), "{text}");
+}
