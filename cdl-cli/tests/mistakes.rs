@@ -1,4 +1,5 @@
 //! A user's mistakes: each gets one clear sentence and exit code 2, and nothing is written.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Whole runs through the program.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -272,7 +272,7 @@ fn environment() -> Result<Layer> {
         .split("__")
         .data()
         .map_err(|e| Error::Config { origin: "environment".into(), reason: e.to_string() })?;
-    let values = values.into_iter().flat_map(|(_, values)| values).collect();
+    let values = values.into_values().flatten().collect();
     Ok(Layer { metadata: Metadata::named("environment variable CDL_..."), values, set: false })
 }
 

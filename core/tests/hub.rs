@@ -3,6 +3,7 @@
 //! The hub's settings are environment variables, which belong to the process. Every fetch
 //! therefore runs in a child process of its own: this test binary again, told to run only
 //! [`child`].
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,5 @@
 //! Names that two plugins claim.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
     Error,

@@ -3,6 +3,7 @@
 //!
 //! All cases in `CDL_GOLDEN_DIR` (else `shared/golden` beside the repository) and the committed ones are run. A
 //! case whose methods are not registered is `unknown`; it starts to count as soon as they are.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,5 @@
 //! Memory stays flat over steps. A process of its own, so that nothing else allocates meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
 mod common;

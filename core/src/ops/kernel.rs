@@ -139,7 +139,7 @@ fn exp_f32(x: f32) -> f32 {
 fn normal_f32(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.39 * z);
-    let p = -0.227_540_11;
+    let p = -0.227_540_1;
     let p = p * t + 0.886_676_6;
     let p = p * t - 0.635_420_2;
     let p = p * t + 0.649_575_5;
