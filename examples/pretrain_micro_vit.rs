@@ -22,7 +22,7 @@ use micro::{
     probe::Task,
     procedural::SIDE,
     source::{Lesson, Source},
-    vit::{Shape, Vit},
+    vit::{Initial, Shape, Vit},
 };
 
 /// Side of a patch of the micro networks.
@@ -55,11 +55,6 @@ const NETWORKS: [Micro; 2] = [
 impl Micro {
     fn weights(&self, folder: &Path) -> PathBuf {
         folder.join(format!("{}.safetensors", self.name))
-    }
-
-    /// The weights that the training starts from.
-    fn random(&self, seed: u64) -> Result<Vit> {
-        Vit::random(self.shape, seed)
     }
 
     /// A description in the form of the `config.json` of timm.
@@ -143,8 +138,8 @@ fn main() -> Result<()> {
             let wanted = |micro: &&Micro| only.as_ref().is_none_or(|name| name == micro.name);
             for micro in NETWORKS.iter().filter(wanted) {
                 println!("{}", micro.name);
-                let network =
-                    distil(micro.random(seed)?, &exercises, epochs.unwrap_or(micro.epochs), &recipe, seed)?;
+                let start = Vit::random(micro.shape, Initial::KeepVariance, seed)?;
+                let network = distil(start, &exercises, epochs.unwrap_or(micro.epochs), &recipe, seed)?;
                 network.save(&micro.weights(&out))?;
                 let path = out.join(format!("{}.json", micro.name));
                 fs::write(&path, format!("{:#}\n", micro.config()))
@@ -154,16 +149,19 @@ fn main() -> Result<()> {
         }
         Command::Probe { weights, data, seed } => {
             let task = Task::new(Split::read(&data, &idx::TRAIN)?, Split::read(&data, &idx::TEST)?)?;
-            println!("| network | random weights | pretrained |");
-            println!("|---|---|---|");
+            println!("| network | random, std 0.02 | random, as training starts | pretrained |");
+            println!("|---|---|---|---|");
             for micro in &NETWORKS {
-                let pretrained = Vit::load(&micro.weights(&weights), Some(micro.shape.heads))?;
-                println!(
-                    "| {} | {:.1} % | {:.1} % |",
-                    micro.name,
-                    100.0 * task.accuracy(&micro.random(seed)?)?,
-                    100.0 * task.accuracy(&pretrained)?
-                );
+                let networks = [
+                    Vit::random(micro.shape, Initial::Usual, seed)?,
+                    Vit::random(micro.shape, Initial::KeepVariance, seed)?,
+                    Vit::load(&micro.weights(&weights), Some(micro.shape.heads))?,
+                ];
+                print!("| {} |", micro.name);
+                for network in &networks {
+                    print!(" {:.1} % |", 100.0 * task.accuracy(network)?);
+                }
+                println!();
             }
             Ok(())
         }

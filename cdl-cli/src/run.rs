@@ -23,7 +23,7 @@ variables, --set. Relative paths inside a configuration are relative to the work
 pub struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Directory for results [default: runs/<config>-seed<seed>-<UTC time>]
+    /// Directory for results [default: one under runs/ named after configuration, seed and time]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Replace the run that the directory holds

@@ -13,6 +13,15 @@ use super::{ops, resample::resample};
 /// Standard deviation of the initial class token and position embedding: positions are to stand out from the start.
 const INITIAL_TOKEN_STD: f32 = 0.5;
 
+/// How random weights are drawn, always from normal distributions.
+#[derive(Clone, Copy, Debug)]
+pub enum Initial {
+    /// Standard deviation 0.02 throughout, as timm starts vision transformers.
+    Usual,
+    /// Linear layers keep the variance of their input, which lets small networks learn to attend sooner.
+    KeepVariance,
+}
+
 /// The sizes of a network for square images.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -70,10 +79,7 @@ pub struct Vit {
 
 impl Vit {
     /// Random weights: the same seed gives the same ones.
-    ///
-    /// Linear layers keep the variance of their input, which lets small networks learn to attend sooner than the usual
-    /// standard deviation of 0.02 does.
-    pub fn random(shape: Shape, seed: u64) -> Result<Self> {
+    pub fn random(shape: Shape, initial: Initial, seed: u64) -> Result<Self> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut parameters = BTreeMap::new();
         for (name, dims) in shape.parameters() {
@@ -82,11 +88,13 @@ impl Vit {
             } else if name.contains("norm") {
                 Tensor::ones(dims, DType::F32, &Device::Cpu)?
             } else {
-                let std = if name.ends_with("weight") {
-                    let inputs: usize = dims[1..].iter().product();
-                    (inputs as f32).sqrt().recip()
-                } else {
-                    INITIAL_TOKEN_STD
+                let std = match initial {
+                    Initial::Usual => 0.02,
+                    Initial::KeepVariance if name.ends_with("weight") => {
+                        let inputs: usize = dims[1..].iter().product();
+                        (inputs as f32).sqrt().recip()
+                    }
+                    Initial::KeepVariance => INITIAL_TOKEN_STD,
                 };
                 let normal = Normal::new(0.0, std)?;
                 let count = dims.iter().product();
