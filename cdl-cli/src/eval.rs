@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cdl_core::{
     Accuracies, Config, Error, Experiment, Role,
-    run_dir::{read_model, read_results},
+    run_dir::{check_same, read_model, read_results},
 };
 use clap::Args;
 
@@ -26,8 +26,10 @@ pub struct EvalArgs {
 /// Loads the models of a run and tests them on every task that they have seen.
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let results = read_results(&args.run_dir)?;
-    let config = Config::load(&args.run_dir.join("config.toml"), &args.sets)?;
-    let mut experiment = Experiment::build(&config)?;
+    let config =
+        Config::load(&args.run_dir.join("config.toml"), &args.sets).map_err(Failure::before_writing)?;
+    let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
+    check_same(&args.run_dir, &experiment.record(&config))?;
     let after = args.task.unwrap_or(results.tasks_done);
     if !(1..=results.tasks_done).contains(&after) {
         let expected = format!("expected 1 to {}, the tasks that the run has finished", results.tasks_done);

@@ -4,7 +4,6 @@ use std::{
     fmt,
     fs::File,
     io::{self, Write},
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -34,13 +33,12 @@ enum Sink {
 
 impl Log {
     /// Sends the log to `file`, with all that was logged before.
-    pub fn open(&self, file: &Path) -> io::Result<()> {
-        let mut opened = File::create(file)?;
+    pub fn open(&self, mut file: File) -> io::Result<()> {
         let mut sink = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Sink::Waiting(bytes) = &*sink {
-            opened.write_all(bytes)?;
+            file.write_all(bytes)?;
         }
-        *sink = Sink::File(opened);
+        *sink = Sink::File(file);
         Ok(())
     }
 }

@@ -80,8 +80,25 @@ struct Failure {
 
 impl From<cdl_core::Error> for Failure {
     fn from(error: cdl_core::Error) -> Self {
-        Self { code: if error.is_user_error() { 2 } else { 1 }, message: error.to_string() }
+        Self { code: if error.is_user_error() { 2 } else { 1 }, message: first_line(&error) }
     }
+}
+
+impl Failure {
+    /// An error met while everything is looked at and nothing is written yet: what the user gave cannot be worked
+    /// with, unless the network broke off.
+    fn before_writing(error: cdl_core::Error) -> Self {
+        let code = match &error {
+            cdl_core::Error::Hub(hub) if !hub.is_user_error() => 1,
+            _ => 2,
+        };
+        Self { code, message: first_line(&error) }
+    }
+}
+
+/// The error in one line; candle adds a backtrace when it is asked for one.
+fn first_line(error: &cdl_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
 }
 
 fn main() -> ExitCode {

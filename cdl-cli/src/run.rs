@@ -8,7 +8,7 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::{ConfigArgs, Failure, emit, logging::Log, progress::Progress, table};
+use crate::{ConfigArgs, Failure, emit, first_line, logging::Log, progress::Progress, table};
 
 /// Arguments of `cdl run`.
 #[derive(Debug, Args)]
@@ -34,12 +34,14 @@ pub struct RunArgs {
 /// Trains, tests and writes results.
 pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let start = Instant::now();
-    let config = Config::load(&args.config.config, &args.config.sets)?;
-    let mut experiment = Experiment::build(&config)?;
+    let config = Config::load(&args.config.config, &args.config.sets).map_err(Failure::before_writing)?;
+    let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
     let mut directory = RunDir::create(&path, &config, &experiment.record(&config), args.overwrite)?;
-    log.open(&path.join("log.txt"))
-        .map_err(|e| Failure { message: format!("{}: log.txt: {e}", path.display()), code: 2 })?;
+    if let Some(file) = directory.take_log() {
+        log.open(file)
+            .map_err(|e| Failure { message: format!("{}: log.txt: {e}", path.display()), code: 1 })?;
+    }
     introduce(&config, &experiment);
 
     let progress = Progress::new(log, steps(&experiment), quiet);
@@ -62,7 +64,7 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     progress.finish();
     let finished = results.as_ref().map_or(0, |results| results.tasks_done);
     done.map_err(|error| Failure {
-        message: format!("{error}\n{finished} finished task(s) are in {}", path.display()),
+        message: format!("{}\n{finished} finished task(s) are in {}", first_line(&error), path.display()),
         code: 1,
     })?;
     if let Some(results) = results {
@@ -113,6 +115,13 @@ fn introduce(config: &Config, experiment: &Experiment) {
             spec.depth,
             spec.width,
             trained,
+        );
+        tracing::debug!(
+            "{}: {} with SHA-256 {}, {:?}",
+            role.as_str(),
+            spec.provenance.file,
+            spec.provenance.sha256,
+            spec.normalization,
         );
     }
     tracing::info!("learner {}, distiller {}, seed {}", run.learner.name, run.distiller.name, run.seed);

@@ -47,10 +47,17 @@ fn values_out_of_range_or_of_another_type() {
     refused(&set("epochs=0"), &["`epochs = 0`", "at least 1"]);
     refused(&set("epochs=many"), &["epochs", "many"]);
     refused(&set("learner.length=\"long\""), &["learner.length", "long"]);
+    refused(&set("learner.length=7"), &["`learner.length = 7`", "even number"]);
+    refused(&set("distiller.length=5"), &["`distiller.length = 5`", "even number"]);
+    refused(&set("stream.tasks=five"), &["`stream.tasks = \"five\"`"]);
+    refused(
+        &set("stream.transform.train=crop"),
+        &["`stream.transform.train = \"crop\"`", "random_resized_crop"],
+    );
     refused(&set("learner.pool=2"), &["`learner.pool = 2`", "5 tasks"]);
     refused(&set("distiller.alpha=1.5"), &["`distiller.alpha = 1.5`", "0 to 1"]);
     refused(&set("student.depth=9"), &["`student.depth = 9`", "1 to 5"]);
-    refused(&set("stream.transform.image_size=30"), &["image_size", "patch size 4"]);
+    refused(&set("stream.transform.image_size=30"), &["`stream.transform.image_size = 30`", "patch size 4"]);
     refused(&set("device=gpu"), &["device `gpu`", "expected auto, cpu, cuda"]);
     refused(&set("batch_size=21"), &["`batch_size = 21`", "at most 20"]);
     refused(&set("train_teacher=false"), &["train_teacher", "`kd_prompts` learns from the teacher"]);
@@ -60,21 +67,8 @@ fn values_out_of_range_or_of_another_type() {
 #[test]
 fn tasks_that_do_not_cover_the_classes() {
     refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of the 10 classes"]);
-    refused(
-        &["--set", "stream.task_classes=[[\"Bag\"],[\"Coat\"]]"],
-        &["leave out `tasks` and `class_order`"],
-    );
-    // A complete stream of its own, with lists that leave classes out.
-    let folder = tempfile::tempdir().expect("temporary folder");
-    let config = folder.path().join("lists.toml");
-    let text = "[stream]\nname = \"embedded\"\ntask_classes = [[\"Bag\"], [\"Coat\", \"Dress\"]]\n\
-                [stream.transform]\nimage_size = 28\ntest = \"resize\"\n\
-                [teacher]\nweights = \"embedded:micro_teacher\"\n[student]\nweights = \"embedded:micro_student\"\n\
-                [learner]\nname = \"coda_prompt\"\n[distiller]\nname = \"kd\"\n";
-    fs::write(&config, text).expect("config");
-    let output = cdl(&["run", config.to_str().expect("path"), "--run-dir", "never"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("`T-shirt/top` is in no task"), "{}", said(&output));
+    refused(&set("stream.task_classes=[[\"Bag\"],[\"Coat\"]]"), &["`T-shirt/top` is in no task"]);
+    refused(&set("stream.task_classes=[[\"Bags\"]]"), &["`Bags`", "did you mean `Bag`"]);
 }
 
 #[test]
@@ -131,7 +125,15 @@ fn weights_that_are_missing_truncated_or_do_not_fit() {
         &["--set", &mixed, "--set", "teacher.normalize=none", "--set", "teacher.heads=4"],
         &["pos_embed", "128"],
     );
-    let only = teacher.iter().filter(|(name, _)| *name != "blocks.3.mlp.fc1.bias" && *name != "norm.weight");
+    for (name, missing) in [("bias", "blocks.3.mlp.fc1.bias"), ("block", "blocks.2.norm1.weight")] {
+        let rest = teacher.iter().filter(|(name, _)| *name != missing);
+        let file = path(&format!("{name}.safetensors"));
+        fs::write(&file, safetensors::serialize(rest, None).expect("bytes")).expect("file");
+        let weights = format!("teacher.weights={file}");
+        let options = ["--set", &weights, "--set", "teacher.normalize=none", "--set", "teacher.heads=4"];
+        refused(&options, &[&format!("no tensor `{missing}`")]);
+    }
+    let only = teacher.iter().filter(|(name, _)| *name != "norm.weight");
     fs::write(path("part.safetensors"), safetensors::serialize(only, None).expect("bytes")).expect("file");
     let part = format!("teacher.weights={}", path("part.safetensors"));
     refused(
@@ -214,6 +216,8 @@ fn run_directories_that_cannot_be_used() {
         assert_eq!(output.status.code(), Some(2), "{}", said(&output));
         assert!(said(&output).contains(word), "{}", said(&output));
     };
+    #[cfg(target_os = "linux")]
+    refuse(Path::new("/proc/no-such-run"), &[], "cannot be written");
     refuse(&below, &[], "run directory");
     refuse(&file, &[], "run directory");
     let other = folder.path().join("other");

@@ -86,6 +86,14 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
     let printed = String::from_utf8_lossy(&evaluated.stdout).into_owned();
     assert_eq!(printed.matches("as recorded by the run").count(), 2, "{printed}");
 
+    let other = cdl(&["eval", first.to_str().expect("path"), "--set", "stream.tasks=2"]);
+    assert_eq!(other.status.code(), Some(2));
+    assert!(
+        self::said(&other).contains("images and tasks are not those of the run"),
+        "{}",
+        self::said(&other)
+    );
+
     let refused = run(&first, &[]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(self::said(&refused).contains("--overwrite"), "{}", self::said(&refused));

@@ -11,7 +11,6 @@ use std::{
 
 use figment::{
     Figment, Metadata, Profile, Provider, Source,
-    providers::Env,
     value::{Dict, Map, Value},
 };
 use schemars::JsonSchema;
@@ -116,7 +115,7 @@ fn default_true() -> bool {
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
 const NAMED: [&str; 7] = ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"];
 /// Environment variables with the prefix `CDL_` that are not settings.
-const RESERVED: [&str; 3] = ["golden_dir", "plugin_path", "log"];
+const RESERVED: [&str; 4] = ["golden_dir", "models_dir", "plugin_path", "log"];
 
 /// A configuration with the origin of every value.
 #[derive(Debug, Clone)]
@@ -136,9 +135,9 @@ impl Config {
     pub fn load(file: &Path, sets: &[String]) -> Result<Self> {
         let mut layers = Vec::new();
         read_file(file, &mut Vec::new(), &mut layers)?;
-        layers.push(environment()?);
+        layers.extend(environment()?);
         for set in sets {
-            layers.push(parse_set(set)?);
+            layers.push(split_set(set)?);
         }
         let figment = merge(layers);
         let table: Settings = figment
@@ -219,6 +218,7 @@ impl Config {
         }
         run.optimizer.validate().map_err(|e| self.locate("optimizer", e))?;
         run.schedule.validate().map_err(|e| self.locate("schedule", e))?;
+        run.schedule.repeat_first_rate = Some(run.schedule.repeats_first_rate(run.mode));
         self.run = run;
         Ok(())
     }
@@ -228,7 +228,7 @@ impl Config {
 struct Layer {
     metadata: Metadata,
     values: Dict,
-    /// Whether it is one of several `--set`, which count as one layer whatever their order.
+    /// Whether it is one of several variables or `--set`, which count as one layer whatever their order.
     set: bool,
 }
 
@@ -266,21 +266,35 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     Ok(())
 }
 
-fn environment() -> Result<Layer> {
-    let env = Env::prefixed("CDL_").filter(|key| !RESERVED.contains(&key.as_str().to_lowercase().as_str()));
-    let values = env
-        .split("__")
-        .data()
-        .map_err(|e| Error::Config { origin: "environment".into(), reason: e.to_string() })?;
-    let values = values.into_values().flatten().collect();
-    Ok(Layer { metadata: Metadata::named("environment variable CDL_..."), values, set: false })
+/// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
+fn environment() -> Result<Vec<Layer>> {
+    let mut variables: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("CDL_"))
+        .collect();
+    variables.sort();
+    let mut layers = Vec::new();
+    for (name, value) in variables {
+        let key = name["CDL_".len()..].to_lowercase();
+        if !RESERVED.contains(&key.as_str()) {
+            layers.push(parse_set(&key.replace("__", "."), &value, format!("environment variable {name}"))?);
+        }
+    }
+    Ok(layers)
 }
 
-/// `a.b=value` as a layer; the value is TOML, or else a string.
-fn parse_set(set: &str) -> Result<Layer> {
-    let fail = |reason: &str| Error::Config { origin: format!("--set {set}"), reason: reason.into() };
-    let (key, value) = set.split_once('=').ok_or_else(|| fail("expected key=value"))?;
-    let key = key.trim();
+/// Splits `--set key=value`.
+fn split_set(set: &str) -> Result<Layer> {
+    let origin = format!("--set {set}");
+    match set.split_once('=') {
+        Some((key, value)) => parse_set(key.trim(), value, origin),
+        None => Err(Error::Config { origin, reason: "expected key=value".into() }),
+    }
+}
+
+/// A dotted key and its value as a layer; the value is TOML, or else a string.
+fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
+    let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
     if key.is_empty() || key.split('.').any(str::is_empty) {
         return Err(fail("expected key=value with a key like `learner.pool`"));
     }
@@ -292,8 +306,8 @@ fn parse_set(set: &str) -> Result<Layer> {
     for part in parts.into_iter().rev() {
         value = Value::from(Dict::from([(part.to_string(), value)]));
     }
-    let metadata = Metadata::named(format!("--set {set}"));
-    Ok(Layer { metadata, values: Dict::from([(first.to_string(), value)]), set: true })
+    let values = Dict::from([(first.to_string(), value)]);
+    Ok(Layer { metadata: Metadata::named(origin), values, set: true })
 }
 
 /// All layers, lowest first, less the sections that a higher layer replaces by another name.
@@ -307,7 +321,10 @@ fn merge(mut layers: Vec<Layer>) -> Figment {
         let mut current: Option<String> = None;
         let mut since = 0;
         for (index, layer) in layers.iter().enumerate() {
-            if let Some(name) = name(layer) {
+            let implied = || {
+                layer.values.get(section).and_then(|_| default_name(section)).filter(|_| current.is_none())
+            };
+            if let Some(name) = name(layer).or_else(|| implied().map(String::from)) {
                 if current.as_ref().is_some_and(|current| *current != name) {
                     since = if layer.set { sets } else { index };
                 }
@@ -319,6 +336,16 @@ fn merge(mut layers: Vec<Layer>) -> Figment {
         }
     }
     layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
+}
+
+/// The name of a section that gives none.
+fn default_name(section: &str) -> Option<&'static str> {
+    match section {
+        "teacher" | "student" => Some("vit"),
+        "optimizer" => Some("adam"),
+        "schedule" => Some("cosine"),
+        _ => None,
+    }
 }
 
 fn parse_run(table: &Settings, figment: &Figment, file: &Path) -> Result<RunConfig> {

@@ -13,7 +13,10 @@ pub fn open(name: &str) -> Result<Device> {
     match name {
         "cpu" => Ok(Device::Cpu),
         "auto" if candle_core::utils::cuda_is_available() => {
-            Device::new_cuda(0).map_err(|e| fail(e.to_string()))
+            Ok(Device::new_cuda(0).unwrap_or_else(|error| {
+                tracing::warn!("no GPU can be used ({error}); computing on the CPU");
+                Device::Cpu
+            }))
         }
         "auto" => Ok(Device::Cpu),
         _ => {

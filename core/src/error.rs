@@ -99,13 +99,13 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
-    /// A loss or gradient stopped being a finite number.
+    /// A loss or a parameter stopped being a finite number.
     #[error(
         "{what} became {value} in task {task}, {phase} phase, epoch {epoch}, step {step}; \
          finished tasks are kept. A lower `optimizer.lr` often helps"
     )]
     NotFinite {
-        /// The loss term.
+        /// The loss term or parameter.
         what: String,
         /// NaN or an infinity.
         value: f64,

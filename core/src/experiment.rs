@@ -1,12 +1,14 @@
 //! From a configuration to everything that a run needs; whatever can be wrong is found here, before anything is
 //! written.
 
+use std::collections::BTreeMap;
+
 use candle_core::Device;
 use serde::Serialize;
 
 use crate::{
-    BackboneContext, BackboneSpec, Config, DistillerContext, Error, LearnerContext, Network, Result, Rng,
-    Role, StreamContext, TaskStream, TrainSettings, Trainer, device, registry,
+    BackboneContext, BackboneSpec, Config, DistillerContext, Error, LearnerContext, Network, Normalization,
+    Result, Rng, Role, StreamContext, TaskStream, TrainSettings, Trainer, device, registry,
 };
 
 /// A run that is ready to start.
@@ -32,6 +34,8 @@ pub struct RunRecord {
     pub mode: crate::Mode,
     /// Where it computed.
     pub device: String,
+    /// Quirks of the published code, and whether each was in force.
+    pub quirks: BTreeMap<&'static str, bool>,
     /// The large network, with the origin of its weights.
     pub teacher: BackboneSpec,
     /// The small network, with the origin of its weights.
@@ -75,8 +79,13 @@ impl Experiment {
 
         let backbone = |role: Role, section: &crate::config::NetworkSection| {
             let context = BackboneContext { role, image_size: stream.image_size(), mode, device: &device };
-            registry::backbone(&section.name, &section.settings, &context)
-                .map_err(|e| config.locate(role.as_str(), e))
+            registry::backbone(&section.name, &section.settings, &context).map_err(|error| match error {
+                // The image's size is the stream's to set.
+                Error::Setting { key, value, expected, .. } if key == "image_size" => {
+                    config.locate("stream.transform", Error::setting(&key, value, expected))
+                }
+                error => config.locate(role.as_str(), error),
+            })
         };
         let student = backbone(Role::Student, &run.student)?;
         let teacher = backbone(Role::Teacher, &run.teacher)?;
@@ -139,6 +148,7 @@ impl Experiment {
     pub fn record(&self, config: &Config) -> RunRecord {
         let trained = [Role::Teacher, Role::Student]
             .into_iter()
+            .filter(|role| *role == Role::Student || config.run.train_teacher)
             .flat_map(|role| self.trainer.trainable(role).into_iter().map(move |var| (role, var)))
             .map(|(role, var)| TrainedTensor { role, shape: var.tensor().dims().to_vec(), name: var.name })
             .collect();
@@ -151,6 +161,14 @@ impl Experiment {
                 Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
                 other => format!("{:?}", other.location()),
             },
+            quirks: BTreeMap::from([
+                ("unnormalised_pixels", {
+                    let networks = [&self.trainer.teacher, &self.trainer.student];
+                    networks.iter().all(|n| n.backbone.spec().normalization == Normalization::NONE)
+                }),
+                ("repeated_first_rate", config.run.schedule.repeats_first_rate(config.run.mode)),
+                ("students_query_for_teacher", true),
+            ]),
             teacher: self.trainer.teacher.backbone.spec().clone(),
             student: self.trainer.student.backbone.spec().clone(),
             classes: self.stream.classes().to_vec(),

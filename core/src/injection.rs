@@ -15,11 +15,10 @@ pub struct Kv {
 
 impl Kv {
     /// Splits prompts `(B or 1, L, D)` into keys (the first `L / 2` rows) and values (the rest), as the published
-    /// methods do.
+    /// methods do; `L` must be even.
     pub fn halves(prompts: &Tensor) -> Result<Self> {
-        let length = prompts.dim(1)?;
-        let half = length / 2;
-        Ok(Self { k: prompts.narrow(1, 0, half)?, v: prompts.narrow(1, half, length - half)? })
+        let half = prompts.dim(1)? / 2;
+        Ok(Self { k: prompts.narrow(1, 0, half)?, v: prompts.narrow(1, half, prompts.dim(1)? - half)? })
     }
 
     fn then(self, other: Self) -> Result<Self> {

@@ -29,7 +29,8 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     /// Added to the root of the mean square.
     pub eps: f64,
-    /// L2 penalty: this times the parameter is added to its gradient.
+    /// L2 penalty: this times the parameter is added to its gradient. As in the published code it also moves what
+    /// the current task does not train but shares a tensor with: components and classes of other tasks.
     pub weight_decay: f64,
 }
 

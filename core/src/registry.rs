@@ -1,7 +1,7 @@
 //! Plugins by name. A method registers itself with one [`register!`](crate::register) line; nothing else in the
 //! framework names it.
 
-use std::{any::type_name, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -230,14 +230,34 @@ fn to_table(value: &impl Serialize) -> Result<Settings> {
 pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C> {
     crate::config::check_keys(&schema_of::<C>(), settings, "", "configuration")?;
     serde_path_to_error::deserialize(toml::Value::Table(settings.clone())).map_err(|e| {
-        let key = e.path().to_string();
-        let value = crate::config::lookup(settings, &key).map(|v| v.to_string()).unwrap_or_default();
+        // Inside flattened structs serde loses the path; then the key is the one without which all is well.
+        let key = Some(e.path().to_string()).filter(|key| crate::config::lookup(settings, key).is_some());
         let reason = e.into_inner().to_string();
         let reason = reason.lines().next().unwrap_or_default().to_string();
-        if value.is_empty() {
-            Error::Config { origin: type_name::<C>().rsplit("::").next().unwrap_or_default().into(), reason }
-        } else {
-            Error::setting(&key, value, reason)
+        match key.or_else(|| culprit(settings, &|rest| C::deserialize(toml::Value::Table(rest)).is_ok())) {
+            Some(key) => {
+                let value = crate::config::lookup(settings, &key).map(|v| v.to_string()).unwrap_or_default();
+                Error::setting(&key, value, reason)
+            }
+            None => Error::Config { origin: "configuration".into(), reason },
         }
     })
+}
+
+/// The dotted key without which `good` accepts the table.
+fn culprit(table: &Settings, good: &dyn Fn(Settings) -> bool) -> Option<String> {
+    let without = |key: &String| {
+        let mut rest = table.clone();
+        rest.remove(key);
+        rest
+    };
+    let key = table.keys().find(|key| good(without(key)))?;
+    let inner = table[key].as_table().and_then(|inner| {
+        culprit(inner, &|rest| {
+            let mut all = table.clone();
+            all.insert(key.clone(), toml::Value::Table(rest));
+            good(all)
+        })
+    });
+    Some(inner.map_or_else(|| key.clone(), |inner| format!("{key}.{inner}")))
 }

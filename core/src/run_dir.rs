@@ -1,4 +1,5 @@
-//! The directory of one run: configuration, record, results and models, each file written whole or not at all.
+//! The directory of one run: configuration, record, results and models, each written whole or not at all; only the
+//! epoch lines and the log grow as the run goes on.
 //!
 //! ```text
 //! config.toml               resolved configuration; running it repeats the run
@@ -16,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     Accuracies, Config, EpochReport, Error, Result, Role, RunRecord, StateDict, Summary, Task, Trainer,
@@ -42,21 +43,27 @@ pub struct Results {
 pub struct RunDir {
     root: PathBuf,
     metrics: File,
+    log: Option<File>,
 }
 
 impl RunDir {
-    /// `runs/<config>-seed<seed>-<UTC time>`.
+    /// `runs/<config>-seed<seed>-<UTC time>`, with a number after it if that is there already.
     pub fn default_path(config: &Config) -> PathBuf {
         let stem = config.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let time = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%Y%m%d-%H%M%S");
-        Path::new("runs").join(format!("{stem}-seed{}-{time}", config.run.seed))
+        let name = format!("{stem}-seed{}-{time}", config.run.seed);
+        let numbered = (2..).map(|number| format!("{name}-{number}"));
+        let mut paths =
+            std::iter::once(name.clone()).chain(numbered).map(|name| Path::new("runs").join(name));
+        paths.find(|path| !path.exists()).unwrap_or_default()
     }
 
-    /// Makes the directory and writes what is known before the first step.
+    /// Makes the directory with what is known before the first step. It is made whole beside its place and then moved
+    /// there, so that nothing half-made is left behind, and an earlier run is replaced only by a run that could be
+    /// written.
     ///
     /// # Errors
-    /// A directory that exists and is not empty, unless `overwrite`; no permission or no space, with nothing left
-    /// behind.
+    /// A directory that is not empty, unless it holds a run and `overwrite` is set; no permission or no space.
     pub fn create(root: &Path, config: &Config, record: &RunRecord, overwrite: bool) -> Result<Self> {
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
         let occupied = match fs::read_dir(root) {
@@ -67,30 +74,45 @@ impl RunDir {
         if occupied && !overwrite {
             return Err(fail("already exists; choose another or add --overwrite".into()));
         }
-        let is_run = root.join("config.toml").exists() && root.join("run.json").exists();
-        if occupied && !is_run {
+        if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
             return Err(fail("holds something that is not a run; --overwrite only replaces runs".into()));
         }
-        let existed = root.exists();
-        let open = || -> Result<Self> {
-            if occupied {
-                clear(root)?;
-            }
-            fs::create_dir_all(root).map_err(crate::error::io(root))?;
-            write_atomic(&root.join("config.toml"), config.to_toml()?.as_bytes())?;
-            write_atomic(&root.join("run.json"), &json(record)?)?;
-            let path = root.join("metrics.jsonl");
-            let metrics =
-                OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))?;
-            Ok(Self { root: root.into(), metrics })
+        Self::place(root, config, record).map_err(|e| fail(format!("cannot be written: {e}")))
+    }
+
+    fn place(root: &Path, config: &Config, record: &RunRecord) -> Result<Self> {
+        let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
+        let fresh = beside(parent)?;
+        write_atomic(&fresh.path().join("config.toml"), config.to_toml()?.as_bytes())?;
+        write_atomic(&fresh.path().join("run.json"), &json(record)?)?;
+        let append = |name: &str| {
+            let path = fresh.path().join(name);
+            OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))
         };
-        open().map_err(|e| {
-            if !existed {
-                // Best effort: the directory that could not be filled should not stay behind.
-                let _ = fs::remove_dir_all(root);
+        let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
+        let earlier = match root.exists() {
+            false => None,
+            true => {
+                let earlier = beside(parent)?;
+                fs::rename(root, earlier.path().join("run")).map_err(crate::error::io(root))?;
+                Some(earlier)
             }
-            fail(format!("cannot be written: {e}"))
-        })
+        };
+        if let Err(e) = fs::rename(fresh.path(), root) {
+            if let Some(earlier) = &earlier {
+                fs::rename(earlier.path().join("run"), root).map_err(crate::error::io(root))?;
+            }
+            return Err(crate::error::io(root)(e));
+        }
+        // It lies in its place now and must not be removed with its old name.
+        let _ = fresh.keep();
+        Ok(Self { root: root.into(), metrics, log: Some(log) })
+    }
+
+    /// The run's log, `log.txt`; the first caller gets it.
+    pub fn take_log(&mut self) -> Option<File> {
+        self.log.take()
     }
 
     /// The directory.
@@ -140,10 +162,32 @@ impl RunDir {
 
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
+    read_json(root, "results.json", "has the run finished a task?")
+}
+
+/// Refuses an experiment whose data or weights are not those that the run in `root` was made with.
+pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
+    let recorded: serde_json::Value = read_json(root, "run.json", "is it a run?")?;
+    let now = serde_json::to_value(record)
+        .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
+    for (what, field) in [
+        ("images and tasks", "/split_sha256"),
+        ("the teacher's weights", "/teacher/provenance/sha256"),
+        ("the student's weights", "/student/provenance/sha256"),
+    ] {
+        if recorded.pointer(field) != now.pointer(field) {
+            let reason = format!("{what} are not those of the run (SHA-256 in run.json differs)");
+            return Err(Error::RunDir { dir: root.into(), reason });
+        }
+    }
+    Ok(())
+}
+
+fn read_json<T: DeserializeOwned>(root: &Path, name: &str, hint: &str) -> Result<T> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let bytes = fs::read(root.join("results.json"))
-        .map_err(|e| fail(format!("results.json cannot be read ({e}); has the run finished a task?")))?;
-    serde_json::from_slice(&bytes).map_err(|e| fail(format!("results.json: {e}")))
+    let bytes =
+        fs::read(root.join(name)).map_err(|e| fail(format!("{name} cannot be read ({e}); {hint}")))?;
+    serde_json::from_slice(&bytes).map_err(|e| fail(format!("{name}: {e}")))
 }
 
 /// Reads the model of `role` after task `task` (from 0).
@@ -159,28 +203,13 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
     models.join(format!("{}.safetensors", role.as_str()))
 }
 
-/// Removes what an earlier run left, and nothing else.
-fn clear(root: &Path) -> Result<()> {
-    let models = root.join("models");
-    if models.is_dir() {
-        fs::remove_dir_all(&models).map_err(crate::error::io(&models))?;
-    }
-    let files = [
-        "config.toml",
-        "run.json",
-        "metrics.jsonl",
-        "results.json",
-        "accuracy_student.csv",
-        "accuracy_teacher.csv",
-        "log.txt",
-    ];
-    for name in files {
-        let path = root.join(name);
-        if path.exists() {
-            fs::remove_file(&path).map_err(crate::error::io(&path))?;
-        }
-    }
-    Ok(())
+/// A directory for a moment in `parent`, with the permissions of any new one.
+fn beside(parent: &Path) -> Result<tempfile::TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".cdl-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(parent).map_err(crate::error::io(parent))
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {
@@ -194,14 +223,13 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
 fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        let mut builder = tempfile::Builder::new();
+        // As for any new file: the process's umask applies.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder)?;
         file.write_all(bytes)?;
         file.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        }
         file.persist(path).map_err(|e| e.error)?;
         Ok(())
     };

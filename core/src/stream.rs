@@ -146,7 +146,7 @@ pub struct TaskSettings {
     /// Number of tasks of equal size; must divide the number of classes. Default: one task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<usize>,
-    /// Explicit tasks as lists of class names, each class exactly once; instead of `tasks`.
+    /// Explicit tasks as lists of class names, each class exactly once; they win over `tasks` and `class_order`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_classes: Option<Vec<Vec<String>>>,
     /// `fixed`: classes in the data set's order, `shuffled`: by the run's seed. Default: fixed in mode `published`,
@@ -351,11 +351,6 @@ fn order_and_tasks(
     context: &StreamContext<'_>,
 ) -> Result<(Vec<usize>, Vec<Task>)> {
     if let Some(lists) = &settings.task_classes {
-        if settings.tasks.is_some() || settings.class_order == Some(ClassOrder::Shuffled) {
-            return Err(Error::Tasks(
-                "`task_classes` fixes tasks and class order: leave out `tasks` and `class_order`".into(),
-            ));
-        }
         return explicit_tasks(classes, lists);
     }
     let count = settings.tasks.unwrap_or(1);

@@ -83,7 +83,7 @@ pub struct EpochReport {
     pub lr: f64,
     /// Means over the epoch's steps by name; `loss` is the sum that was minimised.
     pub losses: BTreeMap<String, f64>,
-    /// Training accuracy in percent, among the task's classes, during the epoch.
+    /// Training accuracy in percent of the learner's own head, among the task's classes, during the epoch.
     pub accuracy: f64,
     /// Training images a second.
     pub images_per_second: f64,
@@ -184,7 +184,21 @@ impl Trainer {
                 optimizer.step(&loss.total.backward()?)?;
                 on(Event::Step { role, task, epoch, step: (step, steps) })?;
             }
+            self.check_finite(role, task, epoch, steps)?;
             on(Event::Epoch(&tally.report(role, task, epoch, epochs, lr)))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses parameters that are no finite numbers, which the loss of the last step does not show yet.
+    fn check_finite(&self, role: Role, task: &Task, epoch: usize, steps: usize) -> Result<()> {
+        for var in self.trainable(role) {
+            let value = var.tensor().detach().to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
+            if !value.is_finite() {
+                let (what, phase) = (var.name, role.as_str());
+                let (task, epoch) = (task.index + 1, epoch + 1);
+                return Err(Error::NotFinite { what, value, task, phase, epoch, step: steps });
+            }
         }
         Ok(())
     }

@@ -48,12 +48,12 @@ pub struct Vit {
 
 struct Linear {
     weight: Tensor,
-    bias: Option<Tensor>,
+    bias: Tensor,
 }
 
 impl Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        ops::linear(x, &self.weight, Some(&self.bias))
     }
 }
 
@@ -207,7 +207,7 @@ impl Vit {
         };
         Ok(Self {
             spec,
-            patch: Linear { weight: patch, bias: Some(patch_bias) },
+            patch: Linear { weight: patch, bias: patch_bias },
             prefix,
             positions,
             blocks,
@@ -276,7 +276,7 @@ impl Backbone for Vit {
         all.push(("positions".into(), self.positions.clone()));
         let mut linear = |name: String, layer: &Linear| {
             all.push((format!("{name}.weight"), layer.weight.clone()));
-            all.extend(layer.bias.iter().map(|bias| (format!("{name}.bias"), bias.clone())));
+            all.push((format!("{name}.bias"), layer.bias.clone()));
         };
         linear("patch_embed.proj".into(), &self.patch);
         for (i, block) in self.blocks.iter().enumerate() {

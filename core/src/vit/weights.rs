@@ -51,9 +51,12 @@ impl VitWeights {
     /// Reads a safetensors file and, if there is one, the hub's `config.json`.
     pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
         let source = file.display().to_string();
-        let bytes = std::fs::read(file)
-            .map_err(|e| Error::Weights { file: source.clone(), reason: e.to_string() })?;
-        let config = config.map(|path| std::fs::read(path).map_err(crate::error::io(path))).transpose()?;
+        let fail = |path: &Path, e: std::io::Error| Error::Weights {
+            file: path.display().to_string(),
+            reason: e.to_string(),
+        };
+        let bytes = std::fs::read(file).map_err(|e| fail(file, e))?;
+        let config = config.map(|path| std::fs::read(path).map_err(|e| fail(path, e))).transpose()?;
         Self::from_bytes(source, &bytes, config.as_deref())
     }
 
@@ -110,24 +113,30 @@ impl VitWeights {
         let &[width, channels, patch_size, other] = patch.dims() else {
             return Err(self.wrong(format!("`patch_embed.proj.weight` has shape {:?}", patch.dims())));
         };
-        if channels != 3 || patch_size != other {
+        if channels != 3 || patch_size != other || patch_size == 0 {
             return Err(self.wrong(format!(
                 "`patch_embed.proj.weight` has shape {:?}, expected (D, 3, p, p)",
                 patch.dims()
             )));
         }
+        self.refuse_unknown()?;
         let depth =
-            (0..).take_while(|i| self.tensors.contains_key(&format!("blocks.{i}.norm1.weight"))).count();
+            self.tensors.keys().filter_map(|name| block_number(name)).max().map_or(0, |last| last + 1);
         if depth == 0 {
             self.find("blocks.0.norm1.weight")?;
         }
-        let hidden = self.find("blocks.0.mlp.fc1.weight")?.dim(0)?;
-        let registers = match self.tensors.get("reg_token") {
-            Some(tokens) => tokens.dim(1)?,
-            None => 0,
+        let rows_of = |name: &str| -> Result<usize> {
+            match self.find(name)?.dims() {
+                &[1, rows, _] => Ok(rows),
+                dims => Err(self.wrong(format!("`{name}` has shape {dims:?}, expected (1, rows, D)"))),
+            }
         };
-        let positions = self.find("pos_embed")?;
-        let rows = positions.dim(1)?;
+        let hidden = match self.find("blocks.0.mlp.fc1.weight")?.dims() {
+            &[hidden, _] => hidden,
+            dims => return Err(self.wrong(format!("`blocks.0.mlp.fc1.weight` has shape {dims:?}"))),
+        };
+        let registers = if self.tensors.contains_key("reg_token") { rows_of("reg_token")? } else { 0 };
+        let rows = rows_of("pos_embed")?;
         let square = |n: usize| (n.isqrt() * n.isqrt() == n).then(|| n.isqrt());
         // timm leaves the CLS token's position out of some checkpoints with registers, and keeps all in others.
         let layout = [1, 1 + registers, 0]
@@ -137,6 +146,35 @@ impl VitWeights {
             return Err(self.wrong(format!("`pos_embed` has {rows} rows, which are no square of patches")));
         };
         Ok(Geometry { width, hidden, depth, patch_size, registers, prefix_positions, grid })
+    }
+
+    /// Refuses checkpoints of networks that compute something else: whatever is inside a block or before it must be
+    /// known, or it would be left out without a word.
+    fn refuse_unknown(&self) -> Result<()> {
+        const PARTS: [&str; 14] = [
+            "norm1.weight",
+            "norm1.bias",
+            "attn.qkv.weight",
+            "attn.qkv.bias",
+            "attn.proj.weight",
+            "attn.proj.bias",
+            "ls1.gamma",
+            "norm2.weight",
+            "norm2.bias",
+            "mlp.fc1.weight",
+            "mlp.fc1.bias",
+            "mlp.fc2.weight",
+            "mlp.fc2.bias",
+            "ls2.gamma",
+        ];
+        let unknown = |name: &&String| match name.strip_prefix("blocks.") {
+            Some(rest) => rest.split_once('.').is_none_or(|(_, part)| !PARTS.contains(&part)),
+            None => name.starts_with("norm_pre.") || *name == "dist_token",
+        };
+        match self.tensors.keys().filter(unknown).min() {
+            Some(name) => Err(self.wrong(format!("has `{name}`, which a plain ViT does not have"))),
+            None => Ok(()),
+        }
     }
 
     /// The number of blocks to build.
@@ -184,19 +222,18 @@ impl VitWeights {
         Ok(image_size / patch)
     }
 
-    /// Weight `(outputs, inputs)` and, where there is one, bias of `{name}`.
+    /// Weight `(outputs, inputs)` and bias `(outputs,)` of `{name}`.
     pub(super) fn linear(
         &self,
         name: &str,
         outputs: usize,
         inputs: usize,
         device: &Device,
-    ) -> Result<(Tensor, Option<Tensor>)> {
-        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?;
-        let bias = format!("{name}.bias");
-        let bias =
-            self.tensors.contains_key(&bias).then(|| self.tensor(&bias, &[outputs], device)).transpose()?;
-        Ok((weight, bias))
+    ) -> Result<(Tensor, Tensor)> {
+        Ok((
+            self.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?,
+            self.tensor(&format!("{name}.bias"), &[outputs], device)?,
+        ))
     }
 
     /// A linear layer with LayerScale folded in, if the file has it.
@@ -204,15 +241,14 @@ impl VitWeights {
         &self,
         name: &str,
         weight: Tensor,
-        bias: Option<Tensor>,
+        bias: Tensor,
         device: &Device,
-    ) -> Result<(Tensor, Option<Tensor>)> {
+    ) -> Result<(Tensor, Tensor)> {
         if !self.tensors.contains_key(name) {
             return Ok((weight, bias));
         }
         let gamma = self.tensor(name, &[weight.dim(0)?], device)?;
-        let bias = bias.map(|bias| bias * &gamma).transpose()?;
-        Ok((weight.broadcast_mul(&gamma.unsqueeze(1)?)?, bias))
+        Ok((weight.broadcast_mul(&gamma.unsqueeze(1)?)?, (bias * gamma)?))
     }
 
     /// Scale and shift of a layer norm.
@@ -259,4 +295,9 @@ impl VitWeights {
         }
         Ok((prefix.to_device(device)?, patches.contiguous()?.to_device(device)?))
     }
+}
+
+/// `7` of `blocks.7.attn.qkv.weight`.
+fn block_number(name: &str) -> Option<usize> {
+    name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
 }

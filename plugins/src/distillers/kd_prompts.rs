@@ -57,8 +57,9 @@ impl KdPrompts {
         if config.layers == 0 {
             return Err(Error::setting("layers", 0, "expected at least 1"));
         }
-        if config.layers > 1 && config.length < 2 {
-            return Err(Error::setting("length", config.length, "expected at least 2: a key and a value"));
+        if config.length == 0 || !config.length.is_multiple_of(2) {
+            let expected = "expected an even number, 2 or more: half are keys, half values";
+            return Err(Error::setting("length", config.length, expected));
         }
         let mut rng = context.rng.clone();
         let width = context.student.width;

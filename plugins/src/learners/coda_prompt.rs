@@ -72,8 +72,9 @@ impl CodaPrompt {
             let expected = format!("expected at least one component for each of the {} tasks", context.tasks);
             return Err(Error::setting("pool", config.pool, expected));
         }
-        if config.length < 2 {
-            return Err(Error::setting("length", config.length, "expected at least 2: a key and a value"));
+        if config.length == 0 || !config.length.is_multiple_of(2) {
+            let expected = "expected an even number, 2 or more: half are keys, half values";
+            return Err(Error::setting("length", config.length, expected));
         }
         if !(config.ortho_penalty.is_finite() && config.ortho_penalty >= 0.0) {
             let expected = "expected a finite number, 0 or more";

@@ -1,4 +1,4 @@
-//! The MNIST family in its own IDX format (LeCun et al., 1998): MNIST, Fashion-MNIST, KMNIST, EMNIST.
+//! The MNIST family in its own IDX format (LeCun et al., 1998): MNIST, Fashion-MNIST, KMNIST.
 
 use std::{
     io::Read,
@@ -20,7 +20,7 @@ pub struct IdxConfig {
     /// Folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
     /// `t10k-labels-idx1-ubyte`, each plain or with `.gz`. Relative to the working directory.
     pub path: PathBuf,
-    /// Class names in the order of the labels: `digits`, `fashion_mnist`, or a list. Default: the numbers.
+    /// Class names in the order of the labels: `numbers`, `fashion_mnist`, or a list.
     pub class_names: ClassNames,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]

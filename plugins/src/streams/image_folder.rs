@@ -19,7 +19,8 @@ pub struct ImageFolderConfig {
     /// Folder with `train/CLASS/...` and `test/CLASS/...`; with split lists, the folder that their paths start from.
     /// Relative to the working directory.
     pub path: PathBuf,
-    /// File with the training images, one a line: `CLASS/image.png`, optionally followed by a label (a number).
+    /// File with the training images, one a line: `.../CLASS/image.png`, optionally followed by a label
+    /// (a number). Labels, where all classes have one, set the order of the classes; otherwise their names do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_list: Option<PathBuf>,
     /// File with the test images, likewise.
@@ -52,6 +53,11 @@ cdl_core::register!(Stream {
     build: build,
 });
 
+/// Image files by class.
+type Folders = BTreeMap<String, Vec<PathBuf>>;
+/// Labels by class.
+type Labels = BTreeMap<String, usize>;
+
 /// Extensions that count as images in a folder; others are passed over.
 const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
 
@@ -60,9 +66,12 @@ fn build(config: ImageFolderConfig, context: &StreamContext<'_>) -> Result<Box<d
     if root.as_os_str().is_empty() {
         return Err(Error::setting("path", "", "expected a folder"));
     }
+    let mut labels = Labels::new();
     let (train, test) = match (&config.train_list, &config.test_list) {
         (None, None) => (scan(&root.join("train"))?, scan(&root.join("test"))?),
-        (Some(train), Some(test)) => (read_list(root, train)?, read_list(root, test)?),
+        (Some(train), Some(test)) => {
+            (read_list(root, train, &mut labels)?, read_list(root, test, &mut labels)?)
+        }
         (Some(_), None) => {
             return Err(Error::setting("test_list", "", "expected together with `train_list`"));
         }
@@ -71,8 +80,8 @@ fn build(config: ImageFolderConfig, context: &StreamContext<'_>) -> Result<Box<d
         }
     };
     let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
-    let classes: Vec<String> = names.into_iter().cloned().collect();
-    let gather = |folders: &BTreeMap<String, Vec<PathBuf>>| -> Box<dyn ImageSet> {
+    let classes = in_order(names.into_iter().cloned().collect(), &labels)?;
+    let gather = |folders: &Folders| -> Box<dyn ImageSet> {
         let mut files = Vec::new();
         for (label, class) in classes.iter().enumerate() {
             files.extend(folders.get(class).into_iter().flatten().map(|file| (file.clone(), label)));
@@ -89,8 +98,8 @@ fn build(config: ImageFolderConfig, context: &StreamContext<'_>) -> Result<Box<d
 }
 
 /// Image files by class folder, sorted; an empty class folder stays in as an empty list.
-fn scan(folder: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
-    let mut classes = BTreeMap::new();
+fn scan(folder: &Path) -> Result<Folders> {
+    let mut classes = Folders::new();
     for class in list(folder)? {
         if class.is_dir() {
             let mut files = Vec::new();
@@ -132,38 +141,55 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Files of a split list by class, the first part of their path; a label after the path must agree with that.
-fn read_list(root: &Path, file: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
+/// Files of a split list by class, the folder that holds a file, and the labels that the list gives to classes.
+fn read_list(root: &Path, file: &Path, labels: &mut Labels) -> Result<Folders> {
     let fail = |reason: String| Error::Data { file: file.into(), reason };
     let text = std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let mut classes: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
-    let mut labels: BTreeMap<String, String> = BTreeMap::new();
+    let mut classes = Folders::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = number + 1;
         let line = line.trim();
         // Names may hold spaces; only a number at the end is a label.
         let (path, label) = match line.rsplit_once(char::is_whitespace) {
-            Some((path, label)) if label.parse::<usize>().is_ok() => (path.trim_end(), Some(label)),
-            _ => (line, None),
+            Some((path, label)) => match label.parse::<usize>() {
+                Ok(label) => (Path::new(path.trim_end()), Some(label)),
+                Err(_) => (Path::new(line), None),
+            },
+            None => (Path::new(line), None),
         };
-        let Some((class, _)) = path.rsplit_once('/') else {
-            return Err(fail(format!("line {number}: `{path}` has no class folder")));
+        let Some(class) =
+            path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned())
+        else {
+            return Err(fail(format!("line {number}: `{}` has no class folder", path.display())));
         };
         if !root.join(path).is_file() {
             return Err(fail(format!("line {number}: no file `{}`", root.join(path).display())));
         }
         if let Some(label) = label {
-            let first = labels.entry(class.into()).or_insert_with(|| label.into());
+            let first = *labels.entry(class.clone()).or_insert(label);
             if first != label {
                 return Err(fail(format!(
                     "line {number}: label {label}, but {first} earlier for class `{class}`"
                 )));
             }
         }
-        classes.entry(class.into()).or_default().push(root.join(path));
+        classes.entry(class).or_default().push(root.join(path));
     }
     if classes.is_empty() {
         return Err(fail("names no images".into()));
+    }
+    Ok(classes)
+}
+
+/// Classes in the order of their labels, if the lists label them all, else of their names.
+fn in_order(mut classes: Vec<String>, labels: &Labels) -> Result<Vec<String>> {
+    if classes.iter().all(|class| labels.contains_key(class)) {
+        classes.sort_by_key(|class| labels[class]);
+        if let Some(pair) = classes.windows(2).find(|pair| labels[&pair[0]] == labels[&pair[1]]) {
+            let reason =
+                format!("classes `{}` and `{}` have the same label {}", pair[0], pair[1], labels[&pair[0]]);
+            return Err(Error::Tasks(format!("image_folder: {reason}")));
+        }
     }
     Ok(classes)
 }

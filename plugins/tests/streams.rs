@@ -1,0 +1,173 @@
+//! Streams on small files in their true formats.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{collections::BTreeSet, fs, io::Write, path::Path};
+
+use cdl_core::{
+    EpochKey, Mode, Result, Rng, Role, StreamContext, TaskStream,
+    candle_core::{Device, Tensor},
+    image::RgbImage,
+    registry::{self, Settings},
+};
+
+fn stream(name: &str, settings: &str, seed: u64) -> Result<Box<dyn TaskStream>> {
+    cdl_plugins::link();
+    let settings: Settings = toml::from_str(settings).unwrap();
+    let context = StreamContext { mode: Mode::Published, device: &Device::Cpu, rng: Rng::new(seed) };
+    registry::stream(name, &settings, &context)
+}
+
+fn failure(name: &str, settings: &str) -> String {
+    stream(name, settings, 0).err().expect("an error").to_string()
+}
+
+fn idx_header(dims: &[u32]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 8, dims.len() as u8];
+    bytes.extend(dims.iter().flat_map(|dim| dim.to_be_bytes()));
+    bytes
+}
+
+/// Images 3 x 2 (rows x columns) whose pixels are all 10 times their number; labels count 0, 1, 2, 0, ...
+fn write_idx(folder: &Path, split: &str, count: u32, gz: bool) {
+    let mut images = idx_header(&[count, 3, 2]);
+    images.extend((0..count).flat_map(|number| [10 * number as u8; 6]));
+    let mut labels = idx_header(&[count]);
+    labels.extend((0..count).map(|number| (number % 3) as u8));
+    for (kind, bytes) in [("images-idx3", images), ("labels-idx1", labels)] {
+        let file = folder.join(format!("{split}-{kind}-ubyte"));
+        if gz {
+            let file = fs::File::create(file.with_extension("gz")).unwrap();
+            let mut zip = flate2::write::GzEncoder::new(file, flate2::Compression::default());
+            zip.write_all(&bytes).unwrap();
+            zip.finish().unwrap();
+        } else {
+            fs::write(file, bytes).unwrap();
+        }
+    }
+}
+
+/// The first pixel of each image of a batch.
+fn first_pixels(pixels: &Tensor) -> Vec<u8> {
+    let first = pixels.flatten_from(1).unwrap().narrow(1, 0, 1).unwrap();
+    let first = first.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    first.into_iter().map(|value| (value * 255.0).round() as u8).collect()
+}
+
+#[test]
+fn idx_files_plain_and_gzipped() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    write_idx(folder.path(), "train", 9, false);
+    write_idx(folder.path(), "t10k", 6, true);
+    let settings = format!(
+        "path = \"{}\"\ntasks = 3\n[transform]\nimage_size = 4\ntrain = \"test\"\nflip = false\ntest = \"resize\"",
+        folder.path().display()
+    );
+    let stream_of = stream("idx", &settings, 0)?;
+    assert_eq!(stream_of.classes(), ["0", "1", "2"]);
+    assert_eq!((stream_of.train_count(1), stream_of.test_count(1)), (3, 2));
+    let batches: Vec<_> = stream_of.test_batches(1, 8).collect::<Result<_>>()?;
+    assert_eq!(batches.len(), 1);
+    assert_eq!(batches[0].pixels.dims(), [2, 3, 4, 4]);
+    assert_eq!(batches[0].labels.to_vec1::<u32>()?, [1, 1]);
+    assert_eq!(first_pixels(&batches[0].pixels), [10, 40], "test images 1 and 4 are of class 1");
+
+    // Every epoch is another order of the same images; the last incomplete batch is dropped.
+    let order = |seed: u64, epoch: usize| -> Result<Vec<u8>> {
+        let stream = stream("idx", &settings.replace("tasks = 3", "tasks = 1"), seed)?;
+        let key = EpochKey { task: 0, role: Role::Student, epoch };
+        let batches: Vec<_> = stream.train_batches(key, 2).collect::<Result<_>>()?;
+        assert_eq!(batches.len(), 4, "9 images in batches of 2");
+        Ok(batches.iter().flat_map(|batch| first_pixels(&batch.pixels)).collect())
+    };
+    assert_eq!(order(1, 0)?, order(1, 0)?);
+    assert_ne!(order(1, 0)?, order(1, 1)?);
+    assert_ne!(order(1, 0)?, order(2, 0)?);
+    assert_eq!(order(1, 0)?.into_iter().collect::<BTreeSet<_>>().len(), 8, "no image twice");
+    Ok(())
+}
+
+#[test]
+fn idx_files_that_are_damaged_or_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    write_idx(folder.path(), "train", 9, false);
+    let settings = format!("path = \"{}\"\n[transform]\nimage_size = 4", folder.path().display());
+    assert!(failure("idx", &settings).contains("t10k-images-idx3-ubyte: not found"));
+    write_idx(folder.path(), "t10k", 6, false);
+    let images = folder.path().join("t10k-images-idx3-ubyte");
+    let bytes = fs::read(&images).unwrap();
+    fs::write(&images, &bytes[..bytes.len() - 1]).unwrap();
+    let said = failure("idx", &settings);
+    assert!(said.contains("t10k-images-idx3-ubyte") && said.contains("truncated"), "{said}");
+    fs::write(&images, "GIF89a").unwrap();
+    assert!(failure("idx", &settings).contains("not an IDX file"));
+    write_idx(folder.path(), "t10k", 6, false);
+    fs::write(folder.path().join("t10k-labels-idx1-ubyte"), [idx_header(&[2]), vec![0, 1]].concat()).unwrap();
+    assert!(failure("idx", &settings).contains("6 images, but 2 labels"));
+}
+
+/// Five grey images for each of two classes below one folder.
+fn write_images(folder: &Path) {
+    for class in ["night owl", "cat"] {
+        let folder = folder.join("pictures").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..5u8 {
+            RgbImage::from_pixel(6, 5, [number * 40; 3].into())
+                .save(folder.join(format!("{number}.png")))
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn image_folders_split_by_lists() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    write_images(folder.path());
+    let list = |name: &str, numbers: &[usize], labels: [&str; 2]| {
+        let mut text = String::new();
+        for number in numbers {
+            text += &format!("pictures/night owl/{number}.png {}\n", labels[0]);
+            text += &format!("pictures/cat/{number}.png {}\n", labels[1]);
+        }
+        fs::write(folder.path().join(name), text).unwrap();
+    };
+    let root = folder.path().display();
+    let settings = format!(
+        "path = \"{root}\"\ntrain_list = \"{root}/train.txt\"\ntest_list = \"{root}/test.txt\"\ntasks = 2\n\
+         [transform]\nimage_size = 4\ntest = \"resize\""
+    );
+    list("train.txt", &[0, 1, 2], ["0", "1"]);
+    list("test.txt", &[3, 4], ["0", "1"]);
+    let labelled = stream("image_folder", &settings, 0)?;
+    assert_eq!(labelled.classes(), ["night owl", "cat"], "labels set the order");
+    assert_eq!((labelled.train_count(0), labelled.test_count(1)), (3, 2));
+    let batch = labelled.test_batches(1, 2).next().expect("a batch")?;
+    assert_eq!(first_pixels(&batch.pixels), [120, 160]);
+
+    list("train.txt", &[0, 1, 2], ["", ""]);
+    list("test.txt", &[3, 4], ["", ""]);
+    let named = stream("image_folder", &settings, 0)?;
+    assert_eq!(named.classes(), ["cat", "night owl"], "without labels, names do");
+    assert_ne!(named.fingerprint(), labelled.fingerprint());
+
+    list("train.txt", &[0, 1], ["0", "0"]);
+    list("test.txt", &[3], ["0", "0"]);
+    assert!(failure("image_folder", &settings).contains("have the same label 0"));
+    list("test.txt", &[3], ["1", "0"]);
+    assert!(failure("image_folder", &settings).contains("label 1, but 0 earlier for class `night owl`"));
+    list("test.txt", &[9], ["0", "1"]);
+    list("train.txt", &[0], ["0", "1"]);
+    let said = failure("image_folder", &settings);
+    assert!(said.contains("line 1") && said.contains("9.png"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn the_embedded_stream_has_what_its_description_says() -> Result<()> {
+    let stream = stream("embedded", "tasks = 5\n[transform]\nimage_size = 28\ntest = \"resize\"", 0)?;
+    assert_eq!(stream.classes().len(), 10);
+    assert_eq!((stream.classes()[0].as_str(), stream.classes()[9].as_str()), ("T-shirt/top", "Ankle boot"));
+    for task in 0..5 {
+        assert_eq!((stream.train_count(task), stream.test_count(task)), (500, 200));
+    }
+    Ok(())
+}
