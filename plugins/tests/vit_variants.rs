@@ -34,8 +34,7 @@ impl Variant {
             normalization: Normalization::NONE,
         };
         let weights = VitWeights::read(&dir.join(format!("{name}.safetensors")), None)?;
-        let vit =
-            Vit::new("vit", &weights, &options, Provenance::of_bytes("fixture", &[]), &Device::Cpu)?;
+        let vit = Vit::new("vit", &weights, &options, Provenance::of_bytes("fixture", &[]), &Device::Cpu)?;
         let pixels = (images.to_dtype(DType::F32)? / 255.0)?;
         Ok(Self { name, vit, pixels, expected })
     }
