@@ -27,7 +27,7 @@ Examples:
   cdl run configs/quickstart.toml                     a whole run on what this program carries
   cdl run configs/quickstart.toml --set distiller.name=none --run-dir runs/alone
   cdl list                                            all methods, networks and data streams
-  cdl describe kd_prompts                             settings of one of them
+  cdl describe vit                                    settings of one of them
   cdl explain configs/quickstart.toml                 every value and where it was set
   cdl eval runs/alone                                 test saved models again"
 )]

@@ -37,7 +37,8 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let config = Config::load(&args.config.config, &args.config.sets).map_err(Failure::before_writing)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
-    let mut directory = RunDir::create(&path, &config, &experiment.record(&config), args.overwrite)?;
+    let (record, needed) = (experiment.record(&config), experiment.disk_bytes()?);
+    let mut directory = RunDir::create(&path, &config, &record, needed, args.overwrite)?;
     if let Some(file) = directory.take_log() {
         log.open(file)
             .map_err(|e| Failure { message: format!("{}: log.txt: {e}", path.display()), code: 1 })?;

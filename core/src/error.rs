@@ -200,9 +200,9 @@ mod tests {
 
     #[test]
     fn nearest_name_is_proposed_only_when_alike() {
-        let known = ["coda_prompt", "dual_prompt", "l2p"];
-        assert_eq!(nearest("coda_promt", known).as_deref(), Some("coda_prompt"));
-        assert_eq!(nearest("codaprompt", known).as_deref(), Some("coda_prompt"));
+        let known = ["long_name", "other_name", "abc"];
+        assert_eq!(nearest("long_nam", known).as_deref(), Some("long_name"));
+        assert_eq!(nearest("longname", known).as_deref(), Some("long_name"));
         assert_eq!(nearest("xyz", known), None);
     }
 }

@@ -144,6 +144,16 @@ impl Experiment {
         Ok(Self { stream, trainer, device })
     }
 
+    /// Bytes that the models of all tasks will take, a little more for everything else.
+    pub fn disk_bytes(&self) -> Result<u64> {
+        let mut numbers = 0;
+        for role in [Role::Teacher, Role::Student] {
+            numbers += self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum::<usize>();
+        }
+        let tasks = self.stream.tasks().len();
+        Ok((numbers * tasks * size_of::<f32>() + (1 << 20)) as u64)
+    }
+
     /// What to write down about this run.
     pub fn record(&self, config: &Config) -> RunRecord {
         let trained = [Role::Teacher, Role::Student]

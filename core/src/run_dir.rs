@@ -63,8 +63,15 @@ impl RunDir {
     /// written.
     ///
     /// # Errors
-    /// A directory that is not empty, unless it holds a run and `overwrite` is set; no permission or no space.
-    pub fn create(root: &Path, config: &Config, record: &RunRecord, overwrite: bool) -> Result<Self> {
+    /// A directory that is not empty, unless it holds a run and `overwrite` is set; no permission, or less space than
+    /// the `needed` bytes.
+    pub fn create(
+        root: &Path,
+        config: &Config,
+        record: &RunRecord,
+        needed: u64,
+        overwrite: bool,
+    ) -> Result<Self> {
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
         let occupied = match fs::read_dir(root) {
             Ok(mut entries) => entries.next().is_some(),
@@ -77,12 +84,20 @@ impl RunDir {
         if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
             return Err(fail("holds something that is not a run; --overwrite only replaces runs".into()));
         }
-        Self::place(root, config, record).map_err(|e| fail(format!("cannot be written: {e}")))
+        Self::place(root, config, record, needed).map_err(|e| fail(format!("cannot be written: {e}")))
     }
 
-    fn place(root: &Path, config: &Config, record: &RunRecord) -> Result<Self> {
+    fn place(root: &Path, config: &Config, record: &RunRecord, needed: u64) -> Result<Self> {
         let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
+        let free = fs4::available_space(parent).map_err(crate::error::io(parent))?;
+        if free < needed {
+            let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
+            return Err(crate::error::io(parent)(std::io::Error::new(
+                std::io::ErrorKind::StorageFull,
+                short,
+            )));
+        }
         let fresh = beside(parent)?;
         write_atomic(&fresh.path().join("config.toml"), config.to_toml()?.as_bytes())?;
         write_atomic(&fresh.path().join("run.json"), &json(record)?)?;
