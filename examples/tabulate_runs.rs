@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde::Deserialize;
 
@@ -33,6 +33,8 @@ struct Named {
 #[derive(Deserialize)]
 struct Results {
     student: Summary,
+    tasks_done: usize,
+    tasks: usize,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +53,13 @@ fn main() -> Result<()> {
         };
         let config: Config = toml::from_str(&read("config.toml")?).context("config.toml")?;
         let results: Results = serde_json::from_str(&read("results.json")?).context("results.json")?;
+        ensure!(
+            results.tasks_done == results.tasks,
+            "{} has finished {} of {} tasks",
+            run.display(),
+            results.tasks_done,
+            results.tasks
+        );
         rows.entry(config.distiller.name).or_default().push(results.student);
     }
     println!("| distiller | runs | average accuracy | average incremental accuracy | forgetting |");
