@@ -22,18 +22,21 @@ fn three_hundred_steps_do_not_raise_resident_memory() -> Result<()> {
     for role in [Role::Teacher, Role::Student] {
         optimizers.push((role, Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?));
     }
-    let mut after_20 = 0;
+    // The allocator keeps freed memory for a while and gives it back at times of its own, so single readings swing by
+    // a tenth in a process this small. What a leak raises is the floor.
+    let (mut early, mut late) = (usize::MAX, usize::MAX);
     for step in 1..=300 {
         for (role, optimizer) in &mut optimizers {
             let loss = trainer.loss(*role, &task, &stream.batch(0, step)?)?;
             optimizer.step(&loss.total.backward()?)?;
         }
-        if step == 20 {
-            after_20 = resident();
+        match step {
+            21..=80 => early = early.min(resident()),
+            241..=300 => late = late.min(resident()),
+            _ => {}
         }
     }
-    let now = resident();
-    println!("resident pages: {after_20} after 20 steps, {now} after 300");
-    assert!(now as f64 <= 1.02 * after_20 as f64, "{after_20} pages after 20 steps, {now} after 300");
+    println!("resident pages at least: {early} in steps 21 to 80, {late} in steps 241 to 300");
+    assert!(late as f64 <= 1.02 * early as f64, "at least {early} pages early, {late} late");
     Ok(())
 }
