@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Injection, Mode, Result, Role, hub::Provenance};
+use crate::{Error, Injection, Mode, Result, Role, hub::Provenance};
 
 /// How pixels in `[0, 1]` become the network's input: `(x - mean) / std` for each channel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -72,6 +72,11 @@ impl Taps {
         Self::default()
     }
 
+    /// The output of one block.
+    pub fn block(index: usize) -> Self {
+        Self { blocks: BTreeSet::from([index]), norm: false }
+    }
+
     /// What either of the two wants.
     pub fn union(mut self, other: Self) -> Self {
         self.blocks.extend(other.blocks);
@@ -94,6 +99,17 @@ pub struct Features {
 }
 
 impl Features {
+    /// The output of block `index`, which must have been asked for.
+    ///
+    /// # Errors
+    /// A block that was not tapped.
+    pub fn block(&self, index: usize) -> Result<&Tensor> {
+        self.blocks.get(&index).ok_or_else(|| Error::State {
+            owner: format!("output of block {index}"),
+            reason: "not asked for by the taps".into(),
+        })
+    }
+
     /// The same values cut off from the graph.
     pub fn detach(&self) -> Self {
         Self {

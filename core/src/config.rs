@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, OptimizerConfig, Result, ScheduleConfig,
+    Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
     error::nearest,
     registry::{self, Kind, Settings},
 };
@@ -26,10 +26,12 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// As the published code computes: unnormalised pixels, the first two epochs at one rate, fixed class order.
+    /// As the published code computes: unnormalised pixels, the first two epochs at one rate, fixed class order, the
+    /// student's query for the teacher, and what single methods call their quirks.
     #[default]
     Published,
-    /// As the papers describe: the checkpoint's normalisation, a plain cosine, classes shuffled by seed.
+    /// As the papers describe: the checkpoint's normalisation, a plain cosine, classes shuffled by seed, every network
+    /// with its own query. Settings named in a configuration win over either mode.
     Corrected,
 }
 
@@ -50,10 +52,45 @@ pub struct NetworkSection {
     /// The backbone plugin.
     #[serde(default = "default_backbone")]
     pub name: String,
+    /// A prompt method for this network alone. Without a `name`, or with that of `[learner]`, what is not given here
+    /// is as there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learner: Option<LearnerOverride>,
     /// Its settings, see `cdl describe NAME`.
     #[serde(flatten)]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub settings: Settings,
+}
+
+/// `[teacher.learner]` or `[student.learner]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct LearnerOverride {
+    /// The plugin, see `cdl list`; as in `[learner]` if it is not given.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Its settings, see `cdl describe NAME`.
+    #[serde(flatten)]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub settings: Settings,
+}
+
+/// A distillation method with its weight and settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DistillerSection {
+    /// The plugin, see `cdl list`.
+    pub name: String,
+    /// Its terms in the loss are multiplied by this. The weight of the labels stays what the method says, the smallest
+    /// of all where there are several.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+    /// Its settings, see `cdl describe NAME`.
+    #[serde(flatten)]
+    #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
+    pub settings: Settings,
+}
+
+fn default_weight() -> f64 {
+    1.0
 }
 
 fn default_backbone() -> String {
@@ -78,19 +115,31 @@ pub struct RunConfig {
     /// `auto` (a GPU if this build and machine have one), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "default_device")]
     pub device: String,
-    /// Whether the teacher is trained and evaluated; `false` only with a distiller that needs no teacher.
+    /// Whether the teacher is trained and tested; `false` (the student alone) only with a distiller that needs no
+    /// teacher.
     #[serde(default = "default_true")]
     pub train_teacher: bool,
+    /// Whether the student is trained and tested; `false` is the teacher alone.
+    #[serde(default = "default_true")]
+    pub train_student: bool,
+    /// Whose frozen network makes the teacher's query: the `student`'s (as published; the keys of both networks then
+    /// have the student's width) or its `own`. Default: student in mode `published`, own in mode `corrected`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<QuerySource>,
     /// Where images come from and how they are split into tasks.
     pub stream: Section,
     /// The large network.
     pub teacher: NetworkSection,
-    /// The small network, which also makes the query.
+    /// The small network.
     pub student: NetworkSection,
-    /// The prompt method, of teacher and student alike.
+    /// The prompt method, of teacher and student alike unless `[teacher.learner]` or `[student.learner]` differ.
     pub learner: Section,
     /// The distillation method.
-    pub distiller: Section,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distiller: Option<DistillerSection>,
+    /// Several distillation methods that work together, instead of `[distiller]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distillers: Option<Vec<DistillerSection>>,
     /// How trainable tensors are updated.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -112,8 +161,50 @@ fn default_true() -> bool {
     true
 }
 
+impl RunConfig {
+    /// The distillation methods, one or several.
+    pub fn distillers(&self) -> &[DistillerSection] {
+        self.distillers.as_deref().unwrap_or(self.distiller.as_slice())
+    }
+
+    /// The frozen network of `role`.
+    pub fn network(&self, role: Role) -> &NetworkSection {
+        match role {
+            Role::Teacher => &self.teacher,
+            Role::Student => &self.student,
+        }
+    }
+
+    /// The prompt method of `role`, and the section that holds it.
+    pub fn learner(&self, role: Role) -> (Section, String) {
+        let Some(own) = &self.network(role).learner else { return (self.learner.clone(), "learner".into()) };
+        let mut section = match &own.name {
+            Some(name) if *name != self.learner.name => Section { name: name.clone(), settings: Settings::new() },
+            _ => self.learner.clone(),
+        };
+        section.settings.extend(own.settings.clone());
+        (section, format!("{}.learner", role.as_str()))
+    }
+
+    /// The networks that are trained, in order.
+    pub fn roles(&self) -> Vec<Role> {
+        let trained = [(Role::Teacher, self.train_teacher), (Role::Student, self.train_student)];
+        trained.into_iter().filter(|(_, trained)| *trained).map(|(role, _)| role).collect()
+    }
+}
+
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
-const NAMED: [&str; 7] = ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"];
+const NAMED: [&str; 9] = [
+    "stream",
+    "teacher",
+    "student",
+    "learner",
+    "teacher.learner",
+    "student.learner",
+    "distiller",
+    "optimizer",
+    "schedule",
+];
 /// Environment variables with the prefix `CDL_` that are not settings.
 const RESERVED: [&str; 4] = ["golden_dir", "models_dir", "plugin_path", "log"];
 
@@ -122,30 +213,41 @@ const RESERVED: [&str; 4] = ["golden_dir", "models_dir", "plugin_path", "log"];
 pub struct Config {
     /// Typed, with every plugin's defaults filled in.
     pub run: RunConfig,
-    /// The file it was read from.
-    pub file: PathBuf,
+    /// The files it was read from, the lowest layer first.
+    pub files: Vec<PathBuf>,
     layers: Figment,
 }
 
 impl Config {
-    /// Reads `file` with everything it extends, the environment and `sets` (`key=value` each).
+    /// Reads `files`, later ones over earlier ones and each with everything it extends, the environment and `sets`
+    /// (`key=value` each).
     ///
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
-    pub fn load(file: &Path, sets: &[String]) -> Result<Self> {
+    pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
+        let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
         let mut layers = Vec::new();
-        read_file(file, &mut Vec::new(), &mut layers)?;
+        for file in &files {
+            read_file(file, &mut Vec::new(), &mut layers)?;
+        }
         layers.extend(environment()?);
         for set in sets {
             layers.push(split_set(set)?);
         }
-        let figment = merge(layers);
+        let figment = merge(layers)?;
+        let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
         let table: Settings = figment
             .extract()
-            .map_err(|e| Error::Config { origin: file.display().to_string(), reason: e.to_string() })?;
-        let mut config = Self { run: parse_run(&table, &figment, file)?, file: file.into(), layers: figment };
+            .map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
+        let mut config = Self { run: parse_run(&table, &figment, &origin)?, files, layers: figment };
         config.complete()?;
         Ok(config)
+    }
+
+    /// A name for runs of this configuration: those of its files.
+    pub fn name(&self) -> String {
+        let stems = self.files.iter().filter_map(|file| file.file_stem());
+        stems.map(|stem| stem.to_string_lossy().into_owned()).collect::<Vec<_>>().join("-")
     }
 
     /// Where the value of `key` (dotted) was set, or `default`.
@@ -171,8 +273,10 @@ impl Config {
     pub fn locate(&self, section: &str, error: Error) -> Error {
         let place = |key: String| {
             let key = format!("{section}.{key}");
+            // Of one of several distillers, `distillers[0]`, the whole list has an origin.
+            let list = section.split('[').next().unwrap_or(section);
             let origin = origin(&self.layers, &key)
-                .or_else(|| origin(&self.layers, section))
+                .or_else(|| origin(&self.layers, list))
                 .unwrap_or_else(|| "default".into());
             (key, origin)
         };
@@ -197,17 +301,43 @@ impl Config {
     /// Fills in the defaults of every plugin's settings and checks what the types cannot.
     fn complete(&mut self) -> Result<()> {
         let mut run = self.run.clone();
-        let sections: [(&str, Kind, &str, &mut Settings); 5] = [
-            ("stream", Kind::Stream, &run.stream.name, &mut run.stream.settings),
-            ("teacher", Kind::Backbone, &run.teacher.name, &mut run.teacher.settings),
-            ("student", Kind::Backbone, &run.student.name, &mut run.student.settings),
-            ("learner", Kind::Learner, &run.learner.name, &mut run.learner.settings),
-            ("distiller", Kind::Distiller, &run.distiller.name, &mut run.distiller.settings),
-        ];
-        for (section, kind, name, settings) in sections {
-            let entry = registry::find(kind, name)?;
-            *settings = (entry.complete)(settings).map_err(|e| self.locate(section, e))?;
+        let complete = |section: &str, kind: Kind, name: &str, settings: &Settings| {
+            (registry::find(kind, name)?.complete)(settings).map_err(|e| self.locate(section, e))
+        };
+        run.stream.settings = complete("stream", Kind::Stream, &run.stream.name, &run.stream.settings)?;
+        run.learner.settings = complete("learner", Kind::Learner, &run.learner.name, &run.learner.settings)?;
+        for role in [Role::Teacher, Role::Student] {
+            let (learner, section) = run.learner(role);
+            let network = match role {
+                Role::Teacher => &mut run.teacher,
+                Role::Student => &mut run.student,
+            };
+            network.settings = complete(role.as_str(), Kind::Backbone, &network.name, &network.settings)?;
+            if let Some(own) = &mut network.learner {
+                own.settings = complete(&section, Kind::Learner, &learner.name, &learner.settings)?;
+                own.name = Some(learner.name);
+            }
         }
+        let many = run.distillers.is_some();
+        for (index, distiller) in
+            run.distiller.iter_mut().chain(run.distillers.iter_mut().flatten()).enumerate()
+        {
+            let section = if many { format!("distillers[{index}]") } else { "distiller".into() };
+            distiller.settings = complete(&section, Kind::Distiller, &distiller.name, &distiller.settings)?;
+            if !(distiller.weight.is_finite() && distiller.weight >= 0.0) {
+                let expected = "expected a finite number, 0 or more";
+                return Err(self.locate(&section, Error::setting("weight", distiller.weight, expected)));
+            }
+        }
+        if run.roles().is_empty() {
+            return Err(Error::Setting {
+                origin: self.origin("train_student"),
+                key: "train_student".into(),
+                value: "false".into(),
+                expected: "with `train_teacher = false` nothing is left to train".into(),
+            });
+        }
+        run.query = Some(run.query.unwrap_or(QuerySource::of_mode(run.mode)));
         let positive = [("epochs", run.epochs), ("batch_size", run.batch_size)];
         for (key, value) in positive {
             if value == 0 {
@@ -311,31 +441,59 @@ fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
 }
 
 /// All layers, lowest first, less the sections that a higher layer replaces by another name.
-fn merge(mut layers: Vec<Layer>) -> Figment {
+fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
     let sets = layers.iter().position(|layer| layer.set).unwrap_or(layers.len());
+    // Variables and `--set` count as one layer whatever their order.
+    let start = |index: usize, layer: &Layer| if layer.set { sets } else { index };
     for section in NAMED {
-        let name = |layer: &Layer| {
-            let section = layer.values.get(section)?.as_dict()?;
-            Some(section.get("name")?.as_str()?.to_string())
-        };
         let mut current: Option<String> = None;
         let mut since = 0;
         for (index, layer) in layers.iter().enumerate() {
-            let implied = || {
-                layer.values.get(section).and_then(|_| default_name(section)).filter(|_| current.is_none())
-            };
-            if let Some(name) = name(layer).or_else(|| implied().map(String::from)) {
+            let Some(dict) = section_of(&layer.values, section) else { continue };
+            let written = dict.get("name").and_then(Value::as_str).map(String::from);
+            let implied = || default_name(section).filter(|_| current.is_none()).map(String::from);
+            if let Some(name) = written.or_else(implied) {
                 if current.as_ref().is_some_and(|current| *current != name) {
-                    since = if layer.set { sets } else { index };
+                    since = start(index, layer);
                 }
                 current = Some(name);
             }
         }
         for layer in &mut layers[..since] {
-            layer.values.remove(section);
+            remove(&mut layer.values, section);
         }
     }
-    layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
+    // `[distiller]` and `distillers` are two ways to say one thing: the higher layer has it.
+    for (section, other) in [("distiller", "distillers"), ("distillers", "distiller")] {
+        let named = |layer: &Layer| match section_of(&layer.values, section) {
+            Some(dict) => dict.contains_key("name"),
+            None => layer.values.contains_key(section),
+        };
+        let since = layers.iter().enumerate().filter(|(_, layer)| named(layer)).map(|(at, layer)| start(at, layer)).max();
+        for layer in &mut layers[..since.unwrap_or(0)] {
+            layer.values.remove(other);
+        }
+    }
+    Ok(layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer)))
+}
+
+/// The table at a dotted path.
+fn section_of<'a>(values: &'a Dict, path: &str) -> Option<&'a Dict> {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    let inner = values.get(first)?.as_dict()?;
+    rest.map_or(Some(inner), |rest| section_of(inner, rest))
+}
+
+/// Takes the table at a dotted path away.
+fn remove(values: &mut Dict, path: &str) {
+    match path.split_once('.') {
+        None => drop(values.remove(path)),
+        Some((first, rest)) => {
+            if let Some(Value::Dict(_, inner)) = values.get_mut(first) {
+                remove(inner, rest);
+            }
+        }
+    }
 }
 
 /// The name of a section that gives none.
@@ -348,33 +506,44 @@ fn default_name(section: &str) -> Option<&'static str> {
     }
 }
 
-fn parse_run(table: &Settings, figment: &Figment, file: &Path) -> Result<RunConfig> {
+fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
     let schema = registry::schema_of::<RunConfig>();
     check_keys(&schema, table, "", "configuration").map_err(|error| match error {
         Error::UnknownKey { key, nearest, known, .. } => {
-            let origin = origin(figment, &key).unwrap_or_else(|| file.display().to_string());
+            let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
             Error::UnknownKey { origin, key, nearest, known }
         }
         other => other,
     })?;
+    let fail = |reason: String| Error::Config { origin: files.into(), reason };
+    if table.contains_key("distillers") {
+        if table.contains_key("distiller") {
+            return Err(fail("has both [distiller] and `distillers`; to change one of several, give the whole list".into()));
+        }
+        let list = table["distillers"].as_array().filter(|list| !list.is_empty());
+        let list = list.ok_or_else(|| {
+            fail("`distillers` must be a list of tables like `[{ name = \"kd\" }]`; `none` is no distillation".into())
+        })?;
+        if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
+            return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
+        }
+    }
     for section in ["stream", "teacher", "student", "learner", "distiller"] {
-        let what = match table.get(section) {
-            None => format!("section [{section}] is missing"),
-            Some(toml::Value::Table(t))
-                if !t.contains_key("name") && !["teacher", "student"].contains(&section) =>
-            {
-                format!("[{section}] has no `name`; `cdl list` shows what there is")
+        match table.get(section) {
+            None if section == "distiller" && table.contains_key("distillers") => {}
+            None => return Err(fail(format!("section [{section}] is missing"))),
+            Some(toml::Value::Table(t)) if !t.contains_key("name") && !["teacher", "student"].contains(&section) => {
+                return Err(fail(format!("[{section}] has no `name`; `cdl list` shows what there is")));
             }
-            Some(_) => continue,
-        };
-        return Err(Error::Config { origin: file.display().to_string(), reason: what });
+            Some(_) => {}
+        }
     }
     serde_path_to_error::deserialize(toml::Value::Table(table.clone())).map_err(|e| {
         let key = e.path().to_string();
         let reason = e.into_inner().to_string();
         let reason = reason.lines().next().unwrap_or_default().to_string();
         let value = lookup(table, &key).map(|v| v.to_string()).unwrap_or_default();
-        let origin = origin(figment, &key).unwrap_or_else(|| file.display().to_string());
+        let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
         Error::Setting { origin, key, value, expected: reason }
     })
 }

@@ -9,8 +9,8 @@ use crate::{
 /// What a network said about a batch.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// Tokens and block outputs, as far as [`Distiller::taps`] asked for them. `features.tokens` holds only the
-    /// tokens that this distiller injected.
+    /// CLS token and block outputs, as far as [`Distiller::taps`] asked for them. `features.tokens` holds the tokens
+    /// that this distiller injected and no others; block outputs `(B, N, D)` hold the image's own tokens only.
     pub features: Features,
     /// Logits of the learner's own head over all classes of all tasks, `(B, C)`.
     pub logits: Tensor,
@@ -83,7 +83,8 @@ pub trait Distiller: Send {
     }
 
     /// The distillation terms of one batch. `teacher` carries no gradient and is `None` exactly when
-    /// [`Distiller::needs_teacher`] is false; `labels` `(B,)` (u32) count over all classes.
+    /// [`Distiller::needs_teacher`] is false; `labels` `(B,)` (u32) count over all classes and lie in `task.classes`,
+    /// the classes that are learned now (all seen so far where a stream rehearses earlier images).
     fn loss(
         &self,
         student: &Output,
@@ -91,6 +92,11 @@ pub trait Distiller: Send {
         labels: &Tensor,
         task: &Task,
     ) -> Result<Vec<LossTerm>>;
+
+    /// Whether [`Distiller::predict`] changes the student's prediction; of several distillers only one may.
+    fn predicts(&self) -> bool {
+        false
+    }
 
     /// The student's prediction at test time: logits `(B, C)`.
     fn predict(&self, student: &Output) -> Result<Tensor> {

@@ -34,6 +34,16 @@ pub enum Error {
         /// Where the second was registered.
         second: String,
     },
+    /// Two methods that do not work in one run.
+    #[error("`{first}` and `{second}` cannot go together: {reason}")]
+    Incompatible {
+        /// Name of one.
+        first: String,
+        /// Name of the other.
+        second: String,
+        /// Why.
+        reason: String,
+    },
     /// A configuration key that nothing reads.
     #[error("{origin}: unknown key `{key}`{}; valid keys here: {}", suggest(.nearest), list(.known))]
     UnknownKey {
@@ -125,6 +135,14 @@ pub enum Error {
         owner: String,
         /// What is missing or of the wrong shape.
         reason: String,
+    },
+    /// A plugin does not keep what its kind promises; found by [`crate::testing`].
+    #[error("`{plugin}` breaks a promise: {promise}")]
+    Promise {
+        /// The plugin.
+        plugin: String,
+        /// What should be so, and what was found.
+        promise: String,
     },
     /// The device asked for is not there.
     #[error("device `{device}`: {reason}")]

@@ -7,8 +7,9 @@ use candle_core::Device;
 use serde::Serialize;
 
 use crate::{
-    BackboneContext, BackboneSpec, Config, DistillerContext, Error, LearnerContext, Network, Normalization,
-    Result, Rng, Role, StreamContext, TaskStream, TrainSettings, Trainer, device, registry,
+    BackboneContext, BackboneSpec, Config, Distiller, DistillerContext, Error, LearnerContext, Network,
+    Normalization, QuerySource, Result, Rng, Role, Stack, StreamContext, TaskStream, TrainSettings, Trainer,
+    device, registry,
 };
 
 /// A run that is ready to start.
@@ -35,7 +36,7 @@ pub struct RunRecord {
     /// Where it computed.
     pub device: String,
     /// Quirks of the published code, and whether each was in force.
-    pub quirks: BTreeMap<&'static str, bool>,
+    pub quirks: BTreeMap<String, bool>,
     /// The large network, with the origin of its weights.
     pub teacher: BackboneSpec,
     /// The small network, with the origin of its weights.
@@ -90,42 +91,51 @@ impl Experiment {
         let student = backbone(Role::Student, &run.student)?;
         let teacher = backbone(Role::Teacher, &run.teacher)?;
 
+        let query = run.query.unwrap_or(QuerySource::of_mode(mode));
         let learner = |role: Role, backbone: &BackboneSpec| {
+            let querying = if query == QuerySource::Own { backbone } else { student.spec() };
             let context = LearnerContext {
                 role,
                 backbone,
-                query_width: student.spec().width,
+                query_width: querying.width,
                 classes: stream.classes().len(),
                 tasks: stream.tasks().len(),
                 mode,
                 device: &device,
                 rng: rng.derive(&format!("{}/learner", role.as_str())),
             };
-            registry::learner(&run.learner.name, &run.learner.settings, &context)
-                .map_err(|e| config.locate("learner", e))
+            let (section, place) = run.learner(role);
+            registry::learner(&section.name, &section.settings, &context).map_err(|e| config.locate(&place, e))
         };
         let teacher_learner = learner(Role::Teacher, teacher.spec())?;
         let student_learner = learner(Role::Student, student.spec())?;
 
-        let context = DistillerContext {
-            teacher: teacher.spec(),
-            student: student.spec(),
-            learner: student_learner.as_ref(),
-            tasks: stream.tasks().len(),
-            mode,
-            device: &device,
-            rng: rng.derive("distiller"),
-        };
-        let distiller = registry::distiller(&run.distiller.name, &run.distiller.settings, &context)
-            .map_err(|e| config.locate("distiller", e))?;
-        if !run.train_teacher && distiller.needs_teacher() {
-            return Err(Error::Setting {
-                origin: config.origin("train_teacher"),
-                key: "train_teacher".into(),
-                value: "false".into(),
-                expected: format!("the distiller `{}` learns from the teacher", run.distiller.name),
-            });
+        let mut distillers = Vec::new();
+        for (index, section) in run.distillers().iter().enumerate() {
+            let label = if index == 0 { "distiller".into() } else { format!("distiller {}", index + 1) };
+            let context = DistillerContext {
+                teacher: teacher.spec(),
+                student: student.spec(),
+                learner: student_learner.as_ref(),
+                tasks: stream.tasks().len(),
+                mode,
+                device: &device,
+                rng: rng.derive(&label),
+            };
+            let place = if run.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() };
+            let distiller = registry::distiller(&section.name, &section.settings, &context)
+                .map_err(|e| config.locate(&place, e))?;
+            if !run.train_teacher && distiller.needs_teacher() {
+                return Err(Error::Setting {
+                    origin: config.origin("train_teacher"),
+                    key: "train_teacher".into(),
+                    value: "false".into(),
+                    expected: format!("the distiller `{}` learns from the teacher", section.name),
+                });
+            }
+            distillers.push((section.name.clone(), section.weight, distiller));
         }
+        let distiller: Box<dyn Distiller> = Box::new(Stack::new(distillers)?);
 
         let trainer = Trainer {
             teacher: Network { backbone: teacher, learner: teacher_learner },
@@ -137,10 +147,12 @@ impl Experiment {
                 optimizer: run.optimizer.clone(),
                 schedule: run.schedule.clone(),
                 mode,
-                train_teacher: run.train_teacher,
+                query,
+                roles: run.roles(),
             },
             rng: rng.derive("tasks"),
         };
+        check_names(&trainer)?;
         Ok(Self { stream, trainer, device })
     }
 
@@ -154,11 +166,32 @@ impl Experiment {
         Ok((numbers * tasks * size_of::<f32>() + (1 << 20)) as u64)
     }
 
+    /// Departures of the published code from the papers, and whether each is in force.
+    fn quirks(&self, config: &Config) -> BTreeMap<String, bool> {
+        let Trainer { teacher, student, settings, .. } = &self.trainer;
+        let unnormalised = |network: &Network| network.backbone.spec().normalization == Normalization::NONE;
+        let mut quirks = BTreeMap::from([
+            ("unnormalised_pixels".to_string(), unnormalised(teacher) && unnormalised(student)),
+            ("repeated_first_rate".to_string(), settings.schedule.repeats_first_rate(settings.mode)),
+            ("students_query_for_teacher".to_string(), settings.query == QuerySource::Student),
+        ]);
+        quirks.extend(self.stream.quirks().into_iter().map(|(name, on)| (name.to_string(), on)));
+        for (role, network) in [(Role::Teacher, teacher), (Role::Student, student)] {
+            let (learner, _) = config.run.learner(role);
+            for (name, on) in network.learner.quirks() {
+                // Of two networks with the same method it is enough that one has it.
+                *quirks.entry(format!("{}/{name}", learner.name)).or_default() |= on;
+            }
+        }
+        quirks
+    }
+
     /// What to write down about this run.
     pub fn record(&self, config: &Config) -> RunRecord {
-        let trained = [Role::Teacher, Role::Student]
+        let trained = config
+            .run
+            .roles()
             .into_iter()
-            .filter(|role| *role == Role::Student || config.run.train_teacher)
             .flat_map(|role| self.trainer.trainable(role).into_iter().map(move |var| (role, var)))
             .map(|(role, var)| TrainedTensor { role, shape: var.tensor().dims().to_vec(), name: var.name })
             .collect();
@@ -171,14 +204,7 @@ impl Experiment {
                 Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
                 other => format!("{:?}", other.location()),
             },
-            quirks: BTreeMap::from([
-                ("unnormalised_pixels", {
-                    let networks = [&self.trainer.teacher, &self.trainer.student];
-                    networks.iter().all(|n| n.backbone.spec().normalization == Normalization::NONE)
-                }),
-                ("repeated_first_rate", config.run.schedule.repeats_first_rate(config.run.mode)),
-                ("students_query_for_teacher", true),
-            ]),
+            quirks: self.quirks(config),
             teacher: self.trainer.teacher.backbone.spec().clone(),
             student: self.trainer.student.backbone.spec().clone(),
             classes: self.stream.classes().to_vec(),
@@ -186,6 +212,19 @@ impl Experiment {
             split_sha256: self.stream.fingerprint().into(),
             trained,
         }
+    }
+}
+
+/// Two tensors of one name could not be saved side by side.
+fn check_names(trainer: &Trainer) -> Result<()> {
+    let mut names = std::collections::HashSet::new();
+    match trainer.trainable(Role::Student).into_iter().find(|var| !names.insert(var.name.clone())) {
+        None => Ok(()),
+        Some(var) => Err(Error::Incompatible {
+            first: "learner".into(),
+            second: "distiller".into(),
+            reason: format!("both train a tensor called `{}`", var.name),
+        }),
     }
 }
 

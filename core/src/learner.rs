@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::{BackboneSpec, Features, Injection, Mode, Result, Rng, StateDict, Task};
+use crate::{BackboneSpec, Features, Injection, Mode, Query, Result, Rng, StateDict, Task};
 
 /// A trainable tensor with the name it has in checkpoints.
 #[derive(Debug, Clone)]
@@ -46,14 +46,19 @@ impl Role {
     }
 }
 
-/// Whether prompts are being trained or only used.
+/// What a forward pass is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     /// A training step of this network: penalties apply.
     Train,
-    /// Evaluation, or the teacher while the student learns.
+    /// The teacher while the student learns; most learners treat it like [`Pass::Test`].
+    Teach,
+    /// Evaluation.
     Test,
 }
+
+/// A departure of the published code from the papers, by name, and whether it is in force.
+pub type Quirk = (&'static str, bool);
 
 /// What a learner is built for.
 #[derive(Debug)]
@@ -62,7 +67,8 @@ pub struct LearnerContext<'a> {
     pub role: Role,
     /// The network it prompts.
     pub backbone: &'a BackboneSpec,
-    /// Width of the query, the student's `D`: prompt keys have it in both networks (SPEC "Query").
+    /// Width of the query: prompt keys have it. It is the student's `D` in both networks, unless each network makes
+    /// its own query.
     pub query_width: usize,
     /// Classes over all tasks: rows of the head.
     pub classes: usize,
@@ -81,8 +87,9 @@ pub trait Learner: Send {
     /// Called once before the first step of `task` (for instance to add components).
     fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()>;
 
-    /// Prompts for images with queries `query` `(B, query_width)`, which carry no gradient.
-    fn inject(&self, query: &Tensor, pass: Pass) -> Result<Injection>;
+    /// Prompts for a batch of images. [`Query::get`] gives their queries `(B, query_width)`, without gradient; a
+    /// learner that never asks saves the pass that computes them.
+    fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection>;
 
     /// Logits `(B, C)` over all classes of all tasks, seen or not.
     fn logits(&self, features: &Features) -> Result<Tensor>;
@@ -93,6 +100,11 @@ pub trait Learner: Send {
 
     /// Called once after the student's last step of `task`, before evaluation.
     fn end_task(&mut self, task: &Task) -> Result<()>;
+
+    /// Departures of the published code that this learner can switch, for the run record.
+    fn quirks(&self) -> Vec<Quirk> {
+        Vec::new()
+    }
 
     /// What the current task trains.
     fn trainable(&self) -> Vec<NamedVar>;
@@ -114,35 +126,4 @@ pub trait Head: Send {
 
     /// Its parameters.
     fn trainable(&self) -> Vec<NamedVar>;
-}
-
-/// `token Wᵀ + b`, rows of `W` uniform in ±1/√D, as PyTorch initialises a linear layer.
-#[derive(Debug)]
-pub struct LinearHead {
-    weight: NamedVar,
-    bias: NamedVar,
-}
-
-impl LinearHead {
-    /// A new head `{name}.weight` `(classes, width)`, `{name}.bias` `(classes,)`.
-    pub fn new(name: &str, width: usize, classes: usize, rng: &mut Rng, device: &Device) -> Result<Self> {
-        let bound = 1.0 / (width as f32).sqrt();
-        Ok(Self {
-            weight: NamedVar::new(
-                format!("{name}.weight"),
-                &rng.uniform(&[classes, width], -bound, bound, device)?,
-            )?,
-            bias: NamedVar::new(format!("{name}.bias"), &rng.uniform(&[classes], -bound, bound, device)?)?,
-        })
-    }
-}
-
-impl Head for LinearHead {
-    fn logits(&self, token: &Tensor) -> Result<Tensor> {
-        Ok(token.matmul(&self.weight.tensor().t()?)?.broadcast_add(self.bias.tensor())?)
-    }
-
-    fn trainable(&self) -> Vec<NamedVar> {
-        vec![self.weight.clone(), self.bias.clone()]
-    }
 }

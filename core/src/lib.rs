@@ -5,6 +5,7 @@
 //! The four extension points are [`Backbone`], [`Learner`], [`Distiller`] and [`TaskStream`]. Methods return data
 //! (an [`Injection`] of prompts, named [`LossTerm`]s); the [`Trainer`] applies it.
 
+mod align;
 mod backbone;
 pub mod config;
 pub mod device;
@@ -13,32 +14,40 @@ pub mod error;
 mod experiment;
 pub mod hub;
 mod injection;
+mod layers;
 mod learner;
 pub mod loss;
 mod metrics;
 pub mod ops;
 mod optim;
+mod query;
 pub mod registry;
 mod rng;
 pub mod run_dir;
 mod schedule;
+mod stack;
 mod state;
 mod stream;
+pub mod testing;
 mod trainer;
 pub mod transform;
 pub mod vit;
 
+pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
 pub use config::{Config, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
 pub use experiment::{Experiment, RunRecord};
 pub use injection::{BlockInjection, Injection, Kv};
-pub use learner::{Head, Learner, LearnerContext, LinearHead, NamedVar, Pass, Role};
+pub use layers::{LayerNorm, Linear};
+pub use learner::{Head, Learner, LearnerContext, NamedVar, Pass, Quirk, Role};
 pub use metrics::{AccuracyMatrix, Summary};
 pub use optim::{Optimizer, OptimizerConfig};
+pub use query::{Query, QuerySource};
 pub use rng::Rng;
 pub use schedule::ScheduleConfig;
+pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
     Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, StreamContext, Task, TaskSettings,

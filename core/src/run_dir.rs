@@ -26,7 +26,7 @@ use crate::{
 /// What `results.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// The student's accuracies in percent.
+    /// The student's accuracies in percent, `null` if it was not trained.
     pub student: Option<Summary>,
     /// The teacher's, `null` if it was not trained.
     pub teacher: Option<Summary>,
@@ -49,9 +49,8 @@ pub struct RunDir {
 impl RunDir {
     /// `runs/<config>-seed<seed>-<UTC time>`, with a number after it if that is there already.
     pub fn default_path(config: &Config) -> PathBuf {
-        let stem = config.file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let time = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%Y%m%d-%H%M%S");
-        let name = format!("{stem}-seed{}-{time}", config.run.seed);
+        let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
         let numbered = (2..).map(|number| format!("{name}-{number}"));
         let mut paths =
             std::iter::once(name.clone()).chain(numbered).map(|name| Path::new("runs").join(name));
@@ -154,10 +153,8 @@ impl RunDir {
     ) -> Result<Results> {
         let models = model_dir(&self.root, task.index);
         fs::create_dir_all(&models).map_err(crate::error::io(&models))?;
-        for role in [Role::Teacher, Role::Student] {
-            if role == Role::Student || trainer.settings.train_teacher {
-                write_atomic(&model_file(&models, role), &trainer.state(role)?.to_bytes()?)?;
-            }
+        for &role in &trainer.settings.roles {
+            write_atomic(&model_file(&models, role), &trainer.state(role)?.to_bytes()?)?;
         }
         let results = Results {
             student: accuracies.student.summary(),
@@ -166,9 +163,9 @@ impl RunDir {
             tasks: task.count,
             wall_seconds,
         };
-        write_atomic(&self.root.join("accuracy_student.csv"), accuracies.student.to_csv().as_bytes())?;
-        if results.teacher.is_some() {
-            write_atomic(&self.root.join("accuracy_teacher.csv"), accuracies.teacher.to_csv().as_bytes())?;
+        for &role in &trainer.settings.roles {
+            let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));
+            write_atomic(&file, accuracies.of(role).to_csv().as_bytes())?;
         }
         write_atomic(&self.root.join("results.json"), &json(&results)?)?;
         Ok(results)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Error, Mode, Result, Rng, Role,
+    Error, Mode, Quirk, Result, Rng, Role,
     error::nearest,
     transform::{TransformConfig, write_pixels},
 };
@@ -22,7 +22,8 @@ pub struct Task {
     pub index: usize,
     /// Number of tasks in the stream.
     pub count: usize,
-    /// Its classes; those before are past, those after unseen.
+    /// Its classes; those before are past, those after unseen. In losses: the classes that are learned now, which
+    /// with a rehearsal memory are all seen so far.
     pub classes: Range<usize>,
 }
 
@@ -79,7 +80,17 @@ pub trait TaskStream: Send + Sync {
     /// Side of the images in pixels.
     fn image_size(&self) -> usize;
 
-    /// Training images of a task.
+    /// Classes among which a task is learned: its own, or all seen so far where images of earlier ones are rehearsed.
+    fn train_classes(&self, task: usize) -> Range<usize> {
+        self.tasks()[task].classes.clone()
+    }
+
+    /// Departures of the published code that this stream can switch, for the run record.
+    fn quirks(&self) -> Vec<Quirk> {
+        Vec::new()
+    }
+
+    /// Training images of a task, rehearsed ones included.
     fn train_count(&self, task: usize) -> usize;
 
     /// Test images of a task.
@@ -153,6 +164,13 @@ pub struct TaskSettings {
     /// shuffled in mode `corrected`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_order: Option<ClassOrder>,
+    /// All classes at once, as one task: joint training, the upper bound of continual learning. It wins over `tasks`
+    /// and `task_classes`.
+    pub joint: bool,
+    /// Images of earlier tasks that are kept for rehearsal, shared out evenly over the classes seen before (drawn by
+    /// the run's seed; a class gives up images as others arrive). With a memory, cross-entropy and distillation are
+    /// over all classes seen so far instead of the current task's. 0: no rehearsal.
+    pub memory: usize,
     /// Use only the first so many training images of each class.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub train_per_class: Option<usize>,
@@ -170,6 +188,8 @@ pub struct ImageStream {
     train: Split,
     test: Split,
     transform: TransformConfig,
+    class_order: ClassOrder,
+    memory: Memory,
     rng: Rng,
     device: Device,
     fingerprint: String,
@@ -197,6 +217,7 @@ impl ImageStream {
     ) -> Result<Self> {
         settings.transform.validate().map_err(Error::Tasks)?;
         let (order, tasks) = order_and_tasks(&classes, settings, context)?;
+        let class_order = settings.order(context.mode);
         let mut position = vec![0; classes.len()];
         for (at, &class) in order.iter().enumerate() {
             position[class] = at;
@@ -240,12 +261,15 @@ impl ImageStream {
         let test = sort(test, "test", settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();
         let fingerprint = fingerprint(&classes, [&train, &test]);
+        let memory = Memory::new(settings.memory, &train, classes.len(), &context.rng.derive("memory"));
         Ok(Self {
             classes,
             tasks,
             train,
             test,
             transform: settings.transform.clone(),
+            class_order,
+            memory,
             rng: context.rng.derive("batches"),
             device: context.device.clone(),
             fingerprint,
@@ -295,6 +319,49 @@ impl ImageStream {
     }
 }
 
+/// Images of earlier tasks that are seen again.
+struct Memory {
+    /// How many in all.
+    size: usize,
+    /// By class in stream order: its images (number and label) in the order in which they are kept.
+    classes: Vec<Vec<(usize, u32)>>,
+}
+
+impl Memory {
+    fn new(size: usize, train: &Split, classes: usize, rng: &Rng) -> Self {
+        let mut by_class = vec![Vec::new(); classes];
+        if size > 0 {
+            for &(image, label) in train.members.iter().flatten() {
+                by_class[label as usize].push((image, label));
+            }
+            for (class, images) in by_class.iter_mut().enumerate() {
+                rng.derive(&format!("class {class}")).shuffle(images);
+            }
+        }
+        Self { size, classes: by_class }
+    }
+
+    /// What is rehearsed in `task`: the same share of every class before it, the first ones taking what is left over.
+    fn before(&self, task: &Task) -> impl Iterator<Item = (usize, u32)> {
+        let past = task.classes.start;
+        let share = move |class: usize| match past {
+            0 => 0,
+            _ => self.size / past + usize::from(class < self.size % past),
+        };
+        self.classes[..past].iter().enumerate().flat_map(move |(class, images)| images.iter().take(share(class)).copied())
+    }
+}
+
+impl TaskSettings {
+    /// The order of the classes, by `mode` if nothing is said.
+    fn order(&self, mode: Mode) -> ClassOrder {
+        self.class_order.unwrap_or(match mode {
+            Mode::Published => ClassOrder::Fixed,
+            Mode::Corrected => ClassOrder::Shuffled,
+        })
+    }
+}
+
 impl TaskStream for ImageStream {
     fn classes(&self) -> &[String] {
         &self.classes
@@ -308,8 +375,17 @@ impl TaskStream for ImageStream {
         self.transform.image_size
     }
 
+    fn train_classes(&self, task: usize) -> Range<usize> {
+        let Range { start, end } = self.tasks[task].classes;
+        if self.memory.size == 0 { start..end } else { 0..end }
+    }
+
+    fn quirks(&self) -> Vec<Quirk> {
+        vec![("fixed_class_order", self.class_order == ClassOrder::Fixed)]
+    }
+
     fn train_count(&self, task: usize) -> usize {
-        self.train.members[task].len()
+        self.train.members[task].len() + self.memory.before(&self.tasks[task]).count()
     }
 
     fn test_count(&self, task: usize) -> usize {
@@ -324,6 +400,7 @@ impl TaskStream for ImageStream {
         let EpochKey { task, role, epoch } = key;
         let rng = self.rng.derive(&format!("task {task}, {}, epoch {epoch}", role.as_str()));
         let mut members = self.train.members[task].clone();
+        members.extend(self.memory.before(&self.tasks[task]));
         rng.derive("order").shuffle(&mut members);
         let count = members.len() / batch_size;
         Box::new((0..count).map(move |step| {
@@ -350,10 +427,10 @@ fn order_and_tasks(
     settings: &TaskSettings,
     context: &StreamContext<'_>,
 ) -> Result<(Vec<usize>, Vec<Task>)> {
-    if let Some(lists) = &settings.task_classes {
+    if let (Some(lists), false) = (&settings.task_classes, settings.joint) {
         return explicit_tasks(classes, lists);
     }
-    let count = settings.tasks.unwrap_or(1);
+    let count = if settings.joint { 1 } else { settings.tasks.unwrap_or(1) };
     if count == 0 || !classes.len().is_multiple_of(count) {
         return Err(Error::setting(
             "tasks",
@@ -362,11 +439,7 @@ fn order_and_tasks(
         ));
     }
     let mut order: Vec<usize> = (0..classes.len()).collect();
-    let default = match context.mode {
-        Mode::Published => ClassOrder::Fixed,
-        Mode::Corrected => ClassOrder::Shuffled,
-    };
-    if settings.class_order.unwrap_or(default) == ClassOrder::Shuffled {
+    if settings.order(context.mode) == ClassOrder::Shuffled {
         context.rng.derive("class order").shuffle(&mut order);
     }
     let size = classes.len() / count;
@@ -428,6 +501,44 @@ fn fingerprint(classes: &[String], splits: [&Split; 2]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_shared_out_evenly_over_the_classes_before() {
+        let train = Split {
+            set: Box::new(NoImages),
+            members: vec![vec![(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1)], vec![(6, 2), (7, 2), (8, 2)], vec![(9, 3)]],
+        };
+        let memory = Memory::new(5, &train, 4, &Rng::new(1));
+        let kept = |start: usize| -> Vec<u32> {
+            let task = Task { index: 0, count: 3, classes: start..start + 1 };
+            memory.before(&task).map(|(_, label)| label).collect()
+        };
+        assert!(kept(0).is_empty());
+        assert_eq!(kept(2), [0, 0, 0, 1, 1]);
+        assert_eq!(kept(3), [0, 0, 1, 1, 2]);
+        let images = |start: usize| -> Vec<usize> {
+            memory.before(&Task { index: 0, count: 3, classes: start..start + 1 }).map(|(image, _)| image).collect()
+        };
+        let (early, late) = (images(2), images(3));
+        assert!(late[..4].iter().all(|image| early.contains(image)), "memory only shrinks: {early:?}, {late:?}");
+    }
+
+    struct NoImages;
+
+    impl ImageSet for NoImages {
+        fn len(&self) -> usize {
+            0
+        }
+        fn label(&self, _index: usize) -> usize {
+            0
+        }
+        fn image(&self, _index: usize) -> Result<RgbImage> {
+            Err(Error::Tasks("no images".into()))
+        }
+        fn id(&self, _index: usize) -> String {
+            String::new()
+        }
+    }
 
     fn context(mode: Mode) -> StreamContext<'static> {
         StreamContext { mode, device: &Device::Cpu, rng: Rng::new(3) }

@@ -11,8 +11,8 @@ use candle_core::{D, DType, Tensor};
 
 use crate::{
     AccuracyMatrix, Backbone, Batch, Distiller, EpochKey, Error, Features, Injection, Learner, LossTerm,
-    Mode, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Result, Rng, Role, ScheduleConfig, StateDict,
-    Taps, Task, TaskStream, loss::cross_entropy,
+    Mode, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role,
+    ScheduleConfig, StateDict, Taps, Task, TaskStream, loss::cross_entropy,
 };
 
 /// A frozen network with the learner that prompts it.
@@ -36,8 +36,10 @@ pub struct TrainSettings {
     pub schedule: ScheduleConfig,
     /// Defaults of the schedule.
     pub mode: Mode,
-    /// Whether the teacher is trained and tested.
-    pub train_teacher: bool,
+    /// Whose frozen network makes the teacher's query; the student's is always its own.
+    pub query: QuerySource,
+    /// Which networks are trained and tested, in this order.
+    pub roles: Vec<Role>,
 }
 
 /// What happens during a run, in order.
@@ -91,7 +93,7 @@ pub struct EpochReport {
     pub seconds: f64,
 }
 
-/// Accuracy matrices of both networks; the teacher's stays empty if it is not trained.
+/// Accuracy matrices of both networks; that of a network that is not trained stays empty.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Accuracies {
     /// Of the teacher.
@@ -117,7 +119,7 @@ pub struct BatchLoss {
 pub struct Trainer {
     /// The large network.
     pub teacher: Network,
-    /// The small network; its frozen backbone also makes the query.
+    /// The small network.
     pub student: Network,
     /// What the student is told beyond the labels.
     pub distiller: Box<dyn Distiller>,
@@ -140,10 +142,9 @@ impl Trainer {
         let mut results = Accuracies::default();
         for task in stream.tasks() {
             self.begin_task(task)?;
-            if self.settings.train_teacher {
-                self.learn(Role::Teacher, task, stream, on)?;
+            for role in self.settings.roles.clone() {
+                self.learn(role, task, stream, on)?;
             }
-            self.learn(Role::Student, task, stream, on)?;
             self.end_task(task)?;
             self.test(task, stream, &mut results)?;
             on(Event::Task { task, trainer: self, results: &results })?;
@@ -160,6 +161,7 @@ impl Trainer {
         on: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<()> {
         let TrainSettings { epochs, batch_size, mode, .. } = self.settings;
+        let task = &Task { classes: stream.train_classes(task.index), ..*task };
         let mut optimizer = Optimizer::new(&self.settings.optimizer, self.trainable(role))?;
         let steps = stream.train_count(task.index) / batch_size;
         for epoch in 0..epochs {
@@ -230,18 +232,18 @@ impl Trainer {
         }
     }
 
-    /// The loss of one batch in the phase of `role`.
+    /// The loss of one batch in the phase of `role`, over `task.classes`.
     pub fn loss(&self, role: Role, task: &Task, batch: &Batch) -> Result<BatchLoss> {
-        let query = self.query(&batch.pixels)?;
         match role {
-            Role::Teacher => self.teacher_loss(task, batch, &query),
-            Role::Student => self.student_loss(task, batch, &query),
+            Role::Teacher => self.teacher_loss(task, batch),
+            Role::Student => self.student_loss(task, batch),
         }
     }
 
     /// Cross-entropy among the task's classes and the learner's penalty.
-    fn teacher_loss(&self, task: &Task, batch: &Batch, query: &Tensor) -> Result<BatchLoss> {
-        let injection = self.teacher.learner.inject(query, Pass::Train)?;
+    fn teacher_loss(&self, task: &Task, batch: &Batch) -> Result<BatchLoss> {
+        let query = self.query(Role::Teacher, &batch.pixels);
+        let injection = self.teacher.learner.inject(&query, Pass::Train)?;
         let features = self.teacher.backbone.forward(&batch.pixels, &injection, &Taps::none())?;
         let logits = self.teacher.learner.logits(&features)?;
         let mut terms = vec![LossTerm::new("ce", cross_entropy(&logits, &batch.labels, &task.classes)?)];
@@ -250,13 +252,15 @@ impl Trainer {
     }
 
     /// Weighted cross-entropy, the distiller's terms and the learner's penalty.
-    fn student_loss(&self, task: &Task, batch: &Batch, query: &Tensor) -> Result<BatchLoss> {
+    fn student_loss(&self, task: &Task, batch: &Batch) -> Result<BatchLoss> {
+        let queries = Queries::new(self, &batch.pixels);
         let taps = self.distiller.taps();
         let teacher = match self.distiller.needs_teacher() {
-            true => Some(self.teacher_output(&batch.pixels, query, &taps.teacher)?),
+            true => Some(self.teacher_output(&batch.pixels, queries.of(Role::Teacher), Pass::Teach, &taps.teacher)?),
             false => None,
         };
-        let (student, penalty) = self.student_output(&batch.pixels, query, Pass::Train, &taps.student)?;
+        let (student, penalty) =
+            self.student_output(&batch.pixels, queries.of(Role::Student), Pass::Train, &taps.student)?;
         let ce = cross_entropy(&student.logits, &batch.labels, &task.classes)?;
         let mut terms = vec![LossTerm::new("ce", (ce * self.distiller.cross_entropy_weight())?)];
         terms.extend(self.distiller.loss(&student, teacher.as_ref(), &batch.labels, task)?);
@@ -264,83 +268,80 @@ impl Trainer {
         BatchLoss::sum(terms, student.logits, teacher.map(|teacher| teacher.logits))
     }
 
-    /// `q(x)` `(B, Ds)`: the CLS token of the student's frozen network without prompts.
-    pub fn query(&self, pixels: &Tensor) -> Result<Tensor> {
-        let plain = self.student.backbone.forward(pixels, &Injection::none(), &Taps::none())?;
-        Ok(plain.cls.detach())
+    /// The query of `role`, which is computed when its learner asks for it.
+    fn query<'a>(&'a self, role: Role, pixels: &'a Tensor) -> Query<'a> {
+        let network = match (role, self.settings.query) {
+            (Role::Teacher, QuerySource::Own) => &self.teacher,
+            _ => &self.student,
+        };
+        Query::of(network.backbone.as_ref(), pixels)
     }
 
-    /// The teacher as the student and the test see it: prompts in test mode, no gradients.
-    fn teacher_output(&self, pixels: &Tensor, query: &Tensor, taps: &Taps) -> Result<Output> {
-        let injection = detach(self.teacher.learner.inject(query, Pass::Test)?);
-        let features = self.teacher.backbone.forward(pixels, &injection, taps)?;
+    /// The teacher as the student and the test see it: no gradients.
+    fn teacher_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Output> {
+        let injection = detach(self.teacher.learner.inject(query, pass)?);
+        let features = self.teacher.backbone.forward(pixels, &injection, taps)?.detach();
         let logits = self.teacher.learner.logits(&features)?.detach();
-        Ok(Output { features: features.detach(), logits })
+        Ok(Output { features: own_tokens(features, injection.token_count()?, 0)?, logits })
     }
 
     /// The student with the learner's and the distiller's prompts, and the learner's penalty.
     fn student_output(
         &self,
         pixels: &Tensor,
-        query: &Tensor,
+        query: &Query<'_>,
         pass: Pass,
         taps: &Taps,
     ) -> Result<(Output, Option<Tensor>)> {
         let mut injection = self.student.learner.inject(query, pass)?;
         let penalty = injection.penalty.take();
-        let own_tokens = injection.token_count()?;
+        let learners = injection.token_count()?;
         let mut injection = injection.merge(self.distiller.inject(pass)?)?;
         if pass == Pass::Test {
             injection = detach(injection);
         }
         let features = self.student.backbone.forward(pixels, &injection, taps)?;
         let logits = self.student.learner.logits(&features)?;
-        // The learner's tokens come first; the distiller is shown its own alone.
-        let tokens = match features.tokens {
-            Some(tokens) if tokens.dim(1)? > own_tokens => {
-                Some(tokens.narrow(1, own_tokens, tokens.dim(1)? - own_tokens)?)
+        // The learner's tokens come first, the distiller's follow.
+        let distillers = injection.token_count()? - learners;
+        Ok((Output { features: own_tokens(features, learners, distillers)?, logits }, penalty))
+    }
+
+    /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
+    pub fn predict(&self, role: Role, pixels: &Tensor) -> Result<Tensor> {
+        self.predict_with(role, pixels, &self.query(role, pixels))
+    }
+
+    fn predict_with(&self, role: Role, pixels: &Tensor, query: &Query<'_>) -> Result<Tensor> {
+        match role {
+            Role::Teacher => Ok(self.teacher_output(pixels, query, Pass::Test, &Taps::none())?.logits),
+            Role::Student => {
+                let (student, _) = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
+                Ok(self.distiller.predict(&student)?.detach())
             }
-            _ => None,
-        };
-        Ok((Output { features: Features { tokens, ..features }, logits }, penalty))
-    }
-
-    /// Test-time logits over all classes `(B, C)`, without gradients: the teacher's and the student's prediction.
-    pub fn predict(&self, pixels: &Tensor) -> Result<(Tensor, Tensor)> {
-        let query = self.query(pixels)?;
-        let teacher = self.teacher_output(pixels, &query, &Taps::none())?;
-        Ok((teacher.logits, self.predict_student(pixels, &query)?))
-    }
-
-    fn predict_student(&self, pixels: &Tensor, query: &Tensor) -> Result<Tensor> {
-        let (student, _) = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
-        Ok(self.distiller.predict(&student)?.detach())
+        }
     }
 
     /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
     pub fn test(&self, task: &Task, stream: &dyn TaskStream, results: &mut Accuracies) -> Result<()> {
-        let (mut teacher_row, mut student_row) = (Vec::new(), Vec::new());
+        let roles = &self.settings.roles;
+        let mut rows = vec![Vec::new(); roles.len()];
         for seen in &stream.tasks()[..=task.index] {
-            let (mut teacher_right, mut student_right, mut total) = (0, 0, 0);
+            let (mut right, mut total) = (vec![0; roles.len()], 0);
             for batch in stream.test_batches(seen.index, self.settings.batch_size) {
                 let batch = batch?;
-                let query = self.query(&batch.pixels)?;
-                if self.settings.train_teacher {
-                    let teacher = self.teacher_output(&batch.pixels, &query, &Taps::none())?;
-                    teacher_right += count_right(&teacher.logits, &batch.labels, 0..task.seen())?;
+                let queries = Queries::new(self, &batch.pixels);
+                for (right, &role) in right.iter_mut().zip(roles) {
+                    let logits = self.predict_with(role, &batch.pixels, queries.of(role))?;
+                    *right += count_right(&logits, &batch.labels, 0..task.seen())?;
                 }
-                let student = self.predict_student(&batch.pixels, &query)?;
-                student_right += count_right(&student, &batch.labels, 0..task.seen())?;
                 total += batch.len();
             }
-            let percent = |right: usize| 100.0 * right as f64 / total as f64;
-            teacher_row.push(percent(teacher_right));
-            student_row.push(percent(student_right));
+            rows.iter_mut().zip(right).for_each(|(row, right)| row.push(100.0 * right as f64 / total as f64));
         }
-        if self.settings.train_teacher {
-            results.teacher.push(teacher_row);
+        for (row, role) in rows.into_iter().zip(roles) {
+            results.of_mut(*role).push(row);
         }
-        results.student.push(student_row);
         Ok(())
     }
 
@@ -368,6 +369,46 @@ impl Trainer {
     }
 }
 
+/// The queries of one batch; networks that share one compute it once.
+struct Queries<'a> {
+    student: Query<'a>,
+    teacher: Option<Query<'a>>,
+}
+
+impl<'a> Queries<'a> {
+    fn new(trainer: &'a Trainer, pixels: &'a Tensor) -> Self {
+        let own = trainer.settings.query == QuerySource::Own;
+        Self {
+            student: trainer.query(Role::Student, pixels),
+            teacher: own.then(|| trainer.query(Role::Teacher, pixels)),
+        }
+    }
+
+    fn of(&self, role: Role) -> &Query<'a> {
+        match (role, &self.teacher) {
+            (Role::Teacher, Some(teacher)) => teacher,
+            _ => &self.student,
+        }
+    }
+}
+
+impl Accuracies {
+    /// The matrix of one network.
+    pub fn of(&self, role: Role) -> &AccuracyMatrix {
+        match role {
+            Role::Teacher => &self.teacher,
+            Role::Student => &self.student,
+        }
+    }
+
+    fn of_mut(&mut self, role: Role) -> &mut AccuracyMatrix {
+        match role {
+            Role::Teacher => &mut self.teacher,
+            Role::Student => &mut self.student,
+        }
+    }
+}
+
 impl BatchLoss {
     fn sum(terms: Vec<LossTerm>, logits: Tensor, teacher_logits: Option<Tensor>) -> Result<Self> {
         let mut total = terms[0].value.clone();
@@ -387,6 +428,20 @@ impl BatchLoss {
         values.push(("loss".into(), number(&self.total)?));
         Ok(values)
     }
+}
+
+/// What a distiller is shown: of the injected tokens the `distillers` that follow the `learners`, and of block outputs
+/// the image's own tokens.
+fn own_tokens(features: Features, learners: usize, distillers: usize) -> Result<Features> {
+    let injected = learners + distillers;
+    let images = |tokens: Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
+    let Features { cls, tokens, blocks, norm } = features;
+    let blocks = blocks.into_iter().map(|(block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
+    let tokens = match tokens {
+        Some(tokens) if distillers > 0 => Some(tokens.narrow(1, learners, distillers)?),
+        _ => None,
+    };
+    Ok(Features { cls, tokens, blocks, norm: norm.map(images).transpose()? })
 }
 
 /// Prompts without gradients, so that the forward pass builds no graph.

@@ -13,7 +13,7 @@ use std::{
 
 use cdl_core::{
     Backbone, Batch, Distiller, DistillerContext, Injection, Learner, LearnerContext, Mode, Network,
-    Normalization, Optimizer, OptimizerConfig, Result, Rng, Role, ScheduleConfig, StateDict, Taps, Task,
+    Normalization, Optimizer, OptimizerConfig, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict, Taps, Task,
     TrainSettings, Trainer,
     candle_core::{DType, Device, IndexOp, Tensor, safetensors},
     hub::Provenance,
@@ -43,6 +43,8 @@ struct Case {
     #[serde(rename = "Soft_T")]
     temperature: f64,
     kd_alpha: f64,
+    #[serde(default)]
+    ema_coeff: f64,
     learner_name: String,
     #[serde(rename = "KD_method")]
     kd_method: String,
@@ -104,6 +106,15 @@ fn learner_of(case: &Case) -> Option<(&'static str, Settings)> {
             "coda_prompt",
             table([("pool", whole(0)), ("length", whole(1)), ("ortho_penalty", toml::Value::Float(p[2]))]),
         )),
+        "L2P" => {
+            let deep = ("deep", toml::Value::Boolean(p[2] > 0.0));
+            Some(("l2p", table([("pool", whole(0)), ("length", whole(1)), deep])))
+        }
+        "DualPrompt" => Some((
+            "dual_prompt",
+            table([("pool", whole(0)), ("e_length", whole(1)), ("g_length", whole(2))]),
+        )),
+        "APT" => Some(("apt", table([("ema", toml::Value::Float(case.ema_coeff))]))),
         _ => None,
     }
 }
@@ -118,6 +129,10 @@ fn distiller_of(case: &Case) -> Option<(&'static str, Settings)> {
         "KD_Token" => {
             Some(("kd_prompts", table([alpha(), temperature(), ("layers", whole(0)), ("length", whole(1))])))
         }
+        // Its temperature is its own.
+        "DKD" => Some(("dkd", table([alpha()]))),
+        "FitNets" => Some(("fitnets", table([alpha(), temperature()]))),
+        "ReviewKD" => Some(("review_kd", table([alpha(), temperature()]))),
         _ => None,
     }
 }
@@ -274,7 +289,8 @@ impl Walk {
             },
             schedule: ScheduleConfig::default(),
             mode: Mode::Published,
-            train_teacher: true,
+            query: QuerySource::Student,
+            roles: vec![Role::Teacher, Role::Student],
         };
         let trainer = Trainer {
             teacher: Network { backbone: teacher, learner: teacher_learner },
@@ -310,7 +326,8 @@ impl Walk {
             }
             self.trainer.end_task(&task)?;
             for &role in phases {
-                self.compare_parameters(&format!("task{index}/end/{}/", role.as_str()), role)?;
+                let state = self.trainer.state(role)?;
+                self.compare_parameters(&format!("task{index}/end/{}/", role.as_str()), &state);
                 self.compare_predictions(role, &task)?;
             }
         }
@@ -414,29 +431,24 @@ impl Walk {
             }
             optimizer.step(&gradients)?;
             if step.epoch == 0 && step.step == 0 {
-                self.compare_parameters(&format!("{first}after/"), role)?;
+                // After a step, what is trained; what is only merged at a task's end is compared there.
+                self.compare_parameters(&format!("{first}after/"), &StateDict::of(&self.trainer.trainable(role))?);
             }
         }
         Ok(())
     }
 
-    fn compare_parameters(&mut self, prefix: &str, role: Role) -> Result<()> {
-        let state: StateDict = self.trainer.state(role)?;
+    fn compare_parameters(&mut self, prefix: &str, state: &StateDict) {
         for (name, ours) in state.iter() {
             let key = format!("{prefix}{name}");
             let recorded = self.recorded.get(&key).unwrap_or_else(|| panic!("{}: no {key}", self.name));
-            self.worst.see("param", difference(ours, recorded)?, key);
+            self.worst.see("param", difference(ours, recorded).expect("tensors"), key);
         }
-        Ok(())
     }
 
     fn compare_predictions(&mut self, role: Role, task: &Task) -> Result<()> {
         let images: Vec<u32> = (self.case.eval_images[0] as u32..self.case.eval_images[1] as u32).collect();
-        let (teacher, student) = self.trainer.predict(&self.pixels(&images)?)?;
-        let ours = match role {
-            Role::Teacher => teacher,
-            Role::Student => student,
-        };
+        let ours = self.trainer.predict(role, &self.pixels(&images)?)?;
         let key = format!("task{}/eval/{}_logits", task.index, role.as_str());
         let error = difference(&ours.narrow(1, 0, task.seen())?, &self.recorded[&key])?;
         self.worst.see("logits", error, key);

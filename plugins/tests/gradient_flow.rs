@@ -1,15 +1,17 @@
-//! For every registered learner with every registered distiller: what a phase trains gets a gradient, and everything
-//! else is byte-identical afterwards. And the built-in plugins are all there.
+//! Every registered learner with every registered distiller: what a phase trains gets a gradient, and everything else is
+//! byte-identical afterwards; saved models predict the same. And the built-in plugins are all there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod common;
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use cdl_core::{
-    Error, Event, Optimizer, Result, Role, StateDict, TaskStream,
-    candle_core::Tensor,
+    Error, Event, Optimizer, Result, Role, StateDict, TaskStream, Trainer,
+    candle_core::{Device, Tensor},
     registry::{self, Kind},
+    testing::{Lab, Noise},
 };
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u32>> {
@@ -25,21 +27,28 @@ fn names(kind: Kind) -> Result<Vec<&'static str>> {
     Ok(registry::entries(kind)?.iter().map(|entry| entry.name).collect())
 }
 
+fn pairs() -> Result<Vec<(&'static str, &'static str)>> {
+    let distillers = names(Kind::Distiller)?;
+    Ok(names(Kind::Learner)?.into_iter().flat_map(|learner| distillers.iter().map(move |d| (learner, *d))).collect())
+}
+
+fn trainer(learner: &str, distiller: &str) -> Result<Trainer> {
+    Lab::new(1)?.trainer_of(learner, distiller)
+}
+
 #[test]
 fn every_trainable_tensor_gets_a_gradient_and_every_frozen_one_stays() -> Result<()> {
-    for learner in names(Kind::Learner)? {
-        for distiller in names(Kind::Distiller)? {
-            check(learner, distiller)?;
-        }
+    for (learner, distiller) in pairs()? {
+        check(learner, distiller)?;
     }
     Ok(())
 }
 
 fn check(learner: &str, distiller: &str) -> Result<()> {
     let what = format!("{learner} x {distiller}");
-    let stream = common::Noise::new(4);
-    let mut trainer = common::trainer(learner, distiller)?;
-    let frozen = |trainer: &cdl_core::Trainer| -> Result<Vec<Vec<u32>>> {
+    let stream = Noise::new(4);
+    let mut trainer = trainer(learner, distiller)?;
+    let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u32>>> {
         let both = [&trainer.teacher, &trainer.student];
         both.iter().flat_map(|network| network.backbone.weights()).map(|(_, tensor)| bytes(&tensor)).collect()
     };
@@ -83,8 +92,9 @@ fn check(learner: &str, distiller: &str) -> Result<()> {
 /// CODA-Prompt's components of earlier tasks share a tensor with the trained ones, but must not move.
 #[test]
 fn past_components_are_byte_identical_after_a_later_task() -> Result<()> {
-    let stream = common::Noise::new(3);
-    let mut trainer = common::trainer("coda_prompt", "kd")?;
+    cdl_plugins::link();
+    let stream = Noise::new(3);
+    let mut trainer = trainer("coda_prompt", "kd")?;
     let mut first = None;
     trainer.run(&stream, &mut |event| {
         if let Event::Task { trainer, .. } = event {
@@ -107,50 +117,56 @@ fn past_components_are_byte_identical_after_a_later_task() -> Result<()> {
 
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_and_keeps_finished_tasks() -> Result<()> {
-    let stream = common::Noise::new(2).poisoned_from(1);
-    let mut trainer = common::trainer("coda_prompt", "kd_prompts")?;
-    let mut finished = 0;
-    let error = trainer.run(&stream, &mut |event| {
-        finished += usize::from(matches!(event, Event::Task { .. }));
-        Ok(())
-    });
-    assert_eq!(finished, 1);
-    let Err(Error::NotFinite { what, task, step, .. }) = error else { panic!("{error:?}") };
-    assert_eq!((what.as_str(), task, step), ("ce", 2, 1));
+    for (learner, distiller) in pairs()? {
+        let stream = Noise::new(2).poisoned_from(1);
+        let mut trainer = trainer(learner, distiller)?;
+        let mut finished = 0;
+        let error = trainer.run(&stream, &mut |event| {
+            finished += usize::from(matches!(event, Event::Task { .. }));
+            Ok(())
+        });
+        assert_eq!(finished, 1);
+        let Err(Error::NotFinite { what, task, step, .. }) = error else { panic!("{learner} x {distiller}: {error:?}") };
+        assert_eq!((what.as_str(), task, step), ("ce", 2, 1));
+    }
     Ok(())
 }
 
 #[test]
 fn saved_state_gives_the_same_predictions() -> Result<()> {
-    let stream = common::Noise::new(3);
-    for learner in names(Kind::Learner)? {
-        for distiller in names(Kind::Distiller)? {
-            let mut trained = common::trainer(learner, distiller)?;
-            trained.run(&stream, &mut |_| Ok(()))?;
-            let mut restored = common::trainer(learner, distiller)?;
-            let task = &stream.tasks()[1];
-            for role in [Role::Teacher, Role::Student] {
-                let file = trained.state(role)?.to_bytes()?;
-                let folder = tempfile::tempdir().expect("temporary folder");
-                let path = folder.path().join("model.safetensors");
-                std::fs::write(&path, file).expect("model file");
-                let state = StateDict::read(&path, &cdl_core::candle_core::Device::Cpu)?;
-                restored.restore(role, task, &state)?;
-            }
-            let pixels = stream.batch(1, 77)?.pixels;
-            let (a, b) = (trained.predict(&pixels)?, restored.predict(&pixels)?);
-            assert!(bytes(&a.0)? == bytes(&b.0)? && bytes(&a.1)? == bytes(&b.1)?, "{learner} x {distiller}");
+    let stream = Noise::new(3);
+    for (learner, distiller) in pairs()? {
+        let mut trained = trainer(learner, distiller)?;
+        trained.run(&stream, &mut |_| Ok(()))?;
+        let mut restored = Lab::new(2)?.trainer_of(learner, distiller)?;
+        let task = &stream.tasks()[1];
+        let pixels = stream.batch(1, 77)?.pixels;
+        for role in [Role::Teacher, Role::Student] {
+            let folder = tempfile::tempdir().expect("temporary folder");
+            let path = folder.path().join("model.safetensors");
+            std::fs::write(&path, trained.state(role)?.to_bytes()?).expect("model file");
+            restored.restore(role, task, &StateDict::read(&path, &Device::Cpu)?)?;
+            let (a, b) = (trained.predict(role, &pixels)?, restored.predict(role, &pixels)?);
+            assert!(bytes(&a)? == bytes(&b)?, "{learner} x {distiller}");
         }
     }
     Ok(())
 }
 
-/// A linker that drops the plugins would leave the listing empty.
+/// A linker that drops the plugins would leave the listing empty: every file must have registered what it holds.
 #[test]
 fn all_built_in_plugins_are_registered() -> Result<()> {
-    assert_eq!(names(Kind::Backbone)?, ["vit"]);
-    assert_eq!(names(Kind::Learner)?, ["coda_prompt"]);
-    assert_eq!(names(Kind::Distiller)?, ["kd", "kd_prompts", "none"]);
-    assert_eq!(names(Kind::Stream)?, ["embedded", "idx", "image_folder"]);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for kind in Kind::ALL {
+        cdl_plugins::link();
+        let origins: Vec<_> = registry::entries(kind)?.iter().map(|entry| entry.origin).collect();
+        let files = std::fs::read_dir(source.join(format!("{kind}s"))).expect("folder of a kind");
+        let files: Vec<_> = files.map(|file| file.expect("file").path()).collect();
+        assert!(!files.is_empty() && files.len() <= origins.len());
+        for file in files {
+            let module = format!("cdl_plugins::{kind}s::{}", file.file_stem().expect("name").display());
+            assert!(origins.contains(&module.as_str()), "{} registers nothing", file.display());
+        }
+    }
     Ok(())
 }

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
-mod common;
-
-use cdl_core::{Optimizer, Result, Role, TaskStream};
+use cdl_core::{
+    Optimizer, Result, Role, TaskStream,
+    testing::{Lab, Noise},
+};
 
 /// Resident pages of this process.
 fn resident() -> usize {
@@ -14,8 +15,9 @@ fn resident() -> usize {
 
 #[test]
 fn three_hundred_steps_do_not_raise_resident_memory() -> Result<()> {
-    let stream = common::Noise::new(1);
-    let mut trainer = common::trainer("coda_prompt", "kd_prompts")?;
+    cdl_plugins::link();
+    let stream = Noise::new(1);
+    let mut trainer = Lab::new(1)?.trainer_of("coda_prompt", "kd_prompts")?;
     let task = stream.tasks()[0].clone();
     trainer.begin_task(&task)?;
     let mut optimizers = Vec::new();

@@ -74,7 +74,7 @@ impl KdPrompts {
         Ok(Self { config, prompts, head: context.learner.new_head("kd_last", &mut rng)? })
     }
 
-    /// Logits `(B, C)` of the KD token, the last token of all.
+    /// Logits `(B, C)` of the KD token, the last of its tokens.
     fn kd_logits(&self, features: &Features) -> Result<Tensor> {
         let tokens = features.tokens.as_ref().ok_or_else(|| Error::State {
             owner: "kd_prompts".into(),
@@ -110,6 +110,10 @@ impl Distiller for KdPrompts {
     ) -> Result<Vec<LossTerm>> {
         let kd = KdConfig { alpha: self.config.alpha, temperature: self.config.temperature };
         Ok(vec![kd.term(&self.kd_logits(&student.features)?, &require_teacher(teacher)?.logits, task)?])
+    }
+
+    fn predicts(&self) -> bool {
+        true
     }
 
     fn predict(&self, student: &Output) -> Result<Tensor> {

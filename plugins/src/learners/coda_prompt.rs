@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, LinearHead, NamedVar, Pass, Result, Rng,
-    StateDict, Task,
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
+    Rng, StateDict, Task,
     candle_core::{D, Device, Tensor},
 };
 use schemars::JsonSchema;
@@ -57,7 +57,7 @@ struct Block {
 struct CodaPrompt {
     config: CodaPromptConfig,
     blocks: Vec<Block>,
-    head: LinearHead,
+    head: Linear,
     tasks: usize,
     /// Components of the current task.
     current: Range<usize>,
@@ -94,7 +94,7 @@ impl CodaPrompt {
                 })
             })
             .collect::<Result<_>>()?;
-        let head = LinearHead::new("last", width, context.classes, &mut rng, device)?;
+        let head = Linear::new("last", width, context.classes, &mut rng, device)?;
         let (tasks, classes, device) = (context.tasks, context.classes, device.clone());
         Ok(Self { config, blocks, head, tasks, current: 0..0, width, classes, device })
     }
@@ -133,7 +133,7 @@ impl Learner for CodaPrompt {
         Ok(())
     }
 
-    fn inject(&self, query: &Tensor, pass: Pass) -> Result<Injection> {
+    fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let mut injection = Injection::none();
         let mut penalties = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
@@ -141,7 +141,7 @@ impl Learner for CodaPrompt {
                 (self.used(&block.prompts)?, self.used(&block.keys)?, self.used(&block.attention)?);
             let (f, length, width) = p.dims3()?;
             let p = p.flatten_from(1)?;
-            let w = component_weights(query, &k, &a)?; // (B, f)
+            let w = component_weights(query.get()?, &k, &a)?; // (B, f)
             let prompts = w.matmul(&p)?.reshape(((), length, width))?; // (B, L, D)
             injection.block_mut(index).prefix = Some(Kv::halves(&prompts)?);
             if pass == Pass::Train && self.config.ortho_penalty > 0.0 && f > 0 {
@@ -157,11 +157,11 @@ impl Learner for CodaPrompt {
     }
 
     fn logits(&self, features: &Features) -> Result<Tensor> {
-        self.head.logits(&features.cls)
+        self.head.forward(&features.cls)
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(LinearHead::new(name, self.width, self.classes, rng, &self.device)?))
+        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
     }
 
     fn end_task(&mut self, _task: &Task) -> Result<()> {

@@ -1,0 +1,59 @@
+//! The query of a batch, computed when a learner asks for it, once.
+
+use std::cell::OnceCell;
+
+use candle_core::Tensor;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Backbone, Injection, Mode, Result, Taps};
+
+/// Whose frozen network makes the query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QuerySource {
+    /// The student's, for both networks.
+    Student,
+    /// Each network's own.
+    Own,
+}
+
+impl QuerySource {
+    /// Where a configuration says nothing: the student's in mode `published`, each one's own in mode `corrected`.
+    pub fn of_mode(mode: Mode) -> Self {
+        match mode {
+            Mode::Published => Self::Student,
+            Mode::Corrected => Self::Own,
+        }
+    }
+}
+
+/// Queries `q(x)` `(B, Dq)` of a batch: the CLS token of a frozen network without prompts, after the final norm.
+pub struct Query<'a> {
+    source: Option<(&'a dyn Backbone, &'a Tensor)>,
+    value: OnceCell<Tensor>,
+}
+
+impl<'a> Query<'a> {
+    /// The query that `backbone` makes of images `(B, 3, S, S)`.
+    pub fn of(backbone: &'a dyn Backbone, pixels: &'a Tensor) -> Self {
+        Self { source: Some((backbone, pixels)), value: OnceCell::new() }
+    }
+
+    /// A query that is known already, `(B, Dq)`.
+    pub fn known(value: Tensor) -> Self {
+        Self { source: None, value: OnceCell::from(value) }
+    }
+
+    /// The query `(B, Dq)`, without gradient.
+    pub fn get(&self) -> Result<&Tensor> {
+        if let (None, Some((backbone, pixels))) = (self.value.get(), self.source) {
+            let plain = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
+            return Ok(self.value.get_or_init(|| plain.cls.detach()));
+        }
+        self.value.get().ok_or_else(|| crate::Error::State {
+            owner: "query".into(),
+            reason: "neither a value nor a network to compute it".into(),
+        })
+    }
+}

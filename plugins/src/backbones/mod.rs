@@ -1,3 +1,0 @@
-//! Frozen networks.
-
-pub mod vit;

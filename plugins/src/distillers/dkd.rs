@@ -1,0 +1,113 @@
+//! Decoupled knowledge distillation: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
+//!
+//! The divergence of teacher and student is split in two, weighted apart: how sure the teacher is of the right class
+//! (TCKD, a pair of probabilities), and what it thinks of all the others (NCKD).
+
+use cdl_core::{
+    Distiller, DistillerContext, Error, LossTerm, Output, Result, Task,
+    candle_core::{D, DType, Tensor},
+    candle_nn::ops::log_softmax,
+    require_teacher,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `dkd`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DkdConfig {
+    /// Weight of the teacher's word; the labels have the rest, `1 - alpha`.
+    pub alpha: f64,
+    /// Weight of the part about the right class.
+    pub tckd_weight: f64,
+    /// Weight of the part about the other classes.
+    pub nckd_weight: f64,
+    /// Both logits are divided by it before the softmax. As published it is 4, whatever the temperature of other
+    /// methods.
+    pub temperature: f64,
+}
+
+impl Default for DkdConfig {
+    fn default() -> Self {
+        Self { alpha: 0.5, tckd_weight: 1.0, nckd_weight: 4.0, temperature: 4.0 }
+    }
+}
+
+cdl_core::register!(Distiller {
+    name: "dkd",
+    about: "Decoupled distillation: the right class and the others apart",
+    citation: "Zhao et al., CVPR 2022, arXiv:2203.08679",
+    config: DkdConfig,
+    build: |config, context| Ok(Box::new(Dkd::new(config, context)?) as Box<dyn Distiller>),
+});
+
+/// The right class's logit is lowered by this among the others: its probability there is zero.
+const OUT: f64 = 1000.0;
+
+struct Dkd {
+    config: DkdConfig,
+}
+
+impl Dkd {
+    fn new(config: DkdConfig, _context: &DistillerContext<'_>) -> Result<Self> {
+        super::kd::KdConfig { alpha: config.alpha, temperature: config.temperature }.validate()?;
+        for (key, weight) in [("tckd_weight", config.tckd_weight), ("nckd_weight", config.nckd_weight)] {
+            if !(weight.is_finite() && weight >= 0.0) {
+                return Err(Error::setting(key, weight, "expected a finite number, 0 or more"));
+            }
+        }
+        Ok(Self { config })
+    }
+}
+
+impl Distiller for Dkd {
+    fn cross_entropy_weight(&self) -> f64 {
+        1.0 - self.config.alpha
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let DkdConfig { alpha, tckd_weight, nckd_weight, temperature } = self.config;
+        let (start, count) = (task.classes.start, task.classes.len());
+        let target = (labels.to_dtype(DType::I64)? - start as f64)?.unsqueeze(1)?; // (B, 1)
+        let student = Parts::new(&student.logits.narrow(1, start, count)?, &target, temperature)?;
+        let teacher = Parts::new(&require_teacher(teacher)?.logits.narrow(1, start, count)?, &target, temperature)?;
+        let scale = alpha * temperature * temperature;
+        let tckd = (divergence(&teacher.pair, &student.pair)? * (scale * tckd_weight))?;
+        let nckd = (divergence(&teacher.others, &student.others)? * (scale * nckd_weight))?;
+        Ok(vec![LossTerm::new("dkd", (tckd + nckd)?)])
+    }
+}
+
+/// A prediction in two parts, as log-probabilities.
+struct Parts {
+    /// `(log p_y, log(1 - p_y))`, `(B, 2)`.
+    pair: Tensor,
+    /// Among the classes other than `y`, `(B, C)`.
+    others: Tensor,
+}
+
+impl Parts {
+    /// Of logits `(B, C)` and the right class `(B, 1)`.
+    fn new(logits: &Tensor, target: &Tensor, temperature: f64) -> Result<Self> {
+        let z = (logits / temperature)?;
+        let classes = Tensor::arange(0, z.dim(1)? as i64, z.device())?.unsqueeze(0)?;
+        let right = classes.broadcast_eq(target)?.to_dtype(z.dtype())?; // one-hot (B, C)
+        let without = (&z - (right * OUT)?)?;
+        let total = z.log_sum_exp(D::Minus1)?.unsqueeze(1)?; // (B, 1)
+        let own = (z.gather(target, 1)? - &total)?;
+        let rest = (without.log_sum_exp(D::Minus1)?.unsqueeze(1)? - total)?;
+        Ok(Self { pair: Tensor::cat(&[own, rest], 1)?, others: log_softmax(&without, D::Minus1)? })
+    }
+}
+
+/// `KL(p ‖ q)` of log-probabilities `(B, n)`, mean over the batch.
+fn divergence(log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
+    let each = (log_p.exp()? * (log_p - log_q)?)?;
+    Ok((each.sum_all()? / log_p.dim(0)? as f64)?)
+}

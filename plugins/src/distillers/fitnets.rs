@@ -1,0 +1,103 @@
+//! FitNets: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+//!
+//! Besides soft targets, the student's last block, seen through a learned linear layer, is drawn to the teacher's:
+//! `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
+
+use cdl_core::{
+    Distiller, DistillerContext, DistillerTaps, Error, Linear, LossTerm, NamedVar, Output, Result, Taps, Task,
+    TokenAlignment, candle_core::Tensor, require_teacher,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kd::KdConfig;
+
+/// Settings of `fitnets`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct FitNetsConfig {
+    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    pub alpha: f64,
+    /// Both logits are divided by it before the softmax; higher is softer.
+    pub temperature: f64,
+    /// Weight of the difference between the last blocks. Where the two networks cut the image into different patches,
+    /// the teacher's map of patches is resampled to the student's grid, and register tokens are left out.
+    pub feature_weight: f64,
+}
+
+impl Default for FitNetsConfig {
+    fn default() -> Self {
+        Self { alpha: 0.5, temperature: 2.0, feature_weight: 0.1 }
+    }
+}
+
+cdl_core::register!(Distiller {
+    name: "fitnets",
+    about: "FitNets: soft targets, and the student's last block drawn to the teacher's",
+    citation: "Romero et al., ICLR 2015, arXiv:1412.6550",
+    config: FitNetsConfig,
+    build: |config, context| Ok(Box::new(FitNets::new(config, context)?) as Box<dyn Distiller>),
+});
+
+struct FitNets {
+    kd: KdConfig,
+    feature_weight: f64,
+    /// `Ds` to `Dt`.
+    projection: Linear,
+    alignment: TokenAlignment,
+    /// Last blocks of teacher and student.
+    last: (usize, usize),
+}
+
+impl FitNets {
+    fn new(config: FitNetsConfig, context: &DistillerContext<'_>) -> Result<Self> {
+        let FitNetsConfig { alpha, temperature, feature_weight } = config;
+        let kd = KdConfig { alpha, temperature };
+        kd.validate()?;
+        if !(feature_weight.is_finite() && feature_weight >= 0.0) {
+            return Err(Error::setting("feature_weight", feature_weight, "expected a finite number, 0 or more"));
+        }
+        let (student, teacher, device) = (context.student, context.teacher, context.device);
+        let mut rng = context.rng.clone();
+        Ok(Self {
+            kd,
+            feature_weight,
+            projection: Linear::new("project_t_s.proj", student.width, teacher.width, &mut rng, device)?,
+            alignment: TokenAlignment::new(student, teacher, device)?,
+            last: (teacher.depth - 1, student.depth - 1),
+        })
+    }
+}
+
+impl Distiller for FitNets {
+    fn cross_entropy_weight(&self) -> f64 {
+        1.0 - self.kd.alpha
+    }
+
+    fn taps(&self) -> DistillerTaps {
+        let (teacher, student) = self.last;
+        DistillerTaps { teacher: Taps::block(teacher), student: Taps::block(student) }
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let teacher = require_teacher(teacher)?;
+        let f_teacher = teacher.features.block(self.last.0)?; // (B, Nt, Dt)
+        let f_student = student.features.block(self.last.1)?; // (B, Ns, Ds)
+        let (f_student, f_teacher) = self.alignment.apply(f_student, f_teacher)?; // both (B, N, .)
+        let difference = (self.projection.forward(&f_student)? - f_teacher)?.sqr()?.mean_all()?;
+        Ok(vec![
+            self.kd.term(&student.logits, &teacher.logits, task)?,
+            LossTerm::new("feature", (difference * self.feature_weight)?),
+        ])
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        self.projection.trainable()
+    }
+}

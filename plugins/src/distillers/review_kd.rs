@@ -1,0 +1,169 @@
+//! ReviewKD: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
+//!
+//! Besides soft targets, every block of the student is drawn to a block of the teacher, through levels that pass what
+//! deeper blocks know up to shallower ones: `α T² KL + w · mean over levels of MSE(level, block of the teacher)`.
+
+use cdl_core::{
+    Distiller, DistillerContext, DistillerTaps, Error, LayerNorm, Linear, LossTerm, NamedVar, Output, Result,
+    Rng, Taps, Task, TokenAlignment,
+    candle_core::{Device, Tensor},
+    require_teacher,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::kd::KdConfig;
+
+/// Settings of `review_kd`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ReviewKdConfig {
+    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    pub alpha: f64,
+    /// Both logits are divided by it before the softmax; higher is softer.
+    pub temperature: f64,
+    /// Weight of the levels. There is one for each block of the student, compared with as many of the teacher's last
+    /// blocks (of a teacher with fewer blocks, as many as it has, with the student's last). Where the two networks cut
+    /// the image into different patches, the teacher's map of patches is resampled to the student's grid, and register
+    /// tokens are left out.
+    pub review_weight: f64,
+}
+
+impl Default for ReviewKdConfig {
+    fn default() -> Self {
+        Self { alpha: 0.5, temperature: 2.0, review_weight: 0.2 }
+    }
+}
+
+cdl_core::register!(Distiller {
+    name: "review_kd",
+    about: "ReviewKD: soft targets, and every block drawn to one of the teacher's, deeper ones passed up",
+    citation: "Chen et al., CVPR 2021, arXiv:2104.09044",
+    config: ReviewKdConfig,
+    build: |config, context| Ok(Box::new(ReviewKd::new(config, context)?) as Box<dyn Distiller>),
+});
+
+/// Fuses a block of the student with what deeper levels passed up (ABF, attention-based fusion).
+struct Level {
+    /// `Ds` to `Ds`.
+    proj1: Linear,
+    norm1: LayerNorm,
+    /// The deepest level has nothing to fuse with.
+    fusion: Option<Fusion>,
+    /// `Ds` to `Dt`.
+    proj2: Linear,
+}
+
+struct Fusion {
+    /// `Ds` to `Ds`.
+    projz: Linear,
+    normz: LayerNorm,
+    norm2: LayerNorm,
+}
+
+impl Level {
+    /// Level `index` counted from the deepest.
+    fn new(index: usize, student: usize, teacher: usize, rng: &Rng, device: &Device) -> Result<Self> {
+        let name = |part: &str| format!("ReviewKD_layers.abfs.{index}.{part}");
+        let linear = |part: &str, outputs: usize| {
+            Linear::new(&name(part), student, outputs, &mut rng.derive(&name(part)), device)
+        };
+        let norm = |part: &str| LayerNorm::new(&name(part), student, 1e-5, device);
+        let fusion = match index {
+            0 => None,
+            _ => Some(Fusion { projz: linear("projz", student)?, normz: norm("normz")?, norm2: norm("norm2")? }),
+        };
+        Ok(Self { proj1: linear("proj1", student)?, norm1: norm("norm1")?, fusion, proj2: linear("proj2", teacher)? })
+    }
+
+    /// What is compared with the teacher, `(B, N, Dt)`, and what is passed up, `(B, N, Ds)`, for a block output `f`
+    /// `(B, N, Ds)` and `y` `(B, N, Ds)` from the level below.
+    fn forward(&self, f: &Tensor, y: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
+        let mut x = self.norm1.forward(&self.proj1.forward(f)?)?;
+        if let (Some(Fusion { projz, normz, norm2 }), Some(y)) = (&self.fusion, y) {
+            let z = |map: &Tensor| normz.forward(&projz.forward(map)?);
+            x = norm2.forward(&((&x * z(&x)?)? + (y * z(y)?)?)?)?;
+        }
+        Ok((self.proj2.forward(&x)?, x))
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        let mut vars = [self.proj1.trainable(), self.norm1.trainable(), self.proj2.trainable()].concat();
+        if let Some(Fusion { projz, normz, norm2 }) = &self.fusion {
+            vars.extend([projz.trainable(), normz.trainable(), norm2.trainable()].concat());
+        }
+        vars
+    }
+}
+
+struct ReviewKd {
+    kd: KdConfig,
+    review_weight: f64,
+    /// The deepest first.
+    levels: Vec<Level>,
+    alignment: TokenAlignment,
+    /// Depth of teacher and student.
+    depth: (usize, usize),
+}
+
+impl ReviewKd {
+    fn new(config: ReviewKdConfig, context: &DistillerContext<'_>) -> Result<Self> {
+        let ReviewKdConfig { alpha, temperature, review_weight } = config;
+        let kd = KdConfig { alpha, temperature };
+        kd.validate()?;
+        if !(review_weight.is_finite() && review_weight >= 0.0) {
+            return Err(Error::setting("review_weight", review_weight, "expected a finite number, 0 or more"));
+        }
+        let (student, teacher, device) = (context.student, context.teacher, context.device);
+        let levels = (0..student.depth.min(teacher.depth))
+            .map(|index| Level::new(index, student.width, teacher.width, &context.rng, device))
+            .collect::<Result<_>>()?;
+        let alignment = TokenAlignment::new(student, teacher, device)?;
+        Ok(Self { kd, review_weight, levels, alignment, depth: (teacher.depth, student.depth) })
+    }
+
+    /// Blocks of teacher and student that level `index` compares.
+    fn blocks(&self, index: usize) -> (usize, usize) {
+        (self.depth.0 - 1 - index, self.depth.1 - 1 - index)
+    }
+}
+
+impl Distiller for ReviewKd {
+    fn cross_entropy_weight(&self) -> f64 {
+        1.0 - self.kd.alpha
+    }
+
+    fn taps(&self) -> DistillerTaps {
+        let blocks = |of: fn((usize, usize)) -> usize| {
+            Taps { blocks: (0..self.levels.len()).map(|index| of(self.blocks(index))).collect(), norm: false }
+        };
+        DistillerTaps { teacher: blocks(|(teacher, _)| teacher), student: blocks(|(_, student)| student) }
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let teacher = require_teacher(teacher)?;
+        let mut passed: Option<Tensor> = None;
+        let mut differences = Vec::new();
+        for (index, level) in self.levels.iter().enumerate() {
+            let (of_teacher, of_student) = self.blocks(index);
+            let (f, goal) = self
+                .alignment
+                .apply(student.features.block(of_student)?, teacher.features.block(of_teacher)?)?;
+            let (out, x) = level.forward(&f, passed.as_ref())?;
+            differences.push((out - goal)?.sqr()?.mean_all()?);
+            passed = Some(x);
+        }
+        let review = (Tensor::stack(&differences, 0)?.mean_all()? * self.review_weight)?;
+        Ok(vec![self.kd.term(&student.logits, &teacher.logits, task)?, LossTerm::new("review", review)])
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        self.levels.iter().flat_map(Level::trainable).collect()
+    }
+}

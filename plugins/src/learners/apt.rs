@@ -1,0 +1,195 @@
+//! APT: additive prompt tuning, Chen et al., "Achieving More with Less: Additive Prompt Tuning for Rehearsal-Free
+//! Class-Incremental Learning", ICCV 2025, arXiv 2503.07979.
+//!
+//! In every block one vector is added to the CLS token's key and one to its value; no token is added and no query is
+//! needed. The vectors are trained on from task to task; evaluation uses their running mean over tasks.
+
+use cdl_core::{
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query, Quirk,
+    Result, Rng, StateDict, Task,
+    candle_core::{D, DType, Device, Tensor},
+    ops,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `apt`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct AptConfig {
+    /// How much of the running mean stays when a task's prompts are merged into it (`ema_coeff` in the published
+    /// options); the first task's prompts are taken whole.
+    pub ema: f64,
+    /// What the student learns from: `stale`, the teacher with the mean over earlier tasks only, since merging comes
+    /// after the student's phase (as published; in the first task its prompts are zero), or `merged`, the teacher as
+    /// it will be after merging. Default: stale in mode `published`, merged in mode `corrected`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_prompts: Option<TeacherPrompts>,
+}
+
+/// The teacher's prompts while the student learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TeacherPrompts {
+    /// The mean over earlier tasks.
+    Stale,
+    /// The mean with the current task in it.
+    Merged,
+}
+
+impl Default for AptConfig {
+    fn default() -> Self {
+        Self { ema: 0.7, teacher_prompts: None }
+    }
+}
+
+cdl_core::register!(Learner {
+    name: "apt",
+    about: "APT: one vector added to the CLS token's key and value in every block, merged over tasks",
+    citation: "Chen et al., ICCV 2025, arXiv:2503.07979",
+    config: AptConfig,
+    build: |config, context| Ok(Box::new(Apt::new(config, context)?) as Box<dyn Learner>),
+});
+
+const MERGED: &str = "prompt.global_merged_prompt";
+
+struct Apt {
+    ema: f64,
+    teacher_prompts: TeacherPrompts,
+    /// `(2 depth, D)`: rows 2l and 2l + 1 are added to key and value in block l.
+    prompts: NamedVar,
+    /// The running mean `(2 depth, D)`, from the end of the first task on.
+    merged: Option<Tensor>,
+    head: AptHead,
+    classes: usize,
+    device: Device,
+}
+
+impl Apt {
+    fn new(config: AptConfig, context: &LearnerContext<'_>) -> Result<Self> {
+        if !(0.0..=1.0).contains(&config.ema) {
+            return Err(Error::setting("ema", config.ema, "expected a number from 0 to 1"));
+        }
+        let (width, depth, device) = (context.backbone.width, context.backbone.depth, context.device);
+        let mut rng = context.rng.clone();
+        let prompts = rng.derive("prompts").normal(&[2 * depth, width], 0.02, device)?;
+        Ok(Self {
+            ema: config.ema,
+            teacher_prompts: config.teacher_prompts.unwrap_or(match context.mode {
+                Mode::Published => TeacherPrompts::Stale,
+                Mode::Corrected => TeacherPrompts::Merged,
+            }),
+            prompts: NamedVar::new("prompt.prompt_tokens", &prompts)?,
+            merged: None,
+            head: AptHead::new("last", width, context.classes, &mut rng, device)?,
+            classes: context.classes,
+            device: device.clone(),
+        })
+    }
+
+    /// The running mean with the current prompts in it.
+    fn merge(&self) -> Result<Tensor> {
+        let prompts = self.prompts.tensor().detach();
+        match &self.merged {
+            Some(merged) => Ok(((merged * self.ema)? + (prompts * (1.0 - self.ema))?)?),
+            None => Ok(prompts.copy()?),
+        }
+    }
+}
+
+impl Learner for Apt {
+    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
+        Ok(())
+    }
+
+    fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
+        let prompts = match (pass, self.teacher_prompts) {
+            (Pass::Train, _) => self.prompts.tensor().clone(),
+            (Pass::Teach, TeacherPrompts::Merged) => self.merge()?,
+            (Pass::Teach | Pass::Test, _) => match &self.merged {
+                Some(merged) => merged.clone(),
+                // Zero vectors change nothing.
+                None => return Ok(Injection::none()),
+            },
+        };
+        let mut injection = Injection::none();
+        for block in 0..prompts.dim(0)? / 2 {
+            let row = |row: usize| prompts.narrow(0, row, 1)?.unsqueeze(0); // (1, 1, D)
+            injection.block_mut(block).cls_add = Some(Kv { k: row(2 * block)?, v: row(2 * block + 1)? });
+        }
+        Ok(injection)
+    }
+
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        self.head.logits(&features.cls)
+    }
+
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        Ok(Box::new(AptHead::new(name, self.head.ones.elem_count(), self.classes, rng, &self.device)?))
+    }
+
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        self.merged = Some(self.merge()?);
+        Ok(())
+    }
+
+    fn quirks(&self) -> Vec<Quirk> {
+        vec![("stale_teacher_prompts", self.teacher_prompts == TeacherPrompts::Stale)]
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        std::iter::once(self.prompts.clone()).chain(self.head.trainable()).collect()
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        let mut state = StateDict::of(&self.trainable())?;
+        if let Some(merged) = &self.merged {
+            state.insert(MERGED, merged.clone());
+        }
+        Ok(state)
+    }
+
+    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+        state.load_into(&self.trainable())?;
+        self.merged = match state.get(MERGED) {
+            Some(saved) if saved.shape() != self.prompts.var.shape() => {
+                let (saved, expected) = (saved.dims(), self.prompts.var.dims());
+                let reason = format!("saved with shape {saved:?}, expected {expected:?}");
+                return Err(Error::State { owner: MERGED.into(), reason });
+            }
+            Some(saved) => Some(saved.to_device(&self.device)?.to_dtype(DType::F32)?),
+            None => None,
+        };
+        Ok(())
+    }
+}
+
+/// `LN(token) Ŵᵀ + b`: layer norm (eps 1e-5) without parameters, rows of `W` scaled to length 1 in the forward pass.
+struct AptHead {
+    linear: Linear,
+    ones: Tensor,
+    zeros: Tensor,
+}
+
+impl AptHead {
+    fn new(name: &str, width: usize, classes: usize, rng: &mut Rng, device: &Device) -> Result<Self> {
+        Ok(Self {
+            linear: Linear::new(name, width, classes, rng, device)?,
+            ones: Tensor::ones(width, DType::F32, device)?,
+            zeros: Tensor::zeros(width, DType::F32, device)?,
+        })
+    }
+}
+
+impl Head for AptHead {
+    fn logits(&self, token: &Tensor) -> Result<Tensor> {
+        let token = ops::layer_norm(token, &self.ones, &self.zeros, 1e-5)?; // (B, D)
+        let weight = self.linear.weight(); // (C, D)
+        let norm = weight.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
+        Ok(token.matmul(&weight.broadcast_div(&norm)?.t()?)?.broadcast_add(self.linear.bias())?)
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        self.linear.trainable()
+    }
+}

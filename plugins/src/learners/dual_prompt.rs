@@ -1,0 +1,220 @@
+//! DualPrompt: Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022,
+//! arXiv 2204.04799.
+//!
+//! General prompts in the first two blocks are shared by all tasks and images; expert prompts in the next three belong
+//! to tasks. Training uses the current task's expert and draws its key to the query; at test each image takes the
+//! expert whose key is nearest.
+
+use cdl_core::{
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query, Quirk,
+    Result, Rng, StateDict, Task,
+    candle_core::{Device, Tensor},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::l2p::{cosine, nearest, take};
+
+/// Blocks with general and with expert prompts, as published (fewer in a shallower network).
+const GENERAL_BLOCKS: [usize; 2] = [0, 1];
+const EXPERT_BLOCKS: [usize; 3] = [2, 3, 4];
+
+/// Settings of `dual_prompt`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DualPromptConfig {
+    /// Expert prompts of a block; the first task trains the first, and so on.
+    pub pool: usize,
+    /// Rows of an expert prompt: the first half are keys, the others values.
+    pub e_length: usize,
+    /// Rows of a general prompt: the first half are keys, the others values.
+    pub g_length: usize,
+    /// Among which experts an image chooses at test: `pool`, all of them, also those that no task has trained yet (as
+    /// published), or `seen`, those of the tasks so far. Default: pool in mode `published`, seen in mode `corrected`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<Candidates>,
+}
+
+/// Experts that compete at test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Candidates {
+    /// All, untrained ones included.
+    Pool,
+    /// Those of the tasks so far.
+    Seen,
+}
+
+impl Default for DualPromptConfig {
+    fn default() -> Self {
+        Self { pool: 10, e_length: 20, g_length: 6, candidates: None }
+    }
+}
+
+cdl_core::register!(Learner {
+    name: "dual_prompt",
+    about: "DualPrompt: general prompts for all tasks, expert prompts for each",
+    citation: "Wang et al., ECCV 2022, arXiv:2204.04799",
+    config: DualPromptConfig,
+    build: |config, context| Ok(Box::new(DualPrompt::new(config, context)?) as Box<dyn Learner>),
+});
+
+/// The experts of one block.
+struct Experts {
+    block: usize,
+    /// `(M, Le, D)`.
+    prompts: NamedVar,
+    /// `(M, Dq)`.
+    keys: NamedVar,
+}
+
+struct DualPrompt {
+    candidates: Candidates,
+    /// Block and `(Lg, D)`.
+    general: Vec<(usize, NamedVar)>,
+    experts: Vec<Experts>,
+    head: Linear,
+    /// The current task.
+    task: usize,
+    width: usize,
+    classes: usize,
+    device: Device,
+}
+
+impl DualPrompt {
+    fn new(config: DualPromptConfig, context: &LearnerContext<'_>) -> Result<Self> {
+        let DualPromptConfig { pool, e_length, g_length, candidates } = config;
+        if pool < context.tasks {
+            let expected = format!("expected at least one expert for each of the {} tasks", context.tasks);
+            return Err(Error::setting("pool", pool, expected));
+        }
+        for (key, length) in [("e_length", e_length), ("g_length", g_length)] {
+            if length == 0 || !length.is_multiple_of(2) {
+                let expected = "expected an even number, 2 or more: half are keys, half values";
+                return Err(Error::setting(key, length, expected));
+            }
+        }
+        let mut rng = context.rng.clone();
+        let (width, device) = (context.backbone.width, context.device);
+        let within = |block: &usize| *block < context.backbone.depth;
+        let general = GENERAL_BLOCKS
+            .into_iter()
+            .filter(within)
+            .map(|block| {
+                let value =
+                    rng.derive(&format!("general {block}")).uniform(&[g_length, width], 0.0, 1.0, device)?;
+                Ok((block, NamedVar::new(format!("prompt.g_p_{block}"), &value)?))
+            })
+            .collect::<Result<_>>()?;
+        let experts = EXPERT_BLOCKS
+            .into_iter()
+            .filter(within)
+            .map(|block| {
+                let mut rng = rng.derive(&format!("experts {block}"));
+                let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
+                let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
+                Ok(Experts {
+                    block,
+                    prompts: NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?,
+                    keys: NamedVar::new(format!("prompt.e_k_{block}"), &keys)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let head = Linear::new("last", width, context.classes, &mut rng, device)?;
+        let candidates = candidates.unwrap_or(match context.mode {
+            Mode::Published => Candidates::Pool,
+            Mode::Corrected => Candidates::Seen,
+        });
+        let (classes, device) = (context.classes, device.clone());
+        Ok(Self { candidates, general, experts, head, task: 0, width, classes, device })
+    }
+}
+
+impl Learner for DualPrompt {
+    fn begin_task(&mut self, task: &Task, _rng: &mut Rng) -> Result<()> {
+        self.task = task.index;
+        Ok(())
+    }
+
+    fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        for (block, prompt) in &self.general {
+            injection.block_mut(*block).prefix = Some(Kv::halves(&prompt.tensor().unsqueeze(0)?)?); // (1, Lg, D)
+        }
+        let mut penalties = Vec::new();
+        for Experts { block, prompts, keys } in &self.experts {
+            let (prompts, keys) = (prompts.tensor(), keys.tensor());
+            let chosen = if pass == Pass::Train {
+                let distance = cosine(query.get()?, &keys.narrow(0, self.task, 1)?)?.affine(-1.0, 1.0)?; // (B, 1)
+                penalties.push(distance.mean_all()?);
+                prompts.narrow(0, self.task, 1)? // (1, Le, D)
+            } else {
+                let keys = match self.candidates {
+                    Candidates::Pool => keys.clone(),
+                    Candidates::Seen => keys.narrow(0, 0, self.task + 1)?,
+                };
+                take(prompts, &nearest(&cosine(query.get()?, &keys)?, 1)?)?.squeeze(1)? // (B, Le, D)
+            };
+            injection.block_mut(*block).prefix = Some(Kv::halves(&chosen)?);
+        }
+        if !penalties.is_empty() {
+            injection.penalty = Some(Tensor::stack(&penalties, 0)?.sum_all()?);
+        }
+        Ok(injection)
+    }
+
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        self.head.forward(&features.cls)
+    }
+
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
+    }
+
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        Ok(())
+    }
+
+    fn quirks(&self) -> Vec<Quirk> {
+        vec![("untrained_candidates", self.candidates == Candidates::Pool)]
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        let general = self.general.iter().map(|(_, prompt)| prompt.clone());
+        let experts = self.experts.iter().flat_map(|e| [e.prompts.clone(), e.keys.clone()]);
+        general.chain(experts).chain(self.head.trainable()).collect()
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        StateDict::of(&self.trainable())
+    }
+
+    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
+        self.task = task.index;
+        state.load_into(&self.trainable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdl_core::{TaskStream, testing};
+
+    /// An untrained key that is exactly the query wins over the pool, but is out of the running among the seen.
+    #[test]
+    fn candidates_at_test_are_the_pool_or_the_tasks_seen() -> Result<()> {
+        let lab = testing::Lab::new(0)?;
+        let config = |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
+        for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
+            let mut learner = DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::Role::Student))?;
+            learner.begin_task(&lab.stream().tasks()[1], &mut Rng::new(0))?;
+            let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
+            let injection = learner.inject(&Query::known(query), Pass::Test)?;
+            let taken = injection.blocks[2].prefix.as_ref().map(|kv| kv.k.flatten_all()).transpose()?;
+            let expert = learner.experts[0].prompts.tensor().get(3)?.narrow(0, 0, 10)?.flatten_all()?;
+            let same = taken.map(|t| t.to_vec1::<f32>()).transpose()? == Some(expert.to_vec1::<f32>()?);
+            assert_eq!(same, untrained, "{candidates:?}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! L2P: Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, arXiv 2112.08654.
+//!
+//! A pool of prompts with keys, shared by all tasks. Each image takes the prompts whose keys are nearest to its query
+//! in cosine; a penalty draws the chosen keys to the query. The prompts enter attention as keys and values, as in the
+//! published code of continual distillation learning, and each image chooses for itself.
+
+use cdl_core::{
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result, Rng,
+    StateDict, Task,
+    candle_core::{D, Device, Tensor},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Blocks that a deep L2P prompts (fewer in a shallower network).
+const DEEP_BLOCKS: usize = 5;
+
+/// Settings of `l2p`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct L2pConfig {
+    /// Prompts in the pool of a block, shared by all tasks.
+    pub pool: usize,
+    /// Rows of a prompt: the first half are keys, the others values.
+    pub length: usize,
+    /// How many prompts an image takes, in training and at test.
+    pub top_k: usize,
+    /// Prompts in the first five blocks, each with a pool of its own (fewer in a shallower network), instead of the
+    /// first block alone.
+    pub deep: bool,
+}
+
+impl Default for L2pConfig {
+    fn default() -> Self {
+        Self { pool: 30, length: 20, top_k: 5, deep: false }
+    }
+}
+
+cdl_core::register!(Learner {
+    name: "l2p",
+    about: "L2P: every image takes the prompts of a pool whose keys are nearest to its query",
+    citation: "Wang et al., CVPR 2022, arXiv:2112.08654",
+    config: L2pConfig,
+    build: |config, context| Ok(Box::new(L2p::new(config, context)?) as Box<dyn Learner>),
+});
+
+/// The pool of one block.
+struct Pool {
+    /// `(M, L, D)`.
+    prompts: NamedVar,
+    /// `(M, Dq)`.
+    keys: NamedVar,
+}
+
+struct L2p {
+    config: L2pConfig,
+    /// Of blocks 0, 1, ...
+    pools: Vec<Pool>,
+    head: Linear,
+    width: usize,
+    classes: usize,
+    device: Device,
+}
+
+impl L2p {
+    fn new(config: L2pConfig, context: &LearnerContext<'_>) -> Result<Self> {
+        let L2pConfig { pool, length, top_k, deep } = config;
+        if top_k == 0 || top_k > pool {
+            let expected = format!("expected 1 to {pool}, the prompts in the pool");
+            return Err(Error::setting("top_k", top_k, expected));
+        }
+        if length == 0 || !length.is_multiple_of(2) {
+            let expected = "expected an even number, 2 or more: half are keys, half values";
+            return Err(Error::setting("length", length, expected));
+        }
+        let mut rng = context.rng.clone();
+        let (width, device) = (context.backbone.width, context.device);
+        let blocks = if deep { context.backbone.depth.min(DEEP_BLOCKS) } else { 1 };
+        let pools = (0..blocks)
+            .map(|block| {
+                let mut rng = rng.derive(&format!("block {block}"));
+                let prompts = rng.uniform(&[pool, length, width], 0.0, 1.0, device)?;
+                let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
+                Ok(Pool {
+                    prompts: NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?,
+                    keys: NamedVar::new(format!("prompt.e_k_{block}"), &keys)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let head = Linear::new("last", width, context.classes, &mut rng, device)?;
+        Ok(Self { config, pools, head, width, classes: context.classes, device: device.clone() })
+    }
+}
+
+impl Learner for L2p {
+    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
+        Ok(())
+    }
+
+    fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        let mut penalties = Vec::new();
+        for (block, Pool { prompts, keys }) in self.pools.iter().enumerate() {
+            let similarity = cosine(query.get()?, keys.tensor())?; // (B, M)
+            let nearest = nearest(&similarity, self.config.top_k)?; // (B, k)
+            let chosen = take(prompts.tensor(), &nearest)?; // (B, k, L, D)
+            let half = self.config.length / 2;
+            let rows = |start: usize| chosen.narrow(2, start, half)?.flatten(1, 2); // (B, k L/2, D)
+            injection.block_mut(block).prefix = Some(Kv { k: rows(0)?, v: rows(half)? });
+            if pass == Pass::Train {
+                // Σ over the chosen (1 - cos), mean over the batch.
+                let distance = similarity.gather(&nearest, 1)?.affine(-1.0, 1.0)?;
+                penalties.push(distance.sum(D::Minus1)?.mean_all()?);
+            }
+        }
+        if !penalties.is_empty() {
+            injection.penalty = Some(Tensor::stack(&penalties, 0)?.sum_all()?);
+        }
+        Ok(injection)
+    }
+
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        self.head.forward(&features.cls)
+    }
+
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
+    }
+
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        Ok(())
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        let of = |pool: &Pool| [pool.prompts.clone(), pool.keys.clone()];
+        self.pools.iter().flat_map(of).chain(self.head.trainable()).collect()
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        StateDict::of(&self.trainable())
+    }
+
+    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+        state.load_into(&self.trainable())
+    }
+}
+
+/// `cos(q, K_m)` `(B, M)` for queries `(B, Dq)` and keys `(M, Dq)`.
+pub(super) fn cosine(query: &Tensor, keys: &Tensor) -> Result<Tensor> {
+    let unit = |x: &Tensor| {
+        let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
+        x.broadcast_div(&norm)
+    };
+    Ok(unit(query)?.matmul(&unit(keys)?.t()?)?)
+}
+
+/// The columns of the `count` largest entries of each row, the largest first: `(B, M)` to `(B, count)` (u32). Of equal
+/// entries the first wins; what is no number comes last.
+pub(super) fn nearest(similarity: &Tensor, count: usize) -> Result<Tensor> {
+    let mut chosen = Vec::new();
+    for row in similarity.detach().to_vec2::<f32>()? {
+        let mut order: Vec<u32> = (0..row.len() as u32).collect();
+        let rank = |&m: &u32| Some(row[m as usize]).filter(|v| !v.is_nan()).unwrap_or(f32::NEG_INFINITY);
+        order.sort_by(|a, b| rank(b).total_cmp(&rank(a)));
+        chosen.extend(order.into_iter().take(count));
+    }
+    Ok(Tensor::from_vec(chosen, (similarity.dim(0)?, count), similarity.device())?)
+}
+
+/// Prompts `(M, L, D)` by number `(B, k)`: `(B, k, L, D)`.
+pub(super) fn take(prompts: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+    let (batch, count) = numbers.dims2()?;
+    let (_, length, width) = prompts.dims3()?;
+    Ok(prompts.index_select(&numbers.flatten_all()?, 0)?.reshape((batch, count, length, width))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_come_first_and_ties_go_to_the_first() -> Result<()> {
+        let similarity = Tensor::new(&[[0.1f32, 0.9, f32::NAN, 0.5], [0.2, 0.2, -1.0, 0.2]], &Device::Cpu)?;
+        assert_eq!(nearest(&similarity, 3)?.to_vec2::<u32>()?, [[1, 3, 0], [0, 1, 3]]);
+        Ok(())
+    }
+
+    #[test]
+    fn cosines_are_those_of_the_definition() -> Result<()> {
+        let q = Tensor::new(&[[3f32, 4.0], [1.0, 0.0]], &Device::Cpu)?;
+        let k = Tensor::new(&[[4f32, 3.0], [0.0, -2.0]], &Device::Cpu)?;
+        let expected = [[24.0 / 25.0, -0.8], [0.8, 0.0]];
+        for (ours, expected) in cosine(&q, &k)?.to_vec2::<f32>()?.iter().zip(expected) {
+            ours.iter().zip(expected).for_each(|(a, b)| assert!((a - b).abs() < 1e-6, "{a} against {b}"));
+        }
+        Ok(())
+    }
+}

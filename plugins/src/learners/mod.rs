@@ -1,3 +1,0 @@
-//! Prompt methods.
-
-pub mod coda_prompt;

@@ -1,0 +1,45 @@
+//! Every registered learner and distiller against the conformance kit, with settings that reach its branches.
+
+use cdl_core::{
+    Result,
+    registry::{self, Kind},
+    testing,
+};
+
+/// Settings to check besides the defaults; pools of prompts are small, and lengths other than published.
+fn settings(kind: Kind, name: &str) -> Vec<&'static str> {
+    match (kind, name) {
+        (Kind::Learner, "coda_prompt") => vec!["pool = 8", "pool = 5\nlength = 2\northo_penalty = 0.1"],
+        (Kind::Learner, "l2p") => vec!["pool = 8", "pool = 5\nlength = 4\ntop_k = 2\ndeep = true"],
+        (Kind::Learner, "dual_prompt") => {
+            vec!["pool = 2\ne_length = 4\ng_length = 2", "pool = 5\ncandidates = \"seen\""]
+        }
+        (Kind::Learner, "apt") => vec!["", "ema = 0.3\nteacher_prompts = \"merged\""],
+        (Kind::Distiller, "kd_prompts") => vec!["", "layers = 1", "layers = 3\nlength = 2\nalpha = 0.2"],
+        (Kind::Distiller, "none") => vec![""],
+        (Kind::Distiller, _) => vec!["", "alpha = 0.8\ntemperature = 1.5"],
+        _ => vec![""],
+    }
+}
+
+#[test]
+fn every_learner_keeps_its_promises() -> Result<()> {
+    cdl_plugins::link();
+    for entry in registry::entries(Kind::Learner)? {
+        for settings in settings(Kind::Learner, entry.name) {
+            testing::check_learner(entry.name, settings)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_distiller_keeps_its_promises() -> Result<()> {
+    cdl_plugins::link();
+    for entry in registry::entries(Kind::Distiller)? {
+        for settings in settings(Kind::Distiller, entry.name) {
+            testing::check_distiller(entry.name, settings)?;
+        }
+    }
+    Ok(())
+}
