@@ -27,7 +27,7 @@ pub struct EvalArgs {
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let results = read_results(&args.run_dir)?;
     let config =
-        Config::load(&args.run_dir.join("config.toml"), &args.sets).map_err(Failure::before_writing)?;
+        Config::load(&[args.run_dir.join("config.toml")], &args.sets).map_err(Failure::before_writing)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     check_same(&args.run_dir, &experiment.record(&config))?;
     let after = args.task.unwrap_or(results.tasks_done);
@@ -36,10 +36,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         return Err(Error::setting("--task", after, expected).into());
     }
     let task = experiment.stream.tasks()[after - 1].clone();
-    let mut roles = vec![Role::Student];
-    if experiment.trainer.settings.train_teacher {
-        roles.insert(0, Role::Teacher);
-    }
+    let roles = experiment.trainer.settings.roles.clone();
     for &role in &roles {
         let state = read_model(&args.run_dir, task.index, role, &experiment.device)?;
         experiment.trainer.restore(role, &task, &state)?;
@@ -48,11 +45,11 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     experiment.trainer.test(&task, experiment.stream.as_ref(), &mut accuracies)?;
     let mut text = String::new();
     for role in roles {
-        let (matrix, recorded) = match role {
-            Role::Teacher => (&accuracies.teacher, &results.teacher),
-            Role::Student => (&accuracies.student, &results.student),
+        let recorded = match role {
+            Role::Teacher => &results.teacher,
+            Role::Student => &results.student,
         };
-        let row = matrix.rows().last().cloned().unwrap_or_default();
+        let row = accuracies.of(role).rows().last().cloned().unwrap_or_default();
         let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
         let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
         text +=

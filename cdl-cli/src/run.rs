@@ -34,7 +34,7 @@ pub struct RunArgs {
 /// Trains, tests and writes results.
 pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let start = Instant::now();
-    let config = Config::load(&args.config.config, &args.config.sets).map_err(Failure::before_writing)?;
+    let config = args.config.load()?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
     let (record, needed) = (experiment.record(&config), experiment.disk_bytes()?);
@@ -85,7 +85,7 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
 /// Training steps of the whole run.
 fn steps(experiment: &Experiment) -> usize {
     let settings = &experiment.trainer.settings;
-    let phases = 1 + usize::from(settings.train_teacher);
+    let phases = settings.roles.len();
     let batches = |task: usize| experiment.stream.train_count(task) / settings.batch_size;
     experiment.stream.tasks().iter().map(|task| phases * settings.epochs * batches(task.index)).sum()
 }
@@ -103,18 +103,21 @@ fn introduce(config: &Config, experiment: &Experiment) {
         count(&|task| stream.test_count(task)),
         stream.image_size(),
     );
-    for (role, network) in
-        [(Role::Teacher, &experiment.trainer.teacher), (Role::Student, &experiment.trainer.student)]
-    {
+    for &role in &experiment.trainer.settings.roles {
+        let network = match role {
+            Role::Teacher => &experiment.trainer.teacher,
+            Role::Student => &experiment.trainer.student,
+        };
         let spec = network.backbone.spec();
         let trained: usize =
             experiment.trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
         tracing::info!(
-            "{}: {} ({} blocks, width {}), {} numbers trained",
+            "{}: {} ({} blocks, width {}), learner {}, {} numbers trained",
             role.as_str(),
             spec.provenance.source,
             spec.depth,
             spec.width,
+            run.learner(role).0.name,
             trained,
         );
         tracing::debug!(
@@ -125,18 +128,15 @@ fn introduce(config: &Config, experiment: &Experiment) {
             spec.normalization,
         );
     }
-    tracing::info!("learner {}, distiller {}, seed {}", run.learner.name, run.distiller.name, run.seed);
+    let distillers: Vec<&str> = run.distillers().iter().map(|section| section.name.as_str()).collect();
+    tracing::info!("distiller {}, seed {}", distillers.join(" and "), run.seed);
 }
 
 fn tell_task(index: usize, results: &Results) {
-    let mean = |summary: &Option<cdl_core::Summary>| {
-        summary.as_ref().map_or("-".into(), |s| format!("{:.2} %", s.average_accuracy))
+    let networks = [("teacher", &results.teacher), ("student", &results.student)];
+    let mean = |(name, summary): (&str, &Option<cdl_core::Summary>)| {
+        summary.as_ref().map(|s| format!(", {name} {:.2} %", s.average_accuracy))
     };
-    tracing::info!(
-        "task {}/{} done: average accuracy over tasks so far, teacher {}, student {}",
-        index + 1,
-        results.tasks,
-        mean(&results.teacher),
-        mean(&results.student),
-    );
+    let means: String = networks.into_iter().filter_map(mean).collect();
+    tracing::info!("task {}/{} done: average accuracy over tasks so far{means}", index + 1, results.tasks);
 }

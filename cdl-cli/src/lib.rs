@@ -1,0 +1,147 @@
+//! `cdl`: continual distillation learning on the command line.
+//!
+//! A binary of one line makes a `cdl` with plugins of its own: `fn main() -> ExitCode { cdl_cli::main() }` in a crate
+//! that registers them.
+//!
+//! Exit codes: 0 done, 1 failed while working, 2 the user's mistake.
+
+mod describe;
+mod eval;
+mod explain;
+mod list;
+mod logging;
+mod progress;
+mod run;
+mod table;
+mod threads;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+/// Continual distillation learning: a teacher and a student vision transformer learn classes task by task with
+/// prompts, the student with the teacher's help.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cdl",
+    version,
+    after_help = "\
+Examples:
+  cdl run configs/quickstart.toml                     a whole run on what this program carries
+  cdl run configs/quickstart.toml configs/learner/l2p.toml configs/distiller/dkd.toml
+                                                      the same with other methods
+  cdl run configs/quickstart.toml --set distiller.name=none --run-dir runs/alone
+  cdl list                                            all methods, networks and data streams
+  cdl describe vit                                    settings of one of them
+  cdl explain configs/quickstart.toml                 every value and where it was set
+  cdl eval runs/alone                                 test saved models again"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Only warnings and results
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// More detail
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// Threads to compute with; results do not depend on it [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train and test teacher and student on all tasks
+    Run(run::RunArgs),
+    /// List the registered backbones, learners, distillers and streams
+    List,
+    /// Show what a plugin is, its settings and its citation
+    Describe {
+        /// Name of the plugin
+        name: String,
+    },
+    /// Show every value of a configuration and where it was set
+    Explain(ConfigArgs),
+    /// Test the saved models of a run again
+    Eval(eval::EvalArgs),
+}
+
+/// A configuration file with overrides.
+#[derive(Debug, Args)]
+struct ConfigArgs {
+    /// Configuration files (TOML), later ones over earlier ones
+    #[arg(required = true, value_name = "CONFIG")]
+    configs: Vec<PathBuf>,
+    /// Override a value, for instance --set learner.pool=50; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+impl ConfigArgs {
+    fn load(&self) -> Result<cdl_core::Config, Failure> {
+        cdl_core::Config::load(&self.configs, &self.sets).map_err(Failure::before_writing)
+    }
+}
+
+/// What went wrong, and the exit code for it.
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+impl From<cdl_core::Error> for Failure {
+    fn from(error: cdl_core::Error) -> Self {
+        Self { code: if error.is_user_error() { 2 } else { 1 }, message: first_line(&error) }
+    }
+}
+
+impl Failure {
+    /// An error met while everything is looked at and nothing is written yet: what the user gave cannot be worked
+    /// with, unless the network broke off.
+    fn before_writing(error: cdl_core::Error) -> Self {
+        let code = match &error {
+            cdl_core::Error::Hub(hub) if !hub.is_user_error() => 1,
+            _ => 2,
+        };
+        Self { code, message: first_line(&error) }
+    }
+}
+
+/// The error in one line; candle adds a backtrace when it is asked for one.
+fn first_line(error: &cdl_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
+}
+
+/// Runs the program on the command line's arguments, with the built-in plugins and whatever else is linked in.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cdl_plugins::link();
+    let log = logging::start(cli.quiet, cli.verbose);
+    let done = threads::settle(cli.threads).and_then(|()| match cli.command {
+        Command::Run(args) => run::run(&args, &log, cli.quiet),
+        Command::List => list::list(),
+        Command::Describe { name } => describe::describe(&name),
+        Command::Explain(args) => explain::explain(&args),
+        Command::Eval(args) => eval::eval(&args),
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Writes results to standard output; a reader that has gone away, as in `cdl list | head`, is no failure.
+fn emit(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure { message: format!("standard output: {e}"), code: 1 })
+        }
+        _ => Ok(()),
+    }
+}
