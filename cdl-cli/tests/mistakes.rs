@@ -65,6 +65,64 @@ fn values_out_of_range_or_of_another_type() {
 }
 
 #[test]
+fn methods_that_cannot_go_together() {
+    let list = |names: &[&str]| {
+        let tables: Vec<String> = names.iter().map(|name| format!("{{ name = \"{name}\" }}")).collect();
+        format!("distillers=[{}]", tables.join(", "))
+    };
+    refused(
+        &set(&list(&["kd_prompts", "kd_prompts"])),
+        &["`kd_prompts` and `kd_prompts` cannot go together", "prediction"],
+    );
+    refused(
+        &set(&list(&["fitnets", "kd", "fitnets"])),
+        &["`fitnets` and `fitnets` cannot go together", "project_t_s.proj"],
+    );
+    refused(&set(&list(&["kd", "dkdd"])), &["unknown distiller `dkdd`", "did you mean `dkd`"]);
+    refused(&set("distillers=[]"), &["`distillers` must be a list of tables"]);
+    refused(&set("distillers=[{ alpha = 0.5 }]"), &["distillers[0] has no `name`"]);
+    refused(
+        &set("distillers=[{ name = \"kd\", weight = -1.0 }]"),
+        &["`distillers[0].weight = -1`", "0 or more"],
+    );
+    refused(
+        &["--set", &list(&["kd", "dkd"]), "--set", "distiller.alpha=0.5"],
+        &["has both [distiller] and `distillers`"],
+    );
+    refused(
+        &set("distillers=[{ name = \"kd\" }, { name = \"dkd\", alpa = 0.3 }]"),
+        &["unknown key `distillers[1].alpa`", "did you mean `alpha`"],
+    );
+    refused(&set("distiller.weight=nan"), &["`distiller.weight = NaN`"]);
+    refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["nothing is left to train"]);
+    refused(&set("query=teacher"), &["query", "`student` or `own`"]);
+}
+
+#[test]
+fn settings_of_methods_that_cannot_work() {
+    let with = |learner: &str, value: &str, words: &[&str]| {
+        let name = format!("learner.name={learner}");
+        refused(&["--set", &name, "--set", value], words);
+    };
+    with("l2p", "learner.pool=4", &["`learner.top_k = 5`", "1 to 4"]);
+    with("l2p", "learner.length=3", &["`learner.length = 3`", "even number"]);
+    with("dual_prompt", "learner.pool=4", &["`learner.pool = 4`", "5 tasks"]);
+    with("dual_prompt", "learner.g_length=0", &["`learner.g_length = 0`", "even number"]);
+    with("dual_prompt", "learner.candidates=some", &["learner.candidates", "`pool` or `seen`"]);
+    with("apt", "learner.ema=1.5", &["`learner.ema = 1.5`", "0 to 1"]);
+    let with = |distiller: &str, value: &str, words: &[&str]| {
+        let name = format!("distiller.name={distiller}");
+        refused(&["--set", &name, "--set", value], words);
+    };
+    with("dkd", "distiller.nckd_weight=-1", &["`distiller.nckd_weight = -1`", "0 or more"]);
+    with("fitnets", "distiller.feature_weight=nan", &["`distiller.feature_weight = NaN`"]);
+    with("review_kd", "distiller.temperature=0", &["`distiller.temperature = 0`", "above 0"]);
+    refused(&set("teacher.learner.pool=2"), &["`teacher.learner.pool = 2`", "5 tasks"]);
+    refused(&set("teacher.learner.name=l2pp"), &["unknown learner `l2pp`", "did you mean `l2p`"]);
+    refused(&set("optimizer.name=adagrad"), &["optimizer.name", "adagrad"]);
+}
+
+#[test]
 fn tasks_that_do_not_cover_the_classes() {
     refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of the 10 classes"]);
     refused(&set("stream.task_classes=[[\"Bag\"],[\"Coat\"]]"), &["`T-shirt/top` is in no task"]);

@@ -23,7 +23,8 @@ impl TokenAlignment {
             true => None,
             false => {
                 // What becomes of every single patch is one column of the matrix.
-                let unit = Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
+                let unit =
+                    Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
                 let matrix = resample(&unit, from.isqrt(), to.isqrt(), from);
                 Some(Tensor::from_vec(matrix, (to, from), device)?)
             }
@@ -81,7 +82,8 @@ mod tests {
         let mut rng = Rng::new(2);
         let student = rng.normal(&[2, 5, 3], 1.0, &Device::Cpu)?;
         // CLS, two registers, and sixteen patches that are all alike.
-        let (cls, registers) = (rng.normal(&[2, 1, 3], 1.0, &Device::Cpu)?, rng.normal(&[2, 2, 3], 9.0, &Device::Cpu)?);
+        let (cls, registers) =
+            (rng.normal(&[2, 1, 3], 1.0, &Device::Cpu)?, rng.normal(&[2, 2, 3], 9.0, &Device::Cpu)?);
         let patch = rng.normal(&[2, 1, 3], 1.0, &Device::Cpu)?;
         let teacher = Tensor::cat(&[&cls, &registers, &patch.broadcast_as((2, 16, 3))?.contiguous()?], 1)?;
         let (same, resampled) = alignment.apply(&student, &teacher)?;

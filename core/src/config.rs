@@ -179,7 +179,9 @@ impl RunConfig {
     pub fn learner(&self, role: Role) -> (Section, String) {
         let Some(own) = &self.network(role).learner else { return (self.learner.clone(), "learner".into()) };
         let mut section = match &own.name {
-            Some(name) if *name != self.learner.name => Section { name: name.clone(), settings: Settings::new() },
+            Some(name) if *name != self.learner.name => {
+                Section { name: name.clone(), settings: Settings::new() }
+            }
             _ => self.learner.clone(),
         };
         section.settings.extend(own.settings.clone());
@@ -236,9 +238,8 @@ impl Config {
         }
         let figment = merge(layers)?;
         let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
-        let table: Settings = figment
-            .extract()
-            .map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
+        let table: Settings =
+            figment.extract().map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
         let mut config = Self { run: parse_run(&table, &figment, &origin)?, files, layers: figment };
         config.complete()?;
         Ok(config)
@@ -469,7 +470,12 @@ fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
             Some(dict) => dict.contains_key("name"),
             None => layer.values.contains_key(section),
         };
-        let since = layers.iter().enumerate().filter(|(_, layer)| named(layer)).map(|(at, layer)| start(at, layer)).max();
+        let since = layers
+            .iter()
+            .enumerate()
+            .filter(|(_, layer)| named(layer))
+            .map(|(at, layer)| start(at, layer))
+            .max();
         for layer in &mut layers[..since.unwrap_or(0)] {
             layer.values.remove(other);
         }
@@ -518,11 +524,16 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
     let fail = |reason: String| Error::Config { origin: files.into(), reason };
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {
-            return Err(fail("has both [distiller] and `distillers`; to change one of several, give the whole list".into()));
+            return Err(fail(
+                "has both [distiller] and `distillers`; to change one of several, give the whole list".into(),
+            ));
         }
         let list = table["distillers"].as_array().filter(|list| !list.is_empty());
         let list = list.ok_or_else(|| {
-            fail("`distillers` must be a list of tables like `[{ name = \"kd\" }]`; `none` is no distillation".into())
+            fail(
+                "`distillers` must be a list of tables like `[{ name = \"kd\" }]`; `none` is no distillation"
+                    .into(),
+            )
         })?;
         if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
@@ -532,7 +543,9 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
         match table.get(section) {
             None if section == "distiller" && table.contains_key("distillers") => {}
             None => return Err(fail(format!("section [{section}] is missing"))),
-            Some(toml::Value::Table(t)) if !t.contains_key("name") && !["teacher", "student"].contains(&section) => {
+            Some(toml::Value::Table(t))
+                if !t.contains_key("name") && !["teacher", "student"].contains(&section) =>
+            {
                 return Err(fail(format!("[{section}] has no `name`; `cdl list` shows what there is")));
             }
             Some(_) => {}

@@ -105,7 +105,8 @@ impl Experiment {
                 rng: rng.derive(&format!("{}/learner", role.as_str())),
             };
             let (section, place) = run.learner(role);
-            registry::learner(&section.name, &section.settings, &context).map_err(|e| config.locate(&place, e))
+            registry::learner(&section.name, &section.settings, &context)
+                .map_err(|e| config.locate(&place, e))
         };
         let teacher_learner = learner(Role::Teacher, teacher.spec())?;
         let student_learner = learner(Role::Student, student.spec())?;
@@ -122,7 +123,8 @@ impl Experiment {
                 device: &device,
                 rng: rng.derive(&label),
             };
-            let place = if run.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() };
+            let place =
+                if run.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() };
             let distiller = registry::distiller(&section.name, &section.settings, &context)
                 .map_err(|e| config.locate(&place, e))?;
             if !run.train_teacher && distiller.needs_teacher() {

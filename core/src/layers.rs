@@ -73,7 +73,8 @@ pub struct LayerNorm {
 impl LayerNorm {
     /// A new layer `{name}.weight`, `{name}.bias`, each `(width,)`.
     pub fn new(name: &str, width: usize, eps: f64, device: &Device) -> Result<Self> {
-        let (ones, zeros) = (Tensor::ones(width, DType::F32, device)?, Tensor::zeros(width, DType::F32, device)?);
+        let (ones, zeros) =
+            (Tensor::ones(width, DType::F32, device)?, Tensor::zeros(width, DType::F32, device)?);
         Ok(Self {
             weight: NamedVar::new(format!("{name}.weight"), &ones)?,
             bias: NamedVar::new(format!("{name}.bias"), &zeros)?,

@@ -153,14 +153,17 @@ impl Optimizer {
         for Slot { var, steps, mean, square, largest } in &mut self.slots {
             let name = &var.name;
             let wrong = |reason: String| Error::State { owner: format!("optimizer, {name}"), reason };
-            let saved = state.get(&format!("{name}.steps")).ok_or_else(|| wrong("not in the saved state".into()))?;
+            let saved =
+                state.get(&format!("{name}.steps")).ok_or_else(|| wrong("not in the saved state".into()))?;
             *steps = saved.to_scalar::<u32>()?;
             for (part, tensor) in [("mean", mean), ("square", square), ("largest", largest)] {
                 let saved = state.get(&format!("{name}.{part}"));
                 *tensor = match saved {
                     Some(saved) if saved.shape() != var.var.shape() => {
                         let (saved, expected) = (saved.dims(), var.var.dims());
-                        return Err(wrong(format!("{part} saved with shape {saved:?}, expected {expected:?}")));
+                        return Err(wrong(format!(
+                            "{part} saved with shape {saved:?}, expected {expected:?}"
+                        )));
                     }
                     Some(saved) => Some(saved.to_device(var.var.device())?.to_dtype(var.var.dtype())?),
                     None => None,

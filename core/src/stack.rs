@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use crate::{
-    Distiller, DistillerTaps, Error, Features, Injection, LossTerm, NamedVar, Output, Pass, Result, StateDict,
-    Task,
+    Distiller, DistillerTaps, Error, Features, Injection, LossTerm, NamedVar, Output, Pass, Result,
+    StateDict, Task,
 };
 
 /// Distillers that work together.
@@ -31,8 +31,10 @@ impl Stack {
     pub fn new(distillers: Vec<(String, f64, Box<dyn Distiller>)>) -> Result<Self> {
         let mut members: Vec<Member> = Vec::new();
         for (name, weight, distiller) in distillers {
-            let clash = |other: &Member, reason: String| {
-                Error::Incompatible { first: other.name.clone(), second: name.clone(), reason }
+            let clash = |other: &Member, reason: String| Error::Incompatible {
+                first: other.name.clone(),
+                second: name.clone(),
+                reason,
             };
             for other in &members {
                 if other.distiller.predicts() && distiller.predicts() {
@@ -76,16 +78,19 @@ impl Distiller for Stack {
     }
 
     fn taps(&self) -> DistillerTaps {
-        self.members.iter().map(|member| member.distiller.taps()).fold(DistillerTaps::default(), |all, taps| {
-            DistillerTaps {
+        self.members.iter().map(|member| member.distiller.taps()).fold(
+            DistillerTaps::default(),
+            |all, taps| DistillerTaps {
                 teacher: all.teacher.union(taps.teacher),
                 student: all.student.union(taps.student),
-            }
-        })
+            },
+        )
     }
 
     fn inject(&self, pass: Pass) -> Result<Injection> {
-        self.members.iter().try_fold(Injection::none(), |all, member| all.merge(member.distiller.inject(pass)?))
+        self.members
+            .iter()
+            .try_fold(Injection::none(), |all, member| all.merge(member.distiller.inject(pass)?))
     }
 
     fn loss(

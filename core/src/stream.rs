@@ -348,7 +348,10 @@ impl Memory {
             0 => 0,
             _ => self.size / past + usize::from(class < self.size % past),
         };
-        self.classes[..past].iter().enumerate().flat_map(move |(class, images)| images.iter().take(share(class)).copied())
+        self.classes[..past]
+            .iter()
+            .enumerate()
+            .flat_map(move |(class, images)| images.iter().take(share(class)).copied())
     }
 }
 
@@ -506,7 +509,11 @@ mod tests {
     fn memory_is_shared_out_evenly_over_the_classes_before() {
         let train = Split {
             set: Box::new(NoImages),
-            members: vec![vec![(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1)], vec![(6, 2), (7, 2), (8, 2)], vec![(9, 3)]],
+            members: vec![
+                vec![(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1)],
+                vec![(6, 2), (7, 2), (8, 2)],
+                vec![(9, 3)],
+            ],
         };
         let memory = Memory::new(5, &train, 4, &Rng::new(1));
         let kept = |start: usize| -> Vec<u32> {
@@ -517,10 +524,16 @@ mod tests {
         assert_eq!(kept(2), [0, 0, 0, 1, 1]);
         assert_eq!(kept(3), [0, 0, 1, 1, 2]);
         let images = |start: usize| -> Vec<usize> {
-            memory.before(&Task { index: 0, count: 3, classes: start..start + 1 }).map(|(image, _)| image).collect()
+            memory
+                .before(&Task { index: 0, count: 3, classes: start..start + 1 })
+                .map(|(image, _)| image)
+                .collect()
         };
         let (early, late) = (images(2), images(3));
-        assert!(late[..4].iter().all(|image| early.contains(image)), "memory only shrinks: {early:?}, {late:?}");
+        assert!(
+            late[..4].iter().all(|image| early.contains(image)),
+            "memory only shrinks: {early:?}, {late:?}"
+        );
     }
 
     struct NoImages;

@@ -19,9 +19,9 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{
     Backbone, BackboneSpec, Batch, Batches, Distiller, DistillerContext, EpochKey, Error, Features, Head,
-    Injection, Kv, Learner, LearnerContext, Linear, LossTerm, Mode, NamedVar, Network, Normalization, Optimizer,
-    OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict, Task,
-    TaskStream, TrainSettings, Trainer,
+    Injection, Kv, Learner, LearnerContext, Linear, LossTerm, Mode, NamedVar, Network, Normalization,
+    Optimizer, OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role, ScheduleConfig,
+    StateDict, Task, TaskStream, TrainSettings, Trainer,
     hub::Provenance,
     loss::kl_divergence,
     registry::{self, Kind, Settings},
@@ -60,7 +60,9 @@ pub fn check_distiller(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Distiller, name, settings)?;
     let build = |seed: u64| -> Result<Trainer> {
         let lab = Lab::new(seed)?;
-        let plain = |role| -> Result<Box<dyn Learner>> { Ok(Box::new(PlainPrompts::new(&lab.learner_context(role))?)) };
+        let plain = |role| -> Result<Box<dyn Learner>> {
+            Ok(Box::new(PlainPrompts::new(&lab.learner_context(role))?))
+        };
         let (teacher, student) = (plain(Role::Teacher)?, plain(Role::Student)?);
         let distiller = registry::distiller(name, &settings, &lab.distiller_context(student.as_ref()))?;
         Ok(lab.trainer(teacher, student, distiller))
@@ -80,10 +82,16 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     let schema = (entry.schema)();
     for (key, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
         if ["name", "weight", "learner"].contains(&key.as_str()) {
-            return broken(name, format!("a setting cannot be called `{key}`: configurations use that key themselves"));
+            return broken(
+                name,
+                format!("a setting cannot be called `{key}`: configurations use that key themselves"),
+            );
         }
         if property.get("description").is_none() {
-            return broken(name, format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"));
+            return broken(
+                name,
+                format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"),
+            );
         }
     }
     let settings: Settings = toml::from_str(settings)
@@ -187,8 +195,10 @@ impl Lab {
         if (registry::find(Kind::Learner, learner)?.defaults)()?.contains_key("pool") {
             settings.insert("pool".into(), toml::Value::Integer(8));
         }
-        let (teacher, student) =
-            (self.learner(Role::Teacher, learner, &settings)?, self.learner(Role::Student, learner, &settings)?);
+        let (teacher, student) = (
+            self.learner(Role::Teacher, learner, &settings)?,
+            self.learner(Role::Student, learner, &settings)?,
+        );
         let distiller =
             registry::distiller(distiller, &Settings::new(), &self.distiller_context(student.as_ref()))?;
         Ok(self.trainer(teacher, student, distiller))
@@ -207,7 +217,12 @@ fn random_vit(name: &str, width: usize, depth: usize, heads: usize) -> Result<Vi
     let tokens = 1 + (SIDE / PATCH) * (SIDE / PATCH);
     add("cls_token".into(), &[1, 1, width], 0.0, 0.5)?;
     add("pos_embed".into(), &[1, tokens, width], 0.0, 0.5)?;
-    add("patch_embed.proj.weight".into(), &[width, 3, PATCH, PATCH], 0.0, 1.0 / (3.0 * PATCH as f32 * PATCH as f32).sqrt())?;
+    add(
+        "patch_embed.proj.weight".into(),
+        &[width, 3, PATCH, PATCH],
+        0.0,
+        1.0 / (3.0 * PATCH as f32 * PATCH as f32).sqrt(),
+    )?;
     add("patch_embed.proj.bias".into(), &[width], 0.0, 0.2)?;
     let norms = (0..depth).flat_map(|b| [format!("blocks.{b}.norm1"), format!("blocks.{b}.norm2")]);
     for norm in norms.chain(["norm".to_string()]) {
@@ -221,7 +236,12 @@ fn random_vit(name: &str, width: usize, depth: usize, heads: usize) -> Result<Vi
             ("mlp.fc1", 4 * width, width),
             ("mlp.fc2", width, 4 * width),
         ] {
-            add(format!("blocks.{block}.{part}.weight"), &[outputs, inputs], 0.0, 1.0 / (inputs as f32).sqrt())?;
+            add(
+                format!("blocks.{block}.{part}.weight"),
+                &[outputs, inputs],
+                0.0,
+                1.0 / (inputs as f32).sqrt(),
+            )?;
             add(format!("blocks.{block}.{part}.bias"), &[outputs], 0.0, 0.2)?;
         }
     }
@@ -354,7 +374,8 @@ impl Distiller for SoftTargets {
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
-        let kl = kl_divergence(&current(&student.logits)?, &current(&require_teacher(teacher)?.logits)?, 2.0)?;
+        let kl =
+            kl_divergence(&current(&student.logits)?, &current(&require_teacher(teacher)?.logits)?, 2.0)?;
         Ok(vec![LossTerm::new("soft", kl)])
     }
 }
@@ -386,7 +407,9 @@ impl Check<'_> {
             trainer.begin_task(task)?;
             for network in [&trainer.teacher, &trainer.student] {
                 let spec = network.backbone.spec();
-                for (pass, images) in [(Pass::Train, BATCH), (Pass::Teach, BATCH), (Pass::Test, BATCH), (Pass::Test, 1)] {
+                for (pass, images) in
+                    [(Pass::Train, BATCH), (Pass::Teach, BATCH), (Pass::Test, BATCH), (Pass::Test, 1)]
+                {
                     let pixels = stream.batch(task.index, 0)?.pixels.narrow(0, 0, images)?;
                     let query = Query::of(trainer.student.backbone.as_ref(), &pixels);
                     let injection = network.learner.inject(&query, pass)?;
@@ -395,7 +418,8 @@ impl Check<'_> {
                         return self.broken("a penalty is a scalar");
                     }
                     if pass != Pass::Train && injection.penalty.is_some() {
-                        return self.broken(format!("a penalty applies in training alone, but {pass:?} has one"));
+                        return self
+                            .broken(format!("a penalty applies in training alone, but {pass:?} has one"));
                     }
                     let features = network.backbone.forward(&pixels, &injection, &crate::Taps::none())?;
                     self.logits_fit("logits", &network.learner.logits(&features)?, images)?;
@@ -403,7 +427,9 @@ impl Check<'_> {
                     self.logits_fit("the logits of a further head", &head.logits(&features.cls)?, images)?;
                     let named = head.trainable().iter().all(|var| var.name.starts_with("second."));
                     if head.trainable().is_empty() || !named {
-                        return self.broken("a further head trains tensors called after it, `second.weight` and so on");
+                        return self.broken(
+                            "a further head trains tensors called after it, `second.weight` and so on",
+                        );
                     }
                 }
             }
@@ -423,7 +449,8 @@ impl Check<'_> {
         for (network, taps) in [(&trainer.teacher, &taps.teacher), (&trainer.student, &taps.student)] {
             let spec = network.backbone.spec();
             if let Some(block) = taps.blocks.iter().find(|block| **block >= spec.depth) {
-                return self.broken(format!("it taps block {block} of a network with {} (from 0)", spec.depth));
+                return self
+                    .broken(format!("it taps block {block} of a network with {} (from 0)", spec.depth));
             }
         }
         for task in stream.tasks() {
@@ -434,9 +461,6 @@ impl Check<'_> {
             let loss = trainer.loss(Role::Student, task, &stream.batch(task.index, 0)?)?;
             let mut names = BTreeSet::new();
             for term in &loss.terms {
-                if term.value.rank() != 0 {
-                    return self.broken(format!("the loss term `{}` is a scalar, not {:?}", term.name, term.value.dims()));
-                }
                 if !names.insert(&term.name) {
                     return self.broken(format!("two loss terms are called `{}`", term.name));
                 }
@@ -455,13 +479,17 @@ impl Check<'_> {
             return self.broken(format!("it prompts block {} of {}", injection.blocks.len(), spec.depth));
         }
         let fits = |tensor: &Tensor| {
-            tensor.dims3().is_ok_and(|(batch, _, width)| (batch == 1 || batch == images) && width == spec.width)
+            tensor
+                .dims3()
+                .is_ok_and(|(batch, _, width)| (batch == 1 || batch == images) && width == spec.width)
         };
         for block in &injection.blocks {
             for kv in [&block.prefix, &block.suffix, &block.cls_add].into_iter().flatten() {
                 if !fits(&kv.k) || !fits(&kv.v) || kv.k.dims() != kv.v.dims() {
                     let (k, v, width) = (kv.k.dims(), kv.v.dims(), spec.width);
-                    return self.broken(format!("keys and values are (B or 1, P, {width}) alike, not {k:?} and {v:?}"));
+                    return self.broken(format!(
+                        "keys and values are (B or 1, P, {width}) alike, not {k:?} and {v:?}"
+                    ));
                 }
             }
             if block.cls_add.as_ref().is_some_and(|kv| kv.k.dims()[1] != 1) {
@@ -478,7 +506,10 @@ impl Check<'_> {
 
     fn logits_fit(&self, what: &str, logits: &Tensor, images: usize) -> Result<()> {
         if logits.dims() != [images, CLASSES] {
-            return self.broken(format!("{what} of {images} images are ({images}, {CLASSES}), not {:?}", logits.dims()));
+            return self.broken(format!(
+                "{what} of {images} images are ({images}, {CLASSES}), not {:?}",
+                logits.dims()
+            ));
         }
         match logits.flatten_all()?.to_vec1::<f32>()?.iter().all(|v| v.is_finite()) {
             true => Ok(()),
@@ -530,7 +561,10 @@ impl Check<'_> {
         let stream = Noise::new(4);
         let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u32>>> {
             let both = [&trainer.teacher, &trainer.student];
-            both.iter().flat_map(|network| network.backbone.weights()).map(|(_, tensor)| bits(&tensor)).collect()
+            both.iter()
+                .flat_map(|network| network.backbone.weights())
+                .map(|(_, tensor)| bits(&tensor))
+                .collect()
         };
         let before = frozen(&trainer)?;
         for task in stream.tasks() {
@@ -545,9 +579,11 @@ impl Check<'_> {
                 let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
                 let mut reached = BTreeSet::new();
                 for step in 0..4 {
-                    let gradients = trainer.loss(role, task, &stream.batch(task.index, step)?)?.total.backward()?;
+                    let gradients =
+                        trainer.loss(role, task, &stream.batch(task.index, step)?)?.total.backward()?;
                     for var in &vars {
-                        let gradient = gradients.get(var.tensor()).map(numbers).transpose()?.unwrap_or_default();
+                        let gradient =
+                            gradients.get(var.tensor()).map(numbers).transpose()?.unwrap_or_default();
                         if gradient.iter().any(|g| !g.is_finite()) {
                             return self.broken(format!("the gradient of `{}` is finite", var.name));
                         }
@@ -558,10 +594,17 @@ impl Check<'_> {
                     optimizer.step(&gradients)?;
                 }
                 if let Some(name) = names.difference(&reached).next() {
-                    return self.broken(format!("`{name}` is trained by the {}, but never gets a gradient", role.as_str()));
+                    return self.broken(format!(
+                        "`{name}` is trained by the {}, but never gets a gradient",
+                        role.as_str()
+                    ));
                 }
                 if state_bits(&trainer.state(other)?)? != others {
-                    return self.broken(format!("the {}'s phase leaves the {} as it is", role.as_str(), other.as_str()));
+                    return self.broken(format!(
+                        "the {}'s phase leaves the {} as it is",
+                        role.as_str(),
+                        other.as_str()
+                    ));
                 }
                 for ((name, before), (_, after)) in own.iter().zip(state_bits(&trainer.state(role)?)?) {
                     if names.contains(name) == (*before == after) {
@@ -607,7 +650,10 @@ impl Check<'_> {
         }
         let pixels = stream.batch(1, 77)?.pixels;
         let predictions = |trainer: &Trainer| -> Result<_> {
-            Ok((bits(&trainer.predict(Role::Teacher, &pixels)?)?, bits(&trainer.predict(Role::Student, &pixels)?)?))
+            Ok((
+                bits(&trainer.predict(Role::Teacher, &pixels)?)?,
+                bits(&trainer.predict(Role::Student, &pixels)?)?,
+            ))
         };
         if predictions(&original)? != predictions(&restored)? {
             return self.broken("a restored state predicts as the saved one");

@@ -256,7 +256,12 @@ impl Trainer {
         let queries = Queries::new(self, &batch.pixels);
         let taps = self.distiller.taps();
         let teacher = match self.distiller.needs_teacher() {
-            true => Some(self.teacher_output(&batch.pixels, queries.of(Role::Teacher), Pass::Teach, &taps.teacher)?),
+            true => Some(self.teacher_output(
+                &batch.pixels,
+                queries.of(Role::Teacher),
+                Pass::Teach,
+                &taps.teacher,
+            )?),
             false => None,
         };
         let (student, penalty) =
@@ -411,6 +416,10 @@ impl Accuracies {
 
 impl BatchLoss {
     fn sum(terms: Vec<LossTerm>, logits: Tensor, teacher_logits: Option<Tensor>) -> Result<Self> {
+        if let Some(term) = terms.iter().find(|term| term.value.rank() != 0) {
+            let promise = format!("a loss term is a scalar, not {:?}", term.value.dims());
+            return Err(Error::Promise { plugin: term.name.clone(), promise });
+        }
         let mut total = terms[0].value.clone();
         for term in &terms[1..] {
             total = (total + &term.value)?;
@@ -436,7 +445,8 @@ fn own_tokens(features: Features, learners: usize, distillers: usize) -> Result<
     let injected = learners + distillers;
     let images = |tokens: Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
     let Features { cls, tokens, blocks, norm } = features;
-    let blocks = blocks.into_iter().map(|(block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
+    let blocks =
+        blocks.into_iter().map(|(block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
     let tokens = match tokens {
         Some(tokens) if distillers > 0 => Some(tokens.narrow(1, learners, distillers)?),
         _ => None,

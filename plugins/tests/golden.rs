@@ -13,8 +13,8 @@ use std::{
 
 use cdl_core::{
     Backbone, Batch, Distiller, DistillerContext, Injection, Learner, LearnerContext, Mode, Network,
-    Normalization, Optimizer, OptimizerConfig, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict, Taps, Task,
-    TrainSettings, Trainer,
+    Normalization, Optimizer, OptimizerConfig, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict,
+    Taps, Task, TrainSettings, Trainer,
     candle_core::{DType, Device, IndexOp, Tensor, safetensors},
     hub::Provenance,
     registry::{self, Kind, Settings},
@@ -110,10 +110,9 @@ fn learner_of(case: &Case) -> Option<(&'static str, Settings)> {
             let deep = ("deep", toml::Value::Boolean(p[2] > 0.0));
             Some(("l2p", table([("pool", whole(0)), ("length", whole(1)), deep])))
         }
-        "DualPrompt" => Some((
-            "dual_prompt",
-            table([("pool", whole(0)), ("e_length", whole(1)), ("g_length", whole(2))]),
-        )),
+        "DualPrompt" => {
+            Some(("dual_prompt", table([("pool", whole(0)), ("e_length", whole(1)), ("g_length", whole(2))])))
+        }
         "APT" => Some(("apt", table([("ema", toml::Value::Float(case.ema_coeff))]))),
         _ => None,
     }
@@ -432,7 +431,10 @@ impl Walk {
             optimizer.step(&gradients)?;
             if step.epoch == 0 && step.step == 0 {
                 // After a step, what is trained; what is only merged at a task's end is compared there.
-                self.compare_parameters(&format!("{first}after/"), &StateDict::of(&self.trainer.trainable(role))?);
+                self.compare_parameters(
+                    &format!("{first}after/"),
+                    &StateDict::of(&self.trainer.trainable(role))?,
+                );
             }
         }
         Ok(())

@@ -29,7 +29,10 @@ fn names(kind: Kind) -> Result<Vec<&'static str>> {
 
 fn pairs() -> Result<Vec<(&'static str, &'static str)>> {
     let distillers = names(Kind::Distiller)?;
-    Ok(names(Kind::Learner)?.into_iter().flat_map(|learner| distillers.iter().map(move |d| (learner, *d))).collect())
+    Ok(names(Kind::Learner)?
+        .into_iter()
+        .flat_map(|learner| distillers.iter().map(move |d| (learner, *d)))
+        .collect())
 }
 
 fn trainer(learner: &str, distiller: &str) -> Result<Trainer> {
@@ -126,7 +129,9 @@ fn a_loss_that_is_no_number_stops_the_run_and_keeps_finished_tasks() -> Result<(
             Ok(())
         });
         assert_eq!(finished, 1);
-        let Err(Error::NotFinite { what, task, step, .. }) = error else { panic!("{learner} x {distiller}: {error:?}") };
+        let Err(Error::NotFinite { what, task, step, .. }) = error else {
+            panic!("{learner} x {distiller}: {error:?}")
+        };
         assert_eq!((what.as_str(), task, step), ("ce", 2, 1));
     }
     Ok(())

@@ -54,6 +54,44 @@ fn first_pixels(pixels: &Tensor) -> Vec<u8> {
 }
 
 #[test]
+fn a_memory_rehearses_earlier_classes_and_joint_training_has_one_task() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    write_idx(folder.path(), "train", 9, false);
+    write_idx(folder.path(), "t10k", 6, false);
+    let with = |more: &str| {
+        let path = folder.path().display();
+        stream(
+            "idx",
+            &format!("path = \"{path}\"\ntasks = 3\n{more}\n[transform]\nimage_size = 4\ntest = \"resize\""),
+            0,
+        )
+    };
+    let labels = |stream: &dyn TaskStream, task: usize| -> Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for batch in stream.train_batches(EpochKey { task, role: Role::Student, epoch: 0 }, 1) {
+            all.extend(batch?.labels.to_vec1::<u32>()?);
+        }
+        all.sort();
+        Ok(all)
+    };
+    let plain = with("")?;
+    assert_eq!((plain.train_count(2), plain.train_classes(2)), (3, 2..3));
+    let rehearsing = with("memory = 3")?;
+    assert_eq!((rehearsing.train_count(0), rehearsing.train_classes(0)), (3, 0..1));
+    assert_eq!((rehearsing.train_count(2), rehearsing.train_classes(2)), (6, 0..3));
+    assert_eq!(labels(rehearsing.as_ref(), 1)?, [0, 0, 0, 1, 1, 1]);
+    assert_eq!(
+        labels(rehearsing.as_ref(), 2)?,
+        [0, 0, 1, 2, 2, 2],
+        "two of the first class, one of the second"
+    );
+    assert_eq!(rehearsing.test_count(2), plain.test_count(2));
+    let joint = with("joint = true")?;
+    assert_eq!((joint.tasks().len(), joint.train_count(0), joint.train_classes(0)), (1, 9, 0..3));
+    Ok(())
+}
+
+#[test]
 fn idx_files_plain_and_gzipped() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     write_idx(folder.path(), "train", 9, false);

@@ -25,6 +25,7 @@ pub fn said(output: &Output) -> String {
 }
 
 /// Options that make the quickstart a matter of seconds.
+#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub const SMALL: [&str; 8] = [
     "--set",
     "epochs=1",
@@ -34,4 +35,19 @@ pub const SMALL: [&str; 8] = [
     "stream.train_per_class=10",
     "--set",
     "stream.test_per_class=5",
+];
+
+/// Two tasks of five classes, two steps each: a run in about a second.
+#[allow(dead_code, reason = "not every test that shares this file needs it")]
+pub const TINY: [&str; 10] = [
+    "--set",
+    "epochs=1",
+    "--set",
+    "batch_size=10",
+    "--set",
+    "stream.tasks=2",
+    "--set",
+    "stream.train_per_class=4",
+    "--set",
+    "stream.test_per_class=2",
 ];

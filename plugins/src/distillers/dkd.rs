@@ -76,7 +76,8 @@ impl Distiller for Dkd {
         let (start, count) = (task.classes.start, task.classes.len());
         let target = (labels.to_dtype(DType::I64)? - start as f64)?.unsqueeze(1)?; // (B, 1)
         let student = Parts::new(&student.logits.narrow(1, start, count)?, &target, temperature)?;
-        let teacher = Parts::new(&require_teacher(teacher)?.logits.narrow(1, start, count)?, &target, temperature)?;
+        let teacher =
+            Parts::new(&require_teacher(teacher)?.logits.narrow(1, start, count)?, &target, temperature)?;
         let scale = alpha * temperature * temperature;
         let tckd = (divergence(&teacher.pair, &student.pair)? * (scale * tckd_weight))?;
         let nckd = (divergence(&teacher.others, &student.others)? * (scale * nckd_weight))?;
@@ -110,4 +111,51 @@ impl Parts {
 fn divergence(log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
     let each = (log_p.exp()? * (log_p - log_q)?)?;
     Ok((each.sum_all()? / log_p.dim(0)? as f64)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdl_core::candle_core::Device;
+
+    /// Both divergences from probabilities, worked out plainly.
+    #[test]
+    fn the_two_parts_are_those_of_the_definition() -> Result<()> {
+        let (s, t, y) = ([0.5f64, -1.0, 2.0], [1.5f64, 0.3, -0.7], 2usize);
+        let softmax = |z: &[f64]| -> Vec<f64> {
+            let e: Vec<f64> = z.iter().map(|z| (z / 4.0).exp()).collect();
+            e.iter().map(|v| v / e.iter().sum::<f64>()).collect()
+        };
+        let kl = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+        let (p, q) = (softmax(&t), softmax(&s));
+        let tckd = kl(&[p[y], 1.0 - p[y]], &[q[y], 1.0 - q[y]]);
+        let nckd = kl(&softmax(&t[..2]), &softmax(&s[..2]));
+        let expected = 0.3 * 16.0 * (1.0 * tckd + 4.0 * nckd);
+
+        let config = DkdConfig { alpha: 0.3, ..Default::default() };
+        let output = |z: &[f64; 3]| -> Result<Output> {
+            // Classes of another task stand before those that count.
+            let logits = Tensor::new(&[[9.0, z[0], z[1], z[2]]], &Device::Cpu)?;
+            let cls = logits.clone();
+            let features = cdl_core::Features { cls, tokens: None, blocks: Default::default(), norm: None };
+            Ok(Output { features, logits })
+        };
+        let labels = Tensor::new(&[1 + y as u32], &Device::Cpu)?;
+        let task = Task { index: 1, count: 2, classes: 1..4 };
+        let terms = Dkd { config }.loss(&output(&s)?, Some(&output(&t)?), &labels, &task)?;
+        let found = terms[0].value.to_scalar::<f64>()?;
+        assert!((found - expected).abs() < 1e-12, "{found} against {expected}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_task_of_one_class_has_nothing_to_tell() -> Result<()> {
+        let parts = |z: f64| {
+            Parts::new(&Tensor::new(&[[z]], &Device::Cpu)?, &Tensor::new(&[[0i64]], &Device::Cpu)?, 4.0)
+        };
+        let (a, b) = (parts(3.0)?, parts(-2.0)?);
+        assert_eq!(divergence(&a.pair, &b.pair)?.to_scalar::<f64>()?, 0.0);
+        assert_eq!(divergence(&a.others, &b.others)?.to_scalar::<f64>()?, 0.0);
+        Ok(())
+    }
 }

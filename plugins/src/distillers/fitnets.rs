@@ -4,8 +4,8 @@
 //! `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
 
 use cdl_core::{
-    Distiller, DistillerContext, DistillerTaps, Error, Linear, LossTerm, NamedVar, Output, Result, Taps, Task,
-    TokenAlignment, candle_core::Tensor, require_teacher,
+    Distiller, DistillerContext, DistillerTaps, Error, Linear, LossTerm, NamedVar, Output, Result, Taps,
+    Task, TokenAlignment, candle_core::Tensor, require_teacher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,7 +55,11 @@ impl FitNets {
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
         if !(feature_weight.is_finite() && feature_weight >= 0.0) {
-            return Err(Error::setting("feature_weight", feature_weight, "expected a finite number, 0 or more"));
+            return Err(Error::setting(
+                "feature_weight",
+                feature_weight,
+                "expected a finite number, 0 or more",
+            ));
         }
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let mut rng = context.rng.clone();

@@ -71,9 +71,18 @@ impl Level {
         let norm = |part: &str| LayerNorm::new(&name(part), student, 1e-5, device);
         let fusion = match index {
             0 => None,
-            _ => Some(Fusion { projz: linear("projz", student)?, normz: norm("normz")?, norm2: norm("norm2")? }),
+            _ => Some(Fusion {
+                projz: linear("projz", student)?,
+                normz: norm("normz")?,
+                norm2: norm("norm2")?,
+            }),
         };
-        Ok(Self { proj1: linear("proj1", student)?, norm1: norm("norm1")?, fusion, proj2: linear("proj2", teacher)? })
+        Ok(Self {
+            proj1: linear("proj1", student)?,
+            norm1: norm("norm1")?,
+            fusion,
+            proj2: linear("proj2", teacher)?,
+        })
     }
 
     /// What is compared with the teacher, `(B, N, Dt)`, and what is passed up, `(B, N, Ds)`, for a block output `f`
@@ -112,7 +121,11 @@ impl ReviewKd {
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
         if !(review_weight.is_finite() && review_weight >= 0.0) {
-            return Err(Error::setting("review_weight", review_weight, "expected a finite number, 0 or more"));
+            return Err(Error::setting(
+                "review_weight",
+                review_weight,
+                "expected a finite number, 0 or more",
+            ));
         }
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let levels = (0..student.depth.min(teacher.depth))
@@ -134,8 +147,9 @@ impl Distiller for ReviewKd {
     }
 
     fn taps(&self) -> DistillerTaps {
-        let blocks = |of: fn((usize, usize)) -> usize| {
-            Taps { blocks: (0..self.levels.len()).map(|index| of(self.blocks(index))).collect(), norm: false }
+        let blocks = |of: fn((usize, usize)) -> usize| Taps {
+            blocks: (0..self.levels.len()).map(|index| of(self.blocks(index))).collect(),
+            norm: false,
         };
         DistillerTaps { teacher: blocks(|(teacher, _)| teacher), student: blocks(|(_, student)| student) }
     }

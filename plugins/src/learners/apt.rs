@@ -5,8 +5,8 @@
 //! needed. The vectors are trained on from task to task; evaluation uses their running mean over tasks.
 
 use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query, Quirk,
-    Result, Rng, StateDict, Task,
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
+    Quirk, Result, Rng, StateDict, Task,
     candle_core::{D, DType, Device, Tensor},
     ops,
 };
@@ -191,5 +191,65 @@ impl Head for AptHead {
 
     fn trainable(&self) -> Vec<NamedVar> {
         self.linear.trainable()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cdl_core::{
+        Role, TaskStream,
+        candle_core::safetensors,
+        testing::{Lab, Noise},
+    };
+
+    fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+        Ok(tensor.flatten_all()?.to_vec1()?)
+    }
+
+    /// On tokens of so small a variance that an eps of 1e-6 would be 10 % off; made by tests/fixtures/golden/make.py.
+    #[test]
+    fn the_head_has_the_published_eps() -> Result<()> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/apt_head.safetensors");
+        let recorded = safetensors::load(file, &Device::Cpu)?;
+        let head = AptHead::new("last", 8, 5, &mut Rng::new(0), &Device::Cpu)?;
+        for NamedVar { name, var } in head.trainable() {
+            var.set(&recorded[name.trim_start_matches("last.")])?;
+        }
+        let ours = numbers(&head.logits(&recorded["token"])?)?;
+        for (ours, expected) in ours.iter().zip(numbers(&recorded["logits"])?) {
+            assert!((ours - expected).abs() < 1e-5 * expected.abs().max(1.0), "{ours} against {expected}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn prompts_are_merged_over_tasks_and_the_teacher_is_stale_or_not() -> Result<()> {
+        let (lab, stream) = (Lab::new(0)?, Noise::new(1));
+        let query = Query::known(Tensor::zeros((1, 16), DType::F32, &Device::Cpu)?);
+        for (teacher_prompts, stale) in [(TeacherPrompts::Stale, true), (TeacherPrompts::Merged, false)] {
+            let config = AptConfig { ema: 0.7, teacher_prompts: Some(teacher_prompts) };
+            let mut apt = Apt::new(config, &lab.learner_context(Role::Student))?;
+            let key = |apt: &Apt, pass| -> Result<Option<Vec<f32>>> {
+                let injection = apt.inject(&query, pass)?;
+                injection.blocks.first().and_then(|b| b.cls_add.as_ref()).map(|kv| numbers(&kv.k)).transpose()
+            };
+            let first = key(&apt, Pass::Train)?;
+            assert_eq!(key(&apt, Pass::Test)?, None, "nothing is merged yet");
+            assert_eq!(key(&apt, Pass::Teach)?, first.clone().filter(|_| !stale));
+            apt.end_task(&stream.tasks()[0])?;
+            assert_eq!(key(&apt, Pass::Test)?, first, "the first task is taken whole");
+
+            apt.prompts.var.set(&(apt.prompts.tensor() * 2.0)?.detach())?;
+            let merged: Vec<f32> = first.iter().flatten().map(|v| 0.7 * v + 0.3 * 2.0 * v).collect();
+            let close = |found: Option<Vec<f32>>, expected: &[f32]| {
+                found.unwrap_or_default().iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6)
+            };
+            let expected = if stale { first.clone().unwrap_or_default() } else { merged.clone() };
+            assert!(close(key(&apt, Pass::Teach)?, &expected));
+            apt.end_task(&stream.tasks()[1])?;
+            assert!(close(key(&apt, Pass::Test)?, &merged));
+        }
+        Ok(())
     }
 }

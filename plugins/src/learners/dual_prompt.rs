@@ -6,8 +6,8 @@
 //! expert whose key is nearest.
 
 use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query, Quirk,
-    Result, Rng, StateDict, Task,
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
+    Quirk, Result, Rng, StateDict, Task,
     candle_core::{Device, Tensor},
 };
 use schemars::JsonSchema;
@@ -204,9 +204,11 @@ mod tests {
     #[test]
     fn candidates_at_test_are_the_pool_or_the_tasks_seen() -> Result<()> {
         let lab = testing::Lab::new(0)?;
-        let config = |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
+        let config =
+            |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
         for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
-            let mut learner = DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::Role::Student))?;
+            let mut learner =
+                DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::Role::Student))?;
             learner.begin_task(&lab.stream().tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;

@@ -5,8 +5,8 @@
 //! published code of continual distillation learning, and each image chooses for itself.
 
 use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result, Rng,
-    StateDict, Task,
+    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
+    Rng, StateDict, Task,
     candle_core::{D, Device, Tensor},
 };
 use schemars::JsonSchema;

@@ -1,0 +1,221 @@
+//! Every combination of methods, and the ways to combine them, through the program.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{TINY, cdl, repository, said};
+use serde_json::Value;
+
+/// Runs the quickstart with `more`, tiny, and gives back what it said, what it recorded and its results.
+fn run(more: &[&str]) -> (String, Value, Value) {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    let args =
+        [&["run", "configs/quickstart.toml"][..], &TINY, more, &["--run-dir", dir.to_str().expect("path")]];
+    let output = cdl(&args.concat());
+    let said = said(&output);
+    assert!(output.status.success(), "{more:?}: {said}");
+    let json = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(dir.join(name)).expect("file")).expect("JSON")
+    };
+    (said, json("run.json"), json("results.json"))
+}
+
+/// The fragments of one kind, by name.
+fn fragments(kind: &str) -> Vec<String> {
+    let files = fs::read_dir(repository().join("configs").join(kind)).expect("folder of fragments");
+    let mut names: Vec<String> = files
+        .map(|file| file.expect("file").path().file_stem().expect("name").display().to_string())
+        .collect();
+    names.sort();
+    names
+}
+
+fn fragment(kind: &str, name: &str) -> String {
+    format!("configs/{kind}/{name}.toml")
+}
+
+/// The published table and its baselines: each learner with each distiller, by their fragments.
+#[test]
+fn every_learner_runs_with_every_distiller() {
+    let (learners, distillers) = (fragments("learner"), fragments("distiller"));
+    for name in ["l2p", "l2p_deep", "dual_prompt", "coda_prompt", "apt", "linear"] {
+        assert!(learners.contains(&name.to_string()), "no fragment of {name}");
+    }
+    for name in ["none", "kd", "dkd", "fitnets", "review_kd", "kd_prompts"] {
+        assert!(distillers.contains(&name.to_string()), "no fragment of {name}");
+    }
+    for learner in &learners {
+        for distiller in &distillers {
+            let (said, _, results) = run(&[&fragment("learner", learner), &fragment("distiller", distiller)]);
+            assert!(said.contains("task 2/2 student epoch 1/1"), "{learner} x {distiller}: {said}");
+            for role in ["teacher", "student"] {
+                let accuracy = results[role]["average_accuracy"].as_f64().expect("accuracy");
+                assert!((0.0..=100.0).contains(&accuracy), "{learner} x {distiller}");
+            }
+        }
+    }
+}
+
+#[test]
+fn distillers_stack_and_every_term_is_logged_by_name() {
+    let (said, record, _) = run(&[
+        "--set",
+        "distillers=[{ name = \"dkd\" }, { name = \"review_kd\", weight = 0.5 }, { name = \"kd_prompts\" }]",
+    ]);
+    for term in ["dkd/dkd", "review_kd/kd", "review_kd/review", "kd_prompts/kd", "ce"] {
+        assert!(said.contains(term), "{term} in {said}");
+    }
+    let trained = record["trained"].to_string();
+    assert!(trained.contains("ReviewKD_layers.abfs.0") && trained.contains("kd_prompt.kd_p_0"));
+    // The weight is a factor of that method's terms alone.
+    let terms = |weight: &str| -> Vec<(String, f64)> {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let dir = folder.path().join("run");
+        let list = format!("distillers=[{{ name = \"dkd\" }}, {{ name = \"fitnets\", weight = {weight} }}]");
+        let args =
+            ["run", "configs/quickstart.toml", "--set", &list, "--run-dir", dir.to_str().expect("path")];
+        // One step, so that nothing has been trained with the weights yet.
+        let output = cdl(&[&args[..], &TINY, &["--set", "batch_size=20"]].concat());
+        assert!(output.status.success(), "{}", self::said(&output));
+        let text = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
+        let student = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+        let student = student.into_iter().find(|line| line["role"] == "student").expect("student's line");
+        let losses = student["losses"].as_object().expect("losses").clone();
+        losses.into_iter().map(|(name, value)| (name, value.as_f64().expect("number"))).collect()
+    };
+    let (one, half) = (terms("1.0"), terms("0.5"));
+    for ((name, one), (_, half)) in one.iter().zip(&half).filter(|((name, _), _)| name != "loss") {
+        let expected = if name.starts_with("fitnets/") { one / 2.0 } else { *one };
+        assert!((half - expected).abs() <= 1e-6 * expected.abs(), "{name}: {one} and {half}");
+    }
+}
+
+#[test]
+fn teacher_and_student_may_run_different_learners() {
+    let (said, record, _) = run(&["--set", "teacher.learner={ name = \"l2p\", pool = 6, length = 4 }"]);
+    assert!(said.contains("teacher: embedded:micro_teacher (6 blocks, width 128), learner l2p"), "{said}");
+    assert!(said.contains("learner coda_prompt"), "{said}");
+    let shape = |role: &str, name: &str| {
+        let trained = record["trained"].as_array().expect("list").clone();
+        let one = trained.into_iter().find(|t| t["role"] == role && t["name"] == name);
+        one.map(|one| one["shape"].to_string())
+    };
+    assert_eq!(shape("teacher", "prompt.e_p_0").as_deref(), Some("[6,4,128]"));
+    assert!(shape("teacher", "prompt.e_a_0").is_none() && shape("student", "prompt.e_a_0").is_some());
+    // Without a name, what is not given is as in [learner].
+    let (_, record, _) = run(&["--set", "student.learner.pool=4"]);
+    let pools: Vec<_> =
+        record["trained"].as_array().expect("list").iter().filter(|t| t["name"] == "prompt.e_p_0").collect();
+    assert_eq!((pools[0]["shape"][0].as_u64(), pools[1]["shape"][0].as_u64()), (Some(20), Some(4)));
+    assert_eq!(pools[1]["shape"][1].as_u64(), Some(8));
+}
+
+#[test]
+fn baselines_are_a_file_each() {
+    let baseline = |name: &str| fragment("baseline", name);
+    let (said, record, results) = run(&[&baseline("student_alone")]);
+    assert!(results["teacher"].is_null() && !results["student"].is_null() && !said.contains("teacher epoch"));
+    assert!(!record["trained"].to_string().contains("teacher"));
+    let (said, _, results) = run(&[&baseline("teacher_alone")]);
+    assert!(results["student"].is_null() && !results["teacher"].is_null() && !said.contains("student epoch"));
+    let (said, _, results) = run(&[&baseline("joint")]);
+    assert!(said.contains("10 classes in 1 tasks"), "{said}");
+    assert_eq!(results["tasks"], 1);
+    let (_, record, _) = run(&[&baseline("linear")]);
+    assert_eq!(
+        record["trained"].as_array().map(Vec::len),
+        Some(2),
+        "weight and bias of a head and nothing else"
+    );
+    // Two steps of ten in the first task; the memory of 20 images adds two in the second.
+    let (said, _, _) = run(&[&baseline("rehearsal"), "--set", "stream.memory=20"]);
+    assert!(said.contains("task 2/2"), "{said}");
+    assert_eq!(fragments("baseline"), ["joint", "linear", "rehearsal", "student_alone", "teacher_alone"]);
+}
+
+#[test]
+fn every_quirk_is_recorded_and_can_be_switched() {
+    let quirks = |more: &[&str]| run(more).1["quirks"].clone();
+    let dual = fragment("learner", "dual_prompt");
+    // Both modes as they are, without the quickstart's own normalisation and class order.
+    let published = ["configs/mode/published.toml", &dual, "--set", "teacher.learner.name=apt"];
+    let corrected = ["configs/mode/corrected.toml", &dual, "--set", "teacher.learner.name=apt"];
+    let names = [
+        "apt/stale_teacher_prompts",
+        "dual_prompt/untrained_candidates",
+        "fixed_class_order",
+        "repeated_first_rate",
+        "students_query_for_teacher",
+        "unnormalised_pixels",
+    ];
+    for (mode, on) in [(&published, true), (&corrected, false)] {
+        let quirks = quirks(mode);
+        let found: Vec<_> = quirks.as_object().expect("quirks").keys().cloned().collect();
+        assert_eq!(found, names);
+        for name in names {
+            assert_eq!(quirks[name], on, "{name} in {mode:?}");
+        }
+    }
+    for (set, quirk) in [
+        ("teacher.learner.teacher_prompts=merged", "apt/stale_teacher_prompts"),
+        ("learner.candidates=seen", "dual_prompt/untrained_candidates"),
+        ("stream.class_order=shuffled", "fixed_class_order"),
+        ("schedule.repeat_first_rate=false", "repeated_first_rate"),
+        ("query=own", "students_query_for_teacher"),
+        ("student.normalize=half", "unnormalised_pixels"),
+    ] {
+        let quirks = quirks(&[&published[..], &["--set", set]].concat());
+        for name in names {
+            assert_eq!(quirks[name], name != quirk, "{name} with {set}");
+        }
+    }
+}
+
+#[test]
+fn every_optimiser_and_schedule_runs() {
+    for optimizer in ["adam", "amsgrad", "sgd", "rmsprop"] {
+        run(&["--set", &format!("optimizer.name={optimizer}"), "--set", "optimizer.weight_decay=1e-4"]);
+    }
+    let (said, _, _) = run(&[
+        "--set",
+        "epochs=3",
+        "--set",
+        "schedule={ name = \"step\", milestones = [1, 2], gamma = 0.1 }",
+    ]);
+    for lr in ["lr 5.00e-3", "lr 5.00e-4", "lr 5.00e-5"] {
+        assert!(said.contains(lr), "{lr} in {said}");
+    }
+    run(&["--set", "schedule.name=constant"]);
+}
+
+/// What is in `configs` can be read, with every name and key known.
+#[test]
+fn every_configuration_of_the_repository_is_valid() {
+    let root = repository();
+    let mut presets = 0;
+    for file in fs::read_dir(root.join("configs/preset")).expect("presets") {
+        let file = file.expect("file").path();
+        let file = file
+            .strip_prefix(&root)
+            .expect("path below the repository")
+            .to_str()
+            .expect("UTF-8 path")
+            .to_string();
+        for learner in fragments("learner") {
+            let output = cdl(&["explain", &file, &fragment("learner", &learner)]);
+            assert!(output.status.success(), "{file}: {}", said(&output));
+        }
+        presets += 1;
+    }
+    assert!(presets >= 5);
+    for kind in ["backbone", "stream", "baseline", "mode", "learner", "distiller"] {
+        for name in fragments(kind) {
+            let output = cdl(&["explain", "configs/quickstart.toml", &fragment(kind, &name)]);
+            assert!(output.status.success(), "{kind}/{name}: {}", said(&output));
+        }
+    }
+    assert!(Path::new(&root).join("configs/mode/published.toml").exists());
+}

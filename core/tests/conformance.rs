@@ -1,0 +1,341 @@
+//! The conformance kit finds each promise that a plugin can break, and has nothing to say about one that keeps them all.
+
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use cdl_core::{
+    Distiller, DistillerContext, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, LossTerm,
+    NamedVar, Output, Pass, Query, Result, Rng, StateDict, Task,
+    candle_core::{DType, Device, Tensor, Var},
+    require_teacher, testing,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is wrong with the distiller below.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Fault {
+    #[default]
+    None,
+    GradientLost,
+    NeverTrained,
+    TermNotScalar,
+    TwoTermsOfOneName,
+    WeightOutOfRange,
+    TapBeyondDepth,
+    PromptOfWrongWidth,
+    PredictionOfWrongShape,
+    NotDetermined,
+    StateForgotten,
+    TracesOfEvaluation,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct FaultyConfig {
+    /// What is wrong.
+    fault: Fault,
+}
+
+cdl_core::register!(Distiller {
+    name: "faulty",
+    about: "",
+    citation: "",
+    config: FaultyConfig,
+    build: |config: FaultyConfig, context: &DistillerContext<'_>| Ok(Box::new(Faulty::new(
+        config.fault,
+        context
+    )?) as Box<dyn Distiller>),
+});
+
+/// Draws the student's CLS token, scaled entry by entry, to the first entries of the teacher's.
+struct Faulty {
+    fault: Fault,
+    scale: NamedVar,
+    spare: NamedVar,
+    evaluations: Cell<u64>,
+}
+
+static BUILT: AtomicU64 = AtomicU64::new(0);
+
+impl Faulty {
+    fn new(fault: Fault, context: &DistillerContext<'_>) -> Result<Self> {
+        let ones = Tensor::ones(context.student.width, DType::F32, &Device::Cpu)?;
+        let offset = match fault {
+            Fault::NotDetermined => BUILT.fetch_add(1, Ordering::Relaxed) as f64 * 0.1,
+            _ => 0.0,
+        };
+        Ok(Self {
+            fault,
+            scale: NamedVar::new("scale", &(&ones + offset)?)?,
+            spare: NamedVar::new("spare", &ones)?,
+            evaluations: Cell::new(0),
+        })
+    }
+}
+
+impl Distiller for Faulty {
+    fn cross_entropy_weight(&self) -> f64 {
+        if self.fault == Fault::WeightOutOfRange { 1.5 } else { 1.0 }
+    }
+
+    fn taps(&self) -> cdl_core::DistillerTaps {
+        let block = if self.fault == Fault::TapBeyondDepth { 6 } else { 5 };
+        cdl_core::DistillerTaps { teacher: cdl_core::Taps::none(), student: cdl_core::Taps::block(block) }
+    }
+
+    fn inject(&self, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        if self.fault == Fault::PromptOfWrongWidth {
+            injection.tokens = Some(Tensor::zeros((1, 1, 5), DType::F32, &Device::Cpu)?);
+        }
+        if pass == Pass::Test {
+            self.evaluations.set(self.evaluations.get() + 1);
+        }
+        Ok(injection)
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        _task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let cls = &student.features.cls;
+        let goal = require_teacher(teacher)?.features.cls.narrow(1, 0, cls.dim(1)?)?;
+        let scaled = cls.broadcast_mul(self.scale.tensor())?;
+        let mut scaled = match self.fault {
+            // Half of the dependence is cut off: there is a gradient, but not the derivative.
+            Fault::GradientLost => ((&scaled * 0.5)? + (scaled.detach() * 0.5)?)?,
+            _ => scaled,
+        };
+        if self.fault == Fault::TracesOfEvaluation {
+            scaled = (scaled * (1.0 + self.evaluations.get() as f64))?;
+        }
+        let apart = (scaled - goal)?.sqr()?;
+        Ok(match self.fault {
+            Fault::TermNotScalar => vec![LossTerm::new("apart", apart)],
+            Fault::TwoTermsOfOneName => {
+                let half = (apart.mean_all()? * 0.5)?;
+                vec![LossTerm::new("apart", half.clone()), LossTerm::new("apart", half)]
+            }
+            _ => vec![LossTerm::new("apart", apart.mean_all()?)],
+        })
+    }
+
+    fn predicts(&self) -> bool {
+        true
+    }
+
+    fn predict(&self, student: &Output) -> Result<Tensor> {
+        let shift = self.scale.tensor().mean_all()?;
+        let logits = student.logits.broadcast_add(&shift)?;
+        Ok(if self.fault == Fault::PredictionOfWrongShape { logits.narrow(1, 0, 2)? } else { logits })
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        match self.fault {
+            Fault::NeverTrained => vec![self.scale.clone(), self.spare.clone()],
+            _ => vec![self.scale.clone()],
+        }
+    }
+
+    fn restore(&mut self, state: &StateDict) -> Result<()> {
+        match self.fault {
+            Fault::StateForgotten => Ok(()),
+            _ => state.load_into(&self.trainable()),
+        }
+    }
+}
+
+#[test]
+fn every_broken_promise_of_a_distiller_is_found() {
+    for (fault, words) in [
+        ("gradient_lost", "is the derivative of the student loss"),
+        ("never_trained", "`spare` is trained by the student, but never gets a gradient"),
+        ("term_not_scalar", "a loss term is a scalar, not [4, 16]"),
+        ("two_terms_of_one_name", "two loss terms are called `apart`"),
+        ("weight_out_of_range", "the weight of the labels is a number from 0 to 1, not 1.5"),
+        ("tap_beyond_depth", "it taps block 6 of a network with 6"),
+        ("prompt_of_wrong_width", "tokens are (B or 1, K, 16)"),
+        ("prediction_of_wrong_shape", "the prediction of 4 images are (4, 6)"),
+        ("not_determined", "the same seed gives the same run"),
+        ("state_forgotten", "a restored state predicts as the saved one"),
+        ("traces_of_evaluation", "evaluation changes nothing"),
+    ] {
+        let found = testing::check_distiller("faulty", &format!("fault = \"{fault}\""));
+        let found = found.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(found.contains("breaks a promise") && found.contains(words), "{fault}: {found}");
+    }
+}
+
+#[test]
+fn a_distiller_that_keeps_them_passes() -> Result<()> {
+    testing::check_distiller("faulty", "")
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct Undocumented {
+    length: usize,
+}
+
+cdl_core::register!(Distiller {
+    name: "undocumented",
+    about: "",
+    citation: "",
+    config: Undocumented,
+    build: |_c: Undocumented, context: &DistillerContext<'_>| Ok(
+        Box::new(Faulty::new(Fault::None, context)?) as Box<dyn Distiller>
+    ),
+});
+
+#[test]
+fn settings_without_documentation_are_found() {
+    let found = testing::check_distiller("undocumented", "").err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(found.contains("`length` has no doc comment"), "{found}");
+}
+
+/// What is wrong with the learner below.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Slip {
+    #[default]
+    None,
+    PenaltyAtTest,
+    PenaltyNotScalar,
+    KeysAndValuesDiffer,
+    LogitsOfTheTaskOnly,
+    HeadOfAnotherName,
+    GradientMissing,
+    TouchesFrozenState,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct SlipConfig {
+    /// What is wrong.
+    slip: Slip,
+}
+
+cdl_core::register!(Learner {
+    name: "slipping",
+    about: "",
+    citation: "",
+    config: SlipConfig,
+    build: |config: SlipConfig, context: &LearnerContext<'_>| Ok(Box::new(Slipping::new(
+        config.slip,
+        context
+    )?) as Box<dyn Learner>),
+});
+
+struct Slipping {
+    slip: Slip,
+    prompts: NamedVar,
+    /// Not trained, part of the state.
+    count: Var,
+    head: Linear,
+    width: usize,
+    classes: usize,
+}
+
+impl Slipping {
+    fn new(slip: Slip, context: &LearnerContext<'_>) -> Result<Self> {
+        let mut rng = context.rng.clone();
+        let prompts = rng.uniform(&[1, 4, context.backbone.width], 0.0, 1.0, &Device::Cpu)?;
+        Ok(Self {
+            slip,
+            prompts: NamedVar::new("prompts", &prompts)?,
+            count: Var::zeros(1, DType::F32, &Device::Cpu)?,
+            head: Linear::new("last", context.backbone.width, context.classes, &mut rng, &Device::Cpu)?,
+            width: context.backbone.width,
+            classes: context.classes,
+        })
+    }
+}
+
+impl Learner for Slipping {
+    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
+        Ok(())
+    }
+
+    fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        let prompts = match self.slip {
+            Slip::GradientMissing => self.prompts.tensor().detach(),
+            _ => self.prompts.tensor().clone(),
+        };
+        let mut kv = Kv::halves(&prompts)?;
+        if self.slip == Slip::KeysAndValuesDiffer {
+            kv.v = kv.v.narrow(1, 0, 1)?;
+        }
+        injection.block_mut(0).prefix = Some(kv);
+        if pass == Pass::Train || self.slip == Slip::PenaltyAtTest {
+            let penalty = prompts.sqr()?;
+            injection.penalty = Some(match self.slip {
+                Slip::PenaltyNotScalar => penalty,
+                Slip::GradientMissing => (penalty.sum_all()? * 0.0)?,
+                _ => (penalty.sum_all()? * 1e-3)?,
+            });
+        }
+        if self.slip == Slip::TouchesFrozenState && pass == Pass::Train {
+            self.count.set(&(self.count.as_tensor() + 1.0)?.detach())?;
+        }
+        Ok(injection)
+    }
+
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        let logits = self.head.forward(&features.cls)?;
+        Ok(if self.slip == Slip::LogitsOfTheTaskOnly { logits.narrow(1, 0, 3)? } else { logits })
+    }
+
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        let name = if self.slip == Slip::HeadOfAnotherName { "mine" } else { name };
+        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &Device::Cpu)?))
+    }
+
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        Ok(())
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        std::iter::once(self.prompts.clone()).chain(self.head.trainable()).collect()
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        let mut state = StateDict::of(&self.trainable())?;
+        state.insert("count", self.count.as_tensor().detach().copy()?);
+        Ok(state)
+    }
+
+    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+        let count = NamedVar { name: "count".into(), var: self.count.clone() };
+        state.load_into(&[self.trainable(), vec![count]].concat())
+    }
+}
+
+#[test]
+fn every_broken_promise_of_a_learner_is_found() {
+    for (slip, words) in [
+        ("penalty_at_test", "a penalty applies in training alone"),
+        ("penalty_not_scalar", "a penalty is a scalar"),
+        ("keys_and_values_differ", "keys and values are (B or 1, P, 24) alike"),
+        ("logits_of_the_task_only", "logits of 4 images are (4, 6), not [4, 3]"),
+        ("head_of_another_name", "called after it, `second.weight`"),
+        ("gradient_missing", "the gradient of `prompts` is the derivative of the teacher loss"),
+        ("touches_frozen_state", "`count` changes in training exactly if it is trained"),
+    ] {
+        let found = testing::check_learner("slipping", &format!("slip = \"{slip}\""));
+        let found = found.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(found.contains("`slipping` breaks a promise") && found.contains(words), "{slip}: {found}");
+    }
+}
+
+#[test]
+fn a_learner_that_keeps_them_passes() -> Result<()> {
+    testing::check_learner("slipping", "")
+}
