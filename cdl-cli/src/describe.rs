@@ -1,23 +1,30 @@
 //! `cdl describe`.
 
 use cdl_core::{
-    Error,
+    Error, OptimizerConfig, RunConfig, ScheduleConfig,
     error::nearest,
-    registry::{Entry, Kind, Settings, entries},
+    registry::{Entry, Kind, Settings, defaults_of, entries, schema_of},
 };
 use serde_json::Value;
 
 use crate::{Failure, emit};
 
-/// Prints what every plugin called `name` is.
+/// What is not a plugin and can be described too.
+const SECTIONS: [&str; 3] = ["run", "optimizer", "schedule"];
+
+/// Prints what every plugin called `name` is, or the keys of a section that is none.
 pub fn describe(name: &str) -> Result<(), Failure> {
+    if SECTIONS.contains(&name) {
+        return section(name);
+    }
     let mut all = Vec::new();
     for kind in Kind::ALL {
         all.extend(entries(kind)?);
     }
     let found: Vec<&Entry> = all.iter().copied().filter(|entry| entry.name == name).collect();
     if found.is_empty() {
-        let known: Vec<String> = all.iter().map(|entry| entry.name.to_string()).collect();
+        let names = all.iter().map(|entry| entry.name).chain(SECTIONS);
+        let known: Vec<String> = names.map(String::from).collect();
         let nearest = nearest(name, known.iter().map(String::as_str));
         return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
     }
@@ -27,9 +34,28 @@ pub fn describe(name: &str) -> Result<(), Failure> {
             &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
         text += &format!("  registered by {}\n\n", entry.origin);
         let schema = (entry.schema)();
+        let before = text.len();
         write_fields(&mut text, &schema, &schema, &(entry.defaults)()?, "");
+        if text.len() == before {
+            text += "  no settings\n";
+        }
         text.push('\n');
     }
+    emit(&text)
+}
+
+/// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.
+fn section(name: &str) -> Result<(), Failure> {
+    let (schema, defaults) = match name {
+        "optimizer" => (schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
+        "schedule" => (schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
+        _ => (schema_of::<RunConfig>(), Settings::new()),
+    };
+    let mut text = match name {
+        "run" => "run: the top level of a configuration\n\n".to_string(),
+        name => format!("[{name}]\n\n"),
+    };
+    write_fields(&mut text, &schema, &schema, &defaults, "");
     emit(&text)
 }
 
@@ -43,7 +69,11 @@ fn write_fields(text: &mut String, root: &Value, schema: &Value, defaults: &Sett
             write_fields(text, root, target, &inner, &format!("{prefix}{name}."));
             continue;
         }
-        let default = defaults.get(name).map(|value| format!(" = {value}")).unwrap_or_default();
+        let default = match (defaults.get(name), field.get("default")) {
+            (Some(value), _) => format!(" = {value}"),
+            (None, Some(value)) if !value.is_object() && !value.is_null() => format!(" = {value}"),
+            _ => String::new(),
+        };
         *text += &format!("  {prefix}{name}: {}{default}\n", type_name(root, field));
         let docs = field.get("description").or_else(|| target.get("description"));
         for line in docs.and_then(Value::as_str).unwrap_or_default().lines() {

@@ -28,9 +28,9 @@ use clap::{Args, Parser, Subcommand};
     after_help = "\
 Examples:
   cdl run configs/quickstart.toml                     a whole run on what this program carries
-  cdl run configs/quickstart.toml configs/learner/l2p.toml configs/distiller/dkd.toml
-                                                      the same with other methods
-  cdl run configs/quickstart.toml --set distiller.name=none --run-dir runs/alone
+  cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
+                                                      the same with another file laid over it
+  cdl run configs/quickstart.toml --set seed=2        the same with another value
   cdl list                                            all methods, networks and data streams
   cdl describe vit                                    settings of one of them
   cdl explain configs/quickstart.toml                 every value and where it was set
@@ -58,7 +58,7 @@ enum Command {
     List,
     /// Show what a plugin is, its settings and its citation
     Describe {
-        /// Name of the plugin
+        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`
         name: String,
     },
     /// Show every value of a configuration and where it was set

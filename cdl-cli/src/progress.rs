@@ -43,7 +43,7 @@ impl Progress {
             .map(|(name, value)| format!("{name} {value:.4}"))
             .collect();
         tracing::info!(
-            "task {}/{} {:7} epoch {}/{}  loss {total:.4} ({})  accuracy {:5.1} %  lr {:.2e}  {:.0} images/s",
+            "task {}/{} {:7} epoch {}/{}  loss {total:.4} ({})  accuracy {:5.1} %  lr {:.2e}  {:.*} images/s",
             report.task + 1,
             report.tasks,
             report.role.as_str(),
@@ -52,6 +52,7 @@ impl Progress {
             terms.join(", "),
             report.accuracy,
             report.lr,
+            if report.images_per_second < 10.0 { 2 } else { 0 },
             report.images_per_second,
         );
     }

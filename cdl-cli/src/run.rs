@@ -15,11 +15,12 @@ use crate::{ConfigArgs, Failure, emit, first_line, logging::Log, progress::Progr
 #[command(after_help = "\
 Examples:
   cdl run configs/quickstart.toml
-  cdl run configs/quickstart.toml --set seed=2 --set distiller.name=kd --run-dir runs/kd-2
+  cdl run configs/quickstart.toml --set seed=2 --run-dir runs/seed-2
+  cdl run configs/quickstart.toml configs/baseline/joint.toml
   CDL_OPTIMIZER__LR=0.005 cdl run configs/quickstart.toml
 
-Values come from, lowest first: built-in defaults, files named by `extends`, the file, CDL_... environment
-variables, --set. Relative paths inside a configuration are relative to the working directory.")]
+Values come from, lowest first: built-in defaults, the files in order (each after those it `extends`), CDL_...
+environment variables, --set. Relative paths inside a configuration are relative to the working directory.")]
 pub struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
@@ -103,6 +104,12 @@ fn introduce(config: &Config, experiment: &Experiment) {
         count(&|task| stream.test_count(task)),
         stream.image_size(),
     );
+    if let Some(task) = stream.tasks().iter().find(|task| stream.train_classes(task.index).len() == 1) {
+        tracing::warn!(
+            "task {} is learned among one class alone: its cross-entropy is zero and nothing is learned from labels",
+            task.index + 1
+        );
+    }
     for &role in &experiment.trainer.settings.roles {
         let network = match role {
             Role::Teacher => &experiment.trainer.teacher,

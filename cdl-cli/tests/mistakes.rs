@@ -96,6 +96,8 @@ fn methods_that_cannot_go_together() {
     refused(&set("distiller.weight=nan"), &["`distiller.weight = NaN`"]);
     refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["nothing is left to train"]);
     refused(&set("query=teacher"), &["query", "`student` or `own`"]);
+    refused(&set("distiller=kd"), &["`distiller = \"kd\"`", "its name is `distiller.name`"]);
+    refused(&set("optimizer=sgd"), &["`optimizer = \"sgd\"`", "its name is `optimizer.name`"]);
 }
 
 #[test]

@@ -137,6 +137,15 @@ fn listings_and_explanations_tell_what_there_is() {
     for part in ["arXiv:2407.13911", "layers: integer = 12", "Blocks with distillation prompts"] {
         assert!(described.contains(part), "{part} in {described}");
     }
+    assert!(text(&["describe", "none"]).contains("no settings"));
+    for (section, part) in [
+        ("run", "train_student: boolean = true"),
+        ("optimizer", "\"adam\" | \"amsgrad\" | \"sgd\" | \"rmsprop\""),
+        ("schedule", "milestones: list of integer"),
+    ] {
+        let described = text(&["describe", section]);
+        assert!(described.contains(part), "{part} in {described}");
+    }
     let explained = text(&["explain", "configs/quickstart.toml", "--set", "learner.pool=30"]);
     let line = |key: &str| explained.lines().find(|l| l.starts_with(key)).expect(key).to_string();
     assert!(line("learner.pool").contains("30") && line("learner.pool").ends_with("# --set learner.pool=30"));

@@ -531,12 +531,21 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
         let list = table["distillers"].as_array().filter(|list| !list.is_empty());
         let list = list.ok_or_else(|| {
             fail(
-                "`distillers` must be a list of tables like `[{ name = \"kd\" }]`; `none` is no distillation"
-                    .into(),
+                "`distillers` must be a list of tables like `[{ name = \"...\" }, ...]`, one at least".into(),
             )
         })?;
         if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
+        }
+    }
+    for section in ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"] {
+        if let Some(value) = table.get(section).filter(|value| !value.is_table()) {
+            return Err(Error::Setting {
+                origin: origin(figment, section).unwrap_or_else(|| files.to_string()),
+                key: section.into(),
+                value: value.to_string(),
+                expected: format!("it is a section; its name is `{section}.name`"),
+            });
         }
     }
     for section in ["stream", "teacher", "student", "learner", "distiller"] {
