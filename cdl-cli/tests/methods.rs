@@ -60,6 +60,49 @@ fn every_learner_runs_with_every_distiller() {
 }
 
 #[test]
+fn results_of_every_method_do_not_depend_on_the_number_of_threads() {
+    for (learner, distillers) in [
+        ("l2p_deep", "[{ name = \"review_kd\" }, { name = \"dkd\" }]"),
+        ("dual_prompt", "[{ name = \"fitnets\" }, { name = \"kd_prompts\" }]"),
+        ("apt", "[{ name = \"kd_prompts\" }]"),
+    ] {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let models = ["1", "2"].map(|threads| {
+            let dir = folder.path().join(threads);
+            let (learner, distillers) = (fragment("learner", learner), format!("distillers={distillers}"));
+            let args =
+                ["run", "configs/quickstart.toml", &learner, "--set", &distillers, "--threads", threads];
+            let output = cdl(&[&args[..], &TINY, &["--run-dir", dir.to_str().expect("path")]].concat());
+            assert!(output.status.success(), "{}", said(&output));
+            ["teacher", "student"]
+                .map(|role| fs::read(dir.join(format!("models/task_2/{role}.safetensors"))).expect("model"))
+        });
+        assert!(models[0] == models[1], "{learner} with {distillers}");
+    }
+}
+
+/// The configuration that a run writes down gives the same run, with everything that can be in it.
+#[test]
+fn a_written_configuration_can_be_run_and_evaluated() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let [first, again] =
+        ["first", "again"].map(|name| folder.path().join(name).to_str().expect("path").to_string());
+    let distillers =
+        "distillers=[{ name = \"kd_prompts\", alpha = 0.3 }, { name = \"review_kd\", weight = 0.5 }]";
+    let more = ["--set", distillers, "--set", "teacher.learner.name=apt", "--set", "mode=corrected"];
+    let output = cdl(&[&["run", "configs/quickstart.toml", "--run-dir", &first][..], &TINY, &more].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let written = format!("{first}/config.toml");
+    let output = cdl(&["run", &written, "--run-dir", &again]);
+    assert!(output.status.success(), "{}", said(&output));
+    let model = |run: &str| fs::read(format!("{run}/models/task_2/student.safetensors")).expect("model");
+    assert!(model(&first) == model(&again));
+    let output = cdl(&["eval", &first]);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(printed.matches("as recorded by the run").count(), 2, "{printed}{}", said(&output));
+}
+
+#[test]
 fn distillers_stack_and_every_term_is_logged_by_name() {
     let (said, record, _) = run(&[
         "--set",

@@ -33,7 +33,6 @@ const TASKS: usize = 2;
 const CLASSES: usize = 6;
 const BATCH: usize = 4;
 const SIDE: usize = 16;
-const PATCH: usize = 4;
 
 /// Checks the learner registered as `name`, with `settings` in TOML.
 ///
@@ -99,6 +98,26 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     (entry.complete)(&settings)
 }
 
+/// Sizes of a random vision transformer.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Token width.
+    pub width: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Side of a patch; images have 16 pixels.
+    pub patch: usize,
+}
+
+impl Shape {
+    /// The teacher of [`Lab::new`].
+    pub const TEACHER: Self = Self { width: 24, depth: 7, heads: 3, patch: 4 };
+    /// The student of [`Lab::new`].
+    pub const STUDENT: Self = Self { width: 16, depth: 6, heads: 2, patch: 4 };
+}
+
 /// Two tiny random vision transformers and the stream [`Noise`], for tests of methods.
 pub struct Lab {
     teacher: Arc<dyn Backbone>,
@@ -108,17 +127,17 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A teacher of width 24 with 7 blocks and a student of width 16 with 6, for images of 16 pixels in patches of 4.
-    /// The networks are always the same; `seed` decides what learners and distillers draw.
+    /// A teacher and a student of different sizes. The networks are always the same; `seed` decides what learners and
+    /// distillers draw.
     pub fn new(seed: u64) -> Result<Self> {
-        Self::with_depths(seed, 7, 6)
+        Self::with_shapes(seed, Shape::TEACHER, Shape::STUDENT)
     }
 
-    /// The same with as many blocks as told.
-    pub fn with_depths(seed: u64, teacher: usize, student: usize) -> Result<Self> {
+    /// The same with networks of these sizes.
+    pub fn with_shapes(seed: u64, teacher: Shape, student: Shape) -> Result<Self> {
         Ok(Self {
-            teacher: Arc::new(random_vit("random teacher", 24, teacher, 3)?),
-            student: Arc::new(random_vit("random student", 16, student, 2)?),
+            teacher: Arc::new(random_vit("random teacher", teacher)?),
+            student: Arc::new(random_vit("random student", student)?),
             stream: Noise::new(3),
             rng: Rng::new(seed),
         })
@@ -206,7 +225,8 @@ impl Lab {
 }
 
 /// Random weights of 1/√(inputs), so that attention is uneven and GELU is used on both sides of zero.
-fn random_vit(name: &str, width: usize, depth: usize, heads: usize) -> Result<Vit> {
+fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
+    let Shape { width, depth, heads, patch } = shape;
     let rng = Rng::new(0).derive(name);
     let mut weights = StateDict::default();
     let mut add = |name: String, shape: &[usize], mean: f64, std: f32| -> Result<()> {
@@ -214,15 +234,11 @@ fn random_vit(name: &str, width: usize, depth: usize, heads: usize) -> Result<Vi
         weights.insert(name, (value + mean)?);
         Ok(())
     };
-    let tokens = 1 + (SIDE / PATCH) * (SIDE / PATCH);
+    let tokens = 1 + (SIDE / patch) * (SIDE / patch);
     add("cls_token".into(), &[1, 1, width], 0.0, 0.5)?;
     add("pos_embed".into(), &[1, tokens, width], 0.0, 0.5)?;
-    add(
-        "patch_embed.proj.weight".into(),
-        &[width, 3, PATCH, PATCH],
-        0.0,
-        1.0 / (3.0 * PATCH as f32 * PATCH as f32).sqrt(),
-    )?;
+    let pixels = 3 * patch * patch;
+    add("patch_embed.proj.weight".into(), &[width, 3, patch, patch], 0.0, 1.0 / (pixels as f32).sqrt())?;
     add("patch_embed.proj.bias".into(), &[width], 0.0, 0.2)?;
     let norms = (0..depth).flat_map(|b| [format!("blocks.{b}.norm1"), format!("blocks.{b}.norm2")]);
     for norm in norms.chain(["norm".to_string()]) {

@@ -11,7 +11,7 @@ use cdl_core::{
     Error, Event, Optimizer, Result, Role, StateDict, TaskStream, Trainer,
     candle_core::{Device, Tensor},
     registry::{self, Kind},
-    testing::{Lab, Noise},
+    testing::{Lab, Noise, Shape},
 };
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u32>> {
@@ -89,6 +89,33 @@ fn check(learner: &str, distiller: &str) -> Result<()> {
         trainer.end_task(task)?;
     }
     assert!(frozen(&trainer)? == before, "{what}: frozen weights changed");
+    Ok(())
+}
+
+/// Depths other than published, among them a teacher of 24 blocks with a student of 12, a teacher with fewer blocks than
+/// its student and networks too shallow for all prompts, and a student that cuts the image into other patches.
+#[test]
+fn networks_of_any_sizes_go_together() -> Result<()> {
+    let stream = Noise::new(1);
+    for (teacher, student, patch) in [(24, 12, 4), (3, 6, 4), (4, 4, 4), (2, 1, 4), (7, 6, 8), (6, 6, 2)] {
+        let student = Shape { depth: student, patch, ..Shape::STUDENT };
+        let lab = Lab::with_shapes(1, Shape { depth: teacher, ..Shape::TEACHER }, student)?;
+        for (learner, distiller) in pairs()? {
+            let what = format!("{learner} x {distiller}, {teacher} and {student:?}");
+            let mut trainer = lab.trainer_of(learner, distiller)?;
+            let task = &stream.tasks()[0];
+            trainer.begin_task(task)?;
+            for role in [Role::Teacher, Role::Student] {
+                let loss = trainer.loss(role, task, &stream.batch(0, 0)?)?;
+                assert!(loss.total.to_scalar::<f32>()?.is_finite(), "{what}");
+                let gradients = loss.total.backward()?;
+                for var in trainer.trainable(role) {
+                    assert!(gradients.get(var.tensor()).is_some(), "{what}: no gradient for {}", var.name);
+                }
+                assert_eq!(trainer.predict(role, &stream.batch(0, 1)?.pixels)?.dims(), [4, 6], "{what}");
+            }
+        }
+    }
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use cdl_core::{
-    Config, Event, Experiment,
+    Config, Event, Experiment, Summary,
     run_dir::{Results, RunDir, read_results},
 };
 use clap::Parser;
@@ -32,7 +32,7 @@ struct Args {
     /// Distillers: names of files in configs/distiller.
     #[arg(long, value_delimiter = ',', default_value = "none,kd,dkd,fitnets,review_kd,kd_prompts")]
     distillers: Vec<String>,
-    /// Seeds; the table shows the mean.
+    /// Seeds; of several the table shows mean and deviation.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
     /// Override a value in all runs; may be repeated.
@@ -107,35 +107,44 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
     last.context("the stream has no tasks")
 }
 
-type Runs = Vec<(cdl_core::Summary, Option<cdl_core::Summary>)>;
+/// Runs of one cell, one for each seed.
+type Runs = Vec<(Summary, Option<Summary>)>;
 
-/// Published average accuracy and forgetting, means over seeds; the teacher's beside them.
+/// Tables of three measures, the teachers' beside the students'.
 fn table(args: &Args, rows: &[Vec<Runs>]) -> Result<String> {
+    let measures: [(&str, fn(&Summary) -> f64); 3] = [
+        ("Average accuracy of the student, %", |s| s.average_accuracy),
+        ("Average incremental accuracy of the student, %", |s| s.average_incremental_accuracy),
+        ("Forgetting of the student (published definition)", |s| s.forgetting),
+    ];
     let mut text = String::new();
-    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
-    let cell = |of: &dyn Fn(&cdl_core::Summary) -> f64, runs: &Runs| {
-        format!("{:.1}", mean(runs.iter().map(|(student, _)| of(student)).collect()))
-    };
-    for (title, of) in [
-        (
-            "Average accuracy of the student, %",
-            &(|s: &cdl_core::Summary| s.average_accuracy) as &dyn Fn(&_) -> f64,
-        ),
-        ("Average incremental accuracy of the student, %", &|s: &cdl_core::Summary| {
-            s.average_incremental_accuracy
-        }),
-        ("Forgetting of the student (published definition)", &|s: &cdl_core::Summary| s.forgetting),
-    ] {
+    for (title, measure) in measures {
         writeln!(text, "{title}:\n\n| learner | teacher | {} |", args.distillers.join(" | "))?;
         writeln!(text, "|---|{}", "---|".repeat(args.distillers.len() + 1))?;
         for (learner, row) in args.learners.iter().zip(rows) {
-            let teachers: Vec<f64> =
-                row.iter().flatten().filter_map(|(_, teacher)| teacher.as_ref()).map(of).collect();
-            let teacher = if teachers.is_empty() { "-".into() } else { format!("{:.1}", mean(teachers)) };
-            let cells: Vec<String> = row.iter().map(|runs| cell(of, runs)).collect();
-            writeln!(text, "| {learner} | {teacher} | {} |", cells.join(" | "))?;
+            // A teacher does not depend on the distiller: any cell that has one will do.
+            let teachers = row.iter().find(|runs| runs.iter().all(|(_, teacher)| teacher.is_some()));
+            let teachers = teachers.into_iter().flatten().filter_map(|(_, teacher)| teacher.as_ref());
+            let students = row.iter().map(|runs| spread(runs.iter().map(|(student, _)| measure(student))));
+            let cells: Vec<String> = std::iter::once(spread(teachers.map(measure))).chain(students).collect();
+            writeln!(text, "| {learner} | {} |", cells.join(" | "))?;
         }
         text.push('\n');
     }
     Ok(text)
+}
+
+/// Mean, and sample deviation of several values.
+fn spread(values: impl Iterator<Item = f64>) -> String {
+    let values: Vec<f64> = values.collect();
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    match values.len() {
+        0 => "-".into(),
+        1 => format!("{mean:.1}"),
+        _ => {
+            let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (count - 1.0);
+            format!("{mean:.1} ± {:.1}", variance.sqrt())
+        }
+    }
 }
