@@ -95,6 +95,12 @@ fn methods_that_cannot_go_together() {
     );
     refused(&set("distiller.weight=nan"), &["`distiller.weight = NaN`"]);
     refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["nothing is left to train"]);
+    refused(&set("train_student=false"), &["train_student", "`kd_prompts` teaches the student"]);
+    refused(
+        &set("teacher.learner=l2p"),
+        &["`teacher.learner = \"l2p\"`", "its name is `teacher.learner.name`"],
+    );
+    refused(&set("teacher.learner.name=l2pp"), &["`teacher.learner.name = \"l2pp\"`", "did you mean `l2p`"]);
     refused(&set("query=teacher"), &["query", "`student` or `own`"]);
     refused(&set("distiller=kd"), &["`distiller = \"kd\"`", "its name is `distiller.name`"]);
     refused(&set("optimizer=sgd"), &["`optimizer = \"sgd\"`", "its name is `optimizer.name`"]);

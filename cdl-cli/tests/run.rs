@@ -151,6 +151,13 @@ fn listings_and_explanations_tell_what_there_is() {
     assert!(line("learner.pool").contains("30") && line("learner.pool").ends_with("# --set learner.pool=30"));
     assert!(line("distiller.layers").ends_with("configs/distiller/kd_prompts.toml"));
     assert!(line("optimizer.momentum").ends_with("# default"));
+    let explained = text(&["explain", "configs/quickstart.toml", "--set", "teacher.learner.length=4"]);
+    let line = |key: &str| explained.lines().find(|l| l.starts_with(key)).expect(key).to_string();
+    assert!(line("teacher.learner.length").ends_with("# --set teacher.learner.length=4"));
+    assert!(
+        line("teacher.learner.pool").contains("20")
+            && line("teacher.learner.pool").ends_with("quickstart.toml")
+    );
 }
 
 #[test]

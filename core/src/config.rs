@@ -253,7 +253,19 @@ impl Config {
 
     /// Where the value of `key` (dotted) was set, or `default`.
     pub fn origin(&self, key: &str) -> String {
-        origin(&self.layers, key).unwrap_or_else(|| "default".into())
+        self.written(key).unwrap_or_else(|| "default".into())
+    }
+
+    /// Where the value of `key` was written, if it was; a network's own learner has from `[learner]` what it does not
+    /// say itself.
+    fn written(&self, key: &str) -> Option<String> {
+        let inherited = || {
+            let (role, rest) = key.split_once('.')?;
+            let role = [Role::Teacher, Role::Student].into_iter().find(|r| r.as_str() == role)?;
+            let same = self.run.learner(role).0.name == self.run.learner.name;
+            (same && rest.starts_with("learner.")).then(|| origin(&self.layers, rest))?
+        };
+        origin(&self.layers, key).or_else(inherited)
     }
 
     /// Every value as `(dotted key, value, origin)`, in order.
@@ -276,9 +288,8 @@ impl Config {
             let key = format!("{section}.{key}");
             // Of one of several distillers, `distillers[0]`, the whole list has an origin.
             let list = section.split('[').next().unwrap_or(section);
-            let origin = origin(&self.layers, &key)
-                .or_else(|| origin(&self.layers, list))
-                .unwrap_or_else(|| "default".into());
+            let origin =
+                self.written(&key).or_else(|| origin(&self.layers, list)).unwrap_or_else(|| "default".into());
             (key, origin)
         };
         match error {
@@ -289,6 +300,11 @@ impl Config {
             Error::UnknownKey { key, nearest, known, .. } => {
                 let (key, origin) = place(key);
                 Error::UnknownKey { origin, key, nearest, known }
+            }
+            Error::UnknownName { ref name, .. } => {
+                let value = format!("{name:?}");
+                let (key, origin) = place("name".into());
+                Error::Setting { origin, key, value, expected: error.to_string() }
             }
             other => other,
         }
@@ -303,7 +319,8 @@ impl Config {
     fn complete(&mut self) -> Result<()> {
         let mut run = self.run.clone();
         let complete = |section: &str, kind: Kind, name: &str, settings: &Settings| {
-            (registry::find(kind, name)?.complete)(settings).map_err(|e| self.locate(section, e))
+            let entry = registry::find(kind, name).map_err(|e| self.locate(section, e))?;
+            (entry.complete)(settings).map_err(|e| self.locate(section, e))
         };
         run.stream.settings = complete("stream", Kind::Stream, &run.stream.name, &run.stream.settings)?;
         run.learner.settings = complete("learner", Kind::Learner, &run.learner.name, &run.learner.settings)?;
@@ -490,10 +507,15 @@ fn section_of<'a>(values: &'a Dict, path: &str) -> Option<&'a Dict> {
     rest.map_or(Some(inner), |rest| section_of(inner, rest))
 }
 
-/// Takes the table at a dotted path away.
+/// Takes the table at a dotted path away, but for a network's learner, which is not the backbone's.
 fn remove(values: &mut Dict, path: &str) {
     match path.split_once('.') {
-        None => drop(values.remove(path)),
+        None => match values.get_mut(path) {
+            Some(Value::Dict(_, inner)) if inner.contains_key("learner") => {
+                inner.retain(|key, _| key == "learner")
+            }
+            _ => drop(values.remove(path)),
+        },
         Some((first, rest)) => {
             if let Some(Value::Dict(_, inner)) = values.get_mut(first) {
                 remove(inner, rest);
@@ -538,8 +560,9 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
         }
     }
-    for section in ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"] {
-        if let Some(value) = table.get(section).filter(|value| !value.is_table()) {
+    let sections = ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"];
+    for section in sections.into_iter().chain(["teacher.learner", "student.learner"]) {
+        if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
             return Err(Error::Setting {
                 origin: origin(figment, section).unwrap_or_else(|| files.to_string()),
                 key: section.into(),

@@ -59,7 +59,8 @@ pub struct DistillerContext<'a> {
     pub rng: Rng,
 }
 
-/// A distillation method. It returns data (prompts, named loss terms); the trainer applies it.
+/// A distillation method. It returns data (prompts, named loss terms); the trainer applies it. None of these methods
+/// has side effects but [`Distiller::restore`]: what is trained changes by the optimiser alone.
 pub trait Distiller: Send {
     /// Weight of the student's cross-entropy, `1 - alpha` in most methods.
     fn cross_entropy_weight(&self) -> f64 {
@@ -76,7 +77,8 @@ pub trait Distiller: Send {
         DistillerTaps::default()
     }
 
-    /// Prompts of its own for the student, merged after the learner's.
+    /// Prompts of its own for the student, merged after the learner's: as many tokens in every pass, and no penalty,
+    /// which is one of the terms of [`Distiller::loss`].
     fn inject(&self, pass: Pass) -> Result<Injection> {
         let _ = pass;
         Ok(Injection::none())
@@ -93,7 +95,8 @@ pub trait Distiller: Send {
         task: &Task,
     ) -> Result<Vec<LossTerm>>;
 
-    /// Whether [`Distiller::predict`] changes the student's prediction; of several distillers only one may.
+    /// Whether [`Distiller::predict`] is to be asked for the student's prediction; of several distillers only one may
+    /// be. Without it the prediction is the learner's.
     fn predicts(&self) -> bool {
         false
     }

@@ -136,10 +136,10 @@ pub enum Error {
         /// What is missing or of the wrong shape.
         reason: String,
     },
-    /// A plugin does not keep what its kind promises; found by [`crate::testing`].
-    #[error("`{plugin}` breaks a promise: {promise}")]
+    /// A plugin does not keep what its kind promises.
+    #[error("{plugin} breaks a promise: {promise}")]
     Promise {
-        /// The plugin.
+        /// The plugin, or what it returned.
         plugin: String,
         /// What should be so, and what was found.
         promise: String,

@@ -127,13 +127,16 @@ impl Experiment {
                 if run.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() };
             let distiller = registry::distiller(&section.name, &section.settings, &context)
                 .map_err(|e| config.locate(&place, e))?;
-            if !run.train_teacher && distiller.needs_teacher() {
-                return Err(Error::Setting {
-                    origin: config.origin("train_teacher"),
-                    key: "train_teacher".into(),
-                    value: "false".into(),
-                    expected: format!("the distiller `{}` learns from the teacher", section.name),
-                });
+            for (key, trained, reason) in [
+                ("train_teacher", run.train_teacher, "learns from the teacher"),
+                ("train_student", run.train_student, "teaches the student"),
+            ] {
+                if !trained && distiller.needs_teacher() {
+                    let expected =
+                        format!("the distiller `{}` {reason}; choose one that does not", section.name);
+                    let (origin, value) = (config.origin(key), "false".into());
+                    return Err(Error::Setting { origin, key: key.into(), value, expected });
+                }
             }
             distillers.push((section.name.clone(), section.weight, distiller));
         }
@@ -154,14 +157,14 @@ impl Experiment {
             },
             rng: rng.derive("tasks"),
         };
-        check_names(&trainer)?;
+        check_names(config, &trainer)?;
         Ok(Self { stream, trainer, device })
     }
 
     /// Bytes that the models of all tasks will take, a little more for everything else.
     pub fn disk_bytes(&self) -> Result<u64> {
         let mut numbers = 0;
-        for role in [Role::Teacher, Role::Student] {
+        for &role in &self.trainer.settings.roles {
             numbers += self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum::<usize>();
         }
         let tasks = self.stream.tasks().len();
@@ -171,18 +174,28 @@ impl Experiment {
     /// Departures of the published code from the papers, and whether each is in force.
     fn quirks(&self, config: &Config) -> BTreeMap<String, bool> {
         let Trainer { teacher, student, settings, .. } = &self.trainer;
-        let unnormalised = |network: &Network| network.backbone.spec().normalization == Normalization::NONE;
-        let mut quirks = BTreeMap::from([
-            ("unnormalised_pixels".to_string(), unnormalised(teacher) && unnormalised(student)),
-            ("repeated_first_rate".to_string(), settings.schedule.repeats_first_rate(settings.mode)),
-            ("students_query_for_teacher".to_string(), settings.query == QuerySource::Student),
-        ]);
-        quirks.extend(self.stream.quirks().into_iter().map(|(name, on)| (name.to_string(), on)));
-        for (role, network) in [(Role::Teacher, teacher), (Role::Student, student)] {
+        let mut quirks = BTreeMap::new();
+        let mut note = |name: String, on: bool| quirks.insert(name, on);
+        note(
+            "repeated_first_rate".into(),
+            settings.epochs > 1 && settings.schedule.repeats_first_rate(settings.mode),
+        );
+        for (name, on) in self.stream.quirks() {
+            note(name.into(), on);
+        }
+        for &role in &settings.roles {
+            let network = match role {
+                Role::Teacher => teacher,
+                Role::Student => student,
+            };
+            let unnormalised = network.backbone.spec().normalization == Normalization::NONE;
+            note(format!("{}/unnormalised_pixels", role.as_str()), unnormalised);
+            if role == Role::Teacher {
+                note("teacher/students_query".into(), settings.query == QuerySource::Student);
+            }
             let (learner, _) = config.run.learner(role);
             for (name, on) in network.learner.quirks() {
-                // Of two networks with the same method it is enough that one has it.
-                *quirks.entry(format!("{}/{name}", learner.name)).or_default() |= on;
+                note(format!("{}/{}/{name}", role.as_str(), learner.name), on);
             }
         }
         quirks
@@ -218,15 +231,20 @@ impl Experiment {
 }
 
 /// Two tensors of one name could not be saved side by side.
-fn check_names(trainer: &Trainer) -> Result<()> {
-    let mut names = std::collections::HashSet::new();
-    match trainer.trainable(Role::Student).into_iter().find(|var| !names.insert(var.name.clone())) {
+fn check_names(config: &Config, trainer: &Trainer) -> Result<()> {
+    let learners = trainer.student.learner.state()?;
+    let distillers = trainer.distiller.state()?;
+    match distillers.iter().find(|(name, _)| learners.get(name).is_some()) {
         None => Ok(()),
-        Some(var) => Err(Error::Incompatible {
-            first: "learner".into(),
-            second: "distiller".into(),
-            reason: format!("both train a tensor called `{}`", var.name),
-        }),
+        Some((name, _)) => {
+            let all: Vec<&str> =
+                config.run.distillers().iter().map(|section| section.name.as_str()).collect();
+            Err(Error::Incompatible {
+                first: config.run.learner(Role::Student).0.name,
+                second: all.join("`, `"),
+                reason: format!("learner and distiller both have a tensor called `{name}`"),
+            })
+        }
     }
 }
 

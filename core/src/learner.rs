@@ -83,6 +83,9 @@ pub struct LearnerContext<'a> {
 }
 
 /// A prompt method with a classifier.
+///
+/// [`Learner::inject`] and [`Learner::logits`] have no side effects: what is trained changes by the optimiser alone,
+/// everything else in [`Learner::begin_task`] and [`Learner::end_task`].
 pub trait Learner: Send {
     /// Called once before the first step of `task` (for instance to add components).
     fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()>;
@@ -91,7 +94,8 @@ pub trait Learner: Send {
     /// learner that never asks saves the pass that computes them.
     fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection>;
 
-    /// Logits `(B, C)` over all classes of all tasks, seen or not.
+    /// Logits `(B, C)` over all classes of all tasks, seen or not. `features.tokens` holds the tokens that this learner
+    /// injected and no others.
     fn logits(&self, features: &Features) -> Result<Tensor>;
 
     /// A further head of this learner's own kind, for distillers that need one; its tensors are called

@@ -7,6 +7,7 @@
 
 mod align;
 mod backbone;
+pub mod check;
 pub mod config;
 pub mod device;
 mod distiller;

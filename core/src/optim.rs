@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor, backprop::GradStore};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, NamedVar, Result, StateDict};
+use crate::{Error, NamedVar, Result, StateDict, check};
 
 /// Which update rule. All follow PyTorch's optimisers of the same name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -60,17 +60,14 @@ impl Default for OptimizerConfig {
 impl OptimizerConfig {
     /// Refuses values that no run can work with.
     pub fn validate(&self) -> Result<()> {
-        let check = |key: &str, value: f64, good: bool, expected: &str| {
-            if good { Ok(()) } else { Err(Error::setting(key, value, expected)) }
-        };
-        check("lr", self.lr, self.lr.is_finite() && self.lr > 0.0, "expected a finite number above 0")?;
-        let unit = |v: f64| (0.0..1.0).contains(&v);
-        check("momentum", self.momentum, unit(self.momentum), "expected 0 or more and below 1")?;
-        check("beta2", self.beta2, unit(self.beta2), "expected 0 or more and below 1")?;
-        check("alpha", self.alpha, unit(self.alpha), "expected 0 or more and below 1")?;
-        check("eps", self.eps, self.eps.is_finite() && self.eps > 0.0, "expected a finite number above 0")?;
-        let decay = self.weight_decay;
-        check("weight_decay", decay, decay.is_finite() && decay >= 0.0, "expected a finite number, 0 or more")
+        for (key, value) in [("momentum", self.momentum), ("beta2", self.beta2), ("alpha", self.alpha)] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::setting(key, value, "expected 0 or more and below 1"));
+            }
+        }
+        check::positive("lr", self.lr)?;
+        check::positive("eps", self.eps)?;
+        check::non_negative("weight_decay", self.weight_decay)
     }
 }
 
@@ -103,12 +100,26 @@ impl Optimizer {
         Ok(Self { config: config.clone(), lr: config.lr, slots })
     }
 
+    /// Which of `mean`, `square` and `largest` the rule keeps.
+    fn keeps(&self) -> [bool; 3] {
+        let momentum = self.config.momentum > 0.0;
+        match self.config.name {
+            OptimizerName::Adam => [true, true, false],
+            OptimizerName::Amsgrad => [true, true, true],
+            OptimizerName::Sgd => [momentum, false, false],
+            OptimizerName::Rmsprop => [momentum, true, false],
+        }
+    }
+
     /// Sets the rate of the following steps.
     pub fn set_lr(&mut self, lr: f64) {
         self.lr = lr;
     }
 
     /// One step. Variables without a gradient stay as they are.
+    ///
+    /// # Errors
+    /// Tensor operations that fail.
     pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
         for slot in &mut self.slots {
             let Some(gradient) = gradients.get(slot.var.tensor()) else { continue };
@@ -148,23 +159,26 @@ impl Optimizer {
     /// follows from the epoch.
     ///
     /// # Errors
-    /// A variable that the state does not know, or tensors of another shape, by name.
+    /// A variable that the state does not know, tensors of another shape, or a state of another rule, by name.
     pub fn restore(&mut self, state: &StateDict) -> Result<()> {
+        let keeps = self.keeps();
         for Slot { var, steps, mean, square, largest } in &mut self.slots {
             let name = &var.name;
             let wrong = |reason: String| Error::State { owner: format!("optimizer, {name}"), reason };
             let saved =
                 state.get(&format!("{name}.steps")).ok_or_else(|| wrong("not in the saved state".into()))?;
             *steps = saved.to_scalar::<u32>()?;
-            for (part, tensor) in [("mean", mean), ("square", square), ("largest", largest)] {
+            let parts = [("mean", mean), ("square", square), ("largest", largest)];
+            for ((part, tensor), kept) in parts.into_iter().zip(keeps) {
                 let saved = state.get(&format!("{name}.{part}"));
+                if saved.is_some() != (kept && *steps > 0) {
+                    return Err(wrong("saved by another update rule".into()));
+                }
+                if let Some(saved) = saved.filter(|saved| saved.shape() != var.var.shape()) {
+                    let (saved, expected) = (saved.dims(), var.var.dims());
+                    return Err(wrong(format!("{part} saved with shape {saved:?}, expected {expected:?}")));
+                }
                 *tensor = match saved {
-                    Some(saved) if saved.shape() != var.var.shape() => {
-                        let (saved, expected) = (saved.dims(), var.var.dims());
-                        return Err(wrong(format!(
-                            "{part} saved with shape {saved:?}, expected {expected:?}"
-                        )));
-                    }
                     Some(saved) => Some(saved.to_device(var.var.device())?.to_dtype(var.var.dtype())?),
                     None => None,
                 };

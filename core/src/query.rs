@@ -29,31 +29,38 @@ impl QuerySource {
 }
 
 /// Queries `q(x)` `(B, Dq)` of a batch: the CLS token of a frozen network without prompts, after the final norm.
-pub struct Query<'a> {
-    source: Option<(&'a dyn Backbone, &'a Tensor)>,
-    value: OnceCell<Tensor>,
+pub struct Query<'a>(Source<'a>);
+
+enum Source<'a> {
+    Known(Tensor),
+    Lazy { backbone: &'a dyn Backbone, pixels: &'a Tensor, value: OnceCell<Tensor> },
 }
 
 impl<'a> Query<'a> {
     /// The query that `backbone` makes of images `(B, 3, S, S)`.
     pub fn of(backbone: &'a dyn Backbone, pixels: &'a Tensor) -> Self {
-        Self { source: Some((backbone, pixels)), value: OnceCell::new() }
+        Self(Source::Lazy { backbone, pixels, value: OnceCell::new() })
     }
 
     /// A query that is known already, `(B, Dq)`.
     pub fn known(value: Tensor) -> Self {
-        Self { source: None, value: OnceCell::from(value) }
+        Self(Source::Known(value))
     }
 
     /// The query `(B, Dq)`, without gradient.
+    ///
+    /// # Errors
+    /// Images that do not fit the network.
     pub fn get(&self) -> Result<&Tensor> {
-        if let (None, Some((backbone, pixels))) = (self.value.get(), self.source) {
-            let plain = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
-            return Ok(self.value.get_or_init(|| plain.cls.detach()));
+        match &self.0 {
+            Source::Known(value) => Ok(value),
+            Source::Lazy { backbone, pixels, value } => {
+                if let Some(value) = value.get() {
+                    return Ok(value);
+                }
+                let plain = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
+                Ok(value.get_or_init(|| plain.cls.detach()))
+            }
         }
-        self.value.get().ok_or_else(|| crate::Error::State {
-            owner: "query".into(),
-            reason: "neither a value nor a network to compute it".into(),
-        })
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Mode, Result};
+use crate::{Mode, Result, check};
 
 /// Shape of the schedule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,15 +43,12 @@ impl Default for ScheduleConfig {
 impl ScheduleConfig {
     /// Refuses values that no run can work with.
     pub fn validate(&self) -> Result<()> {
-        if !self.gamma.is_finite() || self.gamma <= 0.0 {
-            return Err(Error::setting("gamma", self.gamma, "expected a finite number above 0"));
-        }
-        Ok(())
+        check::positive("gamma", self.gamma)
     }
 
-    /// Whether a cosine's first two epochs share one rate.
+    /// Whether the first two epochs share one rate; only a cosine's can.
     pub fn repeats_first_rate(&self, mode: Mode) -> bool {
-        self.repeat_first_rate.unwrap_or(mode == Mode::Published)
+        self.name == ScheduleName::Cosine && self.repeat_first_rate.unwrap_or(mode == Mode::Published)
     }
 
     /// Rate of epoch `epoch` (from 0) of `epochs`.

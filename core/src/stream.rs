@@ -165,7 +165,8 @@ pub struct TaskSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_order: Option<ClassOrder>,
     /// All classes at once, as one task: joint training, the upper bound of continual learning. It wins over `tasks`
-    /// and `task_classes`.
+    /// and `task_classes`. Methods whose published form is at odds with a single task (APT's student then learns from
+    /// a teacher without prompts) have settings for that.
     pub joint: bool,
     /// Images of earlier tasks that are kept for rehearsal, shared out evenly over the classes seen before (drawn by
     /// the run's seed; a class gives up images as others arrive). With a memory, cross-entropy and distillation are
@@ -188,7 +189,8 @@ pub struct ImageStream {
     train: Split,
     test: Split,
     transform: TransformConfig,
-    class_order: ClassOrder,
+    /// Whether classes come as the data set counts them, not by seed or by the user's lists.
+    fixed_order: bool,
     memory: Memory,
     rng: Rng,
     device: Device,
@@ -217,7 +219,8 @@ impl ImageStream {
     ) -> Result<Self> {
         settings.transform.validate().map_err(Error::Tasks)?;
         let (order, tasks) = order_and_tasks(&classes, settings, context)?;
-        let class_order = settings.order(context.mode);
+        let listed = settings.task_classes.is_some() && !settings.joint;
+        let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
         let mut position = vec![0; classes.len()];
         for (at, &class) in order.iter().enumerate() {
             position[class] = at;
@@ -268,7 +271,7 @@ impl ImageStream {
             train,
             test,
             transform: settings.transform.clone(),
-            class_order,
+            fixed_order,
             memory,
             rng: context.rng.derive("batches"),
             device: context.device.clone(),
@@ -384,7 +387,7 @@ impl TaskStream for ImageStream {
     }
 
     fn quirks(&self) -> Vec<Quirk> {
-        vec![("fixed_class_order", self.class_order == ClassOrder::Fixed)]
+        vec![("fixed_class_order", self.fixed_order)]
     }
 
     fn train_count(&self, task: usize) -> usize {

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -274,7 +275,7 @@ impl Trainer {
     }
 
     /// The query of `role`, which is computed when its learner asks for it.
-    fn query<'a>(&'a self, role: Role, pixels: &'a Tensor) -> Query<'a> {
+    pub(crate) fn query<'a>(&'a self, role: Role, pixels: &'a Tensor) -> Query<'a> {
         let network = match (role, self.settings.query) {
             (Role::Teacher, QuerySource::Own) => &self.teacher,
             _ => &self.student,
@@ -287,7 +288,7 @@ impl Trainer {
         let injection = detach(self.teacher.learner.inject(query, pass)?);
         let features = self.teacher.backbone.forward(pixels, &injection, taps)?.detach();
         let logits = self.teacher.learner.logits(&features)?.detach();
-        Ok(Output { features: own_tokens(features, injection.token_count()?, 0)?, logits })
+        Ok(Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits })
     }
 
     /// The student with the learner's and the distiller's prompts, and the learner's penalty.
@@ -306,10 +307,10 @@ impl Trainer {
             injection = detach(injection);
         }
         let features = self.student.backbone.forward(pixels, &injection, taps)?;
-        let logits = self.student.learner.logits(&features)?;
-        // The learner's tokens come first, the distiller's follow.
-        let distillers = injection.token_count()? - learners;
-        Ok((Output { features: own_tokens(features, learners, distillers)?, logits }, penalty))
+        // The learner's tokens come first, the distiller's follow; each is shown its own.
+        let injected = injection.token_count()?;
+        let logits = self.student.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
+        Ok((Output { features: own_tokens(&features, injected, learners..injected)?, logits }, penalty))
     }
 
     /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
@@ -416,9 +417,16 @@ impl Accuracies {
 
 impl BatchLoss {
     fn sum(terms: Vec<LossTerm>, logits: Tensor, teacher_logits: Option<Tensor>) -> Result<Self> {
-        if let Some(term) = terms.iter().find(|term| term.value.rank() != 0) {
-            let promise = format!("a loss term is a scalar, not {:?}", term.value.dims());
-            return Err(Error::Promise { plugin: term.name.clone(), promise });
+        for (index, LossTerm { name, value }) in terms.iter().enumerate() {
+            let broken =
+                |promise: String| Err(Error::Promise { plugin: format!("loss term {name}"), promise });
+            if value.rank() != 0 {
+                return broken(format!("a loss term is a scalar, not {:?}", value.dims()));
+            }
+            // `loss` is what the sum is called.
+            if name == "loss" || terms[..index].iter().any(|other| other.name == *name) {
+                return broken("the name of a loss term is its own".into());
+            }
         }
         let mut total = terms[0].value.clone();
         for term in &terms[1..] {
@@ -439,19 +447,17 @@ impl BatchLoss {
     }
 }
 
-/// What a distiller is shown: of the injected tokens the `distillers` that follow the `learners`, and of block outputs
-/// the image's own tokens.
-fn own_tokens(features: Features, learners: usize, distillers: usize) -> Result<Features> {
-    let injected = learners + distillers;
-    let images = |tokens: Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
-    let Features { cls, tokens, blocks, norm } = features;
+/// What a method is shown: of the `injected` tokens its `own`, and of block outputs the image's tokens.
+fn own_tokens(features: &Features, injected: usize, own: Range<usize>) -> Result<Features> {
+    let images = |tokens: &Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
     let blocks =
-        blocks.into_iter().map(|(block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
-    let tokens = match tokens {
-        Some(tokens) if distillers > 0 => Some(tokens.narrow(1, learners, distillers)?),
+        features.blocks.iter().map(|(&block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
+    let tokens = match &features.tokens {
+        Some(tokens) if !own.is_empty() => Some(tokens.narrow(1, own.start, own.len())?),
         _ => None,
     };
-    Ok(Features { cls, tokens, blocks, norm: norm.map(images).transpose()? })
+    let norm = features.norm.as_ref().map(images).transpose()?;
+    Ok(Features { cls: features.cls.clone(), tokens, blocks, norm })
 }
 
 /// Prompts without gradients, so that the forward pass builds no graph.

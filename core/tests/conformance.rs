@@ -21,7 +21,11 @@ enum Fault {
     #[default]
     None,
     GradientLost,
+    GradientScaled,
     NeverTrained,
+    PredictsSilently,
+    InjectsPenalty,
+    TermOfTakenName,
     TermNotScalar,
     TwoTermsOfOneName,
     WeightOutOfRange,
@@ -57,6 +61,7 @@ struct Faulty {
     scale: NamedVar,
     spare: NamedVar,
     evaluations: Cell<u64>,
+    depth: usize,
 }
 
 static BUILT: AtomicU64 = AtomicU64::new(0);
@@ -73,6 +78,7 @@ impl Faulty {
             scale: NamedVar::new("scale", &(&ones + offset)?)?,
             spare: NamedVar::new("spare", &ones)?,
             evaluations: Cell::new(0),
+            depth: context.student.depth,
         })
     }
 }
@@ -83,7 +89,7 @@ impl Distiller for Faulty {
     }
 
     fn taps(&self) -> cdl_core::DistillerTaps {
-        let block = if self.fault == Fault::TapBeyondDepth { 6 } else { 5 };
+        let block = if self.fault == Fault::TapBeyondDepth { self.depth } else { self.depth - 1 };
         cdl_core::DistillerTaps { teacher: cdl_core::Taps::none(), student: cdl_core::Taps::block(block) }
     }
 
@@ -91,6 +97,9 @@ impl Distiller for Faulty {
         let mut injection = Injection::none();
         if self.fault == Fault::PromptOfWrongWidth {
             injection.tokens = Some(Tensor::zeros((1, 1, 5), DType::F32, &Device::Cpu)?);
+        }
+        if self.fault == Fault::InjectsPenalty {
+            injection.penalty = Some(Tensor::new(1f32, &Device::Cpu)?);
         }
         if pass == Pass::Test {
             self.evaluations.set(self.evaluations.get() + 1);
@@ -111,6 +120,8 @@ impl Distiller for Faulty {
         let mut scaled = match self.fault {
             // Half of the dependence is cut off: there is a gradient, but not the derivative.
             Fault::GradientLost => ((&scaled * 0.5)? + (scaled.detach() * 0.5)?)?,
+            // The value of x with the gradient of 1.2 x.
+            Fault::GradientScaled => ((&scaled * 1.2)? - (scaled.detach() * 0.2)?)?,
             _ => scaled,
         };
         if self.fault == Fault::TracesOfEvaluation {
@@ -118,6 +129,7 @@ impl Distiller for Faulty {
         }
         let apart = (scaled - goal)?.sqr()?;
         Ok(match self.fault {
+            Fault::TermOfTakenName => vec![LossTerm::new("penalty", apart.mean_all()?)],
             Fault::TermNotScalar => vec![LossTerm::new("apart", apart)],
             Fault::TwoTermsOfOneName => {
                 let half = (apart.mean_all()? * 0.5)?;
@@ -128,7 +140,7 @@ impl Distiller for Faulty {
     }
 
     fn predicts(&self) -> bool {
-        true
+        self.fault != Fault::PredictsSilently
     }
 
     fn predict(&self, student: &Output) -> Result<Tensor> {
@@ -156,9 +168,13 @@ impl Distiller for Faulty {
 fn every_broken_promise_of_a_distiller_is_found() {
     for (fault, words) in [
         ("gradient_lost", "is the derivative of the student loss"),
+        ("gradient_scaled", "is the derivative of the student loss"),
+        ("predicts_silently", "says so by `predicts`"),
+        ("injects_penalty", "a distiller's penalty is a loss term"),
+        ("term_of_taken_name", "the name of a loss term is its own"),
         ("never_trained", "`spare` is trained by the student, but never gets a gradient"),
         ("term_not_scalar", "a loss term is a scalar, not [4, 16]"),
-        ("two_terms_of_one_name", "two loss terms are called `apart`"),
+        ("two_terms_of_one_name", "the name of a loss term is its own"),
         ("weight_out_of_range", "the weight of the labels is a number from 0 to 1, not 1.5"),
         ("tap_beyond_depth", "it taps block 6 of a network with 6"),
         ("prompt_of_wrong_width", "tokens are (B or 1, K, 16)"),
@@ -212,7 +228,16 @@ enum Slip {
     LogitsOfTheTaskOnly,
     HeadOfAnotherName,
     GradientMissing,
+    KeysWithoutGradient,
     TouchesFrozenState,
+    BlockBeyondDepth,
+    TwoVectorsAdded,
+    LogitsNoNumbers,
+    NamesTwice,
+    StateForgotten,
+    TaskForgotten,
+    TracesOfEvaluation,
+    TrainedOutsideState,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -239,6 +264,7 @@ struct Slipping {
     /// Not trained, part of the state.
     count: Var,
     head: Linear,
+    task: usize,
     width: usize,
     classes: usize,
 }
@@ -252,6 +278,7 @@ impl Slipping {
             prompts: NamedVar::new("prompts", &prompts)?,
             count: Var::zeros(1, DType::F32, &Device::Cpu)?,
             head: Linear::new("last", context.backbone.width, context.classes, &mut rng, &Device::Cpu)?,
+            task: 0,
             width: context.backbone.width,
             classes: context.classes,
         })
@@ -259,7 +286,8 @@ impl Slipping {
 }
 
 impl Learner for Slipping {
-    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
+    fn begin_task(&mut self, task: &Task, _rng: &mut Rng) -> Result<()> {
+        self.task = task.index;
         Ok(())
     }
 
@@ -270,10 +298,20 @@ impl Learner for Slipping {
             _ => self.prompts.tensor().clone(),
         };
         let mut kv = Kv::halves(&prompts)?;
+        if self.slip == Slip::KeysWithoutGradient {
+            kv.k = kv.k.detach();
+        }
         if self.slip == Slip::KeysAndValuesDiffer {
             kv.v = kv.v.narrow(1, 0, 1)?;
         }
-        injection.block_mut(0).prefix = Some(kv);
+        match self.slip {
+            Slip::TwoVectorsAdded => injection.block_mut(0).cls_add = Some(kv),
+            Slip::BlockBeyondDepth => injection.block_mut(7).prefix = Some(kv),
+            _ => injection.block_mut(0).prefix = Some(kv),
+        }
+        if self.slip == Slip::TracesOfEvaluation && pass == Pass::Test {
+            self.prompts.var.set(&(self.prompts.tensor() * 1.01)?.detach())?;
+        }
         if pass == Pass::Train || self.slip == Slip::PenaltyAtTest {
             let penalty = prompts.sqr()?;
             injection.penalty = Some(match self.slip {
@@ -290,7 +328,13 @@ impl Learner for Slipping {
 
     fn logits(&self, features: &Features) -> Result<Tensor> {
         let logits = self.head.forward(&features.cls)?;
-        Ok(if self.slip == Slip::LogitsOfTheTaskOnly { logits.narrow(1, 0, 3)? } else { logits })
+        Ok(match self.slip {
+            Slip::LogitsOfTheTaskOnly => logits.narrow(1, 0, 2)?,
+            Slip::LogitsNoNumbers => (logits * f64::NAN)?,
+            // From the second task on, which a restored learner does not know to be in.
+            Slip::TaskForgotten => (logits * (1.0 + self.task as f64))?,
+            _ => logits,
+        })
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
@@ -303,16 +347,28 @@ impl Learner for Slipping {
     }
 
     fn trainable(&self) -> Vec<NamedVar> {
-        std::iter::once(self.prompts.clone()).chain(self.head.trainable()).collect()
+        let prompts = match self.slip {
+            Slip::NamesTwice => NamedVar { name: "last.weight".into(), ..self.prompts.clone() },
+            _ => self.prompts.clone(),
+        };
+        std::iter::once(prompts).chain(self.head.trainable()).collect()
     }
 
     fn state(&self) -> Result<StateDict> {
-        let mut state = StateDict::of(&self.trainable())?;
+        let mut state = match self.slip {
+            Slip::TrainedOutsideState => StateDict::of(&self.head.trainable())?,
+            _ => StateDict::of(&self.trainable())?,
+        };
         state.insert("count", self.count.as_tensor().detach().copy()?);
         Ok(state)
     }
 
-    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
+        match self.slip {
+            Slip::StateForgotten => return Ok(()),
+            Slip::TaskForgotten => {}
+            _ => self.task = task.index,
+        }
         let count = NamedVar { name: "count".into(), var: self.count.clone() };
         state.load_into(&[self.trainable(), vec![count]].concat())
     }
@@ -324,10 +380,19 @@ fn every_broken_promise_of_a_learner_is_found() {
         ("penalty_at_test", "a penalty applies in training alone"),
         ("penalty_not_scalar", "a penalty is a scalar"),
         ("keys_and_values_differ", "keys and values are (B or 1, P, 24) alike"),
-        ("logits_of_the_task_only", "logits of 4 images are (4, 6), not [4, 3]"),
+        ("logits_of_the_task_only", "logits of 4 images are (4, 6), not [4, 2]"),
         ("head_of_another_name", "called after it, `second.weight`"),
         ("gradient_missing", "the gradient of `prompts` is the derivative of the teacher loss"),
-        ("touches_frozen_state", "`count` changes in training exactly if it is trained"),
+        ("keys_without_gradient", "the gradient of `prompts` is the derivative of the teacher loss"),
+        ("block_beyond_depth", "it prompts block 8 of 7"),
+        ("two_vectors_added", "one vector is added to the CLS token's key"),
+        ("logits_no_numbers", "logits are finite numbers"),
+        ("names_twice", "have different names"),
+        ("state_forgotten", "a restored state predicts as the saved one"),
+        ("task_forgotten", "a restored state predicts as the saved one"),
+        ("traces_of_evaluation", "evaluation changes nothing"),
+        ("trained_outside_state", "`prompts` is trained, but not part of the state"),
+        ("touches_frozen_state", "`count` changes in a phase exactly if it is trained"),
     ] {
         let found = testing::check_learner("slipping", &format!("slip = \"{slip}\""));
         let found = found.err().map(|e| e.to_string()).unwrap_or_default();

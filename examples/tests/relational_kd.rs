@@ -9,6 +9,9 @@ use std::{
 fn relational_kd(args: &[&str]) -> Output {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut command = Command::new(env!("CARGO_BIN_EXE_relational_kd"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {
+        command.env_remove(name);
+    }
     command.args(args).current_dir(repository).output().expect("the program starts")
 }
 

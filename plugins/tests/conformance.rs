@@ -12,12 +12,13 @@ fn settings(kind: Kind, name: &str) -> Vec<&'static str> {
         (Kind::Learner, "coda_prompt") => vec!["pool = 8", "pool = 5\nlength = 2\northo_penalty = 0.1"],
         (Kind::Learner, "l2p") => vec!["pool = 8", "pool = 5\nlength = 4\ntop_k = 2\ndeep = true"],
         (Kind::Learner, "dual_prompt") => {
-            vec!["pool = 2\ne_length = 4\ng_length = 2", "pool = 5\ncandidates = \"seen\""]
+            vec!["pool = 3\ne_length = 4\ng_length = 2", "pool = 5\ncandidates = \"seen\""]
         }
         (Kind::Learner, "apt") => vec!["", "ema = 0.3\nteacher_prompts = \"merged\""],
         (Kind::Distiller, "kd_prompts") => vec!["", "layers = 1", "layers = 3\nlength = 2\nalpha = 0.2"],
-        (Kind::Distiller, "none") => vec![""],
-        (Kind::Distiller, _) => vec!["", "alpha = 0.8\ntemperature = 1.5"],
+        (Kind::Distiller, "kd" | "dkd" | "fitnets" | "review_kd") => {
+            vec!["", "alpha = 0.8\ntemperature = 1.5"]
+        }
         _ => vec![""],
     }
 }

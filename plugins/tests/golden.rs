@@ -238,7 +238,7 @@ impl Walk {
         case: Case,
         distiller: Option<(&'static str, Settings)>,
     ) -> Result<Option<Self>> {
-        if !is_registered(Kind::Learner, &LEARNERS, &case.learner_name) || case.optimizer != "Adam" {
+        if !is_registered(Kind::Learner, &LEARNERS, &case.learner_name) {
             return Ok(None);
         }
         let (learner, learner_settings) = learner_of(&case).expect("settings of a registered learner");
@@ -281,6 +281,7 @@ impl Walk {
             epochs: case.epochs,
             batch_size: case.steps[0].images.len(),
             optimizer: OptimizerConfig {
+                name: serde_json::from_value(case.optimizer.to_lowercase().into()).expect("known optimiser"),
                 lr: case.lr,
                 momentum: case.momentum,
                 weight_decay: case.weight_decay,

@@ -1,25 +1,20 @@
 //! Every registered learner with every registered distiller: what a phase trains gets a gradient, and everything else is
-//! byte-identical afterwards; saved models predict the same. And the built-in plugins are all there.
+//! byte-identical afterwards; saved models predict the same, in networks of any sizes. And the built-in plugins are all
+//! there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::path::Path;
 
 use cdl_core::{
-    Error, Event, Optimizer, Result, Role, StateDict, TaskStream, Trainer,
+    Error, Event, Injection, Mode, Pass, Query, QuerySource, Result, Role, StateDict, Taps, TaskStream,
+    Trainer,
     candle_core::{Device, Tensor},
-    registry::{self, Kind},
-    testing::{Lab, Noise, Shape},
+    registry::{self, Kind, Settings},
+    testing::{self, Lab, Noise, Shape},
 };
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u32>> {
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
-}
-
-fn state_bytes(state: &StateDict) -> Result<BTreeMap<String, Vec<u32>>> {
-    state.iter().map(|(name, tensor)| Ok((name.to_string(), bytes(tensor)?))).collect()
 }
 
 fn names(kind: Kind) -> Result<Vec<&'static str>> {
@@ -35,60 +30,26 @@ fn pairs() -> Result<Vec<(&'static str, &'static str)>> {
         .collect())
 }
 
+/// Pools of prompts made small.
+fn small(learner: &str) -> Result<&'static str> {
+    let has_pool = (registry::find(Kind::Learner, learner)?.defaults)()?.contains_key("pool");
+    Ok(if has_pool { "pool = 8" } else { "" })
+}
+
+fn trainer_in(lab: &Lab, learner: &str, distiller: &str) -> Result<Trainer> {
+    let settings: Settings = toml::from_str(small(learner)?).expect("TOML");
+    lab.trainer_of((learner, &settings), (distiller, &Settings::new()))
+}
+
 fn trainer(learner: &str, distiller: &str) -> Result<Trainer> {
-    Lab::new(1)?.trainer_of(learner, distiller)
+    trainer_in(&Lab::new(1)?, learner, distiller)
 }
 
 #[test]
 fn every_trainable_tensor_gets_a_gradient_and_every_frozen_one_stays() -> Result<()> {
     for (learner, distiller) in pairs()? {
-        check(learner, distiller)?;
+        testing::check_pair((learner, small(learner)?), (distiller, ""))?;
     }
-    Ok(())
-}
-
-fn check(learner: &str, distiller: &str) -> Result<()> {
-    let what = format!("{learner} x {distiller}");
-    let stream = Noise::new(4);
-    let mut trainer = trainer(learner, distiller)?;
-    let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u32>>> {
-        let both = [&trainer.teacher, &trainer.student];
-        both.iter().flat_map(|network| network.backbone.weights()).map(|(_, tensor)| bytes(&tensor)).collect()
-    };
-    let before = frozen(&trainer)?;
-    for task in stream.tasks() {
-        trainer.begin_task(task)?;
-        for (role, other) in [(Role::Teacher, Role::Student), (Role::Student, Role::Teacher)] {
-            let others = state_bytes(&trainer.state(other)?)?;
-            let own = state_bytes(&trainer.state(role)?)?;
-            let vars = trainer.trainable(role);
-            let distinct: BTreeSet<_> = vars.iter().map(|var| var.name.clone()).collect();
-            assert_eq!(distinct.len(), vars.len(), "{what}: two tensors of one name");
-            let mut reached = BTreeSet::new();
-            let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
-            for step in 0..4 {
-                let loss = trainer.loss(role, task, &stream.batch(task.index, step)?)?;
-                let gradients = loss.total.backward()?;
-                for var in &vars {
-                    let Some(gradient) = gradients.get(var.tensor()) else { continue };
-                    let size = gradient.abs()?.sum_all()?.to_scalar::<f32>()?;
-                    assert!(size.is_finite(), "{what}: gradient of {}", var.name);
-                    if size > 0.0 {
-                        reached.insert(var.name.clone());
-                    }
-                }
-                optimizer.step(&gradients)?;
-            }
-            let missed: Vec<_> = distinct.difference(&reached).collect();
-            assert!(missed.is_empty(), "{what}, {}: no gradient for {missed:?}", role.as_str());
-            assert_eq!(state_bytes(&trainer.state(other)?)?, others, "{what}: the other network's state");
-            for (name, now) in state_bytes(&trainer.state(role)?)? {
-                assert_eq!(own[&name] != now, distinct.contains(&name), "{what}: change of {name}");
-            }
-        }
-        trainer.end_task(task)?;
-    }
-    assert!(frozen(&trainer)? == before, "{what}: frozen weights changed");
     Ok(())
 }
 
@@ -102,7 +63,7 @@ fn networks_of_any_sizes_go_together() -> Result<()> {
         let lab = Lab::with_shapes(1, Shape { depth: teacher, ..Shape::TEACHER }, student)?;
         for (learner, distiller) in pairs()? {
             let what = format!("{learner} x {distiller}, {teacher} and {student:?}");
-            let mut trainer = lab.trainer_of(learner, distiller)?;
+            let mut trainer = trainer_in(&lab, learner, distiller)?;
             let task = &stream.tasks()[0];
             trainer.begin_task(task)?;
             for role in [Role::Teacher, Role::Student] {
@@ -131,7 +92,7 @@ fn past_components_are_byte_identical_after_a_later_task() -> Result<()> {
             let state = trainer.state(Role::Student)?;
             let past = |name: &str| -> Result<Vec<u32>> {
                 let tensor = state.get(name).ok_or_else(|| Error::Tasks(name.into()))?;
-                bytes(&tensor.narrow(0, 0, 4)?.contiguous()?)
+                bytes(&tensor.narrow(0, 0, 2)?.contiguous()?)
             };
             let now = [past("prompt.e_p_0")?, past("prompt.e_k_2")?, past("prompt.e_a_4")?];
             match &first {
@@ -170,9 +131,9 @@ fn saved_state_gives_the_same_predictions() -> Result<()> {
     for (learner, distiller) in pairs()? {
         let mut trained = trainer(learner, distiller)?;
         trained.run(&stream, &mut |_| Ok(()))?;
-        let mut restored = Lab::new(2)?.trainer_of(learner, distiller)?;
-        let task = &stream.tasks()[1];
-        let pixels = stream.batch(1, 77)?.pixels;
+        let mut restored = trainer_in(&Lab::new(2)?, learner, distiller)?;
+        let task = &stream.tasks()[2];
+        let pixels = stream.batch(2, 77)?.pixels;
         for role in [Role::Teacher, Role::Student] {
             let folder = tempfile::tempdir().expect("temporary folder");
             let path = folder.path().join("model.safetensors");
@@ -180,6 +141,32 @@ fn saved_state_gives_the_same_predictions() -> Result<()> {
             restored.restore(role, task, &StateDict::read(&path, &Device::Cpu)?)?;
             let (a, b) = (trained.predict(role, &pixels)?, restored.predict(role, &pixels)?);
             assert!(bytes(&a)? == bytes(&b)?, "{learner} x {distiller}");
+        }
+    }
+    Ok(())
+}
+
+/// The teacher's query is the CLS token of the student's frozen network, or of its own: prompts follow from it alone.
+#[test]
+fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
+    cdl_plugins::link();
+    let stream = Noise::new(1);
+    let task = &stream.tasks()[0];
+    for (query, width) in [(QuerySource::Student, 16), (QuerySource::Own, 24)] {
+        let mut trainer = trainer_in(&Lab::new(1)?.with_mode(Mode::Published, query), "coda_prompt", "kd")?;
+        trainer.begin_task(task)?;
+        let pixels = stream.batch(0, 3)?.pixels;
+        let querying = if width == 24 { &trainer.teacher } else { &trainer.student };
+        let cls = querying.backbone.forward(&pixels, &Injection::none(), &Taps::none())?.cls;
+        assert_eq!(cls.dims(), [4, width]);
+        let injection = trainer.teacher.learner.inject(&Query::known(cls), Pass::Test)?;
+        let features = trainer.teacher.backbone.forward(&pixels, &injection, &Taps::none())?;
+        let expected = trainer.teacher.learner.logits(&features)?;
+        assert!(bytes(&expected)? == bytes(&trainer.predict(Role::Teacher, &pixels)?)?, "{query:?}");
+        for (role, width) in [(Role::Teacher, width), (Role::Student, 16)] {
+            let state = trainer.state(role)?;
+            let keys = state.get("prompt.e_k_0").map(|keys| keys.dims().to_vec());
+            assert_eq!(keys, Some(vec![8, width]), "{query:?}, {}", role.as_str());
         }
     }
     Ok(())
@@ -194,8 +181,11 @@ fn all_built_in_plugins_are_registered() -> Result<()> {
         let origins: Vec<_> = registry::entries(kind)?.iter().map(|entry| entry.origin).collect();
         let files = std::fs::read_dir(source.join(format!("{kind}s"))).expect("folder of a kind");
         let files: Vec<_> = files.map(|file| file.expect("file").path()).collect();
-        assert!(!files.is_empty() && files.len() <= origins.len());
+        assert!(!files.is_empty() && !origins.is_empty());
         for file in files {
+            if !std::fs::read_to_string(&file).expect("source").contains("cdl_core::register!") {
+                continue;
+            }
             let module = format!("cdl_plugins::{kind}s::{}", file.file_stem().expect("name").display());
             assert!(origins.contains(&module.as_str()), "{} registers nothing", file.display());
         }

@@ -14,7 +14,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cdl_core::{
     Config, Event, Experiment, Summary,
     run_dir::{Results, RunDir, read_results},
@@ -76,10 +76,6 @@ fn main() -> Result<()> {
 
 /// One run, or its results if it has been finished before.
 fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Results> {
-    let dir = args.out.join(format!("{learner}-{distiller}-{seed}"));
-    if let Some(results) = read_results(&dir).ok().filter(|results| results.tasks_done == results.tasks) {
-        return Ok(results);
-    }
     let fragment = |kind: &str, name: &str| Path::new("configs").join(kind).join(format!("{name}.toml"));
     let files = [args.config.clone(), fragment("learner", learner), fragment("distiller", distiller)];
     let mut sets = vec![format!("seed={seed}")];
@@ -89,6 +85,12 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
     }
     sets.extend(args.sets.clone());
     let config = Config::load(&files, &sets)?;
+    let dir = args.out.join(format!("{learner}-{distiller}-{seed}"));
+    if let Some(results) = read_results(&dir).ok().filter(|results| results.tasks_done == results.tasks) {
+        let written = fs::read_to_string(dir.join("config.toml"))?;
+        ensure!(written == config.to_toml()?, "{} was run with another configuration", dir.display());
+        return Ok(results);
+    }
     let mut experiment = Experiment::build(&config)?;
     let (record, needed) = (experiment.record(&config), experiment.disk_bytes()?);
     let mut directory = RunDir::create(&dir, &config, &record, needed, dir.exists())?;
@@ -110,9 +112,12 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
 /// Runs of one cell, one for each seed.
 type Runs = Vec<(Summary, Option<Summary>)>;
 
+/// A number of a run's summary.
+type Measure = fn(&Summary) -> f64;
+
 /// Tables of three measures, the teachers' beside the students'.
 fn table(args: &Args, rows: &[Vec<Runs>]) -> Result<String> {
-    let measures: [(&str, fn(&Summary) -> f64); 3] = [
+    let measures: [(&str, Measure); 3] = [
         ("Average accuracy of the student, %", |s| s.average_accuracy),
         ("Average incremental accuracy of the student, %", |s| s.average_incremental_accuracy),
         ("Forgetting of the student (published definition)", |s| s.forgetting),

@@ -11,8 +11,9 @@
 use std::process::ExitCode;
 
 use cdl_core::{
-    Distiller, DistillerContext, Error, LossTerm, Output, Result, Task,
+    Distiller, DistillerContext, LossTerm, Output, Result, Task,
     candle_core::{D, Tensor},
+    check,
     loss::kl_divergence,
     require_teacher,
 };
@@ -53,18 +54,10 @@ struct RelationalKd {
 
 impl RelationalKd {
     fn new(config: RelationalKdConfig, _context: &DistillerContext<'_>) -> Result<Self> {
-        let RelationalKdConfig { alpha, temperature, distance_weight, angle_weight } = config;
-        if !(0.0..=1.0).contains(&alpha) {
-            return Err(Error::setting("alpha", alpha, "expected a number from 0 to 1"));
-        }
-        if !(temperature.is_finite() && temperature > 0.0) {
-            return Err(Error::setting("temperature", temperature, "expected a finite number above 0"));
-        }
-        for (key, weight) in [("distance_weight", distance_weight), ("angle_weight", angle_weight)] {
-            if !(weight.is_finite() && weight >= 0.0) {
-                return Err(Error::setting(key, weight, "expected a finite number, 0 or more"));
-            }
-        }
+        check::fraction("alpha", config.alpha)?;
+        check::positive("temperature", config.temperature)?;
+        check::non_negative("distance_weight", config.distance_weight)?;
+        check::non_negative("angle_weight", config.angle_weight)?;
         Ok(Self { config })
     }
 }

@@ -4,10 +4,10 @@
 //! (TCKD, a pair of probabilities), and what it thinks of all the others (NCKD).
 
 use cdl_core::{
-    Distiller, DistillerContext, Error, LossTerm, Output, Result, Task,
+    Distiller, DistillerContext, LossTerm, Output, Result, Task,
     candle_core::{D, DType, Tensor},
     candle_nn::ops::log_softmax,
-    require_teacher,
+    check, require_teacher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -50,12 +50,10 @@ struct Dkd {
 
 impl Dkd {
     fn new(config: DkdConfig, _context: &DistillerContext<'_>) -> Result<Self> {
-        super::kd::KdConfig { alpha: config.alpha, temperature: config.temperature }.validate()?;
-        for (key, weight) in [("tckd_weight", config.tckd_weight), ("nckd_weight", config.nckd_weight)] {
-            if !(weight.is_finite() && weight >= 0.0) {
-                return Err(Error::setting(key, weight, "expected a finite number, 0 or more"));
-            }
-        }
+        check::fraction("alpha", config.alpha)?;
+        check::positive("temperature", config.temperature)?;
+        check::non_negative("tckd_weight", config.tckd_weight)?;
+        check::non_negative("nckd_weight", config.nckd_weight)?;
         Ok(Self { config })
     }
 }

@@ -4,8 +4,8 @@
 //! `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
 
 use cdl_core::{
-    Distiller, DistillerContext, DistillerTaps, Error, Linear, LossTerm, NamedVar, Output, Result, Taps,
-    Task, TokenAlignment, candle_core::Tensor, require_teacher,
+    Distiller, DistillerContext, DistillerTaps, Linear, LossTerm, NamedVar, Output, Result, Taps, Task,
+    TokenAlignment, candle_core::Tensor, check, require_teacher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -45,8 +45,9 @@ struct FitNets {
     /// `Ds` to `Dt`.
     projection: Linear,
     alignment: TokenAlignment,
-    /// Last blocks of teacher and student.
-    last: (usize, usize),
+    /// The last block of each network.
+    teacher_block: usize,
+    student_block: usize,
 }
 
 impl FitNets {
@@ -54,13 +55,7 @@ impl FitNets {
         let FitNetsConfig { alpha, temperature, feature_weight } = config;
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
-        if !(feature_weight.is_finite() && feature_weight >= 0.0) {
-            return Err(Error::setting(
-                "feature_weight",
-                feature_weight,
-                "expected a finite number, 0 or more",
-            ));
-        }
+        check::non_negative("feature_weight", feature_weight)?;
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let mut rng = context.rng.clone();
         Ok(Self {
@@ -68,7 +63,8 @@ impl FitNets {
             feature_weight,
             projection: Linear::new("project_t_s.proj", student.width, teacher.width, &mut rng, device)?,
             alignment: TokenAlignment::new(student, teacher, device)?,
-            last: (teacher.depth - 1, student.depth - 1),
+            teacher_block: teacher.depth - 1,
+            student_block: student.depth - 1,
         })
     }
 }
@@ -79,8 +75,7 @@ impl Distiller for FitNets {
     }
 
     fn taps(&self) -> DistillerTaps {
-        let (teacher, student) = self.last;
-        DistillerTaps { teacher: Taps::block(teacher), student: Taps::block(student) }
+        DistillerTaps { teacher: Taps::block(self.teacher_block), student: Taps::block(self.student_block) }
     }
 
     fn loss(
@@ -91,8 +86,8 @@ impl Distiller for FitNets {
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
         let teacher = require_teacher(teacher)?;
-        let f_teacher = teacher.features.block(self.last.0)?; // (B, Nt, Dt)
-        let f_student = student.features.block(self.last.1)?; // (B, Ns, Ds)
+        let f_teacher = teacher.features.block(self.teacher_block)?; // (B, Nt, Dt)
+        let f_student = student.features.block(self.student_block)?; // (B, Ns, Ds)
         let (f_student, f_teacher) = self.alignment.apply(f_student, f_teacher)?; // both (B, N, .)
         let difference = (self.projection.forward(&f_student)? - f_teacher)?.sqr()?.mean_all()?;
         Ok(vec![

@@ -4,7 +4,7 @@
 //! `α T² KL(softmax(t/T) ‖ softmax(s/T))` over the current task's classes.
 
 use cdl_core::{
-    Distiller, DistillerContext, Error, LossTerm, Output, Result, Task, candle_core::Tensor,
+    Distiller, DistillerContext, LossTerm, Output, Result, Task, candle_core::Tensor, check,
     loss::kl_divergence, require_teacher,
 };
 use schemars::JsonSchema;
@@ -40,13 +40,8 @@ cdl_core::register!(Distiller {
 impl KdConfig {
     /// Refuses weights outside 0 to 1 and temperatures that are not positive.
     pub fn validate(&self) -> Result<()> {
-        if !(0.0..=1.0).contains(&self.alpha) {
-            return Err(Error::setting("alpha", self.alpha, "expected a number from 0 to 1"));
-        }
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(Error::setting("temperature", self.temperature, "expected a finite number above 0"));
-        }
-        Ok(())
+        check::fraction("alpha", self.alpha)?;
+        check::positive("temperature", self.temperature)
     }
 
     /// The term `α T² KL` for student and teacher logits `(B, C)`, of which the current task's classes count.

@@ -6,7 +6,7 @@
 
 use cdl_core::{
     Distiller, DistillerContext, Error, Features, Head, Injection, Kv, LossTerm, NamedVar, Output, Pass,
-    Result, Task, candle_core::Tensor, require_teacher,
+    Result, Task, candle_core::Tensor, check, require_teacher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -57,10 +57,7 @@ impl KdPrompts {
         if config.layers == 0 {
             return Err(Error::setting("layers", 0, "expected at least 1"));
         }
-        if config.length == 0 || !config.length.is_multiple_of(2) {
-            let expected = "expected an even number, 2 or more: half are keys, half values";
-            return Err(Error::setting("length", config.length, expected));
-        }
+        check::halves("length", config.length)?;
         let mut rng = context.rng.clone();
         let width = context.student.width;
         let prompts = (0..config.layers.min(context.student.depth))

@@ -4,10 +4,10 @@
 //! deeper blocks know up to shallower ones: `α T² KL + w · mean over levels of MSE(level, block of the teacher)`.
 
 use cdl_core::{
-    Distiller, DistillerContext, DistillerTaps, Error, LayerNorm, Linear, LossTerm, NamedVar, Output, Result,
-    Rng, Taps, Task, TokenAlignment,
+    Distiller, DistillerContext, DistillerTaps, LayerNorm, Linear, LossTerm, NamedVar, Output, Result, Rng,
+    Taps, Task, TokenAlignment,
     candle_core::{Device, Tensor},
-    require_teacher,
+    check, require_teacher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -111,8 +111,8 @@ struct ReviewKd {
     /// The deepest first.
     levels: Vec<Level>,
     alignment: TokenAlignment,
-    /// Depth of teacher and student.
-    depth: (usize, usize),
+    teacher_depth: usize,
+    student_depth: usize,
 }
 
 impl ReviewKd {
@@ -120,24 +120,30 @@ impl ReviewKd {
         let ReviewKdConfig { alpha, temperature, review_weight } = config;
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
-        if !(review_weight.is_finite() && review_weight >= 0.0) {
-            return Err(Error::setting(
-                "review_weight",
-                review_weight,
-                "expected a finite number, 0 or more",
-            ));
-        }
+        check::non_negative("review_weight", review_weight)?;
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let levels = (0..student.depth.min(teacher.depth))
             .map(|index| Level::new(index, student.width, teacher.width, &context.rng, device))
             .collect::<Result<_>>()?;
         let alignment = TokenAlignment::new(student, teacher, device)?;
-        Ok(Self { kd, review_weight, levels, alignment, depth: (teacher.depth, student.depth) })
+        Ok(Self {
+            kd,
+            review_weight,
+            levels,
+            alignment,
+            teacher_depth: teacher.depth,
+            student_depth: student.depth,
+        })
     }
 
-    /// Blocks of teacher and student that level `index` compares.
-    fn blocks(&self, index: usize) -> (usize, usize) {
-        (self.depth.0 - 1 - index, self.depth.1 - 1 - index)
+    /// The teacher's block that level `index` compares.
+    fn teacher_block(&self, index: usize) -> usize {
+        self.teacher_depth - 1 - index
+    }
+
+    /// The student's block that level `index` compares.
+    fn student_block(&self, index: usize) -> usize {
+        self.student_depth - 1 - index
     }
 }
 
@@ -147,11 +153,11 @@ impl Distiller for ReviewKd {
     }
 
     fn taps(&self) -> DistillerTaps {
-        let blocks = |of: fn((usize, usize)) -> usize| Taps {
-            blocks: (0..self.levels.len()).map(|index| of(self.blocks(index))).collect(),
+        let taps = |block: &dyn Fn(usize) -> usize| Taps {
+            blocks: (0..self.levels.len()).map(block).collect(),
             norm: false,
         };
-        DistillerTaps { teacher: blocks(|(teacher, _)| teacher), student: blocks(|(_, student)| student) }
+        DistillerTaps { teacher: taps(&|i| self.teacher_block(i)), student: taps(&|i| self.student_block(i)) }
     }
 
     fn loss(
@@ -165,10 +171,9 @@ impl Distiller for ReviewKd {
         let mut passed: Option<Tensor> = None;
         let mut differences = Vec::new();
         for (index, level) in self.levels.iter().enumerate() {
-            let (of_teacher, of_student) = self.blocks(index);
-            let (f, goal) = self
-                .alignment
-                .apply(student.features.block(of_student)?, teacher.features.block(of_teacher)?)?;
+            let f = student.features.block(self.student_block(index))?; // (B, Ns, Ds)
+            let goal = teacher.features.block(self.teacher_block(index))?; // (B, Nt, Dt)
+            let (f, goal) = self.alignment.apply(f, goal)?; // both (B, N, .)
             let (out, x) = level.forward(&f, passed.as_ref())?;
             differences.push((out - goal)?.sqr()?.mean_all()?);
             passed = Some(x);

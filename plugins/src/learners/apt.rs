@@ -6,9 +6,9 @@
 
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
-    Quirk, Result, Rng, StateDict, Task,
+    Quirk, Result, Rng, Role, StateDict, Task,
     candle_core::{D, DType, Device, Tensor},
-    ops,
+    check, ops,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,7 @@ cdl_core::register!(Learner {
 const MERGED: &str = "prompt.global_merged_prompt";
 
 struct Apt {
+    role: Role,
     ema: f64,
     teacher_prompts: TeacherPrompts,
     /// `(2 depth, D)`: rows 2l and 2l + 1 are added to key and value in block l.
@@ -61,19 +62,19 @@ struct Apt {
     /// The running mean `(2 depth, D)`, from the end of the first task on.
     merged: Option<Tensor>,
     head: AptHead,
+    width: usize,
     classes: usize,
     device: Device,
 }
 
 impl Apt {
     fn new(config: AptConfig, context: &LearnerContext<'_>) -> Result<Self> {
-        if !(0.0..=1.0).contains(&config.ema) {
-            return Err(Error::setting("ema", config.ema, "expected a number from 0 to 1"));
-        }
+        check::fraction("ema", config.ema)?;
         let (width, depth, device) = (context.backbone.width, context.backbone.depth, context.device);
         let mut rng = context.rng.clone();
         let prompts = rng.derive("prompts").normal(&[2 * depth, width], 0.02, device)?;
         Ok(Self {
+            role: context.role,
             ema: config.ema,
             teacher_prompts: config.teacher_prompts.unwrap_or(match context.mode {
                 Mode::Published => TeacherPrompts::Stale,
@@ -82,6 +83,7 @@ impl Apt {
             prompts: NamedVar::new("prompt.prompt_tokens", &prompts)?,
             merged: None,
             head: AptHead::new("last", width, context.classes, &mut rng, device)?,
+            width,
             classes: context.classes,
             device: device.clone(),
         })
@@ -125,7 +127,7 @@ impl Learner for Apt {
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(AptHead::new(name, self.head.ones.elem_count(), self.classes, rng, &self.device)?))
+        Ok(Box::new(AptHead::new(name, self.width, self.classes, rng, &self.device)?))
     }
 
     fn end_task(&mut self, _task: &Task) -> Result<()> {
@@ -134,7 +136,10 @@ impl Learner for Apt {
     }
 
     fn quirks(&self) -> Vec<Quirk> {
-        vec![("stale_teacher_prompts", self.teacher_prompts == TeacherPrompts::Stale)]
+        match self.role {
+            Role::Teacher => vec![("stale_teacher_prompts", self.teacher_prompts == TeacherPrompts::Stale)],
+            Role::Student => Vec::new(),
+        }
     }
 
     fn trainable(&self) -> Vec<NamedVar> {
@@ -149,7 +154,7 @@ impl Learner for Apt {
         Ok(state)
     }
 
-    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
         state.load_into(&self.trainable())?;
         self.merged = match state.get(MERGED) {
             Some(saved) if saved.shape() != self.prompts.var.shape() => {
@@ -158,6 +163,12 @@ impl Learner for Apt {
                 return Err(Error::State { owner: MERGED.into(), reason });
             }
             Some(saved) => Some(saved.to_device(&self.device)?.to_dtype(DType::F32)?),
+            None if task.index > 0 => {
+                return Err(Error::State {
+                    owner: MERGED.into(),
+                    reason: "missing from the saved state".into(),
+                });
+            }
             None => None,
         };
         Ok(())
@@ -198,7 +209,7 @@ impl Head for AptHead {
 mod tests {
     use super::*;
     use cdl_core::{
-        Role, TaskStream,
+        TaskStream,
         candle_core::safetensors,
         testing::{Lab, Noise},
     };

@@ -11,6 +11,7 @@ use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
     Rng, StateDict, Task,
     candle_core::{D, Device, Tensor},
+    check,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -72,14 +73,8 @@ impl CodaPrompt {
             let expected = format!("expected at least one component for each of the {} tasks", context.tasks);
             return Err(Error::setting("pool", config.pool, expected));
         }
-        if config.length == 0 || !config.length.is_multiple_of(2) {
-            let expected = "expected an even number, 2 or more: half are keys, half values";
-            return Err(Error::setting("length", config.length, expected));
-        }
-        if !(config.ortho_penalty.is_finite() && config.ortho_penalty >= 0.0) {
-            let expected = "expected a finite number, 0 or more";
-            return Err(Error::setting("ortho_penalty", config.ortho_penalty, expected));
-        }
+        check::halves("length", config.length)?;
+        check::non_negative("ortho_penalty", config.ortho_penalty)?;
         let mut rng = context.rng.clone();
         let (width, query, device) = (context.backbone.width, context.query_width, context.device);
         let zeros = |name: String, shape: &[usize]| {

@@ -9,6 +9,7 @@ use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
     Quirk, Result, Rng, StateDict, Task,
     candle_core::{Device, Tensor},
+    check,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,8 @@ const EXPERT_BLOCKS: [usize; 3] = [2, 3, 4];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DualPromptConfig {
-    /// Expert prompts of a block; the first task trains the first, and so on.
+    /// Expert prompts of a block, at least as many as tasks; the first task trains the first, and so on (rehearsed
+    /// images of earlier tasks train the current task's).
     pub pool: usize,
     /// Rows of an expert prompt: the first half are keys, the others values.
     pub e_length: usize,
@@ -88,12 +90,8 @@ impl DualPrompt {
             let expected = format!("expected at least one expert for each of the {} tasks", context.tasks);
             return Err(Error::setting("pool", pool, expected));
         }
-        for (key, length) in [("e_length", e_length), ("g_length", g_length)] {
-            if length == 0 || !length.is_multiple_of(2) {
-                let expected = "expected an even number, 2 or more: half are keys, half values";
-                return Err(Error::setting(key, length, expected));
-            }
-        }
+        check::halves("e_length", e_length)?;
+        check::halves("g_length", g_length)?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let within = |block: &usize| *block < context.backbone.depth;

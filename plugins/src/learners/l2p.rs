@@ -8,6 +8,7 @@ use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
     Rng, StateDict, Task,
     candle_core::{D, Device, Tensor},
+    check,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ pub struct L2pConfig {
     pub pool: usize,
     /// Rows of a prompt: the first half are keys, the others values.
     pub length: usize,
-    /// How many prompts an image takes, in training and at test.
+    /// How many prompts an image takes, in training and at test; at most `pool`.
     pub top_k: usize,
     /// Prompts in the first five blocks, each with a pool of its own (fewer in a shallower network), instead of the
     /// first block alone.
@@ -69,10 +70,7 @@ impl L2p {
             let expected = format!("expected 1 to {pool}, the prompts in the pool");
             return Err(Error::setting("top_k", top_k, expected));
         }
-        if length == 0 || !length.is_multiple_of(2) {
-            let expected = "expected an even number, 2 or more: half are keys, half values";
-            return Err(Error::setting("length", length, expected));
-        }
+        check::halves("length", length)?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let blocks = if deep { context.backbone.depth.min(DEEP_BLOCKS) } else { 1 };
