@@ -207,7 +207,7 @@ mod tests {
         for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
             let mut learner =
                 DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::Role::Student))?;
-            learner.begin_task(&lab.stream().tasks()[1], &mut Rng::new(0))?;
+            learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;
             let taken = injection.blocks[2].prefix.as_ref().map(|kv| kv.k.flatten_all()).transpose()?;
