@@ -37,26 +37,33 @@ fn fragment(kind: &str, name: &str) -> String {
     format!("configs/{kind}/{name}.toml")
 }
 
-/// The published table and its baselines: each learner with each distiller, by their fragments.
+/// Arguments that choose each method of a kind: its fragments, and what is registered without one by its name.
+fn methods(kind: &str) -> Vec<Vec<String>> {
+    let fragments = fragments(kind);
+    let list = String::from_utf8_lossy(&cdl(&["list"]).stdout).into_owned();
+    let section = list.lines().skip_while(|line| *line != format!("{kind}s")).skip(1);
+    let registered =
+        section.take_while(|line| line.starts_with(' ')).filter_map(|line| line.split_whitespace().next());
+    let others: Vec<&str> =
+        registered.filter(|name| !fragments.iter().any(|fragment| fragment == name)).collect();
+    let by_file = fragments.iter().map(|name| vec![fragment(kind, name)]);
+    let by_name = others.iter().map(|name| vec!["--set".into(), format!("{kind}.name={name}")]);
+    by_file.chain(by_name).collect()
+}
+
+/// The published table and its baselines: each learner with each distiller.
 #[test]
 fn every_learner_runs_with_every_distiller() {
-    let (learners, distillers) = (fragments("learner"), fragments("distiller"));
-    let list = String::from_utf8_lossy(&cdl(&["list"]).stdout).into_owned();
-    let (_, list) = list.split_once("learners\n").expect("learners");
-    let (listed_learners, list) = list.split_once("distillers\n").expect("distillers");
-    let (listed_distillers, _) = list.split_once("streams\n").expect("streams");
-    for (listed, fragments) in [(listed_learners, &learners), (listed_distillers, &distillers)] {
-        for name in listed.lines().filter_map(|line| line.split_whitespace().next()) {
-            assert!(fragments.contains(&name.to_string()), "no fragment of {name}");
-        }
-    }
+    let (learners, distillers) = (methods("learner"), methods("distiller"));
+    assert!(learners.len() >= 6 && distillers.len() >= 6, "{learners:?}, {distillers:?}");
     for learner in &learners {
         for distiller in &distillers {
-            let (said, _, results) = run(&[&fragment("learner", learner), &fragment("distiller", distiller)]);
-            assert!(said.contains("task 2/2 student epoch 1/1"), "{learner} x {distiller}: {said}");
+            let args: Vec<&str> = learner.iter().chain(distiller).map(String::as_str).collect();
+            let (said, _, results) = run(&args);
+            assert!(said.contains("task 2/2 student epoch 1/1"), "{args:?}: {said}");
             for role in ["teacher", "student"] {
                 let accuracy = results[role]["average_accuracy"].as_f64().expect("accuracy");
-                assert!((0.0..=100.0).contains(&accuracy), "{learner} x {distiller}");
+                assert!((0.0..=100.0).contains(&accuracy), "{args:?}");
             }
         }
     }
@@ -187,7 +194,8 @@ fn every_quirk_is_recorded_and_can_be_switched() {
     let quirks = |more: &[&str]| run(more).1["quirks"].clone();
     let dual = fragment("learner", "dual_prompt");
     // Both modes as they are, without the quickstart's own normalisation and class order.
-    let of = |mode: &'static str| [mode, dual.as_str(), "--set", "teacher.learner.name=apt", "--set", "epochs=2"];
+    let of =
+        |mode: &'static str| [mode, dual.as_str(), "--set", "teacher.learner.name=apt", "--set", "epochs=2"];
     let (published, corrected) = (of("configs/mode/published.toml"), of("configs/mode/corrected.toml"));
     let names = [
         "fixed_class_order",
