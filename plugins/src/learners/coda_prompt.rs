@@ -10,7 +10,7 @@ use std::ops::Range;
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
     Rng, StateDict, Task,
-    candle_core::{D, Device, Tensor},
+    candle_core::{D, DType, Device, Tensor},
     check,
 };
 use schemars::JsonSchema;
@@ -77,9 +77,8 @@ impl CodaPrompt {
         check::non_negative("ortho_penalty", config.ortho_penalty)?;
         let mut rng = context.rng.clone();
         let (width, query, device) = (context.backbone.width, context.query_width, context.device);
-        let zeros = |name: String, shape: &[usize]| {
-            NamedVar::new(name, &Tensor::zeros(shape, cdl_core::candle_core::DType::F32, device)?)
-        };
+        let zeros =
+            |name: String, shape: &[usize]| NamedVar::new(name, &Tensor::zeros(shape, DType::F32, device)?);
         let blocks = (0..context.backbone.depth.min(BLOCKS))
             .map(|block| {
                 Ok(Block {
@@ -188,11 +187,12 @@ fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Resul
     Ok((dots / norms)?)
 }
 
-/// `mean((X Xᵀ - I)²)` of rows `(f, n)`.
+/// `mean((X Xᵀ - I)²)` of rows `(f, n)`. New rows are orthonormal, so in float32 the difference and its gradient would be
+/// little but rounding: it is taken in float64.
 fn non_orthogonality(x: &Tensor) -> Result<Tensor> {
-    let rows = x.dim(0)?;
-    let eye = Tensor::eye(rows, x.dtype(), x.device())?;
-    Ok((x.matmul(&x.t()?)? - eye)?.sqr()?.mean_all()?)
+    let exact = x.to_dtype(DType::F64)?;
+    let eye = Tensor::eye(x.dim(0)?, DType::F64, x.device())?;
+    Ok((exact.matmul(&exact.t()?)? - eye)?.sqr()?.mean_all()?.to_dtype(x.dtype())?)
 }
 
 /// Fills `rows` of a variable, flattened to vectors: each is drawn from a normal and freed of its part along every row
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn new_rows_are_orthonormal_and_earlier_ones_stay() -> Result<()> {
-        let zeros = Tensor::zeros((6, 2, 8), cdl_core::candle_core::DType::F32, &Device::Cpu)?;
+        let zeros = Tensor::zeros((6, 2, 8), DType::F32, &Device::Cpu)?;
         let var = NamedVar::new("p", &zeros)?;
         let mut rng = Rng::new(1);
         grow_orthogonally(&var, 0..2, &mut rng)?;
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn more_rows_than_dimensions_still_have_length_one() -> Result<()> {
-        let zeros = Tensor::zeros((5, 3), cdl_core::candle_core::DType::F32, &Device::Cpu)?;
+        let zeros = Tensor::zeros((5, 3), DType::F32, &Device::Cpu)?;
         let var = NamedVar::new("k", &zeros)?;
         grow_orthogonally(&var, 0..5, &mut Rng::new(2))?;
         for (i, row) in gram(&var, 5)?.iter().enumerate() {
