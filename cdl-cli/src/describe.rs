@@ -2,6 +2,7 @@
 
 use cdl_core::{
     Error, OptimizerConfig, RunConfig, ScheduleConfig,
+    config::DistillerSection,
     error::nearest,
     registry::{Entry, Kind, Settings, defaults_of, entries, schema_of},
 };
@@ -37,11 +38,24 @@ pub fn describe(name: &str) -> Result<(), Failure> {
         let before = text.len();
         write_fields(&mut text, &schema, &schema, &(entry.defaults)()?, "");
         if text.len() == before {
-            text += "  no settings\n";
+            text += "  no settings of its own\n";
+        }
+        if entry.build.kind() == Kind::Distiller {
+            let schema = without_name(schema_of::<DistillerSection>());
+            text += "\n  of every distiller:\n";
+            write_fields(&mut text, &schema, &schema, &Settings::new(), "");
         }
         text.push('\n');
     }
     emit(&text)
+}
+
+/// A section's schema less the plugin's `name`.
+fn without_name(mut schema: Value) -> Value {
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.remove("name");
+    }
+    schema
 }
 
 /// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.

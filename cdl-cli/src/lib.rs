@@ -80,7 +80,18 @@ struct ConfigArgs {
 
 impl ConfigArgs {
     fn load(&self) -> Result<cdl_core::Config, Failure> {
-        cdl_core::Config::load(&self.configs, &self.sets).map_err(Failure::before_writing)
+        let config = cdl_core::Config::load(&self.configs, &self.sets).map_err(Failure::before_writing)?;
+        // Files in the wrong order would run something else than what was meant.
+        for (at, file) in self.configs.iter().enumerate().take(self.configs.len() - 1) {
+            let others = [&self.configs[..at], &self.configs[at + 1..]].concat();
+            if cdl_core::Config::load(&others, &self.sets).is_ok_and(|other| other.run == config.run) {
+                tracing::warn!(
+                    "{} changes nothing: the files after it say otherwise; the base comes first, then what differs",
+                    file.display()
+                );
+            }
+        }
+        Ok(config)
     }
 }
 

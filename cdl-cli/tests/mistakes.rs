@@ -33,6 +33,10 @@ fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
     refused(&set("batchsize=3"), &["unknown key `batchsize`", "did you mean `batch_size`"]);
     refused(&set("stream.transform.image_sise=28"), &["stream.transform.image_sise", "`image_size`"]);
     refused(&set("optimizer.lrr=0.1"), &["optimizer.lrr", "`lr`"]);
+    refused(&set("distiller.weigth=0.5"), &["`distiller.weigth`", "did you mean `weight`", "alpha"]);
+    refused(&set("optimizer.batch_size=8"), &["`batch_size` stands in [optimizer]", "before the first"]);
+    refused(&set("learner.seed=8"), &["`seed` stands in [learner]", "before the first"]);
+    refused(&set("schedule.name=step"), &["`schedule.milestones = []`", "one epoch at least"]);
     refused(
         &set("distiller.name=kd_promts"),
         &["unknown distiller `kd_promts`", "did you mean `kd_prompts`"],
@@ -148,14 +152,32 @@ fn configurations_that_cannot_be_read() {
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(words.iter().all(|word| said.contains(word)), "{said}");
     };
-    refused("syntax.toml", "epochs = = 3", &["syntax.toml", "line 1"]);
+    refused("syntax.toml", "epochs = = 3", &["syntax.toml: line 1, column 10: extra"]);
     refused("empty.toml", "", &["section [stream] is missing"]);
     refused("nameless.toml", "[stream]\n", &["[stream] has no `name`"]);
     refused("itself.toml", "extends = [\"itself.toml\"]", &["extends itself"]);
-    refused("parent.toml", "extends = [\"nowhere.toml\"]", &["nowhere.toml", "cannot be read"]);
+    refused(
+        "parent.toml",
+        "extends = [\"nowhere.toml\"]",
+        &["nowhere.toml", "cannot be read", "extended by"],
+    );
+    refused("text.toml", "extends = \"elsewhere.toml\"", &["elsewhere.toml", "cannot be read"]);
     let output = cdl(&["run", "no/such/file.toml"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("no/such/file.toml"));
+}
+
+#[test]
+fn a_file_that_changes_nothing_is_warned_of() {
+    let warned = |files: &[&str]| {
+        let output = cdl(&[&["explain"], files].concat());
+        assert!(output.status.success());
+        said(&output).lines().filter(|line| line.contains("changes nothing")).count()
+    };
+    let (base, method) = ("configs/quickstart.toml", "configs/distiller/dkd.toml");
+    assert_eq!(warned(&[method, base]), 1);
+    assert_eq!(warned(&[base, method]), 0);
+    assert_eq!(warned(&[base, method, "configs/baseline/joint.toml"]), 0);
 }
 
 #[test]

@@ -195,6 +195,33 @@ impl RunConfig {
     }
 }
 
+/// The keys that a plugin's section has whatever the plugin.
+fn common_keys(section: &str) -> Vec<String> {
+    let schema = match section.split('[').next() {
+        Some("teacher" | "student") => registry::schema_of::<NetworkSection>(),
+        Some("distiller" | "distillers") => registry::schema_of::<DistillerSection>(),
+        _ => registry::schema_of::<Section>(),
+    };
+    let properties = schema.get("properties").and_then(|properties| properties.as_object());
+    properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
+}
+
+/// An unknown key; or one that is known, but to the top of a configuration and not where it stands: in TOML, a key
+/// written below `[section]` belongs to that section.
+fn unknown_key(origin: String, key: String, nearest: Option<String>, known: Vec<String>) -> Error {
+    let top = registry::schema_of::<RunConfig>();
+    match key.rsplit_once('.') {
+        Some((section, name)) if top["properties"].get(name).is_some() => Error::Config {
+            reason: format!(
+                "`{name}` stands in [{section}] and belongs to the top of a configuration: write it before the \
+                 first [section]"
+            ),
+            origin,
+        },
+        _ => Error::UnknownKey { origin, key, nearest, known },
+    }
+}
+
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
 const NAMED: [&str; 9] = [
     "stream",
@@ -297,9 +324,14 @@ impl Config {
                 let (key, origin) = place(key);
                 Error::Setting { origin, key, value, expected }
             }
-            Error::UnknownKey { key, nearest, known, .. } => {
-                let (key, origin) = place(key);
-                Error::UnknownKey { origin, key, nearest, known }
+            Error::UnknownKey { key: own, nearest: mut near, mut known, .. } => {
+                let (key, origin) = place(own.clone());
+                // What every plugin of this kind has besides its own settings.
+                if !own.contains('.') {
+                    known.extend(common_keys(section));
+                    near = nearest(&own, known.iter().map(String::as_str));
+                }
+                unknown_key(origin, key, near, known)
             }
             Error::UnknownName { ref name, .. } => {
                 let value = format!("{name:?}");
@@ -394,16 +426,20 @@ impl Provider for Layer {
 fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
     let name = file.display().to_string();
     let fail = |reason: String| Error::Config { origin: name.clone(), reason };
-    let identity = file.canonicalize().map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let by = open.last().map(|by| format!(" (extended by {})", by.display())).unwrap_or_default();
+    let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}{by}"));
+    let identity = file.canonicalize().map_err(unreadable)?;
     if open.contains(&identity) {
         return Err(fail("extends itself, by way of the files that it extends".into()));
     }
-    let text = std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    let mut values: Dict = toml::from_str(&text).map_err(|e| fail(e.to_string().trim_end().to_string()))?;
+    let text = std::fs::read_to_string(file).map_err(unreadable)?;
+    let mut values: Dict = toml::from_str(&text).map_err(|e| fail(syntax_error(&text, &e)))?;
     open.push(identity);
     if let Some(extends) = values.remove("extends") {
-        let parents: Vec<String> =
-            extends.deserialize().map_err(|_| fail("`extends` must be a list of files".into()))?;
+        let parents = match extends.as_str() {
+            Some(parent) => vec![parent.to_string()],
+            None => extends.deserialize().map_err(|_| fail("`extends` must be a list of files".into()))?,
+        };
         let folder = file.parent().unwrap_or(Path::new(""));
         for parent in parents {
             read_file(&folder.join(parent), open, layers)?;
@@ -412,6 +448,15 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     open.pop();
     layers.push(Layer { metadata: Metadata::from("file", Source::File(file.into())), values, set: false });
     Ok(())
+}
+
+/// What TOML makes of a text that is none, with its place, in one line.
+fn syntax_error(text: &str, error: &toml::de::Error) -> String {
+    let reason = error.message();
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return reason.into() };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!("line {line}, column {column}: {reason}")
 }
 
 /// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
@@ -539,7 +584,7 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
     check_keys(&schema, table, "", "configuration").map_err(|error| match error {
         Error::UnknownKey { key, nearest, known, .. } => {
             let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
-            Error::UnknownKey { origin, key, nearest, known }
+            unknown_key(origin, key, nearest, known)
         }
         other => other,
     })?;

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Mode, Result, check};
+use crate::{Error, Mode, Result, check};
 
 /// Shape of the schedule.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -43,6 +43,9 @@ impl Default for ScheduleConfig {
 impl ScheduleConfig {
     /// Refuses values that no run can work with.
     pub fn validate(&self) -> Result<()> {
+        if self.name == ScheduleName::Step && self.milestones.is_empty() {
+            return Err(Error::setting("milestones", "[]", "a step schedule needs one epoch at least"));
+        }
         check::positive("gamma", self.gamma)
     }
 

@@ -709,10 +709,12 @@ impl Check<'_> {
                     let expected: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
                     let near = |found: f64| (found - expected).abs() <= 0.02 * length + noise;
                     let found = derivative_near(&var, &direction, &loss, &near)?;
-                    if !found.iter().any(|found| near(*found)) {
+                    if let Some(nearest) = nearest(&found, expected).filter(|found| !near(*found)) {
                         return self.broken(format!(
-                            "the gradient of `{name}` is the derivative of the {} loss: along a direction it is {expected:.4e}, \
-                             finite differences give {found:?}",
+                            "the gradient of `{name}` is the derivative of the {} loss: along a direction it is \
+                             {expected:.3e}, finite differences give {nearest:.3e}; a value taken out of the graph \
+                             (`detach`, `to_vec`) or an operation without a backward pass (`softmax_last_dim`, \
+                             `ops::layer_norm`) often is why",
                             role.as_str()
                         ));
                     }
@@ -927,6 +929,12 @@ fn derivative_near(
         last = Some(now);
     }
     Ok(estimates)
+}
+
+/// The estimate nearest to `expected`.
+fn nearest(estimates: &[f64], expected: f64) -> Option<f64> {
+    let distance = |estimate: &f64| (estimate - expected).abs();
+    estimates.iter().copied().min_by(|a, b| distance(a).total_cmp(&distance(b)))
 }
 
 /// `(f(x + h d) - f(x - h d)) / 2h` of a variable, which is put back.

@@ -188,6 +188,14 @@ impl Vit {
             })
             .collect::<Result<Vec<_>>>()?;
         let (prefix, positions) = weights.positions(&geometry, grid, device)?;
+        let own_size = geometry.grid * geometry.patch_size;
+        if options.image_size >= 2 * own_size {
+            tracing::warn!(
+                "{}: images of {} px, where the network was made for {own_size} (stream.transform.image_size)",
+                provenance.source,
+                options.image_size,
+            );
+        }
         let (patch, patch_bias) = weights.patch_embedding(&geometry, device)?;
         let spec = BackboneSpec {
             plugin: plugin.into(),

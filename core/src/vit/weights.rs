@@ -44,7 +44,7 @@ pub struct Geometry {
     /// Position embeddings that do not belong to patches: 1 (CLS), 1 + registers, or 0.
     prefix_positions: usize,
     /// Side of the grid of position embeddings in the file.
-    grid: usize,
+    pub(super) grid: usize,
 }
 
 impl VitWeights {
