@@ -135,5 +135,5 @@ pub trait Backbone: Send + Sync {
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
 
     /// The frozen tensors by name, to prove that they stay as they are.
-    fn weights(&self) -> Vec<(String, Tensor)>;
+    fn weights(&self) -> Result<Vec<(String, Tensor)>>;
 }

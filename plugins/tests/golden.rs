@@ -197,8 +197,13 @@ fn directories() -> Vec<PathBuf> {
 
 fn backbone(dir: &Path, role: Role, heads: usize, image_size: usize) -> Result<Arc<dyn Backbone>> {
     let file = dir.join(format!("{}_backbone.safetensors", role.as_str()));
-    let options =
-        VitOptions { heads: Some(heads), depth: None, image_size, normalization: Normalization::NONE };
+    let options = VitOptions {
+        heads: Some(heads),
+        depth: None,
+        image_size,
+        normalization: Normalization::NONE,
+        checkpoint_blocks: false,
+    };
     let weights = VitWeights::read(&file, None)?;
     let provenance = Provenance::of_bytes(role.as_str(), &[]);
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, &Device::Cpu)?))
@@ -606,6 +611,7 @@ fn a_real_vit_gives_the_tokens_of_the_original() -> Result<()> {
         depth: None,
         image_size: 224,
         normalization: weights.normalization().expect("config.json has mean and std"),
+        checkpoint_blocks: false,
     };
     let vit = Vit::new("vit", &weights, &options, Provenance::of_bytes("dinov2", &[]), &Device::Cpu)?;
     let expected = safetensors::load(dir.join("expected.safetensors"), &Device::Cpu)?;

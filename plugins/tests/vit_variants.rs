@@ -33,6 +33,7 @@ impl Variant {
             depth: None,
             image_size: images.dim(2)?,
             normalization: Normalization::NONE,
+            checkpoint_blocks: false,
         };
         let weights = VitWeights::read(&dir.join(format!("{name}.safetensors")), None)?;
         let vit = Vit::new("vit", &weights, &options, Provenance::of_bytes("fixture", &[]), &Device::Cpu)?;

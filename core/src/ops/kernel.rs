@@ -113,7 +113,7 @@ fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T, exp: impl Fn(T) ->
 
 /// `e^x` for `x <= 0` (0 below -87): 2^n times a polynomial on ±ln2/2.
 #[inline(always)]
-fn exp_f32(x: f32) -> f32 {
+pub fn exp_f32(x: f32) -> f32 {
     // Adding and taking off 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
@@ -136,7 +136,7 @@ fn exp_f32(x: f32) -> f32 {
 /// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a least-maximum fit of the scaled
 /// complementary error function with absolute error 8e-9. In float32 the distribution function is good to 2e-7.
 #[inline(always)]
-fn normal_f32(x: f32) -> (f32, f32) {
+pub fn normal_f32(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
     let t = 1.0 / (1.0 + 0.39 * z);
     let p = -0.227_540_1;

@@ -8,6 +8,7 @@
 //! Every value is computed by one thread in a fixed order, so results do not depend on the number of threads.
 
 mod attention;
+pub mod fused;
 mod gelu;
 mod kernel;
 mod layer_norm;

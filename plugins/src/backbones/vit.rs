@@ -28,6 +28,9 @@ pub struct VitConfig {
     /// and 0.5. Default: none in mode `published`, checkpoint in mode `corrected`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<Normalize>,
+    /// In training, compute what a block's backward pass needs a second time instead of keeping it: a third more
+    /// time, for large networks whose activations do not fit.
+    pub checkpoint_blocks: bool,
 }
 
 /// What happens to pixels before the network.
@@ -101,6 +104,7 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
         depth: config.depth,
         image_size: context.image_size,
         normalization,
+        checkpoint_blocks: config.checkpoint_blocks,
     };
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
 }

@@ -1,0 +1,364 @@
+//! Panels: how activations lie in the fast path, and what happens to them besides products.
+//!
+//! [`PANEL`] tokens make a panel: `channels` rows of that many floats, one for each token. Panels follow one another,
+//! tokens of all images in order; columns beyond the last token hold zeros or what was computed of them. A panel is
+//! the right operand of the next product as it stands, and sums over channels need no shuffling.
+
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use multiversion::multiversion;
+
+use super::tile::PANEL;
+use crate::ops::kernel::{exp_f32, normal_f32};
+
+/// Which tokens of every image a set of panels holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tokens {
+    /// All of them, this many.
+    All(usize),
+    /// Those at these positions.
+    At(Vec<usize>),
+}
+
+impl Tokens {
+    /// Tokens of one image.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::All(count) => *count,
+            Self::At(positions) => positions.len(),
+        }
+    }
+
+    /// Position in its image of the set's token `index`.
+    pub fn position(&self, index: usize) -> usize {
+        match self {
+            Self::All(_) => index,
+            Self::At(positions) => positions[index],
+        }
+    }
+}
+
+/// Memory that is used again and again, so that steps neither ask the system for pages nor let memory grow.
+#[derive(Debug, Default)]
+pub struct Pool {
+    shelves: Mutex<Shelves>,
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    /// By length, with the pass in which each was put back.
+    free: BTreeMap<usize, Vec<(u64, Vec<f32>)>>,
+    pass: u64,
+}
+
+/// Memory on loan from a [`Pool`]; its first contents are arbitrary.
+#[derive(Debug)]
+pub struct Buffer {
+    data: Vec<f32>,
+    pool: Arc<Pool>,
+}
+
+impl Pool {
+    /// `len` floats of arbitrary contents.
+    pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = shelves.free.get_mut(&len).and_then(Vec::pop);
+        drop(shelves);
+        let data = found.map_or_else(|| vec![0.0; len], |(_, data)| data);
+        Buffer { data, pool: self.clone() }
+    }
+
+    /// `len` zeros.
+    pub fn zeros(self: &Arc<Self>, len: usize) -> Buffer {
+        let mut buffer = self.take(len);
+        buffer.fill(0.0);
+        buffer
+    }
+
+    /// Notes that a pass begins, and gives the system back what no pass but long ago has used.
+    pub fn begin_pass(&self) {
+        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        shelves.pass += 1;
+        let pass = shelves.pass;
+        shelves.free.values_mut().for_each(|shelf| shelf.retain(|(used, _)| used + 2 >= pass));
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        let mut shelves = self.pool.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        let pass = shelves.pass;
+        shelves.free.entry(data.len()).or_default().push((pass, data));
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.data
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+}
+
+/// Panels that `tokens` tokens fill.
+pub fn panels(tokens: usize) -> usize {
+    tokens.div_ceil(PANEL)
+}
+
+/// Columns in use of panel `panel` out of those of `tokens` tokens.
+pub fn columns(panel: usize, tokens: usize) -> usize {
+    (tokens - panel * PANEL).min(PANEL)
+}
+
+/// Copies rows `rows` of `count` tokens, from number `first` on, out of panels of `channels` rows: token after token
+/// along rows `stride` apart.
+pub fn gather(
+    from: &[f32],
+    channels: usize,
+    rows: std::ops::Range<usize>,
+    (first, count): (usize, usize),
+    to: &mut [f32],
+    stride: usize,
+) {
+    let mut done = 0;
+    while done < count {
+        let (panel, column) = ((first + done) / PANEL, (first + done) % PANEL);
+        let run = (PANEL - column).min(count - done);
+        for (number, row) in rows.clone().enumerate() {
+            let source = (panel * channels + row) * PANEL + column;
+            to[number * stride + done..][..run].copy_from_slice(&from[source..source + run]);
+        }
+        done += run;
+    }
+}
+
+/// Writes `columns` columns of `rows` rows, `stride` apart in `from`, into one panel from column `at`.
+pub fn scatter(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mut [f32], at: usize) {
+    for row in 0..rows {
+        to[row * PANEL + at..][..columns].copy_from_slice(&from[row * stride..][..columns]);
+    }
+}
+
+/// Turns `rows` rows of `columns` into as many columns; `stride` and `to_stride` are the distances of rows.
+pub fn transpose(
+    from: &[f32],
+    (rows, columns): (usize, usize),
+    stride: usize,
+    to: &mut [f32],
+    to_stride: usize,
+) {
+    const BLOCK: usize = 16;
+    for row in (0..rows).step_by(BLOCK) {
+        for column in (0..columns).step_by(BLOCK) {
+            for c in column..(column + BLOCK).min(columns) {
+                let to = &mut to[c * to_stride + row..][..BLOCK.min(rows - row)];
+                for (r, to) in to.iter_mut().enumerate() {
+                    *to = from[(row + r) * stride + c];
+                }
+            }
+        }
+    }
+}
+
+type Lane = [f32; PANEL];
+
+#[inline(always)]
+fn lane(panel: &[f32], row: usize) -> &[f32] {
+    &panel[row * PANEL..][..PANEL]
+}
+
+/// Adds `x - mean` into `sum`, squared or not.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut [f32], y: &mut [f32]) {
+    let scale = 1.0 / gamma.len() as f32;
+    let (mut mean, mut rstd): (Lane, Lane) = ([0.0; PANEL], [0.0; PANEL]);
+    for row in 0..gamma.len() {
+        let x = lane(x, row);
+        for (sum, x) in mean.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+    mean.iter_mut().for_each(|sum| *sum *= scale);
+    for row in 0..gamma.len() {
+        let x = lane(x, row);
+        for i in 0..PANEL {
+            rstd[i] += (x[i] - mean[i]) * (x[i] - mean[i]);
+        }
+    }
+    rstd.iter_mut().for_each(|sum| *sum = 1.0 / (*sum * scale + eps).sqrt());
+    for row in 0..gamma.len() {
+        let (x, y) = (lane(x, row), &mut y[row * PANEL..][..PANEL]);
+        for i in 0..PANEL {
+            y[i] = (x[i] - mean[i]) * rstd[i] * gamma[row] + beta[row];
+        }
+    }
+    stats[..PANEL].copy_from_slice(&mean);
+    stats[PANEL..2 * PANEL].copy_from_slice(&rstd);
+}
+
+/// In `gradient`, that of the norm's output; out of it, that of its input plus `residual`:
+/// `rstd (g - mean(g) - x̂ mean(g x̂))` with `g` the gradient times γ.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn layer_norm_backward(
+    x: &[f32],
+    stats: &[f32],
+    gamma: &[f32],
+    residual: Option<&[f32]>,
+    gradient: &mut [f32],
+) {
+    let scale = 1.0 / gamma.len() as f32;
+    let (mean, rstd) = (&stats[..PANEL], &stats[PANEL..2 * PANEL]);
+    let (mut mean_g, mut mean_gx): (Lane, Lane) = ([0.0; PANEL], [0.0; PANEL]);
+    for row in 0..gamma.len() {
+        let (x, g) = (lane(x, row), lane(gradient, row));
+        for i in 0..PANEL {
+            let g = g[i] * gamma[row];
+            mean_g[i] += g;
+            mean_gx[i] += g * (x[i] - mean[i]) * rstd[i];
+        }
+    }
+    for i in 0..PANEL {
+        mean_g[i] *= scale;
+        mean_gx[i] *= scale;
+    }
+    for row in 0..gamma.len() {
+        let x = lane(x, row);
+        let out = &mut gradient[row * PANEL..][..PANEL];
+        for i in 0..PANEL {
+            let normal = (x[i] - mean[i]) * rstd[i];
+            out[i] = rstd[i] * (out[i] * gamma[row] - mean_g[i] - normal * mean_gx[i]);
+        }
+        if let Some(residual) = residual {
+            let residual = lane(residual, row);
+            for i in 0..PANEL {
+                out[i] += residual[i];
+            }
+        }
+    }
+}
+
+/// `x` becomes `gelu(x)`, exact; `slope`, if it is wanted, `gelu'(x)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn gelu(x: &mut [f32], slope: Option<&mut [f32]>) {
+    match slope {
+        None => {
+            for x in x {
+                *x *= normal_f32(*x).0;
+            }
+        }
+        Some(slope) => {
+            for (x, slope) in x.iter_mut().zip(slope) {
+                let (cdf, density) = normal_f32(*x);
+                *slope = cdf + *x * density;
+                *x *= cdf;
+            }
+        }
+    }
+}
+
+/// `x *= y`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn multiply(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x *= y;
+    }
+}
+
+/// Width of what [`softmax`] and its kin work on at once.
+const LANES: usize = 16;
+
+/// Softmax down the columns of `scores * scale`, `keys` rows `stride` apart; `log_sums` becomes the logarithm of each
+/// column's sum of exponentials. `columns` is a multiple of 16.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn softmax(
+    scores: &mut [f32],
+    stride: usize,
+    (keys, columns): (usize, usize),
+    scale: f32,
+    log_sums: &mut [f32],
+) {
+    for start in (0..columns).step_by(LANES) {
+        let mut max = [f32::NEG_INFINITY; LANES];
+        for key in 0..keys {
+            let row = &scores[key * stride + start..][..LANES];
+            for i in 0..LANES {
+                max[i] = if row[i] > max[i] { row[i] } else { max[i] };
+            }
+        }
+        let mut sum = [0f32; LANES];
+        for key in 0..keys {
+            let row = &mut scores[key * stride + start..][..LANES];
+            for i in 0..LANES {
+                row[i] = exp_f32((row[i] - max[i]) * scale);
+                sum[i] += row[i];
+            }
+        }
+        let mut norm = [0f32; LANES];
+        for i in 0..LANES {
+            norm[i] = 1.0 / sum[i];
+            log_sums[start + i] = max[i] * scale + sum[i].ln();
+        }
+        for key in 0..keys {
+            let row = &mut scores[key * stride + start..][..LANES];
+            for i in 0..LANES {
+                row[i] *= norm[i];
+            }
+        }
+    }
+}
+
+/// The weights again out of scores and the logarithms of their sums.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn softmax_again(
+    scores: &mut [f32],
+    stride: usize,
+    (keys, columns): (usize, usize),
+    scale: f32,
+    log_sums: &[f32],
+) {
+    for key in 0..keys {
+        let row = &mut scores[key * stride..][..columns];
+        for (score, log_sum) in row.iter_mut().zip(log_sums) {
+            let x = *score * scale - log_sum;
+            *score = exp_f32(if x < 0.0 { x } else { 0.0 });
+        }
+    }
+}
+
+/// `dA` becomes `dS = A (dA - Σ A dA) scale`, down the columns.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
+pub fn softmax_backward(
+    weights: &[f32],
+    gradient: &mut [f32],
+    stride: usize,
+    (keys, columns): (usize, usize),
+    scale: f32,
+) {
+    for start in (0..columns).step_by(LANES) {
+        let mut delta = [0f32; LANES];
+        for key in 0..keys {
+            let at = key * stride + start;
+            let (w, g) = (&weights[at..][..LANES], &gradient[at..][..LANES]);
+            for i in 0..LANES {
+                delta[i] += w[i] * g[i];
+            }
+        }
+        for key in 0..keys {
+            let at = key * stride + start;
+            let (w, g) = (&weights[at..][..LANES], &mut gradient[at..][..LANES]);
+            for i in 0..LANES {
+                g[i] = w[i] * (g[i] - delta[i]) * scale;
+            }
+        }
+    }
+}
