@@ -5,11 +5,13 @@
 //!
 //! Exit codes: 0 done, 1 failed while working, 2 the user's mistake.
 
+mod bench;
 mod describe;
 mod eval;
 mod explain;
 mod list;
 mod logging;
+mod profile;
 mod progress;
 mod run;
 mod table;
@@ -65,6 +67,8 @@ enum Command {
     Explain(ConfigArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
+    /// Measure a teacher step and a student step
+    Bench(bench::BenchArgs),
 }
 
 /// A configuration file with overrides.
@@ -128,13 +132,15 @@ fn first_line(error: &cdl_core::Error) -> String {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     cdl_plugins::link();
-    let log = logging::start(cli.quiet, cli.verbose);
+    let profile = matches!(cli.command, Command::Bench(_)).then(profile::Profile::default);
+    let log = logging::start(cli.quiet, cli.verbose, profile.clone());
     let done = threads::settle(cli.threads).and_then(|()| match cli.command {
         Command::Run(args) => run::run(&args, &log, cli.quiet),
         Command::List => list::list(),
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Bench(args) => bench::bench(&args, &profile.unwrap_or_default()),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,8 @@ use std::{
 };
 
 use indicatif::MultiProgress;
+
+use crate::profile::Profile;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -44,7 +46,8 @@ impl Log {
 }
 
 /// Installs logging for the process. `CDL_LOG` takes filters in the form of `tracing-subscriber` for the log file.
-pub fn start(quiet: bool, verbose: bool) -> Log {
+/// `profile` is told of every step's phases and operations.
+pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
     let log = Log { bars: MultiProgress::new(), file: Arc::new(Mutex::new(Sink::Waiting(Vec::new()))) };
     let level = match (quiet, verbose) {
         (true, _) => "warn",
@@ -62,7 +65,8 @@ pub fn start(quiet: bool, verbose: bool) -> Log {
         .with_ansi(false)
         .with_writer(move || FileWriter(sink.clone()))
         .with_filter(filter);
-    tracing_subscriber::registry().with(terminal).with(file).init();
+    let profile = profile.map(|profile| profile.with_filter(EnvFilter::new("off,cdl_core=trace")));
+    tracing_subscriber::registry().with(terminal).with(file).with(profile).init();
     log
 }
 

@@ -235,7 +235,7 @@ const NAMED: [&str; 9] = [
     "schedule",
 ];
 /// Environment variables with the prefix `CDL_` that are not settings.
-const RESERVED: [&str; 4] = ["golden_dir", "models_dir", "plugin_path", "log"];
+const RESERVED: [&str; 5] = ["golden_dir", "models_dir", "plugin_path", "log", "simd"];
 
 /// A configuration with the origin of every value.
 #[derive(Debug, Clone)]
@@ -259,6 +259,23 @@ impl Config {
         for file in &files {
             read_file(file, &mut Vec::new(), &mut layers)?;
         }
+        Self::of_layers(files, layers, sets)
+    }
+
+    /// The same of a text, which extends nothing; `name` stands for its file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
+        let layer = Layer {
+            metadata: Metadata::named(name.to_string()),
+            values: parse_toml(name, text)?,
+            set: false,
+        };
+        Self::of_layers(vec![name.into()], vec![layer], sets)
+    }
+
+    fn of_layers(files: Vec<PathBuf>, mut layers: Vec<Layer>, sets: &[String]) -> Result<Self> {
         layers.extend(environment()?);
         for set in sets {
             layers.push(split_set(set)?);
@@ -433,7 +450,7 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
         return Err(fail("extends itself, by way of the files that it extends".into()));
     }
     let text = std::fs::read_to_string(file).map_err(unreadable)?;
-    let mut values: Dict = toml::from_str(&text).map_err(|e| fail(syntax_error(&text, &e)))?;
+    let mut values = parse_toml(&name, &text)?;
     open.push(identity);
     if let Some(extends) = values.remove("extends") {
         let parents = match extends.as_str() {
@@ -450,13 +467,17 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     Ok(())
 }
 
-/// What TOML makes of a text that is none, with its place, in one line.
-fn syntax_error(text: &str, error: &toml::de::Error) -> String {
-    let reason = error.message();
-    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return reason.into() };
-    let line = before.matches('\n').count() + 1;
-    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
-    format!("line {line}, column {column}: {reason}")
+/// A file's values; what is no TOML is refused with its place, in one line.
+fn parse_toml(name: &str, text: &str) -> Result<Dict> {
+    toml::from_str(text).map_err(|error| {
+        let reason = error.message();
+        let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("line {line}, column {column}: ")
+        });
+        Error::Config { origin: name.into(), reason: format!("{}{reason}", place.unwrap_or_default()) }
+    })
 }
 
 /// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.

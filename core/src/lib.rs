@@ -18,6 +18,7 @@ mod injection;
 mod layers;
 mod learner;
 pub mod loss;
+pub mod memory;
 mod metrics;
 pub mod ops;
 mod optim;

@@ -58,6 +58,7 @@ impl<'a> Query<'a> {
                 if let Some(value) = value.get() {
                     return Ok(value);
                 }
+                let _span = tracing::debug_span!("query").entered();
                 let plain = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
                 Ok(value.get_or_init(|| plain.cls.detach()))
             }

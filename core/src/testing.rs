@@ -38,7 +38,7 @@ use crate::{
     loss::kl_divergence,
     registry::{self, Kind, Settings},
     require_teacher,
-    vit::{Vit, VitOptions, VitWeights},
+    vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 
 const TASKS: usize = 3;
@@ -339,44 +339,10 @@ impl Lab {
     }
 }
 
-/// Random weights of 1/√(inputs), so that attention is uneven and GELU is used on both sides of zero.
 fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
     let Shape { width, depth, heads, patch } = shape;
-    let rng = Rng::new(0).derive(name);
-    let mut weights = StateDict::default();
-    let mut add = |name: String, shape: &[usize], mean: f64, std: f32| -> Result<()> {
-        let value = rng.derive(&name).normal(shape, std, &Device::Cpu)?;
-        weights.insert(name, (value + mean)?);
-        Ok(())
-    };
-    let tokens = 1 + (SIDE / patch) * (SIDE / patch);
-    add("cls_token".into(), &[1, 1, width], 0.0, 0.5)?;
-    add("pos_embed".into(), &[1, tokens, width], 0.0, 0.5)?;
-    let pixels = 3 * patch * patch;
-    add("patch_embed.proj.weight".into(), &[width, 3, patch, patch], 0.0, 1.0 / (pixels as f32).sqrt())?;
-    add("patch_embed.proj.bias".into(), &[width], 0.0, 0.2)?;
-    let norms = (0..depth).flat_map(|b| [format!("blocks.{b}.norm1"), format!("blocks.{b}.norm2")]);
-    for norm in norms.chain(["norm".to_string()]) {
-        add(format!("{norm}.weight"), &[width], 1.0, 0.2)?;
-        add(format!("{norm}.bias"), &[width], 0.0, 0.2)?;
-    }
-    for block in 0..depth {
-        for (part, outputs, inputs) in [
-            ("attn.qkv", 3 * width, width),
-            ("attn.proj", width, width),
-            ("mlp.fc1", 4 * width, width),
-            ("mlp.fc2", width, 4 * width),
-        ] {
-            add(
-                format!("blocks.{block}.{part}.weight"),
-                &[outputs, inputs],
-                0.0,
-                1.0 / (inputs as f32).sqrt(),
-            )?;
-            add(format!("blocks.{block}.{part}.bias"), &[outputs], 0.0, 0.2)?;
-        }
-    }
-    let bytes = weights.to_bytes()?;
+    let sizes = VitSizes { width, depth, patch_size: patch, image_size: SIDE };
+    let weights = VitWeights::random(name, sizes)?;
     let options = VitOptions {
         heads: Some(heads),
         depth: None,
@@ -384,8 +350,7 @@ fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
         normalization: Normalization::NONE,
         checkpoint_blocks: false,
     };
-    let weights = VitWeights::from_bytes(name.into(), &bytes, None)?;
-    Vit::new("vit", &weights, &options, Provenance::of_bytes(name, &bytes), &Device::Cpu)
+    Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
 }
 
 /// A stream of random pixels: three tasks of two classes.

@@ -184,13 +184,22 @@ impl Trainer {
                     count_right(&loss.logits, &batch.labels, task.classes.clone())?,
                     batch.len(),
                 );
-                optimizer.step(&loss.total.backward()?)?;
+                Self::update(&loss, &mut optimizer)?;
                 on(Event::Step { role, task, epoch, step: (step, steps) })?;
             }
             self.check_finite(role, task, epoch, steps)?;
             on(Event::Epoch(&tally.report(role, task, epoch, epochs, lr)))?;
         }
         Ok(())
+    }
+
+    /// Moves what `optimizer` holds down the gradient of `loss`.
+    ///
+    /// # Errors
+    /// Operations that have no gradient.
+    pub fn update(loss: &BatchLoss, optimizer: &mut Optimizer) -> Result<()> {
+        let gradients = tracing::debug_span!("backward").in_scope(|| loss.total.backward())?;
+        tracing::debug_span!("optimizer").in_scope(|| optimizer.step(&gradients))
     }
 
     /// Refuses parameters that are no finite numbers, which the loss of the last step does not show yet.
@@ -244,6 +253,7 @@ impl Trainer {
     /// Cross-entropy among the task's classes and the learner's penalty.
     fn teacher_loss(&self, task: &Task, batch: &Batch) -> Result<BatchLoss> {
         let query = self.query(Role::Teacher, &batch.pixels);
+        let _span = tracing::debug_span!("teacher forward").entered();
         let injection = self.teacher.learner.inject(&query, Pass::Train)?;
         let features = self.teacher.backbone.forward(&batch.pixels, &injection, &Taps::none())?;
         let logits = self.teacher.learner.logits(&features)?;
@@ -285,6 +295,7 @@ impl Trainer {
 
     /// The teacher as the student and the test see it: no gradients.
     fn teacher_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Output> {
+        let _span = tracing::debug_span!("teacher forward").entered();
         let injection = detach(self.teacher.learner.inject(query, pass)?);
         let features = self.teacher.backbone.forward(pixels, &injection, taps)?.detach();
         let logits = self.teacher.learner.logits(&features)?.detach();
@@ -299,6 +310,7 @@ impl Trainer {
         pass: Pass,
         taps: &Taps,
     ) -> Result<(Output, Option<Tensor>)> {
+        let _span = tracing::debug_span!("student forward").entered();
         let mut injection = self.student.learner.inject(query, pass)?;
         let penalty = injection.penalty.take();
         let learners = injection.token_count()?;

@@ -6,7 +6,7 @@ mod position;
 mod weights;
 
 pub use position::resample;
-pub use weights::{Geometry, VitWeights};
+pub use weights::{Geometry, VitSizes, VitWeights};
 
 use std::collections::BTreeMap;
 

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
 use super::position::resample;
-use crate::{Error, Normalization, Result};
+use crate::{Error, Normalization, Result, Rng};
 
 /// The tensors of a checkpoint, with what its `config.json` says.
 pub struct VitWeights {
@@ -47,7 +47,57 @@ pub struct Geometry {
     pub(super) grid: usize,
 }
 
+/// Sizes of a network that has no checkpoint; the hidden layer has four times the width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VitSizes {
+    /// Token width `D`.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Side of the image in pixels, which decides the number of position embeddings.
+    pub image_size: usize,
+}
+
 impl VitWeights {
+    /// Random weights, the same for the same `name`, of deviation 1/√(inputs), so that attention is uneven and GELU is
+    /// used on both sides of zero.
+    pub fn random(name: &str, sizes: VitSizes) -> Result<Self> {
+        let VitSizes { width, depth, patch_size: patch, image_size } = sizes;
+        let rng = Rng::new(0).derive(name);
+        let mut tensors = HashMap::new();
+        let mut add = |name: String, shape: &[usize], mean: f64, std: f32| -> Result<()> {
+            let value = rng.derive(&name).normal(shape, std, &Device::Cpu)?;
+            tensors.insert(name, (value + mean)?);
+            Ok(())
+        };
+        let of_inputs = |inputs: usize| 1.0 / (inputs as f32).sqrt();
+        add("cls_token".into(), &[1, 1, width], 0.0, 0.5)?;
+        add("pos_embed".into(), &[1, 1 + (image_size / patch).pow(2), width], 0.0, 0.5)?;
+        let pixels = 3 * patch * patch;
+        add("patch_embed.proj.weight".into(), &[width, 3, patch, patch], 0.0, of_inputs(pixels))?;
+        add("patch_embed.proj.bias".into(), &[width], 0.0, 0.2)?;
+        let norms = (0..depth).flat_map(|b| [format!("blocks.{b}.norm1"), format!("blocks.{b}.norm2")]);
+        for norm in norms.chain(["norm".to_string()]) {
+            add(format!("{norm}.weight"), &[width], 1.0, 0.2)?;
+            add(format!("{norm}.bias"), &[width], 0.0, 0.2)?;
+        }
+        for block in 0..depth {
+            for (part, outputs, inputs) in [
+                ("attn.qkv", 3 * width, width),
+                ("attn.proj", width, width),
+                ("mlp.fc1", 4 * width, width),
+                ("mlp.fc2", width, 4 * width),
+            ] {
+                let name = format!("blocks.{block}.{part}");
+                add(format!("{name}.weight"), &[outputs, inputs], 0.0, of_inputs(inputs))?;
+                add(format!("{name}.bias"), &[outputs], 0.0, 0.2)?;
+            }
+        }
+        Ok(Self { source: name.into(), tensors, config: HubConfig::default() })
+    }
+
     /// Reads a safetensors file and, if there is one, the hub's `config.json`.
     pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
         let source = file.display().to_string();

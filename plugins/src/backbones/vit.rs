@@ -5,7 +5,7 @@ use std::{str::FromStr, sync::Arc};
 
 use cdl_core::{
     Backbone, BackboneContext, Error, Mode, Normalization, Result, hub,
-    vit::{Vit, VitOptions, VitWeights},
+    vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 pub struct VitConfig {
     /// Where the weights are: `hf:owner/name` or `hf:owner/name@revision` on the Hugging Face Hub, a safetensors file
     /// or a folder with `model.safetensors`, `preset:NAME` (vit_tiny_augreg, vit_small_augreg, vit_base_augreg,
-    /// vit_large_augreg, vit_small_dinov2), or `embedded:micro_teacher` / `embedded:micro_student`.
+    /// vit_large_augreg, vit_small_dinov2), `embedded:micro_teacher` / `embedded:micro_student`, or, to measure with,
+    /// random ones for 224 px: `random:tiny`, `random:small`, `random:base`, `random:large`.
     pub weights: String,
     /// Keep only the first so many blocks (and the final norm). Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -61,6 +62,10 @@ const PRESETS: [(&str, &str); 5] = [
     ("vit_large_augreg", "hf:timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
     ("vit_small_dinov2", "hf:timm/vit_small_patch14_dinov2.lvd142m"),
 ];
+
+/// Width and depth of the published sizes, patch 16.
+const SIZES: [(&str, usize, usize); 4] =
+    [("tiny", 192, 12), ("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)];
 
 /// Weights that this program carries.
 struct Embedded {
@@ -119,6 +124,14 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
         let found = EMBEDDED.iter().find(|e| e.name == name).ok_or_else(|| unknown(source, name, &names))?;
         let weights = VitWeights::from_bytes(source.into(), found.weights, Some(found.config))?;
         return Ok((weights, hub::Provenance::of_bytes(source, found.weights)));
+    }
+    if let Some(name) = source.strip_prefix("random:") {
+        let names = SIZES.map(|(name, ..)| name);
+        let &(_, width, depth) =
+            SIZES.iter().find(|(n, ..)| *n == name).ok_or_else(|| unknown(source, name, &names))?;
+        let sizes = VitSizes { width, depth, patch_size: 16, image_size: 224 };
+        let provenance = hub::Provenance::of_bytes(source, source.as_bytes());
+        return Ok((VitWeights::random(source, sizes)?, provenance));
     }
     let source = match source.strip_prefix("preset:") {
         None => source,

@@ -8,6 +8,7 @@ use std::{ops::Range, sync::Arc};
 use rayon::prelude::*;
 
 use super::{
+    count,
     panel::{self, Buffer, Pool, Tokens},
     tile::{GROUP, Left, Level, Order, PANEL, Right, STRIP, product},
     weights::{Frozen, Start},
@@ -191,6 +192,7 @@ impl Block {
                 .map(|(kv, stats)| (kv, stats, if everything { queries.next() } else { None }))
                 .collect();
             tasks.into_par_iter().enumerate().for_each(|(number, (kv, stats, q))| {
+                let _span = tracing::trace_span!("qkv").entered();
                 let (_, count) = share(all, number);
                 let n = self.normed(s, &self.norm1, part(x, d, number), stats);
                 self.qkv.forward(s.level, d..3 * d, &n, count, Start::Bias, kv, |_, _, _| {});
@@ -226,6 +228,7 @@ impl Block {
             tasks.into_par_iter().enumerate().for_each(|(number, (y, mid, stats, sums, mut slope))| {
                 let (first, count) = share(read, number);
                 let mut attended = s.take(d, count);
+                let span = tracing::trace_span!("attention").entered();
                 attend(
                     s,
                     part(&q, d, number),
@@ -235,6 +238,8 @@ impl Block {
                     &mut attended,
                     sums,
                 );
+                drop(span);
+                let _span = tracing::trace_span!("projection and MLP").entered();
                 let start = Start::BiasAnd(part(x, d, number));
                 self.proj.forward(s.level, 0..d, &attended, count, start, mid, |_, _, _| {});
                 let n = self.normed(s, &self.norm2, mid, stats);
@@ -280,6 +285,7 @@ impl Block {
         let mut d_attended = s.take(d, read);
         let tasks: Vec<_> = cut(&mut d_mid, d).zip(cut(&mut d_attended, d)).collect();
         tasks.into_par_iter().enumerate().for_each(|(number, (d_mid, d_attended))| {
+            let _span = tracing::trace_span!("projection and MLP").entered();
             let (_, count) = share(read, number);
             let (dy, slope) = (part(dy, d, number), part(&kept.slope, hidden, number));
             let mut g = s.take(hidden, count);
@@ -312,6 +318,7 @@ impl Block {
         let from = if everything { 0 } else { d };
         let tasks: Vec<_> = cut(&mut dx, d).collect();
         tasks.into_par_iter().enumerate().for_each(|(number, dx)| {
+            let _span = tracing::trace_span!("qkv").entered();
             let (first, count) = share(count, number);
             let rows = 3 * d - from;
             let mut d_qkv = s.take(rows, count);
@@ -437,6 +444,7 @@ fn attend(
         let own = (image * per_image).max(first)..((image + 1) * per_image).min(end);
         for head in 0..s.heads {
             keys.read(s, kv, extra, image, head);
+            count::add(2 * own.len() * keys.count * d);
             let mut token = own.start;
             while token < own.end {
                 let (panel, column) = ((token - first) / PANEL, (token - first) % PANEL);
@@ -500,6 +508,7 @@ impl HeadGradients {
             .zip(v.chunks_exact_mut(d * key_stride))
             .collect();
         tasks.into_par_iter().enumerate().for_each(|(number, ((dq, dk), dv))| {
+            let _span = tracing::trace_span!("attention").entered();
             let (image, head) = (number / s.heads, number % s.heads);
             let own = (image * queries, queries);
             let mut keys = Keys::new(s, extra);
@@ -512,6 +521,8 @@ impl HeadGradients {
             let mut sums = s.pool.zeros(query_stride);
             panel::gather(&kept.log_sums, s.heads, head..head + 1, own, &mut sums, query_stride);
 
+            // The scores are computed a second time, which does not count.
+            count::add((if tokens { 4 } else { 1 }) * queries * keys.count * d);
             let mut weights = s.pool.take(keys.rows() * query_stride);
             let mut d_scores = s.pool.take(keys.rows() * query_stride);
             for start in (0..queries).step_by(PANEL) {

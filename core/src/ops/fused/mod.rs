@@ -12,6 +12,7 @@
 //! Every value is computed in one fixed order, so results do not depend on the number of threads.
 
 mod block;
+mod count;
 mod panel;
 mod tile;
 mod weights;
@@ -22,6 +23,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Shape, Tenso
 use rayon::prelude::*;
 
 pub use block::{Block, Norm, Rows};
+pub use count::{multiply_adds, peak};
 pub use panel::Tokens;
 pub use tile::Level;
 pub use weights::Frozen;
@@ -156,6 +158,7 @@ impl Blocks {
         let mut embedded = self.pool.take(images * per_image);
         embedded.par_chunks_exact_mut(per_image).zip(pixels.par_chunks_exact(3 * size * size)).for_each(
             |(embedded, pixels)| {
+                let _span = tracing::trace_span!("embedding").entered();
                 let inputs = 3 * by.patch_size * by.patch_size;
                 let mut cut = self.pool.zeros(panel::panels(patches) * inputs * PANEL);
                 by.cut(pixels, size, &mut cut);
@@ -165,6 +168,7 @@ impl Blocks {
         );
         let mut all = self.pool.zeros(panel::panels(images * tokens) * d * PANEL);
         all.par_chunks_exact_mut(d * PANEL).enumerate().for_each(|(panel, all)| {
+            let _span = tracing::trace_span!("embedding").entered();
             for column in 0..panel::columns(panel, images * tokens) {
                 let token = panel * PANEL + column;
                 let (image, position) = (token / tokens, token % tokens);

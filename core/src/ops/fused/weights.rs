@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::{
-    panel,
+    count, panel,
     tile::{Left, Level, Order, PANEL, Right, STRIP, product},
 };
 use crate::Result;
@@ -82,6 +82,7 @@ impl Frozen {
         mut then: impl FnMut(usize, usize, &mut [f32]),
     ) {
         let rows = outputs.len();
+        count::add(rows * tokens * self.inputs);
         let step = depth_step(level, Order::Columns);
         for depth in (0..self.inputs).step_by(step) {
             let depths = step.min(self.inputs - depth);
@@ -124,6 +125,7 @@ impl Frozen {
         mut then: impl FnMut(usize, usize, &mut [f32]),
     ) {
         let rows = outputs.len();
+        count::add(rows * tokens * self.inputs);
         let step = depth_step(level, Order::Strips);
         for depth in (0..rows).step_by(step) {
             let depths = step.min(rows - depth);

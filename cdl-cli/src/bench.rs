@@ -1,0 +1,230 @@
+//! `cdl bench`.
+
+use std::{fmt::Write, path::PathBuf, time::Instant};
+
+use cdl_core::{
+    BackboneSpec, Batch, Config, EpochKey, Error, Experiment, Optimizer, Role, Task, Trainer, memory,
+    ops::fused,
+};
+use clap::Args;
+
+use crate::{
+    ConfigArgs, Failure, emit,
+    profile::{Profile, Times},
+};
+
+/// What is measured unless a configuration is given.
+const CONFIG: &str = include_str!("../../configs/bench.toml");
+
+/// Arguments of `cdl bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Without a configuration: the published method at the published sizes (configs/bench.toml), random weights and images.
+Steps are those of the first task, on one batch; reading and augmenting images is not part of them.
+
+Examples:
+  cdl bench --teacher base --student small --batch 8
+  cdl bench configs/quickstart.toml --steps 50
+  cdl bench --teacher large --student base --set teacher.checkpoint_blocks=true --json")]
+pub struct BenchArgs {
+    /// Configuration files (TOML), later ones over earlier ones
+    #[arg(value_name = "CONFIG")]
+    configs: Vec<PathBuf>,
+    /// Override a value, for instance --set learner.pool=50; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Random teacher of this size: tiny, small, base, large
+    #[arg(long, value_name = "SIZE")]
+    teacher: Option<String>,
+    /// Random student of this size
+    #[arg(long, value_name = "SIZE")]
+    student: Option<String>,
+    /// Images in a batch
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Steps that are timed
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Steps before them
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warmup: u32,
+    /// One line of JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// One kind of step.
+struct Step {
+    role: Role,
+    /// Seconds of the timed steps, sorted.
+    seconds: Vec<f64>,
+    /// Floating-point operations of one step in the frozen networks.
+    operations: f64,
+    times: Times,
+}
+
+impl Step {
+    fn median(&self) -> f64 {
+        let middle = self.seconds.len() / 2;
+        match self.seconds.len() % 2 {
+            0 => (self.seconds[middle - 1] + self.seconds[middle]) / 2.0,
+            _ => self.seconds[middle],
+        }
+    }
+
+    fn least(&self) -> f64 {
+        self.seconds.first().copied().unwrap_or_default()
+    }
+
+    fn most(&self) -> f64 {
+        self.seconds.last().copied().unwrap_or_default()
+    }
+}
+
+/// Times steps and prints what they took.
+pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
+    let mut sets = args.sets.clone();
+    for (network, size) in [("teacher", &args.teacher), ("student", &args.student)] {
+        sets.extend(size.as_ref().map(|size| format!("{network}.weights=\"random:{size}\"")));
+    }
+    sets.extend(args.batch.map(|batch| format!("batch_size={batch}")));
+    let config = match args.configs.is_empty() {
+        true => Config::parse("configs/bench.toml", CONFIG, &sets).map_err(Failure::before_writing)?,
+        false => ConfigArgs { configs: args.configs.clone(), sets }.load()?,
+    };
+    let Experiment { stream, mut trainer, .. } =
+        Experiment::build(&config).map_err(Failure::before_writing)?;
+    let task = stream.tasks()[0].clone();
+    trainer.begin_task(&task)?;
+    let key = EpochKey { task: 0, role: Role::Teacher, epoch: 0 };
+    let batch = stream.train_batches(key, config.run.batch_size).next();
+    let batch = batch.ok_or_else(|| Error::Tasks("the first task fills no batch".into()))??;
+
+    let mut steps = Vec::new();
+    for role in config.run.roles() {
+        steps.push(measure(&trainer, role, &task, &batch, args, profile)?);
+    }
+    let peak = fused::peak(1.0);
+    match args.json {
+        true => emit(&(json(&config, &trainer, &steps, peak) + "\n")),
+        false => emit(&tables(&config, &trainer, &steps, peak)),
+    }
+}
+
+fn measure(
+    trainer: &Trainer,
+    role: Role,
+    task: &Task,
+    batch: &Batch,
+    args: &BenchArgs,
+    profile: &Profile,
+) -> Result<Step, Failure> {
+    let mut optimizer = Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?;
+    let mut step = || -> Result<f64, Failure> {
+        let start = Instant::now();
+        let loss = trainer.loss(role, task, batch)?;
+        Trainer::update(&loss, &mut optimizer)?;
+        drop(loss);
+        Ok(start.elapsed().as_secs_f64())
+    };
+    for _ in 0..args.warmup {
+        step()?;
+    }
+    profile.take();
+    let before = fused::multiply_adds();
+    let mut seconds = Vec::new();
+    for _ in 0..args.steps {
+        seconds.push(step()?);
+    }
+    let operations = 2.0 * (fused::multiply_adds() - before) as f64 / f64::from(args.steps);
+    seconds.sort_by(f64::total_cmp);
+    Ok(Step { role, seconds, operations, times: profile.take() })
+}
+
+fn network(spec: &BackboneSpec) -> &str {
+    spec.provenance.source.strip_prefix("random:").unwrap_or(&spec.provenance.source)
+}
+
+fn json(config: &Config, trainer: &Trainer, steps: &[Step], peak: f64) -> String {
+    let mut line = serde_json::json!({
+        "peer": format!("cdl {}", env!("CARGO_PKG_VERSION")),
+        "mode": fused::Level::best().as_str(),
+        "precision": "fp32",
+        "device": config.run.device,
+        "teacher": network(trainer.teacher.backbone.spec()),
+        "student": network(trainer.student.backbone.spec()),
+        "batch": config.run.batch_size,
+        "threads": rayon::current_num_threads(),
+    });
+    for step in steps {
+        let role = step.role.as_str();
+        line[format!("{role}_step_s")] = step.median().into();
+        line[format!("{role}_step_min_s")] = step.least().into();
+        line[format!("{role}_gflop")] = (step.operations / 1e9).into();
+    }
+    line["matmul_peak_gflops"] = (peak / 1e9).into();
+    line["peak_bytes"] = memory::peak_bytes().into();
+    line.to_string()
+}
+
+fn tables(config: &Config, trainer: &Trainer, steps: &[Step], peak: f64) -> String {
+    let threads = rayon::current_num_threads();
+    let mut text = format!(
+        "teacher {}, student {}, batch {}, float32 on {}, {threads} threads, {} kernels\n\n\
+         step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s   of {:.0}\n",
+        network(trainer.teacher.backbone.spec()),
+        network(trainer.student.backbone.spec()),
+        config.run.batch_size,
+        config.run.device,
+        fused::Level::best().as_str(),
+        peak / 1e9,
+    );
+    for step in steps {
+        let rate = step.operations / step.median();
+        let _ = writeln!(
+            text,
+            "{:<10} {:>9.4} {:>9.4} {:>9.4} {:>9.2} {:>9.1} {:>9.1} {:>7.1} %",
+            step.role.as_str(),
+            step.median(),
+            step.least(),
+            step.most(),
+            config.run.batch_size as f64 / step.median(),
+            step.operations / 1e9,
+            rate / 1e9,
+            100.0 * rate / peak,
+        );
+    }
+    for step in steps {
+        text += &breakdown(step, threads);
+    }
+    if let Some(bytes) = memory::peak_bytes() {
+        let _ = writeln!(text, "\npeak memory {:.0} MB", bytes as f64 / 1e6);
+    }
+    text
+}
+
+/// Phases of a mean step, and in each its operations: seconds of all threads, divided by their number.
+fn breakdown(step: &Step, threads: usize) -> String {
+    let count = step.seconds.len() as f64;
+    let whole: f64 = step.seconds.iter().sum::<f64>() / count;
+    let mut rest = whole;
+    let mut text = format!("\na {} step, on average\n", step.role.as_str());
+    let mut line = |name: &str, seconds: f64| {
+        let _ = writeln!(text, "  {name:<34} {seconds:>9.4} s {:>6.1} %", 100.0 * seconds / whole);
+    };
+    for (phase, time) in &step.times.phases {
+        let time = time.as_secs_f64() / count;
+        line(phase, time);
+        rest -= time;
+        let mut other = time;
+        for ((_, operation), time) in step.times.operations.iter().filter(|((of, _), _)| of == phase) {
+            let time = time.as_secs_f64() / count / threads as f64;
+            line(&format!("    {operation}"), time);
+            other -= time;
+        }
+        line("    other, waiting", other);
+    }
+    line("losses and all else", rest);
+    line("together", whole);
+    text
+}
