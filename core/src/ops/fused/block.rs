@@ -14,9 +14,9 @@ use super::{
     weights::{Frozen, Start},
 };
 
-/// Panels that a task takes at once: few, so that tasks share evenly among threads; more than one, so that weights in
+/// Panels that a task takes at once: few, so that tasks share evenly among threads; several, so that weights in
 /// the cache are used more than once.
-const TASK: usize = 2;
+const TASK: usize = 8;
 
 /// Scale and shift of a layer norm.
 #[derive(Debug)]
@@ -268,6 +268,7 @@ impl Block {
     }
 
     /// Gradients given `dy`, that of the tokens that were read.
+    #[allow(clippy::too_many_arguments, reason = "a layer's call and its gradient, each named once")]
     pub fn backward(
         &self,
         s: &Setting,

@@ -1,9 +1,9 @@
 //! The frozen blocks of a transformer as one differentiable operation on the CPU, in float32.
 //!
 //! candle's operations work one at a time on tensors of their own, allocate a gradient for each, and know nothing of
-//! what is frozen. Here a run of blocks is one operation: activations stay in [panels](panel), which every product
-//! takes as they are, memory is used again from step to step, and the backward pass computes the gradients of injected
-//! prompts and tokens and of the input where they are wanted, no others:
+//! what is frozen. Here a run of blocks is one operation: activations stay in panels, a few tokens
+//! side by side, which every product takes as they are; memory is used again from step to step; and the backward pass
+//! computes the gradients of injected prompts and tokens and of the input where they are wanted, no others:
 //!
 //! - in the last block, queries, projection and MLP are computed for the tokens that are read alone;
 //! - blocks before the first trainable value keep nothing and have no backward pass;

@@ -177,7 +177,7 @@ fn lane(panel: &[f32], row: usize) -> &[f32] {
     &panel[row * PANEL..][..PANEL]
 }
 
-/// Adds `x - mean` into `sum`, squared or not.
+/// `y = (x - mean) rstd γ + β` of each token; `stats` becomes its mean and reciprocal deviation.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut [f32], y: &mut [f32]) {
     let scale = 1.0 / gamma.len() as f32;
@@ -196,10 +196,10 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut 
         }
     }
     rstd.iter_mut().for_each(|sum| *sum = 1.0 / (*sum * scale + eps).sqrt());
-    for row in 0..gamma.len() {
+    for (row, (gamma, beta)) in gamma.iter().zip(beta).enumerate() {
         let (x, y) = (lane(x, row), &mut y[row * PANEL..][..PANEL]);
         for i in 0..PANEL {
-            y[i] = (x[i] - mean[i]) * rstd[i] * gamma[row] + beta[row];
+            y[i] = (x[i] - mean[i]) * rstd[i] * gamma + beta;
         }
     }
     stats[..PANEL].copy_from_slice(&mean);
@@ -219,10 +219,10 @@ pub fn layer_norm_backward(
     let scale = 1.0 / gamma.len() as f32;
     let (mean, rstd) = (&stats[..PANEL], &stats[PANEL..2 * PANEL]);
     let (mut mean_g, mut mean_gx): (Lane, Lane) = ([0.0; PANEL], [0.0; PANEL]);
-    for row in 0..gamma.len() {
+    for (row, gamma) in gamma.iter().enumerate() {
         let (x, g) = (lane(x, row), lane(gradient, row));
         for i in 0..PANEL {
-            let g = g[i] * gamma[row];
+            let g = g[i] * gamma;
             mean_g[i] += g;
             mean_gx[i] += g * (x[i] - mean[i]) * rstd[i];
         }
@@ -231,12 +231,12 @@ pub fn layer_norm_backward(
         mean_g[i] *= scale;
         mean_gx[i] *= scale;
     }
-    for row in 0..gamma.len() {
+    for (row, gamma) in gamma.iter().enumerate() {
         let x = lane(x, row);
         let out = &mut gradient[row * PANEL..][..PANEL];
         for i in 0..PANEL {
             let normal = (x[i] - mean[i]) * rstd[i];
-            out[i] = rstd[i] * (out[i] * gamma[row] - mean_g[i] - normal * mean_gx[i]);
+            out[i] = rstd[i] * (out[i] * gamma - mean_g[i] - normal * mean_gx[i]);
         }
         if let Some(residual) = residual {
             let residual = lane(residual, row);

@@ -197,6 +197,22 @@ trait Vector: Copy {
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 
+/// How far ahead weights are asked for, in floats and in strips (measured).
+const AHEAD: usize = 512;
+const STRIPS_AHEAD: usize = 4;
+
+/// Asks for the cache line at `at`, wherever that is.
+#[inline(always)]
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint: it reads nothing and no address makes it fail; every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// `R` rows by `C` registers of the result.
 ///
 /// # Safety
@@ -241,6 +257,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
         match ORDER {
             COLUMNS => {
                 for k in 0..depth {
+                    prefetch(a.wrapping_add(k * a_stride + AHEAD));
                     one(a.add(k * a_stride), 1);
                 }
             }
@@ -252,6 +269,9 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
             _ => {
                 for strip in 0..depth / STRIP {
                     for k in 0..STRIP {
+                        if k % 2 == 0 {
+                            prefetch(a.wrapping_add((strip + STRIPS_AHEAD) * a_stride + k * STRIP));
+                        }
                         one(a.add(strip * a_stride + k), STRIP);
                     }
                 }

@@ -71,6 +71,7 @@ impl Frozen {
     /// Rows `outputs` (multiples of eight) of `W x + b` for `tokens` tokens in panels `x` of `I` rows, into panels of
     /// `outputs.len()` rows; `then(panel, row, rows)` is called for every eight finished rows while they are in the
     /// cache, with the first of them.
+    #[allow(clippy::too_many_arguments, reason = "a product names both operands and the result")]
     pub fn forward(
         &self,
         level: Level,
