@@ -104,10 +104,13 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     for role in config.run.roles() {
         steps.push(measure(&trainer, role, &task, &batch, args, profile)?);
     }
-    let peak = fused::peak(1.0);
+    let spec = trainer.teacher.backbone.spec();
+    // The first layer of the teacher's MLP, for all tokens.
+    let layer = (config.run.batch_size * (1 + spec.patches), spec.width, 4 * spec.width);
+    let rates = fused::rates(1.0, layer);
     match args.json {
-        true => emit(&(json(&config, &trainer, &steps, peak) + "\n")),
-        false => emit(&tables(&config, &trainer, &steps, peak)),
+        true => emit(&(json(&config, &trainer, &steps, rates) + "\n")),
+        false => emit(&tables(&config, &trainer, &steps, rates)),
     }
 }
 
@@ -145,7 +148,7 @@ fn network(spec: &BackboneSpec) -> &str {
     spec.provenance.source.strip_prefix("random:").unwrap_or(&spec.provenance.source)
 }
 
-fn json(config: &Config, trainer: &Trainer, steps: &[Step], peak: f64) -> String {
+fn json(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> String {
     let mut line = serde_json::json!({
         "peer": format!("cdl {}", env!("CARGO_PKG_VERSION")),
         "mode": fused::Level::best().as_str(),
@@ -162,28 +165,31 @@ fn json(config: &Config, trainer: &Trainer, steps: &[Step], peak: f64) -> String
         line[format!("{role}_step_min_s")] = step.least().into();
         line[format!("{role}_gflop")] = (step.operations / 1e9).into();
     }
-    line["matmul_peak_gflops"] = (peak / 1e9).into();
+    line["matmul_gflops"] = (rates.matmul / 1e9).into();
+    line["kernel_gflops"] = (rates.kernel / 1e9).into();
     line["peak_bytes"] = memory::peak_bytes().into();
     line.to_string()
 }
 
-fn tables(config: &Config, trainer: &Trainer, steps: &[Step], peak: f64) -> String {
+fn tables(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> String {
     let threads = rayon::current_num_threads();
     let mut text = format!(
         "teacher {}, student {}, batch {}, float32 on {}, {threads} threads, {} kernels\n\n\
-         step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s   of {:.0}\n",
+         matrix products on this machine: {:.0} GFLOP/s in the cache, {:.0} of the size of a layer\n\n\
+         step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of a layer's\n",
         network(trainer.teacher.backbone.spec()),
         network(trainer.student.backbone.spec()),
         config.run.batch_size,
         config.run.device,
         fused::Level::best().as_str(),
-        peak / 1e9,
+        rates.kernel / 1e9,
+        rates.matmul / 1e9,
     );
     for step in steps {
         let rate = step.operations / step.median();
         let _ = writeln!(
             text,
-            "{:<10} {:>9.4} {:>9.4} {:>9.4} {:>9.2} {:>9.1} {:>9.1} {:>7.1} %",
+            "{:<10} {:>9.4} {:>9.4} {:>9.4} {:>9.2} {:>9.1} {:>9.1} {:>11.1} %",
             step.role.as_str(),
             step.median(),
             step.least(),
@@ -191,7 +197,7 @@ fn tables(config: &Config, trainer: &Trainer, steps: &[Step], peak: f64) -> Stri
             config.run.batch_size as f64 / step.median(),
             step.operations / 1e9,
             rate / 1e9,
-            100.0 * rate / peak,
+            100.0 * rate / rates.matmul,
         );
     }
     for step in steps {

@@ -8,6 +8,7 @@ use std::{
 use rayon::prelude::*;
 
 use super::tile::{Left, Level, Order, PANEL, Right, STRIP, product};
+use crate::ops::kernel::{View, gemm};
 
 static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
 
@@ -22,17 +23,23 @@ pub fn multiply_adds() -> u64 {
     MULTIPLY_ADDS.load(Ordering::Relaxed)
 }
 
-/// Floating-point operations a second of the product kernel on operands that stay in the cache, all threads together,
-/// measured for about `seconds`.
-pub fn peak(seconds: f64) -> f64 {
+/// Floating-point operations a second that this machine reaches, all threads together.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    /// Of the product kernel on operands that stay in the cache: nothing can be faster.
+    pub kernel: f64,
+    /// Of a plain matrix product of the size of a layer, by the library that candle computes with.
+    pub matmul: f64,
+}
+
+/// Measures both for about `seconds` each; the plain product is that of `(tokens, inputs)` with `(inputs, outputs)`.
+pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> Rates {
     const DEPTH: usize = 256;
     const ROUNDS: usize = 2000;
     let threads = rayon::current_num_threads();
     let (a, b) = (vec![0.5; STRIP * DEPTH], vec![0.5; PANEL * DEPTH]);
     let level = Level::best();
-    let start = Instant::now();
-    let mut operations = 0;
-    while start.elapsed().as_secs_f64() < seconds {
+    let kernel = rate(seconds, 2 * threads * ROUNDS * STRIP * PANEL * DEPTH, || {
         (0..threads).into_par_iter().for_each(|_| {
             let mut c = vec![0.0; STRIP * PANEL];
             for _ in 0..ROUNDS {
@@ -41,7 +48,24 @@ pub fn peak(seconds: f64) -> f64 {
                 product(level, (STRIP, PANEL, DEPTH), left, right, &mut c, PANEL, false);
             }
         });
-        operations += 2 * threads * ROUNDS * STRIP * PANEL * DEPTH;
+    });
+    let (x, w) = (vec![0.5; tokens * inputs], vec![0.5; inputs * outputs]);
+    let mut y = vec![0f32; tokens * outputs];
+    let matmul = rate(seconds, 2 * tokens * inputs * outputs, || {
+        let (x, w) = (View::rows(&x, inputs), View::rows(&w, outputs));
+        gemm((tokens, inputs, outputs), &mut y, outputs, false, 1.0, x, w, threads);
+    });
+    Rates { kernel, matmul }
+}
+
+/// `operations` a second of what `f` does, once begun.
+fn rate(seconds: f64, operations: usize, mut f: impl FnMut()) -> f64 {
+    f();
+    let start = Instant::now();
+    let mut done = 0;
+    while done == 0 || start.elapsed().as_secs_f64() < seconds {
+        f();
+        done += operations;
     }
-    operations as f64 / start.elapsed().as_secs_f64()
+    done as f64 / start.elapsed().as_secs_f64()
 }

@@ -11,6 +11,7 @@
 //!
 //! Every value is computed in one fixed order, so results do not depend on the number of threads.
 
+mod attention;
 mod block;
 mod count;
 mod panel;
@@ -23,14 +24,14 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Device, Layout, Shape, Tenso
 use rayon::prelude::*;
 
 pub use block::{Block, Norm, Rows};
-pub use count::{multiply_adds, peak};
+pub use count::{Rates, multiply_adds, rates};
 pub use panel::Tokens;
 pub use tile::Level;
 pub use weights::Frozen;
 
 use crate::Result;
 use block::{Extra, Kept, Setting, Wanted};
-use panel::{Buffer, Pool};
+use panel::{Buffer, Pool, Shares};
 use tile::{PANEL, STRIP};
 use weights::Start;
 
@@ -101,6 +102,8 @@ pub struct Embedded {
     /// Tokens of an image, with room for those that are injected.
     tokens: usize,
     injected: usize,
+    /// For which panels are laid out.
+    threads: usize,
 }
 
 impl Embedded {
@@ -125,7 +128,7 @@ impl Blocks {
     /// Takes the blocks of a network of `width` with `heads` heads. With `recompute`, the backward pass computes a
     /// block's intermediate values again instead of keeping them.
     pub fn new(blocks: Vec<Block>, width: usize, heads: usize, eps: f64, recompute: bool) -> Self {
-        let (eps, level, pool) = (eps as f32, Level::best(), Arc::default());
+        let (eps, level, pool) = (eps as f32, Level::best(), Pool::shared());
         Self { blocks, heads, width, eps, level, pool, recompute }
     }
 
@@ -151,6 +154,7 @@ impl Blocks {
         };
         let pixels = super::slice::<f32>(storage, layout)?;
         let (d, grid) = (self.width, size / by.patch_size);
+        let threads = rayon::current_num_threads();
         let (patches, prefix) = (grid * grid, by.prefix.len() / d);
         let tokens = prefix + patches + injected;
 
@@ -166,25 +170,27 @@ impl Blocks {
                 by.layer.forward(self.level, 0..d, &cut, patches, bias, embedded, |_, _, _| {});
             },
         );
-        let mut all = self.pool.zeros(panel::panels(images * tokens) * d * PANEL);
-        all.par_chunks_exact_mut(d * PANEL).enumerate().for_each(|(panel, all)| {
+        let shares = Shares::new(images * tokens, threads);
+        let mut all = self.pool.zeros(shares.panels() * d * PANEL);
+        shares.parts().par_iter().zip(shares.cut(&mut all, d)).for_each(|(part, all)| {
             let _span = tracing::trace_span!("embedding").entered();
-            for column in 0..panel::columns(panel, images * tokens) {
-                let token = panel * PANEL + column;
-                let (image, position) = (token / tokens, token % tokens);
+            let alone = part.alone();
+            for index in 0..part.count {
+                let (image, position) = ((part.first + index) / tokens, (part.first + index) % tokens);
+                let (panel, column, _) = alone.place(index);
                 if position < prefix {
-                    set_column(all, d, column, &by.prefix[position * d..][..d]);
+                    set_column(&alone, all, d, index, &by.prefix[position * d..][..d]);
                 } else if position < prefix + patches {
                     let patch = position - prefix;
                     let from = &embedded[image * per_image + patch / PANEL * d * PANEL + patch % PANEL..];
                     for channel in 0..d {
-                        all[channel * PANEL + column] =
+                        all[(panel * d + channel) * PANEL + column] =
                             from[channel * PANEL] + by.positions[patch * d + channel];
                     }
                 }
             }
         });
-        Ok(Embedded { panels: all, images, tokens, injected })
+        Ok(Embedded { panels: all, images, tokens, injected, threads })
     }
 
     /// Outputs of block `range.end - 1` for the tokens that `reads` names, `(B, r, D)`.
@@ -224,6 +230,7 @@ impl Blocks {
         let setting = Setting {
             level: self.level,
             pool: self.pool.clone(),
+            threads: embedded.as_ref().map_or_else(rayon::current_num_threads, |embedded| embedded.threads),
             images,
             tokens,
             width: self.width,
@@ -248,24 +255,26 @@ impl Blocks {
 }
 
 /// Rows of tokens, `width` floats each, into panels from token `first` on.
-fn into_panels(rows: &[f32], width: usize, first: usize, panels: &mut [f32]) {
+fn into_panels(shares: &Shares, rows: &[f32], width: usize, first: usize, panels: &mut [f32]) {
     for (index, row) in rows.chunks_exact(width).enumerate() {
-        set_column(panels, width, first + index, row);
+        set_column(shares, panels, width, first + index, row);
     }
 }
 
-fn set_column(panels: &mut [f32], width: usize, token: usize, values: &[f32]) {
-    let to = &mut panels[token / PANEL * width * PANEL + token % PANEL..];
+fn set_column(shares: &Shares, panels: &mut [f32], width: usize, token: usize, values: &[f32]) {
+    let (panel, column, _) = shares.place(token);
+    let to = &mut panels[panel * width * PANEL + column..];
     for (channel, value) in values.iter().enumerate() {
         to[channel * PANEL] = *value;
     }
 }
 
 /// Panels of `tokens` tokens as rows.
-fn out_of_panels(panels: &[f32], width: usize, tokens: usize) -> Vec<f32> {
+fn out_of_panels(shares: &Shares, panels: &[f32], width: usize, tokens: usize) -> Vec<f32> {
     let mut rows = vec![0.0; tokens * width];
     for (token, row) in rows.chunks_exact_mut(width).enumerate() {
-        let from = &panels[token / PANEL * width * PANEL + token % PANEL..];
+        let (panel, column, _) = shares.place(token);
+        let from = &panels[panel * width * PANEL + column..];
         for (channel, value) in row.iter_mut().enumerate() {
             *value = from[channel * PANEL];
         }
@@ -316,15 +325,16 @@ impl Run {
     /// The images with `tokens` at their end, or `tokens` alone, in panels.
     fn input(&self, tokens: &[f32]) -> Buffer {
         let s = &self.setting;
+        let shares = s.shares(&Tokens::All(s.tokens));
         let embedded = self.embedded.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Embedded { mut panels, injected, .. }) = embedded else {
-            let mut panels = s.pool.zeros(panel::panels(s.images * s.tokens) * s.width * PANEL);
-            into_panels(tokens, s.width, 0, &mut panels);
+            let mut panels = s.pool.zeros(shares.panels() * s.width * PANEL);
+            into_panels(&shares, tokens, s.width, 0, &mut panels);
             return panels;
         };
         if injected > 0 {
             for (image, rows) in tokens.chunks_exact(injected * s.width).enumerate() {
-                into_panels(rows, s.width, (image + 1) * s.tokens - injected, &mut panels);
+                into_panels(&shares, rows, s.width, (image + 1) * s.tokens - injected, &mut panels);
             }
         }
         panels
@@ -338,8 +348,9 @@ impl Run {
             candle_core::bail!("a run of frozen blocks that nothing was to be learned from")
         };
         let mut d_rows = vec![0.0; rows.len()];
-        let mut gradient = s.pool.zeros(panel::panels(s.images * self.reads.count()) * d * PANEL);
-        into_panels(dy, d, 0, &mut gradient);
+        let shares = s.shares(&self.reads);
+        let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
+        into_panels(&shares, dy, d, 0, &mut gradient);
         for (index, step) in steps.iter().enumerate().map(|(at, step)| (first + at, step)).rev() {
             let (block, extra, reads) = (&self.blocks()[index], self.extra(index, rows), self.reads(index));
             let again = match &step.kept {
@@ -366,7 +377,7 @@ impl Run {
             }
         }
         let Wanted::Of(wanted) = &self.wanted else { return Ok((None, d_rows)) };
-        Ok((Some(out_of_panels(&gradient, d, s.images * wanted.count())), d_rows))
+        Ok((Some(out_of_panels(&s.shares(wanted), &gradient, d, s.images * wanted.count())), d_rows))
     }
 }
 
@@ -397,7 +408,7 @@ impl CustomOp2 for Run {
         }
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
         let count = self.reads.count();
-        let y = out_of_panels(&x, s.width, s.images * count);
+        let y = out_of_panels(&s.shares(&self.reads), &x, s.width, s.images * count);
         Ok((CpuStorage::F32(y), (s.images, count, s.width).into()))
     }
 

@@ -3,16 +3,18 @@
 //! [`PANEL`] tokens make a panel: `channels` rows of that many floats, one for each token. Panels follow one another,
 //! tokens of all images in order; columns beyond the last token hold zeros or what was computed of them. A panel is
 //! the right operand of the next product as it stands, and sums over channels need no shuffling.
+//!
+//! Threads share panels by the parts of a [`Shares`], each of which begins with a panel of its own.
 
 use std::{
     collections::BTreeMap,
-    ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError},
+    ops::{Deref, DerefMut, Range},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use multiversion::multiversion;
 
-use super::tile::PANEL;
+use super::tile::{GROUP, PANEL};
 use crate::ops::kernel::{exp_f32, normal_f32};
 
 /// Which tokens of every image a set of panels holds.
@@ -42,7 +44,8 @@ impl Tokens {
     }
 }
 
-/// Memory that is used again and again, so that steps neither ask the system for pages nor let memory grow.
+/// Memory that is used again and again, so that steps neither ask the system for pages nor let memory grow. All
+/// networks share one, since only one of them computes at a time: the student's activations lie where the teacher's lay.
 #[derive(Debug, Default)]
 pub struct Pool {
     shelves: Mutex<Shelves>,
@@ -58,18 +61,30 @@ struct Shelves {
 /// Memory on loan from a [`Pool`]; its first contents are arbitrary.
 #[derive(Debug)]
 pub struct Buffer {
+    /// At least `len` floats.
     data: Vec<f32>,
+    len: usize,
     pool: Arc<Pool>,
 }
 
+/// Passes that memory waits for its next use: a step has four at most, two queries, the teacher's and the student's.
+const PATIENCE: u64 = 4;
+
 impl Pool {
+    /// The process's pool.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: OnceLock<Arc<Pool>> = OnceLock::new();
+        SHARED.get_or_init(Arc::default).clone()
+    }
+
     /// `len` floats of arbitrary contents.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = shelves.free.get_mut(&len).and_then(Vec::pop);
+        // The smallest that is large enough, unless much of it would lie idle.
+        let found = shelves.free.range_mut(len..=len + len / 4).find_map(|(_, shelf)| shelf.pop());
         drop(shelves);
         let data = found.map_or_else(|| vec![0.0; len], |(_, data)| data);
-        Buffer { data, pool: self.clone() }
+        Buffer { data, len, pool: self.clone() }
     }
 
     /// `len` zeros.
@@ -84,7 +99,10 @@ impl Pool {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         shelves.pass += 1;
         let pass = shelves.pass;
-        shelves.free.values_mut().for_each(|shelf| shelf.retain(|(used, _)| used + 2 >= pass));
+        shelves.free.retain(|_, shelf| {
+            shelf.retain(|(used, _)| used + PATIENCE >= pass);
+            !shelf.is_empty()
+        });
     }
 }
 
@@ -100,13 +118,13 @@ impl Drop for Buffer {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.data
+        &self.data[..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        &mut self.data[..self.len]
     }
 }
 
@@ -120,20 +138,111 @@ pub fn columns(panel: usize, tokens: usize) -> usize {
     (tokens - panel * PANEL).min(PANEL)
 }
 
+/// The most panels in a part: several, so that weights in the cache are used more than once; not so many that a part's
+/// intermediate values leave the cache (measured).
+const MOST: usize = 9;
+
+/// Where tokens stand: in parts, some for each thread. What threads have differs by one [`GROUP`] at most, so that they
+/// end together; of one thread's panels only the last is not full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shares {
+    parts: Vec<Part>,
+}
+
+/// What one task works on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// First token.
+    pub first: usize,
+    /// How many there are.
+    pub count: usize,
+    /// First panel.
+    panel: usize,
+}
+
+impl Shares {
+    /// Shares `tokens` tokens out among `threads` threads.
+    pub fn new(tokens: usize, threads: usize) -> Self {
+        let groups = tokens.div_ceil(GROUP);
+        let threads = threads.clamp(1, groups.max(1));
+        let border = |thread: usize| (thread * groups / threads * GROUP).min(tokens);
+        let mut parts = Vec::new();
+        let mut panel = 0;
+        for thread in 0..threads {
+            let (first, end) = (border(thread), border(thread + 1));
+            let whole = panels(end - first);
+            let rounds = whole.div_ceil(MOST).max(1);
+            for round in 0..rounds {
+                let from = first + round * whole / rounds * PANEL;
+                let to = (first + (round + 1) * whole / rounds * PANEL).min(end);
+                parts.push(Part { first: from, count: to - from, panel });
+                panel += panels(to - from);
+            }
+        }
+        Self { parts }
+    }
+
+    /// All tasks.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Panels in all.
+    pub fn panels(&self) -> usize {
+        self.parts.last().map_or(0, |part| part.panel + panels(part.count))
+    }
+
+    /// Panel and column of a token, and how many tokens follow it in the panel, itself included.
+    pub fn place(&self, token: usize) -> (usize, usize, usize) {
+        let part = &self.parts[self.parts.partition_point(|part| part.first <= token) - 1];
+        let inside = token - part.first;
+        let column = inside % PANEL;
+        (part.panel + inside / PANEL, column, (PANEL - column).min(part.count - inside))
+    }
+
+    /// Panels of `channels` rows in pieces, a part each.
+    pub fn cut<'a>(&self, panels: &'a mut [f32], channels: usize) -> Vec<&'a mut [f32]> {
+        let mut rest = panels;
+        let pieces = self.parts.iter().map(|part| {
+            let (piece, after) = std::mem::take(&mut rest).split_at_mut(part.len(channels));
+            rest = after;
+            piece
+        });
+        pieces.collect()
+    }
+}
+
+impl Part {
+    fn len(&self, channels: usize) -> usize {
+        panels(self.count) * channels * PANEL
+    }
+
+    /// Where its tokens stand among its own panels.
+    pub fn alone(&self) -> Shares {
+        Shares { parts: vec![Self { first: 0, count: self.count, panel: 0 }] }
+    }
+
+    /// This part of panels of `channels` rows.
+    pub fn of<'a>(&self, panels: &'a [f32], channels: usize) -> &'a [f32] {
+        &panels[self.panel * channels * PANEL..][..self.len(channels)]
+    }
+}
+
 /// Copies rows `rows` of `count` tokens, from number `first` on, out of panels of `channels` rows: token after token
 /// along rows `stride` apart.
 pub fn gather(
+    shares: &Shares,
     from: &[f32],
     channels: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     (first, count): (usize, usize),
     to: &mut [f32],
     stride: usize,
 ) {
     let mut done = 0;
     while done < count {
-        let (panel, column) = ((first + done) / PANEL, (first + done) % PANEL);
-        let run = (PANEL - column).min(count - done);
+        let (panel, column, room) = shares.place(first + done);
+        let run = room.min(count - done);
         for (number, row) in rows.clone().enumerate() {
             let source = (panel * channels + row) * PANEL + column;
             to[number * stride + done..][..run].copy_from_slice(&from[source..source + run]);
