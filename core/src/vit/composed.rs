@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::{Block, EPS, Linear, Norm, Outputs, Stem, injected_rows};
 use crate::{BackboneSpec, BlockInjection, Injection, Normalization, Result, Taps, injection::Kv, ops};
@@ -76,8 +76,14 @@ fn add_to_cls(qkv: &Tensor, add: &Kv) -> Result<Tensor> {
 }
 
 impl Composed {
-    pub(super) fn new(stem: Stem, blocks: Vec<Block>, spec: &BackboneSpec, device: &Device) -> Result<Self> {
-        let channel = |v: [f32; 3]| Tensor::new(&v, device)?.reshape((1, 3, 1, 1));
+    pub(super) fn new(
+        stem: Stem,
+        blocks: Vec<Block>,
+        spec: &BackboneSpec,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let channel = |v: [f32; 3]| Tensor::new(&v, device)?.to_dtype(dtype)?.reshape((1, 3, 1, 1));
         let normalize = match spec.normalization {
             Normalization::NONE => None,
             Normalization { mean, std } => Some((channel(mean)?, channel(std.map(|s| 1.0 / s))?)),

@@ -57,6 +57,14 @@ impl Fast {
         Ok(Self { embedding, blocks, depth: spec.depth })
     }
 
+    /// The same on another set of instructions.
+    #[cfg(test)]
+    pub(super) fn with_level(self, level: fused::Level) -> Self {
+        let blocks = Arc::into_inner(self.blocks).map(|blocks| Arc::new(blocks.with_level(level)));
+        #[allow(clippy::expect_used, reason = "a test fails by panicking")]
+        Self { blocks: blocks.expect("no pass is under way"), ..self }
+    }
+
     /// The frozen tensors, arranged as they were given.
     pub(super) fn layers(&self) -> Result<(Stem, Vec<Block>)> {
         let linear = |layer: &Frozen| -> Result<Linear> {

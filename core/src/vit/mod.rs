@@ -3,6 +3,8 @@
 mod composed;
 mod fast;
 mod position;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use position::resample;
@@ -165,7 +167,13 @@ impl Vit {
         let blocks = (0..depth).map(block);
         let body = match fast {
             true => Body::Fast(Fast::new(stem, blocks, &spec, options.checkpoint_blocks)?),
-            false => Body::Composed(Composed::new(stem, blocks.collect::<Result<_>>()?, &spec, device)?),
+            false => Body::Composed(Composed::new(
+                stem,
+                blocks.collect::<Result<_>>()?,
+                &spec,
+                device,
+                DType::F32,
+            )?),
         };
         Ok(Self { spec, body, norm: norm("norm")? })
     }
