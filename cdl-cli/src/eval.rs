@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    Accuracies, Config, Error, Experiment, Role,
+    Accuracies, Config, Error, Experiment, Role, Tester,
     run_dir::{check_same, read_model, read_results},
 };
 use clap::Args;
@@ -42,7 +42,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         experiment.trainer.restore(role, &task, &state)?;
     }
     let mut accuracies = Accuracies::default();
-    experiment.trainer.test(&task, experiment.stream.as_ref(), &mut accuracies)?;
+    Tester::default().test(&experiment.trainer, &task, experiment.stream.as_ref(), &mut accuracies)?;
     let mut text = String::new();
     for role in roles {
         let recorded = match role {

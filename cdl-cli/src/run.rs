@@ -77,7 +77,9 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
                 text.push('\n');
             }
         }
-        text += &format!("{:.1} s; results are in {}\n", results.wall_seconds, path.display());
+        let memory = results.peak_memory_bytes.map(|bytes| format!(", {:.0} MB at most", bytes as f64 / 1e6));
+        let memory = memory.unwrap_or_default();
+        text += &format!("{:.1} s{memory}; results are in {}\n", results.wall_seconds, path.display());
         emit(&text)?;
     }
     Ok(())

@@ -12,6 +12,7 @@ pub mod config;
 pub mod device;
 mod distiller;
 pub mod error;
+mod eval;
 mod experiment;
 pub mod hub;
 mod injection;
@@ -40,6 +41,7 @@ pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalizat
 pub use config::{Config, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
+pub use eval::{Accuracies, Tester};
 pub use experiment::{Experiment, RunRecord};
 pub use injection::{BlockInjection, Injection, Kv};
 pub use layers::{LayerNorm, Linear};
@@ -55,7 +57,7 @@ pub use stream::{
     Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, StreamContext, Task, TaskSettings,
     TaskStream,
 };
-pub use trainer::{Accuracies, BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
+pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
 
 // Plugins use these versions, which the types above are made of.
 pub use candle_core;

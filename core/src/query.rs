@@ -47,6 +47,14 @@ impl<'a> Query<'a> {
         Self(Source::Known(value))
     }
 
+    /// The query if it is known or has been asked for.
+    pub(crate) fn computed(&self) -> Option<&Tensor> {
+        match &self.0 {
+            Source::Known(value) => Some(value),
+            Source::Lazy { value, .. } => value.get(),
+        }
+    }
+
     /// The query `(B, Dq)`, without gradient.
     ///
     /// # Errors

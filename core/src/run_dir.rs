@@ -36,6 +36,9 @@ pub struct Results {
     pub tasks: usize,
     /// Seconds since the run began.
     pub wall_seconds: f64,
+    /// The most memory that was resident at once, where the system tells.
+    #[serde(default)]
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// A run directory that is open for writing.
@@ -162,6 +165,7 @@ impl RunDir {
             tasks_done: task.index + 1,
             tasks: task.count,
             wall_seconds,
+            peak_memory_bytes: crate::memory::peak_bytes(),
         };
         for &role in &trainer.settings.roles {
             let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));

@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{DType, Tensor};
 
 use crate::{
-    AccuracyMatrix, Backbone, Batch, Distiller, EpochKey, Error, Features, Injection, Learner, LossTerm,
-    Mode, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role,
-    ScheduleConfig, StateDict, Taps, Task, TaskStream, loss::cross_entropy,
+    Accuracies, Backbone, Batch, Distiller, EpochKey, Error, Features, Injection, Learner, LossTerm, Mode,
+    NamedVar, Optimizer, OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role,
+    ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester, eval::count_right, loss::cross_entropy,
 };
 
 /// A frozen network with the learner that prompts it.
@@ -94,15 +94,6 @@ pub struct EpochReport {
     pub seconds: f64,
 }
 
-/// Accuracy matrices of both networks; that of a network that is not trained stays empty.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Accuracies {
-    /// Of the teacher.
-    pub teacher: AccuracyMatrix,
-    /// Of the student.
-    pub student: AccuracyMatrix,
-}
-
 /// The loss of one batch with what it is made of.
 #[derive(Debug)]
 pub struct BatchLoss {
@@ -141,13 +132,14 @@ impl Trainer {
         on: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Accuracies> {
         let mut results = Accuracies::default();
+        let mut tester = Tester::default();
         for task in stream.tasks() {
             self.begin_task(task)?;
             for role in self.settings.roles.clone() {
                 self.learn(role, task, stream, on)?;
             }
             self.end_task(task)?;
-            self.test(task, stream, &mut results)?;
+            tester.test(self, task, stream, &mut results)?;
             on(Event::Task { task, trainer: self, results: &results })?;
         }
         Ok(results)
@@ -330,7 +322,7 @@ impl Trainer {
         self.predict_with(role, pixels, &self.query(role, pixels))
     }
 
-    fn predict_with(&self, role: Role, pixels: &Tensor, query: &Query<'_>) -> Result<Tensor> {
+    pub(crate) fn predict_with(&self, role: Role, pixels: &Tensor, query: &Query<'_>) -> Result<Tensor> {
         match role {
             Role::Teacher => Ok(self.teacher_output(pixels, query, Pass::Test, &Taps::none())?.logits),
             Role::Student => {
@@ -338,29 +330,6 @@ impl Trainer {
                 Ok(self.distiller.predict(&student)?.detach())
             }
         }
-    }
-
-    /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
-    pub fn test(&self, task: &Task, stream: &dyn TaskStream, results: &mut Accuracies) -> Result<()> {
-        let roles = &self.settings.roles;
-        let mut rows = vec![Vec::new(); roles.len()];
-        for seen in &stream.tasks()[..=task.index] {
-            let (mut right, mut total) = (vec![0; roles.len()], 0);
-            for batch in stream.test_batches(seen.index, self.settings.batch_size) {
-                let batch = batch?;
-                let queries = Queries::new(self, &batch.pixels);
-                for (right, &role) in right.iter_mut().zip(roles) {
-                    let logits = self.predict_with(role, &batch.pixels, queries.of(role))?;
-                    *right += count_right(&logits, &batch.labels, 0..task.seen())?;
-                }
-                total += batch.len();
-            }
-            rows.iter_mut().zip(right).for_each(|(row, right)| row.push(100.0 * right as f64 / total as f64));
-        }
-        for (row, role) in rows.into_iter().zip(roles) {
-            results.of_mut(*role).push(row);
-        }
-        Ok(())
     }
 
     /// Everything trained of one network, as saved after each task; the distiller's belongs to the student.
@@ -388,13 +357,13 @@ impl Trainer {
 }
 
 /// The queries of one batch; networks that share one compute it once.
-struct Queries<'a> {
+pub(crate) struct Queries<'a> {
     student: Query<'a>,
     teacher: Option<Query<'a>>,
 }
 
 impl<'a> Queries<'a> {
-    fn new(trainer: &'a Trainer, pixels: &'a Tensor) -> Self {
+    pub(crate) fn new(trainer: &'a Trainer, pixels: &'a Tensor) -> Self {
         let own = trainer.settings.query == QuerySource::Own;
         Self {
             student: trainer.query(Role::Student, pixels),
@@ -402,28 +371,16 @@ impl<'a> Queries<'a> {
         }
     }
 
-    fn of(&self, role: Role) -> &Query<'a> {
+    pub(crate) fn of(&self, role: Role) -> &Query<'a> {
         match (role, &self.teacher) {
             (Role::Teacher, Some(teacher)) => teacher,
             _ => &self.student,
         }
     }
-}
 
-impl Accuracies {
-    /// The matrix of one network.
-    pub fn of(&self, role: Role) -> &AccuracyMatrix {
-        match role {
-            Role::Teacher => &self.teacher,
-            Role::Student => &self.student,
-        }
-    }
-
-    fn of_mut(&mut self, role: Role) -> &mut AccuracyMatrix {
-        match role {
-            Role::Teacher => &mut self.teacher,
-            Role::Student => &mut self.student,
-        }
+    /// All of them, to be looked at and replaced.
+    pub(crate) fn each(&mut self) -> impl Iterator<Item = &mut Query<'a>> {
+        std::iter::once(&mut self.student).chain(&mut self.teacher)
     }
 }
 
@@ -488,17 +445,6 @@ fn detach(injection: Injection) -> Injection {
         tokens: injection.tokens.map(|tokens| tokens.detach()),
         penalty: None,
     }
-}
-
-/// How many rows of `logits` `(B, C)` have their largest entry among `classes` at the label.
-fn count_right(logits: &Tensor, labels: &Tensor, classes: std::ops::Range<usize>) -> Result<usize> {
-    let best = logits.narrow(1, classes.start, classes.len())?.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let labels = labels.to_vec1::<u32>()?;
-    Ok(best
-        .iter()
-        .zip(&labels)
-        .filter(|(best, label)| **best as usize + classes.start == **label as usize)
-        .count())
 }
 
 /// Sums over an epoch.

@@ -1,0 +1,98 @@
+//! Testing: the accuracy of both networks on every task seen so far.
+
+use std::collections::HashMap;
+
+use candle_core::{D, Tensor};
+
+use crate::{AccuracyMatrix, Query, Result, Role, Task, TaskStream, Trainer, trainer::Queries};
+
+/// Accuracy matrices of both networks; that of a network that is not trained stays empty.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Accuracies {
+    /// Of the teacher.
+    pub teacher: AccuracyMatrix,
+    /// Of the student.
+    pub student: AccuracyMatrix,
+}
+
+impl Accuracies {
+    /// The matrix of one network.
+    pub fn of(&self, role: Role) -> &AccuracyMatrix {
+        match role {
+            Role::Teacher => &self.teacher,
+            Role::Student => &self.student,
+        }
+    }
+
+    fn of_mut(&mut self, role: Role) -> &mut AccuracyMatrix {
+        match role {
+            Role::Teacher => &mut self.teacher,
+            Role::Student => &mut self.student,
+        }
+    }
+}
+
+/// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
+/// first time and kept, a row of numbers for each image.
+#[derive(Debug, Default)]
+pub struct Tester {
+    /// By task and batch, in the order of [`Queries::each`]; `None` where no learner asked.
+    queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
+}
+
+impl Tester {
+    /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
+    /// A tester belongs to one trainer and one stream.
+    ///
+    /// # Errors
+    /// Unreadable images.
+    pub fn test(
+        &mut self,
+        trainer: &Trainer,
+        task: &Task,
+        stream: &dyn TaskStream,
+        results: &mut Accuracies,
+    ) -> Result<()> {
+        let roles = &trainer.settings.roles;
+        let mut rows = vec![Vec::new(); roles.len()];
+        for seen in &stream.tasks()[..=task.index] {
+            let (mut right, mut total) = (vec![0; roles.len()], 0);
+            for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
+                let batch = batch?;
+                let mut queries = Queries::new(trainer, &batch.pixels);
+                let known = self.queries.entry((seen.index, number)).or_default();
+                for (query, known) in queries.each().zip(known.iter()) {
+                    if let Some(known) = known {
+                        *query = Query::known(known.clone());
+                    }
+                }
+                for (right, &role) in right.iter_mut().zip(roles) {
+                    let logits = trainer.predict_with(role, &batch.pixels, queries.of(role))?;
+                    *right += count_right(&logits, &batch.labels, 0..task.seen())?;
+                }
+                *known = queries.each().map(|query| query.computed().cloned()).collect();
+                total += batch.len();
+            }
+            rows.iter_mut().zip(right).for_each(|(row, right)| row.push(100.0 * right as f64 / total as f64));
+        }
+        for (row, role) in rows.into_iter().zip(roles) {
+            results.of_mut(*role).push(row);
+        }
+        Ok(())
+    }
+}
+
+/// How many rows of `logits` `(B, C)` have their largest entry among `classes` at the label.
+pub(crate) fn count_right(
+    logits: &Tensor,
+    labels: &Tensor,
+    classes: std::ops::Range<usize>,
+) -> Result<usize> {
+    let best = logits.narrow(1, classes.start, classes.len())?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let labels = labels.to_vec1::<u32>()?;
+    Ok(best
+        .iter()
+        .zip(&labels)
+        .filter(|(best, label)| **best as usize + classes.start == **label as usize)
+        .count())
+}

@@ -1,0 +1,104 @@
+//! Testing: accuracies by hand, and nothing computed again that cannot have changed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use cdl_core::{
+    Accuracies, Backbone, BackboneSpec, Features, Injection, Mode, QuerySource, Result, Role, Taps,
+    TaskStream, Tester, Trainer,
+    candle_core::Tensor,
+    registry::Settings,
+    testing::{Lab, Noise},
+};
+
+/// A network that counts the images it sees without prompts: those whose query is computed.
+struct Counting {
+    inner: Arc<dyn Backbone>,
+    plain: Arc<AtomicUsize>,
+}
+
+impl Backbone for Counting {
+    fn spec(&self) -> &BackboneSpec {
+        self.inner.spec()
+    }
+
+    fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
+        if injection.blocks.is_empty() && injection.tokens.is_none() {
+            self.plain.fetch_add(pixels.dim(0)?, Ordering::Relaxed);
+        }
+        self.inner.forward(pixels, injection, taps)
+    }
+
+    fn weights(&self) -> Result<Vec<(String, Tensor)>> {
+        self.inner.weights()
+    }
+}
+
+/// A trainer whose networks count their queries.
+fn trainer(source: QuerySource) -> Result<(Trainer, Arc<AtomicUsize>)> {
+    cdl_plugins::link();
+    let lab = Lab::new(1)?.with_mode(Mode::Published, source);
+    let settings: Settings = toml::from_str("pool = 6").expect("TOML");
+    let mut trainer = lab.trainer_of(("coda_prompt", &settings), ("kd_prompts", &Settings::new()))?;
+    let count = Arc::new(AtomicUsize::new(0));
+    for network in [&mut trainer.teacher, &mut trainer.student] {
+        network.backbone = Arc::new(Counting { inner: network.backbone.clone(), plain: count.clone() });
+    }
+    Ok((trainer, count))
+}
+
+#[test]
+fn queries_of_test_images_are_computed_once_a_run_and_change_no_accuracy() -> Result<()> {
+    for (source, networks) in [(QuerySource::Student, 1), (QuerySource::Own, 2)] {
+        let (mut trainer, count) = trainer(source)?;
+        let stream = Noise::new(1);
+        let (mut tester, mut kept, mut fresh) =
+            (Tester::default(), Accuracies::default(), Accuracies::default());
+        for task in stream.tasks() {
+            trainer.begin_task(task)?;
+            count.store(0, Ordering::Relaxed);
+            tester.test(&trainer, task, &stream, &mut kept)?;
+            let images = stream.test_count(task.index);
+            assert_eq!(count.load(Ordering::Relaxed), networks * images, "only the new task's images");
+            Tester::default().test(&trainer, task, &stream, &mut fresh)?;
+        }
+        assert_eq!(kept, fresh);
+        assert_eq!(kept.student.rows().len(), stream.tasks().len());
+    }
+    Ok(())
+}
+
+#[test]
+fn accuracies_are_those_of_the_predictions_over_all_classes_seen() -> Result<()> {
+    let (mut trainer, _) = trainer(QuerySource::Student)?;
+    let stream = Noise::new(1);
+    let mut accuracies = Accuracies::default();
+    let mut tester = Tester::default();
+    for task in stream.tasks() {
+        trainer.begin_task(task)?;
+        tester.test(&trainer, task, &stream, &mut accuracies)?;
+        for role in [Role::Teacher, Role::Student] {
+            let mut row = Vec::new();
+            for seen in 0..=task.index {
+                let (mut right, mut total) = (0, 0);
+                for batch in stream.test_batches(seen, trainer.settings.batch_size) {
+                    let batch = batch?;
+                    let labels = batch.labels.to_vec1::<u32>()?;
+                    for (index, label) in labels.into_iter().enumerate() {
+                        let image = batch.pixels.narrow(0, index, 1)?;
+                        let logits: Vec<f32> = trainer.predict(role, &image)?.flatten_all()?.to_vec1()?;
+                        let seen = &logits[..task.seen()];
+                        right += usize::from(seen.iter().all(|&other| other <= seen[label as usize]));
+                        total += 1;
+                    }
+                }
+                row.push(100.0 * right as f64 / total as f64);
+            }
+            assert_eq!(accuracies.of(role).rows().last().expect("a row"), &row, "{role:?}");
+        }
+    }
+    Ok(())
+}
