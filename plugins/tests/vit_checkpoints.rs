@@ -116,6 +116,12 @@ fn eps_is_the_files_own_else_that_of_the_library() -> Result<()> {
     assert_eq!(without_config("transformers_mae")?.eps(), 1e-12);
     assert_eq!(without_config("transformers_dinov2")?.eps(), 1e-6);
     assert_eq!(without_config("timm_vit")?.eps(), 1e-6);
+    // It matters: the library's own eps gives other tokens than that of the file.
+    for (name, heads) in [("transformers_vit", 4), ("transformers_dinov2", 2)] {
+        let expected = expected(name)?;
+        let tokens = tokens(&without_config(name)?, Some(heads), Normalization::NONE, &expected)?;
+        assert!(difference(&tokens, &expected["tokens"])? > 10.0 * TOLERANCE, "{name}");
+    }
     Ok(())
 }
 

@@ -12,8 +12,11 @@ use candle_core::pickle::{Object, OpCode};
 /// Deeper than any state dict: a tensor within three dictionaries is at 9.
 const MOST_DEPTH: usize = 64;
 
-/// Memory that a byte of pickle may ask for. State dicts ask for about 20.
-const MOST_GROWTH: usize = 128;
+/// Bytes of memory that a byte of pickle may ask for. State dicts and whole training states ask for 50 to 75.
+const MOST_GROWTH: usize = 256;
+
+/// Bytes of memory that any pickle may ask for: those of published networks have less than a megabyte.
+const MOST_BYTES: usize = 1 << 30;
 
 /// The size of an object with all that it holds.
 #[derive(Clone, Copy)]
@@ -47,7 +50,7 @@ pub(super) fn check(pickle: &[u8]) -> Result<(), String> {
         rest: pickle,
         stack: Vec::new(),
         memo: HashMap::new(),
-        allowed: pickle.len().saturating_mul(MOST_GROWTH),
+        allowed: pickle.len().saturating_mul(MOST_GROWTH).min(MOST_BYTES),
     };
     while machine.step()? {}
     Ok(())
