@@ -101,13 +101,13 @@ impl<'p> Machine<'p> {
             OpCode::Tuple3 => self.join(3)?,
             OpCode::Tuple => {
                 let mut tuple = Size::LEAF;
-                self.to_mark()?.into_iter().for_each(|part| tuple.holds(part));
+                self.since_mark()?.into_iter().for_each(|part| tuple.holds(part));
                 self.push(tuple)?;
             }
             OpCode::Append => self.put(1)?,
             OpCode::SetItem => self.put(2)?,
             OpCode::Appends | OpCode::SetItems => {
-                let parts = self.to_mark()?;
+                let parts = self.since_mark()?;
                 self.extend(parts)?;
             }
             OpCode::BinPut => {
@@ -184,7 +184,7 @@ impl<'p> Machine<'p> {
         self.push(whole)
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Size>, String> {
+    fn since_mark(&mut self) -> Result<Vec<Size>, String> {
         let mut parts = Vec::new();
         loop {
             match self.stack.pop() {

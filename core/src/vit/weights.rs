@@ -112,8 +112,8 @@ impl VitWeights {
     /// The same from memory; `source` names it in messages.
     pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let wrong = |reason| Error::Weights { file: source.clone(), reason };
-        let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
         let named = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
+        let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
         let eps = config.eps.unwrap_or(named.eps);
         Ok(Self { source, tensors: named.tensors, called: named.called, config, eps })
     }
