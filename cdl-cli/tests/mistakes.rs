@@ -230,6 +230,31 @@ fn weights_that_are_missing_truncated_or_do_not_fit() {
     );
 }
 
+#[test]
+fn weights_by_torch_that_are_damaged_or_no_vit() {
+    let fixtures = common::repository().join("plugins/tests/fixtures/vit");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("path").to_string();
+    let bytes = fs::read(fixtures.join("torch_vit/pytorch_model.bin")).expect("weights");
+    fs::write(path("short.bin"), &bytes[..bytes.len() / 2]).expect("file");
+    let short = format!("teacher.weights={}", path("short.bin"));
+    refused(
+        &["--set", &short, "--set", "teacher.normalize=none"],
+        &["short.bin", "not a complete PyTorch file", "fetch or copy it again"],
+    );
+    let fixture = |name: &str| format!("teacher.weights={}", fixtures.join(name).display());
+    refused(&set(&fixture("legacy.pth")), &["legacy.pth", "PyTorch before 1.6"]);
+    refused(
+        &set(&fixture("transformers_clip")),
+        &["transformers_clip", "vision_model.pre_layrnorm.weight", "CLIP's vision towers"],
+    );
+    // One file has no neighbours that say how pixels are normalised.
+    refused(
+        &["--set", &fixture("state_dict.pth"), "--set", "teacher.heads=4"],
+        &["teacher.normalize = checkpoint", "no mean and deviation come with", "preprocessor_config.json"],
+    );
+}
+
 /// A folder of two classes with four training images and a test image each.
 fn image_folder(root: &Path) {
     for (split, count) in [("train", 4), ("test", 1)] {

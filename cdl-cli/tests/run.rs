@@ -107,6 +107,22 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
 }
 
 #[test]
+fn a_run_with_weights_of_transformers_says_which() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    let weights = common::repository().join("plugins/tests/fixtures/vit/transformers_vit");
+    let set = format!("student.weights={}", weights.display());
+    let output = run(&dir, &["--set", &set, "--set", "train_teacher=false", "--set", "distiller.name=none"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let student = &json(&dir.join("run.json"))["student"];
+    assert_eq!(student["provenance"]["source"], weights.display().to_string());
+    assert_eq!(student["provenance"]["file"], "model.safetensors");
+    assert_eq!((&student["heads"], &student["width"]), (&4.into(), &16.into()));
+    let mean: Vec<f32> = serde_json::from_value(student["normalization"]["mean"].clone()).expect("mean");
+    assert_eq!(mean, [0.485, 0.456, 0.406]);
+}
+
+#[test]
 fn results_do_not_depend_on_the_number_of_threads_but_on_the_seed() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [one, two, other] = ["one", "two", "other"].map(|name| folder.path().join(name));

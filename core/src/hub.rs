@@ -11,8 +11,9 @@
 //! | `HF_ENDPOINT` | a mirror in place of `https://huggingface.co` |
 //! | `HF_HUB_OFFLINE` | `1`, `true`, `yes` or `on`: read the cache, never the network |
 //!
-//! Both files of a repository are taken from one commit, and that commit is reported: a branch
-//! that moves between two runs, or during one, shows in their records.
+//! The weights are `model.safetensors`, or `pytorch_model.bin` where there is no such file. All
+//! files of a repository are taken from one commit, and that commit is reported: a branch that
+//! moves between two runs, or during one, shows in their records.
 
 use std::error::Error;
 use std::fmt;
@@ -25,8 +26,10 @@ use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-const WEIGHTS: &str = "model.safetensors";
+/// Names of weight files, the preferred one first.
+const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 const CONFIG: &str = "config.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
 const DEFAULT_REVISION: &str = "main";
 
 /// Further attempts after a request has failed. Fewer than the client's own default: a machine
@@ -34,8 +37,8 @@ const DEFAULT_REVISION: &str = "main";
 const RETRIES: usize = 2;
 
 /// A weight source as written in a config: `hf:owner/name`, `hf:owner/name@revision`, or a path
-/// to a safetensors file or to a folder with `model.safetensors` (and, where there is one,
-/// `config.json`).
+/// to a safetensors or PyTorch file or to a folder with `model.safetensors` or
+/// `pytorch_model.bin` (and, where there are such, `config.json` and `preprocessor_config.json`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightSource {
     /// A model repository on the hub.
@@ -133,11 +136,13 @@ fn is_revision(text: &str) -> bool {
 /// Files on this machine, ready to read.
 #[derive(Debug, Clone)]
 pub struct WeightFiles {
-    /// The safetensors file.
+    /// The safetensors file or PyTorch state dict.
     pub weights: PathBuf,
     /// The `config.json` beside it in its repository or folder. `None` where there is none, and
     /// always for a source that names a single file: its neighbours may describe something else.
     pub config: Option<PathBuf>,
+    /// The `preprocessor_config.json` there, likewise.
+    pub preprocessor: Option<PathBuf>,
     /// What the weights are.
     pub provenance: Provenance,
 }
@@ -188,8 +193,8 @@ pub enum HubError {
 
     /// A folder without weights.
     #[error(
-        "the folder `{}` has no file `model.safetensors`; name a folder that has one, or the \
-         safetensors file itself",
+        "the folder `{}` has no file `model.safetensors` or `pytorch_model.bin`; name a folder \
+         that has one, or the weight file itself",
         path.display()
     )]
     NoWeightsInFolder {
@@ -199,8 +204,8 @@ pub enum HubError {
 
     /// A path to a device, a socket or the like.
     #[error(
-        "`{}` is neither a file nor a folder; name a safetensors file or a folder with \
-         `model.safetensors`",
+        "`{}` is neither a file nor a folder; name a safetensors or PyTorch file, or a folder \
+         with `model.safetensors` or `pytorch_model.bin`",
         path.display()
     )]
     NotAFile {
@@ -298,8 +303,8 @@ pub enum HubError {
 
     /// The revision is there, the weights are not.
     #[error(
-        "the repository of `{wanted}` has no file `model.safetensors` at revision `{revision}`; \
-         choose a repository or a revision with weights in that format"
+        "the repository of `{wanted}` has no file `model.safetensors` or `pytorch_model.bin` at \
+         revision `{revision}`; choose a repository or a revision with weights in such a file"
     )]
     NoWeights {
         /// The source as written.
@@ -412,15 +417,14 @@ fn from_path(wanted: String, path: &Path) -> Result<WeightFiles, HubError> {
         io::ErrorKind::NotFound => HubError::NoPath { path: path.to_owned() },
         _ => HubError::Unreadable { path: path.to_owned(), reason },
     })?;
-    let (weights, config) = if metadata.is_file() {
-        (path.to_owned(), None)
+    let (weights, config, preprocessor) = if metadata.is_file() {
+        (path.to_owned(), None, None)
     } else if metadata.is_dir() {
-        let weights = path.join(WEIGHTS);
-        if !weights.is_file() {
+        let file = |name: &str| Some(path.join(name)).filter(|file| file.is_file());
+        let Some(weights) = WEIGHTS.into_iter().find_map(file) else {
             return Err(HubError::NoWeightsInFolder { path: path.to_owned() });
-        }
-        let config = path.join(CONFIG);
-        (weights, config.is_file().then_some(config))
+        };
+        (weights, file(CONFIG), file(PREPROCESSOR))
     } else {
         return Err(HubError::NotAFile { path: path.to_owned() });
     };
@@ -437,6 +441,7 @@ fn from_path(wanted: String, path: &Path) -> Result<WeightFiles, HubError> {
         },
         weights,
         config,
+        preprocessor,
     })
 }
 
@@ -450,12 +455,13 @@ fn from_hub(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, H
             source: repository.wanted,
             repository: Some(repo.to_owned()),
             revision: Some(snapshot.commit),
-            file: WEIGHTS.to_owned(),
+            file: file_name(&snapshot.weights),
             bytes,
             sha256,
         },
         weights: snapshot.weights,
         config: snapshot.config,
+        preprocessor: snapshot.preprocessor,
     })
 }
 
@@ -473,8 +479,18 @@ struct Snapshot {
     commit: String,
     weights: PathBuf,
     config: Option<PathBuf>,
-    /// Whether `config: None` is known to mean that the repository has none.
+    preprocessor: Option<PathBuf>,
+    /// Whether what is not here is known to be missing from the repository.
     complete: bool,
+}
+
+/// What the cache knows of a file.
+enum Cached {
+    Here(PathBuf),
+    /// The hub has no such file at this commit, and the cache remembers.
+    Missing,
+    /// The cache was never told.
+    Unknown,
 }
 
 impl Repository {
@@ -520,26 +536,43 @@ impl Repository {
 
     /// The files as the cache has them, if it has the weights.
     fn cached(&self) -> Result<Option<Snapshot>, HubError> {
-        let look_up = |file, revision: &str| {
-            self.handle.download_file().filename(file).revision(revision).local_files_only(true).send()
-        };
-        let weights = match look_up(WEIGHTS, &self.revision) {
-            Ok(path) => path,
-            Err(HFError::LocalEntryNotFound { .. } | HFError::EntryNotFound { .. }) => {
-                return Ok(None);
+        let mut complete = true;
+        let mut weights = None;
+        for name in WEIGHTS {
+            match self.look_up(name, &self.revision)? {
+                Cached::Here(path) => {
+                    weights = Some(path);
+                    break;
+                }
+                Cached::Missing => {}
+                // The hub may have the preferred file.
+                Cached::Unknown => complete = false,
             }
-            Err(error) => return Err(self.explain(error)),
-        };
+        }
+        let Some(weights) = weights else { return Ok(None) };
         let commit = commit_of(&weights);
-        let (config, complete) = match look_up(CONFIG, &commit) {
-            Ok(path) => (Some(path), true),
-            // The cache remembers that the hub has no such file at this commit ...
-            Err(HFError::EntryNotFound { .. }) => (None, true),
-            // ... or was never told.
-            Err(HFError::LocalEntryNotFound { .. }) => (None, false),
-            Err(error) => return Err(self.explain(error)),
+        let mut beside = |name| -> Result<Option<PathBuf>, HubError> {
+            Ok(match self.look_up(name, &commit)? {
+                Cached::Here(path) => Some(path),
+                Cached::Missing => None,
+                Cached::Unknown => {
+                    complete = false;
+                    None
+                }
+            })
         };
-        Ok(Some(Snapshot { commit, weights, config, complete }))
+        let (config, preprocessor) = (beside(CONFIG)?, beside(PREPROCESSOR)?);
+        Ok(Some(Snapshot { commit, weights, config, preprocessor, complete }))
+    }
+
+    fn look_up(&self, file: &str, revision: &str) -> Result<Cached, HubError> {
+        let download = self.handle.download_file().filename(file).revision(revision);
+        match download.local_files_only(true).send() {
+            Ok(path) => Ok(Cached::Here(path)),
+            Err(HFError::EntryNotFound { .. }) => Ok(Cached::Missing),
+            Err(HFError::LocalEntryNotFound { .. }) => Ok(Cached::Unknown),
+            Err(error) => Err(self.explain(error)),
+        }
     }
 
     /// Asks the hub whether the repository and the revision exist.
@@ -564,18 +597,26 @@ impl Repository {
 
     /// The files as the hub has them now, through the cache.
     fn download(&self) -> Result<Snapshot, HubError> {
-        let download =
-            |file, revision: &str| self.handle.download_file().filename(file).revision(revision).send();
         tracing::info!("fetching `{}` from {}", self.wanted, self.endpoint);
-        let weights = download(WEIGHTS, &self.revision).map_err(|error| self.explain(error))?;
-        // By its commit, so that both files stay together when the branch moves in between.
-        let commit = commit_of(&weights);
-        let config = match download(CONFIG, &commit) {
-            Ok(path) => Some(path),
-            Err(HFError::EntryNotFound { .. }) => None,
-            Err(error) => return Err(self.explain(error)),
+        let [preferred, other] = WEIGHTS;
+        let weights = match self.download_file(preferred, &self.revision) {
+            Err(HFError::EntryNotFound { .. }) => self.download_file(other, &self.revision),
+            found => found,
         };
-        Ok(Snapshot { commit, weights, config, complete: true })
+        let weights = weights.map_err(|error| self.explain(error))?;
+        // By its commit, so that all files stay together when the branch moves in between.
+        let commit = commit_of(&weights);
+        let beside = |name| match self.download_file(name, &commit) {
+            Ok(path) => Ok(Some(path)),
+            Err(HFError::EntryNotFound { .. }) => Ok(None),
+            Err(error) => Err(self.explain(error)),
+        };
+        let (config, preprocessor) = (beside(CONFIG)?, beside(PREPROCESSOR)?);
+        Ok(Snapshot { commit, weights, config, preprocessor, complete: true })
+    }
+
+    fn download_file(&self, file: &str, revision: &str) -> Result<PathBuf, HFError> {
+        self.handle.download_file().filename(file).revision(revision).send()
     }
 
     /// Compares the weights with the checksum that the hub lists for them. The client stores what

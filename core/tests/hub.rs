@@ -20,6 +20,8 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 const TOKEN: &str = "hf_loopback";
+/// Files that the hub keeps outside git.
+const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 /// Port 1 is reserved and nothing listens there: connections are refused at once.
 const UNREACHABLE: &str = "http://127.0.0.1:1";
 
@@ -109,6 +111,16 @@ fn a_file_or_a_folder_is_read_where_it_lies() {
     assert_eq!(of_file.weights, weights);
     assert_eq!(of_file.config, None);
     assert_eq!(of_file.provenance.sha256, of_folder.provenance.sha256);
+
+    // PyTorch's format where there is no other, and what lies beside.
+    let (torch, preprocessor) =
+        (folder.path().join("pytorch_model.bin"), folder.path().join("preprocessor_config.json"));
+    fs::rename(&weights, &torch).unwrap();
+    fs::write(&preprocessor, b"{}").unwrap();
+    let of_folder = fetch(&WeightSource::Path(folder.path().to_owned())).unwrap();
+    assert_eq!(of_folder.weights, torch);
+    assert_eq!(of_folder.preprocessor, Some(preprocessor));
+    assert_eq!(of_folder.provenance.file, "pytorch_model.bin");
 }
 
 #[test]
@@ -120,7 +132,7 @@ fn a_path_without_weights_is_named() {
 
     for (path, problem) in [
         (missing.as_path(), "no file or folder"),
-        (folder.path(), "has no file `model.safetensors`"),
+        (folder.path(), "has no file `model.safetensors` or `pytorch_model.bin`"),
         (deceptive.as_path(), "has no file `model.safetensors`"),
         (Path::new("/dev/null"), "neither a file nor a folder"),
     ] {
@@ -222,6 +234,49 @@ fn a_repository_may_lack_a_config() {
     let pinned = format!("hf:own/bare@{}", commit(b"weights"));
     assert_eq!(world.fetch(&pinned).files().config, None);
     assert_eq!(world.hub.requests(), before);
+}
+
+#[test]
+fn a_repository_may_have_pytorch_weights_alone() {
+    let world = World::new();
+    world.publish_torch("own/torch", b"pickled weights");
+    let first = world.fetch("hf:own/torch").files();
+    assert!(first.weights.ends_with("pytorch_model.bin"));
+    assert_eq!(fs::read(&first.weights).unwrap(), b"pickled weights");
+    assert_eq!(fs::read(first.config.clone().unwrap()).unwrap(), b"{}");
+    assert_eq!(fs::read(first.preprocessor.clone().unwrap()).unwrap(), b"{ }");
+    assert_eq!(
+        first.provenance,
+        Provenance {
+            source: "hf:own/torch".to_owned(),
+            repository: Some("own/torch".to_owned()),
+            revision: Some(commit(b"pickled weights")),
+            file: "pytorch_model.bin".to_owned(),
+            bytes: 15,
+            sha256: sha256(b"pickled weights"),
+        }
+    );
+
+    // The cache has it, offline too, and remembers that there is no safetensors file.
+    assert_eq!(world.fetch_with("hf:own/torch", &[("HF_HUB_OFFLINE", "1")]).files(), first);
+    let before = world.hub.requests();
+    let pinned = format!("hf:own/torch@{}", commit(b"pickled weights"));
+    assert_eq!(world.fetch(&pinned).files().weights, first.weights);
+    assert_eq!(world.hub.requests(), before);
+
+    // What was fetched is held against the hub's checksum.
+    fs::write(&first.weights, b"w").unwrap();
+    world.fetch("hf:own/torch").refusal().says(&["`hf:own/torch` are damaged", &sha256(b"w")]);
+}
+
+#[test]
+fn safetensors_are_preferred_to_pytorch_weights() {
+    let world = World::new();
+    world.publish_torch("own/both", b"pickled weights");
+    world.publish("own/both", "main", b"weights", Some(b"{}"));
+    let files = world.fetch("hf:own/both").files();
+    assert_eq!(fs::read(&files.weights).unwrap(), b"weights");
+    assert!(world.hub.requests().iter().all(|request| !request.contains("pytorch_model.bin")));
 }
 
 #[test]
@@ -344,14 +399,17 @@ fn a_token_without_access_is_told_to_ask_for_it() {
 fn what_is_missing_is_told_apart() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
-    fs::remove_file(world.publish("own/torch", "main", b"", Some(b"{}"))).unwrap();
+    fs::remove_file(world.publish("own/empty", "main", b"", Some(b"{}"))).unwrap();
 
     let never = "0".repeat(40);
     for (source, problem) in [
         ("hf:own/nothing", "no model repository for `hf:own/nothing`"),
         ("hf:own/vit@v9", "`hf:own/vit@v9` has no revision `v9`"),
         (&format!("hf:own/vit@{never}"), "has no revision `0000"),
-        ("hf:own/torch", "`hf:own/torch` has no file `model.safetensors` at revision `main`"),
+        (
+            "hf:own/empty",
+            "`hf:own/empty` has no file `model.safetensors` or `pytorch_model.bin` at revision `main`",
+        ),
     ] {
         let refusal = world.fetch(source).refusal();
         assert!(refusal.user);
@@ -407,6 +465,7 @@ enum Outcome {
 struct Files {
     weights: PathBuf,
     config: Option<PathBuf>,
+    preprocessor: Option<PathBuf>,
     provenance: Provenance,
 }
 
@@ -443,6 +502,7 @@ fn child() {
         Ok(files) => Outcome::Files(Files {
             weights: files.weights,
             config: files.config,
+            preprocessor: files.preprocessor,
             provenance: files.provenance,
         }),
         Err(error) => Outcome::Refusal(Refusal { message: error.to_string(), user: error.is_user_error() }),
@@ -504,6 +564,15 @@ impl World {
         }
         fs::write(folder.join("model.safetensors"), weights).unwrap();
         folder.join("model.safetensors")
+    }
+
+    /// Puts weights in PyTorch's format on the hub, with both files beside them.
+    fn publish_torch(&self, repo: &str, weights: &[u8]) {
+        let folder = self.served().join(repo).join("main");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("pytorch_model.bin"), weights).unwrap();
+        fs::write(folder.join("config.json"), b"{}").unwrap();
+        fs::write(folder.join("preprocessor_config.json"), b"{ }").unwrap();
     }
 
     fn fetch(&self, source: &str) -> Report {
@@ -689,7 +758,7 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
     let Ok(content) = fs::read(folder.join(file)) else {
         return Response { status: 404, headers, body: Vec::new() };
     };
-    let large = file == "model.safetensors";
+    let large = WEIGHTS.contains(&file);
     let etag = match large {
         true => format!("\"{}\"", sha256(&content)),
         false => format!("\"{}\"", &sha256(&content)[..40]),
@@ -716,7 +785,8 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
 fn resolve(repository: &Path, revision: &str) -> Option<(PathBuf, String)> {
     fs::read_dir(repository).unwrap().find_map(|entry| {
         let folder = entry.unwrap().path();
-        let commit = commit(&fs::read(folder.join("model.safetensors")).unwrap_or_default());
+        let weights = WEIGHTS.iter().find_map(|name| fs::read(folder.join(name)).ok());
+        let commit = commit(&weights.unwrap_or_default());
         (folder.ends_with(revision) || commit == revision).then_some((folder, commit))
     })
 }

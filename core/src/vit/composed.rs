@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Tensor};
 
-use super::{Block, EPS, Linear, Norm, Outputs, Stem, injected_rows};
+use super::{Block, Linear, Norm, Outputs, Stem, injected_rows};
 use crate::{BackboneSpec, BlockInjection, Injection, Normalization, Result, Taps, injection::Kv, ops};
 
 pub(super) struct Composed {
     stem: Stem,
     blocks: Vec<Block>,
     heads: usize,
+    eps: f64,
     patch_size: usize,
     /// Per channel, `(1, 3, 1, 1)`; `None` when pixels go in as they are.
     normalize: Option<(Tensor, Tensor)>,
@@ -23,15 +24,21 @@ impl Linear {
 }
 
 impl Norm {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        ops::layer_norm(x, &self.gamma, &self.beta, EPS)
+    fn forward(&self, x: &Tensor, eps: f64) -> Result<Tensor> {
+        ops::layer_norm(x, &self.gamma, &self.beta, eps)
     }
 }
 
 impl Block {
     /// `x` `(B, N, D)`; only the tokens that `read` keeps leave the block.
-    fn forward(&self, x: &Tensor, heads: usize, injection: &BlockInjection, read: &Read) -> Result<Tensor> {
-        let mut qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
+    fn forward(
+        &self,
+        x: &Tensor,
+        (heads, eps): (usize, f64),
+        injection: &BlockInjection,
+        read: &Read,
+    ) -> Result<Tensor> {
+        let mut qkv = self.qkv.forward(&self.norm1.forward(x, eps)?)?;
         if let Some(add) = &injection.cls_add {
             qkv = add_to_cls(&qkv, add)?;
         }
@@ -39,7 +46,7 @@ impl Block {
         let attended = ops::attention(&qkv, extra.as_ref(), heads)?;
         // Keys and values come from every token, but what follows acts on each token by itself.
         let x = (read.keep(x)? + self.proj.forward(&read.keep(&attended)?)?)?;
-        let hidden = ops::gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
+        let hidden = ops::gelu(&self.fc1.forward(&self.norm2.forward(&x, eps)?)?)?;
         Ok((x + self.fc2.forward(&hidden)?)?)
     }
 }
@@ -76,19 +83,15 @@ fn add_to_cls(qkv: &Tensor, add: &Kv) -> Result<Tensor> {
 }
 
 impl Composed {
-    pub(super) fn new(
-        stem: Stem,
-        blocks: Vec<Block>,
-        spec: &BackboneSpec,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
-        let channel = |v: [f32; 3]| Tensor::new(&v, device)?.to_dtype(dtype)?.reshape((1, 3, 1, 1));
+    pub(super) fn new(stem: Stem, blocks: Vec<Block>, spec: &BackboneSpec, eps: f64) -> Result<Self> {
+        let like = &stem.patch.weight;
+        let channel =
+            |v: [f32; 3]| Tensor::new(&v, like.device())?.to_dtype(like.dtype())?.reshape((1, 3, 1, 1));
         let normalize = match spec.normalization {
             Normalization::NONE => None,
             Normalization { mean, std } => Some((channel(mean)?, channel(std.map(|s| 1.0 / s))?)),
         };
-        Ok(Self { stem, blocks, heads: spec.heads, patch_size: spec.patch_size, normalize })
+        Ok(Self { stem, blocks, heads: spec.heads, eps, patch_size: spec.patch_size, normalize })
     }
 
     pub(super) fn layers(&self) -> (Stem, Vec<Block>) {
@@ -128,7 +131,7 @@ impl Composed {
             let everything = index < last || taps.norm || taps.blocks.contains(&index);
             let read = if everything { Read::All } else { Read::ClsAndLast { extra } };
             let injected = injection.blocks.get(index).unwrap_or(&nothing);
-            x = block.forward(&x, self.heads, injected, &read)?;
+            x = block.forward(&x, (self.heads, self.eps), injected, &read)?;
             if taps.blocks.contains(&index) {
                 tapped.insert(index, x.clone());
             }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Block, EPS, Linear, Norm, Outputs, Stem, injected_rows, side_by_side};
+use super::{Block, Linear, Norm, Outputs, Stem, injected_rows, side_by_side};
 use crate::{
     BackboneSpec, Injection, Normalization, Result, Taps,
     ops::fused::{self, Blocks, Embedding, Frozen, Input, Prompts, Rows, Tokens},
@@ -23,6 +23,7 @@ impl Fast {
         stem: Stem,
         blocks: impl Iterator<Item = Result<Block>>,
         spec: &BackboneSpec,
+        eps: f64,
         recompute: bool,
     ) -> Result<Self> {
         let numbers = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
@@ -53,7 +54,7 @@ impl Fast {
             normalize,
         };
         let blocks = blocks.map(arrange).collect::<Result<_>>()?;
-        let blocks = Arc::new(Blocks::new(blocks, spec.width, spec.heads, EPS, recompute));
+        let blocks = Arc::new(Blocks::new(blocks, spec.width, spec.heads, eps, recompute));
         Ok(Self { embedding, blocks, depth: spec.depth })
     }
 

@@ -1,8 +1,12 @@
 //! The frozen vision transformer (Dosovitskiy et al., arXiv 2010.11929): pre-norm blocks, timm's tensor names.
 
 mod composed;
+mod config;
 mod fast;
+mod names;
+mod pickle;
 mod position;
+mod pytorch;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -20,12 +24,10 @@ use crate::{
     hub::Provenance, injection::Kv, ops,
 };
 
-const EPS: f64 = 1e-6;
-
 /// What a [`Vit`] is built with besides its weights.
 #[derive(Debug, Clone)]
 pub struct VitOptions {
-    /// Attention heads; `None` takes the checkpoint's configuration, else heads of width 64.
+    /// Attention heads; `None` takes the checkpoint's configuration, else what networks of this width have.
     pub heads: Option<usize>,
     /// Keep only the first blocks (and the final norm).
     pub depth: Option<usize>,
@@ -45,6 +47,8 @@ pub struct Vit {
     spec: BackboneSpec,
     body: Body,
     norm: Norm,
+    /// Of every layer norm.
+    eps: f64,
 }
 
 /// The way from pixels to the last block's output.
@@ -164,18 +168,12 @@ impl Vit {
         let fast = device.is_cpu()
             && stem.patch.weight.dtype() == DType::F32
             && ops::fused::suits(d, geometry.hidden, heads);
-        let blocks = (0..depth).map(block);
+        let (blocks, eps) = ((0..depth).map(block), weights.eps());
         let body = match fast {
-            true => Body::Fast(Fast::new(stem, blocks, &spec, options.checkpoint_blocks)?),
-            false => Body::Composed(Composed::new(
-                stem,
-                blocks.collect::<Result<_>>()?,
-                &spec,
-                device,
-                DType::F32,
-            )?),
+            true => Body::Fast(Fast::new(stem, blocks, &spec, eps, options.checkpoint_blocks)?),
+            false => Body::Composed(Composed::new(stem, blocks.collect::<Result<_>>()?, &spec, eps)?),
         };
-        Ok(Self { spec, body, norm: norm("norm")? })
+        Ok(Self { spec, body, norm: norm("norm")?, eps })
     }
 }
 
@@ -189,7 +187,7 @@ impl Backbone for Vit {
             Body::Fast(body) => body.forward(pixels, injection, taps)?,
             Body::Composed(body) => body.forward(pixels, injection, taps)?,
         };
-        let x = ops::layer_norm(&last, &self.norm.gamma, &self.norm.beta, EPS)?;
+        let x = ops::layer_norm(&last, &self.norm.gamma, &self.norm.beta, self.eps)?;
         let tokens = match injection.token_count()? {
             0 => None,
             extra => Some(x.narrow(1, x.dim(1)? - extra, extra)?),

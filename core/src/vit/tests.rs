@@ -50,8 +50,8 @@ fn reference(vit: &Vit) -> Vit {
         fc1: linear(&b.fc1),
         fc2: linear(&b.fc2),
     });
-    let body = Composed::new(stem, blocks.collect(), &vit.spec, &Device::Cpu, DType::F64).unwrap();
-    Vit { spec: vit.spec.clone(), body: Body::Composed(body), norm: norm(&vit.norm) }
+    let body = Composed::new(stem, blocks.collect(), &vit.spec, vit.eps).unwrap();
+    Vit { spec: vit.spec.clone(), body: Body::Composed(body), norm: norm(&vit.norm), eps: vit.eps }
 }
 
 /// What is injected: shapes by place.

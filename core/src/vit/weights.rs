@@ -1,32 +1,31 @@
-//! Reading a ViT's tensors: timm's names in safetensors, any float type widened to float32.
+//! Reading a ViT's tensors out of safetensors or a PyTorch state dict, any float type widened to float32.
 
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
-use serde::Deserialize;
 
-use super::position::resample;
+use super::{
+    config::{self, CheckpointConfig},
+    names::{self, block_number},
+    position::resample,
+    pytorch,
+};
 use crate::{Error, Normalization, Result, Rng};
 
-/// The tensors of a checkpoint, with what its `config.json` says.
+/// The tensors of a checkpoint, with what the files beside it say.
 pub struct VitWeights {
     source: String,
+    /// By timm's names.
     tensors: HashMap<String, Tensor>,
-    config: HubConfig,
+    /// What the file calls them.
+    called: HashMap<String, String>,
+    config: CheckpointConfig,
+    /// Eps of the layer norms.
+    eps: f64,
 }
 
-/// The part of a timm hub configuration that matters here.
-#[derive(Debug, Default, Deserialize)]
-struct HubConfig {
-    num_heads: Option<usize>,
-    pretrained_cfg: Option<PretrainedConfig>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PretrainedConfig {
-    mean: Option<[f32; 3]>,
-    std: Option<[f32; 3]>,
-}
+/// Eps of the layer norms in timm's networks.
+const EPS: f64 = 1e-6;
 
 /// Sizes that follow from the tensors' shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,42 +94,45 @@ impl VitWeights {
                 add(format!("{name}.bias"), &[outputs], 0.0, 0.2)?;
             }
         }
-        Ok(Self { source: name.into(), tensors, config: HubConfig::default() })
+        let (called, config) = (HashMap::new(), CheckpointConfig::default());
+        Ok(Self { source: name.into(), tensors, called, config, eps: EPS })
     }
 
-    /// Reads a safetensors file and, if there is one, the hub's `config.json`.
+    /// Reads a safetensors file or a PyTorch state dict and, if there is one, the `config.json` of either library.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not a plain ViT by any of the known namings; the message lists the tensors
+    /// that are missing and those that such a network does not have.
     pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
-        let source = file.display().to_string();
-        let fail = |path: &Path, e: std::io::Error| Error::Weights {
-            file: path.display().to_string(),
-            reason: e.to_string(),
-        };
-        let bytes = std::fs::read(file).map_err(|e| fail(file, e))?;
-        let config = config.map(|path| std::fs::read(path).map_err(|e| fail(path, e))).transpose()?;
-        Self::from_bytes(source, &bytes, config.as_deref())
+        let bytes = read(file)?;
+        let config = config.map(read).transpose()?;
+        Self::from_bytes(file.display().to_string(), &bytes, config.as_deref())
     }
 
     /// The same from memory; `source` names it in messages.
     pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
-        let tensors =
-            candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| Error::Weights {
-                file: source.clone(),
-                reason: format!("not a complete safetensors file ({e}); fetch or copy it again"),
-            })?;
-        let config = match config {
-            None => HubConfig::default(),
-            Some(json) => serde_json::from_slice(json).map_err(|e| Error::Weights {
-                file: source.clone(),
-                reason: format!("its config.json cannot be read: {e}"),
-            })?,
-        };
-        Ok(Self { source, tensors, config })
+        let wrong = |reason| Error::Weights { file: source.clone(), reason };
+        let named = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
+        let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
+        let eps = config.eps.unwrap_or(named.eps);
+        Ok(Self { source, tensors: named.tensors, called: named.called, config, eps })
+    }
+
+    /// Takes the normalisation from transformers' `preprocessor_config.json`, unless `config.json` had one.
+    pub fn with_preprocessor(mut self, file: &Path) -> Result<Self> {
+        let found = config::preprocessor(&read(file)?).map_err(|reason| self.wrong(reason))?;
+        self.config.normalization = self.config.normalization.or(found);
+        Ok(self)
     }
 
     /// Mean and standard deviation that the checkpoint was trained with, if its configuration tells.
     pub fn normalization(&self) -> Option<Normalization> {
-        let config = self.config.pretrained_cfg.as_ref()?;
-        Some(Normalization { mean: config.mean?, std: config.std? })
+        self.config.normalization
+    }
+
+    /// Eps of the layer norms: as `config.json` says, else as the library that has these names does.
+    pub fn eps(&self) -> f64 {
+        self.eps
     }
 
     fn wrong(&self, reason: impl Into<String>) -> Error {
@@ -138,11 +140,12 @@ impl VitWeights {
     }
 
     fn find(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| {
-            let near = crate::error::nearest(name, self.tensors.keys().map(String::as_str));
-            let near = near.map(|n| format!(" (the most similar name there is `{n}`)")).unwrap_or_default();
-            self.wrong(format!("no tensor `{name}`{near}; expected a ViT with timm's names"))
-        })
+        self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor `{name}`")))
+    }
+
+    /// What the file calls the tensor `name`.
+    fn called<'n>(&'n self, name: &'n str) -> &'n str {
+        self.called.get(name).map_or(name, String::as_str)
     }
 
     /// The tensor `name` in float32, which must have the shape `expected`.
@@ -150,7 +153,8 @@ impl VitWeights {
         let tensor = self.find(name)?;
         if tensor.dims() != expected {
             return Err(self.wrong(format!(
-                "`{name}` has shape {:?}, expected {expected:?} for this network's width",
+                "`{}` has shape {:?}, expected {expected:?} for this network's width",
+                self.called(name),
                 tensor.dims()
             )));
         }
@@ -159,31 +163,24 @@ impl VitWeights {
 
     /// Sizes that the shapes show.
     pub fn geometry(&self) -> Result<Geometry> {
-        let patch = self.find("patch_embed.proj.weight")?;
-        let &[width, channels, patch_size, other] = patch.dims() else {
-            return Err(self.wrong(format!("`patch_embed.proj.weight` has shape {:?}", patch.dims())));
+        let misshapen = |name: &str, dims: &[usize], expected: &str| {
+            self.wrong(format!("`{}` has shape {dims:?}, expected {expected}", self.called(name)))
         };
-        if channels != 3 || patch_size != other || patch_size == 0 {
-            return Err(self.wrong(format!(
-                "`patch_embed.proj.weight` has shape {:?}, expected (D, 3, p, p)",
-                patch.dims()
-            )));
-        }
-        self.refuse_unknown()?;
+        const PATCH: &str = "patch_embed.proj.weight";
+        let (width, patch_size) = match *self.find(PATCH)?.dims() {
+            [width, 3, side, other] if width > 0 && side == other && side > 0 => (width, side),
+            ref dims => return Err(misshapen(PATCH, dims, "(D, 3, p, p)")),
+        };
         let depth =
             self.tensors.keys().filter_map(|name| block_number(name)).max().map_or(0, |last| last + 1);
-        if depth == 0 {
-            self.find("blocks.0.norm1.weight")?;
-        }
-        let rows_of = |name: &str| -> Result<usize> {
-            match self.find(name)?.dims() {
-                &[1, rows, _] => Ok(rows),
-                dims => Err(self.wrong(format!("`{name}` has shape {dims:?}, expected (1, rows, D)"))),
-            }
+        let rows_of = |name: &str| match self.find(name)?.dims() {
+            &[1, rows, _] => Ok(rows),
+            dims => Err(misshapen(name, dims, "(1, rows, D)")),
         };
-        let hidden = match self.find("blocks.0.mlp.fc1.weight")?.dims() {
+        const HIDDEN: &str = "blocks.0.mlp.fc1.weight";
+        let hidden = match self.find(HIDDEN)?.dims() {
             &[hidden, _] => hidden,
-            dims => return Err(self.wrong(format!("`blocks.0.mlp.fc1.weight` has shape {dims:?}"))),
+            dims => return Err(misshapen(HIDDEN, dims, "(hidden, D)")),
         };
         let registers = if self.tensors.contains_key("reg_token") { rows_of("reg_token")? } else { 0 };
         let rows = rows_of("pos_embed")?;
@@ -193,38 +190,10 @@ impl VitWeights {
             .into_iter()
             .find_map(|prefix| rows.checked_sub(prefix).and_then(square).map(|grid| (prefix, grid)));
         let Some((prefix_positions, grid)) = layout.filter(|&(_, grid)| grid > 0) else {
-            return Err(self.wrong(format!("`pos_embed` has {rows} rows, which are no square of patches")));
+            let name = self.called("pos_embed");
+            return Err(self.wrong(format!("`{name}` has {rows} rows, which are no square of patches")));
         };
         Ok(Geometry { width, hidden, depth, patch_size, registers, prefix_positions, grid })
-    }
-
-    /// Refuses checkpoints of networks that compute something else: whatever is inside a block or before it must be
-    /// known, or it would be left out without a word.
-    fn refuse_unknown(&self) -> Result<()> {
-        const PARTS: [&str; 14] = [
-            "norm1.weight",
-            "norm1.bias",
-            "attn.qkv.weight",
-            "attn.qkv.bias",
-            "attn.proj.weight",
-            "attn.proj.bias",
-            "ls1.gamma",
-            "norm2.weight",
-            "norm2.bias",
-            "mlp.fc1.weight",
-            "mlp.fc1.bias",
-            "mlp.fc2.weight",
-            "mlp.fc2.bias",
-            "ls2.gamma",
-        ];
-        let unknown = |name: &&String| match name.strip_prefix("blocks.") {
-            Some(rest) => rest.split_once('.').is_none_or(|(_, part)| !PARTS.contains(&part)),
-            None => name.starts_with("norm_pre.") || *name == "dist_token",
-        };
-        match self.tensors.keys().filter(unknown).min() {
-            Some(name) => Err(self.wrong(format!("has `{name}`, which a plain ViT does not have"))),
-            None => Ok(()),
-        }
     }
 
     /// The number of blocks to build.
@@ -240,15 +209,14 @@ impl VitWeights {
         }
     }
 
-    /// The number of heads: as set, as the checkpoint's configuration says, or heads of width 64.
+    /// The number of heads: as set, as the checkpoint's configuration says, or as networks of this width have.
     pub(super) fn heads(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
         let width = geometry.width;
-        match wanted.or(self.config.num_heads) {
+        match wanted.or(self.config.heads).or(usual_heads(width)) {
             Some(heads) if heads > 0 && width.is_multiple_of(heads) => Ok(heads),
             Some(heads) => {
                 Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
             }
-            None if width.is_multiple_of(64) => Ok(width / 64),
             None => Err(self.wrong(format!(
                 "the width {width} does not tell the number of attention heads; set `heads`"
             ))),
@@ -347,7 +315,46 @@ impl VitWeights {
     }
 }
 
-/// `7` of `blocks.7.attn.qkv.weight`.
-fn block_number(name: &str) -> Option<usize> {
-    name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
+/// Heads of the published networks: of width 64 up to ViT-L, and 16 of them in those that are wider.
+fn usual_heads(width: usize) -> Option<usize> {
+    match width {
+        1152 | 1280 | 1408 | 1664 => Some(16),
+        64..=1024 | 1536 if width.is_multiple_of(64) => Some(width / 64),
+        _ => None,
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    let fail = |e: std::io::Error| Error::Weights { file: file.display().to_string(), reason: e.to_string() };
+    std::fs::read(file).map_err(fail)
+}
+
+/// The tensors of a file, whichever of the two formats it has.
+fn tensors(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
+    if pytorch::is_archive(bytes) {
+        return pytorch::read(bytes);
+    }
+    if pytorch::is_legacy(bytes) {
+        return Err(
+            "in the format of PyTorch before 1.6; load it and `torch.save` it with a later one".into()
+        );
+    }
+    candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| {
+        format!("not a complete safetensors file, nor one of `torch.save` ({e}); fetch or copy it again")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_of_the_published_widths() {
+        let known = [(192, 3), (384, 6), (512, 8), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1536, 24)];
+        for (width, heads) in known {
+            assert_eq!(usual_heads(width), Some(heads), "{width}");
+        }
+        assert_eq!(usual_heads(100), None);
+        assert_eq!(usual_heads(2048), None);
+    }
 }

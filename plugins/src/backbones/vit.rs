@@ -15,18 +15,22 @@ use serde::{Deserialize, Serialize};
 #[serde(default)]
 pub struct VitConfig {
     /// Where the weights are: `hf:owner/name` or `hf:owner/name@revision` on the Hugging Face Hub, a safetensors file
-    /// or a folder with `model.safetensors`, `preset:NAME` (vit_tiny_augreg, vit_small_augreg, vit_base_augreg,
-    /// vit_large_augreg, vit_small_dinov2), `embedded:micro_teacher` / `embedded:micro_student`, or, to measure with,
-    /// random ones for 224 px: `random:tiny`, `random:small`, `random:base`, `random:large`.
+    /// or PyTorch state dict (`.pth`, `.bin`), a folder with `model.safetensors` or `pytorch_model.bin`, `preset:NAME`
+    /// (vit_tiny_augreg, vit_small_augreg, vit_base_augreg, vit_base_augreg2, vit_large_augreg, vit_small_dinov2,
+    /// vit_small_dinov2_registers, vit_base_dinov2, deit_small, vit_base_mae), `embedded:micro_teacher` /
+    /// `embedded:micro_student`, or, to measure with, random ones for 224 px: `random:tiny`, `random:small`,
+    /// `random:base`, `random:large`. The tensors have timm's names or those of transformers' ViT, DeiT, ViTMAE and
+    /// DINOv2. DeiT's distillation token goes through the network as trained; the features are those of CLS alone.
     pub weights: String,
     /// Keep only the first so many blocks (and the final norm). Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
-    /// Attention heads. Default: as the checkpoint's `config.json` says, else heads of width 64.
+    /// Attention heads. Default: as the checkpoint's `config.json` says, else heads of width 64 up to width 1024, and
+    /// the published number for the wider networks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
-    /// `none`: pixels stay in [0, 1]; `checkpoint`: mean and deviation of the checkpoint's `config.json`; `half`: 0.5
-    /// and 0.5. Default: none in mode `published`, checkpoint in mode `corrected`.
+    /// `none`: pixels stay in [0, 1]; `checkpoint`: mean and deviation of the checkpoint's `config.json` (timm) or
+    /// `preprocessor_config.json` (transformers); `half`: 0.5 and 0.5. Default: none in mode `published`, checkpoint in mode `corrected`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<Normalize>,
     /// In training, compute what a block's backward pass needs a second time instead of keeping it: a third more
@@ -48,19 +52,24 @@ pub enum Normalize {
 
 cdl_core::register!(Backbone {
     name: "vit",
-    about: "Frozen vision transformer with timm's names, from the Hugging Face Hub or a safetensors file",
+    about: "Frozen vision transformer, timm's or transformers', from the Hugging Face Hub or a file",
     citation: "Dosovitskiy et al., ICLR 2021, arXiv:2010.11929",
     config: VitConfig,
     build: build,
 });
 
-/// Short names for published weights.
-const PRESETS: [(&str, &str); 5] = [
+/// Short names for published weights. What timm calls `vit_base_patch16_224` was once AugReg's and is augreg2's now.
+const PRESETS: [(&str, &str); 10] = [
     ("vit_tiny_augreg", "hf:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
     ("vit_small_augreg", "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
     ("vit_base_augreg", "hf:timm/vit_base_patch16_224.augreg_in21k_ft_in1k"),
+    ("vit_base_augreg2", "hf:timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
     ("vit_large_augreg", "hf:timm/vit_large_patch16_224.augreg_in21k_ft_in1k"),
     ("vit_small_dinov2", "hf:timm/vit_small_patch14_dinov2.lvd142m"),
+    ("vit_small_dinov2_registers", "hf:timm/vit_small_patch14_reg4_dinov2.lvd142m"),
+    ("vit_base_dinov2", "hf:timm/vit_base_patch14_dinov2.lvd142m"),
+    ("deit_small", "hf:timm/deit_small_patch16_224.fb_in1k"),
+    ("vit_base_mae", "hf:timm/vit_base_patch16_224.mae"),
 ];
 
 /// Width and depth of the published sizes, patch 16.
@@ -98,8 +107,10 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
         Normalize::Half => Normalization { mean: [0.5; 3], std: [0.5; 3] },
         Normalize::Checkpoint => weights.normalization().ok_or_else(|| {
             let expected = format!(
-                "{} has no config.json with mean and std; use `none` or `half`, or put config.json beside the weights",
-                provenance.source
+                "no mean and deviation come with {}; use `none` or `half`, or name a folder that holds the weights as \
+                 `{}` and beside them timm's config.json or transformers' preprocessor_config.json",
+                provenance.source,
+                if provenance.file.ends_with(".safetensors") { "model.safetensors" } else { "pytorch_model.bin" },
             );
             Error::setting("normalize", "checkpoint", expected)
         })?,
@@ -141,7 +152,10 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
         }
     };
     let files = hub::fetch(&hub::WeightSource::from_str(source)?)?;
-    let weights = VitWeights::read(&files.weights, files.config.as_deref())?;
+    let mut weights = VitWeights::read(&files.weights, files.config.as_deref())?;
+    if let Some(file) = &files.preprocessor {
+        weights = weights.with_preprocessor(file)?;
+    }
     Ok((weights, files.provenance))
 }
 

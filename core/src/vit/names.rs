@@ -1,0 +1,348 @@
+//! What the published checkpoints call the tensors of a ViT, turned into timm's names.
+//!
+//! | naming | who writes it |
+//! | --- | --- |
+//! | timm's | timm, and the original files of DeiT, DINO, DINOv2 and MAE |
+//! | transformers' ViT | `ViTModel`, `DeiTModel` and the encoder of `ViTMAEForPreTraining` |
+//! | transformers' DINOv2 | `Dinov2Model`, `Dinov2WithRegistersModel` |
+//!
+//! Both of the latter come in the spelling of the files on the hub and in that of `state_dict()` since transformers 5.
+//! Any of them may stand under a prefix (`vit.`, `module.`, ...): what is outside it belongs to another network and is
+//! left. Within it every name must be known, or a part of the network would be left out without a word.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::Tensor;
+
+/// How checkpoints of one family call what timm calls otherwise. A module has a weight and a bias.
+struct Naming {
+    name: &'static str,
+    /// Eps of the layer norms where no `config.json` tells it.
+    eps: f64,
+    modules: &'static [(&'static str, &'static str)],
+    /// The first two, CLS and position embeddings, are in every file; the others make register tokens.
+    tensors: &'static [(&'static str, &'static str)],
+    /// What stands before a block's number.
+    blocks: &'static str,
+    block_modules: &'static [(&'static str, &'static str)],
+    /// LayerScale: all blocks have it, or none.
+    block_tensors: &'static [(&'static str, &'static str)],
+    /// Beginnings of names that have no part in the tokens: heads, decoders, what training needs.
+    unused: &'static [&'static str],
+}
+
+const TIMM: Naming = Naming {
+    name: "timm's names",
+    eps: 1e-6,
+    modules: &[("patch_embed.proj", "patch_embed.proj"), ("norm", "norm")],
+    // The distillation token of DeiT is one more token with a position of its own, which nobody reads here: a register.
+    tensors: &[
+        ("cls_token", "cls_token"),
+        ("pos_embed", "pos_embed"),
+        ("reg_token", "reg_token"),
+        ("register_tokens", "reg_token"),
+        ("dist_token", "reg_token"),
+    ],
+    blocks: "blocks.",
+    block_modules: &[
+        ("norm1", "norm1"),
+        ("attn.qkv", "attn.qkv"),
+        ("attn.proj", "attn.proj"),
+        ("norm2", "norm2"),
+        ("mlp.fc1", "mlp.fc1"),
+        ("mlp.fc2", "mlp.fc2"),
+    ],
+    block_tensors: &[("ls1.gamma", "ls1.gamma"), ("ls2.gamma", "ls2.gamma")],
+    unused: &["head.", "head_dist.", "fc_norm.", "pre_logits.", "mask_token", "decoder"],
+};
+
+/// The spelling of the files on the hub.
+const TRANSFORMERS_VIT: Naming = Naming {
+    name: "the names of transformers' ViT",
+    eps: 1e-12,
+    modules: &[("embeddings.patch_embeddings.projection", "patch_embed.proj"), ("layernorm", "norm")],
+    tensors: &[
+        ("embeddings.cls_token", "cls_token"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.register_tokens", "reg_token"),
+        ("embeddings.distillation_token", "reg_token"),
+    ],
+    blocks: "encoder.layer.",
+    block_modules: &[
+        ("layernorm_before", "norm1"),
+        ("attention.attention.query", "attn.q"),
+        ("attention.attention.key", "attn.k"),
+        ("attention.attention.value", "attn.v"),
+        ("attention.output.dense", "attn.proj"),
+        ("layernorm_after", "norm2"),
+        ("intermediate.dense", "mlp.fc1"),
+        ("output.dense", "mlp.fc2"),
+    ],
+    block_tensors: &[],
+    unused: &[
+        "pooler.",
+        "classifier.",
+        "cls_classifier.",
+        "distillation_classifier.",
+        "embeddings.mask_token",
+        "decoder.",
+    ],
+};
+
+/// As `state_dict()` has it since version 5.
+const TRANSFORMERS_5_VIT: Naming = Naming {
+    blocks: "layers.",
+    block_modules: &[
+        ("layernorm_before", "norm1"),
+        ("attention.q_proj", "attn.q"),
+        ("attention.k_proj", "attn.k"),
+        ("attention.v_proj", "attn.v"),
+        ("attention.o_proj", "attn.proj"),
+        ("layernorm_after", "norm2"),
+        ("mlp.fc1", "mlp.fc1"),
+        ("mlp.fc2", "mlp.fc2"),
+    ],
+    ..TRANSFORMERS_VIT
+};
+
+/// The spelling of the files on the hub.
+const TRANSFORMERS_DINOV2: Naming = Naming {
+    name: "the names of transformers' DINOv2",
+    eps: 1e-6,
+    block_modules: &[
+        ("norm1", "norm1"),
+        ("attention.attention.query", "attn.q"),
+        ("attention.attention.key", "attn.k"),
+        ("attention.attention.value", "attn.v"),
+        ("attention.output.dense", "attn.proj"),
+        ("norm2", "norm2"),
+        ("mlp.fc1", "mlp.fc1"),
+        ("mlp.fc2", "mlp.fc2"),
+    ],
+    block_tensors: &[("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma")],
+    ..TRANSFORMERS_VIT
+};
+
+/// As `state_dict()` has it since version 5.
+const TRANSFORMERS_5_DINOV2: Naming = Naming {
+    block_modules: &[
+        ("norm1", "norm1"),
+        ("attention.q_proj", "attn.q"),
+        ("attention.k_proj", "attn.k"),
+        ("attention.v_proj", "attn.v"),
+        ("attention.o_proj", "attn.proj"),
+        ("norm2", "norm2"),
+        ("mlp.fc1", "mlp.fc1"),
+        ("mlp.fc2", "mlp.fc2"),
+    ],
+    ..TRANSFORMERS_DINOV2
+};
+
+const NAMINGS: [Naming; 5] =
+    [TIMM, TRANSFORMERS_VIT, TRANSFORMERS_5_VIT, TRANSFORMERS_DINOV2, TRANSFORMERS_5_DINOV2];
+
+/// Ends of names that give away a network which computes something else, and what that is.
+const FOREIGN: [(&str, &str); 11] = [
+    ("pre_layrnorm.weight", "a layer norm before the first block, as CLIP's vision towers have"),
+    ("norm_pre.weight", "a layer norm before the first block, as CLIP's vision towers have"),
+    ("ln_pre.weight", "a layer norm before the first block, as CLIP's vision towers have"),
+    ("head.probe", "attention pooling in place of a CLS token, as SigLIP has"),
+    ("attn_pool.latent", "attention pooling in place of a CLS token, as SigLIP has"),
+    ("relative_position_bias_table", "relative positions, as BEiT has"),
+    ("rope_embed.periods", "rotary positions, as DINOv3 has"),
+    ("attn.q_norm.weight", "norms of queries and keys"),
+    ("mlp.weights_in.weight", "a gated MLP (SwiGLU), as DINOv2's giant has"),
+    ("mlp.w12.weight", "a gated MLP (SwiGLU), as DINOv2's giant has"),
+    ("mlp.fc1_g.weight", "a gated MLP (SwiGLU)"),
+];
+
+/// Blocks have numbers below this; deeper ViTs are not known.
+const MOST_BLOCKS: usize = 1000;
+
+/// A checkpoint's tensors under timm's names.
+pub(super) struct Named {
+    pub(super) tensors: HashMap<String, Tensor>,
+    /// What the file calls them.
+    pub(super) called: HashMap<String, String>,
+    /// Eps of the layer norms where no configuration tells it.
+    pub(super) eps: f64,
+}
+
+/// Recognises the naming and renames; what the message says on failure begins after the file's name.
+pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<Named, String> {
+    for (end, what) in FOREIGN {
+        if let Some(name) = tensors.keys().filter(|name| before(name, end).is_some()).min() {
+            return Err(format!("`{name}` is of {what}, which a plain ViT does not have"));
+        }
+    }
+    let (naming, prefix) = recognise(tensors.keys().map(String::as_str))?;
+    let mut renamed = HashMap::new();
+    let mut called: HashMap<String, String> = HashMap::new();
+    let mut surplus = Vec::new();
+    for (full, tensor) in tensors {
+        let Some(name) = full.strip_prefix(prefix.as_str()) else { continue };
+        match naming.timm(name) {
+            Some(("", timm)) => {
+                if let Some(first) = called.get(&timm) {
+                    let [first, second] = if *first < full { [first, &full] } else { [&full, first] };
+                    return Err(format!("`{first}` and `{second}` are two tensors for one place"));
+                }
+                renamed.insert(timm.clone(), tensor);
+                called.insert(timm, full);
+            }
+            _ if naming.unused.iter().any(|unused| name.starts_with(unused)) => {}
+            _ => surplus.push(full),
+        }
+    }
+    surplus.sort();
+    let missing: Vec<String> = naming.missing(&called).into_iter().map(|n| format!("{prefix}{n}")).collect();
+    if let Some(complaint) = complaint(&missing, &surplus) {
+        return Err(format!("{complaint} (read by {})", naming.name));
+    }
+    fuse(&mut renamed, &mut called)?;
+    Ok(Named { tensors: renamed, called, eps: naming.eps })
+}
+
+impl Naming {
+    /// Splits a name into a prefix and what timm calls the rest, if this naming knows the rest.
+    fn timm<'n>(&self, name: &'n str) -> Option<(&'n str, String)> {
+        let in_block = name.match_indices(self.blocks).find_map(|(at, marker)| {
+            let prefix = whole(&name[..at])?;
+            let (number, part) = name[at + marker.len()..].split_once('.')?;
+            // A number written otherwise (`07`, `+7`) would be a second name for one place.
+            let number =
+                number.parse().ok().filter(|n: &usize| *n < MOST_BLOCKS && n.to_string() == number)?;
+            let (rest, part) = renamed(part, self.block_modules, self.block_tensors)?;
+            rest.is_empty().then(|| (prefix, format!("blocks.{number}.{part}")))
+        });
+        in_block.or_else(|| renamed(name, self.modules, self.tensors))
+    }
+
+    /// What a file of this naming with the tensors `found`, by timm's names, does not have, by this naming.
+    fn missing(&self, found: &HashMap<String, String>) -> Vec<String> {
+        let mut missing = Vec::new();
+        let mut need = |place: &str, theirs: &str, timm: &str| {
+            let lacks = |leaf: &&str| !found.contains_key(&format!("{place}{timm}{leaf}"));
+            let stem = place.replacen("blocks.", self.blocks, 1);
+            missing.extend(
+                [".weight", ".bias"].iter().filter(|l| lacks(l)).map(|l| format!("{stem}{theirs}{l}")),
+            );
+        };
+        self.modules.iter().for_each(|(theirs, timm)| need("", theirs, timm));
+        let numbers = || found.keys().filter_map(|name| block_number(name));
+        let depth = numbers().max().map_or(1, |last| last + 1);
+        for place in (0..depth).map(|block| format!("blocks.{block}.")) {
+            self.block_modules.iter().for_each(|(theirs, timm)| need(&place, theirs, timm));
+        }
+        let scaled = self.block_tensors.iter().any(|(_, timm)| found.keys().any(|name| name.ends_with(timm)));
+        for block in (0..depth).filter(|_| scaled) {
+            let lacks = |timm: &str| !found.contains_key(&format!("blocks.{block}.{timm}"));
+            let scales = self.block_tensors.iter().filter(|(_, timm)| lacks(timm));
+            missing.extend(scales.map(|(theirs, _)| format!("{}{block}.{theirs}", self.blocks)));
+        }
+        let tokens = self.tensors.iter().take(2).filter(|(_, timm)| !found.contains_key(*timm));
+        missing.extend(tokens.map(|(theirs, _)| theirs.to_string()));
+        missing
+    }
+}
+
+/// `7` of `blocks.7.attn.qkv.weight`.
+pub(super) fn block_number(name: &str) -> Option<usize> {
+    name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
+}
+
+/// The naming and the prefix that explain the most names.
+fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Result<(&'static Naming, String), String> {
+    let mut votes: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+    let mut example: Option<&str> = None;
+    for name in names {
+        example = Some(example.map_or(name, |other| other.min(name)));
+        for (index, naming) in NAMINGS.iter().enumerate() {
+            if let Some((prefix, _)) = naming.timm(name) {
+                *votes.entry((prefix, index)).or_default() += 1;
+            }
+        }
+    }
+    let most = votes.values().copied().max().unwrap_or(0);
+    let mut best = votes.into_iter().filter(|&(_, count)| count == most).map(|(place, _)| place);
+    let Some((prefix, index)) = best.next() else {
+        let example = example.map(|name| format!(" but for instance `{name}`")).unwrap_or_default();
+        return Err(format!(
+            "no tensor of a ViT{example}; expected {} (`blocks.0.attn.qkv.weight`) or transformers' \
+             (`encoder.layer.0.attention.attention.query.weight`)",
+            TIMM.name,
+        ));
+    };
+    if let Some((other, _)) = best.find(|&(other, _)| other != prefix) {
+        return Err(format!("holds two networks, `{prefix}` and `{other}`; save one of them by itself"));
+    }
+    NAMINGS.get(index).map(|naming| (naming, prefix.to_string())).ok_or_else(String::new)
+}
+
+/// Splits off the end of `name` that is in one of the tables, and says what timm calls it.
+fn renamed<'n>(
+    name: &'n str,
+    modules: &[(&str, &str)],
+    tensors: &[(&str, &str)],
+) -> Option<(&'n str, String)> {
+    if let Some(found) = tensors.iter().find_map(|(end, timm)| Some((before(name, end)?, timm.to_string()))) {
+        return Some(found);
+    }
+    let (module, leaf) = name.rsplit_once('.').filter(|(_, leaf)| ["weight", "bias"].contains(leaf))?;
+    modules.iter().find_map(|(end, timm)| Some((before(module, end)?, format!("{timm}.{leaf}"))))
+}
+
+/// What stands before `end`, if that is nothing or whole parts of a dotted name.
+fn before<'n>(name: &'n str, end: &str) -> Option<&'n str> {
+    name.strip_suffix(end).and_then(whole)
+}
+
+fn whole(prefix: &str) -> Option<&str> {
+    (prefix.is_empty() || prefix.ends_with('.')).then_some(prefix)
+}
+
+/// Joins separate queries, keys and values, one below the other.
+fn fuse(tensors: &mut HashMap<String, Tensor>, called: &mut HashMap<String, String>) -> Result<(), String> {
+    let queries: Vec<String> = tensors.keys().filter(|name| name.contains(".attn.q.")).cloned().collect();
+    for query in queries {
+        let name = |part: &str| query.replacen(".attn.q.", &format!(".attn.{part}."), 1);
+        let mut parts = Vec::new();
+        let mut theirs = String::new();
+        for part in ["q", "k", "v"] {
+            let called = called.remove(&name(part)).unwrap_or_default();
+            let tensor = tensors.remove(&name(part)).ok_or_else(|| format!("no tensor `{called}`"))?;
+            parts.push(tensor);
+            theirs = if theirs.is_empty() { called } else { format!("{theirs}`, `{called}") };
+        }
+        let shapes: Vec<_> = parts.iter().map(Tensor::dims).collect();
+        let alike = shapes.windows(2).all(|pair| pair.first() == pair.last());
+        let fused = Tensor::cat(&parts, 0).ok().filter(|_| alike);
+        let fused =
+            fused.ok_or_else(|| format!("`{theirs}` have the shapes {shapes:?}, expected three alike"))?;
+        tensors.insert(name("qkv"), fused);
+        called.insert(name("qkv"), theirs);
+    }
+    Ok(())
+}
+
+/// What is missing and what is too much, if anything.
+fn complaint(missing: &[String], surplus: &[String]) -> Option<String> {
+    let near = |name: &String| crate::error::nearest(name, surplus.iter().map(String::as_str));
+    let near = missing.first().and_then(near);
+    let near = near.map(|n| format!(" (the most similar name there is `{n}`)")).unwrap_or_default();
+    let missing = list(missing).map(|missing| format!("no tensor {missing}{near}"));
+    let surplus = list(surplus).map(|surplus| format!("has {surplus}, which a plain ViT does not have"));
+    let parts: Vec<String> = missing.into_iter().chain(surplus).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// The first few, and how many there are beyond.
+fn list(names: &[String]) -> Option<String> {
+    const SHOWN: usize = 6;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    match names.len() {
+        0 => None,
+        count if count <= SHOWN => Some(shown.join(", ")),
+        count => Some(format!("{} and {} more", shown.join(", "), count - SHOWN)),
+    }
+}

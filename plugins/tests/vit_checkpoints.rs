@@ -1,0 +1,372 @@
+//! Checkpoints as users have them: by transformers and timm, in safetensors and by `torch.save`, each against the
+//! features that its own library computes; and what is said of files that are something else.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cdl_core::{
+    Backbone, Injection, Normalization, Result, Taps,
+    candle_core::{DType, Device, Tensor, safetensors},
+    hub::{self, WeightSource},
+    vit::{Vit, VitOptions, VitWeights},
+};
+
+/// Far above what float32 arithmetic loses here, and below the effect of a GELU by tanh or of another eps.
+const TOLERANCE: f64 = 5e-5;
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vit")
+}
+
+/// What a source of this name leads to, with the files beside the weights.
+fn weights(name: &str) -> Result<VitWeights> {
+    let files = hub::fetch(&WeightSource::Path(fixtures().join(name)))?;
+    let weights = VitWeights::read(&files.weights, files.config.as_deref())?;
+    match &files.preprocessor {
+        Some(file) => weights.with_preprocessor(file),
+        None => Ok(weights),
+    }
+}
+
+/// Every token after the final norm, for the images of `expected`.
+fn tokens(
+    weights: &VitWeights,
+    heads: Option<usize>,
+    normalization: Normalization,
+    expected: &HashMap<String, Tensor>,
+) -> Result<Tensor> {
+    let images = &expected["images"];
+    let options = VitOptions {
+        heads,
+        depth: None,
+        image_size: images.dim(2)?,
+        normalization,
+        checkpoint_blocks: false,
+    };
+    let provenance = hub::Provenance::of_bytes("fixture", &[]);
+    let vit = Vit::new("vit", weights, &options, provenance, &Device::Cpu)?;
+    let pixels = (images.to_dtype(DType::F32)? / 255.0)?;
+    let taps = Taps { blocks: [].into(), norm: true };
+    Ok(vit.forward(&pixels, &Injection::none(), &taps)?.norm.expect("norm"))
+}
+
+fn expected(name: &str) -> Result<HashMap<String, Tensor>> {
+    Ok(safetensors::load(fixtures().join(name).join("expected.safetensors"), &Device::Cpu)?)
+}
+
+/// `‖a - b‖ / ‖b‖` in float64.
+fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.dims() != b.dims() {
+        return Ok(f64::INFINITY);
+    }
+    let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let (a, b) = (flat(a)?, flat(b)?);
+    let apart = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+    Ok(apart / b.iter().map(|b| b * b).sum::<f64>().sqrt())
+}
+
+/// Compares with what the library itself computes; heads and eps come from `config.json`.
+fn compare(name: &str) -> Result<()> {
+    let expected = expected(name)?;
+    let tokens = tokens(&weights(name)?, None, Normalization::NONE, &expected)?;
+    let error = difference(&tokens, &expected["tokens"])?;
+    println!("vit {name} {error:.1e}");
+    assert!(error < TOLERANCE, "{name}: {error:e}");
+    Ok(())
+}
+
+#[test]
+fn each_network_of_transformers_gives_its_own_tokens() -> Result<()> {
+    compare("transformers_vit")?;
+    compare("transformers_dinov2")?;
+    compare("transformers_dinov2_registers")?;
+    compare("transformers_deit")?;
+    compare("transformers_mae")
+}
+
+#[test]
+fn a_pytorch_file_in_the_names_of_a_state_dict_gives_its_own_tokens() -> Result<()> {
+    compare("torch_vit")
+}
+
+#[test]
+fn the_preprocessor_says_how_pixels_are_normalised() -> Result<()> {
+    let expected = expected("transformers_vit")?;
+    let weights = weights("transformers_vit")?;
+    let normalization = weights.normalization().expect("preprocessor_config.json");
+    assert_eq!(normalization.mean, [0.485, 0.456, 0.406]);
+    assert_eq!(normalization.std, [0.229, 0.224, 0.225]);
+    let tokens = tokens(&weights, None, normalization, &expected)?;
+    let error = difference(&tokens, &expected["tokens_normalized"])?;
+    assert!(error < TOLERANCE, "{error:e}");
+    Ok(())
+}
+
+#[test]
+fn eps_is_the_files_own_else_that_of_the_library() -> Result<()> {
+    assert_eq!(weights("transformers_vit")?.eps(), 1e-3);
+    assert_eq!(weights("torch_vit")?.eps(), 1e-12);
+    let without_config =
+        |name: &str| VitWeights::read(&fixtures().join(name).join("model.safetensors"), None);
+    assert_eq!(without_config("transformers_vit")?.eps(), 1e-12);
+    assert_eq!(without_config("transformers_mae")?.eps(), 1e-12);
+    assert_eq!(without_config("transformers_dinov2")?.eps(), 1e-6);
+    assert_eq!(without_config("timm_vit")?.eps(), 1e-6);
+    // It matters: the library's own eps gives other tokens than that of the file.
+    for (name, heads) in [("transformers_vit", 4), ("transformers_dinov2", 2)] {
+        let expected = expected(name)?;
+        let tokens = tokens(&without_config(name)?, Some(heads), Normalization::NONE, &expected)?;
+        assert!(difference(&tokens, &expected["tokens"])? > 10.0 * TOLERANCE, "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn timms_and_transformers_files_of_one_network_agree() -> Result<()> {
+    for (timm, transformers, heads) in
+        [("timm_vit", "transformers_vit", 4), ("timm_deit", "transformers_deit", 2)]
+    {
+        let expected = expected(transformers)?;
+        // The eps of transformers' file, which timm's has no place for.
+        let eps = weights(transformers)?.eps();
+        let config = format!(r#"{{"layer_norm_eps": {eps}}}"#);
+        let bytes = fs::read(fixtures().join(timm).join("model.safetensors")).expect("file");
+        let ours = VitWeights::from_bytes(timm.into(), &bytes, Some(config.as_bytes()))?;
+        let ours = tokens(&ours, Some(heads), Normalization::NONE, &expected)?;
+        let theirs = tokens(&weights(transformers)?, None, Normalization::NONE, &expected)?;
+        let error = difference(&ours, &theirs)?;
+        assert!(error < 1e-6, "{timm}: {error:e}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_nested_state_dict_with_a_prefix_views_and_mixed_types() -> Result<()> {
+    let expected = expected("transformers_vit")?;
+    let of_file = |name: &str| tokens(&weights(name)?, Some(4), Normalization::NONE, &expected);
+    // The same numbers as timm_vit.
+    assert_eq!(difference(&of_file("state_dict.pth")?, &of_file("timm_vit")?)?, 0.0);
+    Ok(())
+}
+
+/// The message for a file with these bytes.
+fn refusal(bytes: &[u8]) -> String {
+    match VitWeights::from_bytes("some.file".into(), bytes, None) {
+        Ok(weights) => weights.geometry().err().map(|e| e.to_string()).unwrap_or_default(),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The file of a fixture with its tensors changed.
+fn changed(name: &str, change: impl Fn(&mut HashMap<String, Tensor>)) -> Result<Vec<u8>> {
+    let mut tensors = safetensors::load(fixtures().join(name).join("model.safetensors"), &Device::Cpu)?;
+    change(&mut tensors);
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("changed");
+    safetensors::save(&tensors, &file)?;
+    Ok(fs::read(file).expect("file"))
+}
+
+#[track_caller]
+fn says(message: &str, words: &[&str]) {
+    for word in words.iter().chain(&["some.file"]) {
+        assert!(message.contains(word), "{word:?} is not in {message:?}");
+    }
+}
+
+#[test]
+fn what_is_missing_and_what_is_too_much_is_listed() -> Result<()> {
+    let bytes = changed("transformers_vit", |tensors| {
+        tensors.remove("vit.encoder.layer.1.attention.attention.key.bias");
+        let norm = tensors.remove("vit.layernorm.weight").expect("norm");
+        tensors.insert("vit.layernorm.gamma".into(), norm);
+    })?;
+    says(
+        &refusal(&bytes),
+        &[
+            "no tensor `vit.layernorm.weight`, `vit.encoder.layer.1.attention.attention.key.bias` \
+             (the most similar name there is `vit.layernorm.gamma`)",
+            "has `vit.layernorm.gamma`, which a plain ViT does not have",
+            "read by the names of transformers' ViT",
+        ],
+    );
+    // A whole block: more than is shown.
+    let bytes = changed("timm_vit", |tensors| {
+        tensors.retain(|name, _| !name.starts_with("blocks.0."));
+        tensors.insert("blocks.1.attn.extra".into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
+    })?;
+    says(
+        &refusal(&bytes),
+        &[
+            "no tensor `blocks.0.norm1.weight`, `blocks.0.norm1.bias`, `blocks.0.attn.qkv.weight`",
+            "and 6 more",
+            "has `blocks.1.attn.extra`",
+            "timm's names",
+        ],
+    );
+    // LayerScale is for all blocks or none.
+    let bytes = changed("transformers_dinov2", |tensors| {
+        tensors.remove("encoder.layer.1.layer_scale2.lambda1");
+    })?;
+    says(&refusal(&bytes), &["no tensor `encoder.layer.1.layer_scale2.lambda1`", "transformers' DINOv2"]);
+    Ok(())
+}
+
+#[test]
+fn shapes_are_told_by_the_names_of_the_file() -> Result<()> {
+    let narrow = |name: &'static str| {
+        changed("transformers_vit", move |tensors| {
+            let tensor = tensors[name].narrow(0, 0, 1).unwrap().contiguous().unwrap();
+            tensors.insert(name.into(), tensor);
+        })
+    };
+    let key = "vit.encoder.layer.0.attention.attention.key.weight";
+    let message = refusal(&narrow(key)?);
+    says(&message, &[key, "[1, 16]"]);
+    let norm = narrow("vit.layernorm.weight")?;
+    let weights = VitWeights::from_bytes("some.file".into(), &norm, None)?;
+    let error = tokens(&weights, Some(4), Normalization::NONE, &expected("transformers_vit")?).unwrap_err();
+    says(&error.to_string(), &["`vit.layernorm.weight` has shape [1], expected [16]"]);
+    Ok(())
+}
+
+#[test]
+fn networks_that_compute_something_else_are_refused() -> Result<()> {
+    let clip = fs::read(fixtures().join("transformers_clip/model.safetensors")).expect("file");
+    says(
+        &refusal(&clip),
+        &["`vision_model.pre_layrnorm.weight`", "layer norm before the first block", "CLIP"],
+    );
+    let with = |name: &'static str| {
+        changed("timm_vit", move |tensors| {
+            tensors.insert(name.into(), Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap());
+        })
+    };
+    says(&refusal(&with("norm_pre.weight")?), &["`norm_pre.weight`", "CLIP"]);
+    says(&refusal(&with("blocks.0.attn.q_norm.weight")?), &["norms of queries and keys"]);
+    says(&refusal(&with("blocks.1.mlp.w12.weight")?), &["gated MLP"]);
+    says(
+        &refusal(&with("reg_token_of_mine")?),
+        &["has `reg_token_of_mine`, which a plain ViT does not have"],
+    );
+    assert_eq!(refusal(&with("head.weight")?), "");
+    // Two names for one place, and two networks in one file.
+    let bytes = changed("timm_deit", |tensors| {
+        tensors.insert("reg_token".into(), tensors["dist_token"].clone());
+    })?;
+    says(&refusal(&bytes), &["`dist_token` and `reg_token` are two tensors for one place"]);
+    let bytes = changed("timm_vit", |tensors| {
+        let both = ["student.", "teacher."].into_iter().flat_map(|prefix| {
+            tensors.iter().map(move |(name, tensor)| (format!("{prefix}{name}"), tensor.clone()))
+        });
+        *tensors = both.collect();
+    })?;
+    says(&refusal(&bytes), &["two networks, `student.` and `teacher.`"]);
+    let bytes = changed("timm_vit", |tensors| {
+        let norm = tensors.remove("norm.bias").expect("norm");
+        *tensors = [("fc.bias".to_string(), norm)].into();
+    })?;
+    says(
+        &refusal(&bytes),
+        &["no tensor of a ViT but for instance `fc.bias`", "timm's names", "transformers'"],
+    );
+    let config = br#"{"hidden_act": "quick_gelu"}"#;
+    let vit = fs::read(fixtures().join("timm_vit/model.safetensors")).expect("file");
+    let error = VitWeights::from_bytes("some.file".into(), &vit, Some(config)).err().expect("an error");
+    says(&error.to_string(), &["`hidden_act = quick_gelu`"]);
+    Ok(())
+}
+
+#[test]
+fn files_that_are_no_weights_are_told_apart() {
+    let legacy = fs::read(fixtures().join("legacy.pth")).expect("file");
+    says(&refusal(&legacy), &["PyTorch before 1.6"]);
+    says(&refusal(b"<!doctype html>"), &["not a complete safetensors file"]);
+    says(&refusal(b""), &["not a complete safetensors file"]);
+    says(&refusal(b"PK\x03\x04 and nothing else"), &["not a complete PyTorch file"]);
+}
+
+/// A file such as `torch.save` writes, with this pickle and one storage of 64 zeros.
+fn archive(pickle: &[u8]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, bytes) in [("a/data.pkl", pickle), ("a/data/0", &[0; 256])] {
+        zip.start_file(name, options).expect("entry");
+        std::io::Write::write_all(&mut zip, bytes).expect("entry");
+    }
+    zip.finish().expect("archive").into_inner()
+}
+
+/// `{"norm.weight": a tensor}`; offset, shape and strides are pickled integers.
+fn tensor_pickle(storage: &str, offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let begin =
+        [b"\x80\x02}(".to_vec(), text("norm.weight"), b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec()];
+    let storage = [
+        text("storage"),
+        b"ctorch\nFloatStorage\n".to_vec(),
+        text(storage),
+        text("cpu"),
+        b"K\x40tQ".to_vec(),
+    ];
+    let end = [offset, b"(", shape, b"t(", strides, b"t\x89}tRu."].concat();
+    [begin.concat(), storage.concat(), end].concat()
+}
+
+#[test]
+fn hostile_pickles_are_refused() {
+    let (four, one) = (b"K\x04".as_slice(), b"K\x01".as_slice());
+    // This one is in order, only no ViT.
+    says(
+        &refusal(&archive(&tensor_pickle("0", b"K\x3c", four, one))),
+        &["no tensor `patch_embed.proj.weight`"],
+    );
+    let far = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f".as_slice();
+    for (pickle, words) in [
+        (tensor_pickle("0", b"K\x3d", four, one), "not within the 256 bytes"),
+        (tensor_pickle("0", b"K\x00", four, far), "not within the 256 bytes"),
+        (tensor_pickle("0", far, four, one), "not within the 256 bytes"),
+        (tensor_pickle("0", b"K\x00", far, b"K\x00"), "larger than the file"),
+        (tensor_pickle("0", b"K\x00", b"J\xff\xff\xff\x7f", b"K\x00"), "larger than the file"),
+        (tensor_pickle("../0", b"K\x00", four, one), "`data/../0` cannot be read"),
+        (tensor_pickle("0", b"J\xff\xff\xff\xff", four, one), "holds no tensors"),
+        // os.system("true"), which stays an unmade call.
+        (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.".to_vec(), "Python object"),
+        (b"\x80\x02}X\x05\x00\x00\x00epochK\x03s.".to_vec(), "its keys are: `epoch`"),
+        (b"\x80\x02]K\x01a.".to_vec(), "no dictionary of tensors"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.".to_vec(), "Python object"),
+        (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "breaks off"),
+        (b"\x80\x04\x95.".to_vec(), "operation 0x95"),
+    ] {
+        says(&refusal(&archive(&pickle)), &[words]);
+    }
+}
+
+#[test]
+fn no_damage_to_a_pytorch_file_is_more_than_an_error() {
+    for name in ["torch_vit/pytorch_model.bin", "state_dict.pth"] {
+        let whole = fs::read(fixtures().join(name)).expect("file");
+        for end in (0..whole.len()).step_by(97) {
+            assert_ne!(refusal(&whole[..end]), "", "{name} cut at {end} is taken for whole");
+        }
+        // A flipped bit anywhere; the checksums of the archive do not cover all of it.
+        for place in (0..whole.len()).step_by(31) {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 1 << (place % 8);
+            refusal(&bytes);
+        }
+    }
+    // Damage to the pickle itself, past any checksum: each byte in turn takes a few other values.
+    let pickle = tensor_pickle("0", b"K\x00", b"K\x04", b"K\x01");
+    for place in 0..pickle.len() {
+        for value in [0, 0x28, 0x52, 0x62, 0x65, 0x68, 0x74, 0x85, 0x86, 0x8a, 0xff] {
+            let mut bytes = pickle.clone();
+            bytes[place] = value;
+            refusal(&archive(&bytes));
+        }
+    }
+}
