@@ -52,8 +52,8 @@ pub use schedule::ScheduleConfig;
 pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, StreamContext, Task, TaskSettings,
-    TaskStream,
+    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, InputSettings, OnError, Skipped,
+    StreamContext, Task, TaskSettings, TaskStream,
 };
 pub use trainer::{Accuracies, BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
 

@@ -20,7 +20,8 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    Accuracies, Config, EpochReport, Error, Result, Role, RunRecord, StateDict, Summary, Task, Trainer,
+    Accuracies, Config, EpochReport, Error, Result, Role, RunRecord, Skipped, StateDict, Summary, Task,
+    Trainer,
 };
 
 /// What `results.json` holds.
@@ -36,6 +37,9 @@ pub struct Results {
     pub tasks: usize,
     /// Seconds since the run began.
     pub wall_seconds: f64,
+    /// Images left out because they could not be read (`stream.input.on_error = "skip"`).
+    #[serde(default)]
+    pub skipped_images: Skipped,
 }
 
 /// A run directory that is open for writing.
@@ -149,6 +153,7 @@ impl RunDir {
         task: &Task,
         trainer: &Trainer,
         accuracies: &Accuracies,
+        skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {
         let models = model_dir(&self.root, task.index);
@@ -162,6 +167,7 @@ impl RunDir {
             tasks_done: task.index + 1,
             tasks: task.count,
             wall_seconds,
+            skipped_images,
         };
         for &role in &trainer.settings.roles {
             let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));

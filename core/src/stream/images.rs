@@ -1,20 +1,22 @@
 //! A stream of tasks over images that can be had one by one.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use image::RgbImage;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Batch, Batches, ClassOrder, EpochKey, StreamContext, Task, TaskSettings, TaskStream, memory::Memory,
+    Batches, ClassOrder, EpochKey, InputSettings, Skipped, StreamContext, Task, TaskSettings, TaskStream,
+    batches::{Assembly, Prepared},
+    cache::Cache,
+    memory::Memory,
+    ordered::Ordered,
+    source::Source,
     tasks::order_and_tasks,
 };
-use crate::{
-    Error, Quirk, Result, Rng,
-    transform::{TransformConfig, write_pixels},
-};
+use crate::{Error, Quirk, Result, Rng};
 
 /// Number of an image in its set, and its label in stream order.
 pub(super) type Member = (usize, u32);
@@ -38,6 +40,11 @@ pub trait ImageSet: Send + Sync {
     /// An unreadable image, by file name.
     fn image(&self, index: usize) -> Result<RgbImage>;
 
+    /// Whether the pixels lie in memory, so that keeping them once more gains nothing.
+    fn in_memory(&self) -> bool {
+        false
+    }
+
     /// A stable name of image `index` for fingerprints: a relative path or a number.
     fn id(&self, index: usize) -> String;
 }
@@ -48,7 +55,8 @@ pub struct ImageStream {
     tasks: Vec<Task>,
     train: Split,
     test: Split,
-    transform: TransformConfig,
+    input: InputSettings,
+    cache: Arc<Cache>,
     /// Whether classes come as the data set counts them, not by seed or by the user's lists.
     fixed_order: bool,
     memory: Memory,
@@ -59,7 +67,7 @@ pub struct ImageStream {
 
 /// One image set, sorted into tasks.
 struct Split {
-    set: Box<dyn ImageSet>,
+    source: Arc<Source>,
     /// By task.
     members: Vec<Vec<Member>>,
 }
@@ -78,6 +86,8 @@ impl ImageStream {
         context: &StreamContext<'_>,
     ) -> Result<Self> {
         settings.transform.validate().map_err(Error::Tasks)?;
+        settings.input.validate()?;
+        let cache = Arc::new(Cache::new(settings.input.cache_mb.saturating_mul(1_000_000)));
         let (order, tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
@@ -111,7 +121,11 @@ impl ImageStream {
                     "{name}: class `{}` has no {what} images; remove the class or add images",
                     classes[class]
                 ))),
-                None => Ok(Split { set, members }),
+                None => {
+                    let (transform, cache) = (settings.transform.clone(), cache.clone());
+                    let source = Source::new(set, transform, cache, settings.input.on_error);
+                    Ok(Split { source: Arc::new(source), members })
+                }
             }
         };
         if settings.train_per_class == Some(0) {
@@ -131,7 +145,8 @@ impl ImageStream {
             tasks,
             train,
             test,
-            transform: settings.transform.clone(),
+            input: settings.input.clone(),
+            cache,
             fixed_order,
             memory,
             rng: context.rng.derive("batches"),
@@ -143,43 +158,69 @@ impl ImageStream {
     /// Decodes every image that the run will use, so that a damaged one is found before the first step.
     ///
     /// # Errors
-    /// The first damaged image in order, by file name.
+    /// The first damaged image in order, by file name, unless damaged images are skipped.
     pub fn verify(&self) -> Result<()> {
-        for split in [&self.train, &self.test] {
-            let members: Vec<usize> = split.members.iter().flatten().map(|&(index, _)| index).collect();
-            let failures: Vec<_> = members.par_iter().map(|&index| split.set.image(index).err()).collect();
-            if let Some(error) = failures.into_iter().flatten().next() {
-                return Err(error);
+        self.train.check(|source, index| source.decode(index).err())?;
+        // What is worked out here need not be later, where there is room to keep it.
+        self.test.check(|source, index| source.test_square(index).err())
+    }
+
+    /// The batches of a pass over `what`; `prepare` makes the square of an image, given its place in the pass and its
+    /// number.
+    fn batches<'a>(
+        &'a self,
+        pass: Pass<'a>,
+        what: &str,
+        prepare: impl Fn(&Source, usize, usize) -> Result<Arc<RgbImage>> + Send + Sync + 'static,
+    ) -> Batches<'a> {
+        let Pass { split, members, batch_size, partial } = pass;
+        let source = &split.source;
+        let size = batch_size.max(1);
+        let least = if partial { 1 } else { size };
+        let barren = format!(
+            "not one batch: of {} {what}, fewer than {least} can be read; the warnings name the others",
+            members.len()
+        );
+        let barren = (members.len() >= least).then_some(barren);
+        // Places count all images, so that what an image draws does not depend on when another was found damaged.
+        let mut images: Vec<(usize, Member)> = members.into_iter().enumerate().collect();
+        images.retain(|(_, (index, _))| !source.damaged().contains(index));
+        if !partial && !source.skips() {
+            images.truncate(images.len() / size * size);
+        }
+        let (count, shared) = (images.len(), source.clone());
+        let job = move |at: usize| {
+            let (place, (index, label)) = images[at];
+            Prepared { index, label, square: prepare(&shared, place, index) }
+        };
+        // Without workers there is nothing to prepare ahead: one batch at once.
+        let ahead = size * if self.input.workers == 0 { 1 } else { self.input.prefetch };
+        let images = Ordered::new(count, self.input.workers, ahead, Arc::new(job));
+        Box::new(Assembly { source, images, size, partial, device: &self.device, barren })
+    }
+}
+
+/// Images to go through once.
+struct Pass<'a> {
+    split: &'a Split,
+    members: Vec<Member>,
+    batch_size: usize,
+    /// Whether the last batch may be smaller.
+    partial: bool,
+}
+
+impl Split {
+    /// Looks for damage in all images at once, and then at what was found in order.
+    fn check(&self, error: impl Fn(&Source, usize) -> Option<Error> + Sync) -> Result<()> {
+        let source = &self.source;
+        let members: Vec<usize> = self.members.iter().flatten().map(|&(index, _)| index).collect();
+        let found: Vec<_> = members.into_par_iter().map(|index| (index, error(source, index))).collect();
+        for (index, error) in found {
+            if let Some(error) = error {
+                source.leave_out(index, error)?;
             }
         }
         Ok(())
-    }
-
-    fn batch(
-        &self,
-        split: &Split,
-        members: &[Member],
-        transform: impl Fn(usize, &RgbImage) -> RgbImage + Sync,
-    ) -> Result<Batch> {
-        let side = self.transform.image_size;
-        let mut pixels = vec![0f32; members.len() * 3 * side * side];
-        pixels
-            .par_chunks_mut(3 * side * side)
-            .zip(members)
-            .enumerate()
-            .map(|(at, (pixels, &(index, _)))| {
-                write_pixels(&transform(at, &split.set.image(index)?), pixels);
-                Ok(())
-            })
-            // Collected in order, so that of several damaged images always the first is named.
-            .collect::<Vec<Result<()>>>()
-            .into_iter()
-            .collect::<Result<()>>()?;
-        let labels: Vec<u32> = members.iter().map(|&(_, label)| label).collect();
-        Ok(Batch {
-            pixels: Tensor::from_vec(pixels, (members.len(), 3, side, side), &self.device)?,
-            labels: Tensor::from_vec(labels, members.len(), &self.device)?,
-        })
     }
 }
 
@@ -193,7 +234,7 @@ impl TaskStream for ImageStream {
     }
 
     fn image_size(&self) -> usize {
-        self.transform.image_size
+        self.train.source.side()
     }
 
     fn train_classes(&self, task: usize) -> Range<usize> {
@@ -217,28 +258,30 @@ impl TaskStream for ImageStream {
         &self.fingerprint
     }
 
+    fn skipped(&self) -> Skipped {
+        Skipped { train: self.train.source.damaged().len(), test: self.test.source.damaged().len() }
+    }
+
     fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
         let EpochKey { task, role, epoch } = key;
         let rng = self.rng.derive(&format!("task {task}, {}, epoch {epoch}", role.as_str()));
         let mut members = self.train.members[task].clone();
         members.extend(self.memory.before(&self.tasks[task]));
+        self.cache.retain_train(&members.iter().map(|&(index, _)| index).collect());
         rng.derive("order").shuffle(&mut members);
-        let count = members.len() / batch_size;
-        Box::new((0..count).map(move |step| {
-            let members = &members[step * batch_size..(step + 1) * batch_size];
-            self.batch(&self.train, members, |at, image| {
-                // A generator for each image: what it draws does not depend on which thread decodes it.
-                let mut rng = rng.derive(&format!("image {}", step * batch_size + at));
-                self.transform.train(image, &mut rng)
-            })
-        }))
+        let pass = Pass { split: &self.train, members, batch_size, partial: false };
+        // A generator for each image: what it draws does not depend on which thread decodes it.
+        self.batches(pass, &format!("training images of task {}", task + 1), move |source, place, index| {
+            source.train_square(index, &mut rng.derive(&format!("image {place}")))
+        })
     }
 
     fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_> {
-        let batches = self.test.members[task].chunks(batch_size);
-        Box::new(
-            batches.map(|members| self.batch(&self.test, members, |_, image| self.transform.test(image))),
-        )
+        let members = self.test.members[task].clone();
+        let pass = Pass { split: &self.test, members, batch_size, partial: true };
+        self.batches(pass, &format!("test images of task {}", task + 1), |source, _, index| {
+            source.test_square(index)
+        })
     }
 }
 
@@ -251,7 +294,7 @@ fn fingerprint(classes: &[String], splits: [&Split; 2]) -> String {
     for split in splits {
         for (task, members) in split.members.iter().enumerate() {
             for &(index, label) in members {
-                hash.update(format!("{task} {label} {}\n", split.set.id(index)));
+                hash.update(format!("{task} {label} {}\n", split.source.set().id(index)));
             }
         }
         hash.update([0]);

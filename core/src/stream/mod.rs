@@ -1,7 +1,12 @@
 //! The stream of tasks: its contract, and [`ImageStream`], which makes one of any set of labelled images.
 
+mod batches;
+mod cache;
 mod images;
+mod input;
 mod memory;
+mod ordered;
+mod source;
 mod tasks;
 
 use std::ops::Range;
@@ -10,6 +15,7 @@ use candle_core::{Device, Tensor};
 
 pub use self::{
     images::{ImageSet, ImageStream},
+    input::{InputSettings, OnError, Skipped},
     tasks::{ClassOrder, TaskSettings},
 };
 use crate::{Mode, Quirk, Result, Rng, Role};
@@ -97,6 +103,11 @@ pub trait TaskStream: Send + Sync {
 
     /// SHA-256 over classes, order and membership of both splits: equal splits have equal fingerprints.
     fn fingerprint(&self) -> &str;
+
+    /// Images that have been left out so far because they could not be read; none unless the stream skips such images.
+    fn skipped(&self) -> Skipped {
+        Skipped::default()
+    }
 
     /// Shuffled, augmented batches; the last incomplete one is dropped.
     fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_>;

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{StreamContext, Task};
+use super::{InputSettings, StreamContext, Task};
 use crate::{Error, Mode, Result, error::nearest, transform::TransformConfig};
 
 /// Order of the classes.
@@ -46,6 +46,8 @@ pub struct TaskSettings {
     pub test_per_class: Option<usize>,
     /// Crops, sizes and flips.
     pub transform: TransformConfig,
+    /// Threads that prepare images, memory for them, and what happens to damaged ones.
+    pub input: InputSettings,
 }
 
 impl TaskSettings {
