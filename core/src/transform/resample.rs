@@ -148,47 +148,67 @@ pub(super) fn resample(
     let row_taps = Taps::new(rows, interpolation);
     let source_rows = row_taps.source();
     let narrowed = resize_rows(image, area, source_rows.clone(), &column_taps);
-    resize_columns(&narrowed, source_rows.start, &row_taps)
+    let mut output = RgbImage::new(columns.length, rows.length);
+    resize_columns(&narrowed, source_rows.start, &row_taps, &mut output);
+    output
 }
 
-/// Rows that are resized together: their pixels lie side by side, one vector to a column and colour.
-const LANES: usize = 16;
+/// Values that are summed together, a few vector registers full.
+const WIDTH: usize = 64;
+/// Rows that are resized together.
+const ROWS: usize = WIDTH / 4;
 
-/// One column of a group of rows: red, green and blue of each row.
-type Column = [[u8; LANES]; 3];
+/// One column of [`ROWS`] rows: red, green, blue and nothing of each, so that a vector holds a column.
+type Column = [u8; WIDTH];
 
-/// A weighted sum of pixels as a pixel.
+/// Rows of pixels, each filled up to a multiple of [`WIDTH`] values.
+struct Rows {
+    stride: usize,
+    levels: Vec<u8>,
+}
+
+/// Weighted sums of levels as levels.
 #[inline(always)]
-fn to_level(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+fn to_levels(sums: &[i32; WIDTH]) -> [u8; WIDTH] {
+    let mut levels = [0; WIDTH];
+    for (level, sum) in levels.iter_mut().zip(sums) {
+        *level = (sum >> WEIGHT_BITS).clamp(0, 255) as u8;
+    }
+    levels
+}
+
+/// Adds `weight` times each of the levels.
+#[inline(always)]
+fn add(sums: &mut [i32; WIDTH], levels: &[u8; WIDTH], weight: i32) {
+    for (sum, level) in sums.iter_mut().zip(levels) {
+        *sum += i32::from(*level) * weight;
+    }
 }
 
 /// Resizes each of the rows `rows` of `area` along the row.
-fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps) -> RgbImage {
-    let mut output = RgbImage::new(taps.outputs.len() as u32, rows.len() as u32);
+fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps) -> Rows {
+    let width = taps.outputs.len();
+    let stride = (3 * width).next_multiple_of(WIDTH);
+    let mut output = Rows { stride, levels: vec![0; stride * rows.len()] };
     // Columns that no output pixel is made of, as beside a square from the centre, are not touched.
     let needed = taps.source();
     let columns = area.left as usize + needed.start..area.left as usize + needed.end;
     let (pixels, _) = image.as_chunks::<3>();
-    let sources = pixels.chunks_exact(image.width() as usize);
-    let sources: Vec<&[[u8; 3]]> =
-        sources.skip(area.top as usize + rows.start).map(|row| &row[columns.clone()]).collect();
-    let (targets, _) = output.as_chunks_mut::<3>();
-    let mut gathered = vec![[[0; LANES]; 3]; needed.len()];
-    let mut resized = vec![[[0; LANES]; 3]; taps.outputs.len()];
-    let groups = targets.chunks_mut(LANES * taps.outputs.len());
-    for (sources, targets) in sources.chunks(LANES).zip(groups) {
-        for (lane, source) in sources.iter().enumerate() {
-            for (column, pixel) in gathered.iter_mut().zip(*source) {
-                for (levels, level) in column.iter_mut().zip(pixel) {
-                    levels[lane] = *level;
-                }
+    let sources = pixels.chunks_exact(image.width() as usize).skip(area.top as usize + rows.start);
+    let sources: Vec<&[[u8; 3]]> = sources.take(rows.len()).map(|row| &row[columns.clone()]).collect();
+    let mut gathered: Vec<Column> = vec![[0; WIDTH]; needed.len()];
+    let mut resized: Vec<Column> = vec![[0; WIDTH]; width];
+    for (sources, targets) in sources.chunks(ROWS).zip(output.levels.chunks_mut(ROWS * stride)) {
+        for (row, source) in sources.iter().enumerate() {
+            for (column, [red, green, blue]) in gathered.iter_mut().zip(*source) {
+                column.as_chunks_mut::<4>().0[row] = [*red, *green, *blue, 0];
             }
         }
         weigh_columns(&gathered, needed.start, taps, &mut resized);
-        for (lane, target) in targets.chunks_exact_mut(taps.outputs.len()).enumerate() {
-            for (pixel, column) in target.iter_mut().zip(&resized) {
-                *pixel = [column[0][lane], column[1][lane], column[2][lane]];
+        for (row, target) in targets.chunks_exact_mut(stride).enumerate() {
+            for (pixel, column) in target.as_chunks_mut::<3>().0.iter_mut().zip(&resized) {
+                let [red, green, blue, _] = column.as_chunks::<4>().0[row];
+                *pixel = [red, green, blue];
             }
         }
     }
@@ -199,48 +219,34 @@ fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps)
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 fn weigh_columns(columns: &[Column], first: usize, taps: &Taps, resized: &mut [Column]) {
     for (target, (range, weights)) in resized.iter_mut().zip(taps.iter()) {
-        let mut sums = [[HALF_LEVEL; LANES]; 3];
+        let mut sums = [HALF_LEVEL; WIDTH];
         for (column, weight) in columns[range.start - first..range.end - first].iter().zip(weights) {
-            for (sums, levels) in sums.iter_mut().zip(column) {
-                for (sum, level) in sums.iter_mut().zip(levels) {
-                    *sum += i32::from(*level) * weight;
-                }
-            }
+            add(&mut sums, column, *weight);
         }
-        *target = sums.map(|sums| sums.map(to_level));
+        *target = to_levels(&sums);
     }
 }
 
-/// Resizes each column of `image`, whose first row is row `first_row` of the taps' source.
+/// Resizes each column of `rows`, whose first row is row `first` of the taps' source.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn resize_columns(image: &RgbImage, first_row: usize, taps: &Taps) -> RgbImage {
-    /// Values that are summed together.
-    const WIDTH: usize = 64;
-    let mut output = RgbImage::new(image.width(), taps.outputs.len() as u32);
-    let stride = 3 * image.width() as usize;
+fn resize_columns(rows: &Rows, first: usize, taps: &Taps, output: &mut RgbImage) {
+    let blocks = rows.stride / WIDTH;
+    let (levels, _) = rows.levels.as_chunks::<WIDTH>();
+    let stride = 3 * output.width() as usize;
     for (target, (range, weights)) in output.chunks_exact_mut(stride).zip(taps.iter()) {
-        let source = &image.as_raw()[(range.start - first_row) * stride..(range.end - first_row) * stride];
-        for (at, target) in target.chunks_mut(WIDTH).enumerate() {
-            let at = at * WIDTH;
+        let source = &levels[(range.start - first) * blocks..(range.end - first) * blocks];
+        for (block, target) in target.chunks_mut(WIDTH).enumerate() {
             let mut sums = [HALF_LEVEL; WIDTH];
-            for (row, weight) in source.chunks_exact(stride).zip(weights) {
-                match row[at..].first_chunk::<WIDTH>() {
-                    Some(levels) => {
-                        for (sum, level) in sums.iter_mut().zip(levels) {
-                            *sum += i32::from(*level) * weight;
-                        }
-                    }
-                    None => {
-                        for (sum, level) in sums.iter_mut().zip(&row[at..]) {
-                            *sum += i32::from(*level) * weight;
-                        }
-                    }
-                }
+            let mut at = block;
+            for weight in weights {
+                add(&mut sums, &source[at], *weight);
+                at += blocks;
             }
-            for (level, sum) in target.iter_mut().zip(sums) {
-                *level = to_level(sum);
+            let result = to_levels(&sums);
+            match target.first_chunk_mut::<WIDTH>() {
+                Some(target) => *target = result,
+                None => target.copy_from_slice(&result[..target.len()]),
             }
         }
     }
-    output
 }
