@@ -9,7 +9,7 @@ use cdl_core::{
 use clap::Args;
 
 use crate::{
-    ConfigArgs, Failure, emit,
+    ConfigArgs, Failure, bench_input, emit,
     profile::{Profile, Times},
 };
 
@@ -20,11 +20,11 @@ const CONFIG: &str = include_str!("../../configs/bench.toml");
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without a configuration: the published method at the published sizes (configs/bench.toml), random weights and images.
-Steps are those of the first task, on one batch; reading and augmenting images is not part of them.
+Steps are those of the first task, on one batch; reading and augmenting images is not part of them (--input).
 
 Examples:
   cdl bench --teacher base --student small --batch 8
-  cdl bench configs/quickstart.toml --steps 50
+  cdl bench configs/quickstart.toml --steps 50 --input
   cdl bench --teacher large --student base --set teacher.checkpoint_blocks=true --json")]
 pub struct BenchArgs {
     /// Configuration files (TOML), later ones over earlier ones
@@ -48,6 +48,9 @@ pub struct BenchArgs {
     /// Steps before them
     #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: u32,
+    /// Measure as well how many images a second the input delivers
+    #[arg(long)]
+    input: bool,
     /// One line of JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -108,10 +111,21 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     // The first layer of the teacher's MLP, for all tokens.
     let layer = (config.run.batch_size * (1 + spec.patches), spec.width, 4 * spec.width);
     let rates = fused::rates(1.0, layer);
-    match args.json {
-        true => emit(&(json(&config, &trainer, &steps, rates) + "\n")),
-        false => emit(&tables(&config, &trainer, &steps, rates)),
+    let input = match args.input {
+        true => bench_input::measure(stream.as_ref(), config.run.batch_size)?,
+        false => Vec::new(),
+    };
+    if args.json {
+        let mut line = json(&config, &trainer, &steps, rates);
+        bench_input::json(&input, &mut line);
+        return emit(&format!("{line}\n"));
     }
+    let mut text = tables(&config, &trainer, &steps, rates);
+    if args.input {
+        let rate = |step: &Step| (step.role.as_str(), config.run.batch_size as f64 / step.median());
+        text += &bench_input::table(&input, &steps.iter().map(rate).collect::<Vec<_>>());
+    }
+    emit(&text)
 }
 
 fn measure(
@@ -148,7 +162,7 @@ fn network(spec: &BackboneSpec) -> &str {
     spec.provenance.source.strip_prefix("random:").unwrap_or(&spec.provenance.source)
 }
 
-fn json(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> String {
+fn json(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> serde_json::Value {
     let mut line = serde_json::json!({
         "peer": format!("cdl {}", env!("CARGO_PKG_VERSION")),
         "mode": fused::Level::best().as_str(),
@@ -168,7 +182,7 @@ fn json(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates)
     line["matmul_gflops"] = (rates.matmul / 1e9).into();
     line["kernel_gflops"] = (rates.kernel / 1e9).into();
     line["peak_bytes"] = memory::peak_bytes().into();
-    line.to_string()
+    line
 }
 
 fn tables(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> String {

@@ -6,6 +6,7 @@
 //! Exit codes: 0 done, 1 failed while working, 2 the user's mistake.
 
 mod bench;
+mod bench_input;
 mod describe;
 mod eval;
 mod explain;

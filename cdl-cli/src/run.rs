@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use cdl_core::{
-    Config, Event, Experiment, Role,
+    Config, Event, Experiment, Role, Skipped,
     run_dir::{Results, RunDir},
 };
 use clap::Args;
@@ -56,7 +56,8 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
                 directory.epoch(report)?;
             }
             Event::Task { task, trainer, results: accuracies } => {
-                let written = directory.task(task, trainer, accuracies, start.elapsed().as_secs_f64())?;
+                let (skipped, seconds) = (experiment.stream.skipped(), start.elapsed().as_secs_f64());
+                let written = directory.task(task, trainer, accuracies, skipped, seconds)?;
                 tell_task(task.index, &written);
                 results = Some(written);
             }
@@ -148,4 +149,8 @@ fn tell_task(index: usize, results: &Results) {
     };
     let means: String = networks.into_iter().filter_map(mean).collect();
     tracing::info!("task {}/{} done: average accuracy over tasks so far{means}", index + 1, results.tasks);
+    let Skipped { train, test } = results.skipped_images;
+    if train + test > 0 {
+        tracing::warn!("left out so far, since they cannot be read: {train} training and {test} test images");
+    }
 }

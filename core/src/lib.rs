@@ -54,8 +54,8 @@ pub use schedule::ScheduleConfig;
 pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, StreamContext, Task, TaskSettings,
-    TaskStream,
+    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, InputSettings, OnError, Skipped,
+    StreamContext, Task, TaskSettings, TaskStream,
 };
 pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
 

@@ -20,7 +20,8 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    Accuracies, Config, EpochReport, Error, Result, Role, RunRecord, StateDict, Summary, Task, Trainer,
+    Accuracies, Config, EpochReport, Error, Result, Role, RunRecord, Skipped, StateDict, Summary, Task,
+    Trainer,
 };
 
 /// What `results.json` holds.
@@ -39,6 +40,9 @@ pub struct Results {
     /// The most memory that was resident at once, where the system tells.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
+    /// Images left out because they could not be read (`stream.input.on_error = "skip"`).
+    #[serde(default)]
+    pub skipped_images: Skipped,
 }
 
 /// A run directory that is open for writing.
@@ -152,6 +156,7 @@ impl RunDir {
         task: &Task,
         trainer: &Trainer,
         accuracies: &Accuracies,
+        skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {
         let models = model_dir(&self.root, task.index);
@@ -166,6 +171,7 @@ impl RunDir {
             tasks: task.count,
             wall_seconds,
             peak_memory_bytes: crate::memory::peak_bytes(),
+            skipped_images,
         };
         for &role in &trainer.settings.roles {
             let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));

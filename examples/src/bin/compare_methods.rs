@@ -100,7 +100,8 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
         match event {
             Event::Epoch(report) => directory.epoch(report)?,
             Event::Task { task, trainer, results } => {
-                last = Some(directory.task(task, trainer, results, start.elapsed().as_secs_f64())?);
+                let (skipped, seconds) = (experiment.stream.skipped(), start.elapsed().as_secs_f64());
+                last = Some(directory.task(task, trainer, results, skipped, seconds)?);
             }
             Event::Step { .. } => {}
         }

@@ -193,6 +193,10 @@ impl ImageSet for IdxSet {
         }))
     }
 
+    fn in_memory(&self) -> bool {
+        true
+    }
+
     fn id(&self, index: usize) -> String {
         index.to_string()
     }

@@ -8,12 +8,16 @@
 //! Pillow 12.2 and 13.0 swap the two for some tall images, and there give other results where a
 //! bicubic filter overshoots black or white.
 
-use std::ops::Range;
+mod decode;
+mod resample;
 
-use image::{DynamicImage, ImageBuffer, Pixel, RgbImage, imageops};
+use image::{RgbImage, imageops};
 use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use self::decode::decode;
+use self::resample::{Axis, resample};
 
 /// Largest accepted `image_size` and `resize`, in pixels: far above any network's input, and low
 /// enough that one image fits in memory.
@@ -82,28 +86,6 @@ pub enum Interpolation {
     Bilinear,
     /// Cubic filter with a = -0.5 (Catmull-Rom).
     Bicubic,
-}
-
-impl Interpolation {
-    /// Distance, in pixels, from which on the filter is 0, before it widens.
-    fn support(self) -> f64 {
-        match self {
-            Self::Bilinear => 1.0,
-            Self::Bicubic => 2.0,
-        }
-    }
-
-    /// The filter at distance `x` from its centre.
-    fn weight(self, x: f64) -> f64 {
-        const A: f64 = -0.5;
-        let x = x.abs();
-        match self {
-            Self::Bilinear if x < 1.0 => 1.0 - x,
-            Self::Bicubic if x < 1.0 => ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0,
-            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * A,
-            _ => 0.0,
-        }
-    }
 }
 
 impl Default for TransformConfig {
@@ -341,209 +323,6 @@ pub fn resize_center_crop(
     let top = (side - cropped.height()) / 2;
     imageops::replace(&mut square, &cropped, left.into(), top.into());
     square
-}
-
-/// One axis of a resampling: `source` pixels become `resized` pixels, and of these the `length`
-/// pixels from `first` on are computed.
-#[derive(Debug, Clone, Copy)]
-struct Axis {
-    source: u32,
-    resized: u64,
-    first: u64,
-    length: u32,
-}
-
-impl Axis {
-    /// All of the pixels that `source` pixels become.
-    fn whole(source: u32, resized: u32) -> Self {
-        Self { source, resized: resized.into(), first: 0, length: resized }
-    }
-
-    /// The middle `length` of the `resized` pixels, or all if they are fewer. A margin that cannot
-    /// be halved is split as in torchvision's `CenterCrop`, which rounds halves to even.
-    fn center(source: u32, resized: u64, length: u32) -> Self {
-        let kept = u32::try_from(resized).map_or(length, |resized| resized.min(length));
-        let margin = resized - u64::from(kept);
-        Self { source, resized, first: (margin as f64 / 2.0).round_ties_even() as u64, length: kept }
-    }
-
-    /// Whether output pixels are source pixels, so that there is nothing to compute.
-    fn is_copy(&self) -> bool {
-        u64::from(self.source) == self.resized
-    }
-}
-
-/// Fractional bits of the weights: as many as leave a sum of 8-bit pixels, weighted by a filter
-/// that overshoots, inside 32 bits. As in Pillow, whose rounding this must share.
-const WEIGHT_BITS: u32 = 32 - 8 - 2;
-
-/// Half of a grey level, where every weighted sum starts so that it is rounded, not cut off.
-const HALF_LEVEL: i32 = 1 << (WEIGHT_BITS - 1);
-
-/// The filter of one axis, cut to the source: for each output pixel, the source pixels it is made
-/// of and their weights.
-struct Taps {
-    outputs: Vec<Tap>,
-    /// The weights of all output pixels, times 2^`WEIGHT_BITS`.
-    weights: Vec<i32>,
-}
-
-/// Where one output pixel finds its source pixels and their weights: ranges of one length.
-struct Tap {
-    source: Range<usize>,
-    weights: Range<usize>,
-}
-
-impl Taps {
-    fn new(axis: Axis, interpolation: Interpolation) -> Self {
-        let scale = f64::from(axis.source) / axis.resized as f64;
-        // Shrinking widens the filter to cover the source; enlarging must not narrow it.
-        let widening = scale.max(1.0);
-        let support = interpolation.support() * widening;
-
-        let mut outputs = Vec::with_capacity(axis.length as usize);
-        let mut weights = Vec::new();
-        let mut exact = Vec::new();
-        for output in axis.first..axis.first + u64::from(axis.length) {
-            let center = (output as f64 + 0.5) * scale;
-            // A conversion to unsigned integers takes what lies before the source to 0.
-            let start = (center - support + 0.5) as u32;
-            let end = ((center + support + 0.5) as u32).min(axis.source);
-            exact.clear();
-            exact.extend(
-                (start..end)
-                    .map(|pixel| interpolation.weight((f64::from(pixel) - center + 0.5) * (1.0 / widening))),
-            );
-            let sum: f64 = exact.iter().sum();
-            let one = f64::from(1 << WEIGHT_BITS);
-            let first_weight = weights.len();
-            weights.extend(exact.iter().map(|weight| (weight / sum * one).round() as i32));
-            outputs.push(Tap { source: start as usize..end as usize, weights: first_weight..weights.len() });
-        }
-        Self { outputs, weights }
-    }
-
-    /// For each output pixel, the range of its source pixels and their weights.
-    fn iter(&self) -> impl Iterator<Item = (Range<usize>, &[i32])> {
-        self.outputs.iter().map(|tap| (tap.source.clone(), &self.weights[tap.weights.clone()]))
-    }
-
-    /// The source pixels that any output pixel is made of.
-    fn source(&self) -> Range<usize> {
-        let start = self.outputs.first().map_or(0, |tap| tap.source.start);
-        let end = self.outputs.last().map_or(0, |tap| tap.source.end);
-        start..end
-    }
-}
-
-/// A weighted sum of pixels as a pixel.
-fn to_level(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
-}
-
-/// Resizes `area` of `image` and cuts out of the result what `columns` and `rows` say. The filter
-/// reads all of `area` and nothing else, as if `area` were the image. `area` must lie in the image
-/// and be the source of both axes.
-///
-/// As in Pillow, each row is resized first, to 8 bits, and then each column. The order shows where
-/// the bicubic filter overshoots black or white, which the 8 bits cut off: by tens of grey levels.
-fn resample(
-    image: &RgbImage,
-    area: CropBox,
-    columns: Axis,
-    rows: Axis,
-    interpolation: Interpolation,
-) -> RgbImage {
-    if columns.is_copy() && rows.is_copy() {
-        // An axis that is copied is no longer than its source.
-        let left = area.left + columns.first as u32;
-        let top = area.top + rows.first as u32;
-        return imageops::crop_imm(image, left, top, columns.length, rows.length).to_image();
-    }
-    if columns.length == 0 || rows.length == 0 {
-        return RgbImage::new(columns.length, rows.length);
-    }
-    let column_taps = Taps::new(columns, interpolation);
-    let row_taps = Taps::new(rows, interpolation);
-    let source_rows = row_taps.source();
-    let narrowed = resize_rows(image, area, source_rows.clone(), &column_taps);
-    resize_columns(&narrowed, source_rows.start, &row_taps)
-}
-
-/// Resizes each of the rows `rows` of `area` along the row.
-fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps) -> RgbImage {
-    let mut output = RgbImage::new(taps.outputs.len() as u32, rows.len() as u32);
-    let columns = area.left as usize..(area.left + area.width) as usize;
-    let (pixels, _) = image.as_chunks::<3>();
-    let sources = pixels.chunks_exact(image.width() as usize).skip(area.top as usize + rows.start);
-    let (targets, _) = output.as_chunks_mut::<3>();
-    for (source, target) in sources.zip(targets.chunks_exact_mut(taps.outputs.len())) {
-        let source = &source[columns.clone()];
-        for (target, (range, weights)) in target.iter_mut().zip(taps.iter()) {
-            let mut sums = [HALF_LEVEL; 3];
-            for (pixel, weight) in source[range].iter().zip(weights) {
-                for (sum, level) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(*level) * weight;
-                }
-            }
-            *target = sums.map(to_level);
-        }
-    }
-    output
-}
-
-/// Resizes each column of `image`, whose first row is row `first_row` of the taps' source.
-fn resize_columns(image: &RgbImage, first_row: usize, taps: &Taps) -> RgbImage {
-    let mut output = RgbImage::new(image.width(), taps.outputs.len() as u32);
-    let stride = 3 * image.width() as usize;
-    let mut sums = vec![HALF_LEVEL; stride];
-    for (target, (range, weights)) in output.chunks_exact_mut(stride).zip(taps.iter()) {
-        sums.fill(HALF_LEVEL);
-        let sources = image.chunks_exact(stride).skip(range.start - first_row);
-        for (source, weight) in sources.zip(weights) {
-            for (sum, level) in sums.iter_mut().zip(source) {
-                *sum += i32::from(*level) * weight;
-            }
-        }
-        for (level, sum) in target.iter_mut().zip(&sums) {
-            *level = to_level(*sum);
-        }
-    }
-    output
-}
-
-/// Decodes an image file of any supported format, found by its first bytes, to 8-bit RGB.
-///
-/// The result is that of `Image.open(..).convert("RGB")` in PIL: grey is replicated, palettes are
-/// looked up, alpha is dropped without blending, the orientation in EXIF data is not applied, and
-/// of an animation the first frame is taken. JPEG files decode to within a few grey levels of
-/// PIL's result (at most 5, on average less than half of one). 16 bits per channel are cut to the
-/// upper 8, as PIL does for colour; for 16-bit grey, where PIL turns every value above 255 to
-/// white, this is a deliberate difference.
-///
-/// # Errors
-///
-/// A description of what is wrong with the file.
-pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
-    let image = image::load_from_memory(bytes).map_err(|error| error.to_string())?;
-    if image.width() == 0 || image.height() == 0 {
-        return Err("the image has no pixels".to_string());
-    }
-    Ok(match image {
-        DynamicImage::ImageLuma16(image) => upper_bytes(&image),
-        DynamicImage::ImageLumaA16(image) => upper_bytes(&image),
-        DynamicImage::ImageRgb16(image) => upper_bytes(&image),
-        DynamicImage::ImageRgba16(image) => upper_bytes(&image),
-        image => image.into_rgb8(),
-    })
-}
-
-/// The upper 8 bits of each 16-bit colour, without alpha.
-fn upper_bytes<P: Pixel<Subpixel = u16>>(image: &ImageBuffer<P, Vec<u16>>) -> RgbImage {
-    RgbImage::from_fn(image.width(), image.height(), |x, y| {
-        let rgb = image.get_pixel(x, y).to_rgb();
-        image::Rgb(rgb.0.map(|value| (value >> 8) as u8))
-    })
 }
 
 /// Fills `out` with the pixels as floats from 0 to 1 (value / 255), as torchvision's `ToTensor`:

@@ -1,0 +1,147 @@
+//! Images that are kept in memory within a bound.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use image::RgbImage;
+
+/// A test image, in the form that takes less memory.
+#[derive(Clone)]
+pub(super) enum TestImage {
+    /// As decoded.
+    Decoded(Arc<RgbImage>),
+    /// As the network sees it.
+    Square(Arc<RgbImage>),
+}
+
+impl TestImage {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Decoded(image) | Self::Square(image) => image.len(),
+        }
+    }
+}
+
+/// Test images, which every later task needs again, and in the room they leave training images, which the epochs of
+/// one task need again.
+///
+/// Nothing makes room for an image of its own kind: where every image is used once a pass, that would keep none of
+/// them until it is needed.
+pub(super) struct Cache {
+    /// Bytes of pixels that may be kept.
+    room: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    bytes: usize,
+    test: BTreeMap<usize, TestImage>,
+    train: BTreeMap<usize, Arc<RgbImage>>,
+}
+
+impl Cache {
+    pub(super) fn new(room: usize) -> Self {
+        Self { room, kept: Mutex::default() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Nothing that could panic happens under the lock.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Test image `index`, if it is kept.
+    pub(super) fn test(&self, index: usize) -> Option<TestImage> {
+        self.kept().test.get(&index).cloned()
+    }
+
+    /// Keeps test image `index` if there is room; training images give way.
+    pub(super) fn keep_test(&self, index: usize, image: TestImage) {
+        let mut kept = self.kept();
+        let bytes = image.bytes();
+        let trained: usize = kept.train.values().map(|image| image.len()).sum();
+        if kept.test.contains_key(&index) || kept.bytes - trained + bytes > self.room {
+            return;
+        }
+        while kept.bytes + bytes > self.room
+            && let Some((_, image)) = kept.train.pop_last()
+        {
+            kept.bytes -= image.len();
+        }
+        kept.bytes += bytes;
+        kept.test.insert(index, image);
+    }
+
+    /// Training image `index`, if it is kept.
+    pub(super) fn train(&self, index: usize) -> Option<Arc<RgbImage>> {
+        self.kept().train.get(&index).cloned()
+    }
+
+    /// Keeps training image `index` if there is room.
+    pub(super) fn keep_train(&self, index: usize, image: &Arc<RgbImage>) {
+        let mut kept = self.kept();
+        if kept.bytes + image.len() <= self.room && !kept.train.contains_key(&index) {
+            kept.bytes += image.len();
+            kept.train.insert(index, image.clone());
+        }
+    }
+
+    /// Lets go of training images that are not among `needed`.
+    pub(super) fn retain_train(&self, needed: &BTreeSet<usize>) {
+        let mut kept = self.kept();
+        let Kept { bytes, train, .. } = &mut *kept;
+        train.retain(|index, image| {
+            let keep = needed.contains(index);
+            *bytes -= if keep { 0 } else { image.len() };
+            keep
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 12 bytes.
+    fn image() -> Arc<RgbImage> {
+        Arc::new(RgbImage::new(2, 2))
+    }
+
+    fn kept(cache: &Cache) -> (Vec<usize>, Vec<usize>, usize) {
+        let kept = cache.kept();
+        (kept.test.keys().copied().collect(), kept.train.keys().copied().collect(), kept.bytes)
+    }
+
+    #[test]
+    fn the_bound_is_kept_and_test_images_come_first() {
+        let cache = Cache::new(40);
+        for index in 0..5 {
+            cache.keep_train(index, &image());
+        }
+        assert_eq!(kept(&cache), (vec![], vec![0, 1, 2], 36));
+        cache.keep_test(7, TestImage::Square(image()));
+        assert_eq!(kept(&cache), (vec![7], vec![0, 1], 36));
+        cache.retain_train(&BTreeSet::from([1, 4]));
+        assert_eq!(kept(&cache), (vec![7], vec![1], 24));
+        for index in 8..12 {
+            cache.keep_test(index, TestImage::Decoded(image()));
+            cache.keep_test(index, TestImage::Decoded(image()));
+        }
+        assert_eq!(kept(&cache), (vec![7, 8, 9], vec![], 36));
+        assert!(cache.test(8).is_some() && cache.test(10).is_none() && cache.train(1).is_none());
+    }
+
+    #[test]
+    fn an_image_that_can_never_fit_drives_nothing_out() {
+        let cache = Cache::new(15);
+        cache.keep_train(0, &image());
+        cache.keep_test(0, TestImage::Square(Arc::new(RgbImage::new(3, 2))));
+        assert_eq!(kept(&cache), (vec![], vec![0], 12));
+        let none = Cache::new(0);
+        none.keep_train(0, &image());
+        none.keep_test(0, TestImage::Square(image()));
+        assert_eq!(kept(&none), (vec![], vec![], 0));
+    }
+}

@@ -1,0 +1,128 @@
+//! The stream of tasks: its contract, and [`ImageStream`], which makes one of any set of labelled images.
+
+mod batches;
+mod cache;
+mod images;
+mod input;
+mod memory;
+mod ordered;
+mod source;
+mod tasks;
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+
+pub use self::{
+    images::{ImageSet, ImageStream},
+    input::{InputSettings, OnError, Skipped},
+    tasks::{ClassOrder, TaskSettings},
+};
+use crate::{Mode, Quirk, Result, Rng, Role};
+
+/// One task: a range of the classes in stream order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Counted from 0.
+    pub index: usize,
+    /// Number of tasks in the stream.
+    pub count: usize,
+    /// Its classes; those before are past, those after unseen. In losses: the classes that are learned now, which
+    /// with a rehearsal memory are all seen so far.
+    pub classes: Range<usize>,
+}
+
+impl Task {
+    /// Classes seen up to and including this task.
+    pub fn seen(&self) -> usize {
+        self.classes.end
+    }
+}
+
+/// Images with their labels.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `(B, 3, S, S)` float32 in `[0, 1]`, not normalised.
+    pub pixels: Tensor,
+    /// `(B,)` u32, positions in stream order over all classes.
+    pub labels: Tensor,
+}
+
+impl Batch {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.elem_count()
+    }
+
+    /// Whether it holds no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Names one pass over a task's training images; order and augmentation follow from it and the stream's seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochKey {
+    /// Task index.
+    pub task: usize,
+    /// Who learns.
+    pub role: Role,
+    /// Counted from 0.
+    pub epoch: usize,
+}
+
+/// Batches, one after the other.
+pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
+
+/// Classes arriving task by task.
+pub trait TaskStream: Send + Sync {
+    /// Class names in stream order.
+    fn classes(&self) -> &[String];
+
+    /// All tasks in order.
+    fn tasks(&self) -> &[Task];
+
+    /// Side of the images in pixels.
+    fn image_size(&self) -> usize;
+
+    /// Classes among which a task is learned: its own, or all seen so far where images of earlier ones are rehearsed.
+    fn train_classes(&self, task: usize) -> Range<usize> {
+        self.tasks()[task].classes.clone()
+    }
+
+    /// Departures of the published code that this stream can switch, for the run record.
+    fn quirks(&self) -> Vec<Quirk> {
+        Vec::new()
+    }
+
+    /// Training images of a task, rehearsed ones included.
+    fn train_count(&self, task: usize) -> usize;
+
+    /// Test images of a task.
+    fn test_count(&self, task: usize) -> usize;
+
+    /// SHA-256 over classes, order and membership of both splits: equal splits have equal fingerprints.
+    fn fingerprint(&self) -> &str;
+
+    /// Images that have been left out so far because they could not be read; none unless the stream skips such images.
+    fn skipped(&self) -> Skipped {
+        Skipped::default()
+    }
+
+    /// Shuffled, augmented batches; the last incomplete one is dropped.
+    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_>;
+
+    /// All test images of a task in a fixed order, the last batch possibly smaller.
+    fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_>;
+}
+
+/// What a stream is built for.
+#[derive(Debug)]
+pub struct StreamContext<'a> {
+    /// `published` or `corrected`: defaults of settings that differ between the two.
+    pub mode: Mode,
+    /// Where batches go.
+    pub device: &'a Device,
+    /// Generator for class order, batch order and augmentation.
+    pub rng: Rng,
+}

@@ -1,0 +1,164 @@
+//! Results in order, some of them computed ahead by threads.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, JoinHandle},
+};
+
+use rayon::prelude::*;
+
+/// What is computed for each position. It must not panic.
+type Job<T> = dyn Fn(usize) -> T + Send + Sync;
+
+/// `job(0)`, `job(1)`, ... in order.
+///
+/// Of `n` workers, worker `i` computes positions `i`, `i + n`, `i + 2n`, ... and hands them over through a queue of its
+/// own, so that the order needs no sorting and the queues' lengths bound what is ready. Dropping the iterator closes
+/// the queues, which ends every worker after the job at hand.
+pub(super) struct Ordered<T> {
+    job: Arc<Job<T>>,
+    left: Range<usize>,
+    workers: Vec<Worker<T>>,
+    /// Without workers: how many are computed at once, and those that are ready.
+    chunk: usize,
+    ready: VecDeque<T>,
+}
+
+struct Worker<T> {
+    results: Receiver<T>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<T: Send + 'static> Ordered<T> {
+    /// The first `count` results. Workers are up to `ahead` results ahead, rounded up to the same number for each; with
+    /// no workers, the calling thread and rayon's compute `ahead` results whenever none is left.
+    pub(super) fn new(count: usize, workers: usize, ahead: usize, job: Arc<Job<T>>) -> Self {
+        let ahead = ahead.max(1);
+        let workers = workers.min(count).min(ahead);
+        let workers = (0..workers)
+            .map(|first| {
+                // One more result than the queue holds waits in the hands of the worker.
+                let (sender, results) = sync_channel(ahead.div_ceil(workers) - 1);
+                let positions = (first..count).step_by(workers);
+                let job = job.clone();
+                let work = move || send(positions, &sender, job.as_ref());
+                let thread = thread::Builder::new().name(format!("images {first}")).spawn(work);
+                if let Err(error) = &thread {
+                    tracing::debug!("no thread to prepare images, so they are prepared when needed: {error}");
+                }
+                Worker { results, thread: thread.ok() }
+            })
+            .collect();
+        Self { job, left: 0..count, workers, chunk: ahead, ready: VecDeque::new() }
+    }
+
+    /// How many are still to come.
+    pub(super) fn left(&self) -> usize {
+        self.left.len()
+    }
+
+    /// Ends it here: none is to come, and the workers end.
+    pub(super) fn stop(&mut self) {
+        self.left = 0..0;
+        self.dismiss();
+    }
+}
+
+/// Computes and sends until all is done or nobody listens any more.
+fn send<T>(positions: impl Iterator<Item = usize>, results: &SyncSender<T>, job: &Job<T>) {
+    for position in positions {
+        if results.send(job(position)).is_err() {
+            return;
+        }
+    }
+}
+
+impl<T: Send + 'static> Iterator for Ordered<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        let position = self.left.next()?;
+        if !self.workers.is_empty() {
+            let worker = &self.workers[position % self.workers.len()];
+            // A worker that could not be started hands over nothing.
+            return Some(worker.results.recv().unwrap_or_else(|_| (self.job)(position)));
+        }
+        if self.ready.is_empty() {
+            let end = self.left.end.min(position.saturating_add(self.chunk));
+            let results: Vec<T> = (position..end).into_par_iter().map(|at| (self.job)(at)).collect();
+            self.ready = results.into();
+        }
+        self.ready.pop_front()
+    }
+}
+
+impl<T> Ordered<T> {
+    fn dismiss(&mut self) {
+        // All queues close before the first thread is waited for.
+        let threads: Vec<_> = self.workers.drain(..).filter_map(|worker| worker.thread).collect();
+        for thread in threads {
+            // A panic has been reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<T> Drop for Ordered<T> {
+    fn drop(&mut self) {
+        self.dismiss();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_whoever_computes_them() {
+        for workers in [0, 1, 2, 5, 40] {
+            for ahead in [1, 2, 7, 100] {
+                let results = Ordered::new(23, workers, ahead, Arc::new(|position| 3 * position));
+                assert!(results.eq((0..23).map(|position| 3 * position)), "{workers} workers, {ahead} ahead");
+            }
+        }
+        assert_eq!(Ordered::new(0, 2, 3, Arc::new(|position| position)).next(), None);
+    }
+
+    #[test]
+    fn no_more_is_ready_than_was_allowed() {
+        for (workers, ahead) in [(0, 4), (1, 4), (2, 4), (3, 7), (5, 2)] {
+            let computed = Arc::new(AtomicUsize::new(0));
+            let count = computed.clone();
+            let job = move |position| {
+                count.fetch_add(1, Ordering::SeqCst);
+                position
+            };
+            let mut results = Ordered::new(1_000, workers, ahead, Arc::new(job));
+            for taken in 1..=100 {
+                results.next();
+                let ready = computed.load(Ordering::SeqCst) - taken;
+                assert!(ready < ahead + workers.max(1), "{ready} ready, {workers} workers, {ahead} ahead");
+            }
+        }
+    }
+
+    #[test]
+    fn dropping_it_early_ends_the_workers() {
+        for workers in [0, 1, 2, 5] {
+            let alive = Arc::new(());
+            let held = alive.clone();
+            let job = move |position| (position, Arc::strong_count(&held)).0;
+            let mut results = Ordered::new(1_000_000, workers, 6, Arc::new(job));
+            assert_eq!((results.next(), results.next()), (Some(0), Some(1)));
+            drop(results);
+            assert_eq!(Arc::strong_count(&alive), 1, "a worker still holds the job");
+        }
+    }
+}

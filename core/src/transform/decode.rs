@@ -1,0 +1,68 @@
+//! From the bytes of a file to pixels.
+
+use std::{io::Cursor, panic::catch_unwind};
+
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Limits, Pixel, RgbImage};
+
+use crate::error::panic_message;
+
+/// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
+/// file can claim, and even hold, far more.
+const MAX_BYTES: u64 = 512 << 20;
+
+/// Decodes an image file of any supported format, found by its first bytes, to 8-bit RGB, as
+/// `Image.open(file).convert("RGB")` in PIL:
+///
+/// | file | PIL | here |
+/// |---|---|---|
+/// | grey | replicated | the same |
+/// | palette, also with transparency | looked up, transparency dropped without blending | the same |
+/// | alpha (RGBA, LA) | dropped without blending | the same |
+/// | 16-bit colour | upper 8 bits | the same |
+/// | 16-bit grey | clipped: every value above 255 is white | upper 8 bits, a deliberate difference |
+/// | CMYK JPEG | (255 - C)(255 - K) / 255 | the same formula |
+/// | orientation in EXIF data | not applied | not applied |
+/// | animation | first frame | first frame |
+/// | JPEG | libjpeg-turbo | within 4 grey levels, less than half of one on average; most of that comes from the upsampling of colour |
+///
+/// # Errors
+///
+/// A description of what is wrong with the file, or that its pixels would take more than 512 MiB.
+pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+    // Files have been found that the decoders panic on; they are damaged files like others.
+    catch_unwind(|| decode_trusting(bytes))
+        .unwrap_or_else(|panic| Err(format!("the decoder panicked: {}", panic_message(panic.as_ref()))))
+}
+
+fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
+    let fail = |error: ImageError| error.to_string();
+    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    let mut limits = Limits::no_limits();
+    limits.max_alloc = Some(MAX_BYTES);
+    reader.limits(limits.clone());
+    let mut decoder = reader.into_decoder().map_err(fail)?;
+    let (width, height) = decoder.dimensions();
+    if width == 0 || height == 0 {
+        return Err("the image has no pixels".to_string());
+    }
+    if decoder.total_bytes().max(3 * u64::from(width) * u64::from(height)) > MAX_BYTES {
+        let mebibytes = MAX_BYTES >> 20;
+        return Err(format!("{width} x {height} pixels take more than the {mebibytes} MiB allowed"));
+    }
+    decoder.set_limits(limits).map_err(fail)?;
+    Ok(match DynamicImage::from_decoder(decoder).map_err(fail)? {
+        DynamicImage::ImageLuma16(image) => upper_bytes(&image),
+        DynamicImage::ImageLumaA16(image) => upper_bytes(&image),
+        DynamicImage::ImageRgb16(image) => upper_bytes(&image),
+        DynamicImage::ImageRgba16(image) => upper_bytes(&image),
+        image => image.into_rgb8(),
+    })
+}
+
+/// The upper 8 bits of each 16-bit colour, without alpha.
+fn upper_bytes<P: Pixel<Subpixel = u16>>(image: &ImageBuffer<P, Vec<u16>>) -> RgbImage {
+    RgbImage::from_fn(image.width(), image.height(), |x, y| {
+        let rgb = image.get_pixel(x, y).to_rgb();
+        image::Rgb(rgb.0.map(|value| (value >> 8) as u8))
+    })
+}

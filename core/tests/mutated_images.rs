@@ -1,0 +1,143 @@
+//! Damaged and hostile image files: decoding ends with an image or a sentence, in bounded memory.
+//!
+//! One test, so that the memory it measures is its own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::{fs, path::Path};
+
+use cdl_core::{Rng, memory::peak_bytes, transform::decode};
+use rand::RngExt;
+
+/// Mutations of each file.
+const MUTATIONS: usize = 3_000;
+/// The pixels of one image as stored and as RGB, and what decoders need beside them.
+const MEMORY: u64 = (512 + 512 + 256) << 20;
+
+/// Every committed image that is no expected result, by name.
+fn files() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/transform");
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.file_stem().unwrap().to_string_lossy().starts_with("decode_"))
+        .filter(|path| !path.file_stem().unwrap().to_string_lossy().ends_with("_expected"))
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+/// One to four random changes.
+fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
+    for _ in 0..rng.random_range(1..=4) {
+        // Headers, where the sizes are, are hit as often as all the rest.
+        let reach = if rng.random() { bytes.len() } else { bytes.len().min(64) };
+        if reach < 8 {
+            return;
+        }
+        let at = rng.random_range(0..reach);
+        match rng.random_range(0..6) {
+            0 => bytes[at] ^= 1 << rng.random_range(0..8),
+            1 => bytes[at] = rng.random(),
+            2 => {
+                let extreme = [0u32, 1, 0x7fff_ffff, 0x8000_0000, u32::MAX, 0xffff, 0x0001_0000];
+                let value = extreme[rng.random_range(0..extreme.len())];
+                let value = if rng.random() { value.to_be_bytes() } else { value.to_le_bytes() };
+                for (byte, value) in bytes[at..].iter_mut().zip(value) {
+                    *byte = value;
+                }
+            }
+            3 => bytes.truncate(at),
+            4 => {
+                let end = rng.random_range(at..bytes.len());
+                let copy = bytes[at..end].to_vec();
+                bytes.splice(at..at, copy);
+            }
+            _ => {
+                let end = bytes.len().min(at + rng.random_range(1..32));
+                bytes.drain(at..end);
+            }
+        }
+    }
+}
+
+/// Makes the checksums of a PNG file's chunks right again, so that decoding goes on to what they guard.
+fn seal_png(bytes: &mut [u8]) {
+    let mut at = 8;
+    while let Some(length) = bytes.get(at..at + 4) {
+        let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
+        let end = at.saturating_add(8).saturating_add(length);
+        let Some(chunk) = bytes.get(at + 4..end) else { return };
+        let mut crc = u32::MAX;
+        for byte in chunk {
+            crc ^= u32::from(*byte);
+            for _ in 0..8 {
+                crc = (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+            }
+        }
+        if let Some(sum) = bytes.get_mut(end..end + 4) {
+            sum.copy_from_slice(&(!crc).to_be_bytes());
+        }
+        at = end.saturating_add(4);
+    }
+}
+
+#[test]
+fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
+    let files = files();
+    for format in ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm"] {
+        assert!(files.iter().any(|(name, _)| name.ends_with(format)), "no {format} file to start from");
+    }
+    let (mut images, mut errors) = (0, 0);
+    for (name, bytes) in &files {
+        for mutation in 0..MUTATIONS {
+            let mut rng = Rng::new(1).derive(&format!("{name} {mutation}"));
+            let mut bytes = bytes.clone();
+            mutate(&mut bytes, &mut rng);
+            if bytes.starts_with(b"\x89PNG") && rng.random() {
+                seal_png(&mut bytes);
+            }
+            let outcome = std::panic::catch_unwind(|| decode(&bytes));
+            match outcome.unwrap_or_else(|_| panic!("decoding panicked: {name}, mutation {mutation}")) {
+                Ok(image) => {
+                    assert!(image.width() > 0 && image.height() > 0);
+                    images += 1;
+                }
+                Err(reason) => {
+                    assert!(!reason.is_empty());
+                    errors += 1;
+                }
+            }
+        }
+    }
+    // The mutations reach both the decoders' depths and their errors.
+    assert!(images > 100 && errors > 100, "{images} images, {errors} errors");
+
+    // Bombs: few bytes that claim more pixels than an image may have.
+    let whole = |name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
+    let mut png = whole("decode_grey.png");
+    png[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
+    seal_png(&mut png);
+    let mut bmp = whole("decode_rgb.bmp");
+    bmp[18..26].copy_from_slice(&[0x30, 0x75, 0, 0, 0x30, 0x75, 0, 0]);
+    let mut jpeg = whole("decode_444.jpg");
+    let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0x75, 0x30, 0x75, 0x30]);
+    for (format, bytes) in [("PNG", png), ("BMP", bmp), ("JPEG", jpeg)] {
+        let reason = decode(&bytes).expect_err("900 million pixels");
+        assert!(reason.contains("30000 x 30000") && reason.contains("512 MiB"), "{format}: {reason}");
+    }
+
+    // A palette whose last colour lacks its blue, which a decoder has panicked on.
+    let mut palette = whole("decode_palette_alpha.png");
+    let start = palette.windows(4).position(|kind| kind == b"PLTE").unwrap();
+    let length = u32::from_be_bytes(palette[start - 4..start].try_into().unwrap());
+    palette.remove(start + 3 + length as usize);
+    palette[start - 4..start].copy_from_slice(&(length - 1).to_be_bytes());
+    seal_png(&mut palette);
+    assert!(decode(&palette).is_err());
+
+    if let Some(peak) = peak_bytes() {
+        assert!(peak < MEMORY, "{} MB", peak / 1_000_000);
+    }
+}
