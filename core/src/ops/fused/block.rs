@@ -180,7 +180,7 @@ impl Block {
         let mut stats1 = s.take(2, &all);
         let mut q = s.take(d, &read);
         {
-            let mut queries = everything.then(|| read.cut(&mut q, d)).unwrap_or_default().into_iter();
+            let mut queries = if everything { read.cut(&mut q, d) } else { Vec::new() }.into_iter();
             let pieces = all.cut(&mut kv, 2 * d).into_iter().zip(all.cut(&mut stats1, 2));
             let tasks: Vec<_> = all
                 .parts()
