@@ -1,6 +1,6 @@
 //! The stream of tasks: its contract, and [`ImageStream`], which makes one of any set of labelled images.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
@@ -168,6 +168,15 @@ pub struct TaskSettings {
     /// and `task_classes`. Methods whose published form is at odds with a single task (APT's student then learns from
     /// a teacher without prompts) have settings for that.
     pub joint: bool,
+    /// Stop after the first so many tasks. They are those of the whole stream: the classes that never come stay in
+    /// the networks' heads, unused. Default: all tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tasks: Option<usize>,
+    /// Share of each class's training images, above 0 and below 1, that is held out and tested on in place of the test
+    /// set, to choose settings without it; published: 0.2. The same images are held out whatever the run's seed.
+    /// Default: none, and the test set is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<f64>,
     /// Images of earlier tasks that are kept for rehearsal, shared out evenly over the classes seen before (drawn by
     /// the run's seed; a class gives up images as others arrive). With a memory, cross-entropy and distillation are
     /// over all classes seen so far instead of the current task's. 0: no rehearsal.
@@ -199,7 +208,7 @@ pub struct ImageStream {
 
 /// One image set, sorted into tasks.
 struct Split {
-    set: Box<dyn ImageSet>,
+    set: Arc<dyn ImageSet>,
     /// By task: image number and label in stream order.
     members: Vec<Vec<(usize, u32)>>,
 }
@@ -218,14 +227,24 @@ impl ImageStream {
         context: &StreamContext<'_>,
     ) -> Result<Self> {
         settings.transform.validate().map_err(Error::Tasks)?;
-        let (order, tasks) = order_and_tasks(&classes, settings, context)?;
+        let (order, mut tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
+        if settings.max_tasks == Some(0) {
+            return Err(Error::setting("max_tasks", 0, "expected at least 1"));
+        }
+        tasks.truncate(settings.max_tasks.unwrap_or(usize::MAX));
+        let train: Arc<dyn ImageSet> = train.into();
+        let (test, held_out): (Arc<dyn ImageSet>, _) = match settings.validation {
+            Some(share) => (train.clone(), Some(hold_out(name, &classes, train.as_ref(), share)?)),
+            None => (test.into(), None),
+        };
         let mut position = vec![0; classes.len()];
         for (at, &class) in order.iter().enumerate() {
             position[class] = at;
         }
-        let sort = |set: Box<dyn ImageSet>, what: &str, limit: Option<usize>| -> Result<Split> {
+        // `held` says which half of a divided training set is wanted.
+        let sort = |set: Arc<dyn ImageSet>, what: &str, held: bool, limit: Option<usize>| -> Result<Split> {
             let mut counts = vec![0; classes.len()];
             let mut members = vec![Vec::new(); tasks.len()];
             for index in 0..set.len() {
@@ -237,6 +256,9 @@ impl ImageStream {
                         classes.len()
                     ))
                 })?;
+                if held_out.as_ref().is_some_and(|held_out| held_out[index] != held) {
+                    continue;
+                }
                 counts[class] += 1;
                 if limit.is_some_and(|limit| counts[class] > limit) {
                     continue;
@@ -260,8 +282,8 @@ impl ImageStream {
         if settings.test_per_class == Some(0) {
             return Err(Error::setting("test_per_class", 0, "expected at least 1"));
         }
-        let train = sort(train, "training", settings.train_per_class)?;
-        let test = sort(test, "test", settings.test_per_class)?;
+        let train = sort(train, "training", false, settings.train_per_class)?;
+        let test = sort(test, "test", true, settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();
         let fingerprint = fingerprint(&classes, [&train, &test]);
         let memory = Memory::new(settings.memory, &train, classes.len(), &context.rng.derive("memory"));
@@ -487,6 +509,35 @@ fn explicit_tasks(classes: &[String], lists: &[Vec<String>]) -> Result<(Vec<usiz
     }
 }
 
+/// Which images of the training set are held out for validation: `share` of each class, at least one and not all.
+fn hold_out(name: &str, classes: &[String], train: &dyn ImageSet, share: f64) -> Result<Vec<bool>> {
+    if !(share > 0.0 && share < 1.0) {
+        return Err(Error::setting("validation", share, "expected a share above 0 and below 1, as 0.2"));
+    }
+    let mut by_class = vec![Vec::new(); classes.len()];
+    for index in 0..train.len() {
+        if let Some(images) = by_class.get_mut(train.label(index)) {
+            images.push(index);
+        }
+    }
+    let mut held_out = vec![false; train.len()];
+    for (class, mut images) in by_class.into_iter().enumerate() {
+        if images.len() == 1 {
+            return Err(Error::Tasks(format!(
+                "{name}: class `{}` has one training image, too few to hold out some for `validation`",
+                classes[class]
+            )));
+        }
+        // No generator of the run: settings are chosen on the same images whatever its seed.
+        Rng::new(0).derive(&format!("validation, class {class}")).shuffle(&mut images);
+        let count = (share * images.len() as f64).round() as usize;
+        for &index in images.iter().take(count.clamp(1, images.len().max(2) - 1)) {
+            held_out[index] = true;
+        }
+    }
+    Ok(held_out)
+}
+
 fn fingerprint(classes: &[String], splits: [&Split; 2]) -> String {
     let mut hash = Sha256::new();
     for class in classes {
@@ -511,7 +562,7 @@ mod tests {
     #[test]
     fn memory_is_shared_out_evenly_over_the_classes_before() {
         let train = Split {
-            set: Box::new(NoImages),
+            set: Arc::new(NoImages),
             members: vec![
                 vec![(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1)],
                 vec![(6, 2), (7, 2), (8, 2)],
