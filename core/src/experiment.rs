@@ -92,6 +92,8 @@ impl Experiment {
         let teacher = backbone(Role::Teacher, &run.teacher)?;
 
         let query = run.query.unwrap_or(QuerySource::of_mode(mode));
+        // Of the whole stream, also where a run stops early.
+        let tasks = stream.tasks().first().map_or(1, |task| task.count);
         let learner = |role: Role, backbone: &BackboneSpec| {
             let querying = if query == QuerySource::Own { backbone } else { student.spec() };
             let context = LearnerContext {
@@ -99,7 +101,7 @@ impl Experiment {
                 backbone,
                 query_width: querying.width,
                 classes: stream.classes().len(),
-                tasks: stream.tasks().len(),
+                tasks,
                 mode,
                 device: &device,
                 rng: rng.derive(&format!("{}/learner", role.as_str())),
@@ -118,7 +120,7 @@ impl Experiment {
                 teacher: teacher.spec(),
                 student: student.spec(),
                 learner: student_learner.as_ref(),
-                tasks: stream.tasks().len(),
+                tasks,
                 mode,
                 device: &device,
                 rng: rng.derive(&label),

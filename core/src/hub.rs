@@ -22,9 +22,11 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoTypeModel};
+use hf_hub::{HFClient, HFClientSync, HFError, HFRepositorySync, RepoType, RepoTypeModel};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+pub mod data;
 
 /// Names of weight files, the preferred one first.
 const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
@@ -52,10 +54,10 @@ pub enum WeightSource {
     Path(PathBuf),
 }
 
-/// Text that names no weight source.
+/// Text that names no source of files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{written}` is not a weight source: {problem}; expected `hf:owner/name`, \
+    "`{written}` is not a source: {problem}; expected `hf:owner/name`, \
      `hf:owner/name@revision` or a path"
 )]
 pub struct SourceError {
@@ -279,12 +281,14 @@ pub enum HubError {
 
     /// No such repository.
     #[error(
-        "{endpoint} has no model repository for `{wanted}`; check the owner and the name (and \
+        "{endpoint} has no {kind} repository for `{wanted}`; check the owner and the name (and \
          HF_TOKEN, if the repository is private)"
     )]
     NoRepository {
         /// The source as written.
         wanted: String,
+        /// `model` or `dataset`.
+        kind: &'static str,
         /// The hub that was asked.
         endpoint: String,
     },
@@ -313,9 +317,23 @@ pub enum HubError {
         revision: String,
     },
 
+    /// A file of a data set that went away while it was being fetched.
+    #[error(
+        "the repository of `{wanted}` lists `{file}` at revision `{revision}` and does not have it; \
+         try again, or name a commit in place of a branch"
+    )]
+    NoData {
+        /// The source as written.
+        wanted: String,
+        /// The file.
+        file: String,
+        /// The revision that was asked for.
+        revision: String,
+    },
+
     /// A cached file that is not what the hub promised.
     #[error(
-        "the cached weights of `{wanted}` are damaged: `{}` has the SHA-256 {found} in place of \
+        "the cached copy of `{wanted}` is damaged: `{}` has the SHA-256 {found} in place of \
          {promised}; delete the folder `{}` and fetch again",
         file.display(),
         folder.display()
@@ -446,10 +464,10 @@ fn from_path(wanted: String, path: &Path) -> Result<WeightFiles, HubError> {
 }
 
 fn from_hub(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, HubError> {
-    let repository = Repository::open(wanted, repo, revision)?;
+    let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
     let snapshot = repository.snapshot()?;
     let (bytes, sha256) = checksum(&snapshot.weights)?;
-    repository.verify(&snapshot, &sha256)?;
+    repository.verify(&snapshot.weights, &sha256)?;
     Ok(WeightFiles {
         provenance: Provenance {
             source: repository.wanted,
@@ -465,9 +483,9 @@ fn from_hub(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, H
     })
 }
 
-/// A model repository at one revision, and what its error messages need.
-struct Repository {
-    handle: HFRepositorySync<RepoTypeModel>,
+/// A repository at one revision, and what its error messages need.
+struct Repository<T: RepoType> {
+    handle: HFRepositorySync<T>,
     wanted: String,
     revision: String,
     endpoint: String,
@@ -493,7 +511,7 @@ enum Cached {
     Unknown,
 }
 
-impl Repository {
+impl<T: RepoType> Repository<T> {
     fn open(wanted: String, repo: &str, revision: &str) -> Result<Self, HubError> {
         let opened = HFClient::builder().retry_max_attempts(RETRIES).build().and_then(|client| {
             let endpoint = client.endpoint().to_owned();
@@ -507,7 +525,8 @@ impl Repository {
             }
         };
         let (owner, name) = hf_hub::split_id(repo);
-        Ok(Self { handle: client.model(owner, name), wanted, revision: revision.to_owned(), endpoint, cache })
+        let handle = client.repository(T::default(), owner, name);
+        Ok(Self { handle, wanted, revision: revision.to_owned(), endpoint, cache })
     }
 
     /// The files, from wherever they may and can be had.
@@ -621,11 +640,11 @@ impl Repository {
 
     /// Compares the weights with the checksum that the hub lists for them. The client stores what
     /// a server sends in answer to a download without looking at it, an error page included.
-    fn verify(&self, snapshot: &Snapshot, found: &str) -> Result<(), HubError> {
-        match listed_checksum(&snapshot.weights) {
+    fn verify(&self, file: &Path, found: &str) -> Result<(), HubError> {
+        match listed_checksum(file) {
             Some(promised) if promised != found => Err(HubError::Damaged {
                 wanted: self.wanted.clone(),
-                file: snapshot.weights.clone(),
+                file: file.to_owned(),
                 folder: self.cache_folder(),
                 promised,
                 found: found.to_owned(),
@@ -635,7 +654,7 @@ impl Repository {
     }
 
     fn cache_folder(&self) -> PathBuf {
-        let name = format!("models--{}", self.handle.repo_path().replace('/', "--"));
+        let name = format!("{}--{}", T::default().plural(), self.handle.repo_path().replace('/', "--"));
         self.cache.join(name)
     }
 
@@ -648,7 +667,9 @@ impl Repository {
         match error {
             HFError::AuthRequired { .. } => HubError::TokenRequired { wanted, endpoint },
             HFError::Forbidden { .. } => HubError::Forbidden { wanted, endpoint },
-            HFError::RepoNotFound { .. } => HubError::NoRepository { wanted, endpoint },
+            HFError::RepoNotFound { .. } => {
+                HubError::NoRepository { wanted, kind: T::default().singular(), endpoint }
+            }
             HFError::RevisionNotFound { .. } => HubError::NoRevision { wanted, revision },
             HFError::EntryNotFound { .. } => HubError::NoWeights { wanted, revision },
             HFError::Io(_) | HFError::CacheLockTimeout { .. } => HubError::Cache { wanted, cache, reason },

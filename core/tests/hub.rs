@@ -440,7 +440,7 @@ fn damaged_weights_are_not_handed_out() {
     assert!(refusal.user);
     let folder = world.home().join("hub").join("models--own--vit");
     refusal.says(&[
-        "`hf:own/vit` are damaged",
+        "`hf:own/vit` is damaged",
         &sha256(b"w"),
         &sha256(b"weights"),
         &format!("delete the folder `{}`", folder.display()),

@@ -21,6 +21,8 @@ pub mod streams {
     automod::dir!(pub "src/streams");
 }
 
+mod data;
+
 /// Ties the plugins into a program. A crate that nothing refers to may be left out by the linker, and its
 /// registrations with it; calling this keeps them.
 pub fn link() {}

@@ -1,25 +1,12 @@
 //! Streams on small files in their true formats.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
-use cdl_core::{
-    EpochKey, Mode, Result, Rng, Role, StreamContext, TaskStream,
-    candle_core::{Device, Tensor},
-    image::RgbImage,
-    registry::{self, Settings},
-};
-
-fn stream(name: &str, settings: &str, seed: u64) -> Result<Box<dyn TaskStream>> {
-    cdl_plugins::link();
-    let settings: Settings = toml::from_str(settings).unwrap();
-    let context = StreamContext { mode: Mode::Published, device: &Device::Cpu, rng: Rng::new(seed) };
-    registry::stream(name, &settings, &context)
-}
-
-fn failure(name: &str, settings: &str) -> String {
-    stream(name, settings, 0).err().expect("an error").to_string()
-}
+use cdl_core::{EpochKey, Result, Role, TaskStream, candle_core::Tensor, image::RgbImage};
+use common::{failure, stream};
 
 fn idx_header(dims: &[u32]) -> Vec<u8> {
     let mut bytes = vec![0, 0, 8, dims.len() as u8];

@@ -88,14 +88,24 @@ impl ImageStream {
         settings.transform.validate().map_err(Error::Tasks)?;
         settings.input.validate()?;
         let cache = Arc::new(Cache::new(settings.input.cache_mb.saturating_mul(1_000_000)));
-        let (order, tasks) = order_and_tasks(&classes, settings, context)?;
+        let (order, mut tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
+        if settings.max_tasks == Some(0) {
+            return Err(Error::setting("max_tasks", 0, "expected at least 1"));
+        }
+        tasks.truncate(settings.max_tasks.unwrap_or(usize::MAX));
+        let train: Arc<dyn ImageSet> = train.into();
+        let (test, held_out): (Arc<dyn ImageSet>, _) = match settings.validation {
+            Some(share) => (train.clone(), Some(hold_out(name, &classes, train.as_ref(), share)?)),
+            None => (test.into(), None),
+        };
         let mut position = vec![0; classes.len()];
         for (at, &class) in order.iter().enumerate() {
             position[class] = at;
         }
-        let sort = |set: Box<dyn ImageSet>, what: &str, limit: Option<usize>| -> Result<Split> {
+        // `held` says which half of a divided training set is wanted.
+        let sort = |set: Arc<dyn ImageSet>, what: &str, held: bool, limit: Option<usize>| -> Result<Split> {
             let mut counts = vec![0; classes.len()];
             let mut members = vec![Vec::new(); tasks.len()];
             for index in 0..set.len() {
@@ -107,6 +117,9 @@ impl ImageStream {
                         classes.len()
                     ))
                 })?;
+                if held_out.as_ref().is_some_and(|held_out| held_out[index] != held) {
+                    continue;
+                }
                 counts[class] += 1;
                 if limit.is_some_and(|limit| counts[class] > limit) {
                     continue;
@@ -134,8 +147,8 @@ impl ImageStream {
         if settings.test_per_class == Some(0) {
             return Err(Error::setting("test_per_class", 0, "expected at least 1"));
         }
-        let train = sort(train, "training", settings.train_per_class)?;
-        let test = sort(test, "test", settings.test_per_class)?;
+        let train = sort(train, "training", false, settings.train_per_class)?;
+        let test = sort(test, "test", true, settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();
         let fingerprint = fingerprint(&classes, [&train, &test]);
         let memory =
@@ -283,6 +296,35 @@ impl TaskStream for ImageStream {
             source.test_square(index)
         })
     }
+}
+
+/// Which images of the training set are held out for validation: `share` of each class, at least one and not all.
+fn hold_out(name: &str, classes: &[String], train: &dyn ImageSet, share: f64) -> Result<Vec<bool>> {
+    if !(share > 0.0 && share < 1.0) {
+        return Err(Error::setting("validation", share, "expected a share above 0 and below 1, as 0.2"));
+    }
+    let mut by_class = vec![Vec::new(); classes.len()];
+    for index in 0..train.len() {
+        if let Some(images) = by_class.get_mut(train.label(index)) {
+            images.push(index);
+        }
+    }
+    let mut held_out = vec![false; train.len()];
+    for (class, mut images) in by_class.into_iter().enumerate() {
+        if images.len() == 1 {
+            return Err(Error::Tasks(format!(
+                "{name}: class `{}` has one training image, too few to hold out some for `validation`",
+                classes[class]
+            )));
+        }
+        // No generator of the run: settings are chosen on the same images whatever its seed.
+        Rng::new(0).derive(&format!("validation, class {class}")).shuffle(&mut images);
+        let count = (share * images.len() as f64).round() as usize;
+        for &index in images.iter().take(count.clamp(1, images.len().max(2) - 1)) {
+            held_out[index] = true;
+        }
+    }
+    Ok(held_out)
 }
 
 fn fingerprint(classes: &[String], splits: [&Split; 2]) -> String {

@@ -16,7 +16,7 @@ use crate::{Error, Result, Rng, error::panic_message, transform::TransformConfig
 
 /// Images of one split, with the numbers of those that could not be read.
 pub(super) struct Source {
-    set: Box<dyn ImageSet>,
+    set: Arc<dyn ImageSet>,
     transform: TransformConfig,
     cache: Arc<Cache>,
     on_error: OnError,
@@ -25,7 +25,7 @@ pub(super) struct Source {
 
 impl Source {
     pub(super) fn new(
-        set: Box<dyn ImageSet>,
+        set: Arc<dyn ImageSet>,
         transform: TransformConfig,
         cache: Arc<Cache>,
         on_error: OnError,

@@ -34,6 +34,15 @@ pub struct TaskSettings {
     /// and `task_classes`. Methods whose published form is at odds with a single task (APT's student then learns from
     /// a teacher without prompts) have settings for that.
     pub joint: bool,
+    /// Stop after the first so many tasks. They are those of the whole stream: the classes that never come stay in
+    /// the networks' heads, unused. Default: all tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tasks: Option<usize>,
+    /// Share of each class's training images, above 0 and below 1, that is held out and tested on in place of the test
+    /// set, to choose settings without it; published: 0.2. The same images are held out whatever the run's seed.
+    /// Default: none, and the test set is used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<f64>,
     /// Images of earlier tasks that are kept for rehearsal, shared out evenly over the classes seen before (drawn by
     /// the run's seed; a class gives up images as others arrive). With a memory, cross-entropy and distillation are
     /// over all classes seen so far instead of the current task's. 0: no rehearsal.

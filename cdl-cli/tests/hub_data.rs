@@ -1,0 +1,236 @@
+//! A parquet data set from a loopback hub, through the program.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use common::{repository, said};
+use sha2::{Digest, Sha256};
+
+/// Port 1 is reserved and nothing listens there: connections are refused at once.
+const UNREACHABLE: &str = "http://127.0.0.1:1";
+const COMMIT: &str = "0123456789012345678901234567890123456789";
+const REPOSITORY: &str = "uoft-cs/cifar100";
+
+/// A hub with one data set, whose branch `main` stands at [`COMMIT`], over the files of a folder. As on the hub, large
+/// files lie elsewhere and are listed with their SHA-256.
+struct Hub {
+    endpoint: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Hub {
+    fn serve(folder: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (address, log) = (endpoint.clone(), Arc::clone(&requests));
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (folder, address, log) = (folder.clone(), address.clone(), Arc::clone(&log));
+                // A thread each, since a client may open a connection and leave it unused.
+                thread::spawn(move || converse(&stream, &folder, &address, &log));
+            }
+        });
+        Self { endpoint, requests }
+    }
+
+    /// Paths of the files that were sent so far.
+    fn sent(&self) -> Vec<String> {
+        let requests = self.requests.lock().unwrap();
+        requests.iter().filter_map(|path| path.strip_prefix("GET /cdn/")).map(String::from).collect()
+    }
+}
+
+/// Answers the one request of a connection.
+fn converse(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Vec<String>>) {
+    let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
+    let Some(first) = lines.next() else { return };
+    let _headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+    let mut words = first.split(' ');
+    let (method, path) = (words.next().unwrap(), words.next().unwrap());
+    log.lock().unwrap().push(format!("{method} {path}"));
+    let (status, headers, body) = answer(path, folder, address);
+    let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+    headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    let body = if method == "HEAD" { &[] } else { body.as_slice() };
+    // A client that has gone away is no concern of the server's.
+    let _ = stream.write_all((head + "\r\n").as_bytes()).and_then(|()| stream.write_all(body));
+}
+
+fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, String)>, Vec<u8>) {
+    let api = format!("/api/datasets/{REPOSITORY}");
+    let path = path.split('?').next().unwrap();
+    if let Some(name) = path.strip_prefix("/cdn/") {
+        // What the hub's store sends may be damaged on the way: `folder/damaged` has such files.
+        let damaged = folder.join("damaged").join(name);
+        return (200, Vec::new(), fs::read(damaged).or_else(|_| fs::read(folder.join(name))).unwrap());
+    }
+    let known = |revision: &str| [COMMIT, "main"].contains(&revision);
+    if path == api || path.strip_prefix(&format!("{api}/revision/")).is_some_and(known) {
+        return (200, Vec::new(), b"{}".into());
+    }
+    if path.strip_prefix(&format!("{api}/tree/")).is_some_and(known) {
+        let mut entries = vec![r#"{"type": "directory", "oid": "0", "size": 0, "path": "data"}"#.to_string()];
+        entries
+            .push(r#"{"type": "file", "oid": "0", "size": 1, "path": "../../outside-train.parquet"}"#.into());
+        for entry in fs::read_dir(folder.join("data")).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            entries.push(format!(r#"{{"type": "file", "oid": "0", "size": 1, "path": "data/{name}"}}"#));
+        }
+        return (200, Vec::new(), format!("[{}]", entries.join(",")).into());
+    }
+    let resolved = path.strip_prefix(&format!("/datasets/{REPOSITORY}/resolve/"));
+    let Some((revision, name)) = resolved.and_then(|rest| rest.split_once('/')) else {
+        return (404, Vec::new(), Vec::new());
+    };
+    match fs::read(folder.join(name)) {
+        Ok(bytes) if known(revision) => {
+            let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            let headers = vec![
+                ("X-Repo-Commit", COMMIT.to_string()),
+                ("X-Linked-ETag", format!("\"{sha256}\"")),
+                ("X-Linked-Size", bytes.len().to_string()),
+                ("Location", format!("{address}/cdn/{name}")),
+            ];
+            (302, headers, Vec::new())
+        }
+        _ => (404, vec![("X-Repo-Commit", COMMIT.to_string())], Vec::new()),
+    }
+}
+
+/// A hub with the small data set of the streams' fixtures, and a machine that asks it.
+struct World {
+    folder: tempfile::TempDir,
+    hub: Hub,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("served/data");
+        fs::create_dir_all(&data).unwrap();
+        let fixtures = repository().join("plugins/tests/fixtures/streams/hub/data");
+        for entry in fs::read_dir(fixtures).unwrap() {
+            let file = entry.unwrap();
+            fs::copy(file.path(), data.join(file.file_name())).unwrap();
+        }
+        let hub = Hub::serve(folder.path().join("served"));
+        Self { folder, hub }
+    }
+
+    /// A run of the quickstart's methods on the hub's data set.
+    fn run(&self, source: &str, settings: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
+        for (name, _) in std::env::vars() {
+            let upper = name.to_uppercase();
+            if ["CDL_", "HF_", "HUGGINGFACE_"].iter().any(|start| upper.starts_with(start))
+                || upper.ends_with("_PROXY")
+            {
+                command.env_remove(name);
+            }
+        }
+        let set =
+            format!("stream={{name=\"cifar100\", path=\"{source}\", tasks=2, transform={{image_size=28}}}}");
+        command
+            .args([
+                "run",
+                "configs/quickstart.toml",
+                "--set",
+                &set,
+                "--set",
+                "epochs=1",
+                "--set",
+                "batch_size=2",
+            ])
+            .args(["--overwrite", "--run-dir"])
+            .arg(self.folder.path().join("run"))
+            .env("HF_HOME", self.folder.path().join("home"))
+            .env("HF_ENDPOINT", &self.hub.endpoint)
+            .envs(settings.iter().copied())
+            .current_dir(repository())
+            .output()
+            .unwrap()
+    }
+
+    fn accuracies(&self) -> String {
+        fs::read_to_string(self.folder.path().join("run/accuracy_student.csv")).unwrap()
+    }
+}
+
+const SHARDS: [&str; 3] = [
+    "data/test-00000-of-00001.parquet",
+    "data/train-00000-of-00002.parquet",
+    "data/train-00001-of-00002.parquet",
+];
+
+#[test]
+fn the_first_run_downloads_and_later_ones_need_no_network() {
+    let world = World::new();
+    let source = format!("hf:{REPOSITORY}");
+    let first = world.run(&source, &[]);
+    assert!(first.status.success(), "{}", said(&first));
+    let mut sent = world.hub.sent();
+    sent.sort();
+    assert_eq!(sent, SHARDS);
+    let accuracies = world.accuracies();
+
+    let again = world.run(&source, &[]);
+    assert!(again.status.success(), "{}", said(&again));
+    assert_eq!(world.hub.sent().len(), 3, "what the cache holds is not sent again");
+
+    let asked = world.hub.requests.lock().unwrap().len();
+    let offline = world.run(&source, &[("HF_HUB_OFFLINE", "1")]);
+    assert!(offline.status.success(), "{}", said(&offline));
+    let pinned = world.run(&format!("{source}@{COMMIT}"), &[("HF_HUB_OFFLINE", "1")]);
+    assert!(pinned.status.success(), "{}", said(&pinned));
+    assert_eq!(world.hub.requests.lock().unwrap().len(), asked, "nothing is asked");
+    assert_eq!(world.accuracies(), accuracies);
+
+    let cut_off = world.run(&source, &[("HF_ENDPOINT", UNREACHABLE)]);
+    assert!(cut_off.status.success(), "{}", said(&cut_off));
+    assert!(said(&cut_off).contains("using the cached copy of `hf:uoft-cs/cifar100`"), "{}", said(&cut_off));
+}
+
+#[test]
+fn what_cannot_be_had_is_said() {
+    let world = World::new();
+    let source = format!("hf:{REPOSITORY}");
+    let refused = |source: &str, settings: &[(&str, &str)], words: &[&str]| {
+        let output = world.run(source, settings);
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        for word in words {
+            assert!(said(&output).contains(word), "{word} in {}", said(&output));
+        }
+    };
+    refused(&source, &[("HF_HUB_OFFLINE", "1")], &["offline (HF_HUB_OFFLINE) and not in the cache"]);
+    refused("hf:uoft-cs/cifar1000", &[], &["no dataset repository for `hf:uoft-cs/cifar1000`"]);
+    refused(&format!("{source}@v9"), &[], &["no revision `v9`"]);
+    refused("hf:uoft-cs", &[], &["`hf:` must be followed by an owner"]);
+
+    // A shard that came damaged is refused with both checksums, whatever asks for it.
+    let served = world.folder.path().join("served");
+    let shard = served.join(SHARDS[2]);
+    let whole = fs::read(&shard).unwrap();
+    fs::create_dir_all(served.join("damaged/data")).unwrap();
+    let damaged = served.join("damaged").join(SHARDS[2]);
+    fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
+    let checksum =
+        |bytes: &[u8]| -> String { Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect() };
+    let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
+    refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
+
+    // Without a network, a shard that never came is missed.
+    let snapshot = world.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
+    fs::remove_file(snapshot.join(SHARDS[2])).unwrap();
+    refused(&source, &[("HF_HUB_OFFLINE", "1")], &["1 of the 2 files `data/train-*-of-00002.parquet`"]);
+}

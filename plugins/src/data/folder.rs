@@ -1,0 +1,97 @@
+//! Image files in one folder for each class.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use cdl_core::{Error, ImageSet, Result, image::RgbImage, transform::decode};
+
+/// Image files by class.
+pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
+
+/// Extensions that count as images in a folder; others are passed over.
+const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
+
+/// Image files by class folder, sorted; an empty class folder stays in as an empty list.
+pub(crate) fn scan(folder: &Path) -> Result<Folders> {
+    let mut classes = Folders::new();
+    for class in list(folder)? {
+        if class.is_dir() {
+            let mut files = Vec::new();
+            collect(&class, &mut files)?;
+            let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            classes.insert(name, files);
+        }
+    }
+    if classes.is_empty() {
+        return Err(Error::Data { file: folder.into(), reason: "has no class folders".into() });
+    }
+    Ok(classes)
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for path in list(folder)? {
+        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if EXTENSIONS.contains(&extension.as_str()) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Entries of a folder in name order, hidden ones left out.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let fail =
+        |e: std::io::Error| Error::Data { file: folder.into(), reason: format!("cannot be read: {e}") };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let entry = entry.map_err(fail)?;
+        if !entry.file_name().to_string_lossy().starts_with('.') {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+/// Image files with their labels.
+pub(crate) struct Files {
+    root: PathBuf,
+    files: Vec<(PathBuf, usize)>,
+}
+
+impl Files {
+    /// The files of `folders`, whose position in `classes` is their label. Files are known by their paths from `root`.
+    pub(crate) fn new(root: &Path, folders: &Folders, classes: &[String]) -> Self {
+        let mut files = Vec::new();
+        for (label, class) in classes.iter().enumerate() {
+            files.extend(folders.get(class).into_iter().flatten().map(|file| (file.clone(), label)));
+        }
+        Self { root: root.into(), files }
+    }
+}
+
+impl ImageSet for Files {
+    fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.files[index].1
+    }
+
+    fn image(&self, index: usize) -> Result<RgbImage> {
+        let file = &self.files[index].0;
+        let fail = |reason: String| Error::Data { file: file.clone(), reason };
+        let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+        decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
+    }
+
+    fn id(&self, index: usize) -> String {
+        let file = &self.files[index].0;
+        file.strip_prefix(&self.root).unwrap_or(file).display().to_string()
+    }
+}

@@ -1,0 +1,8 @@
+//! Forms in which data sets come, for the streams that share them.
+
+pub(crate) mod folder;
+pub(crate) mod pickle;
+pub(crate) mod shards;
+pub(crate) mod split_list;
+pub(crate) mod splits;
+pub(crate) mod table;

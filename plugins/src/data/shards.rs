@@ -1,0 +1,251 @@
+//! Data sets of parquet files: which files are a split, and what their labels mean.
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use cdl_core::{
+    Error, Result,
+    error::nearest,
+    hub::{
+        WeightSource,
+        data::{DataFile, fetch},
+    },
+};
+
+use super::table::{self, Columns, EncodedImages, Labels, Table};
+
+/// Both splits of a data set.
+pub(crate) struct Splits {
+    /// Class names in the order of the labels.
+    pub(crate) classes: Vec<String>,
+    pub(crate) train: EncodedImages,
+    pub(crate) test: EncodedImages,
+}
+
+/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder. `train` and `test` are names of splits or
+/// patterns; of `test` the first that any file is of.
+pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>) -> Result<Splits> {
+    let source: WeightSource = path.parse()?;
+    let train_files = fetch(&source, |names| of_split(path, names, &[train], "train_split"))?;
+    let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"))?;
+    let both = train_files.iter().find(|file| test_files.iter().any(|other| other.name == file.name));
+    if let Some(both) = both {
+        let reason =
+            format!("`{}` is in both splits; name others as `train_split` and `test_split`", both.name);
+        return Err(Error::Data { file: path.into(), reason });
+    }
+    let open = |files: Vec<DataFile>| -> Result<Vec<(DataFile, Table)>> {
+        files.into_iter().map(|file| table::read(&file.path, columns).map(|table| (file, table))).collect()
+    };
+    let (train, test) = (open(train_files)?, open(test_files)?);
+    let classes = classes(path, train.iter().chain(&test))?;
+    Ok(Splits { train: gather(train, &classes)?, test: gather(test, &classes)?, classes })
+}
+
+/// The names of all classes: those that the files say, or those in the label column, sorted, or numbers.
+fn classes<'a>(
+    path: &str,
+    tables: impl Iterator<Item = &'a (DataFile, Table)> + Clone,
+) -> Result<Vec<String>> {
+    let mut noted: Option<(&Vec<String>, &PathBuf)> = None;
+    for (file, table) in tables.clone() {
+        match (&table.names, noted) {
+            (Some(names), None) => noted = Some((names, &file.path)),
+            (Some(names), Some((first, other))) if names != first => {
+                let reason = format!("its classes are not those of {}", other.display());
+                return Err(Error::Data { file: file.path.clone(), reason });
+            }
+            _ => {}
+        }
+    }
+    let labels = tables.clone().map(|(_, table)| &table.labels);
+    let named = |labels: &'a Labels| match labels {
+        Labels::Names(names) => Some(names.iter()),
+        Labels::Numbers(_) => None,
+    };
+    let names: BTreeSet<&String> = labels.clone().filter_map(named).flatten().collect();
+    if let Some((names, _)) = noted {
+        return Ok(names.clone());
+    }
+    if !names.is_empty() {
+        return Ok(names.into_iter().cloned().collect());
+    }
+    let largest = labels.filter_map(|labels| match labels {
+        Labels::Numbers(labels) => labels.iter().max(),
+        Labels::Names(_) => None,
+    });
+    let largest = largest.max().copied().unwrap_or(-1);
+    let images: usize = tables.map(|(_, table)| table.images.len()).sum();
+    // Each class has an image, so a larger label is a mistake, and need not become a list of that length.
+    match usize::try_from(largest) {
+        Ok(largest) if largest < images => Ok((0..=largest).map(|label| label.to_string()).collect()),
+        _ => {
+            let reason = format!("the largest label is {largest}, of {images} images; expected 0, 1, 2, ...");
+            Err(Error::Data { file: path.into(), reason })
+        }
+    }
+}
+
+fn gather(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<EncodedImages> {
+    let mut all = EncodedImages::default();
+    for (file, Table { images, labels, .. }) in tables {
+        let fail = |row: usize, label: &dyn std::fmt::Display| Error::Data {
+            file: file.path.clone(),
+            reason: format!(
+                "row {row} has the label {label}, which is none of the {} classes",
+                classes.len()
+            ),
+        };
+        let labels: Result<Vec<usize>> = match labels {
+            Labels::Numbers(labels) => {
+                let class = |(row, label)| {
+                    let class = usize::try_from(label).ok().filter(|&class| class < classes.len());
+                    class.ok_or_else(|| fail(row, &label))
+                };
+                labels.into_iter().enumerate().map(class).collect()
+            }
+            Labels::Names(labels) => {
+                let class = |(row, label): (usize, String)| {
+                    let class = classes.iter().position(|class| *class == label);
+                    class.ok_or_else(|| fail(row, &label))
+                };
+                labels.into_iter().enumerate().map(class).collect()
+            }
+        };
+        let labels = labels?;
+        all.add(file, images, labels);
+    }
+    Ok(all)
+}
+
+/// The parquet files of the first of these splits that there is; all shards of it must be there.
+fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<Vec<String>> {
+    let parquet: Vec<&String> = names.iter().filter(|name| name.ends_with(".parquet")).collect();
+    let fail = |reason: String| Error::Data { file: path.into(), reason };
+    for split in splits {
+        let chosen: Vec<String> =
+            parquet.iter().filter(|name| is_of_split(name, split)).map(ToString::to_string).collect();
+        if chosen.is_empty() {
+            continue;
+        }
+        let folders: BTreeSet<&str> = chosen.iter().map(|name| folder_of(name)).collect();
+        if folders.len() > 1 && !split.contains('*') {
+            let patterns: Vec<String> = folders.iter().map(|folder| format!("`{folder}{split}*`")).collect();
+            return Err(fail(format!(
+                "split `{split}` is in several folders; say which as a pattern `{key}`: {}",
+                patterns.join(", ")
+            )));
+        }
+        check_shards(&chosen).map_err(fail)?;
+        return Ok(chosen);
+    }
+    let known: Vec<&str> = parquet.iter().map(|name| name.as_str()).collect();
+    let near = splits.first().and_then(|split| nearest(split, known.iter().copied()));
+    let near = near.map(|near| format!(", `{near}` for one")).unwrap_or_default();
+    Err(fail(format!(
+        "no parquet file is of the split `{}` (`{key}`); it has {} parquet files{near}",
+        splits.join("` or `"),
+        known.len()
+    )))
+}
+
+/// Whether a file is of a split: named so (`train.parquet`, `train-00000-of-00002.parquet`), in a folder named so, or
+/// matched by a pattern with `*`.
+fn is_of_split(name: &str, split: &str) -> bool {
+    if split.contains('*') {
+        return matches(name, split);
+    }
+    let (folder, file) = (folder_of(name), &name[folder_of(name).len()..]);
+    let rest = file.strip_prefix(split);
+    folder.split('/').any(|part| part == split) || rest.is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+}
+
+/// The folder of a file with the `/` after it; empty for a file at the top.
+fn folder_of(name: &str) -> &str {
+    name.rfind('/').map_or("", |at| &name[..=at])
+}
+
+/// Whether `name` is `pattern`, in which `*` stands for any text.
+fn matches(name: &str, pattern: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else { return false };
+    let parts: Vec<&str> = parts.collect();
+    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
+    for part in middle {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+/// Checks that files named `...-00000-of-00003.parquet` are all there.
+fn check_shards(names: &[String]) -> std::result::Result<(), String> {
+    for name in names {
+        let stem = name.trim_end_matches(".parquet");
+        let Some((rest, count)) = stem.rsplit_once("-of-") else { continue };
+        let (Some((base, _)), Ok(count)) = (rest.rsplit_once('-'), count.parse::<usize>()) else { continue };
+        let suffix = format!("{}.parquet", &stem[rest.len()..]);
+        let there = names.iter().filter(|name| {
+            let middle = name.strip_prefix(base).and_then(|rest| rest.strip_suffix(&suffix));
+            middle.is_some_and(|middle| middle.strip_prefix('-').is_some_and(|n| n.parse::<usize>().is_ok()))
+        });
+        let there = there.count();
+        if there != count {
+            return Err(format!(
+                "{there} of the {count} files `{base}-*{suffix}` are here; fetch all of them"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choose(names: &[&str], splits: &[&str]) -> std::result::Result<Vec<String>, String> {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        of_split("set", &names, splits, "test_split").map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn splits_are_found_by_name_folder_or_pattern() {
+        let names = [
+            "README.md",
+            "data/test-00000-of-00001.parquet",
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "data/training.parquet",
+        ];
+        assert_eq!(choose(&names, &["train"]).as_deref(), Ok(&[names[2].into(), names[3].into()][..]));
+        assert_eq!(choose(&names, &["test"]).as_deref(), Ok(&[names[1].into()][..]));
+        assert_eq!(choose(&names, &["valid", "test"]).as_deref(), Ok(&[names[1].into()][..]));
+        assert_eq!(choose(&names, &["data/*ing*"]).as_deref(), Ok(&[names[4].into()][..]));
+        assert_eq!(choose(&["a/val/0.parquet"], &["val"]).as_deref(), Ok(&["a/val/0.parquet".into()][..]));
+        let missing = choose(&names[..3], &["train"]).err().unwrap_or_default();
+        assert!(missing.contains("1 of the 2 files `data/train-*-of-00002.parquet`"), "{missing}");
+        let several = choose(&["a/train.parquet", "b/train.parquet"], &["train"]).err().unwrap_or_default();
+        assert!(several.contains("`a/train*`, `b/train*`"), "{several}");
+        let none = choose(&names, &["tests", "dev"]).err().unwrap_or_default();
+        assert!(
+            none.contains("split `tests` or `dev` (`test_split`)") && none.contains("4 parquet files"),
+            "{none}"
+        );
+    }
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (name, pattern, expected) in [
+            ("a/train-0.parquet", "a/*", true),
+            ("a/train-0.parquet", "*train*.parquet", true),
+            ("a/train-0.parquet", "*train*.csv", false),
+            ("a/train-0.parquet", "b*", false),
+            ("aa", "a*a*a", false),
+            ("", "*", true),
+        ] {
+            assert_eq!(matches(name, pattern), expected, "{name} {pattern}");
+        }
+    }
+}

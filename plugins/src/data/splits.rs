@@ -1,0 +1,157 @@
+//! Streams of image folders that are split by lists, or by a stated draw where there is none.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    slice::from_ref,
+};
+
+use cdl_core::{Error, ImageStream, Result, Rng, StreamContext, TaskSettings, TaskStream};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    folder::{Files, Folders, scan},
+    split_list::{self, Labels, in_order},
+};
+
+/// The settings that these streams share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct SplitConfig {
+    /// Folder with the images; the paths of split lists are looked up below it. Relative to the working directory.
+    pub path: PathBuf,
+    /// Training images: a text file with `.../CLASS/image.jpg LABEL` a line, or a YAML file with the lists `data` (paths)
+    /// and `targets` (labels), as the published code has them. Labels set the order of the classes. Folders that a
+    /// path begins with and that are not there, such as `data/imagenet-r`, are left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub train_list: Option<PathBuf>,
+    /// Test images, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub test_list: Option<PathBuf>,
+    /// Decode every image once before the run begins, so that a damaged one is found at once.
+    pub verify: bool,
+    /// Tasks, subsets and transforms.
+    #[serde(flatten)]
+    pub tasks: TaskSettings,
+}
+
+impl Default for SplitConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            train_list: None,
+            test_list: None,
+            verify: true,
+            tasks: TaskSettings::default(),
+        }
+    }
+}
+
+/// The settings of streams that have a split of their own where no list is given.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DrawnConfig {
+    /// Without lists and without `path/{train,test}`: the draw of each class's images, in the order of their names, into
+    /// 80 % for training and 20 % for testing. It does not follow the run's seed.
+    pub split_seed: u64,
+    /// Folder, lists, tasks, subsets and transforms.
+    #[serde(flatten)]
+    pub images: SplitConfig,
+}
+
+impl DrawnConfig {
+    /// The stream `name` of these images.
+    pub(crate) fn stream(&self, name: &str, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
+        let splits = match self.images.listed()? {
+            Some(splits) => splits,
+            None => Splits::drawn(&self.images.path, self.split_seed)?,
+        };
+        self.images.stream(name, &splits, context)
+    }
+}
+
+/// Images of both halves of a split, and the labels that lists gave to their classes.
+pub(crate) struct Splits {
+    pub(crate) train: Folders,
+    pub(crate) test: Folders,
+    pub(crate) labels: Labels,
+}
+
+impl SplitConfig {
+    /// The splits by the lists in the settings, if there are any.
+    pub(crate) fn listed(&self) -> Result<Option<Splits>> {
+        if self.path.as_os_str().is_empty() {
+            return Err(Error::setting("path", "", "expected a folder"));
+        }
+        let alone = |missing: &str, given: &str| {
+            Err(Error::setting(missing, "", format!("expected together with `{given}`")))
+        };
+        match (&self.train_list, &self.test_list) {
+            (None, None) => Ok(None),
+            (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test)).map(Some),
+            (Some(_), None) => alone("test_list", "train_list"),
+            (None, Some(_)) => alone("train_list", "test_list"),
+        }
+    }
+
+    /// The stream of these images.
+    pub(crate) fn stream(
+        &self,
+        name: &str,
+        splits: &Splits,
+        context: &StreamContext<'_>,
+    ) -> Result<Box<dyn TaskStream>> {
+        let Splits { train, test, labels } = splits;
+        let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
+        let classes = in_order(name, names.into_iter().cloned().collect(), labels)?;
+        let set = |folders: &Folders| Box::new(Files::new(&self.path, folders, &classes));
+        let (train, test) = (set(train), set(test));
+        let name = format!("{name} {}", self.path.display());
+        let stream = ImageStream::new(&name, classes, train, test, &self.tasks, context)?;
+        if self.verify {
+            stream.verify()?;
+        }
+        Ok(Box::new(stream))
+    }
+}
+
+impl Splits {
+    /// Reads the lists of both halves; several lists of one half are put together.
+    pub(crate) fn read(root: &Path, train: &[PathBuf], test: &[PathBuf]) -> Result<Self> {
+        let mut labels = Labels::new();
+        let mut half = |lists: &[PathBuf]| -> Result<Folders> {
+            let mut all = Folders::new();
+            for list in lists {
+                for (class, files) in split_list::read(root, list, &mut labels)? {
+                    all.entry(class).or_default().extend(files);
+                }
+            }
+            Ok(all)
+        };
+        Ok(Self { train: half(train)?, test: half(test)?, labels })
+    }
+
+    /// `path/train/CLASS` and `path/test/CLASS`.
+    pub(crate) fn folders(path: &Path) -> Result<Self> {
+        Ok(Self { train: scan(&path.join("train"))?, test: scan(&path.join("test"))?, labels: Labels::new() })
+    }
+
+    /// `path/{train,test}/CLASS` where there are such folders; otherwise the images of `path/CLASS`, of each class 80 %
+    /// for training, drawn by `seed` from its images in the order of their names.
+    pub(crate) fn drawn(path: &Path, seed: u64) -> Result<Self> {
+        if path.join("train").is_dir() && path.join("test").is_dir() {
+            return Self::folders(path);
+        }
+        let mut splits = Self { train: Folders::new(), test: Folders::new(), labels: Labels::new() };
+        for (class, mut files) in scan(path)? {
+            Rng::new(seed).derive(&format!("split, class {class}")).shuffle(&mut files);
+            let mut test = files.split_off((4 * files.len()).div_ceil(5));
+            files.sort();
+            test.sort();
+            splits.train.insert(class.clone(), files);
+            splits.test.insert(class, test);
+        }
+        Ok(splits)
+    }
+}

@@ -1,0 +1,329 @@
+//! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
+//! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
+
+use std::{
+    fs::File,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+};
+
+use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, transform::decode};
+use parquet::{
+    basic::{Compression, LogicalType, Type as Physical},
+    column::{
+        page::{Page, PageMetadata, PageReader},
+        reader::ColumnReaderImpl,
+    },
+    data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type},
+    errors::ParquetError,
+    file::reader::{FileReader, SerializedFileReader},
+};
+use serde_json::Value;
+
+/// Which columns are read; those that are not named are found by the file's schema.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Columns<'a> {
+    pub(crate) image: Option<&'a str>,
+    pub(crate) label: Option<&'a str>,
+}
+
+/// What a parquet file holds.
+pub(crate) struct Table {
+    /// Encoded images.
+    pub(crate) images: Vec<ByteArray>,
+    pub(crate) labels: Labels,
+    /// Names of the classes, where the file says them.
+    pub(crate) names: Option<Vec<String>>,
+}
+
+/// A column of labels.
+pub(crate) enum Labels {
+    /// Numbers of classes.
+    Numbers(Vec<i64>),
+    /// Names of classes.
+    Names(Vec<String>),
+}
+
+/// A reason why a file cannot be read.
+type Parsed<T> = std::result::Result<T, String>;
+
+/// Reads a file.
+///
+/// # Errors
+/// A file that is not parquet or has not what is wanted, by file and column.
+pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
+    let fail = |reason: String| Error::Data { file: path.into(), reason };
+    let file = File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
+    catch_unwind(AssertUnwindSafe(|| parse(file, columns)))
+        .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))
+        .map_err(fail)
+}
+
+fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
+    let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let reader = SerializedFileReader::new(file).map_err(|e| format!("is not a parquet file: {e}"))?;
+    let metadata = reader.metadata();
+    let rows = metadata.row_groups().iter().try_fold(0u64, |sum, group| {
+        u64::try_from(group.num_rows()).ok().and_then(|rows| sum.checked_add(rows))
+    });
+    // An image has at least a byte; more rows are only promised.
+    if rows.is_none_or(|rows| rows > length) {
+        return Err(format!("promises more rows than it has bytes ({length})"));
+    }
+    let schema = Schema::new(&reader);
+    let image = schema.image(columns.image)?;
+    let label = schema.label(columns.label)?;
+    let images = no_nulls(&image, values::<ByteArrayType>(&reader, schema.leaf(&image)?)?)?;
+    let leaf = schema.leaf(&label)?;
+    let labels = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
+        Physical::INT64 => Labels::Numbers(no_nulls(&label, values::<Int64Type>(&reader, leaf)?)?),
+        Physical::INT32 => {
+            let labels = no_nulls(&label, values::<Int32Type>(&reader, leaf)?)?;
+            Labels::Numbers(labels.into_iter().map(i64::from).collect())
+        }
+        Physical::BYTE_ARRAY => {
+            let labels = no_nulls(&label, values::<ByteArrayType>(&reader, leaf)?)?;
+            let text = |label: ByteArray| label.as_utf8().map(String::from).map_err(|e| e.to_string());
+            Labels::Names(labels.into_iter().map(text).collect::<Parsed<_>>()?)
+        }
+        other => {
+            return Err(format!("column `{label}` has values of type {other}; expected numbers or names"));
+        }
+    };
+    let count = match &labels {
+        Labels::Numbers(labels) => labels.len(),
+        Labels::Names(labels) => labels.len(),
+    };
+    if count != images.len() {
+        return Err(format!("{} images in column `{image}`, but {count} labels in `{label}`", images.len()));
+    }
+    Ok(Table { images, labels, names: schema.names(&label) })
+}
+
+/// The columns of a file, and what the `datasets` library noted about them.
+struct Schema<'a> {
+    reader: &'a SerializedFileReader<File>,
+    /// Top-level columns.
+    columns: Vec<String>,
+    /// `features` of the metadata under the key `huggingface`; null if there are none.
+    features: Value,
+}
+
+impl<'a> Schema<'a> {
+    fn new(reader: &'a SerializedFileReader<File>) -> Self {
+        let file = reader.metadata().file_metadata();
+        let columns = file.schema().get_fields().iter().map(|field| field.name().to_string()).collect();
+        let noted = file.key_value_metadata().into_iter().flatten().find(|entry| entry.key == "huggingface");
+        let noted = noted.and_then(|entry| serde_json::from_str::<Value>(entry.value.as_deref()?).ok());
+        let features = noted.map_or(Value::Null, |noted| noted["info"]["features"].clone());
+        Self { reader, columns, features }
+    }
+
+    /// The column of images.
+    fn image(&self, named: Option<&str>) -> Parsed<String> {
+        let leaves = self.reader.metadata().file_metadata().schema_descr().columns();
+        let binary = |column: &str| {
+            leaves.iter().any(|leaf| {
+                let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
+                    || leaf.converted_type() == parquet::basic::ConvertedType::UTF8;
+                let parts = leaf.path().parts();
+                leaf.physical_type() == Physical::BYTE_ARRAY
+                    && !text
+                    && parts.first().is_some_and(|first| first == column)
+                    && (parts.len() == 1 || parts.get(1).is_some_and(|part| part == "bytes"))
+            })
+        };
+        self.column("image", named, &["image", "img"], &[&|column| self.is(column, "Image"), &binary])
+    }
+
+    /// The column of labels.
+    fn label(&self, named: Option<&str>) -> Parsed<String> {
+        self.column("label", named, &["label"], &[&|column| self.is(column, "ClassLabel"), &|_| false])
+    }
+
+    /// The column that is named, or the only one that a test accepts, or the first that has a usual name.
+    fn column(
+        &self,
+        what: &str,
+        named: Option<&str>,
+        usual: &[&str],
+        tests: &[&dyn Fn(&str) -> bool],
+    ) -> Parsed<String> {
+        let all = || format!("its columns are {}", self.columns.join(", "));
+        if let Some(name) = named {
+            return match self.columns.iter().find(|column| *column == name) {
+                Some(name) => Ok(name.clone()),
+                None => Err(format!("has no column `{name}` (`{what}_column`); {}", all())),
+            };
+        }
+        for test in tests {
+            let found: Vec<&String> = self.columns.iter().filter(|column| test(column)).collect();
+            if let [only] = found[..] {
+                return Ok(only.clone());
+            }
+        }
+        let found = usual.iter().find(|usual| self.columns.iter().any(|column| column == *usual));
+        found.map(ToString::to_string).ok_or_else(|| {
+            format!("does not say which column holds the {what}s; name it as `{what}_column`: {}", all())
+        })
+    }
+
+    /// Whether the `datasets` library noted this type for a column.
+    fn is(&self, column: &str, kind: &str) -> bool {
+        self.features[column]["_type"] == kind
+    }
+
+    /// Names of a column's classes, if they are noted.
+    fn names(&self, column: &str) -> Option<Vec<String>> {
+        let names = self.features[column]["names"].as_array()?;
+        names.iter().map(|name| name.as_str().map(String::from)).collect()
+    }
+
+    /// The leaf of the schema that holds the values of a column: itself, or `bytes` of a struct.
+    fn leaf(&self, column: &str) -> Parsed<usize> {
+        let schema = self.reader.metadata().file_metadata().schema_descr();
+        let leaf = schema.columns().iter().position(|leaf| match leaf.path().parts() {
+            [first] => first == column,
+            [first, second] => first == column && second == "bytes",
+            _ => false,
+        });
+        let leaf =
+            leaf.ok_or_else(|| format!("column `{column}` has neither plain values nor a field `bytes`"))?;
+        if schema.column(leaf).max_rep_level() > 0 {
+            return Err(format!("column `{column}` holds lists; expected one value a row"));
+        }
+        for group in self.reader.metadata().row_groups() {
+            let compression = group.column(leaf).compression();
+            if !matches!(compression, Compression::UNCOMPRESSED | Compression::SNAPPY) {
+                return Err(format!(
+                    "column `{column}` is compressed as {compression}; expected snappy or none, which the `datasets` \
+                     library writes"
+                ));
+            }
+        }
+        Ok(leaf)
+    }
+}
+
+/// All values of a leaf of the schema, row by row.
+fn values<T: DataType>(reader: &SerializedFileReader<File>, leaf: usize) -> Parsed<Vec<Option<T::T>>> {
+    const AT_ONCE: usize = 1024;
+    let text = |e: ParquetError| format!("is damaged: {e}");
+    let metadata = reader.metadata();
+    let description = metadata.file_metadata().schema_descr().column(leaf);
+    if description.physical_type() != T::get_physical_type() {
+        return Err(format!("column `{}` holds no {}", description.path(), T::get_physical_type()));
+    }
+    let full = description.max_def_level();
+    let mut rows = Vec::new();
+    for group in 0..metadata.num_row_groups() {
+        let wanted = rows.len() + usize::try_from(metadata.row_group(group).num_rows()).unwrap_or(0);
+        let row_group = reader.get_row_group(group).map_err(text)?;
+        let pages = Checked(row_group.get_column_page_reader(leaf).map_err(text)?);
+        let mut column = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
+        while rows.len() < wanted {
+            let (mut levels, mut some) = (Vec::new(), Vec::new());
+            let levels_wanted = (full > 0).then_some(&mut levels);
+            let count = AT_ONCE.min(wanted - rows.len());
+            let (read, ..) = column.read_records(count, levels_wanted, None, &mut some).map_err(text)?;
+            if read == 0 {
+                return Err(format!("is damaged: column `{}` ends early", description.path()));
+            }
+            let mut some = some.into_iter();
+            match full {
+                0 => rows.extend(some.map(Some)),
+                _ => rows
+                    .extend(levels.into_iter().map(|level| if level == full { some.next() } else { None })),
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The values of a column in which every row must have one.
+fn no_nulls<T>(column: &str, values: Vec<Option<T>>) -> Parsed<Vec<T>> {
+    let checked = values.into_iter().enumerate().map(|(row, value)| {
+        value.ok_or_else(|| format!("column `{column}` has no value in row {row}; expected one in every row"))
+    });
+    checked.collect()
+}
+
+/// Pages of a column whose dictionaries hold no more values than they have bytes for: the decoder makes room for what
+/// their headers promise.
+struct Checked(Box<dyn PageReader>);
+
+impl PageReader for Checked {
+    fn get_next_page(&mut self) -> Result<Option<Page>, ParquetError> {
+        let page = self.0.get_next_page()?;
+        match &page {
+            Some(Page::DictionaryPage { buf, num_values, .. }) if *num_values as usize > buf.len() => Err(
+                ParquetError::General(format!("a dictionary of {num_values} values in {} bytes", buf.len())),
+            ),
+            _ => Ok(page),
+        }
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>, ParquetError> {
+        self.0.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<(), ParquetError> {
+        self.0.skip_next_page()
+    }
+}
+
+impl Iterator for Checked {
+    type Item = Result<Page, ParquetError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+/// Encoded images of several files with their labels.
+#[derive(Default)]
+pub(crate) struct EncodedImages {
+    images: Vec<ByteArray>,
+    labels: Vec<usize>,
+    /// The files in order, each with the number of images before it.
+    files: Vec<(usize, DataFile)>,
+}
+
+impl EncodedImages {
+    /// Adds the images of a file.
+    pub(crate) fn add(&mut self, file: DataFile, images: Vec<ByteArray>, labels: Vec<usize>) {
+        self.files.push((self.images.len(), file));
+        self.images.extend(images);
+        self.labels.extend(labels);
+    }
+
+    /// The file of an image and its row there.
+    fn place(&self, index: usize) -> Option<(&DataFile, usize)> {
+        let after = self.files.partition_point(|(start, _)| *start <= index);
+        let (start, file) = self.files.get(after.checked_sub(1)?)?;
+        Some((file, index - start))
+    }
+}
+
+impl ImageSet for EncodedImages {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.labels[index]
+    }
+
+    fn image(&self, index: usize) -> Result<RgbImage> {
+        decode(self.images[index].data()).map_err(|reason| {
+            let (file, row) =
+                self.place(index).map_or(Default::default(), |(file, row)| (file.path.clone(), row));
+            Error::Data { file, reason: format!("row {row} is not a readable image: {reason}") }
+        })
+    }
+
+    fn id(&self, index: usize) -> String {
+        self.place(index).map_or(String::new(), |(file, row)| format!("{}, row {row}", file.name))
+    }
+}

@@ -1,0 +1,86 @@
+//! DomainNet: 345 classes in six styles, 586,575 images.
+
+use cdl_core::{Error, Result, StreamContext, TaskStream};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::data::splits::{SplitConfig, Splits};
+
+/// Settings of `domainnet`. `path` is a folder with one folder for each domain (`clipart/aircraft_carrier/...`) and the
+/// data set's own lists, `clipart_train.txt`, `clipart_test.txt` and so on; `train_list` and `test_list`, such as the
+/// published code's `domainnet_train.yaml`, win over them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct DomainnetConfig {
+    /// Domains whose own lists are read, put together class by class. Default: all six.
+    pub domains: Vec<Domain>,
+    /// Folder, lists, tasks, subsets and transforms.
+    #[serde(flatten)]
+    pub images: SplitConfig,
+}
+
+/// The styles of DomainNet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Domain {
+    /// Clip art.
+    Clipart,
+    /// Infographics.
+    Infograph,
+    /// Paintings.
+    Painting,
+    /// Drawings of the game Quick, Draw!.
+    Quickdraw,
+    /// Photographs.
+    Real,
+    /// Sketches.
+    Sketch,
+}
+
+impl Domain {
+    const ALL: [Self; 6] =
+        [Self::Clipart, Self::Infograph, Self::Painting, Self::Quickdraw, Self::Real, Self::Sketch];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Clipart => "clipart",
+            Self::Infograph => "infograph",
+            Self::Painting => "painting",
+            Self::Quickdraw => "quickdraw",
+            Self::Real => "real",
+            Self::Sketch => "sketch",
+        }
+    }
+}
+
+impl Default for DomainnetConfig {
+    fn default() -> Self {
+        Self { domains: Domain::ALL.to_vec(), images: SplitConfig::default() }
+    }
+}
+
+cdl_core::register!(Stream {
+    name: "domainnet",
+    about: "DomainNet: 345 classes in six styles; split by its own lists or others",
+    citation: "Peng et al., ICCV 2019, arXiv:1812.01754",
+    config: DomainnetConfig,
+    build: build,
+});
+
+fn build(config: DomainnetConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
+    let DomainnetConfig { domains, images } = config;
+    let splits = match images.listed()? {
+        Some(splits) => splits,
+        None if domains.is_empty() => {
+            return Err(Error::setting("domains", "[]", "expected at least one domain, or split lists"));
+        }
+        None => {
+            let lists = |split: &str| -> Vec<_> {
+                let list = |domain: &Domain| images.path.join(format!("{}_{split}.txt", domain.as_str()));
+                domains.iter().map(list).collect()
+            };
+            Splits::read(&images.path, &lists("train"), &lists("test"))?
+        }
+    };
+    images.stream("domainnet", &splits, context)
+}

@@ -1,0 +1,12 @@
+//! ImageNet-A: 7,500 natural images of 200 ImageNet classes that classifiers get wrong. `path` is the folder of
+//! `imagenet-a.tar`, which has one folder for each class (`n01498041`, ...).
+
+use crate::data::splits::DrawnConfig;
+
+cdl_core::register!(Stream {
+    name: "imagenet_a",
+    about: "ImageNet-A: 200 classes of images that fool classifiers; split by lists, or 80/20 by a stated draw",
+    citation: "Hendrycks et al., CVPR 2021, arXiv:1907.07174",
+    config: DrawnConfig,
+    build: |config: DrawnConfig, context: &_| config.stream("imagenet_a", context),
+});

@@ -1,0 +1,13 @@
+//! ImageNet-R: 30,000 renditions of 200 ImageNet classes. `path` is the folder of `imagenet-r.tar`, which has one folder
+//! for each class (`n01443537`, ...); the published 24,000/6,000 split is in the published code's
+//! `imagenet-r_train.yaml` and `imagenet-r_test.yaml`.
+
+use crate::data::splits::DrawnConfig;
+
+cdl_core::register!(Stream {
+    name: "imagenet_r",
+    about: "ImageNet-R: 200 classes of art, cartoons, sketches; split by lists, or 80/20 by a stated draw",
+    citation: "Hendrycks et al., ICCV 2021, arXiv:2006.16241; split: Smith et al., CVPR 2023, arXiv:2211.13218",
+    config: DrawnConfig,
+    build: |config: DrawnConfig, context: &_| config.stream("imagenet_r", context),
+});

@@ -1,0 +1,67 @@
+//! What the tests of streams share.
+#![allow(dead_code, reason = "each test file uses some of it")]
+
+use std::{collections::BTreeSet, path::PathBuf};
+
+use cdl_core::{
+    Batch, EpochKey, Mode, Result, Rng, Role, StreamContext, TaskStream,
+    candle_core::Device,
+    registry::{self, Settings},
+};
+
+/// A stream by name, with settings in TOML.
+pub fn stream(name: &str, settings: &str, seed: u64) -> Result<Box<dyn TaskStream>> {
+    cdl_plugins::link();
+    let settings: Settings = toml::from_str(settings).unwrap();
+    let context = StreamContext { mode: Mode::Published, device: &Device::Cpu, rng: Rng::new(seed) };
+    registry::stream(name, &settings, &context)
+}
+
+/// What is said when the stream cannot be made.
+pub fn failure(name: &str, settings: &str) -> String {
+    stream(name, settings, 0).err().expect("an error").to_string()
+}
+
+/// The small data sets that `fixtures/streams/make.py` wrote.
+pub fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/streams")
+}
+
+/// Transforms that leave an image of this side as it is.
+pub fn untouched(side: usize) -> String {
+    format!("[transform]\nimage_size = {side}\ntrain = \"test\"\nflip = false\ntest = \"resize\"")
+}
+
+/// Grey value of pixel (x, y) of channel `c` of the fixtures' image `i`.
+pub fn grey(i: usize, x: usize, y: usize, c: usize) -> u8 {
+    ((37 * i + 59 * c + 3 * x + 5 * y) % 256) as u8
+}
+
+/// The numbers of the fixtures' images that a batch consists of, with their labels; every pixel must be theirs.
+pub fn numbers(batch: &Batch) -> Vec<(usize, u32)> {
+    let (count, _, side, _) = batch.pixels.dims4().unwrap();
+    let labels = batch.labels.to_vec1::<u32>().unwrap();
+    (0..count)
+        .map(|at| {
+            let pixels = batch.pixels.get(at).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let is = |i: usize| {
+                pixels.iter().enumerate().all(|(n, &value)| {
+                    let (c, y, x) = (n / side / side, n / side % side, n % side);
+                    value == f32::from(grey(i, x, y, c)) / 255.0
+                })
+            };
+            ((0..100).find(|&i| is(i)).expect("one of the images, to the pixel"), labels[at])
+        })
+        .collect()
+}
+
+/// All training images of a task in one epoch, as numbers with labels.
+pub fn train_numbers(stream: &dyn TaskStream, task: usize) -> BTreeSet<(usize, u32)> {
+    let key = EpochKey { task, role: Role::Student, epoch: 0 };
+    stream.train_batches(key, 1).flat_map(|batch| numbers(&batch.unwrap())).collect()
+}
+
+/// All test images of a task in order, as numbers with labels.
+pub fn test_numbers(stream: &dyn TaskStream, task: usize) -> Vec<(usize, u32)> {
+    stream.test_batches(task, 3).flat_map(|batch| numbers(&batch.unwrap())).collect()
+}

@@ -1,0 +1,283 @@
+//! CIFAR, parquet and split lists, in files that the tools of the trade wrote or in the published forms.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use cdl_core::{Result, TaskStream, image::RgbImage};
+use common::{failure, fixtures, grey, stream, test_numbers, train_numbers, untouched};
+
+/// Images `numbers` of the fixtures with their labels, their number modulo 2.
+fn pairs(numbers: impl IntoIterator<Item = usize>) -> Vec<(usize, u32)> {
+    numbers.into_iter().map(|i| (i, i as u32 % 2)).collect()
+}
+
+fn set(numbers: impl IntoIterator<Item = usize>) -> BTreeSet<(usize, u32)> {
+    pairs(numbers).into_iter().collect()
+}
+
+fn at(path: &Path) -> String {
+    format!("path = \"{}\"\n", path.display())
+}
+
+#[test]
+fn cifar_in_every_form_has_the_same_pixels() -> Result<()> {
+    for folder in ["cifar-100-python", "cifar-100-binary", "hub", "hub/data", ""] {
+        let stream = stream("cifar100", &(at(&fixtures().join(folder)) + &untouched(32)), 0)?;
+        assert_eq!(stream.classes(), ["apple", "baby"], "{folder}");
+        assert_eq!(train_numbers(stream.as_ref(), 0), set(0..4), "{folder}");
+        assert_eq!(test_numbers(stream.as_ref(), 0), pairs(4..6), "{folder}");
+    }
+    for folder in ["cifar-10-batches-py", ""] {
+        let stream = stream("cifar10", &(at(&fixtures().join(folder)) + &untouched(32)), 0)?;
+        assert_eq!(stream.classes(), ["cat", "dog"]);
+        assert_eq!(train_numbers(stream.as_ref(), 0), set(0..5));
+        assert_eq!(test_numbers(stream.as_ref(), 0), pairs(5..7));
+    }
+    Ok(())
+}
+
+/// A record of the binary version: label bytes, then red, green and blue values of image `i`.
+fn record(labels: &[u8], i: usize) -> Vec<u8> {
+    let mut record = labels.to_vec();
+    for c in 0..3 {
+        for y in 0..32 {
+            record.extend((0..32).map(|x| grey(i, x, y, c)));
+        }
+    }
+    record
+}
+
+#[test]
+fn cifar_without_names_has_the_standard_ones_in_the_standard_order() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let records = |labels: usize, count: u8| -> Vec<u8> {
+        (0..count).flat_map(|class| record(&[7, class][2 - labels..], class.into())).collect()
+    };
+    let below = |name: &str| {
+        let folder = folder.path().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    };
+    let ten = below("cifar-10-batches-bin");
+    for file in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+    {
+        fs::write(ten.join(format!("{file}.bin")), records(1, 10)).unwrap();
+    }
+    let hundred = below("cifar-100-binary");
+    for file in ["train", "test"] {
+        fs::write(hundred.join(format!("{file}.bin")), records(2, 100)).unwrap();
+    }
+    let settings = at(folder.path()) + "tasks = 5\n" + &untouched(32);
+    let stream_10 = stream("cifar10", &settings, 0)?;
+    assert_eq!(stream_10.classes().len(), 10);
+    assert_eq!((stream_10.classes()[0].as_str(), stream_10.classes()[9].as_str()), ("airplane", "truck"));
+    assert_eq!(stream_10.train_count(4), 10, "five batches of one image a class");
+    assert_eq!(test_numbers(stream_10.as_ref(), 1), [(2, 2), (3, 3)]);
+    let stream_100 = stream("cifar100", &settings, 0)?;
+    assert_eq!(stream_100.classes().iter().collect::<BTreeSet<_>>().len(), 100);
+    assert_eq!((stream_100.classes()[0].as_str(), stream_100.classes()[99].as_str()), ("apple", "worm"));
+    assert_eq!(test_numbers(stream_100.as_ref(), 4)[..2], [(80, 80), (81, 81)], "the fine label counts");
+
+    fs::remove_file(ten.join("data_batch_3.bin")).unwrap();
+    assert!(failure("cifar10", &settings).contains("data_batch_3.bin: cannot be read"));
+    fs::remove_dir_all(ten).unwrap();
+    let said = failure("cifar10", &settings);
+    assert!(
+        said.contains("neither `cifar-10-batches-bin/test_batch.bin` nor `cifar-10-batches-py/test_batch`"),
+        "{said}"
+    );
+    assert!(said.contains("it has `cifar-100-binary`"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn parquet_with_columns_of_any_name_and_form() -> Result<()> {
+    let settings = at(&fixtures().join("plain")) + "label_column = \"species\"\n" + &untouched(8);
+    let plain = stream("hub_images", &settings, 0)?;
+    assert_eq!(plain.classes(), ["cat", "owl"], "names in the column, sorted");
+    let swapped = |numbers: std::ops::Range<usize>| numbers.map(|i| (i, 1 - i as u32 % 2));
+    assert_eq!(train_numbers(plain.as_ref(), 0), swapped(0..6).collect());
+    assert_eq!(test_numbers(plain.as_ref(), 0), [(6, 1), (7, 0)], "validation in the absence of test");
+
+    let noted = at(&fixtures().join("hub")) + "label_column = \"coarse_label\"\n" + &untouched(32);
+    let coarse = stream("hub_images", &noted, 0)?;
+    assert_eq!(coarse.classes(), ["fruit", "people"]);
+    assert_eq!(train_numbers(coarse.as_ref(), 0), swapped(0..4).collect());
+
+    let patterns = format!("train_split = \"val*\"\ntest_split = \"*train.parquet\"\n{settings}");
+    assert_eq!(test_numbers(stream("hub_images", &patterns, 0)?.as_ref(), 0).len(), 6);
+
+    let said = failure("hub_images", &settings.replace("species", "spices"));
+    assert!(said.contains("no column `spices`") && said.contains("weight, photo, species"), "{said}");
+    let said = failure("hub_images", &settings.replace("species", "weight"));
+    assert!(said.contains("column `weight`") && said.contains("DOUBLE"), "{said}");
+    let said = failure("hub_images", &(at(&fixtures().join("hub")) + &untouched(32)));
+    assert!(said.contains("label_column") && said.contains("img, fine_label, coarse_label"), "{said}");
+    let said = failure("hub_images", &settings.replace("label_column", "test_split = \"x\"\nlabel_column"));
+    assert!(said.contains("split `x` (`test_split`)"), "{said}");
+    Ok(())
+}
+
+/// Grey images, `count` for each class, in `folder/CLASS/IMAGE.png`; class c's image i has the value 10 (3 c + i).
+fn write_images(folder: &Path, classes: &[&str], count: usize) {
+    for (class, name) in classes.iter().enumerate() {
+        fs::create_dir_all(folder.join(name)).unwrap();
+        for i in 0..count {
+            let image = RgbImage::from_pixel(4, 4, [10 * (3 * class + i) as u8; 3].into());
+            image.save(folder.join(name).join(format!("art_{i}.png"))).unwrap();
+        }
+    }
+}
+
+/// Image values and labels of all tests of the first task.
+fn values(stream: &dyn TaskStream) -> Vec<(u8, u32)> {
+    let batch = stream.test_batches(0, 100).next().unwrap().unwrap();
+    let pixels = batch.pixels.flatten_from(1).unwrap().narrow(1, 0, 1).unwrap().flatten_all().unwrap();
+    let pixels = pixels.to_vec1::<f32>().unwrap().into_iter().map(|value| (value * 255.0).round() as u8);
+    pixels.zip(batch.labels.to_vec1::<u32>().unwrap()).collect()
+}
+
+#[test]
+fn published_lists_work_wherever_the_images_lie() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    let images = folder.path().join("imagenet-r");
+    write_images(&images, &["n02", "n01"], 3);
+    // As the published code's lists are: label 1 is the class of the second folder, paths start where that code ran,
+    // and the archive has no folders `train` and `test`.
+    let list = |name: &str, data: &[&str], targets: &[usize]| {
+        let mut text = String::from("data:\n");
+        data.iter().for_each(|path| text += &format!("- data/imagenet-r/{path}\n"));
+        text += "targets:\n";
+        targets.iter().for_each(|target| text += &format!("- {target}\n"));
+        fs::write(folder.path().join(name), text).unwrap();
+    };
+    list("train.yaml", &["test/n01/art_0.png", "train/n02/art_1.png", "train/n01/art_1.png"], &[0, 1, 0]);
+    list("test.yaml", &["n02/art_2.png", "train/n01/art_2.png"], &[1, 0]);
+    let root = folder.path().display();
+    let lists = format!("train_list = \"{root}/train.yaml\"\ntest_list = \"{root}/test.yaml\"\n");
+    for name in ["imagenet_r", "imagenet_a", "domainnet", "image_folder"] {
+        let listed = stream(name, &(at(&images) + &lists + &untouched(4)), 0)?;
+        assert_eq!(listed.classes(), ["n01", "n02"], "{name}");
+        assert_eq!(listed.train_count(0), 3, "{name}");
+        assert_eq!(values(listed.as_ref()), [(50, 0), (20, 1)], "{name}");
+    }
+    // The whole path is there, too, if the data set's parent folder is named.
+    let parent = folder.path().join("parent");
+    fs::create_dir_all(parent.join("data")).unwrap();
+    fs::rename(&images, parent.join("data/imagenet-r")).unwrap();
+    let said = failure("imagenet_r", &(at(&parent) + &lists + &untouched(4)));
+    assert!(said.contains("item 1: no file") && said.contains("test/n01/art_0.png"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn without_lists_each_class_is_drawn_into_80_and_20() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    write_images(folder.path(), &["a", "b"], 10);
+    let settings = at(folder.path()) + "tasks = 2\n" + &untouched(4);
+    for name in ["imagenet_r", "imagenet_a"] {
+        let drawn = stream(name, &settings, 0)?;
+        for task in 0..2 {
+            assert_eq!((drawn.train_count(task), drawn.test_count(task)), (8, 2), "{name}");
+        }
+        let again = stream(name, &settings, 1)?;
+        assert_eq!(drawn.fingerprint(), again.fingerprint(), "not by the run's seed");
+        let other = stream(name, &format!("split_seed = 1\n{settings}"), 0)?;
+        assert_ne!(drawn.fingerprint(), other.fingerprint());
+    }
+    Ok(())
+}
+
+#[test]
+fn domainnet_by_its_own_lists() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    for (number, domain) in
+        ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"].iter().enumerate()
+    {
+        write_images(&folder.path().join(domain), &["zebra", "bear"], 2);
+        // Label 0 is `zebra`; one domain lacks a class, as `painting` does.
+        let list = |split: &str, image: usize| {
+            let mut text = format!("{domain}/zebra/art_{image}.png 0\n");
+            if number != 2 {
+                text += &format!("{domain}/bear/art_{image}.png 1\n");
+            }
+            fs::write(folder.path().join(format!("{domain}_{split}.txt")), text).unwrap();
+        };
+        list("train", 0);
+        list("test", 1);
+    }
+    let all = stream("domainnet", &(at(folder.path()) + &untouched(4)), 0)?;
+    assert_eq!(all.classes(), ["zebra", "bear"]);
+    assert_eq!((all.train_count(0), all.test_count(0)), (11, 11));
+    let some = stream(
+        "domainnet",
+        &(at(folder.path()) + "domains = [\"real\", \"painting\"]\n" + &untouched(4)),
+        0,
+    )?;
+    assert_eq!(values(some.as_ref()), [(10, 0), (10, 0), (40, 1)]);
+    let said = failure("domainnet", &(at(folder.path()) + "domains = [\"reel\"]\n"));
+    assert!(said.contains("domains") && said.contains("`real`"), "{said}");
+    Ok(())
+}
+
+/// Every stream with a small data set of two classes, three or more images each.
+fn small_streams(folder: &Path) -> Vec<(&'static str, String)> {
+    write_images(folder, &["a", "b"], 5);
+    let lists = folder.display();
+    fs::write(folder.join("train.txt"), "a/art_0.png 0\na/art_1.png 0\nb/art_0.png 1\nb/art_1.png 1\n")
+        .unwrap();
+    fs::write(folder.join("test.txt"), "a/art_2.png 0\nb/art_2.png 1\n").unwrap();
+    let lists = format!("train_list = \"{lists}/train.txt\"\ntest_list = \"{lists}/test.txt\"\n");
+    vec![
+        ("cifar100", at(&fixtures().join("cifar-100-python"))),
+        ("cifar100", at(&fixtures().join("cifar-100-binary"))),
+        ("cifar100", at(&fixtures().join("hub"))),
+        ("hub_images", at(&fixtures().join("plain")) + "label_column = \"species\"\n"),
+        ("imagenet_r", at(folder)),
+        ("imagenet_a", at(folder)),
+        ("imagenet_r", at(folder) + &lists),
+        ("domainnet", at(folder) + &lists),
+        ("image_folder", at(folder) + &lists),
+        ("noise", "classes = 2\nimages_per_class = 5\n".into()),
+        ("embedded", "train_per_class = 4\ntest_per_class = 2\n".into()),
+    ]
+}
+
+#[test]
+fn memory_validation_task_limit_and_joint_training_work_for_every_stream() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, settings) in small_streams(folder.path()) {
+        let with = |more: &str| stream(name, &format!("tasks = 2\n{more}\n{settings}{}", untouched(32)), 0);
+        let plain = with("")?;
+        let classes = plain.classes().len();
+        let counts = |stream: &dyn TaskStream| (stream.train_count(0), stream.test_count(0));
+        assert_eq!(plain.tasks().len(), 2, "{name}");
+
+        let rehearsing = with("memory = 2")?;
+        assert_eq!(rehearsing.train_count(1), plain.train_count(1) + 2, "{name}");
+        assert_eq!(rehearsing.train_classes(1), 0..classes, "{name}");
+
+        let joint = with("joint = true")?;
+        assert_eq!((joint.tasks().len(), joint.train_classes(0)), (1, 0..classes), "{name}");
+        assert_eq!(joint.train_count(0), plain.train_count(0) + plain.train_count(1), "{name}");
+
+        let limited = with("max_tasks = 1")?;
+        assert_eq!(
+            (limited.tasks(), counts(limited.as_ref())),
+            (&plain.tasks()[..1], counts(plain.as_ref())),
+            "{name}"
+        );
+        assert_eq!(limited.classes(), plain.classes(), "{name}");
+
+        let validating = with("validation = 0.5")?;
+        assert_ne!(validating.fingerprint(), plain.fingerprint(), "{name}");
+        if !settings.contains("per_class = ") {
+            let (train, test) = counts(validating.as_ref());
+            assert_eq!(train + test, plain.train_count(0), "{name}: the training images, divided");
+            assert_eq!(test, plain.train_count(0).div_ceil(2), "{name}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Files that are damaged or made to harm: every one is refused in words, none takes the program down.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{fs, path::Path};
+
+use cdl_core::{Error, Result, Rng};
+use common::{failure, fixtures, stream, untouched};
+
+/// A number below `bound`.
+fn below(rng: &mut Rng, bound: usize) -> usize {
+    let mut four = [0; 4];
+    use_bytes(rng, &mut four);
+    u32::from_le_bytes(four) as usize % bound.max(1)
+}
+
+fn use_bytes(rng: &mut Rng, bytes: &mut [u8]) {
+    let uniform = rng.uniform(&[bytes.len()], 0.0, 256.0, &cdl_core::candle_core::Device::Cpu).unwrap();
+    for (byte, value) in bytes.iter_mut().zip(uniform.to_vec1::<f32>().unwrap()) {
+        *byte = value as u8;
+    }
+}
+
+/// One to four changes: bytes replaced by others or by extremes, removed, doubled, or the rest cut off.
+fn mutate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for _ in 0..1 + below(rng, 4) {
+        if bytes.is_empty() {
+            break;
+        }
+        // The beginning and the end, where headers are, as often as all the rest.
+        let at = match below(rng, 4) {
+            0 => below(rng, bytes.len().min(64)),
+            1 => bytes.len() - 1 - below(rng, bytes.len().min(600)),
+            _ => below(rng, bytes.len()),
+        };
+        let end = (at + 1 + below(rng, 8)).min(bytes.len());
+        match below(rng, 6) {
+            0 => bytes[at] ^= 1 << below(rng, 8),
+            1 => use_bytes(rng, &mut bytes[at..end]),
+            2 => bytes[at..end].fill([0x00, 0x7f, 0x80, 0xff][below(rng, 4)]),
+            3 => drop(bytes.drain(at..end)),
+            4 => {
+                let part = bytes[at..end].to_vec();
+                bytes.splice(at..at, part);
+            }
+            _ => bytes.truncate(at),
+        }
+    }
+    bytes
+}
+
+/// Reads a stream whole: builds it and decodes its training and test images.
+fn read(name: &str, settings: &str) -> Result<()> {
+    let stream = stream(name, settings, 0)?;
+    for task in 0..stream.tasks().len() {
+        stream.test_batches(task, 100).try_for_each(|batch| batch.map(|_| ()))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn mutated_files_never_panic() {
+    const ROUNDS: usize = 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let images = root.join("images");
+    for class in ["a", "b"] {
+        fs::create_dir_all(images.join(class)).unwrap();
+        for number in 0..2 {
+            fs::copy(fixtures().join("make.py"), images.join(class).join(format!("{number}.png"))).unwrap();
+        }
+    }
+    fs::write(root.join("list.txt"), "data/set/a/0.png 0\na/1.png 0\nb/0.png 1\nb/1.png 1\n").unwrap();
+    let yaml = "data:\n- data/set/a/0.png\n- a/1.png\n- b/0.png\n- b/1.png\ntargets:\n- 0\n- 0\n- 1\n- 1\n";
+    fs::write(root.join("list.yaml"), yaml).unwrap();
+    for set in ["cifar-100-python", "cifar-100-binary", "plain"] {
+        fs::create_dir_all(root.join(set)).unwrap();
+        for file in fs::read_dir(fixtures().join(set)).unwrap().flatten() {
+            fs::copy(file.path(), root.join(set).join(file.file_name())).unwrap();
+        }
+    }
+    fs::create_dir_all(root.join("hub")).unwrap();
+    for file in fs::read_dir(fixtures().join("hub/data")).unwrap().flatten() {
+        fs::copy(file.path(), root.join("hub").join(file.file_name())).unwrap();
+    }
+    let path = |name: &str| format!("path = \"{}\"\n", root.join(name).display());
+    let lists = |file: &str| {
+        let list = root.join(file).display().to_string();
+        let lists = format!("train_list = \"{list}\"\ntest_list = \"{list}\"\n");
+        path("images") + &lists + "verify = false\n" + &untouched(4)
+    };
+    let cases = [
+        ("cifar100", "cifar-100-python/test", path("cifar-100-python") + &untouched(32)),
+        ("cifar100", "cifar-100-python/meta", path("cifar-100-python") + &untouched(32)),
+        ("cifar100", "cifar-100-binary/test.bin", path("cifar-100-binary") + &untouched(32)),
+        ("hub_images", "plain/train.parquet", path("plain") + "label_column = \"species\"\n" + &untouched(8)),
+        (
+            "hub_images",
+            "plain/validation.parquet",
+            path("plain") + "label_column = \"species\"\n" + &untouched(8),
+        ),
+        ("cifar100", "hub/test-00000-of-00001.parquet", path("hub") + &untouched(32)),
+        ("domainnet", "list.txt", lists("list.txt")),
+        ("imagenet_r", "list.yaml", lists("list.yaml")),
+    ];
+    for (name, file, settings) in cases {
+        let whole = fs::read(root.join(file)).unwrap();
+        let mut rng = Rng::new(1).derive(file);
+        let mut refused = 0;
+        for round in 0..ROUNDS {
+            fs::write(root.join(file), mutate(&whole, &mut rng)).unwrap();
+            let outcome = std::panic::catch_unwind(|| read(name, &settings));
+            let outcome = outcome.unwrap_or_else(|_| panic!("{file}: round {round} panicked"));
+            if let Err(error) = outcome {
+                assert!(error.is_user_error(), "{file}: {error}");
+                refused += 1;
+            }
+        }
+        fs::write(root.join(file), whole).unwrap();
+        assert!(refused > ROUNDS / 20, "{file}: only {refused} of {ROUNDS} mutants were refused");
+    }
+}
+
+/// What is said about a CIFAR-100 folder whose training file is this pickle.
+fn pickled(bytes: &[u8]) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["test", "meta"] {
+        fs::copy(fixtures().join("cifar-100-python").join(file), folder.path().join(file)).unwrap();
+    }
+    fs::write(folder.path().join("train"), bytes).unwrap();
+    failure("cifar100", &format!("path = \"{}\"", folder.path().display()))
+}
+
+#[test]
+fn pickles_that_name_functions_are_refused() {
+    let marker = std::env::temp_dir().join("a_pickle_was_run");
+    let command = format!("touch {}", marker.display());
+    let mut protocol_2 = b"\x80\x02cos\nsystem\n".to_vec();
+    protocol_2.extend([b"U", &[command.len() as u8][..], command.as_bytes(), b"\x85R."].concat());
+    let mut protocol_4 = b"\x80\x04\x8c\x05posix\x8c\x06system\x93".to_vec();
+    protocol_4.extend([b"\x8c", &[command.len() as u8][..], command.as_bytes(), b"\x85R."].concat());
+    for (pickle, name) in [
+        (protocol_2.as_slice(), "`os.system`"),
+        (&protocol_4, "`posix.system`"),
+        (b"\x80\x02c__builtin__\neval\n.", "`__builtin__.eval`"),
+        (b"\x80\x02cnumpy.core.multiarray\nfromfile\n.", "`numpy.core.multiarray.fromfile`"),
+    ] {
+        let said = pickled(pickle);
+        assert!(said.contains("train: byte") && said.contains(name) && said.contains("refused"), "{said}");
+    }
+    assert!(!marker.exists());
+    // Opcodes that make objects of classes, extension codes and persistent ids.
+    for opcode in [b'i', b'o', 0x81, 0x92, 0x82, b'P', b'Q'] {
+        let said = pickled(&[0x80, 2, b'N', opcode, b'.']);
+        assert!(said.contains(&format!("opcode {opcode:#04x}")), "{said}");
+    }
+}
+
+#[test]
+fn pickles_that_promise_too_much_are_refused() {
+    let train = fs::read(fixtures().join("cifar-100-python/train")).unwrap();
+    let replaced = |from: &[u8], to: &[u8]| {
+        let at = train.windows(from.len()).position(|window| window == from).unwrap();
+        [&train[..at], to, &train[at + from.len()..]].concat()
+    };
+    for (bytes, words) in [
+        (train[..train.len() - 1].to_vec(), "truncated"),
+        (b"(dp0\nS'data'\n".to_vec(), "not a pickle of protocol 2 to 5"),
+        (b"\x80\x09".to_vec(), "pickle protocol 9"),
+        (b"\x80\x02T\xff\xff\xff\x7f".to_vec(), "2147483647 more bytes expected"),
+        (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\xff".to_vec(), "truncated"),
+        (b"\x80\x02].".to_vec(), "not a pickled dictionary"),
+        (b"\x80\x02}.".to_vec(), "has no entry `data`"),
+        (b"\x80\x02tuR.".to_vec(), "no mark"),
+        (b"\x80\x02h\x07.".to_vec(), "recalls 7"),
+        ([b"\x80\x02".as_slice(), &[b'N'; (1 << 22) + 1]].concat(), "more than 4194304 objects"),
+        // Four images by 3072 become four by 3071, a million by a million, and -1 by 3072; types of other width.
+        (replaced(b"K\x04M\x00\x0c", b"K\x04M\xff\x0b"), "shape [4, 3071]"),
+        (replaced(b"K\x04M\x00\x0c", b"J\x40\x42\x0f\x00J\x40\x42\x0f\x00"), "shape [1000000, 1000000]"),
+        (replaced(b"K\x04M\x00\x0c", b"J\xff\xff\xff\xffM\x00\x0c"), "-1 rows or columns"),
+        (replaced(b"U\x02u1", b"U\x02f8"), "other values than unsigned bytes"),
+    ] {
+        let said = pickled(&bytes);
+        assert!(said.contains("train: ") && said.contains(words), "{words}: {said}");
+    }
+}
+
+#[test]
+fn parquet_that_is_none_or_lies_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = format!("path = \"{}\"\nlabel_column = \"species\"", folder.path().display());
+    let whole = fs::read(fixtures().join("plain/train.parquet")).unwrap();
+    fs::copy(fixtures().join("plain/validation.parquet"), folder.path().join("test.parquet")).unwrap();
+    let half = whole.len() / 2;
+    for bytes in [
+        &b""[..],
+        b"PAR1",
+        b"GIF89a, nearly",
+        b"PAR1\xff\xff\xff\x7fPAR1",
+        &whole[..whole.len() - 4],
+        &[&whole[..half], b"PAR1"].concat(),
+        &[&vec![0xff; half], &whole[half..]].concat(),
+    ] {
+        fs::write(folder.path().join("train.parquet"), bytes).unwrap();
+        let said = failure("hub_images", &settings);
+        assert!(said.contains("train.parquet: is "), "{said}");
+    }
+}
+
+/// Reads a split list of the image folder `root/in`, beside which there is a file outside.
+fn listed(root: &Path, extension: &str, text: &str) -> Result<(), Error> {
+    let list = root.join(format!("list.{extension}"));
+    fs::write(&list, text).unwrap();
+    let list = list.display();
+    let path = root.join("in").display().to_string();
+    let settings =
+        format!("path = \"{path}\"\ntrain_list = \"{list}\"\ntest_list = \"{list}\"\nverify = false");
+    stream("image_folder", &settings, 0).map(|_| ())
+}
+
+#[test]
+fn lists_cannot_leave_the_folder_or_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    for name in ["in/a", "out"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+        fs::write(root.join(name).join("0.png"), "an image").unwrap();
+    }
+    assert!(listed(root, "txt", "a/0.png 0\n").is_ok());
+    assert!(listed(root, "yaml", "data: [a/0.png]\ntargets: [0]\n").is_ok());
+    let said =
+        |extension: &str, text: &str| listed(root, extension, text).err().expect("an error").to_string();
+    for path in
+        ["../out/0.png", "a/../../out/0.png", &root.join("out/0.png").display().to_string(), "/etc/passwd"]
+    {
+        for (extension, text) in
+            [("txt", format!("{path} 0\n")), ("yaml", format!("data:\n- {path}\ntargets:\n- 0\n"))]
+        {
+            let said = said(extension, &text);
+            assert!(said.contains("leads out of") && said.contains(path), "{said}");
+        }
+    }
+    let bomb = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\ndata: *c\ntargets: *c\n";
+    let deep = "[".repeat(100_000);
+    for (text, words) in [
+        (bomb, "an alias"),
+        ("data: &a [a/0.png]\ntargets: *a\n", "`targets` is not a list"),
+        (deep.as_str(), "recursion limit"),
+        (&format!("data: {deep}"), "recursion limit"),
+        ("data: [a/0.png]\n", "no list `targets`"),
+        ("data: [a/0.png]\ntargets: [0, 1]\n", "1 items in `data`, but 2 in `targets`"),
+        ("data: [a/0.png]\ntargets: [!!python/object/apply:os.system [true]]\n", "expected paths or numbers"),
+        ("data: [a/0.png]\ntargets: [zero]\n", "label `zero` is not a number"),
+        ("data: [a/0.png]\ndata: [a/0.png]\ntargets: [0]\n", "`data` twice"),
+        ("data: [a/0.png\n", "is not YAML"),
+        ("", "expected a mapping"),
+    ] {
+        let said = said("yaml", text);
+        assert!(said.contains(words), "{words}: {said}");
+    }
+}
