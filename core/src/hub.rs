@@ -626,7 +626,9 @@ impl<T: RepoType> Repository<T> {
         match error {
             HFError::AuthRequired { .. } => HubError::TokenRequired { wanted, endpoint },
             HFError::Forbidden { .. } => HubError::Forbidden { wanted, endpoint },
-            HFError::RepoNotFound { .. } => HubError::NoRepository { wanted, kind: T::default().singular(), endpoint },
+            HFError::RepoNotFound { .. } => {
+                HubError::NoRepository { wanted, kind: T::default().singular(), endpoint }
+            }
             HFError::RevisionNotFound { .. } => HubError::NoRevision { wanted, revision },
             HFError::EntryNotFound { .. } => HubError::NoWeights { wanted, revision },
             HFError::Io(_) | HFError::CacheLockTimeout { .. } => HubError::Cache { wanted, cache, reason },

@@ -11,6 +11,7 @@ pub fn repository() -> PathBuf {
 }
 
 /// `cdl ARGS` in the repository, with nothing of the caller's environment that could change a configuration.
+#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn cdl(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {

@@ -209,7 +209,8 @@ impl Machine<'_> {
         loop {
             match self.byte()? {
                 b'.' => return self.pop(),
-                0x95 => drop(self.take(8)?), // FRAME: a hint for readers of streams
+                // A frame's length, a hint for readers of streams.
+                0x95 => self.at = self.take(8)?.end,
                 b'(' => self.stack.push(Item::Mark),
                 b'N' => self.push(Node::None)?,
                 0x88 => self.push(Node::Int(1))?,

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    slice::from_ref,
 };
 
 use cdl_core::{Error, ImageStream, Result, Rng, StreamContext, TaskSettings, TaskStream};
@@ -88,9 +89,7 @@ impl SplitConfig {
         };
         match (&self.train_list, &self.test_list) {
             (None, None) => Ok(None),
-            (Some(train), Some(test)) => {
-                Splits::read(&self.path, &[train.clone()], &[test.clone()]).map(Some)
-            }
+            (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test)).map(Some),
             (Some(_), None) => alone("test_list", "train_list"),
             (None, Some(_)) => alone("train_list", "test_list"),
         }
