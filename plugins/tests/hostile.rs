@@ -230,8 +230,7 @@ fn lists_cannot_leave_the_folder_or_grow() {
     }
     assert!(listed(root, "txt", "a/0.png 0\n").is_ok());
     assert!(listed(root, "yaml", "data: [a/0.png]\ntargets: [0]\n").is_ok());
-    let said =
-        |extension: &str, text: &str| listed(root, extension, text).err().expect("an error").to_string();
+    let said = |extension: &str, text: &str| listed(root, extension, text).expect_err("an error").to_string();
     for path in
         ["../out/0.png", "a/../../out/0.png", &root.join("out/0.png").display().to_string(), "/etc/passwd"]
     {
