@@ -266,7 +266,7 @@ fn a_repository_may_have_pytorch_weights_alone() {
 
     // What was fetched is held against the hub's checksum.
     fs::write(&first.weights, b"w").unwrap();
-    world.fetch("hf:own/torch").refusal().says(&["`hf:own/torch` are damaged", &sha256(b"w")]);
+    world.fetch("hf:own/torch").refusal().says(&["`hf:own/torch` is damaged", &sha256(b"w")]);
 }
 
 #[test]
