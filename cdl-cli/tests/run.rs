@@ -26,7 +26,9 @@ fn outcome(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all: Vec<_> =
         files.into_iter().map(|file| (file.clone(), fs::read(dir.join(&file)).expect("file"))).collect();
     let mut results = json(&dir.join("results.json"));
-    results.as_object_mut().expect("object").remove("wall_seconds");
+    for measured in ["wall_seconds", "peak_memory_bytes"] {
+        results.as_object_mut().expect("object").remove(measured);
+    }
     all.push(("results.json".into(), results.to_string().into_bytes()));
     all
 }
@@ -64,6 +66,8 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
         assert!((of["forgetting"].as_f64().expect("number") - forgetting).abs() < 1e-9);
     }
     assert!(results["wall_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
+    #[cfg(target_os = "linux")]
+    assert!(results["peak_memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1_000_000));
     let record = json(&first.join("run.json"));
     for role in ["student", "teacher"] {
         assert_eq!(record[role]["provenance"]["sha256"].as_str().map(str::len), Some(64));
