@@ -179,7 +179,7 @@ impl VitWeights {
         };
         const HIDDEN: &str = "blocks.0.mlp.fc1.weight";
         let hidden = match self.find(HIDDEN)?.dims() {
-            &[hidden, _] => hidden,
+            &[hidden, _] if hidden > 0 => hidden,
             dims => return Err(misshapen(HIDDEN, dims, "(hidden, D)")),
         };
         let registers = if self.tensors.contains_key("reg_token") { rows_of("reg_token")? } else { 0 };

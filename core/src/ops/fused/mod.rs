@@ -132,8 +132,10 @@ impl Blocks {
         Self { blocks, heads, width, eps, level, pool, recompute }
     }
 
-    /// With another set of instructions.
-    pub fn with_level(mut self, level: Level) -> Self {
+    /// With another set of instructions, one that this machine has.
+    #[cfg(test)]
+    pub(crate) fn with_level(mut self, level: Level) -> Self {
+        assert!(Level::available().contains(&level));
         self.level = level;
         self
     }

@@ -140,7 +140,8 @@ pub fn product(
         };
         // SAFETY: the asserts above show that every element that the kernel reads or writes, rows `row..row + 8` of
         // `a` and `c` and `wide` columns of `b` and `c`, lies inside the slices; `c` is borrowed mutably and so apart
-        // from both operands; `kernel` gives a level's functions only if this machine has its instructions.
+        // from both operands; levels come from `Level::available`, so this
+        // machine has the kernel's instructions.
         unsafe {
             kernel(
                 depth,
