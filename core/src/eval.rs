@@ -38,6 +38,8 @@ impl Accuracies {
 pub struct Tester {
     /// By task and batch, in the order of [`Queries::each`]; `None` where no learner asked.
     queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
+    /// Test images left out when they were computed: one more, and all that follow stand elsewhere.
+    skipped: usize,
 }
 
 impl Tester {
@@ -59,6 +61,11 @@ impl Tester {
             let (mut right, mut total) = (vec![0; roles.len()], 0);
             for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
                 let batch = batch?;
+                let skipped = stream.skipped().test;
+                if skipped != self.skipped {
+                    self.queries.clear();
+                    self.skipped = skipped;
+                }
                 let mut queries = Queries::new(trainer, &batch.pixels);
                 let known = self.queries.entry((seen.index, number)).or_default();
                 for (query, known) in queries.each().zip(known.iter()) {
