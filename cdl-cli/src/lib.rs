@@ -5,6 +5,9 @@
 //!
 //! Exit codes: 0 done, 1 failed while working, 2 the user's mistake.
 
+#[cfg(feature = "dynamic")]
+use cdl_dylib as _;
+
 mod bench;
 mod bench_input;
 mod describe;

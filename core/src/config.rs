@@ -112,6 +112,9 @@ pub struct RunConfig {
     /// Images in a batch; the last incomplete batch of an epoch is dropped in training.
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
+    /// Shared libraries with more methods, made by `cdl plugin build`; relative to the working directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PathBuf>,
     /// `auto` (a GPU if this build and machine have one), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "default_device")]
     pub device: String,
@@ -254,12 +257,33 @@ impl Config {
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
-        let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
-        let mut layers = Vec::new();
-        for file in &files {
-            read_file(file, &mut Vec::new(), &mut layers)?;
-        }
+        let (files, layers) = read_files(files)?;
         Self::of_layers(files, layers, sets)
+    }
+
+    /// The plugins that a configuration names, each with where it is named. They have to be loaded
+    /// ([`plugin::load`](crate::plugin::load)) before [`Config::load`] finds what they register.
+    ///
+    /// # Errors
+    /// Files that cannot be read, or a list of another type.
+    pub fn plugins<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Vec<(PathBuf, String)>> {
+        let (_, mut layers) = read_files(files)?;
+        layers.extend(environment()?);
+        for set in sets {
+            layers.push(split_set(set)?);
+        }
+        let figment = merge(layers)?;
+        if figment.find_value("plugins").is_err() {
+            return Ok(Vec::new());
+        }
+        let origin = origin(&figment, "plugins").unwrap_or_else(|| "configuration".into());
+        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").map_err(|e| Error::Setting {
+            origin: origin.clone(),
+            key: "plugins".into(),
+            value: "...".into(),
+            expected: format!("expected a list of files: {e}"),
+        })?;
+        Ok(plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect())
     }
 
     /// The same of a text, which extends nothing; `name` stands for its file.
@@ -437,6 +461,16 @@ impl Provider for Layer {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         Ok(Profile::Default.collect(self.values.clone()))
     }
+}
+
+/// The paths of `files`, and their layers, the lowest first.
+fn read_files<P: AsRef<Path>>(files: &[P]) -> Result<(Vec<PathBuf>, Vec<Layer>)> {
+    let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
+    let mut layers = Vec::new();
+    for file in &files {
+        read_file(file, &mut Vec::new(), &mut layers)?;
+    }
+    Ok((files, layers))
 }
 
 /// Pushes the layers of `file`, those it extends first.

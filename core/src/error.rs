@@ -144,6 +144,21 @@ pub enum Error {
         /// What should be so, and what was found.
         promise: String,
     },
+    /// A library that is no plugin for this program.
+    #[error(transparent)]
+    Plugin(#[from] crate::plugin::PluginError),
+    /// A plugin's code panicked.
+    #[error("{kind} `{plugin}` panicked in `{method}`: {message}")]
+    Panicked {
+        /// Kind of the plugin.
+        kind: &'static str,
+        /// Its name.
+        plugin: String,
+        /// The method of its trait.
+        method: &'static str,
+        /// What the panic said.
+        message: String,
+    },
     /// The device asked for is not there.
     #[error("device `{device}`: {reason}")]
     Device {

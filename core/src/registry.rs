@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Backbone, BackboneContext, Distiller, DistillerContext, Error, Learner, LearnerContext, Result,
-    StreamContext, TaskStream, error::nearest,
+    StreamContext, TaskStream, error::nearest, guard,
 };
 
 /// Settings of one plugin as written in a configuration, its `name` left out.
@@ -167,7 +167,7 @@ pub fn find(kind: Kind, name: &str) -> Result<&'static Entry> {
 /// Builds the backbone `name`.
 pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
     match find(Kind::Backbone, name)?.build {
-        Build::Backbone(build) => build(settings, context),
+        Build::Backbone(build) => guard::backbone(name, || build(settings, context)),
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -175,7 +175,7 @@ pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) 
 /// Builds the learner `name`.
 pub fn learner(name: &str, settings: &Settings, context: &LearnerContext<'_>) -> Result<Box<dyn Learner>> {
     match find(Kind::Learner, name)?.build {
-        Build::Learner(build) => build(settings, context),
+        Build::Learner(build) => guard::learner(name, || build(settings, context)),
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -187,7 +187,7 @@ pub fn distiller(
     context: &DistillerContext<'_>,
 ) -> Result<Box<dyn Distiller>> {
     match find(Kind::Distiller, name)?.build {
-        Build::Distiller(build) => build(settings, context),
+        Build::Distiller(build) => guard::distiller(name, || build(settings, context)),
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -195,7 +195,7 @@ pub fn distiller(
 /// Builds the stream `name`.
 pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     match find(Kind::Stream, name)?.build {
-        Build::Stream(build) => build(settings, context),
+        Build::Stream(build) => guard::stream(name, || build(settings, context)),
         ref other => Err(wrong_kind(name, other)),
     }
 }

@@ -13,7 +13,7 @@ use candle_core::{DType, Tensor};
 use crate::{
     Accuracies, Backbone, Batch, Distiller, EpochKey, Error, Features, Injection, Learner, LossTerm, Mode,
     NamedVar, Optimizer, OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role,
-    ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester, eval::count_right, loss::cross_entropy,
+    ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester, eval::count_right, guard, loss::cross_entropy,
 };
 
 /// A frozen network with the learner that prompts it.
@@ -190,7 +190,7 @@ impl Trainer {
     /// # Errors
     /// Operations that have no gradient.
     pub fn update(loss: &BatchLoss, optimizer: &mut Optimizer) -> Result<()> {
-        let gradients = tracing::debug_span!("backward").in_scope(|| loss.total.backward())?;
+        let gradients = tracing::debug_span!("backward").in_scope(|| guard::backward(|| loss.total.backward()))?;
         tracing::debug_span!("optimizer").in_scope(|| optimizer.step(&gradients))
     }
 
