@@ -8,7 +8,7 @@ use cdl_core::{
 };
 use serde_json::Value;
 
-use crate::{Failure, emit};
+use crate::{Failure, emit, plugin};
 
 /// What is not a plugin and can be described too.
 const SECTIONS: [&str; 3] = ["run", "optimizer", "schedule"];
@@ -33,7 +33,8 @@ pub fn describe(name: &str) -> Result<(), Failure> {
     for entry in found {
         text +=
             &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
-        text += &format!("  registered by {}\n\n", entry.origin);
+        let origin = plugin::origin(entry).map(|origin| format!(", {origin}")).unwrap_or_default();
+        text += &format!("  registered by {}{origin}\n\n", entry.origin);
         let schema = (entry.schema)();
         let before = text.len();
         write_fields(&mut text, &schema, &schema, &(entry.defaults)()?, "");

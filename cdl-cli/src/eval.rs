@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    Accuracies, Config, Error, Experiment, Role, Tester,
+    Accuracies, Error, Experiment, Role, Tester,
     run_dir::{check_same, read_model, read_results},
 };
 use clap::Args;
 
-use crate::{Failure, emit};
+use crate::{Failure, emit, load_config};
 
 /// Arguments of `cdl eval`.
 #[derive(Debug, Args)]
@@ -26,8 +26,7 @@ pub struct EvalArgs {
 /// Loads the models of a run and tests them on every task that they have seen.
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let results = read_results(&args.run_dir)?;
-    let config =
-        Config::load(&[args.run_dir.join("config.toml")], &args.sets).map_err(Failure::before_writing)?;
+    let config = load_config(&[args.run_dir.join("config.toml")], &args.sets)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     check_same(&args.run_dir, &experiment.record(&config))?;
     let after = args.task.unwrap_or(results.tasks_done);

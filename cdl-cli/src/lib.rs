@@ -11,10 +11,12 @@ use cdl_dylib as _;
 mod bench;
 mod bench_input;
 mod describe;
+mod dist;
 mod eval;
 mod explain;
 mod list;
 mod logging;
+mod plugin;
 mod profile;
 mod progress;
 mod run;
@@ -54,6 +56,9 @@ struct Cli {
     /// Threads to compute with; results do not depend on it [default: all cores]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
+    /// Load a plugin, a library made by `cdl plugin build`; may be repeated
+    #[arg(long = "plugin", global = true, value_name = "FILE")]
+    plugins: Vec<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +78,11 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Measure a teacher step and a student step
     Bench(bench::BenchArgs),
+    /// Make, build, check and list plugins: methods that are loaded at run time
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
+    /// Put a program that loads plugins, and what building them needs, into one folder
+    Dist(dist::DistArgs),
 }
 
 /// A configuration file with overrides.
@@ -88,7 +98,7 @@ struct ConfigArgs {
 
 impl ConfigArgs {
     fn load(&self) -> Result<cdl_core::Config, Failure> {
-        let config = cdl_core::Config::load(&self.configs, &self.sets).map_err(Failure::before_writing)?;
+        let config = load_config(&self.configs, &self.sets)?;
         // Files in the wrong order would run something else than what was meant.
         for (at, file) in self.configs.iter().enumerate().take(self.configs.len() - 1) {
             let others = [&self.configs[..at], &self.configs[at + 1..]].concat();
@@ -101,6 +111,15 @@ impl ConfigArgs {
         }
         Ok(config)
     }
+}
+
+/// Reads a configuration, the plugins that it names loaded before.
+fn load_config<P: AsRef<std::path::Path>>(
+    configs: &[P],
+    sets: &[String],
+) -> Result<cdl_core::Config, Failure> {
+    plugin::load_named(configs, sets)?;
+    cdl_core::Config::load(configs, sets).map_err(Failure::before_writing)
 }
 
 /// What went wrong, and the exit code for it.
@@ -138,14 +157,20 @@ pub fn main() -> ExitCode {
     cdl_plugins::link();
     let profile = matches!(cli.command, Command::Bench(_)).then(profile::Profile::default);
     let log = logging::start(cli.quiet, cli.verbose, profile.clone());
-    let done = threads::settle(cli.threads).and_then(|()| match cli.command {
+    let loads = !matches!(&cli.command, Command::Plugin(command) if command.loads_itself());
+    let work = || match cli.command {
         Command::Run(args) => run::run(&args, &log, cli.quiet),
         Command::List => list::list(),
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Bench(args) => bench::bench(&args, &profile.unwrap_or_default()),
-    });
+        Command::Plugin(command) => command.run(&cli.plugins),
+        Command::Dist(args) => dist::dist(&args),
+    };
+    let done = threads::settle(cli.threads)
+        .and_then(|()| if loads { plugin::load_all(&cli.plugins) } else { Ok(()) })
+        .and_then(|()| work());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -2,7 +2,7 @@
 
 use cdl_core::registry::{Kind, entries};
 
-use crate::{Failure, emit};
+use crate::{Failure, emit, plugin};
 
 /// Prints every registered plugin by kind.
 pub fn list() -> Result<(), Failure> {
@@ -10,7 +10,8 @@ pub fn list() -> Result<(), Failure> {
     for kind in Kind::ALL {
         text += &format!("{kind}s\n");
         for entry in entries(kind)? {
-            text += &format!("  {:14} {}\n", entry.name, entry.about);
+            let origin = plugin::origin(entry).map(|origin| format!(" ({origin})")).unwrap_or_default();
+            text += &format!("  {:14} {}{origin}\n", entry.name, entry.about);
         }
     }
     emit(&text)

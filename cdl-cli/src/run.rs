@@ -48,7 +48,7 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
 
     let progress = Progress::new(log, steps(&experiment), quiet);
     let mut results: Option<Results> = None;
-    let done = experiment.trainer.run(experiment.stream.as_ref(), &mut |event| {
+    let mut on = |event: Event<'_>| {
         match event {
             Event::Step { role, task, epoch, .. } => progress.step(role, task, epoch),
             Event::Epoch(report) => {
@@ -63,7 +63,9 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
             }
         }
         Ok(())
-    });
+    };
+    // A plugin's panic ends the run like an error: the finished tasks stay.
+    let done = cdl_core::catch(|| experiment.trainer.run(experiment.stream.as_ref(), &mut on));
     progress.finish();
     let finished = results.as_ref().map_or(0, |results| results.tasks_done);
     done.map_err(|error| Failure {

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
     error::nearest,
+    plugin,
     registry::{self, Kind, Settings},
 };
 
@@ -189,6 +190,23 @@ impl RunConfig {
         };
         section.settings.extend(own.settings.clone());
         (section, format!("{}.learner", role.as_str()))
+    }
+
+    /// The loaded plugins that it uses.
+    pub fn loaded_plugins(&self) -> Vec<plugin::Loaded> {
+        let learners = [Role::Teacher, Role::Student].map(|role| (Kind::Learner, self.learner(role).0.name));
+        let mut used = vec![
+            (Kind::Stream, self.stream.name.clone()),
+            (Kind::Backbone, self.teacher.name.clone()),
+            (Kind::Backbone, self.student.name.clone()),
+        ];
+        used.extend(learners);
+        used.extend(self.distillers().iter().map(|section| (Kind::Distiller, section.name.clone())));
+        let registers = |loaded: &plugin::Loaded| {
+            let names = loaded.entries.iter().map(|entry| (entry.build.kind(), entry.name));
+            names.into_iter().any(|(kind, name)| used.iter().any(|(k, n)| *k == kind && n == name))
+        };
+        plugin::loaded().into_iter().filter(registers).collect()
     }
 
     /// The networks that are trained, in order.
@@ -427,6 +445,13 @@ impl Config {
                 value: "false".into(),
                 expected: "with `train_teacher = false` nothing is left to train".into(),
             });
+        }
+        // Those that were loaded in another way are written down, so that the configuration repeats the run.
+        for loaded in run.loaded_plugins() {
+            let same = |file: &PathBuf| file.canonicalize().is_ok_and(|file| file == loaded.file);
+            if !run.plugins.iter().any(same) {
+                run.plugins.push(loaded.file);
+            }
         }
         run.query = Some(run.query.unwrap_or(QuerySource::of_mode(run.mode)));
         let positive = [("epochs", run.epochs), ("batch_size", run.batch_size)];

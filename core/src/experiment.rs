@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::{
     BackboneContext, BackboneSpec, Config, Distiller, DistillerContext, Error, LearnerContext, Network,
     Normalization, QuerySource, Result, Rng, Role, Stack, StreamContext, TaskStream, TrainSettings, Trainer,
-    device, registry,
+    device, plugin, registry,
 };
 
 /// A run that is ready to start.
@@ -37,6 +37,9 @@ pub struct RunRecord {
     pub device: String,
     /// Quirks of the published code, and whether each was in force.
     pub quirks: BTreeMap<String, bool>,
+    /// Plugins loaded at run time that the run uses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PluginRecord>,
     /// The large network, with the origin of its weights.
     pub teacher: BackboneSpec,
     /// The small network, with the origin of its weights.
@@ -51,6 +54,17 @@ pub struct RunRecord {
     pub trained: Vec<TrainedTensor>,
 }
 
+/// A plugin that was loaded at run time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PluginRecord {
+    /// Name of its package.
+    pub name: String,
+    /// Version of its package.
+    pub version: String,
+    /// SHA-256 of the library.
+    pub sha256: String,
+}
+
 /// One trainable tensor.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainedTensor {
@@ -60,6 +74,13 @@ pub struct TrainedTensor {
     pub name: String,
     /// Shape.
     pub shape: Vec<usize>,
+}
+
+impl PluginRecord {
+    fn of(loaded: plugin::Loaded) -> Self {
+        let plugin::Manifest { name, version, .. } = loaded.manifest;
+        Self { name, version, sha256: loaded.sha256 }
+    }
 }
 
 impl Experiment {
@@ -222,6 +243,7 @@ impl Experiment {
                 other => format!("{:?}", other.location()),
             },
             quirks: self.quirks(config),
+            plugins: config.run.loaded_plugins().into_iter().map(PluginRecord::of).collect(),
             teacher: self.trainer.teacher.backbone.spec().clone(),
             student: self.trainer.student.backbone.spec().clone(),
             classes: self.stream.classes().to_vec(),

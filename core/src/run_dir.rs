@@ -194,6 +194,7 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
         .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
     for (what, field) in [
         ("images and tasks", "/split_sha256"),
+        ("the plugins", "/plugins"),
         ("the teacher's weights", "/teacher/provenance/sha256"),
         ("the student's weights", "/student/provenance/sha256"),
     ] {

@@ -1,4 +1,4 @@
-//! The conformance kit: what a plugin promises by implementing [`Learner`] or [`Distiller`], checked in one line.
+//! The conformance kit: what a plugin promises by implementing one of the four traits, checked in one line.
 //!
 //! ```ignore
 //! #[test]
@@ -7,7 +7,8 @@
 //! }
 //! ```
 //!
-//! The plugin is found by its registered name and run on a [`Lab`]: two tiny random vision transformers and a stream
+//! [`check_backbone`] and [`check_stream`] say themselves what they check. A learner or distiller is found by its
+//! registered name and run on a [`Lab`]: two tiny random vision transformers and a stream
 //! of random pixels in three tasks. Checked are
 //!
 //! - its settings: documented, and refused if unknown;
@@ -22,13 +23,18 @@
 //! The first broken promise is returned as [`Error::Promise`]. A method that stops gradients on purpose turns the
 //! finite differences off by [`Conformance`].
 
+mod backbone;
+mod stream;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use candle_core::{DType, Device, Tensor, Var};
+use sha2::{Digest, Sha256};
 
+pub use self::{backbone::check_backbone, stream::check_stream};
 use crate::{
     Backbone, BackboneSpec, Batch, Batches, Distiller, DistillerContext, EpochKey, Error, Features, Head,
     Injection, Kv, Learner, LearnerContext, Linear, LossTerm, Mode, NamedVar, Network, Normalization,
@@ -103,13 +109,7 @@ impl Conformance<'_> {
     /// The first promise that it breaks, or whatever it fails with itself.
     pub fn learner(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Learner, name, self.settings)?;
-        let build = |seed: u64, lab: Lab| -> Result<Trainer> {
-            let lab = lab.seeded(seed);
-            let [teacher, student] =
-                [Role::Teacher, Role::Student].map(|role| lab.learner(role, name, &settings));
-            let distiller = SoftTargets { width: lab.student.spec().width };
-            Ok(lab.trainer(teacher?, student?, Box::new(distiller)))
-        };
+        let build = |seed: u64, lab: Lab| learner_trainer(&lab.seeded(seed), name, &settings);
         let check = Check { plugin: format!("`{name}`"), build: &build };
         for lab in Lab::variants()? {
             check.learner_shapes(lab)?;
@@ -126,14 +126,7 @@ impl Conformance<'_> {
     /// The first promise that it breaks, or whatever it fails with itself.
     pub fn distiller(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Distiller, name, self.settings)?;
-        let alone = |seed: u64, lab: Lab| -> Result<Trainer> {
-            let lab = lab.seeded(seed);
-            let [teacher, student] =
-                [Role::Teacher, Role::Student].map(|role| PlainPrompts::new(&lab.learner_context(role)));
-            let (teacher, student) = (Box::new(teacher?), Box::new(student?));
-            let distiller = registry::distiller(name, &settings, &lab.distiller_context(student.as_ref()))?;
-            Ok(lab.trainer(teacher, student, distiller))
-        };
+        let alone = |seed: u64, lab: Lab| distiller_trainer(&lab.seeded(seed), name, &settings);
         // As a run uses it.
         let build = |seed: u64, lab: Lab| -> Result<Trainer> {
             let Trainer { teacher, student, distiller, settings, rng } = alone(seed, lab)?;
@@ -150,6 +143,68 @@ impl Conformance<'_> {
         check.everything()?;
         check.prediction_is_announced(&alone(1, Lab::new(1)?)?)
     }
+}
+
+/// The learner `name` in both networks, with the kit's own distiller.
+fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
+    let [teacher, student] = [Role::Teacher, Role::Student].map(|role| lab.learner(role, name, settings));
+    let distiller = SoftTargets { width: lab.student.spec().width };
+    Ok(lab.trainer(teacher?, student?, Box::new(distiller)))
+}
+
+/// The distiller `name`, with the kit's own learner in both networks.
+fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
+    let [teacher, student] =
+        [Role::Teacher, Role::Student].map(|role| PlainPrompts::new(&lab.learner_context(role)));
+    let (teacher, student) = (Box::new(teacher?), Box::new(student?));
+    let distiller = registry::distiller(name, settings, &lab.distiller_context(student.as_ref()))?;
+    Ok(lab.trainer(teacher, student, distiller))
+}
+
+/// SHA-256 over the gradients of a registered learner or distiller in the first step of a task, and over all parameters
+/// after that step: equal digests mean equal to the byte. So one can tell whether a method computes the same linked in and
+/// loaded, or on two machines.
+///
+/// # Errors
+/// Whatever the method fails with; a kind of plugin that trains nothing.
+pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String> {
+    let settings = read_settings(kind, name, settings)?;
+    let lab = Lab::new(1)?;
+    let mut trainer = match kind {
+        Kind::Learner => learner_trainer(&lab, name, &settings)?,
+        Kind::Distiller => distiller_trainer(&lab, name, &settings)?,
+        Kind::Backbone | Kind::Stream => {
+            let promise = format!("it is a {kind} and trains nothing");
+            return Err(Error::Promise { plugin: format!("`{name}`"), promise });
+        }
+    };
+    let noise = Noise::new(1);
+    let task = &noise.tasks()[0];
+    trainer.begin_task(task)?;
+    let mut digest = Sha256::new();
+    let mut add = |name: &str, tensor: &Tensor| -> Result<()> {
+        digest.update(name);
+        for value in tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()? {
+            digest.update(value.to_le_bytes());
+        }
+        Ok(())
+    };
+    for role in [Role::Teacher, Role::Student] {
+        let vars = trainer.trainable(role);
+        let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
+        let loss = trainer.loss(role, task, &noise.batch(0, 0)?)?;
+        let gradients = loss.total.backward()?;
+        for var in &vars {
+            if let Some(gradient) = gradients.get(var.tensor()) {
+                add(&var.name, gradient)?;
+            }
+        }
+        optimizer.step(&gradients)?;
+        for (name, tensor) in trainer.state(role)?.iter() {
+            add(name, tensor)?;
+        }
+    }
+    Ok(crate::hex(&digest.finalize()))
 }
 
 /// Reads settings as a configuration would, and checks that they can be described to a user.

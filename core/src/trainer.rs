@@ -190,7 +190,8 @@ impl Trainer {
     /// # Errors
     /// Operations that have no gradient.
     pub fn update(loss: &BatchLoss, optimizer: &mut Optimizer) -> Result<()> {
-        let gradients = tracing::debug_span!("backward").in_scope(|| guard::backward(|| loss.total.backward()))?;
+        let gradients =
+            tracing::debug_span!("backward").in_scope(|| guard::backward(|| loss.total.backward()))?;
         tracing::debug_span!("optimizer").in_scope(|| optimizer.step(&gradients))
     }
 

@@ -62,7 +62,8 @@ impl Identity {
     #[inline(never)]
     pub fn here() -> Self {
         let newest = inventory::iter::<Entry>.into_iter().next();
-        let id = Tensor::new(0f32, &Device::Cpu).map(|tensor| format!("{:?}", tensor.id())).unwrap_or_default();
+        let id =
+            Tensor::new(0f32, &Device::Cpu).map(|tensor| format!("{:?}", tensor.id())).unwrap_or_default();
         let digits: String = id.chars().filter(char::is_ascii_digit).collect();
         Self {
             core: &raw const super::IDENTITY as usize,

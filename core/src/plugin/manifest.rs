@@ -20,7 +20,9 @@ pub enum ManifestError {
     #[error("is no shared library that this system can load ({0})")]
     NotALibrary(String),
     /// A library that is no plugin.
-    #[error("is a shared library, but no plugin: it has no CDL_PLUGIN_MANIFEST; plugins are made by `cdl plugin build`")]
+    #[error(
+        "is a shared library, but no plugin: it has no CDL_PLUGIN_MANIFEST; plugins are made by `cdl plugin build`"
+    )]
     NotAPlugin,
     /// A manifest that cannot be read.
     #[error("has a manifest that cannot be read: {0}")]
@@ -176,7 +178,9 @@ mod tests {
 
     #[test]
     fn text_that_is_no_manifest_is_refused() {
-        for text in ["", "cdl-plugin 2\nname m\nversion 1\n", "cdl-plugin 1\nversion 1\n", "cdl-plugin 1\nname m"] {
+        for text in
+            ["", "cdl-plugin 2\nname m\nversion 1\n", "cdl-plugin 1\nversion 1\n", "cdl-plugin 1\nname m"]
+        {
             assert!(matches!(Manifest::parse(text), Err(ManifestError::Unreadable(_))), "{text}");
         }
         assert!(matches!(Manifest::of_library(b"no library"), Err(ManifestError::NotALibrary(_))));

@@ -1,0 +1,242 @@
+//! `cdl dist`: the program that loads plugins, in a folder that works wherever it is moved.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    io::BufReader,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use cargo_metadata::{
+    Artifact, CrateType, DependencyKind, Message, Metadata, MetadataCommand, PackageId, TargetKind,
+};
+use clap::Args;
+
+use crate::{
+    Failure, emit,
+    plugin::sdk::{FOLDER, INDEX, SHARED_CRATE, Sdk, Shared},
+};
+
+/// Arguments of `cdl dist`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it in the source tree. DIR/bin/cdl then runs everywhere where DIR is, and builds and loads plugins with the same
+Rust toolchain.
+
+Example:
+  cargo run --release -p cdl-cli -- dist ~/cdl && ~/cdl/bin/cdl plugin new my_method --kind distiller")]
+pub struct DistArgs {
+    /// Folder to make; one that `cdl dist` made before is replaced
+    dir: PathBuf,
+}
+
+/// Builds the program with a shared `cdl-core` and lays it out.
+pub fn dist(args: &DistArgs) -> Result<(), Failure> {
+    let source = source_tree()?;
+    let occupied =
+        args.dir.exists() && fs::read_dir(&args.dir).map_or(true, |mut files| files.next().is_some());
+    if occupied && !args.dir.join(FOLDER).join(INDEX).exists() {
+        let message = format!(
+            "{}: holds something that `cdl dist` did not make; choose another folder",
+            args.dir.display()
+        );
+        return Err(Failure { message, code: 2 });
+    }
+    let artifacts = build(&source)?;
+    let metadata = MetadataCommand::new()
+        .manifest_path(source.join("Cargo.toml"))
+        .exec()
+        .map_err(|e| failed(format!("cargo metadata: {e}")))?;
+
+    let parent = args.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(at(parent))?;
+    let fresh = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(at(parent))?;
+    lay_out(fresh.path(), &source, &artifacts, &metadata)?;
+    let earlier = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(at(parent))?;
+    if args.dir.exists() {
+        fs::rename(&args.dir, earlier.path().join("dist")).map_err(at(&args.dir))?;
+    }
+    let fresh = fresh.keep();
+    fs::rename(&fresh, &args.dir).map_err(at(&args.dir))?;
+    emit(&format!("{}\n", args.dir.join("bin/cdl").display()))
+}
+
+fn failed(message: String) -> Failure {
+    Failure { message, code: 1 }
+}
+
+fn at(path: &Path) -> impl Fn(std::io::Error) -> Failure {
+    move |e| failed(format!("{}: {e}", path.display()))
+}
+
+/// The folder of the workspace that the working directory lies in.
+fn source_tree() -> Result<PathBuf, Failure> {
+    let here = std::env::current_dir().map_err(|e| failed(format!("working directory: {e}")))?;
+    let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
+    tree.map(Path::to_path_buf).ok_or_else(|| Failure {
+        message: format!(
+            "{}: is not in the source tree of cdl, from which `cdl dist` builds",
+            here.display()
+        ),
+        code: 2,
+    })
+}
+
+/// Builds, and tells what cargo made or found made.
+fn build(source: &Path) -> Result<Vec<Artifact>, Failure> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["build", "--release", "-p", "cdl-cli", "--features", "dynamic", "--bin", "cdl-dynamic"];
+    let mut child = Command::new(cargo)
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(source)
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| failed(format!("cargo: {e}")))?;
+    let messages = child.stdout.take().map(BufReader::new).into_iter().flat_map(Message::parse_stream);
+    let artifacts = messages.filter_map(|message| match message {
+        Ok(Message::CompilerArtifact(artifact)) => Some(artifact),
+        _ => None,
+    });
+    let artifacts = artifacts.collect();
+    match child.wait() {
+        Ok(status) if status.success() => Ok(artifacts),
+        Ok(status) => Err(failed(format!("cargo build ended with {status}"))),
+        Err(e) => Err(failed(format!("cargo: {e}"))),
+    }
+}
+
+/// Copies everything into `root`.
+fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metadata) -> Result<(), Failure> {
+    let (bin, lib, sdk) = (root.join("bin"), root.join("lib"), root.join(FOLDER));
+    for folder in [&bin, &lib, &sdk] {
+        fs::create_dir_all(folder).map_err(at(folder))?;
+    }
+    let missing = |what: &str| failed(format!("cargo made no {what}"));
+    let program =
+        artifacts.iter().filter(|a| a.target.name == "cdl-dynamic").find_map(|a| a.executable.as_ref());
+    copy(
+        program.ok_or_else(|| missing("program"))?.as_std_path(),
+        &bin.join(format!("cdl{}", std::env::consts::EXE_SUFFIX)),
+    )?;
+    let shared = artifacts.iter().find(|a| a.target.name == SHARED_CRATE).and_then(|a| a.filenames.first());
+    let shared_library = copy_into(shared.ok_or_else(|| missing("shared library"))?.as_std_path(), &lib)?;
+
+    let libraries = PathBuf::from(rustc(&["--print", "target-libdir"], source)?.trim());
+    for file in fs::read_dir(&libraries).map_err(at(&libraries))?.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        if name.contains("std-") && name.ends_with(std::env::consts::DLL_SUFFIX) {
+            copy_into(&file.path(), &lib)?;
+        }
+    }
+
+    let by_package: HashMap<&PackageId, Vec<&Artifact>> =
+        artifacts.iter().fold(HashMap::new(), |mut all, artifact| {
+            all.entry(&artifact.package_id).or_insert_with(Vec::new).push(artifact);
+            all
+        });
+    let core = metadata.packages.iter().find(|package| package.name.as_str() == "cdl-core");
+    let core = &core.ok_or_else(|| missing("cdl-core"))?.id;
+    let mut files = BTreeMap::new();
+    for package in below(core, metadata) {
+        for artifact in by_package.get(package).into_iter().flatten() {
+            if let Some(file) = metadata_file(artifact) {
+                files.insert(package, (copy_into(file, &sdk)?, artifact.features.clone()));
+            }
+        }
+    }
+    let named = metadata.packages.iter().filter_map(|package| {
+        let (file, features) = files.get(&package.id)?.clone();
+        (package.id == *core || direct(core, metadata).contains(&package.id))
+            .then(|| (package.name.to_string(), Shared { version: package.version.clone(), features, file }))
+    });
+    let index = Sdk {
+        compiler: rustc(&["-vV"], source)?,
+        shared_library,
+        crates: named.collect(),
+        folder: PathBuf::new(),
+    };
+    let text = serde_json::to_vec_pretty(&index).map_err(|e| failed(e.to_string()))?;
+    fs::write(sdk.join(INDEX), text).map_err(at(&sdk))?;
+    for name in ["configs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
+        copy_tree(&source.join(name), &root.join(name))?;
+    }
+    Ok(())
+}
+
+/// What the compiler reads of a crate: metadata, a procedural macro, or the whole where cargo made nothing less. Crates
+/// that only build scripts use are compiled without optimisation.
+fn metadata_file(artifact: &Artifact) -> Option<&Path> {
+    let with = |extension: &str| artifact.filenames.iter().find(|file| file.extension() == Some(extension));
+    let macros = artifact.target.kind.contains(&TargetKind::ProcMacro);
+    let library =
+        artifact.target.crate_types.iter().any(|kind| matches!(kind, CrateType::Lib | CrateType::RLib));
+    let file = match (macros, library && artifact.profile.opt_level != "0") {
+        (true, _) => artifact.filenames.first(),
+        (false, true) => with("rmeta").or_else(|| with("rlib")),
+        (false, false) => None,
+    };
+    file.map(|file| file.as_std_path())
+}
+
+/// Packages that `package` links.
+fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
+    let node = metadata.resolve.as_ref().and_then(|all| all.nodes.iter().find(|node| node.id == *package));
+    let normal = |dependency: &&'a cargo_metadata::NodeDep| {
+        dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal)
+    };
+    node.into_iter()
+        .flat_map(|node| node.deps.iter().filter(normal).map(|dependency| &dependency.pkg))
+        .collect()
+}
+
+/// `package` and everything below it.
+fn below<'a>(package: &'a PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
+    let (mut seen, mut open) = (BTreeSet::from([package]), vec![package]);
+    while let Some(package) = open.pop() {
+        open.extend(direct(package, metadata).into_iter().filter(|dependency| seen.insert(dependency)));
+    }
+    seen
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::copy(from, to).map(|_| ()).map_err(at(from))
+}
+
+/// Copies a file into a folder and gives its name.
+fn copy_into(file: &Path, folder: &Path) -> Result<PathBuf, Failure> {
+    let name = file.file_name().map(PathBuf::from).unwrap_or_default();
+    copy(file, &folder.join(&name))?;
+    Ok(name)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
+    if !from.is_dir() {
+        return copy(from, to);
+    }
+    fs::create_dir_all(to).map_err(at(to))?;
+    for entry in fs::read_dir(from).map_err(at(from))?.flatten() {
+        copy_tree(&entry.path(), &to.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
+/// What the compiler that is used in `folder` prints.
+pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
+    let output = compiler(folder).args(arguments).output().map_err(|e| Failure {
+        message: format!("rustc cannot be run ({e}): install Rust from https://rustup.rs, or set RUSTC"),
+        code: 2,
+    })?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(failed(format!("rustc: {}", String::from_utf8_lossy(&output.stderr).trim()))),
+    }
+}
+
+/// The compiler: `RUSTC`, or what rustup chooses for `folder`.
+pub fn compiler(folder: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    command.current_dir(folder);
+    command
+}

@@ -1,0 +1,74 @@
+//! `cdl plugin check`: is a library a plugin for this program, and do its methods keep their promises?
+
+use std::path::{Path, PathBuf};
+
+use cdl_core::{
+    registry::{Entry, Kind, find},
+    testing,
+};
+use clap::Args;
+
+use crate::{Failure, emit};
+
+/// Arguments of `cdl plugin check`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Methods are tested at their defaults, or with --settings, on tiny random networks: shapes, gradients against finite
+differences, what is trained and what is not, determinism, save and restore. A method that is linked in can be named
+instead of a file.
+
+Examples:
+  cdl plugin check my_method/target/cdl/my_method.so
+  cdl plugin check my_method/target/cdl/my_method.so --settings 'alpha = 0.9'
+  cdl plugin check kd_prompts")]
+pub struct CheckArgs {
+    /// The library, or a method's name
+    plugin: PathBuf,
+    /// Settings in TOML
+    #[arg(long, default_value = "", value_name = "TOML")]
+    settings: String,
+}
+
+/// Checks it and says what was looked at.
+pub fn check(args: &CheckArgs) -> Result<(), Failure> {
+    let mut text = String::new();
+    let entries: Vec<&Entry> = match named(&args.plugin) {
+        Some(entries) => entries,
+        None => {
+            let loaded = super::load(&args.plugin)?;
+            text += &format!("{} {}\n", loaded.manifest.name, loaded.manifest.version);
+            for (what, which) in &loaded.manifest.stamp {
+                text += &format!("  {what:14} {which}\n");
+            }
+            text += &format!("  {:14} {}\n", "SHA-256", loaded.sha256);
+            text += "  shares cdl-core, its registry and its tensor ids with this program\n";
+            loaded.entries
+        }
+    };
+    for entry in entries {
+        promises(entry, &args.settings)?;
+        text += &format!("{} {}: keeps its promises\n", entry.build.kind(), entry.name);
+        if matches!(entry.build.kind(), Kind::Learner | Kind::Distiller) {
+            let digest = testing::gradient_digest(entry.build.kind(), entry.name, &args.settings)?;
+            text += &format!("  SHA-256 of the gradients of a first step: {digest}\n");
+        }
+    }
+    emit(&text)
+}
+
+/// The methods of this name, unless it is a file.
+fn named(name: &Path) -> Option<Vec<&'static Entry>> {
+    let text = name.to_str().filter(|_| !name.exists())?;
+    let found: Vec<_> = Kind::ALL.into_iter().filter_map(|kind| find(kind, text).ok()).collect();
+    (!found.is_empty()).then_some(found)
+}
+
+fn promises(entry: &Entry, settings: &str) -> Result<(), Failure> {
+    let done = match entry.build.kind() {
+        Kind::Backbone => testing::check_backbone(entry.name, settings),
+        Kind::Learner => testing::check_learner(entry.name, settings),
+        Kind::Distiller => testing::check_distiller(entry.name, settings),
+        Kind::Stream => testing::check_stream(entry.name, settings),
+    };
+    Ok(done?)
+}

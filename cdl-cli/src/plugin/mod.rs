@@ -1,0 +1,161 @@
+//! `cdl plugin`, and loading plugins before a command runs.
+
+mod build;
+mod check;
+mod new;
+pub mod sdk;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cdl_core::{
+    Error,
+    plugin::{self, PluginError},
+    registry::Entry,
+};
+use clap::Subcommand;
+
+use crate::{Failure, emit};
+
+/// Folders in which plugins are looked for, as in `PATH`.
+const SEARCH: &str = "CDL_PLUGIN_PATH";
+/// Whether this program shares `cdl-core` with plugins.
+const DYNAMIC: bool = cfg!(feature = "dynamic");
+
+/// The commands of `cdl plugin`.
+#[derive(Debug, Subcommand)]
+pub enum PluginCommand {
+    /// Make a crate with a method that works, to change into one's own
+    New(new::NewArgs),
+    /// Compile a crate into a library that this program loads
+    Build(build::BuildArgs),
+    /// Look at a library, load it, and test what its methods promise
+    Check(check::CheckArgs),
+    /// List the libraries that are loaded, and those in CDL_PLUGIN_PATH that cannot be
+    List,
+    /// Load a library and end: what another process asks for before it loads it itself
+    #[command(hide = true)]
+    Probe {
+        /// The library
+        file: PathBuf,
+    },
+}
+
+impl PluginCommand {
+    /// Runs it.
+    pub fn run(&self, plugins: &[PathBuf]) -> Result<(), Failure> {
+        match self {
+            Self::New(args) => new::new(args),
+            Self::Build(args) => build::build(args),
+            Self::Check(args) => check::check(args),
+            Self::List => list(plugins),
+            Self::Probe { file } => Ok(plugin::load(file).map(|_| ())?),
+        }
+    }
+
+    /// Whether it looks at libraries itself, so that none is loaded before.
+    pub fn loads_itself(&self) -> bool {
+        matches!(self, Self::Probe { .. } | Self::List)
+    }
+}
+
+/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`.
+pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
+    let found = searched()?;
+    for file in found.iter().chain(files) {
+        load(file)?;
+    }
+    Ok(())
+}
+
+/// Loads the plugins that a configuration names.
+pub fn load_named<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<(), Failure> {
+    let named = cdl_core::Config::plugins(configs, sets).map_err(Failure::before_writing)?;
+    for (file, origin) in named {
+        load(&file)
+            .map_err(|failure| Failure { message: format!("{origin}: {}", failure.message), ..failure })?;
+    }
+    Ok(())
+}
+
+/// Loads one plugin, after another process has shown that it can be loaded at all.
+fn load(file: &Path) -> Result<plugin::Loaded, Failure> {
+    let fail = |reason: String| Failure::from(Error::from(PluginError { file: file.into(), reason }));
+    if !DYNAMIC {
+        return Err(fail(
+            "this `cdl` is linked as a whole and loads no plugins; `cdl dist DIR` makes one that does, DIR/bin/cdl"
+                .into(),
+        ));
+    }
+    plugin::inspect(file)?;
+    if let Some(loaded) =
+        plugin::loaded().into_iter().find(|loaded| Some(&loaded.file) == file.canonicalize().ok().as_ref())
+    {
+        return Ok(loaded);
+    }
+    probe(file).map_err(fail)?;
+    Ok(plugin::load(file)?)
+}
+
+/// Loads the library in a process of its own: what its initialisers do can end that one and not this.
+fn probe(file: &Path) -> Result<(), String> {
+    let program = std::env::current_exe().map_err(|e| format!("this program cannot find itself: {e}"))?;
+    let mut command = Command::new(program);
+    command.args(["--quiet", "plugin", "probe"]).arg(file).env_remove(SEARCH);
+    let output = command.output().map_err(|e| format!("cannot be tried out: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing was said");
+    match output.status.code() {
+        // What it says, this process will find and say itself.
+        Some(_) => Ok(()),
+        None => Err(format!("ends the program when it is loaded ({}): {said}", output.status)),
+    }
+}
+
+/// The libraries in the folders of `CDL_PLUGIN_PATH`, by folder and name.
+fn searched() -> Result<Vec<PathBuf>, Failure> {
+    let Some(folders) = std::env::var_os(SEARCH) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for folder in std::env::split_paths(&folders).filter(|folder| !folder.as_os_str().is_empty()) {
+        let unreadable = |e| Failure {
+            message: format!("{SEARCH}: the folder {} cannot be read: {e}", folder.display()),
+            code: 2,
+        };
+        let entries = std::fs::read_dir(&folder).map_err(unreadable)?;
+        let libraries = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| path.is_file() && path.to_string_lossy().ends_with(std::env::consts::DLL_SUFFIX));
+        let from = found.len();
+        found.extend(libraries);
+        found[from..].sort();
+    }
+    Ok(found)
+}
+
+/// Prints what is loaded.
+fn list(plugins: &[PathBuf]) -> Result<(), Failure> {
+    let mut text = String::new();
+    for file in searched()?.iter().chain(plugins) {
+        if let Err(failure) = load(file) {
+            text += &format!("refused: {}\n", failure.message);
+        }
+    }
+    for loaded in plugin::loaded() {
+        text += &format!("{} {}  {}\n", loaded.manifest.name, loaded.manifest.version, loaded.file.display());
+        for entry in &loaded.entries {
+            text += &format!("  {:10} {:14} {}\n", entry.build.kind().as_str(), entry.name, entry.about);
+        }
+    }
+    if text.is_empty() {
+        text = format!("no plugins: name them with --plugin FILE, `plugins = [...]` or {SEARCH}\n");
+    }
+    emit(&text)
+}
+
+/// Where an entry comes from, for `cdl list` and `cdl describe`.
+pub fn origin(entry: &Entry) -> Option<String> {
+    plugin::origin_of(entry).map(|file| format!("loaded from {}", file.display()))
+}

@@ -1,0 +1,134 @@
+//! `cdl plugin new`: a crate with a method that works, from which to go on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, ValueEnum};
+
+use crate::{Failure, emit};
+
+/// Arguments of `cdl plugin new`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  cdl plugin new my_method --kind distiller")]
+pub struct NewArgs {
+    /// Name of the method in configurations, for instance my_method
+    name: String,
+    /// What to make
+    #[arg(long)]
+    kind: PluginKind,
+    /// Folder of the crate [default: the name]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PluginKind {
+    Distiller,
+    Learner,
+    Backbone,
+    Stream,
+}
+
+impl PluginKind {
+    /// A method of this kind, called `my_method`.
+    fn source(self) -> &'static str {
+        match self {
+            Self::Distiller => include_str!("templates/distiller.rs"),
+            Self::Learner => include_str!("templates/learner.rs"),
+            Self::Backbone => include_str!("templates/backbone.rs"),
+            Self::Stream => include_str!("templates/stream.rs"),
+        }
+    }
+
+    /// What to lay over a configuration to use it.
+    fn section(self) -> &'static str {
+        match self {
+            Self::Distiller => "[distiller]\nname = \"my_method\"\n",
+            Self::Learner => "[learner]\nname = \"my_method\"\n",
+            Self::Backbone => "[student]\nname = \"my_method\"\n",
+            Self::Stream => {
+                "[stream]\nname = \"my_method\"\ntasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n"
+            }
+        }
+    }
+}
+
+/// Makes the crate and says how to go on.
+pub fn new(args: &NewArgs) -> Result<(), Failure> {
+    let mistake = |message: String| Failure { message, code: 2 };
+    let name = &args.name;
+    let good = name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !good || KEYWORDS.contains(&name.as_str()) {
+        let expected =
+            "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
+        return Err(mistake(format!("`{name}`: {expected}")));
+    }
+    let dir = args.dir.clone().unwrap_or_else(|| name.into());
+    if dir.exists() {
+        return Err(mistake(format!("{}: is there already", dir.display())));
+    }
+    let rename = |text: &str| text.replace("my_method", name).replace("MyMethod", &camel(name));
+    let library = format!("target/cdl/{name}{}", std::env::consts::DLL_SUFFIX);
+    let settings = format!(
+        "# Laid over another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n{}",
+        dir.join(&library).display().to_string(),
+        args.kind.section()
+    );
+    let files = [
+        ("Cargo.toml", cargo_toml(name)),
+        ("src/lib.rs", rename(args.kind.source())),
+        (&format!("{name}.toml"), rename(&settings)),
+        (".gitignore", "/target\n".into()),
+    ];
+    for (file, text) in files {
+        write(&dir.join(file), &text)?;
+    }
+    let dir = dir.display();
+    emit(&format!(
+        "{dir}: a {kind} that works; change {dir}/src/lib.rs into yours\n  \
+         cdl plugin build {dir}\n  cdl plugin check {dir}/{library}\n  \
+         cdl run configs/quickstart.toml {dir}/{name}.toml\n",
+        kind = args.kind.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default(),
+    ))
+}
+
+/// Words that are no names in Rust.
+const KEYWORDS: [&str; 42] = [
+    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn",
+    "else", "enum", "extern", "false", "final", "fn", "for", "if", "impl", "in", "let", "loop", "macro",
+    "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "static", "struct", "super",
+    "trait", "true", "type", "use", "where",
+];
+
+fn camel(name: &str) -> String {
+    let capital = |word: &str| {
+        let mut letters = word.chars();
+        letters
+            .next()
+            .map(|first| first.to_ascii_uppercase().to_string() + letters.as_str())
+            .unwrap_or_default()
+    };
+    name.split('_').map(capital).collect()
+}
+
+/// The manifest. Versions are those of this program: its crates are what a plugin is built with.
+fn cargo_toml(name: &str) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    format!(
+        "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n# `cdl plugin build` takes cdl-core, \
+         serde and schemars from the program itself, other crates from their\n# registries. To link the method into a \
+         program of your own, or for `cargo test`, say where cdl-core's sources are:\n# cdl-core = {{ path = \"...\" }}\n\
+         [dependencies]\ncdl-core = \"{version}\"\nschemars = \"1\"\nserde = {{ version = \"1\", features = [\"derive\"] \
+         }}\n\n[workspace]\n"
+    )
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Failure> {
+    let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(file, text));
+    written.map_err(|e| Failure { message: format!("{}: {e}", file.display()), code: 1 })
+}

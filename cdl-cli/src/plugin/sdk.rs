@@ -1,0 +1,94 @@
+//! What plugins are compiled against: the very crates that a program shares with its plugins, in a folder beside it.
+//!
+//! ```text
+//! bin/cdl                   the program
+//! lib/libcdl_dylib.so       cdl-core as a shared library, and Rust's own beside it
+//! lib/cdl/*.rmeta           metadata of cdl-core and of all crates below it
+//! lib/cdl/sdk.json          which of them a plugin may name, with versions and features
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use cargo_metadata::semver::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+
+/// Name of the shared library's crate.
+pub const SHARED_CRATE: &str = "cdl_dylib";
+/// The folder of metadata, seen from the one above `bin`.
+pub const FOLDER: &str = "lib/cdl";
+/// Its table of contents.
+pub const INDEX: &str = "sdk.json";
+
+/// A crate that a program and its plugins have in common.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shared {
+    /// Its version.
+    pub version: Version,
+    /// Its features that are on.
+    pub features: Vec<String>,
+    /// Its metadata, a file beside the index.
+    pub file: PathBuf,
+}
+
+/// The table of contents.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Sdk {
+    /// What `rustc -vV` said when all of this was built.
+    pub compiler: String,
+    /// File name of the shared library, in the folder above.
+    pub shared_library: PathBuf,
+    /// Crates that a plugin may name, by package.
+    pub crates: BTreeMap<String, Shared>,
+    /// Where this was read.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+impl Sdk {
+    /// The one beside the running program.
+    pub fn find() -> Result<Self, Failure> {
+        let folder = std::env::current_exe()
+            .and_then(|program| program.canonicalize())
+            .ok()
+            .and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)))
+            .filter(|folder| folder.join(INDEX).exists())
+            .ok_or_else(|| Failure {
+                message:
+                    "this `cdl` has nothing beside it to build plugins with: use the one in the folder that \
+                          `cdl dist DIR` makes, DIR/bin/cdl"
+                        .into(),
+                code: 2,
+            })?;
+        Self::read(&folder)
+    }
+
+    fn read(folder: &Path) -> Result<Self, Failure> {
+        let file = folder.join(INDEX);
+        let fail = |reason: String| Failure { message: format!("{}: {reason}", file.display()), code: 1 };
+        let bytes = std::fs::read(&file).map_err(|e| fail(e.to_string()))?;
+        let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+        Ok(Self { folder: folder.into(), ..sdk })
+    }
+
+    /// Options for `rustc` that make `packages` (package, name in the source) known.
+    pub fn externs<'a>(&self, packages: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+        let mut options = vec!["-L".into(), format!("dependency={}", self.folder.display())];
+        for (package, name) in packages {
+            if let Some(shared) = self.crates.get(package) {
+                let file = self.folder.join(&shared.file);
+                options.extend(["--extern".into(), format!("{name}={}", file.display())]);
+            }
+        }
+        options
+    }
+
+    /// The shared library.
+    pub fn shared_library(&self) -> PathBuf {
+        self.folder.join("..").join(&self.shared_library)
+    }
+}

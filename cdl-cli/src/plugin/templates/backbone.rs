@@ -1,0 +1,95 @@
+//! `my_method`: a vision transformer that sees images at half their size, for a quarter of the tokens.
+
+use std::{path::Path, sync::Arc};
+
+use cdl_core::{
+    Backbone, BackboneContext, BackboneSpec, Error, Features, Injection, Normalization, Result, Taps,
+    candle_core::Tensor,
+    hub::Provenance,
+    vit::{Vit, VitOptions, VitSizes, VitWeights},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MyMethodConfig {
+    /// A safetensors file or a PyTorch state dict with timm's or transformers' tensor names. Without one the weights are
+    /// random, the same in every run.
+    pub weights: String,
+    /// Attention heads; needed where the width does not tell.
+    pub heads: Option<usize>,
+}
+
+cdl_core::register!(Backbone {
+    name: "my_method",
+    about: "Vision transformer on images of half their size",
+    citation: "yours",
+    config: MyMethodConfig,
+    build: |config, context| Ok(Arc::new(MyMethod::new(config, context)?) as Arc<dyn Backbone>),
+});
+
+/// Of the random network: it is small, and fits images of 28 px and of 224 px.
+const RANDOM: VitSizes = VitSizes { width: 64, depth: 4, patch_size: 7, image_size: 14 };
+const RANDOM_HEADS: usize = 4;
+
+struct MyMethod {
+    vit: Vit,
+    spec: BackboneSpec,
+}
+
+impl MyMethod {
+    fn new(config: MyMethodConfig, context: &BackboneContext<'_>) -> Result<Self> {
+        if context.image_size % 2 != 0 {
+            return Err(Error::setting(
+                "image_size",
+                context.image_size,
+                "expected an even number of pixels",
+            ));
+        }
+        let (weights, heads, provenance) = match config.weights.as_str() {
+            "" => {
+                let weights = VitWeights::random("random", RANDOM)?;
+                (weights, config.heads.or(Some(RANDOM_HEADS)), Provenance::of_bytes("random", b"random"))
+            }
+            file => {
+                let bytes = std::fs::read(file)
+                    .map_err(|e| Error::setting("weights", file, format!("cannot be read: {e}")))?;
+                (VitWeights::read(Path::new(file), None)?, config.heads, Provenance::of_bytes(file, &bytes))
+            }
+        };
+        let options = VitOptions {
+            heads,
+            depth: None,
+            image_size: context.image_size / 2,
+            normalization: Normalization::NONE,
+            checkpoint_blocks: false,
+        };
+        let vit = Vit::new("my_method", &weights, &options, provenance, context.device)?;
+        let spec = BackboneSpec { image_size: context.image_size, ..vit.spec().clone() };
+        Ok(Self { vit, spec })
+    }
+}
+
+impl Backbone for MyMethod {
+    fn spec(&self) -> &BackboneSpec {
+        &self.spec
+    }
+
+    fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
+        self.vit.forward(&pixels.avg_pool2d(2)?, injection, taps)
+    }
+
+    fn weights(&self) -> Result<Vec<(String, Tensor)>> {
+        self.vit.weights()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+        cdl_core::testing::check_backbone("my_method", "")
+    }
+}

@@ -1,0 +1,112 @@
+//! `my_method`: the student gets a token of its own for the teacher's knowledge. It runs through the frozen student
+//! beside the image's tokens; what comes out, seen through a linear layer, is drawn to the teacher's CLS token.
+//!
+//! `α T² KL(teacher ‖ student) + w (1 - cos(W h, CLS_teacher))`, `h` the token after the student's final norm.
+
+use cdl_core::{
+    Distiller, DistillerContext, Injection, Linear, LossTerm, NamedVar, Output, Pass, Result, Task,
+    candle_core::{D, Tensor},
+    check,
+    loss::kl_divergence,
+    require_teacher,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MyMethodConfig {
+    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    pub alpha: f64,
+    /// Both logits are divided by it before the softmax; higher is softer.
+    pub temperature: f64,
+    /// Weight of the angle between the token and the teacher's CLS token.
+    pub token_weight: f64,
+}
+
+impl Default for MyMethodConfig {
+    fn default() -> Self {
+        Self { alpha: 0.5, temperature: 2.0, token_weight: 0.1 }
+    }
+}
+
+cdl_core::register!(Distiller {
+    name: "my_method",
+    about: "Soft targets, and a token of the student's that is drawn to the teacher's CLS token",
+    citation: "yours",
+    config: MyMethodConfig,
+    build: |config, context| Ok(Box::new(MyMethod::new(config, context)?) as Box<dyn Distiller>),
+});
+
+struct MyMethod {
+    config: MyMethodConfig,
+    /// `(1, 1, Ds)`.
+    token: NamedVar,
+    /// `Ds` to `Dt`.
+    projection: Linear,
+}
+
+impl MyMethod {
+    fn new(config: MyMethodConfig, context: &DistillerContext<'_>) -> Result<Self> {
+        check::fraction("alpha", config.alpha)?;
+        check::positive("temperature", config.temperature)?;
+        check::non_negative("token_weight", config.token_weight)?;
+        let (student, teacher, device) = (context.student.width, context.teacher.width, context.device);
+        let mut rng = context.rng.clone();
+        let token = rng.normal(&[1, 1, student], 0.02, device)?;
+        Ok(Self {
+            config,
+            token: NamedVar::new("my_method.token", &token)?,
+            projection: Linear::new("my_method.projection", student, teacher, &mut rng, device)?,
+        })
+    }
+}
+
+impl Distiller for MyMethod {
+    fn cross_entropy_weight(&self) -> f64 {
+        1.0 - self.config.alpha
+    }
+
+    fn inject(&self, _pass: Pass) -> Result<Injection> {
+        Ok(Injection { tokens: Some(self.token.tensor().clone()), ..Injection::none() })
+    }
+
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let teacher = require_teacher(teacher)?;
+        let MyMethodConfig { alpha, temperature, token_weight } = self.config;
+        let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
+        let soft = kl_divergence(&current(&student.logits)?, &current(&teacher.logits)?, temperature)?;
+        let mut terms = vec![LossTerm::new("kd", (soft * (alpha * temperature * temperature))?)];
+        if let Some(tokens) = &student.features.tokens {
+            let seen = self.projection.forward(&tokens.squeeze(1)?)?; // (B, Dt)
+            let distance = cosine(&seen, &teacher.features.cls)?.affine(-1.0, 1.0)?.mean_all()?;
+            terms.push(LossTerm::new("token", (distance * token_weight)?));
+        }
+        Ok(terms)
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        std::iter::once(self.token.clone()).chain(self.projection.trainable()).collect()
+    }
+}
+
+/// Cosines of rows `(B, D)` with rows `(B, D)`: `(B,)`.
+fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let norm = |x: &Tensor| x.sqr()?.sum(D::Minus1)?.sqrt()?.maximum(1e-12);
+    Ok(((a * b)?.sum(D::Minus1)? / (norm(a)? * norm(b)?)?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+        cdl_core::testing::check_distiller("my_method", "")
+    }
+}

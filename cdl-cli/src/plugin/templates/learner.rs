@@ -1,0 +1,107 @@
+//! `my_method`: prompts that all images and all tasks share, before the keys and values of the first blocks, and a linear
+//! head.
+
+use cdl_core::{
+    Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result, Rng,
+    StateDict, Task,
+    candle_core::{Device, Tensor},
+    check,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MyMethodConfig {
+    /// How many blocks get prompts, from the first.
+    pub blocks: usize,
+    /// Rows of a block's prompt: the first half are keys, the others values.
+    pub length: usize,
+}
+
+impl Default for MyMethodConfig {
+    fn default() -> Self {
+        Self { blocks: 3, length: 8 }
+    }
+}
+
+cdl_core::register!(Learner {
+    name: "my_method",
+    about: "Prompts that all images and tasks share",
+    citation: "yours",
+    config: MyMethodConfig,
+    build: |config, context| Ok(Box::new(MyMethod::new(config, context)?) as Box<dyn Learner>),
+});
+
+struct MyMethod {
+    /// `(1, L, D)` for each block.
+    prompts: Vec<NamedVar>,
+    head: Linear,
+    width: usize,
+    classes: usize,
+    device: Device,
+}
+
+impl MyMethod {
+    fn new(config: MyMethodConfig, context: &LearnerContext<'_>) -> Result<Self> {
+        check::halves("length", config.length)?;
+        let (width, classes, device) = (context.backbone.width, context.classes, context.device.clone());
+        let mut rng = context.rng.clone();
+        // Networks may have fewer blocks than were asked for.
+        let prompts = (0..config.blocks.min(context.backbone.depth))
+            .map(|block| {
+                let prompt = rng.normal(&[1, config.length, width], 0.02, &device)?;
+                NamedVar::new(format!("prompt.p_{block}"), &prompt)
+            })
+            .collect::<Result<_>>()?;
+        let head = Linear::new("last", width, classes, &mut rng, &device)?;
+        Ok(Self { prompts, head, width, classes, device })
+    }
+}
+
+impl Learner for MyMethod {
+    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
+        Ok(())
+    }
+
+    fn inject(&self, _query: &Query<'_>, _pass: Pass) -> Result<Injection> {
+        let mut injection = Injection::none();
+        for (block, prompt) in self.prompts.iter().enumerate() {
+            injection.block_mut(block).prefix = Some(Kv::halves(prompt.tensor())?);
+        }
+        Ok(injection)
+    }
+
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        self.head.forward(&features.cls)
+    }
+
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
+    }
+
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        Ok(())
+    }
+
+    fn trainable(&self) -> Vec<NamedVar> {
+        self.prompts.iter().cloned().chain(self.head.trainable()).collect()
+    }
+
+    fn state(&self) -> Result<StateDict> {
+        StateDict::of(&self.trainable())
+    }
+
+    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+        state.load_into(&self.trainable())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+        cdl_core::testing::check_learner("my_method", "")
+    }
+}

@@ -1,0 +1,94 @@
+//! `my_method`: gratings of several directions. Every class is a direction; images of one class differ in the width of
+//! their stripes, their phase and their noise.
+
+use cdl_core::{
+    ImageSet, ImageStream, Result, Rng, StreamContext, TaskSettings, TaskStream, image::RgbImage,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct MyMethodConfig {
+    /// Number of classes.
+    pub classes: usize,
+    /// Images of each class to train on.
+    pub train_images: usize,
+    /// Images of each class to test on.
+    pub test_images: usize,
+    /// Standard deviation of the noise, in grey levels.
+    pub noise: f64,
+    /// Tasks, subsets and transforms.
+    #[serde(flatten)]
+    pub tasks: TaskSettings,
+}
+
+impl Default for MyMethodConfig {
+    fn default() -> Self {
+        Self { classes: 10, train_images: 40, test_images: 10, noise: 30.0, tasks: TaskSettings::default() }
+    }
+}
+
+cdl_core::register!(Stream {
+    name: "my_method",
+    about: "Gratings of several directions",
+    citation: "yours",
+    config: MyMethodConfig,
+    build: build,
+});
+
+/// Side of an image before transforms.
+const SIDE: u32 = 32;
+
+struct Gratings {
+    classes: usize,
+    of_each: usize,
+    noise: f64,
+    rng: Rng,
+}
+
+impl ImageSet for Gratings {
+    fn len(&self) -> usize {
+        self.classes * self.of_each
+    }
+
+    fn label(&self, index: usize) -> usize {
+        index % self.classes
+    }
+
+    fn image(&self, index: usize) -> Result<RgbImage> {
+        let mut rng = self.rng.derive(&index.to_string());
+        let angle = std::f64::consts::PI * self.label(index) as f64 / self.classes as f64;
+        let frequency = 0.8 + 0.2 * rng.standard_normal();
+        let phase = 3.0 * rng.standard_normal();
+        let (sin, cos) = angle.sin_cos();
+        Ok(RgbImage::from_fn(SIDE, SIDE, |x, y| {
+            let stripes = (frequency * (cos * f64::from(x) + sin * f64::from(y)) + phase).sin();
+            let grey = (128.0 + 80.0 * stripes + self.noise * rng.standard_normal()) as u8;
+            [grey, grey, grey].into()
+        }))
+    }
+
+    fn id(&self, index: usize) -> String {
+        index.to_string()
+    }
+}
+
+fn build(config: MyMethodConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
+    let MyMethodConfig { classes, train_images, test_images, noise, tasks } = config;
+    let names = (0..classes).map(|class| format!("direction {class}")).collect();
+    let set = |name: &str, of_each: usize| -> Box<dyn ImageSet> {
+        Box::new(Gratings { classes, of_each, noise, rng: context.rng.derive(name) })
+    };
+    let (train, test) = (set("train", train_images), set("test", test_images));
+    Ok(Box::new(ImageStream::new("my_method", names, train, test, &tasks, context)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+        cdl_core::testing::check_stream("my_method", "")
+    }
+}
