@@ -34,13 +34,18 @@ enum PluginKind {
 }
 
 impl PluginKind {
-    /// A method of this kind, called `my_method`.
-    fn source(self) -> &'static str {
+    /// A method of this kind, its name, and the name of its types.
+    fn source(self) -> (&'static str, &'static str, &'static str) {
+        macro_rules! example {
+            ($name:literal, $types:literal) => {
+                (include_str!(concat!("../../../examples/plugin/src/", $name, ".rs")), $name, $types)
+            };
+        }
         match self {
-            Self::Distiller => include_str!("templates/distiller.rs"),
-            Self::Learner => include_str!("templates/learner.rs"),
-            Self::Backbone => include_str!("templates/backbone.rs"),
-            Self::Stream => include_str!("templates/stream.rs"),
+            Self::Distiller => example!("token_hint", "TokenHint"),
+            Self::Learner => example!("shared_prompts", "SharedPrompts"),
+            Self::Backbone => example!("half_size", "HalfSize"),
+            Self::Stream => example!("gratings", "Gratings"),
         }
     }
 
@@ -72,7 +77,9 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     if dir.exists() {
         return Err(mistake(format!("{}: is there already", dir.display())));
     }
-    let rename = |text: &str| text.replace("my_method", name).replace("MyMethod", &camel(name));
+    let (source, own, types) = args.kind.source();
+    let source = source.replace(own, name).replace(types, &camel(name));
+    let source = source.replace("citation: \"\"", "citation: \"yours\"");
     let library = format!("target/cdl/{name}{}", std::env::consts::DLL_SUFFIX);
     let settings = format!(
         "# Laid over another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n{}",
@@ -81,8 +88,8 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     );
     let files = [
         ("Cargo.toml", cargo_toml(name)),
-        ("src/lib.rs", rename(args.kind.source())),
-        (&format!("{name}.toml"), rename(&settings)),
+        ("src/lib.rs", source),
+        (&format!("{name}.toml"), settings.replace("my_method", name)),
         (".gitignore", "/target\n".into()),
     ];
     for (file, text) in files {

@@ -1,4 +1,4 @@
-//! `my_method`: a vision transformer that sees images at half their size, for a quarter of the tokens.
+//! `half_size`: a vision transformer that sees images at half their size, for a quarter of the tokens.
 
 use std::{path::Path, sync::Arc};
 
@@ -11,10 +11,10 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+/// Settings of `half_size`; `cdl describe half_size` shows these comments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct MyMethodConfig {
+pub struct HalfSizeConfig {
     /// A safetensors file or a PyTorch state dict with timm's or transformers' tensor names. Without one the weights are
     /// random, the same in every run.
     pub weights: String,
@@ -23,24 +23,24 @@ pub struct MyMethodConfig {
 }
 
 cdl_core::register!(Backbone {
-    name: "my_method",
+    name: "half_size",
     about: "Vision transformer on images of half their size",
-    citation: "yours",
-    config: MyMethodConfig,
-    build: |config, context| Ok(Arc::new(MyMethod::new(config, context)?) as Arc<dyn Backbone>),
+    citation: "",
+    config: HalfSizeConfig,
+    build: |config, context| Ok(Arc::new(HalfSize::new(config, context)?) as Arc<dyn Backbone>),
 });
 
 /// Of the random network: it is small, and fits images of 28 px and of 224 px.
 const RANDOM: VitSizes = VitSizes { width: 64, depth: 4, patch_size: 7, image_size: 14 };
 const RANDOM_HEADS: usize = 4;
 
-struct MyMethod {
+struct HalfSize {
     vit: Vit,
     spec: BackboneSpec,
 }
 
-impl MyMethod {
-    fn new(config: MyMethodConfig, context: &BackboneContext<'_>) -> Result<Self> {
+impl HalfSize {
+    fn new(config: HalfSizeConfig, context: &BackboneContext<'_>) -> Result<Self> {
         if context.image_size % 2 != 0 {
             return Err(Error::setting(
                 "image_size",
@@ -66,13 +66,13 @@ impl MyMethod {
             normalization: Normalization::NONE,
             checkpoint_blocks: false,
         };
-        let vit = Vit::new("my_method", &weights, &options, provenance, context.device)?;
+        let vit = Vit::new("half_size", &weights, &options, provenance, context.device)?;
         let spec = BackboneSpec { image_size: context.image_size, ..vit.spec().clone() };
         Ok(Self { vit, spec })
     }
 }
 
-impl Backbone for MyMethod {
+impl Backbone for HalfSize {
     fn spec(&self) -> &BackboneSpec {
         &self.spec
     }
@@ -90,6 +90,6 @@ impl Backbone for MyMethod {
 mod tests {
     #[test]
     fn it_keeps_its_promises() -> cdl_core::Result<()> {
-        cdl_core::testing::check_backbone("my_method", "")
+        cdl_core::testing::check_backbone("half_size", "")
     }
 }

@@ -1,4 +1,4 @@
-//! `my_method`: the student gets a token of its own for the teacher's knowledge. It runs through the frozen student
+//! `token_hint`: the student gets a token of its own for the teacher's knowledge. It runs through the frozen student
 //! beside the image's tokens; what comes out, seen through a linear layer, is drawn to the teacher's CLS token.
 //!
 //! `α T² KL(teacher ‖ student) + w (1 - cos(W h, CLS_teacher))`, `h` the token after the student's final norm.
@@ -13,10 +13,10 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+/// Settings of `token_hint`; `cdl describe token_hint` shows these comments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct MyMethodConfig {
+pub struct TokenHintConfig {
     /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
     pub alpha: f64,
     /// Both logits are divided by it before the softmax; higher is softer.
@@ -25,30 +25,30 @@ pub struct MyMethodConfig {
     pub token_weight: f64,
 }
 
-impl Default for MyMethodConfig {
+impl Default for TokenHintConfig {
     fn default() -> Self {
         Self { alpha: 0.5, temperature: 2.0, token_weight: 0.1 }
     }
 }
 
 cdl_core::register!(Distiller {
-    name: "my_method",
+    name: "token_hint",
     about: "Soft targets, and a token of the student's that is drawn to the teacher's CLS token",
-    citation: "yours",
-    config: MyMethodConfig,
-    build: |config, context| Ok(Box::new(MyMethod::new(config, context)?) as Box<dyn Distiller>),
+    citation: "",
+    config: TokenHintConfig,
+    build: |config, context| Ok(Box::new(TokenHint::new(config, context)?) as Box<dyn Distiller>),
 });
 
-struct MyMethod {
-    config: MyMethodConfig,
+struct TokenHint {
+    config: TokenHintConfig,
     /// `(1, 1, Ds)`.
     token: NamedVar,
     /// `Ds` to `Dt`.
     projection: Linear,
 }
 
-impl MyMethod {
-    fn new(config: MyMethodConfig, context: &DistillerContext<'_>) -> Result<Self> {
+impl TokenHint {
+    fn new(config: TokenHintConfig, context: &DistillerContext<'_>) -> Result<Self> {
         check::fraction("alpha", config.alpha)?;
         check::positive("temperature", config.temperature)?;
         check::non_negative("token_weight", config.token_weight)?;
@@ -57,13 +57,13 @@ impl MyMethod {
         let token = rng.normal(&[1, 1, student], 0.02, device)?;
         Ok(Self {
             config,
-            token: NamedVar::new("my_method.token", &token)?,
-            projection: Linear::new("my_method.projection", student, teacher, &mut rng, device)?,
+            token: NamedVar::new("token_hint.token", &token)?,
+            projection: Linear::new("token_hint.projection", student, teacher, &mut rng, device)?,
         })
     }
 }
 
-impl Distiller for MyMethod {
+impl Distiller for TokenHint {
     fn cross_entropy_weight(&self) -> f64 {
         1.0 - self.config.alpha
     }
@@ -80,7 +80,7 @@ impl Distiller for MyMethod {
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
         let teacher = require_teacher(teacher)?;
-        let MyMethodConfig { alpha, temperature, token_weight } = self.config;
+        let TokenHintConfig { alpha, temperature, token_weight } = self.config;
         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
         let soft = kl_divergence(&current(&student.logits)?, &current(&teacher.logits)?, temperature)?;
         let mut terms = vec![LossTerm::new("kd", (soft * (alpha * temperature * temperature))?)];
@@ -107,6 +107,6 @@ fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 mod tests {
     #[test]
     fn it_keeps_its_promises() -> cdl_core::Result<()> {
-        cdl_core::testing::check_distiller("my_method", "")
+        cdl_core::testing::check_distiller("token_hint", "")
     }
 }

@@ -1,4 +1,4 @@
-//! `my_method`: gratings of several directions. Every class is a direction; images of one class differ in the width of
+//! `gratings`: stripes of several directions. Every class is a direction; images of one class differ in the width of
 //! their stripes, their phase and their noise.
 
 use cdl_core::{
@@ -7,10 +7,10 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+/// Settings of `gratings`; `cdl describe gratings` shows these comments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct MyMethodConfig {
+pub struct GratingsConfig {
     /// Number of classes.
     pub classes: usize,
     /// Images of each class to train on.
@@ -24,31 +24,31 @@ pub struct MyMethodConfig {
     pub tasks: TaskSettings,
 }
 
-impl Default for MyMethodConfig {
+impl Default for GratingsConfig {
     fn default() -> Self {
         Self { classes: 10, train_images: 40, test_images: 10, noise: 30.0, tasks: TaskSettings::default() }
     }
 }
 
 cdl_core::register!(Stream {
-    name: "my_method",
+    name: "gratings",
     about: "Gratings of several directions",
-    citation: "yours",
-    config: MyMethodConfig,
+    citation: "",
+    config: GratingsConfig,
     build: build,
 });
 
 /// Side of an image before transforms.
 const SIDE: u32 = 32;
 
-struct Gratings {
+struct Images {
     classes: usize,
     of_each: usize,
     noise: f64,
     rng: Rng,
 }
 
-impl ImageSet for Gratings {
+impl ImageSet for Images {
     fn len(&self) -> usize {
         self.classes * self.of_each
     }
@@ -75,20 +75,20 @@ impl ImageSet for Gratings {
     }
 }
 
-fn build(config: MyMethodConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
-    let MyMethodConfig { classes, train_images, test_images, noise, tasks } = config;
+fn build(config: GratingsConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
+    let GratingsConfig { classes, train_images, test_images, noise, tasks } = config;
     let names = (0..classes).map(|class| format!("direction {class}")).collect();
     let set = |name: &str, of_each: usize| -> Box<dyn ImageSet> {
-        Box::new(Gratings { classes, of_each, noise, rng: context.rng.derive(name) })
+        Box::new(Images { classes, of_each, noise, rng: context.rng.derive(name) })
     };
     let (train, test) = (set("train", train_images), set("test", test_images));
-    Ok(Box::new(ImageStream::new("my_method", names, train, test, &tasks, context)?))
+    Ok(Box::new(ImageStream::new("gratings", names, train, test, &tasks, context)?))
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn it_keeps_its_promises() -> cdl_core::Result<()> {
-        cdl_core::testing::check_stream("my_method", "")
+        cdl_core::testing::check_stream("gratings", "")
     }
 }

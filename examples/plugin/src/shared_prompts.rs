@@ -1,4 +1,4 @@
-//! `my_method`: prompts that all images and all tasks share, before the keys and values of the first blocks, and a linear
+//! `shared_prompts`: prompts that all images and all tasks share, before the keys and values of the first blocks, and a linear
 //! head.
 
 use cdl_core::{
@@ -10,31 +10,31 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `my_method`; `cdl describe my_method` shows these comments.
+/// Settings of `shared_prompts`; `cdl describe shared_prompts` shows these comments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct MyMethodConfig {
+pub struct SharedPromptsConfig {
     /// How many blocks get prompts, from the first.
     pub blocks: usize,
     /// Rows of a block's prompt: the first half are keys, the others values.
     pub length: usize,
 }
 
-impl Default for MyMethodConfig {
+impl Default for SharedPromptsConfig {
     fn default() -> Self {
         Self { blocks: 3, length: 8 }
     }
 }
 
 cdl_core::register!(Learner {
-    name: "my_method",
+    name: "shared_prompts",
     about: "Prompts that all images and tasks share",
-    citation: "yours",
-    config: MyMethodConfig,
-    build: |config, context| Ok(Box::new(MyMethod::new(config, context)?) as Box<dyn Learner>),
+    citation: "",
+    config: SharedPromptsConfig,
+    build: |config, context| Ok(Box::new(SharedPrompts::new(config, context)?) as Box<dyn Learner>),
 });
 
-struct MyMethod {
+struct SharedPrompts {
     /// `(1, L, D)` for each block.
     prompts: Vec<NamedVar>,
     head: Linear,
@@ -43,8 +43,8 @@ struct MyMethod {
     device: Device,
 }
 
-impl MyMethod {
-    fn new(config: MyMethodConfig, context: &LearnerContext<'_>) -> Result<Self> {
+impl SharedPrompts {
+    fn new(config: SharedPromptsConfig, context: &LearnerContext<'_>) -> Result<Self> {
         check::halves("length", config.length)?;
         let (width, classes, device) = (context.backbone.width, context.classes, context.device.clone());
         let mut rng = context.rng.clone();
@@ -60,7 +60,7 @@ impl MyMethod {
     }
 }
 
-impl Learner for MyMethod {
+impl Learner for SharedPrompts {
     fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
         Ok(())
     }
@@ -102,6 +102,6 @@ impl Learner for MyMethod {
 mod tests {
     #[test]
     fn it_keeps_its_promises() -> cdl_core::Result<()> {
-        cdl_core::testing::check_learner("my_method", "")
+        cdl_core::testing::check_learner("shared_prompts", "")
     }
 }

@@ -1,0 +1,534 @@
+//! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk, methods
+//! linked in and loaded, and libraries that must not be loaded.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+};
+
+/// The program with the methods of `examples/plugin` linked in.
+const LINKED: &str = env!("CARGO_BIN_EXE_with_plugin");
+
+fn source_tree() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+}
+
+/// A folder made by `cdl dist`, moved away from where it was made; and the plugin of `examples/plugin`, built by it.
+struct Dist {
+    root: tempfile::TempDir,
+    plugin: PathBuf,
+}
+
+impl Dist {
+    fn get() -> &'static Self {
+        static DIST: OnceLock<Dist> = OnceLock::new();
+        DIST.get_or_init(|| {
+            let root = tempfile::tempdir().unwrap();
+            let made = root.path().join("made");
+            let output = Command::new(LINKED).arg("dist").arg(&made).current_dir(source_tree()).output().unwrap();
+            assert!(output.status.success(), "{}", text(&output));
+            fs::rename(&made, root.path().join("moved")).unwrap();
+            let mut dist = Self { root, plugin: PathBuf::new() };
+            // Its sources alone, without the workspace around them.
+            let crate_dir = dist.folder("plugin");
+            let manifest = "[package]\nname = \"cdl-example-plugin\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n\
+                            [dependencies]\ncdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
+            fs::write(crate_dir.join("Cargo.toml"), manifest).unwrap();
+            fs::create_dir(crate_dir.join("src")).unwrap();
+            for file in fs::read_dir(source_tree().join("examples/plugin/src")).unwrap().flatten() {
+                fs::copy(file.path(), crate_dir.join("src").join(file.file_name())).unwrap();
+            }
+            dist.plugin = dist.build(&crate_dir);
+            dist
+        })
+    }
+
+    /// An empty folder of this name, apart from the source tree.
+    fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.root.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        folder
+    }
+
+    fn installed(&self) -> PathBuf {
+        self.root.path().join("moved")
+    }
+
+    fn cdl(&self) -> Command {
+        let mut command = Command::new(self.installed().join("bin/cdl"));
+        command.current_dir(self.root.path()).env_remove("CDL_PLUGIN_PATH");
+        command
+    }
+
+    fn build(&self, crate_dir: &Path) -> PathBuf {
+        let output = self.cdl().args(["plugin", "build"]).arg(crate_dir).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        String::from_utf8(output.stdout).unwrap().trim().into()
+    }
+
+    /// A crate of the name `name` with this source and what else its manifest says.
+    fn write(&self, name: &str, dependencies: &str, source: &str) -> PathBuf {
+        let folder = self.folder(name);
+        let manifest = format!(
+            "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n[dependencies]\n{dependencies}"
+        );
+        fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+        fs::create_dir(folder.join("src")).unwrap();
+        fs::write(folder.join("src/lib.rs"), source).unwrap();
+        folder
+    }
+
+    /// A quickstart cut short, as arguments.
+    fn quickstart(&self) -> Vec<String> {
+        let config = self.installed().join("configs/quickstart.toml");
+        let short =
+            ["stream.train_per_class=40", "stream.test_per_class=10", "stream.max_tasks=2", "epochs=1"];
+        let sets = short.iter().flat_map(|set| ["--set".to_string(), set.to_string()]);
+        [config.display().to_string()].into_iter().chain(sets).collect()
+    }
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Runs, and gives what was said; the exit code must be this.
+fn expect(code: i32, command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{command:?}\n{}", text(&output));
+    text(&output)
+}
+
+/// The files of a run that must be equal, with what differs between any two runs taken out.
+fn results(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn collect(folder: &Path, root: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            let name = path.strip_prefix(root).unwrap().to_path_buf();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                _ if path.is_dir() => collect(&path, root, files),
+                Some("csv" | "safetensors") => drop(files.insert(name, fs::read(&path).unwrap())),
+                Some("jsonl") => drop(files.insert(name, losses(&fs::read_to_string(&path).unwrap()))),
+                _ => {}
+            }
+        }
+    }
+    let mut files = BTreeMap::new();
+    for name in ["models", "accuracy_student.csv", "accuracy_teacher.csv", "metrics.jsonl"] {
+        let path = run.join(name);
+        match path.is_dir() {
+            true => collect(&path, run, &mut files),
+            false if name.ends_with("jsonl") => {
+                drop(files.insert(name.into(), losses(&fs::read_to_string(path).unwrap())));
+            }
+            false => drop(files.insert(name.into(), fs::read(path).unwrap())),
+        }
+    }
+    files
+}
+
+fn losses(lines: &str) -> Vec<u8> {
+    let line = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        format!("{} {}\n", value["losses"], value["accuracy"])
+    };
+    lines.lines().map(line).collect::<String>().into_bytes()
+}
+
+/// The line of `cdl plugin check` with the digest of gradients, for each method.
+fn digests(said: &str) -> Vec<String> {
+    said.lines().filter_map(|line| line.split_once("first step: ")).map(|(_, digest)| digest.into()).collect()
+}
+
+#[test]
+fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
+    let dist = Dist::get();
+    let linked: Vec<String> = ["token_hint", "shared_prompts"]
+        .iter()
+        .flat_map(|name| digests(&expect(0, Command::new(LINKED).args(["plugin", "check", name]))))
+        .collect();
+    let mut loaded = digests(&expect(0, dist.cdl().args(["plugin", "check"]).arg(&dist.plugin)));
+    assert_eq!((linked.len(), loaded.len()), (2, 2));
+    let sorted = |mut digests: Vec<String>| {
+        digests.sort();
+        digests
+    };
+    loaded = sorted(loaded);
+    assert_eq!(sorted(linked), loaded, "gradients and parameters after a step");
+
+    let mut runs = Vec::new();
+    let overlay = source_tree().join("examples/configs/plugin.toml");
+    for (name, mut command, plugin) in
+        [("linked", Command::new(LINKED), None), ("loaded", dist.cdl(), Some(&dist.plugin))]
+    {
+        let dir = dist.root.path().join(name);
+        let mut arguments = dist.quickstart();
+        arguments.insert(1, overlay.display().to_string());
+        command.arg("run").args(&arguments).arg("--run-dir").arg(&dir);
+        if let Some(plugin) = plugin {
+            command.arg("--plugin").arg(plugin);
+        }
+        expect(0, &mut command);
+        runs.push(dir);
+    }
+    let [linked, loaded] = [&runs[0], &runs[1]].map(|run| results(run));
+    assert!(linked.len() >= 6, "{:?}", linked.keys());
+    assert_eq!(linked.keys().collect::<Vec<_>>(), loaded.keys().collect::<Vec<_>>());
+    for (name, bytes) in &linked {
+        assert!(bytes == &loaded[name], "{} differs", name.display());
+    }
+
+    // The run knows which plugin it used, and finds it again.
+    let record: serde_json::Value =
+        serde_json::from_slice(&fs::read(runs[1].join("run.json")).unwrap()).unwrap();
+    assert_eq!(record["plugins"][0]["name"], "cdl-example-plugin");
+    assert!(expect(0, dist.cdl().arg("eval").arg(&runs[1])).contains("as recorded by the run"));
+}
+
+/// Tensor ids come from one counter: whatever the program made before, gradients of a loaded method are right.
+#[test]
+fn gradients_do_not_depend_on_how_many_tensors_the_program_made_before() {
+    let dist = Dist::get();
+    let folder = dist.folder("host");
+    let source = r#"
+        extern crate cdl_dylib as _;
+        use cdl_core::{candle_core::{Device, Tensor}, plugin, registry::Kind, testing};
+        fn main() {
+            let arguments: Vec<String> = std::env::args().collect();
+            for _ in 0..arguments[2].parse::<usize>().unwrap() {
+                Tensor::new(0f32, &Device::Cpu).unwrap();
+            }
+            plugin::load(arguments[1].as_ref()).unwrap();
+            println!("{}", testing::gradient_digest(Kind::Distiller, "token_hint", "").unwrap());
+        }
+    "#;
+    fs::write(folder.join("host.rs"), source).unwrap();
+    let (lib, sdk) = (dist.installed().join("lib"), dist.installed().join("lib/cdl"));
+    let index: serde_json::Value = serde_json::from_slice(&fs::read(sdk.join("sdk.json")).unwrap()).unwrap();
+    let core = sdk.join(index["crates"]["cdl-core"]["file"].as_str().unwrap());
+    let shared = lib.join(index["shared_library"].as_str().unwrap());
+    let mut rustc = Command::new("rustc");
+    rustc
+        .args(["--edition", "2024", "-C", "opt-level=1", "-o"])
+        .arg(folder.join("host"))
+        .arg(folder.join("host.rs"));
+    rustc.arg("--extern").arg(format!("cdl_core={}", core.display()));
+    rustc.arg("--extern").arg(format!("cdl_dylib={}", shared.display()));
+    rustc.arg("-L").arg(format!("dependency={}", sdk.display()));
+    expect(0, rustc.arg("-C").arg(format!("link-arg=-Wl,-rpath,{}", lib.display())));
+
+    let linked = digests(&expect(0, Command::new(LINKED).args(["plugin", "check", "token_hint"])));
+    for before in 0..80 {
+        let mut host = Command::new(folder.join("host"));
+        let said = expect(0, host.arg(&dist.plugin).arg(before.to_string()).env("CANDLE_NUM_THREADS", "1"));
+        assert_eq!(said.trim(), linked[0], "after {before} tensors");
+    }
+}
+
+#[test]
+fn a_new_plugin_of_each_kind_builds_keeps_its_promises_and_runs_untouched() {
+    let dist = Dist::get();
+    let work = dist.folder("new");
+    for kind in ["distiller", "learner", "backbone", "stream"] {
+        let name = format!("my_{kind}");
+        let cdl = || {
+            let mut cdl = dist.cdl();
+            cdl.current_dir(&work);
+            cdl
+        };
+        expect(0, cdl().args(["plugin", "new", &name, "--kind", kind]));
+        let library = dist.build(&work.join(&name));
+        let checked = expect(0, cdl().args(["plugin", "check"]).arg(&library));
+        assert!(checked.contains(&format!("{kind} {name}: keeps its promises")), "{checked}");
+        let mut arguments = dist.quickstart();
+        arguments.insert(1, format!("{name}/{name}.toml"));
+        if kind == "stream" {
+            arguments.retain(|argument| {
+                !argument.ends_with("_per_class=40") && !argument.ends_with("_per_class=10")
+            });
+            // Their options stand alone now.
+            let mut kept = Vec::new();
+            for (at, argument) in arguments.iter().enumerate() {
+                let orphan = argument == "--set" && arguments.get(at + 1).is_none_or(|next| next == "--set");
+                if !orphan {
+                    kept.push(argument.clone());
+                }
+            }
+            arguments = kept;
+        }
+        let said = expect(0, cdl().arg("run").args(&arguments).args(["--run-dir", &format!("run_{kind}")]));
+        assert!(said.contains("results are in"), "{said}");
+
+        // Listed and described like any other, with where it comes from.
+        let plugin = ["--plugin", library.to_str().unwrap()];
+        let listed = expect(0, cdl().arg("list").args(plugin));
+        assert!(listed.contains(&format!("loaded from {}", library.display())), "{listed}");
+        let described = expect(0, cdl().args(["describe", &name]).args(plugin));
+        assert!(
+            described.contains("loaded from") && described.contains(&format!("{name} ({kind})")),
+            "{described}"
+        );
+        // Its settings are typed.
+        if kind == "distiller" {
+            arguments.extend(["--set".into(), "distiller.alpah=0.1".into()]);
+            let said = expect(2, cdl().arg("run").args(&arguments));
+            assert!(said.contains("did you mean `alpha`"), "{said}");
+        }
+    }
+    let said = expect(2, dist.cdl().args(["plugin", "new", "2much", "--kind", "stream"]));
+    assert!(said.contains("expected a name like"), "{said}");
+    expect(2, dist.cdl().current_dir(&work).args(["plugin", "new", "my_stream", "--kind", "stream"]));
+}
+
+#[test]
+fn a_folder_of_plugins_is_searched() {
+    let dist = Dist::get();
+    let folder = dist.folder("search");
+    fs::copy(&dist.plugin, folder.join("examples.so")).unwrap();
+    fs::write(folder.join("readme.txt"), "no plugin").unwrap();
+    let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
+    assert!(said.contains("token_hint"), "{said}");
+    fs::write(folder.join("broken.so"), "no library").unwrap();
+    let said = expect(2, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
+    assert!(said.contains("broken.so: is no shared library"), "{said}");
+    let said = expect(0, dist.cdl().args(["plugin", "list"]).env("CDL_PLUGIN_PATH", &folder));
+    assert!(said.contains("refused:") && said.contains("broken.so") && said.contains("half_size"), "{said}");
+    let said = expect(2, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", folder.join("nowhere")));
+    assert!(said.contains("CDL_PLUGIN_PATH"), "{said}");
+}
+
+/// The bytes of `file` with `from` replaced by `to`, which is as long.
+fn patched(file: &Path, from: &str, to: &str) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = fs::read(file).unwrap();
+    let mut found = 0;
+    for at in 0..bytes.len() - from.len() {
+        if bytes[at..].starts_with(from.as_bytes()) {
+            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+            found += 1;
+        }
+    }
+    assert!(found > 0, "{from} is not in {}", file.display());
+    bytes
+}
+
+/// A distiller without settings, made by `build`.
+fn distiller(name: &str, build: &str) -> String {
+    format!(
+        "use cdl_core::{{Distiller, LossTerm, Output, Result, Task, candle_core::Tensor}};\n\
+         #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)] pub struct C {{}}\n\
+         pub struct M;\n\
+         impl Distiller for M {{\n\
+             fn loss(&self, s: &Output, _: Option<&Output>, _: &Tensor, task: &Task) -> Result<Vec<LossTerm>> {{\n\
+                 if task.index == 1 {{ panic!(\"lost in task two\") }}\n\
+                 Ok(vec![LossTerm::new(\"none\", (s.logits.sum_all()? * 0.0)?)])\n\
+             }}\n\
+         }}\n\
+         fn build(_: C, _: &cdl_core::DistillerContext<'_>) -> Result<Box<dyn Distiller>> {{ {build} }}\n\
+         cdl_core::register!(Distiller {{ name: \"{name}\", about: \"\", citation: \"\", config: C, build: build }});\n"
+    )
+}
+
+const DEPENDENCIES: &str = "cdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
+
+/// One line, exit code 2, no crash: what `cdl run` says of a library.
+fn refused(library: &Path, expected: &[&str]) {
+    let dist = Dist::get();
+    for command in [&["list"][..], &["plugin", "check"]] {
+        let mut cdl = dist.cdl();
+        match command {
+            ["list"] => cdl.args(["list", "--plugin"]).arg(library),
+            command => cdl.args(command).arg(library),
+        };
+        let said = expect(2, &mut cdl);
+        for part in expected {
+            assert!(said.contains(part), "`{part}` is not in: {said}");
+        }
+        assert!(said.contains(library.file_name().unwrap().to_str().unwrap()), "{said}");
+    }
+}
+
+#[test]
+fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
+    let dist = Dist::get();
+    let folder = dist.folder("hostile");
+    let file = |name: &str, bytes: Vec<u8>| {
+        let path = folder.join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let good = fs::read(&dist.plugin).unwrap();
+    let stamp = cdl_core::plugin::STAMP;
+    let of = |what: &str| {
+        let line = stamp.lines().find(|line| line.starts_with(what)).unwrap();
+        line.split_once(' ').unwrap().1.to_string()
+    };
+
+    refused(&folder.join("absent.so"), &["cannot be read"]);
+    refused(&folder, &["is a folder"]);
+    refused(&file("text.so", b"no library".to_vec()), &["is no shared library"]);
+    for half in [0, 10, 64, good.len() / 2, good.len() - 100] {
+        refused(&file(&format!("truncated_{half}.so"), good[..half].to_vec()), &["is"]);
+    }
+    let shared = fs::read_dir(dist.installed().join("lib")).unwrap().flatten();
+    let shared =
+        shared.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("libstd")).unwrap();
+    refused(&shared, &["is a shared library, but no plugin"]);
+
+    let rustc = of("compiler");
+    let other = rustc.replacen("rustc 1.", "rustc 9.", 1);
+    refused(&file("compiler.so", patched(&dist.plugin, &rustc, &other)), &["compiler", &rustc, &other]);
+    let line = format!("cdl-core {}", of("cdl-core"));
+    let newer = format!("cdl-core 9{}", &of("cdl-core")[1..]);
+    refused(&file("core.so", patched(&dist.plugin, &line, &newer)), &[&line, &newer]);
+    refused(
+        &file("features.so", patched(&dist.plugin, "features none", "features cuda")),
+        &["features cuda", "features none"],
+    );
+    let candle = format!("candle-core {}", of("candle-core"));
+    let old = format!("candle-core 9{}", &of("candle-core")[1..]);
+    refused(&file("candle.so", patched(&dist.plugin, &candle, &old)), &[&candle, &old]);
+    // Built from other sources of cdl-core, in which a struct may have changed: manifest and symbol have another hash.
+    let hash = of("build");
+    let stale: String = hash.chars().map(|c| if c == '0' { '1' } else { '0' }).collect();
+    refused(&file("stale.so", patched(&dist.plugin, &hash, &stale)), &["build", &hash, &stale]);
+    // The manifest changed back by hand: the symbol is still not the program's.
+    let lying =
+        file("lying.so", patched(&dist.plugin, &format!("cdl_abi_{hash}"), &format!("cdl_abi_{stale}")));
+    refused(&lying, &["copy of cdl-core of its own"]);
+
+    // The same methods twice, and a name that is taken.
+    let again = file("again.so", good.clone());
+    let said = expect(2, dist.cdl().args(["list", "--plugin"]).arg(&dist.plugin).arg("--plugin").arg(&again));
+    assert!(said.contains("are called"), "{said}");
+    let taken = dist.write("taken", DEPENDENCIES, &distiller("kd", "Ok(Box::new(M))"));
+    refused_name(&dist.build(&taken), "two distiller plugins are called `kd`");
+}
+
+fn refused_name(library: &Path, expected: &str) {
+    let said = expect(2, Dist::get().cdl().args(["list", "--plugin"]).arg(library));
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn a_library_with_its_own_cdl_core_is_refused() {
+    let dist = Dist::get();
+    let folder = dist.folder("alone");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--release", "-p", "cdl-cli", "--features", "dynamic", "--bin", "cdl-dynamic"]);
+    build.arg("--message-format=json").current_dir(source_tree());
+    let output = build.output().unwrap();
+    let library = String::from_utf8(output.stdout).unwrap().lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let own = message["target"]["name"] == "cdl_core" && message["reason"] == "compiler-artifact";
+        let files = message["filenames"].as_array()?.iter().filter_map(|file| file.as_str());
+        own.then(|| files.into_iter().find(|file| file.ends_with(".rlib")).map(PathBuf::from))?
+    });
+    let library = library.expect("cargo tells where cdl-core is");
+    let source = "cdl_core::export_plugin!(\"alone\", \"0.1.0\");\n\
+                  pub fn keep() -> usize { cdl_core::registry::entries(cdl_core::registry::Kind::Learner).map_or(0, |e| e.len()) }\n";
+    fs::write(folder.join("alone.rs"), source).unwrap();
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--edition", "2024", "--crate-type", "cdylib", "-o"]).arg(folder.join("alone.so"));
+    rustc.arg("--extern").arg(format!("cdl_core={}", library.display()));
+    rustc.arg("-L").arg(format!("dependency={}", library.parent().unwrap().display()));
+    expect(0, rustc.arg(folder.join("alone.rs")));
+    refused(&folder.join("alone.so"), &["has a copy of cdl-core of its own", "wrong gradients"]);
+}
+
+#[test]
+fn what_goes_wrong_inside_a_plugin_is_an_error_with_its_name() {
+    let dist = Dist::get();
+    // Nothing registered.
+    let empty = dist.write("empty", DEPENDENCIES, "pub use cdl_core as _;\n");
+    refused(&dist.build(&empty), &["registers nothing"]);
+    // An initialiser that ends the process.
+    let source = "extern \"C\" fn start() { panic!(\"no start\") }\n#[used]\n#[unsafe(link_section = \".init_array\")]\n\
+                  static START: extern \"C\" fn() = start;\n";
+    let abort = dist.write("abort", DEPENDENCIES, &(distiller("abort", "Ok(Box::new(M))") + source));
+    refused(&dist.build(&abort), &["ends the program when it is loaded"]);
+
+    let run = |library: &Path, name: &str, dir: &str| {
+        let mut arguments = dist.quickstart();
+        arguments.extend(["--set".into(), format!("distiller.name={name}"), "--plugin".into()]);
+        let mut cdl = dist.cdl();
+        cdl.arg("run").args(arguments).arg(library).args(["--run-dir", dir]);
+        cdl
+    };
+    // A constructor that panics, before anything is written.
+    let early = dist.write("early", DEPENDENCIES, &distiller("early", "panic!(\"cannot be built\")"));
+    let said = expect(2, &mut run(&dist.build(&early), "early", "run_early"));
+    assert!(said.contains("distiller `early` panicked in `build`: cannot be built"), "{said}");
+    assert!(!dist.root.path().join("run_early").exists());
+    // A method that panics in the second task: the first task's results stay.
+    let late = dist.write("late", DEPENDENCIES, &distiller("late", "Ok(Box::new(M))"));
+    let said = expect(1, &mut run(&dist.build(&late), "late", "run_late"));
+    assert!(said.contains("distiller `late` panicked in `loss`: lost in task two"), "{said}");
+    assert!(said.contains("1 finished task(s)"), "{said}");
+    let results: serde_json::Value =
+        serde_json::from_slice(&fs::read(dist.root.path().join("run_late/results.json")).unwrap()).unwrap();
+    assert_eq!(results["tasks_done"], 1);
+    assert!(dist.root.path().join("run_late/models/task_1/student.safetensors").exists());
+}
+
+#[test]
+fn what_a_plugin_depends_on_is_compiled_and_what_it_shares_must_fit() {
+    let dist = Dist::get();
+    // A crate that the program does not have: cargo compiles it.
+    let helper = dist.write("helper", "", "pub fn weight() -> f64 { 0.25 }\n");
+    let build = "assert_eq!(helper::weight(), 0.25); Ok(Box::new(M))";
+    let dependencies = format!("{DEPENDENCIES}helper = {{ path = {:?} }}\n", helper.display().to_string());
+    let with = dist.write("with_helper", &dependencies, &distiller("with_helper", build));
+    let library = dist.build(&with);
+    let said = expect(0, dist.cdl().args(["describe", "with_helper", "--plugin"]).arg(library));
+    assert!(said.contains("with_helper (distiller)"), "{said}");
+
+    let fails = |name: &str, dependencies: &str, source: &str, expected: &[&str]| {
+        let folder = dist.write(name, dependencies, source);
+        let said = expect(2, dist.cdl().args(["plugin", "build"]).arg(folder));
+        for part in expected {
+            assert!(said.contains(part), "`{part}` is not in: {said}");
+        }
+    };
+    let source = distiller("x", "Ok(Box::new(M))");
+    fails("other_core", "cdl-core = \"9\"\n", &source, &["asks for cdl-core ^9", "has 0.1.0"]);
+    let candle = format!("{DEPENDENCIES}candle-core = \"0.3\"\n");
+    fails("other_candle", &candle, &source, &["asks for candle-core ^0.3"]);
+    let features = "cdl-core = \"0.1\"\nserde = { version = \"1\", features = [\"rc\"] }\n";
+    fails("other_features", features, &source, &["serde with the features rc"]);
+    fails("no_core", "", "", &["does not depend on cdl-core"]);
+    fails("no_rust", DEPENDENCIES, "this is no Rust", &["the plugin does not compile"]);
+    let said = expect(2, dist.cdl().args(["plugin", "build", "nowhere"]));
+    assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
+fn a_program_that_is_linked_as_a_whole_says_that_it_loads_nothing() {
+    let dist = Dist::get();
+    for arguments in [&["plugin", "check"][..], &["list", "--plugin"]] {
+        let said = expect(2, Command::new(LINKED).args(arguments).arg(&dist.plugin));
+        assert!(said.contains("loads no plugins") && said.contains("cdl dist"), "{said}");
+    }
+    let config = dist.folder("named").join("named.toml");
+    fs::write(
+        &config,
+        format!(
+            "extends = [{:?}]\nplugins = [\"some.so\"]\n",
+            dist.installed().join("configs/quickstart.toml").display().to_string()
+        ),
+    )
+    .unwrap();
+    let said = expect(2, Command::new(LINKED).arg("explain").arg(&config));
+    assert!(said.contains("named.toml") && said.contains("loads no plugins"), "{said}");
+    let said = expect(2, Command::new(LINKED).args(["plugin", "build"]).arg(dist.root.path()));
+    assert!(said.contains("nothing beside it to build plugins with"), "{said}");
+    let said = expect(
+        2,
+        Command::new(LINKED).arg("dist").arg(dist.root.path().join("x")).current_dir(dist.root.path()),
+    );
+    assert!(said.contains("is not in the source tree"), "{said}");
+}
