@@ -23,6 +23,7 @@ pub mod memory;
 mod metrics;
 pub mod ops;
 mod optim;
+pub mod panics;
 mod query;
 pub mod registry;
 mod rng;

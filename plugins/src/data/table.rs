@@ -1,13 +1,9 @@
 //! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
 //! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
 
-use std::{
-    fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
-use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, transform::decode};
+use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, panics, transform::decode};
 use parquet::{
     basic::{Compression, LogicalType, Type as Physical},
     column::{
@@ -55,7 +51,7 @@ pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let fail = |reason: String| Error::Data { file: path.into(), reason };
     let file = File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
     // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
-    catch_unwind(AssertUnwindSafe(|| parse(file, columns)))
+    panics::catch(|| parse(file, columns))
         .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))
         .map_err(fail)
 }
