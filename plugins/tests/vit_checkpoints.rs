@@ -347,9 +347,8 @@ fn what_is_said_of_a_hostile_pickle_is_bounded() {
     let name = "x".repeat(1 << 20);
     let length = (name.len() as u32).to_le_bytes();
     let named = [b"\x80\x02}X", &length[..], name.as_bytes(), b"K\x01s."].concat();
-    let odd =
-        [b"\x80\x02cnumpy\n".to_vec(), b"y".repeat(1 << 20), b"\n(", b"K\x01".repeat(100_000), b"tK\x01R."]
-            .concat();
+    let module = [b"\x80\x02cnumpy\n".to_vec(), b"y".repeat(1 << 20)].concat();
+    let odd = [module, b"\n(".to_vec(), b"K\x01".repeat(100_000), b"tK\x01R.".to_vec()].concat();
     for pickle in [long, named, odd] {
         let said = refusal(&archive(&pickle));
         assert!(said.contains("some.file") && said.len() < 3_000, "{} bytes", said.len());
