@@ -61,7 +61,7 @@ struct Step {
     role: Role,
     /// Seconds of the timed steps, sorted.
     seconds: Vec<f64>,
-    /// Floating-point operations of one step in the frozen networks.
+    /// Floating-point operations of one step in the frozen networks; what is computed twice counts once.
     operations: f64,
     times: Times,
 }
@@ -107,6 +107,8 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     for role in config.run.roles() {
         steps.push(measure(&trainer, role, &task, &batch, args, profile)?);
     }
+    // What is measured from here on is not part of a run.
+    let peak = memory::peak_bytes();
     let spec = trainer.teacher.backbone.spec();
     // The first layer of the teacher's MLP, for all tokens.
     let layer = (config.run.batch_size * (1 + spec.patches), spec.width, 4 * spec.width);
@@ -116,11 +118,11 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
         false => Vec::new(),
     };
     if args.json {
-        let mut line = json(&config, &trainer, &steps, rates);
+        let mut line = json(&config, &trainer, &steps, rates, peak);
         bench_input::json(&input, &mut line);
         return emit(&format!("{line}\n"));
     }
-    let mut text = tables(&config, &trainer, &steps, rates);
+    let mut text = tables(&config, &trainer, &steps, rates, peak);
     if args.input {
         let rate = |step: &Step| (step.role.as_str(), config.run.batch_size as f64 / step.median());
         text += &bench_input::table(&input, &steps.iter().map(rate).collect::<Vec<_>>());
@@ -162,7 +164,13 @@ fn network(spec: &BackboneSpec) -> &str {
     spec.provenance.source.strip_prefix("random:").unwrap_or(&spec.provenance.source)
 }
 
-fn json(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> serde_json::Value {
+fn json(
+    config: &Config,
+    trainer: &Trainer,
+    steps: &[Step],
+    rates: fused::Rates,
+    peak: Option<u64>,
+) -> serde_json::Value {
     let mut line = serde_json::json!({
         "peer": format!("cdl {}", env!("CARGO_PKG_VERSION")),
         "mode": fused::Level::best().as_str(),
@@ -181,11 +189,17 @@ fn json(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates)
     }
     line["matmul_gflops"] = (rates.matmul / 1e9).into();
     line["kernel_gflops"] = (rates.kernel / 1e9).into();
-    line["peak_bytes"] = memory::peak_bytes().into();
+    line["peak_bytes"] = peak.into();
     line
 }
 
-fn tables(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rates) -> String {
+fn tables(
+    config: &Config,
+    trainer: &Trainer,
+    steps: &[Step],
+    rates: fused::Rates,
+    peak: Option<u64>,
+) -> String {
     let threads = rayon::current_num_threads();
     let mut text = format!(
         "teacher {}, student {}, batch {}, float32 on {}, {threads} threads, {} kernels\n\n\
@@ -217,7 +231,7 @@ fn tables(config: &Config, trainer: &Trainer, steps: &[Step], rates: fused::Rate
     for step in steps {
         text += &breakdown(step, threads);
     }
-    if let Some(bytes) = memory::peak_bytes() {
+    if let Some(bytes) = peak {
         let _ = writeln!(text, "\npeak memory {:.0} MB", bytes as f64 / 1e6);
     }
     text

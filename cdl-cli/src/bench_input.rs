@@ -4,7 +4,8 @@ use std::{fmt::Write, time::Instant};
 
 use cdl_core::{Batches, EpochKey, Result, Role, TaskStream};
 
-/// Seconds after which a pass over the images is broken off.
+/// Seconds after which a first pass over the images is broken off; the pass after it goes no further, so that it finds
+/// all that the first one left in memory and no other images.
 const LIMIT: f64 = 3.0;
 
 /// Images a second of one kind of pass.
@@ -16,31 +17,32 @@ pub struct Pass {
 
 /// Reads images of the first task as training and testing do, with nothing else to compute.
 pub fn measure(stream: &dyn TaskStream, batch_size: usize) -> Result<Vec<Pass>> {
-    let epoch = |epoch| stream.train_batches(EpochKey { task: 0, role: Role::Teacher, epoch }, batch_size);
+    let key = EpochKey { task: 0, role: Role::Teacher, epoch: 0 };
+    let train = || stream.train_batches(key, batch_size);
     let test = || stream.test_batches(0, batch_size);
     let mut passes = Vec::new();
-    // The first of each pair decodes; the second finds what the first one left in memory.
-    for (name, key, batches) in [
-        ("training images, first epoch", "input_train_first_images_s", &(|| epoch(0)) as &dyn Fn() -> _),
-        ("training images, next epoch", "input_train_next_images_s", &|| epoch(1)),
-        ("test images, first time", "input_test_first_images_s", &test),
-        ("test images, once more", "input_test_next_images_s", &test),
-    ] {
-        passes.push(Pass { name, key, rate: rate(batches)? });
-    }
+    let (images, rate) = read(train(), |_, seconds| seconds > LIMIT)?;
+    passes.push(Pass { name: "training images, first time", key: "input_train_first_images_s", rate });
+    let (_, rate) = read(train(), |read, _| read >= images)?;
+    passes.push(Pass { name: "training images, once more", key: "input_train_next_images_s", rate });
+    let (images, rate) = read(test(), |_, seconds| seconds > LIMIT)?;
+    passes.push(Pass { name: "test images, first time", key: "input_test_first_images_s", rate });
+    let (_, rate) = read(test(), |read, _| read >= images)?;
+    passes.push(Pass { name: "test images, once more", key: "input_test_next_images_s", rate });
     Ok(passes)
 }
 
-fn rate<'a>(batches: &dyn Fn() -> Batches<'a>) -> Result<f64> {
+/// How many images are read until `enough` says so of their number and the seconds, and how many a second.
+fn read(batches: Batches<'_>, enough: impl Fn(usize, f64) -> bool) -> Result<(usize, f64)> {
     let start = Instant::now();
     let mut images = 0;
-    for batch in batches() {
+    for batch in batches {
         images += batch?.len();
-        if start.elapsed().as_secs_f64() > LIMIT {
+        if enough(images, start.elapsed().as_secs_f64()) {
             break;
         }
     }
-    Ok(images as f64 / start.elapsed().as_secs_f64())
+    Ok((images, images as f64 / start.elapsed().as_secs_f64()))
 }
 
 /// A table of the rates, each also as a multiple of what the steps consume (name and images a second).

@@ -153,6 +153,7 @@ fn first_line(error: &cdl_core::Error) -> String {
 
 /// Runs the program on the command line's arguments, with the built-in plugins and whatever else is linked in.
 pub fn main() -> ExitCode {
+    cdl_core::panics::keep_quiet();
     let cli = Cli::parse();
     cdl_plugins::link();
     let profile = matches!(cli.command, Command::Bench(_)).then(profile::Profile::default);

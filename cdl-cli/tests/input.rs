@@ -116,6 +116,33 @@ fn a_damaged_image_met_in_training_ends_the_run_with_its_name() {
     }
 }
 
+/// A PNG file with a palette whose last colour lacks its blue, which the decoder panics on.
+const PANICS: &[u8] = &[
+    137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 9, 0, 0, 0, 6, 4, 3, 0, 0, 0, 227,
+    233, 169, 246, 0, 0, 0, 47, 80, 76, 84, 69, 247, 255, 85, 255, 219, 51, 137, 227, 153, 0, 240, 149, 240,
+    136, 107, 206, 70, 133, 34, 127, 85, 35, 69, 128, 255, 40, 225, 255, 44, 24, 255, 2, 152, 179, 0, 143,
+    78, 11, 128, 33, 2, 114, 0, 13, 188, 0, 6, 161, 80, 206, 35, 0, 0, 0, 4, 116, 82, 78, 83, 255, 255, 255,
+    0, 64, 42, 169, 244, 0, 0, 0, 47, 73, 68, 65, 84, 120, 218, 1, 36, 0, 219, 255, 0, 72, 50, 185, 18, 16,
+    3, 190, 12, 0, 49, 162, 2, 17, 212, 231, 247, 32, 0, 149, 255, 154, 27, 224, 4, 254, 105, 207, 45, 16, 0,
+    224, 141, 31, 225, 144, 230, 126, 14, 120, 152, 11, 172, 87, 0, 0, 0, 0, 73, 69, 78, 68, 174, 66, 96,
+    130,
+];
+
+#[test]
+fn a_decoders_panic_is_told_once_and_in_words() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let root = &folder.path().join("images");
+    images(root);
+    fs::write(root.join("train/cat/3.png"), PANICS).expect("image");
+    for workers in [0, 2] {
+        let output = run(root, &folder.path().join("run"), &format!("workers={workers}"), true);
+        let said = said(&output);
+        assert!(!output.status.success());
+        assert_eq!(said.matches("panicked").count(), 1, "{said}");
+        assert!(said.contains("train/cat/3.png: is not a readable image: the decoder panicked: "), "{said}");
+    }
+}
+
 #[test]
 fn settings_of_the_input_are_checked_by_name() {
     let folder = tempfile::tempdir().expect("temporary folder");

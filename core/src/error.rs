@@ -209,13 +209,6 @@ pub(crate) fn io(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Err
     move |source| Error::Io { file, source }
 }
 
-/// What a caught panic said.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let message = panic.downcast_ref::<String>().map(String::as_str);
-    let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-    message.and_then(|message| message.lines().next()).unwrap_or("no message")
-}
-
 /// The name in `known` most like `name`, if the two are alike enough to be worth proposing.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     known

@@ -24,6 +24,7 @@ pub mod memory;
 mod metrics;
 pub mod ops;
 mod optim;
+pub mod panics;
 pub mod plugin;
 mod query;
 pub mod registry;

@@ -5,7 +5,12 @@
 
 use std::{fs, path::Path};
 
-use cdl_core::{Rng, memory::peak_bytes, transform::decode};
+use cdl_core::{
+    Rng,
+    image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder},
+    memory::peak_bytes,
+    transform::{TestTransform, TransformConfig, decode},
+};
 use rand::RngExt;
 
 /// Mutations of each file.
@@ -82,6 +87,14 @@ fn seal_png(bytes: &mut [u8]) {
     }
 }
 
+/// A PNG file of black pixels.
+fn grey_png(width: u32, height: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let pixels = vec![0; width as usize * height as usize];
+    PngEncoder::new(&mut bytes).write_image(&pixels, width, height, ExtendedColorType::L8).unwrap();
+    bytes
+}
+
 #[test]
 fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
     let files = files();
@@ -126,6 +139,20 @@ fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
     for (format, bytes) in [("PNG", png), ("BMP", bmp), ("JPEG", jpeg)] {
         let reason = decode(&bytes).expect_err("900 million pixels");
         assert!(reason.contains("30000 x 30000") && reason.contains("512 MiB"), "{format}: {reason}");
+    }
+
+    // Long and thin images: the longest that are read go through every transform, longer ones are refused.
+    for (width, height) in [(65_535, 1), (1, 65_535)] {
+        let image = decode(&grey_png(width, height)).expect("an image");
+        for test in [TestTransform::Resize, TestTransform::ResizeCrop] {
+            let transform = TransformConfig { test, ..Default::default() };
+            assert_eq!(transform.test(&image).dimensions(), (224, 224));
+            transform.train(&image, &mut Rng::new(0));
+        }
+    }
+    for (width, height) in [(65_536, 1), (1, 65_536), (178_000_000, 1)] {
+        let reason = decode(&grey_png(width, height)).expect_err("too long");
+        assert!(reason.contains(&format!("{width} x {height}")) && reason.contains("65535"), "{reason}");
     }
 
     // A palette whose last colour lacks its blue, which a decoder has panicked on.

@@ -40,6 +40,13 @@ fn a_table_of_all_cells_is_made_once_and_not_mixed() {
     let again =
         fs::metadata(out.join("apt-kd-2/results.json")).and_then(|meta| meta.modified()).expect("results");
     assert_eq!(finished, again, "finished cells are not run again");
+    // A run that was to stop early is finished as well.
+    let short = folder.path().join("short");
+    let time = || {
+        assert!(compare(&short, &["--set", "stream.max_tasks=1"]).status.success());
+        fs::metadata(short.join("apt-kd-2/results.json")).and_then(|meta| meta.modified()).expect("results")
+    };
+    assert_eq!(time(), time(), "finished cells are not run again");
     let other = compare(&out, &["--set", "optimizer.lr=1e-4"]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("was run with another configuration"));
 }

@@ -7,8 +7,8 @@ use std::sync::{
 };
 
 use cdl_core::{
-    Accuracies, Backbone, BackboneSpec, Features, Injection, Mode, QuerySource, Result, Role, Taps,
-    TaskStream, Tester, Trainer,
+    Accuracies, Backbone, BackboneSpec, Batches, EpochKey, Features, Injection, Mode, QuerySource, Result,
+    Role, Skipped, Taps, Task, TaskStream, Tester, Trainer,
     candle_core::Tensor,
     registry::Settings,
     testing::{Lab, Noise},
@@ -99,6 +99,62 @@ fn accuracies_are_those_of_the_predictions_over_all_classes_seen() -> Result<()>
             }
             assert_eq!(accuracies.of(role).rows().last().expect("a row"), &row, "{role:?}");
         }
+    }
+    Ok(())
+}
+
+/// [`Noise`], of whose test images others are left out later.
+struct Losing {
+    inner: Noise,
+    lost: AtomicUsize,
+}
+
+impl TaskStream for Losing {
+    fn classes(&self) -> &[String] {
+        self.inner.classes()
+    }
+    fn tasks(&self) -> &[Task] {
+        self.inner.tasks()
+    }
+    fn image_size(&self) -> usize {
+        self.inner.image_size()
+    }
+    fn train_count(&self, task: usize) -> usize {
+        self.inner.train_count(task)
+    }
+    fn test_count(&self, task: usize) -> usize {
+        self.inner.test_count(task)
+    }
+    fn fingerprint(&self) -> &str {
+        self.inner.fingerprint()
+    }
+    fn skipped(&self) -> Skipped {
+        Skipped { train: 0, test: self.lost.load(Ordering::Relaxed) }
+    }
+    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
+        self.inner.train_batches(key, batch_size)
+    }
+    fn test_batches(&self, task: usize, _batch_size: usize) -> Batches<'_> {
+        // Images stand elsewhere once one before them is gone.
+        Box::new(std::iter::once(self.inner.batch(task, 10_000 + self.skipped().test)))
+    }
+}
+
+#[test]
+fn queries_are_computed_again_once_a_test_image_is_left_out() -> Result<()> {
+    let (mut trainer, count) = trainer(QuerySource::Student)?;
+    let stream = Losing { inner: Noise::new(1), lost: AtomicUsize::new(0) };
+    let (mut tester, mut kept) = (Tester::default(), Accuracies::default());
+    let task = &stream.tasks()[0];
+    trainer.begin_task(task)?;
+    for (lost, computed) in [(0, 1), (0, 0), (1, 1), (1, 0)] {
+        stream.lost.store(lost, Ordering::Relaxed);
+        count.store(0, Ordering::Relaxed);
+        tester.test(&trainer, task, &stream, &mut kept)?;
+        assert_eq!(count.load(Ordering::Relaxed), computed * stream.test_count(0), "{lost} left out");
+        let mut fresh = Accuracies::default();
+        Tester::default().test(&trainer, task, &stream, &mut fresh)?;
+        assert_eq!(kept.student.rows().last(), fresh.student.rows().last(), "{lost} left out");
     }
     Ok(())
 }

@@ -5,6 +5,8 @@
 //! case whose methods are not registered is `unknown`; it starts to count as soon as they are.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -16,10 +18,10 @@ use cdl_core::{
     Normalization, Optimizer, OptimizerConfig, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict,
     Taps, Task, TrainSettings, Trainer,
     candle_core::{DType, Device, IndexOp, Tensor, safetensors},
-    hub::Provenance,
     registry::{self, Kind, Settings},
-    vit::{Vit, VitOptions, VitWeights},
+    vit::VitWeights,
 };
+use common::networks::{self, difference};
 use serde::Deserialize;
 
 /// Ten times what float32 arithmetic was seen to lose.
@@ -161,18 +163,6 @@ impl Worst {
     }
 }
 
-/// `‖a - b‖ / ‖b‖` in float64; where `b` is zero, `a` must be too.
-fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
-    if a.dims() != b.dims() {
-        return Ok(f64::INFINITY);
-    }
-    let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
-    let (a, b) = (flat(a)?, flat(b)?);
-    let apart = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
-    let size = b.iter().map(|b| b * b).sum::<f64>().sqrt();
-    Ok(if apart == 0.0 { 0.0 } else { apart / size })
-}
-
 fn shared(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(name)
 }
@@ -197,16 +187,8 @@ fn directories() -> Vec<PathBuf> {
 
 fn backbone(dir: &Path, role: Role, heads: usize, image_size: usize) -> Result<Arc<dyn Backbone>> {
     let file = dir.join(format!("{}_backbone.safetensors", role.as_str()));
-    let options = VitOptions {
-        heads: Some(heads),
-        depth: None,
-        image_size,
-        normalization: Normalization::NONE,
-        checkpoint_blocks: false,
-    };
     let weights = VitWeights::read(&file, None)?;
-    let provenance = Provenance::of_bytes(role.as_str(), &[]);
-    Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, &Device::Cpu)?))
+    Ok(Arc::new(networks::vit(&weights, Some(heads), image_size, Normalization::NONE)?))
 }
 
 /// The walk through one recorded run.
@@ -573,7 +555,7 @@ fn backbone_features_are_reproduced() -> Result<()> {
             let heads = if role == Role::Teacher { case.teacher.num_heads } else { case.student.num_heads };
             let images = safetensors::load(dir.join("images.safetensors"), &device)?["images"].i(..2)?;
             let vit = backbone(&dir, role, heads, images.dim(2)?)?;
-            let pixels = (images.to_dtype(DType::F32)? / 255.0)?;
+            let pixels = networks::pixels(&images)?;
             let blocks = (0..vit.spec().depth).collect();
             let features = vit.forward(&pixels, &Injection::none(), &Taps { blocks, norm: true })?;
             for (name, expected) in &expected {
@@ -606,18 +588,12 @@ fn a_real_vit_gives_the_tokens_of_the_original() -> Result<()> {
         return Ok(());
     }
     let weights = VitWeights::read(&dir.join("model.safetensors"), Some(&dir.join("config.json")))?;
-    let options = VitOptions {
-        heads: None,
-        depth: None,
-        image_size: 224,
-        normalization: weights.normalization().expect("config.json has mean and std"),
-        checkpoint_blocks: false,
-    };
-    let vit = Vit::new("vit", &weights, &options, Provenance::of_bytes("dinov2", &[]), &Device::Cpu)?;
+    let normalization = weights.normalization().expect("config.json has mean and std");
+    let vit = networks::vit(&weights, None, 224, normalization)?;
     let expected = safetensors::load(dir.join("expected.safetensors"), &Device::Cpu)?;
-    let pixels = (expected["images_224"].to_dtype(DType::F32)? / 255.0)?;
-    let features = vit.forward(&pixels, &Injection::none(), &Taps { blocks: [].into(), norm: true })?;
-    let error = difference(&features.norm.expect("norm"), &expected["tokens_224"])?;
+    let pixels = networks::pixels(&expected["images_224"])?;
+    let tokens = networks::tokens(&vit, &pixels, &Injection::none())?;
+    let error = difference(&tokens, &expected["tokens_224"])?;
     println!("features dinov2 tokens_224 {error:.1e}");
     assert!(error < TOLERANCE.logits, "{error:e}");
     Ok(())

@@ -2,6 +2,8 @@
 //! features that its own library computes; and what is said of files that are something else.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::{
     collections::HashMap,
     fs,
@@ -9,11 +11,12 @@ use std::{
 };
 
 use cdl_core::{
-    Backbone, Injection, Normalization, Result, Taps,
+    Injection, Normalization, Result,
     candle_core::{DType, Device, Tensor, safetensors},
     hub::{self, WeightSource},
-    vit::{Vit, VitOptions, VitWeights},
+    vit::VitWeights,
 };
+use common::networks::{self, difference};
 
 /// Far above what float32 arithmetic loses here, and below the effect of a GELU by tanh or of another eps.
 const TOLERANCE: f64 = 5e-5;
@@ -40,33 +43,12 @@ fn tokens(
     expected: &HashMap<String, Tensor>,
 ) -> Result<Tensor> {
     let images = &expected["images"];
-    let options = VitOptions {
-        heads,
-        depth: None,
-        image_size: images.dim(2)?,
-        normalization,
-        checkpoint_blocks: false,
-    };
-    let provenance = hub::Provenance::of_bytes("fixture", &[]);
-    let vit = Vit::new("vit", weights, &options, provenance, &Device::Cpu)?;
-    let pixels = (images.to_dtype(DType::F32)? / 255.0)?;
-    let taps = Taps { blocks: [].into(), norm: true };
-    Ok(vit.forward(&pixels, &Injection::none(), &taps)?.norm.expect("norm"))
+    let vit = networks::vit(weights, heads, images.dim(2)?, normalization)?;
+    networks::tokens(&vit, &networks::pixels(images)?, &Injection::none())
 }
 
 fn expected(name: &str) -> Result<HashMap<String, Tensor>> {
     Ok(safetensors::load(fixtures().join(name).join("expected.safetensors"), &Device::Cpu)?)
-}
-
-/// `‖a - b‖ / ‖b‖` in float64.
-fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
-    if a.dims() != b.dims() {
-        return Ok(f64::INFINITY);
-    }
-    let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
-    let (a, b) = (flat(a)?, flat(b)?);
-    let apart = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
-    Ok(apart / b.iter().map(|b| b * b).sum::<f64>().sqrt())
 }
 
 /// Compares with what the library itself computes; heads and eps come from `config.json`.
@@ -227,6 +209,18 @@ fn shapes_are_told_by_the_names_of_the_file() -> Result<()> {
     let key = "vit.encoder.layer.0.attention.attention.key.weight";
     let message = refusal(&narrow(key)?);
     says(&message, &[key, "[1, 16]"]);
+    // A hidden layer without neurons.
+    let hollow = changed("timm_vit", |tensors| {
+        for (name, axis) in [("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)] {
+            for block in 0..2 {
+                let name = format!("blocks.{block}.mlp.{name}");
+                let tensor = tensors[&name].narrow(axis, 0, 0).unwrap();
+                let tensor = Tensor::zeros(tensor.dims(), DType::F32, &Device::Cpu).unwrap();
+                tensors.insert(name, tensor);
+            }
+        }
+    })?;
+    says(&refusal(&hollow), &["`blocks.0.mlp.fc1.weight`", "[0, 16]", "(hidden, D)"]);
     let norm = narrow("vit.layernorm.weight")?;
     let weights = VitWeights::from_bytes("some.file".into(), &norm, None)?;
     let error = tokens(&weights, Some(4), Normalization::NONE, &expected("transformers_vit")?).unwrap_err();
@@ -343,6 +337,21 @@ fn hostile_pickles_are_refused() {
         (b"\x80\x04\x95.".to_vec(), "operation 0x95"),
     ] {
         says(&refusal(&archive(&pickle)), &[words]);
+    }
+}
+
+#[test]
+fn what_is_said_of_a_hostile_pickle_is_bounded() {
+    // A dictionary whose key is a long list, and one whose name is long.
+    let long = [b"\x80\x02}(](".to_vec(), b"K\x01".repeat(100_000), b"eK\x01u.".to_vec()].concat();
+    let name = "x".repeat(1 << 20);
+    let length = (name.len() as u32).to_le_bytes();
+    let named = [b"\x80\x02}X", &length[..], name.as_bytes(), b"K\x01s."].concat();
+    let module = [b"\x80\x02cnumpy\n".to_vec(), b"y".repeat(1 << 20)].concat();
+    let odd = [module, b"\n(".to_vec(), b"K\x01".repeat(100_000), b"tK\x01R.".to_vec()].concat();
+    for pickle in [long, named, odd] {
+        let said = refusal(&archive(&pickle));
+        assert!(said.contains("some.file") && said.len() < 3_000, "{} bytes", said.len());
     }
 }
 

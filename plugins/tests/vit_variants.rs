@@ -2,14 +2,16 @@
 //! tokens with and without positions, and position embeddings resampled to a larger and to a smaller image.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::{collections::HashMap, path::Path};
 
 use cdl_core::{
     Backbone, Features, Injection, Kv, Normalization, Result, Taps,
-    candle_core::{DType, Device, IndexOp, Tensor, safetensors},
-    hub::Provenance,
-    vit::{Vit, VitOptions, VitWeights},
+    candle_core::{Device, IndexOp, Tensor, safetensors},
+    vit::{Vit, VitWeights},
 };
+use common::networks::{self, difference};
 
 /// Far above what float32 arithmetic loses here (about 5e-7), and below the effect of a GELU by tanh (1e-4) or of
 /// another eps in the norms (4e-4).
@@ -28,16 +30,9 @@ impl Variant {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vit");
         let expected = safetensors::load(dir.join(format!("{name}.expected.safetensors")), &Device::Cpu)?;
         let images = &expected["images"];
-        let options = VitOptions {
-            heads: Some(2),
-            depth: None,
-            image_size: images.dim(2)?,
-            normalization: Normalization::NONE,
-            checkpoint_blocks: false,
-        };
         let weights = VitWeights::read(&dir.join(format!("{name}.safetensors")), None)?;
-        let vit = Vit::new("vit", &weights, &options, Provenance::of_bytes("fixture", &[]), &Device::Cpu)?;
-        let pixels = (images.to_dtype(DType::F32)? / 255.0)?;
+        let vit = networks::vit(&weights, Some(2), images.dim(2)?, Normalization::NONE)?;
+        let pixels = networks::pixels(images)?;
         Ok(Self { name, vit, pixels, expected })
     }
 
@@ -56,18 +51,6 @@ impl Variant {
         assert_eq!(difference(&cls, &norm.i((.., 0))?)?, 0.0, "{} {key}: CLS is not token 0", self.name);
         Ok(())
     }
-}
-
-/// `‖a - b‖ / ‖b‖` in float64; where `b` is zero, `a` must be too.
-fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
-    if a.dims() != b.dims() {
-        return Ok(f64::INFINITY);
-    }
-    let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
-    let (a, b) = (flat(a)?, flat(b)?);
-    let apart = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
-    let size = b.iter().map(|b| b * b).sum::<f64>().sqrt();
-    Ok(if apart == 0.0 { 0.0 } else { apart / size })
 }
 
 #[test]

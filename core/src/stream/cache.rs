@@ -38,6 +38,8 @@ pub(super) struct Cache {
 #[derive(Default)]
 struct Kept {
     bytes: usize,
+    /// Of these, those of training images.
+    train_bytes: usize,
     test: BTreeMap<usize, TestImage>,
     train: BTreeMap<usize, Arc<RgbImage>>,
 }
@@ -61,14 +63,14 @@ impl Cache {
     pub(super) fn keep_test(&self, index: usize, image: TestImage) {
         let mut kept = self.kept();
         let bytes = image.bytes();
-        let trained: usize = kept.train.values().map(|image| image.len()).sum();
-        if kept.test.contains_key(&index) || kept.bytes - trained + bytes > self.room {
+        if kept.test.contains_key(&index) || kept.bytes - kept.train_bytes + bytes > self.room {
             return;
         }
         while kept.bytes + bytes > self.room
             && let Some((_, image)) = kept.train.pop_last()
         {
             kept.bytes -= image.len();
+            kept.train_bytes -= image.len();
         }
         kept.bytes += bytes;
         kept.test.insert(index, image);
@@ -84,6 +86,7 @@ impl Cache {
         let mut kept = self.kept();
         if kept.bytes + image.len() <= self.room && !kept.train.contains_key(&index) {
             kept.bytes += image.len();
+            kept.train_bytes += image.len();
             kept.train.insert(index, image.clone());
         }
     }
@@ -91,10 +94,13 @@ impl Cache {
     /// Lets go of training images that are not among `needed`.
     pub(super) fn retain_train(&self, needed: &BTreeSet<usize>) {
         let mut kept = self.kept();
-        let Kept { bytes, train, .. } = &mut *kept;
+        let Kept { bytes, train_bytes, train, .. } = &mut *kept;
         train.retain(|index, image| {
             let keep = needed.contains(index);
-            *bytes -= if keep { 0 } else { image.len() };
+            if !keep {
+                *bytes -= image.len();
+                *train_bytes -= image.len();
+            }
             keep
         });
     }
@@ -111,6 +117,8 @@ mod tests {
 
     fn kept(cache: &Cache) -> (Vec<usize>, Vec<usize>, usize) {
         let kept = cache.kept();
+        let train_bytes: usize = kept.train.values().map(|image| image.len()).sum();
+        assert_eq!(kept.train_bytes, train_bytes);
         (kept.test.keys().copied().collect(), kept.train.keys().copied().collect(), kept.bytes)
     }
 

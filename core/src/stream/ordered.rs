@@ -38,7 +38,7 @@ impl<T: Send + 'static> Ordered<T> {
     /// The first `count` results. Workers are up to `ahead` results ahead, rounded up to the same number for each; with
     /// no workers, the calling thread and rayon's compute `ahead` results whenever none is left.
     pub(super) fn new(count: usize, workers: usize, ahead: usize, job: Arc<Job<T>>) -> Self {
-        let ahead = ahead.max(1);
+        let ahead = ahead.clamp(1, count.max(1));
         let workers = workers.min(count).min(ahead);
         let workers = (0..workers)
             .map(|first| {
@@ -128,6 +128,9 @@ mod tests {
                 assert!(results.eq((0..23).map(|position| 3 * position)), "{workers} workers, {ahead} ahead");
             }
         }
+        // Queues are no longer than there are results; room for all that was allowed could not be had.
+        let results = Ordered::new(3, 2, usize::MAX, Arc::new(|position| position));
+        assert!(results.eq(0..3));
         assert_eq!(Ordered::new(0, 2, 3, Arc::new(|position| position)).next(), None);
     }
 

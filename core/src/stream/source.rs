@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,7 +11,7 @@ use super::{
     ImageSet, OnError,
     cache::{Cache, TestImage},
 };
-use crate::{Error, Result, Rng, error::panic_message, transform::TransformConfig};
+use crate::{Error, Result, Rng, panics, transform::TransformConfig};
 
 /// Images of one split, with the numbers of those that could not be read.
 pub(super) struct Source {
@@ -44,8 +43,8 @@ impl Source {
 
     /// Decodes image `index`. A reader that panics has met a file that it cannot read.
     pub(super) fn decode(&self, index: usize) -> Result<RgbImage> {
-        catch_unwind(AssertUnwindSafe(|| self.set.image(index))).unwrap_or_else(|panic| {
-            let reason = format!("reading it panicked: {}", panic_message(panic.as_ref()));
+        panics::catch(|| self.set.image(index)).unwrap_or_else(|said| {
+            let reason = format!("reading it panicked: {said}");
             Err(Error::Data { file: self.set.id(index).into(), reason })
         })
     }

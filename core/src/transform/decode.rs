@@ -1,14 +1,18 @@
 //! From the bytes of a file to pixels.
 
-use std::{io::Cursor, panic::catch_unwind};
+use std::io::Cursor;
 
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Limits, Pixel, RgbImage};
 
-use crate::error::panic_message;
+use crate::panics;
 
 /// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
 /// file can claim, and even hold, far more.
 const MAX_BYTES: u64 = 512 << 20;
+
+/// Most pixels in a row or a column: what JPEG and GIF can say, and few enough that a resize of a long and thin image
+/// needs little memory.
+const MAX_LENGTH: u32 = 65_535;
 
 /// Decodes an image file of any supported format, found by its first bytes, to 8-bit RGB, as
 /// `Image.open(file).convert("RGB")` in PIL:
@@ -27,11 +31,12 @@ const MAX_BYTES: u64 = 512 << 20;
 ///
 /// # Errors
 ///
-/// A description of what is wrong with the file, or that its pixels would take more than 512 MiB.
+/// A description of what is wrong with the file, that its pixels would take more than 512 MiB, or that a side is longer than
+/// 65,535 pixels.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     // Files have been found that the decoders panic on; they are damaged files like others.
-    catch_unwind(|| decode_trusting(bytes))
-        .unwrap_or_else(|panic| Err(format!("the decoder panicked: {}", panic_message(panic.as_ref()))))
+    panics::catch(|| decode_trusting(bytes))
+        .unwrap_or_else(|said| Err(format!("the decoder panicked: {said}")))
 }
 
 fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
@@ -44,6 +49,9 @@ fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
     let (width, height) = decoder.dimensions();
     if width == 0 || height == 0 {
         return Err("the image has no pixels".to_string());
+    }
+    if width.max(height) > MAX_LENGTH {
+        return Err(format!("{width} x {height} pixels; expected sides of at most {MAX_LENGTH}"));
     }
     if decoder.total_bytes().max(3 * u64::from(width) * u64::from(height)) > MAX_BYTES {
         let mebibytes = MAX_BYTES >> 20;

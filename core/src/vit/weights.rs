@@ -111,7 +111,7 @@ impl VitWeights {
 
     /// The same from memory; `source` names it in messages.
     pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
-        let wrong = |reason| Error::Weights { file: source.clone(), reason };
+        let wrong = |reason: String| Error::Weights { file: source.clone(), reason: bounded(reason) };
         let named = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
         let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
         let eps = config.eps.unwrap_or(named.eps);
@@ -322,6 +322,16 @@ fn usual_heads(width: usize) -> Option<usize> {
         64..=1024 | 1536 if width.is_multiple_of(64) => Some(width / 64),
         _ => None,
     }
+}
+
+/// The beginning of a reason, which may quote names and objects out of the file, of any length.
+fn bounded(mut reason: String) -> String {
+    const MOST: usize = 2000;
+    if let Some((end, _)) = reason.char_indices().nth(MOST) {
+        reason.truncate(end);
+        reason.push_str(" ... (the rest is left out)");
+    }
+    reason
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

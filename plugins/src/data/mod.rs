@@ -1,6 +1,7 @@
 //! Forms in which data sets come, for the streams that share them.
 
 pub(crate) mod folder;
+pub(crate) mod pages;
 pub(crate) mod pickle;
 pub(crate) mod shards;
 pub(crate) mod split_list;

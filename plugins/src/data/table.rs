@@ -1,24 +1,19 @@
 //! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
 //! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
 
-use std::{
-    fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-};
+use std::{fs::File, path::Path, sync::Arc};
 
-use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, transform::decode};
+use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, panics, transform::decode};
 use parquet::{
     basic::{Compression, LogicalType, Type as Physical},
-    column::{
-        page::{Page, PageMetadata, PageReader},
-        reader::ColumnReaderImpl,
-    },
+    column::reader::ColumnReaderImpl,
     data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type},
     errors::ParquetError,
     file::reader::{FileReader, SerializedFileReader},
 };
 use serde_json::Value;
+
+use super::pages::Pages;
 
 /// Which columns are read; those that are not named are found by the file's schema.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,13 +50,14 @@ pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let fail = |reason: String| Error::Data { file: path.into(), reason };
     let file = File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
     // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
-    catch_unwind(AssertUnwindSafe(|| parse(file, columns)))
+    panics::catch(|| parse(file, columns))
         .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))
         .map_err(fail)
 }
 
 fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     let length = file.metadata().map_err(|e| e.to_string())?.len();
+    let again = Arc::new(file.try_clone().map_err(|e| e.to_string())?);
     let reader = SerializedFileReader::new(file).map_err(|e| format!("is not a parquet file: {e}"))?;
     let metadata = reader.metadata();
     let rows = metadata.row_groups().iter().try_fold(0u64, |sum, group| {
@@ -74,16 +70,16 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     let schema = Schema::new(&reader);
     let image = schema.image(columns.image)?;
     let label = schema.label(columns.label)?;
-    let images = no_nulls(&image, values::<ByteArrayType>(&reader, schema.leaf(&image)?)?)?;
+    let images = no_nulls(&image, values::<ByteArrayType>(&reader, &again, schema.leaf(&image)?)?)?;
     let leaf = schema.leaf(&label)?;
     let labels = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
-        Physical::INT64 => Labels::Numbers(no_nulls(&label, values::<Int64Type>(&reader, leaf)?)?),
+        Physical::INT64 => Labels::Numbers(no_nulls(&label, values::<Int64Type>(&reader, &again, leaf)?)?),
         Physical::INT32 => {
-            let labels = no_nulls(&label, values::<Int32Type>(&reader, leaf)?)?;
+            let labels = no_nulls(&label, values::<Int32Type>(&reader, &again, leaf)?)?;
             Labels::Numbers(labels.into_iter().map(i64::from).collect())
         }
         Physical::BYTE_ARRAY => {
-            let labels = no_nulls(&label, values::<ByteArrayType>(&reader, leaf)?)?;
+            let labels = no_nulls(&label, values::<ByteArrayType>(&reader, &again, leaf)?)?;
             let text = |label: ByteArray| label.as_utf8().map(String::from).map_err(|e| e.to_string());
             Labels::Names(labels.into_iter().map(text).collect::<Parsed<_>>()?)
         }
@@ -206,8 +202,12 @@ impl<'a> Schema<'a> {
     }
 }
 
-/// All values of a leaf of the schema, row by row.
-fn values<T: DataType>(reader: &SerializedFileReader<File>, leaf: usize) -> Parsed<Vec<Option<T::T>>> {
+/// All values of a leaf of the schema of `file`, row by row.
+fn values<T: DataType>(
+    reader: &SerializedFileReader<File>,
+    file: &Arc<File>,
+    leaf: usize,
+) -> Parsed<Vec<Option<T::T>>> {
     const AT_ONCE: usize = 1024;
     let text = |e: ParquetError| format!("is damaged: {e}");
     let metadata = reader.metadata();
@@ -219,8 +219,7 @@ fn values<T: DataType>(reader: &SerializedFileReader<File>, leaf: usize) -> Pars
     let mut rows = Vec::new();
     for group in 0..metadata.num_row_groups() {
         let wanted = rows.len() + usize::try_from(metadata.row_group(group).num_rows()).unwrap_or(0);
-        let row_group = reader.get_row_group(group).map_err(text)?;
-        let pages = Checked(row_group.get_column_page_reader(leaf).map_err(text)?);
+        let pages = Pages::new(file.clone(), metadata.row_group(group), leaf).map_err(text)?;
         let mut column = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
         while rows.len() < wanted {
             let (mut levels, mut some) = (Vec::new(), Vec::new());
@@ -247,38 +246,6 @@ fn no_nulls<T>(column: &str, values: Vec<Option<T>>) -> Parsed<Vec<T>> {
         value.ok_or_else(|| format!("column `{column}` has no value in row {row}; expected one in every row"))
     });
     checked.collect()
-}
-
-/// Pages of a column whose dictionaries hold no more values than they have bytes for: the decoder makes room for what
-/// their headers promise.
-struct Checked(Box<dyn PageReader>);
-
-impl PageReader for Checked {
-    fn get_next_page(&mut self) -> Result<Option<Page>, ParquetError> {
-        let page = self.0.get_next_page()?;
-        match &page {
-            Some(Page::DictionaryPage { buf, num_values, .. }) if *num_values as usize > buf.len() => Err(
-                ParquetError::General(format!("a dictionary of {num_values} values in {} bytes", buf.len())),
-            ),
-            _ => Ok(page),
-        }
-    }
-
-    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>, ParquetError> {
-        self.0.peek_next_page()
-    }
-
-    fn skip_next_page(&mut self) -> Result<(), ParquetError> {
-        self.0.skip_next_page()
-    }
-}
-
-impl Iterator for Checked {
-    type Item = Result<Page, ParquetError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.get_next_page().transpose()
-    }
 }
 
 /// Encoded images of several files with their labels.

@@ -1,5 +1,7 @@
-//! What the tests of streams share.
+//! What the tests of streams share, and those of networks.
 #![allow(dead_code, reason = "each test file uses some of it")]
+
+pub mod networks;
 
 use std::{collections::BTreeSet, path::PathBuf};
 

@@ -11,16 +11,25 @@ use super::tile::{Left, Level, Order, PANEL, Right, STRIP, product};
 use crate::ops::kernel::{View, gemm};
 
 static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
+static AGAIN: AtomicU64 = AtomicU64::new(0);
 
 /// Notes so many multiply-adds.
 pub(super) fn add(count: usize) {
     MULTIPLY_ADDS.fetch_add(count as u64, Ordering::Relaxed);
 }
 
+/// Does `work`, whose multiply-adds have been noted before. Nothing else may compute meanwhile, or it is not counted.
+pub(super) fn again<T>(work: impl FnOnce() -> T) -> T {
+    let before = MULTIPLY_ADDS.load(Ordering::Relaxed);
+    let done = work();
+    AGAIN.fetch_add(MULTIPLY_ADDS.load(Ordering::Relaxed) - before, Ordering::Relaxed);
+    done
+}
+
 /// Multiply-adds of all products of this process so far: those that the result needs, padding and what is computed
 /// twice left out.
 pub fn multiply_adds() -> u64 {
-    MULTIPLY_ADDS.load(Ordering::Relaxed)
+    MULTIPLY_ADDS.load(Ordering::Relaxed).saturating_sub(AGAIN.load(Ordering::Relaxed))
 }
 
 /// Floating-point operations a second that this machine reaches, all threads together.

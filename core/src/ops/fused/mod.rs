@@ -357,7 +357,7 @@ impl Run {
             let (block, extra, reads) = (&self.blocks()[index], self.extra(index, rows), self.reads(index));
             let again = match &step.kept {
                 Some(_) => None,
-                None => block.forward(s, &step.x, extra, &reads, true).1,
+                None => count::again(|| block.forward(s, &step.x, extra, &reads, true).1),
             };
             let Some(kept) = step.kept.as_ref().or(again.as_ref()) else {
                 candle_core::bail!("nothing was kept of a block")

@@ -3,7 +3,8 @@
 //! Everything is a product `C = A B` (or `C += A B`) in which `B` and `C` have tokens side by side: rows of at most
 //! [`PANEL`] columns that lie next to each other. `A`, mostly weights, is read one element at a time and multiplied
 //! with a whole row of `B`. Each entry of `C` is one chain of multiply-adds in the order of the depth, so it does not
-//! depend on how the work is split, nor (where the processor has fused multiply-add) on which kernel runs.
+//! depend on how the work is split. AVX2 and AVX-512 give the same bits; the portable kernel, which has no fused
+//! multiply-add, rounds every product as well, so its last digits differ.
 
 use std::sync::OnceLock;
 
@@ -77,13 +78,19 @@ impl Level {
         levels
     }
 
-    /// The fastest level, or that which the environment variable `CDL_SIMD` names (`avx512`, `avx2`, `portable`).
+    /// The fastest level, or that which the environment variable `CDL_SIMD` names (`avx512`, `avx2`, `portable`); a
+    /// warning says so if this machine has no such level.
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
             let available = Self::available();
-            let asked = std::env::var("CDL_SIMD").unwrap_or_default();
-            available.iter().copied().find(|level| level.as_str() == asked).unwrap_or(available[0])
+            let Ok(asked) = std::env::var("CDL_SIMD") else { return available[0] };
+            available.iter().copied().find(|level| level.as_str() == asked).unwrap_or_else(|| {
+                let known: Vec<&str> = available.iter().map(|level| level.as_str()).collect();
+                let (known, best) = (known.join(", "), available[0].as_str());
+                tracing::warn!("CDL_SIMD={asked}: this machine has {known}; {best} is used");
+                available[0]
+            })
         })
     }
 
@@ -479,16 +486,17 @@ mod tests {
                 let a = random(&mut rng, stride * rows.max(depth) + rows * STRIP);
                 let b = random(&mut rng, depth * 50 + 48);
                 let before = random(&mut rng, rows * 52);
+                let mut fused: Option<[Vec<f32>; 2]> = None;
                 for level in Level::available() {
-                    for add in [false, true] {
-                        let mut c = before.clone();
+                    let mut results = [before.clone(), before.clone()];
+                    for (c, add) in results.iter_mut().zip([false, true]) {
                         let left = Left { data: &a, order, stride };
                         product(
                             level,
                             (rows, columns, depth),
                             left,
                             Right { data: &b, stride: 50 },
-                            &mut c,
+                            c,
                             52,
                             add,
                         );
@@ -506,6 +514,10 @@ mod tests {
                         let beyond = columns.div_ceil(GROUP) * GROUP;
                         assert!((0..rows).all(|row| c[row * 52 + beyond..][..52 - beyond]
                             == before[row * 52 + beyond..][..52 - beyond]));
+                    }
+                    if level != Level::Portable {
+                        let first = fused.get_or_insert_with(|| results.clone());
+                        assert!(*first == results, "{level:?} {order:?}: other bits than another level's");
                     }
                 }
             }

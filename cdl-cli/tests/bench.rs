@@ -1,0 +1,46 @@
+//! `cdl bench` as its user runs it. Times are not tested, what is counted is.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::process::Command;
+
+use common::{cdl, repository, said};
+use serde_json::Value;
+
+const TINY: [&str; 10] =
+    ["bench", "--teacher", "tiny", "--student", "tiny", "--batch", "1", "--steps", "1", "--json"];
+
+fn measured(more: &[&str]) -> Value {
+    let output = cdl(&[&TINY, more].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+#[test]
+fn what_is_computed_twice_counts_once() {
+    let kept = measured(&[]);
+    let again =
+        measured(&["--set", "teacher.checkpoint_blocks=true", "--set", "student.checkpoint_blocks=true"]);
+    for key in ["teacher_gflop", "student_gflop"] {
+        assert!(kept[key].as_f64().expect("a number") > 1.0, "{kept}");
+        assert_eq!(kept[key], again[key], "{key}");
+    }
+}
+
+#[test]
+fn an_unknown_set_of_instructions_is_told_once() {
+    let with = |level: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
+        command.args(TINY).current_dir(repository()).env("CDL_SIMD", level).output().expect("cdl starts")
+    };
+    let output = with("avx1024");
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("CDL_SIMD=avx1024").count(), 1, "{said}");
+    assert!(said.contains("portable"), "the known ones are named: {said}");
+    let output = with("portable");
+    assert!(!common::said(&output).contains("CDL_SIMD"));
+    let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(line["mode"], "portable");
+}

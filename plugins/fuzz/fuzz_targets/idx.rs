@@ -1,0 +1,26 @@
+//! IDX files of images or of labels, plain or gzipped.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use cdl_fuzz::{folder, judge, read, start, write};
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+
+const IMAGES: &[u8] = include_bytes!("../seeds/idx/images");
+const LABELS: &[u8] = include_bytes!("../seeds/idx/labels");
+
+static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = folder();
+    write(&folder, "train-images-idx3-ubyte", IMAGES);
+    write(&folder, "train-labels-idx1-ubyte", LABELS);
+    folder
+});
+
+fuzz_target!(init: start(), |bytes: &[u8]| {
+    for (images, labels) in [(bytes, LABELS), (IMAGES, bytes)] {
+        write(&FOLDER, "t10k-images-idx3-ubyte", images);
+        write(&FOLDER, "t10k-labels-idx1-ubyte", labels);
+        judge(read("idx", &FOLDER, ""));
+    }
+});

@@ -1,0 +1,21 @@
+//! Parquet files of images and labels.
+#![no_main]
+
+use std::sync::LazyLock;
+
+use cdl_fuzz::{fixture, folder, judge, read, start, write};
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+
+static PLAIN: LazyLock<TempDir> = LazyLock::new(|| {
+    let folder = folder();
+    write(&folder, "train.parquet", &fixture("plain/train.parquet"));
+    folder
+});
+
+fuzz_target!(init: start(), |bytes: &[u8]| {
+    write(&PLAIN, "test.parquet", bytes);
+    judge(read("hub_images", &PLAIN, "label_column = \"species\"\nverify = false"));
+    // The same file as training and test images, its columns found by its own schema.
+    judge(read("hub_images", &PLAIN, "train_split = \"test\"\ntest_split = \"test\"\nverify = false"));
+});

@@ -1,0 +1,36 @@
+//! Weights: safetensors, PyTorch files of both kinds, and pickles wrapped in the archive that they come in.
+#![no_main]
+
+use std::io::{Cursor, Write};
+
+use cdl_core::{Result, vit::VitWeights};
+use cdl_fuzz::{judge, start};
+use libfuzzer_sys::fuzz_target;
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+/// An archive as `torch.save` writes it, whose every storage has the same few numbers.
+fn archive(pickle: &[u8]) -> Vec<u8> {
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+    let mut add = |name: &str, bytes: &[u8]| {
+        zip.start_file(name, stored).expect("entry");
+        zip.write_all(bytes).expect("entry");
+    };
+    add("a/data.pkl", pickle);
+    for storage in 0..4 {
+        add(&format!("a/data/{storage}"), &[1; 4096]);
+    }
+    zip.finish().expect("archive").into_inner()
+}
+
+fn read(bytes: &[u8]) -> Result<()> {
+    let weights = VitWeights::from_bytes("fuzz".into(), bytes, None)?;
+    weights.geometry().map(|_| ())
+}
+
+fuzz_target!(init: start(), |bytes: &[u8]| {
+    judge(read(bytes));
+    if bytes.starts_with(b"\x80\x02") {
+        judge(read(&archive(bytes)));
+    }
+});

@@ -1,0 +1,74 @@
+//! What the targets share: a folder in memory for readers that take paths, and a way to read a stream to its end.
+
+use std::path::{Path, PathBuf};
+
+use cdl_core::{
+    Error, Mode, Result, Rng, StreamContext,
+    candle_core::Device,
+    panics,
+    registry::{self, Settings},
+};
+use tempfile::TempDir;
+
+/// To be called before the first input: panics that readers catch are answers, and only others end the process.
+pub fn start() {
+    panics::keep_quiet();
+    cdl_plugins::link();
+}
+
+/// An error must be one that the user can mend, in words that fit on a screen.
+///
+/// # Panics
+/// If it is not.
+pub fn judge<T>(outcome: Result<T>) {
+    if let Err(error) = outcome {
+        let said = error.to_string();
+        assert!(error.is_user_error(), "{said}");
+        assert!(!said.is_empty() && said.len() < 20_000, "{} bytes of message", said.len());
+    }
+}
+
+/// A folder, in memory where the system has such a place.
+///
+/// # Panics
+/// If none can be made.
+pub fn folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    made.expect("a folder for inputs")
+}
+
+/// Writes `bytes` where a reader will look.
+///
+/// # Panics
+/// If they cannot be written.
+pub fn write(folder: &TempDir, name: &str, bytes: &[u8]) {
+    let file = folder.path().join(name);
+    std::fs::create_dir_all(file.parent().unwrap_or(folder.path())).expect("folder");
+    std::fs::write(file, bytes).expect("input");
+}
+
+/// A committed file of the plugins' tests.
+///
+/// # Panics
+/// If it is not there.
+pub fn fixture(name: &str) -> Vec<u8> {
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/streams").join(name);
+    std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+/// Reads the stream `name` of the data set in `folder`: builds it and decodes its test images.
+pub fn read(name: &str, folder: &TempDir, settings: &str) -> Result<()> {
+    let settings = format!(
+        "path = \"{}\"\n{settings}\ninput = {{ workers = 0, cache_mb = 0 }}\n\
+         transform = {{ image_size = 8, test = \"resize\" }}",
+        folder.path().display()
+    );
+    let settings: Settings = toml::from_str(&settings).map_err(|e| Error::Tasks(e.to_string()))?;
+    let context = StreamContext { mode: Mode::Published, device: &Device::Cpu, rng: Rng::new(0) };
+    let stream = registry::stream(name, &settings, &context)?;
+    for task in 0..stream.tasks().len() {
+        stream.test_batches(task, 100).try_for_each(|batch| batch.map(|_| ()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Pages of a parquet column, unpacked here and not by the parquet crate, which makes room for whatever size a page's
+//! header claims: up to 2 GiB.
+
+use std::{fs::File, sync::Arc};
+
+use parquet::{
+    basic::Compression,
+    column::page::{Page, PageMetadata, PageReader},
+    errors::ParquetError,
+    file::{
+        metadata::{ColumnChunkMetaData, RowGroupMetaData},
+        serialized_reader::SerializedPageReader,
+    },
+};
+
+type Result<T> = std::result::Result<T, ParquetError>;
+
+/// Bytes that a byte of snappy can stand for: three of them copy 64.
+const MOST_GROWTH: usize = 22;
+
+/// Pages that hold no more than they have bytes for.
+pub(crate) struct Pages {
+    packed: SerializedPageReader<File>,
+    snappy: bool,
+}
+
+impl Pages {
+    /// Those of a leaf of the schema, compressed by snappy or not at all, in one group of rows.
+    pub(crate) fn new(file: Arc<File>, group: &RowGroupMetaData, leaf: usize) -> Result<Self> {
+        let column = group.column(leaf);
+        let as_stored = stored(column)?;
+        let rows = usize::try_from(group.num_rows())
+            .map_err(|_| ParquetError::General(format!("{} rows", group.num_rows())))?;
+        let packed = SerializedPageReader::new(file, &as_stored, rows, None)?;
+        Ok(Self { packed, snappy: column.compression() == Compression::SNAPPY })
+    }
+
+    /// A page's values; the first `plain` bytes are as they are.
+    fn unpack(&self, stored: &[u8], plain: usize) -> Result<Vec<u8>> {
+        let damaged = || ParquetError::General("a page that is no snappy data".into());
+        let (levels, packed) = stored.split_at_checked(plain).ok_or_else(damaged)?;
+        let mut values = levels.to_vec();
+        // A page without values has nothing to unpack.
+        if packed.is_empty() {
+            return Ok(values);
+        }
+        let claimed = snap::raw::decompress_len(packed).map_err(|_| damaged())?;
+        if claimed > packed.len().saturating_mul(MOST_GROWTH) {
+            let reason = format!("a page of {} bytes claims to hold {claimed}", packed.len());
+            return Err(ParquetError::General(reason));
+        }
+        values.resize(plain + claimed, 0);
+        let unpacked = snap::raw::Decoder::new().decompress(packed, &mut values[plain..]);
+        unpacked.map_err(|_| damaged())?;
+        Ok(values)
+    }
+}
+
+/// The column as if it were not compressed, so that its pages come as they are stored.
+fn stored(column: &ColumnChunkMetaData) -> Result<ColumnChunkMetaData> {
+    column.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()
+}
+
+impl PageReader for Pages {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        let Some(mut page) = self.packed.get_next_page()? else { return Ok(None) };
+        match &mut page {
+            Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } if self.snappy => {
+                *buf = self.unpack(buf, 0)?.into();
+            }
+            Page::DataPageV2 { buf, def_levels_byte_len, rep_levels_byte_len, is_compressed, .. }
+                if self.snappy && *is_compressed =>
+            {
+                let levels = *def_levels_byte_len as usize + *rep_levels_byte_len as usize;
+                *buf = self.unpack(buf, levels)?.into();
+            }
+            _ => {}
+        }
+        // The decoder makes room for as many values as a dictionary's header promises.
+        match &page {
+            Page::DictionaryPage { buf, num_values, .. } if *num_values as usize > buf.len() => {
+                let reason = format!("a dictionary of {num_values} values in {} bytes", buf.len());
+                Err(ParquetError::General(reason))
+            }
+            _ => Ok(Some(page)),
+        }
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.packed.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.packed.skip_next_page()
+    }
+}
+
+impl Iterator for Pages {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Result<Page>> {
+        self.get_next_page().transpose()
+    }
+}

@@ -1,0 +1,42 @@
+//! From recorded images through a network, and how far what comes out is from what was recorded.
+
+use cdl_core::{
+    Backbone, Injection, Normalization, Result, Taps,
+    candle_core::{DType, Device, Tensor},
+    hub::Provenance,
+    vit::{Vit, VitOptions, VitWeights},
+};
+
+/// The whole network for images of this side.
+pub fn vit(
+    weights: &VitWeights,
+    heads: Option<usize>,
+    image_size: usize,
+    normalization: Normalization,
+) -> Result<Vit> {
+    let options = VitOptions { heads, depth: None, image_size, normalization, checkpoint_blocks: false };
+    Vit::new("vit", weights, &options, Provenance::of_bytes("recorded", &[]), &Device::Cpu)
+}
+
+/// Images of bytes as numbers from 0 to 1.
+pub fn pixels(images: &Tensor) -> Result<Tensor> {
+    Ok((images.to_dtype(DType::F32)? / 255.0)?)
+}
+
+/// Every token after the final norm, `(B, N, D)`.
+pub fn tokens(vit: &Vit, pixels: &Tensor, injection: &Injection) -> Result<Tensor> {
+    let taps = Taps { blocks: [].into(), norm: true };
+    Ok(vit.forward(pixels, injection, &taps)?.norm.expect("norm"))
+}
+
+/// `‖a - b‖ / ‖b‖` in float64; where `b` is zero, `a` must be too.
+pub fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.dims() != b.dims() {
+        return Ok(f64::INFINITY);
+    }
+    let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+    let (a, b) = (flat(a)?, flat(b)?);
+    let apart = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+    let size = b.iter().map(|b| b * b).sum::<f64>().sqrt();
+    Ok(if apart == 0.0 { 0.0 } else { apart / size })
+}
