@@ -29,7 +29,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let config =
         Config::load(&[args.run_dir.join("config.toml")], &args.sets).map_err(Failure::before_writing)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
-    check_same(&args.run_dir, &experiment.record(&config))?;
+    check_same(&args.run_dir, &experiment.record(&config)?)?;
     let after = args.task.unwrap_or(results.tasks_done);
     if !(1..=results.tasks_done).contains(&after) {
         let expected = format!("expected 1 to {}, the tasks that the run has finished", results.tasks_done);

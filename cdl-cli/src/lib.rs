@@ -7,6 +7,7 @@
 
 mod bench;
 mod bench_input;
+mod check;
 mod describe;
 mod eval;
 mod explain;
@@ -34,6 +35,7 @@ Examples:
   cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
                                                       the same with another file laid over it
   cdl run configs/quickstart.toml --set seed=2        the same with another value
+  cdl check configs/quickstart.toml                   what would fail, and how long a run takes
   cdl list                                            all methods, networks and data streams
   cdl describe vit                                    settings of one of them
   cdl explain configs/quickstart.toml                 every value and where it was set
@@ -68,6 +70,8 @@ enum Command {
     Explain(ConfigArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
+    /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
+    Check(check::CheckArgs),
     /// Measure a teacher step and a student step
     Bench(bench::BenchArgs),
 }
@@ -141,6 +145,7 @@ pub fn main() -> ExitCode {
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Check(args) => check::check(&args, &log, cli.quiet),
         Command::Bench(args) => bench::bench(&args, &profile.unwrap_or_default()),
     });
     match done {

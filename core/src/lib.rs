@@ -23,6 +23,7 @@ pub mod memory;
 mod metrics;
 pub mod ops;
 mod optim;
+pub mod preflight;
 mod query;
 pub mod registry;
 mod rng;
@@ -38,7 +39,7 @@ pub mod vit;
 
 pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
-pub use config::{Config, Mode, RunConfig};
+pub use config::{Config, Draft, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
 pub use eval::{Accuracies, Tester};
@@ -54,8 +55,8 @@ pub use schedule::ScheduleConfig;
 pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, InputSettings, OnError, Skipped,
-    StreamContext, Task, TaskSettings, TaskStream,
+    Batch, Batches, ClassOrder, DataRecord, EpochKey, Hashed, ImageSet, ImageStream, InputSettings,
+    Inspection, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
 };
 pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
 

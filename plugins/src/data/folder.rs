@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Error, ImageSet, Result, image::RgbImage, transform::decode};
+use cdl_core::{DataRecord, Error, ImageSet, Result, image::RgbImage, transform::decode};
 
 /// Image files by class.
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
@@ -88,6 +88,11 @@ impl ImageSet for Files {
         let fail = |reason: String| Error::Data { file: file.clone(), reason };
         let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
         decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        let files = self.files.iter().map(|(file, _)| file);
+        Ok(vec![DataRecord::of_files(&self.root, files)?])
     }
 
     fn id(&self, index: usize) -> String {

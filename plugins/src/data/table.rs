@@ -7,7 +7,9 @@ use std::{
     path::Path,
 };
 
-use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, transform::decode};
+use cdl_core::{
+    DataRecord, Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, transform::decode,
+};
 use parquet::{
     basic::{Compression, LogicalType, Type as Physical},
     column::{
@@ -321,6 +323,10 @@ impl ImageSet for EncodedImages {
                 self.place(index).map_or(Default::default(), |(file, row)| (file.path.clone(), row));
             Error::Data { file, reason: format!("row {row} is not a readable image: {reason}") }
         })
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(self.files.iter().map(|(_, file)| DataRecord::file(file.provenance.clone())).collect())
     }
 
     fn id(&self, index: usize) -> String {
