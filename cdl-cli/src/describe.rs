@@ -33,6 +33,7 @@ pub fn describe(name: &str) -> Result<(), Failure> {
     for entry in found {
         text +=
             &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
+        text += &entry.source.map(|source| format!("  data: {source}\n")).unwrap_or_default();
         text += &format!("  registered by {}\n\n", entry.origin);
         let schema = (entry.schema)();
         let before = text.len();

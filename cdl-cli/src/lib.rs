@@ -8,6 +8,7 @@
 mod bench;
 mod bench_input;
 mod check;
+mod data;
 mod describe;
 mod eval;
 mod explain;
@@ -72,6 +73,9 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
     Check(check::CheckArgs),
+    /// Fetch, verify and split data sets
+    #[command(subcommand)]
+    Data(data::DataCommand),
     /// Measure a teacher step and a student step
     Bench(bench::BenchArgs),
 }
@@ -146,6 +150,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Check(args) => check::check(&args, &log, cli.quiet),
+        Command::Data(command) => data::data(&command, &log, cli.quiet),
         Command::Bench(args) => bench::bench(&args, &profile.unwrap_or_default()),
     });
     match done {

@@ -173,6 +173,10 @@ const SHARDS: [&str; 3] = [
     "data/train-00001-of-00002.parquet",
 ];
 
+fn checksum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[test]
 fn the_first_run_downloads_and_later_ones_need_no_network() {
     let world = World::new();
@@ -183,6 +187,21 @@ fn the_first_run_downloads_and_later_ones_need_no_network() {
     sent.sort();
     assert_eq!(sent, SHARDS);
     let accuracies = world.accuracies();
+
+    // The run record says which files these were.
+    let record = fs::read(world.folder.path().join("run/run.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let data = record["data"].as_array().unwrap();
+    assert_eq!(data.len(), SHARDS.len());
+    for (file, name) in data.iter().zip([SHARDS[1], SHARDS[2], SHARDS[0]]) {
+        let bytes = fs::read(world.folder.path().join("served").join(name)).unwrap();
+        assert_eq!(file["file"], name);
+        assert_eq!(file["repository"], REPOSITORY);
+        assert_eq!(file["revision"], COMMIT);
+        assert_eq!(file["bytes"], bytes.len());
+        assert_eq!(file["sha256"], checksum(&bytes));
+        assert_eq!(file["hashed"], "contents");
+    }
 
     let again = world.run(&source, &[]);
     assert!(again.status.success(), "{}", said(&again));
@@ -224,8 +243,6 @@ fn what_cannot_be_had_is_said() {
     fs::create_dir_all(served.join("damaged/data")).unwrap();
     let damaged = served.join("damaged").join(SHARDS[2]);
     fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
-    let checksum =
-        |bytes: &[u8]| -> String { Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect() };
     let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
     refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
 

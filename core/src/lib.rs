@@ -19,6 +19,7 @@ mod injection;
 mod layers;
 mod learner;
 pub mod loss;
+pub mod manifest;
 pub mod memory;
 mod metrics;
 pub mod ops;
@@ -55,8 +56,8 @@ pub use schedule::ScheduleConfig;
 pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassOrder, DataRecord, EpochKey, Hashed, ImageSet, ImageStream, InputSettings,
-    Inspection, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
+    Batch, Batches, ClassCount, ClassOrder, DataRecord, EpochKey, Hashed, ImageSet, ImageStream,
+    InputSettings, Inspection, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
 };
 pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
 

@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, path::Path, time::Instant};
 use serde::Serialize;
 
 use crate::{
-    BackboneSpec, Batch, Config, DataRecord, Draft, EpochKey, Error, Experiment, Optimizer, Result, Role,
-    RunConfig, TaskStream, Trainer,
+    BackboneSpec, Batch, ClassCount, Config, DataRecord, Draft, EpochKey, Error, Experiment, Optimizer,
+    Result, Role, RunConfig, TaskStream, Trainer,
     experiment::{Parts, Until},
     memory, run_dir,
 };
@@ -218,6 +218,60 @@ impl Report {
             split_sha256: stream.fingerprint().into(),
             files: stream.files()?,
         })
+    }
+}
+
+/// What a look at all images of a configuration found.
+#[derive(Debug)]
+pub struct Verified {
+    /// Images of each class.
+    pub classes: Vec<ClassCount>,
+    /// Images that were decoded, or could not be.
+    pub looked_at: usize,
+    /// Files that they come from.
+    pub files: usize,
+    /// Those that could not be decoded.
+    pub damaged: Vec<Error>,
+}
+
+/// Decodes every image that a run would use; `seen` is told of each.
+///
+/// # Errors
+/// Data that cannot be found or sorted into tasks.
+pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
+    let mut config = config.clone();
+    config.run.stream.put_off_reading();
+    let stream = inputs(&config, false)?;
+    let mut all = Verified {
+        classes: stream.class_counts(),
+        looked_at: 0,
+        files: stream.files()?.iter().map(|record| record.files).sum(),
+        damaged: Vec::new(),
+    };
+    for task in stream.tasks() {
+        let found = stream.inspect(task.index, usize::MAX, seen);
+        all.looked_at += found.looked_at;
+        all.damaged.extend(found.damaged);
+    }
+    Ok(all)
+}
+
+/// Brings data and weights onto this machine, as a run would, and says which data these are.
+///
+/// # Errors
+/// What cannot be had.
+pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
+    let mut config = config.clone();
+    config.run.stream.put_off_reading();
+    inputs(&config, true)?.files()
+}
+
+fn inputs(config: &Config, networks: bool) -> Result<Box<dyn TaskStream>> {
+    let (parts, mistakes) = Parts::inputs(config, networks);
+    match (mistakes.into_iter().next(), parts.stream) {
+        (None, Some(stream)) => Ok(stream),
+        (Some(error), _) => Err(error),
+        (None, None) => Err(Error::Tasks("the stream could not be built".into())),
     }
 }
 

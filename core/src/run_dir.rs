@@ -257,7 +257,7 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
 }
 
 /// A directory for a moment in `parent`, with the permissions of any new one.
-fn beside(parent: &Path) -> Result<tempfile::TempDir> {
+pub(crate) fn beside(parent: &Path) -> Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".cdl-");
     #[cfg(unix)]
@@ -272,8 +272,12 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Temporary file in the same folder, flushed to disk, then renamed: readers see the old file or the new one.
-fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file by way of a temporary one in the same folder, flushed to disk, then renamed: readers see the old file or
+/// the new one.
+///
+/// # Errors
+/// A place that cannot be written.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();

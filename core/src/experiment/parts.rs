@@ -38,7 +38,7 @@ pub(crate) struct Parts {
 /// Builds the parts one after the other.
 struct Builder<'a> {
     config: &'a Config,
-    /// Sections that are known to be wrong and are not built.
+    /// Sections that are known to be wrong: they are built for the sake of others, without what is wrong.
     faulty: &'a BTreeSet<String>,
     until: Until,
     rng: Rng,
@@ -47,12 +47,11 @@ struct Builder<'a> {
 }
 
 impl Parts {
-    /// Builds what can be built without the sections in `faulty`, and gives back what was found wrong, each mistake once.
+    /// Builds what can be built, and gives back what was found wrong, each mistake once and those of the sections in
+    /// `faulty`, which are known to be wrong, left out.
     pub(crate) fn build(config: &Config, faulty: &BTreeSet<String>, until: Until) -> (Self, Vec<Error>) {
-        let rng = Rng::new(config.run.seed);
-        let mut builder =
-            Builder { config, faulty, until, rng, mistakes: Vec::new(), parts: Self::default() };
-        for step in [
+        let mut builder = Builder::new(config, faulty, until);
+        builder.take(&[
             Builder::device,
             Builder::stream,
             Builder::student,
@@ -60,11 +59,17 @@ impl Parts {
             Builder::learners,
             Builder::distiller,
             Builder::names,
-        ] {
-            step(&mut builder);
-            if until == Until::First && !builder.mistakes.is_empty() {
-                break;
-            }
+        ]);
+        (builder.parts, builder.mistakes)
+    }
+
+    /// Data and, if `networks`, weights alone, brought onto this machine where they are elsewhere.
+    pub(crate) fn inputs(config: &Config, networks: bool) -> (Self, Vec<Error>) {
+        let faulty = BTreeSet::new();
+        let mut builder = Builder::new(config, &faulty, Until::Last);
+        builder.take(&[Builder::device, Builder::stream]);
+        if networks {
+            builder.take(&[Builder::student, Builder::teacher]);
         }
         (builder.parts, builder.mistakes)
     }
@@ -123,7 +128,21 @@ impl Parts {
     }
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn new(config: &'a Config, faulty: &'a BTreeSet<String>, until: Until) -> Self {
+        let rng = Rng::new(config.run.seed);
+        Self { config, faulty, until, rng, mistakes: Vec::new(), parts: Parts::default() }
+    }
+
+    fn take(&mut self, steps: &[fn(&mut Self)]) {
+        for step in steps {
+            step(self);
+            if self.until == Until::First && !self.mistakes.is_empty() {
+                break;
+            }
+        }
+    }
+
     /// Notes a mistake once: both networks' learners often share theirs.
     fn note<T>(&mut self, built: Result<T>) -> Option<T> {
         match built {
@@ -139,16 +158,22 @@ impl Builder<'_> {
     }
 
     fn skip(&mut self, what: &str, needs: &str) {
-        self.parts.skipped.push(format!("{what}: needs {needs}"));
+        let skipped = format!("{what}: needs {needs}");
+        if !self.parts.skipped.contains(&skipped) {
+            self.parts.skipped.push(skipped);
+        }
     }
 
-    /// Whether a section may be built; one that is known to be wrong is noted as skipped.
-    fn sound(&mut self, section: &str) -> bool {
-        let sound = !self.faulty.contains(section);
-        if !sound {
-            self.skip(section, "valid settings");
+    /// Notes a mistake of a section, unless it is known to be wrong: what else is wrong with it may come from what was left
+    /// out there.
+    fn note_in<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
+        match built {
+            Err(_) if self.faulty.contains(section) => {
+                self.skip(section, "valid settings");
+                None
+            }
+            built => self.note(built),
         }
-        sound
     }
 
     fn device(&mut self) {
@@ -157,17 +182,14 @@ impl Builder<'_> {
     }
 
     fn stream(&mut self) {
-        if !self.sound("stream") {
-            return;
-        }
         let run = &self.config.run;
         let device = self.parts.device.clone().unwrap_or(Device::Cpu);
         let context = StreamContext { mode: run.mode, device: &device, rng: self.rng.derive("stream") };
         let stream = registry::stream(&run.stream.name, &run.stream.settings, &context)
             .map_err(|e| self.config.locate("stream", e));
-        let Some(stream) = self.note(stream) else { return };
+        let Some(stream) = self.note_in("stream", stream) else { return };
         let fits = check_batches(stream.as_ref(), run.batch_size, &self.config.origin("batch_size"));
-        self.note(fits);
+        self.note_in("stream", fits);
         self.parts.stream = Some(stream);
     }
 
@@ -180,9 +202,6 @@ impl Builder<'_> {
     }
 
     fn network(&mut self, role: Role) -> Option<Arc<dyn Backbone>> {
-        if !self.sound(role.as_str()) {
-            return None;
-        }
         let run = &self.config.run;
         let section = run.network(role);
         // Without the stream, its settings say the size as well.
@@ -201,7 +220,7 @@ impl Builder<'_> {
                 }
                 error => self.config.locate(role.as_str(), error),
             });
-        self.note(built)
+        self.note_in(role.as_str(), built)
     }
 
     /// Tasks of the whole stream, also where a run stops early. Without the stream, as many as its settings say.
@@ -229,9 +248,6 @@ impl Builder<'_> {
 
     fn learner(&mut self, role: Role) -> Option<Box<dyn Learner>> {
         let (section, place) = self.config.run.learner(role);
-        if !self.sound("learner") || (place != "learner" && !self.sound(&place)) {
-            return None;
-        }
         let run = &self.config.run;
         let query = run.query.unwrap_or(QuerySource::of_mode(run.mode));
         let spec = |role: Role| self.parts.backbone(role).map(|backbone| backbone.spec().clone());
@@ -255,7 +271,9 @@ impl Builder<'_> {
         };
         let learner = registry::learner(&section.name, &section.settings, &context)
             .map_err(|e| self.config.locate(&place, e));
-        self.note(learner)
+        // A network's own learner has from `[learner]` what it does not say itself.
+        let section = if self.faulty.contains("learner") { "learner" } else { &place };
+        self.note_in(section, learner)
     }
 
     fn distiller(&mut self) {
@@ -270,11 +288,8 @@ impl Builder<'_> {
         };
         let mut built = Vec::new();
         for (index, section) in sections.iter().enumerate() {
-            if !self.sound(&place(index)) {
-                continue;
-            }
             let distiller = self.one_distiller(index, &place(index), &teacher, &student, learner.as_ref());
-            if let Some(distiller) = self.note(distiller) {
+            if let Some(distiller) = self.note_in(&place(index), distiller) {
                 built.push((section.name.clone(), section.weight, distiller));
             } else if self.until == Until::First {
                 break;

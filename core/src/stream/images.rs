@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Batches, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, Skipped, StreamContext, Task,
-    TaskSettings, TaskStream,
+    Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, Skipped, StreamContext,
+    Task, TaskSettings, TaskStream,
     batches::{Assembly, Prepared},
     cache::Cache,
     inspect::inspect,
@@ -275,6 +275,17 @@ impl TaskStream for ImageStream {
 
     fn test_count(&self, task: usize) -> usize {
         self.test.members[task].len()
+    }
+
+    fn class_counts(&self) -> Vec<ClassCount> {
+        let empty = |name: &String| ClassCount { name: name.clone(), train: 0, test: 0 };
+        let mut counts: Vec<ClassCount> = self.classes.iter().map(empty).collect();
+        let labels =
+            |split: &Split| -> Vec<u32> { split.members.iter().flatten().map(|&(_, l)| l).collect() };
+        labels(&self.train).into_iter().for_each(|label| counts[label as usize].train += 1);
+        labels(&self.test).into_iter().for_each(|label| counts[label as usize].test += 1);
+        counts.retain(|count| count.train + count.test > 0);
+        counts
     }
 
     fn fingerprint(&self) -> &str {

@@ -64,6 +64,17 @@ impl Batch {
     }
 }
 
+/// Images of a class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassCount {
+    /// The class.
+    pub name: String,
+    /// Training images, rehearsed ones not counted again.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+}
+
 /// Names one pass over a task's training images; order and augmentation follow from it and the stream's seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpochKey {
@@ -104,6 +115,11 @@ pub trait TaskStream: Send + Sync {
 
     /// Test images of a task.
     fn test_count(&self, task: usize) -> usize;
+
+    /// Images of each class, in stream order, that the stream's tasks use; none where a stream does not count them.
+    fn class_counts(&self) -> Vec<ClassCount> {
+        Vec::new()
+    }
 
     /// SHA-256 over classes, order and membership of both splits: equal splits have equal fingerprints.
     fn fingerprint(&self) -> &str;

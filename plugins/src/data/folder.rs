@@ -30,7 +30,8 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     Ok(classes)
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Image files below a folder, at any depth, sorted within each folder.
+pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for path in list(folder)? {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         if path.is_dir() {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use cdl_core::{
-    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream, error::nearest,
-    image::RgbImage,
+    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream,
+    error::nearest, image::RgbImage,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,7 @@ cdl_core::register!(Stream {
     name: "cifar10",
     about: "CIFAR-10 as binary files, Python pickles or parquet, from a folder or the Hugging Face Hub",
     citation: "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    source: "hf:uoft-cs/cifar10",
     config: CifarConfig,
     build: |config, context: &_| build(&CIFAR10, config, context),
 });
@@ -45,6 +46,7 @@ cdl_core::register!(Stream {
     name: "cifar100",
     about: "CIFAR-100 as binary files, Python pickles or parquet, from a folder or the Hugging Face Hub",
     citation: "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    source: "hf:uoft-cs/cifar100",
     config: CifarConfig,
     build: |config, context: &_| build(&CIFAR100, config, context),
 });

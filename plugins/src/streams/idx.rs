@@ -6,8 +6,8 @@ use std::{
 };
 
 use cdl_core::{
-    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream, error::nearest,
-    image::RgbImage,
+    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream,
+    error::nearest, image::RgbImage,
 };
 use flate2::read::GzDecoder;
 use schemars::JsonSchema;
@@ -161,7 +161,13 @@ impl IdxSet {
         if dims[1] == 0 || dims[2] == 0 {
             return Err(Error::Data { file: image_file.into(), reason: "images without pixels".into() });
         }
-        Ok(Self { pixels: pixels.into(), rows: dims[1], columns: dims[2], labels: labels.into(), files: Vec::new() })
+        Ok(Self {
+            pixels: pixels.into(),
+            rows: dims[1],
+            columns: dims[2],
+            labels: labels.into(),
+            files: Vec::new(),
+        })
     }
 
     /// The same set, with the files that it was read from.
