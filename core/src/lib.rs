@@ -36,6 +36,7 @@ mod stream;
 pub mod testing;
 mod trainer;
 pub mod transform;
+pub mod unpack;
 pub mod vit;
 
 pub use align::TokenAlignment;

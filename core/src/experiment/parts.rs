@@ -54,6 +54,7 @@ impl Parts {
         builder.take(&[
             Builder::device,
             Builder::stream,
+            Builder::batches,
             Builder::student,
             Builder::teacher,
             Builder::learners,
@@ -187,10 +188,15 @@ impl<'a> Builder<'a> {
         let context = StreamContext { mode: run.mode, device: &device, rng: self.rng.derive("stream") };
         let stream = registry::stream(&run.stream.name, &run.stream.settings, &context)
             .map_err(|e| self.config.locate("stream", e));
-        let Some(stream) = self.note_in("stream", stream) else { return };
-        let fits = check_batches(stream.as_ref(), run.batch_size, &self.config.origin("batch_size"));
-        self.note_in("stream", fits);
-        self.parts.stream = Some(stream);
+        self.parts.stream = self.note_in("stream", stream);
+    }
+
+    fn batches(&mut self) {
+        if let Some(stream) = &self.parts.stream {
+            let origin = self.config.origin("batch_size");
+            let fits = check_batches(stream.as_ref(), self.config.run.batch_size, &origin);
+            self.note_in("stream", fits);
+        }
     }
 
     fn student(&mut self) {
