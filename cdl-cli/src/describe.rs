@@ -34,6 +34,7 @@ pub fn describe(name: &str) -> Result<(), Failure> {
         text +=
             &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
         let origin = plugin::origin(entry).map(|origin| format!(", {origin}")).unwrap_or_default();
+        text += &entry.source.map(|source| format!("  data: {source}\n")).unwrap_or_default();
         text += &format!("  registered by {}{origin}\n\n", entry.origin);
         let schema = (entry.schema)();
         let before = text.len();

@@ -28,7 +28,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let results = read_results(&args.run_dir)?;
     let config = load_config(&[args.run_dir.join("config.toml")], &args.sets)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
-    check_same(&args.run_dir, &experiment.record(&config))?;
+    check_same(&args.run_dir, &experiment.record(&config)?)?;
     let after = args.task.unwrap_or(results.tasks_done);
     if !(1..=results.tasks_done).contains(&after) {
         let expected = format!("expected 1 to {}, the tasks that the run has finished", results.tasks_done);

@@ -10,6 +10,8 @@ use cdl_dylib as _;
 
 mod bench;
 mod bench_input;
+mod check;
+mod data;
 mod describe;
 mod dist;
 mod eval;
@@ -39,6 +41,7 @@ Examples:
   cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
                                                       the same with another file laid over it
   cdl run configs/quickstart.toml --set seed=2        the same with another value
+  cdl check configs/quickstart.toml                   what would fail, and how long a run takes
   cdl list                                            all methods, networks and data streams
   cdl describe vit                                    settings of one of them
   cdl explain configs/quickstart.toml                 every value and where it was set
@@ -76,6 +79,11 @@ enum Command {
     Explain(ConfigArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
+    /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
+    Check(check::CheckArgs),
+    /// Fetch, verify and split data sets
+    #[command(subcommand)]
+    Data(data::DataCommand),
     /// Measure a teacher step and a student step
     Bench(bench::BenchArgs),
     /// Make, build, check and list plugins: methods that are loaded at run time
@@ -165,6 +173,8 @@ pub fn main() -> ExitCode {
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Check(args) => check::check(&args, &log, cli.quiet),
+        Command::Data(command) => data::data(&command, &log, cli.quiet),
         Command::Bench(args) => bench::bench(&args, &profile.unwrap_or_default()),
         Command::Plugin(command) => command.run(&cli.plugins),
         Command::Dist(args) => dist::dist(&args),

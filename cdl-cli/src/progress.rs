@@ -62,3 +62,34 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 }
+
+/// A count that goes up.
+pub struct Spinner {
+    bar: ProgressBar,
+}
+
+impl Spinner {
+    /// Of `what`.
+    pub fn new(log: &Log, quiet: bool, what: &'static str) -> Self {
+        let bar = if quiet || !std::io::stderr().is_terminal() {
+            ProgressBar::hidden()
+        } else {
+            log.bars.add(ProgressBar::no_length())
+        };
+        if let Ok(style) = ProgressStyle::with_template("{pos} {msg}, {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Self { bar }
+    }
+
+    /// One more.
+    pub fn one(&self) {
+        self.bar.inc(1);
+    }
+
+    /// All is done.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

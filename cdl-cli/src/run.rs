@@ -38,7 +38,7 @@ pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let config = args.config.load()?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
-    let (record, needed) = (experiment.record(&config), experiment.disk_bytes()?);
+    let (record, needed) = (experiment.record(&config)?, experiment.disk_bytes()?);
     let mut directory = RunDir::create(&path, &config, &record, needed, args.overwrite)?;
     if let Some(file) = directory.take_log() {
         log.open(file)

@@ -128,8 +128,8 @@ impl World {
         Self { folder, hub }
     }
 
-    /// A run of the quickstart's methods on the hub's data set.
-    fn run(&self, source: &str, settings: &[(&str, &str)]) -> Output {
+    /// The program, with nothing of the caller's environment.
+    fn cdl(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
         for (name, _) in std::env::vars() {
             let upper = name.to_uppercase();
@@ -139,27 +139,24 @@ impl World {
                 command.env_remove(name);
             }
         }
-        let set =
-            format!("stream={{name=\"cifar100\", path=\"{source}\", tasks=2, transform={{image_size=28}}}}");
         command
-            .args([
-                "run",
-                "configs/quickstart.toml",
-                "--set",
-                &set,
-                "--set",
-                "epochs=1",
-                "--set",
-                "batch_size=2",
-            ])
-            .args(["--overwrite", "--run-dir"])
-            .arg(self.folder.path().join("run"))
+            .args(args)
             .env("HF_HOME", self.folder.path().join("home"))
             .env("HF_ENDPOINT", &self.hub.endpoint)
             .envs(settings.iter().copied())
             .current_dir(repository())
             .output()
             .unwrap()
+    }
+
+    /// A run of the quickstart's methods on the hub's data set.
+    fn run(&self, source: &str, settings: &[(&str, &str)]) -> Output {
+        let set =
+            format!("stream={{name=\"cifar100\", path=\"{source}\", tasks=2, transform={{image_size=28}}}}");
+        let run = self.folder.path().join("run");
+        let values = ["--set", &set, "--set", "epochs=1", "--set", "batch_size=2"];
+        let place = ["--overwrite", "--run-dir", run.to_str().unwrap()];
+        self.cdl(&[&["run", "configs/quickstart.toml"][..], &values, &place].concat(), settings)
     }
 
     fn accuracies(&self) -> String {
@@ -173,6 +170,10 @@ const SHARDS: [&str; 3] = [
     "data/train-00001-of-00002.parquet",
 ];
 
+fn checksum(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[test]
 fn the_first_run_downloads_and_later_ones_need_no_network() {
     let world = World::new();
@@ -183,6 +184,21 @@ fn the_first_run_downloads_and_later_ones_need_no_network() {
     sent.sort();
     assert_eq!(sent, SHARDS);
     let accuracies = world.accuracies();
+
+    // The run record says which files these were.
+    let record = fs::read(world.folder.path().join("run/run.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
+    let data = record["data"].as_array().unwrap();
+    assert_eq!(data.len(), SHARDS.len());
+    for (file, name) in data.iter().zip([SHARDS[1], SHARDS[2], SHARDS[0]]) {
+        let bytes = fs::read(world.folder.path().join("served").join(name)).unwrap();
+        assert_eq!(file["file"], name);
+        assert_eq!(file["repository"], REPOSITORY);
+        assert_eq!(file["revision"], COMMIT);
+        assert_eq!(file["bytes"], bytes.len());
+        assert_eq!(file["sha256"], checksum(&bytes));
+        assert_eq!(file["hashed"], "contents");
+    }
 
     let again = world.run(&source, &[]);
     assert!(again.status.success(), "{}", said(&again));
@@ -224,8 +240,6 @@ fn what_cannot_be_had_is_said() {
     fs::create_dir_all(served.join("damaged/data")).unwrap();
     let damaged = served.join("damaged").join(SHARDS[2]);
     fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
-    let checksum =
-        |bytes: &[u8]| -> String { Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect() };
     let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
     refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
 
@@ -233,4 +247,46 @@ fn what_cannot_be_had_is_said() {
     let snapshot = world.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
     fs::remove_file(snapshot.join(SHARDS[2])).unwrap();
     refused(&source, &[("HF_HUB_OFFLINE", "1")], &["1 of the 2 files `data/train-*-of-00002.parquet`"]);
+}
+
+#[test]
+fn fetching_brings_every_file_once_and_copies_it_with_its_checksum() {
+    let world = World::new();
+    let copy = world.folder.path().join("copies/cifar100");
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    let refused = world.cdl(&["data", "fetch", "cifar100"], &offline);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said(&refused).contains("offline (HF_HUB_OFFLINE) and not in the cache"), "{}", said(&refused));
+
+    let fetched = world.cdl(&["data", "fetch", "cifar100"], &[]);
+    assert!(fetched.status.success(), "{}", said(&fetched));
+    let mut sent = world.hub.sent();
+    sent.sort();
+    assert_eq!(sent, SHARDS);
+    let served = |name: &str| fs::read(world.folder.path().join("served").join(name)).unwrap();
+    let lines: String = SHARDS.iter().map(|name| format!("{}  {name}\n", checksum(&served(name)))).collect();
+    assert_eq!(String::from_utf8_lossy(&fetched.stdout), lines);
+
+    // The second time needs no network, and a run finds what was fetched.
+    let source = format!("hf:{REPOSITORY}");
+    let again = world.cdl(&["data", "fetch", &source, "--dir", copy.to_str().unwrap()], &offline);
+    assert!(again.status.success(), "{}", said(&again));
+    assert_eq!(fs::read_to_string(copy.join("SHA256SUMS")).unwrap(), lines);
+    SHARDS.iter().for_each(|name| assert_eq!(fs::read(copy.join(name)).unwrap(), served(name)));
+    let run = world.run(&source, &offline);
+    assert!(run.status.success(), "{}", said(&run));
+    assert_eq!(world.hub.sent().len(), 3, "nothing is sent twice");
+
+    // The copy is a data set of its own.
+    let verified = world.cdl(&["data", "verify", copy.to_str().unwrap()], &offline);
+    assert!(verified.status.success(), "{}", said(&verified));
+    fs::write(copy.join(SHARDS[0]), "damaged").unwrap();
+    let damaged = world.cdl(&["data", "verify", copy.to_str().unwrap()], &offline);
+    assert_eq!(damaged.status.code(), Some(2));
+    assert!(said(&damaged).contains(&checksum(&served(SHARDS[0]))), "{}", said(&damaged));
+
+    let set = format!("stream={{name=\"cifar100\", path=\"{source}\", transform={{image_size=28}}}}");
+    let of_config = world.cdl(&["data", "fetch", "configs/quickstart.toml", "--set", &set], &[]);
+    assert!(of_config.status.success(), "{}", said(&of_config));
+    assert_eq!(String::from_utf8_lossy(&of_config.stdout).lines().count(), 3);
 }

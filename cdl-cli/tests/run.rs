@@ -72,6 +72,10 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
     for role in ["student", "teacher"] {
         assert_eq!(record[role]["provenance"]["sha256"].as_str().map(str::len), Some(64));
     }
+    let files = record["data"].as_array().expect("data");
+    assert_eq!(files.len(), 4, "images and labels of both splits");
+    assert_eq!(files[0]["file"], "embedded:train-images-idx3-ubyte.gz");
+    assert!(files.iter().all(|file| file["sha256"].as_str().is_some_and(|sha| sha.len() == 64)));
     assert_eq!(fs::read_to_string(first.join("metrics.jsonl")).expect("metrics").lines().count(), 10);
     assert!(fs::read_to_string(first.join("log.txt")).expect("log").contains("task 1/5"));
 

@@ -4,6 +4,8 @@
 //! the file itself, `CDL_...` environment variables (`CDL_OPTIMIZER__LR=0.01`), `--set key=value`.
 //! A layer that gives a section another `name` replaces the whole section: settings of the plugin before do not linger.
 
+mod draft;
+
 use std::{
     collections::HashSet,
     path::{Path, PathBuf},
@@ -22,6 +24,8 @@ use crate::{
     plugin,
     registry::{self, Kind, Settings},
 };
+
+pub use self::draft::Draft;
 
 /// Which set of defaults holds where the published code has quirks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -88,6 +92,19 @@ pub struct DistillerSection {
     #[serde(flatten)]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub settings: Settings,
+}
+
+impl Section {
+    /// Lets a stream of this section be built without reading every image (`verify`); whether it would have.
+    pub(crate) fn put_off_reading(&mut self) -> bool {
+        let verify = self.settings.get_mut("verify").filter(|verify| verify.as_bool() == Some(true));
+        verify.map(|verify| *verify = toml::Value::Boolean(false)).is_some()
+    }
+
+    /// Whether a stream of this section leaves out images that it cannot read (`input.on_error`).
+    pub(crate) fn leaves_out_damaged(&self) -> bool {
+        lookup(&self.settings, "input.on_error").and_then(toml::Value::as_str) == Some("skip")
+    }
 }
 
 fn default_weight() -> f64 {
@@ -327,8 +344,10 @@ impl Config {
         let table: Settings =
             figment.extract().map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
         let mut config = Self { run: parse_run(&table, &figment, &origin)?, files, layers: figment };
-        config.complete()?;
-        Ok(config)
+        match config.complete().into_iter().next() {
+            Some((_, error)) => Err(error),
+            None => Ok(config),
+        }
     }
 
     /// A name for runs of this configuration: those of its files.
@@ -406,45 +425,65 @@ impl Config {
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
     }
 
-    /// Fills in the defaults of every plugin's settings and checks what the types cannot.
-    fn complete(&mut self) -> Result<()> {
+    /// Fills in the defaults of every plugin's settings and checks what the types cannot. Gives back everything that is
+    /// wrong, with the section that cannot be used because of it.
+    fn complete(&mut self) -> Vec<(String, Error)> {
         let mut run = self.run.clone();
-        let complete = |section: &str, kind: Kind, name: &str, settings: &Settings| {
-            let entry = registry::find(kind, name).map_err(|e| self.locate(section, e))?;
-            (entry.complete)(settings).map_err(|e| self.locate(section, e))
+        let mut wrong = Vec::new();
+        // Every key that is refused is left out, so that those after it are looked at as well.
+        let mut complete = |section: &str, kind: Kind, name: &str, settings: &mut Settings| {
+            let entry = match registry::find(kind, name) {
+                Ok(entry) => entry,
+                Err(error) => return wrong.push((section.to_string(), self.locate(section, error))),
+            };
+            loop {
+                match (entry.complete)(settings) {
+                    Ok(all) => return *settings = all,
+                    Err(error) => {
+                        let left_out =
+                            draft::refused_key(&error).is_some_and(|key| draft::remove(settings, key));
+                        wrong.push((section.to_string(), self.locate(section, error)));
+                        if !left_out {
+                            return;
+                        }
+                    }
+                }
+            }
         };
-        run.stream.settings = complete("stream", Kind::Stream, &run.stream.name, &run.stream.settings)?;
-        run.learner.settings = complete("learner", Kind::Learner, &run.learner.name, &run.learner.settings)?;
+        complete("stream", Kind::Stream, &run.stream.name, &mut run.stream.settings);
+        complete("learner", Kind::Learner, &run.learner.name, &mut run.learner.settings);
         for role in [Role::Teacher, Role::Student] {
-            let (learner, section) = run.learner(role);
+            let (mut learner, section) = run.learner(role);
             let network = match role {
                 Role::Teacher => &mut run.teacher,
                 Role::Student => &mut run.student,
             };
-            network.settings = complete(role.as_str(), Kind::Backbone, &network.name, &network.settings)?;
+            complete(role.as_str(), Kind::Backbone, &network.name, &mut network.settings);
             if let Some(own) = &mut network.learner {
-                own.settings = complete(&section, Kind::Learner, &learner.name, &learner.settings)?;
+                complete(&section, Kind::Learner, &learner.name, &mut learner.settings);
+                own.settings = learner.settings;
                 own.name = Some(learner.name);
             }
         }
         let many = run.distillers.is_some();
-        for (index, distiller) in
-            run.distiller.iter_mut().chain(run.distillers.iter_mut().flatten()).enumerate()
-        {
-            let section = if many { format!("distillers[{index}]") } else { "distiller".into() };
-            distiller.settings = complete(&section, Kind::Distiller, &distiller.name, &distiller.settings)?;
+        let place = |index: usize| if many { format!("distillers[{index}]") } else { "distiller".into() };
+        let distillers = run.distiller.iter_mut().chain(run.distillers.iter_mut().flatten());
+        for (index, distiller) in distillers.enumerate() {
+            complete(&place(index), Kind::Distiller, &distiller.name, &mut distiller.settings);
+        }
+        for (index, distiller) in run.distillers().iter().enumerate() {
             if !(distiller.weight.is_finite() && distiller.weight >= 0.0) {
-                let expected = "expected a finite number, 0 or more";
-                return Err(self.locate(&section, Error::setting("weight", distiller.weight, expected)));
+                let error = Error::setting("weight", distiller.weight, "expected a finite number, 0 or more");
+                wrong.push((place(index), self.locate(&place(index), error)));
             }
         }
+        let top = |key: &str, value: &str, expected: &str| {
+            let (origin, value, expected) = (self.origin(key), value.into(), expected.into());
+            (key.to_string(), Error::Setting { origin, key: key.into(), value, expected })
+        };
         if run.roles().is_empty() {
-            return Err(Error::Setting {
-                origin: self.origin("train_student"),
-                key: "train_student".into(),
-                value: "false".into(),
-                expected: "with `train_teacher = false` nothing is left to train".into(),
-            });
+            let expected = "with `train_teacher = false` nothing is left to train";
+            wrong.push(top("train_student", "false", expected));
         }
         // Those that were loaded in another way are written down, so that the configuration repeats the run.
         for loaded in run.loaded_plugins() {
@@ -454,19 +493,19 @@ impl Config {
             }
         }
         run.query = Some(run.query.unwrap_or(QuerySource::of_mode(run.mode)));
-        let positive = [("epochs", run.epochs), ("batch_size", run.batch_size)];
-        for (key, value) in positive {
+        for (key, value) in [("epochs", run.epochs), ("batch_size", run.batch_size)] {
             if value == 0 {
-                let origin = self.origin(key);
-                let expected = "expected at least 1".into();
-                return Err(Error::Setting { origin, key: key.into(), value: "0".into(), expected });
+                wrong.push(top(key, "0", "expected at least 1"));
             }
         }
-        run.optimizer.validate().map_err(|e| self.locate("optimizer", e))?;
-        run.schedule.validate().map_err(|e| self.locate("schedule", e))?;
+        for (section, valid) in
+            [("optimizer", run.optimizer.validate()), ("schedule", run.schedule.validate())]
+        {
+            wrong.extend(valid.err().map(|error| (section.to_string(), self.locate(section, error))));
+        }
         run.schedule.repeat_first_rate = Some(run.schedule.repeats_first_rate(run.mode));
         self.run = run;
-        Ok(())
+        wrong
     }
 }
 
@@ -659,15 +698,24 @@ fn default_name(section: &str) -> Option<&'static str> {
     }
 }
 
-fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
-    let schema = registry::schema_of::<RunConfig>();
-    check_keys(&schema, table, "", "configuration").map_err(|error| match error {
+/// Refuses the first key that a run does not have.
+fn check_run_keys(table: &Settings) -> Result<()> {
+    check_keys(&registry::schema_of::<RunConfig>(), table, "", "configuration")
+}
+
+/// Adds to [`check_run_keys`]' error where the key was written, and where it belongs.
+fn misplaced(error: Error, figment: &Figment, files: &str) -> Error {
+    match error {
         Error::UnknownKey { key, nearest, known, .. } => {
             let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
             unknown_key(origin, key, nearest, known)
         }
         other => other,
-    })?;
+    }
+}
+
+fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
+    check_run_keys(table).map_err(|error| misplaced(error, figment, files))?;
     let fail = |reason: String| Error::Config { origin: files.into(), reason };
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {

@@ -1,15 +1,16 @@
 //! From a configuration to everything that a run needs; whatever can be wrong is found here, before anything is
 //! written.
 
-use std::collections::BTreeMap;
+mod parts;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Device;
 use serde::Serialize;
 
+pub(crate) use self::parts::{Parts, Until};
 use crate::{
-    BackboneContext, BackboneSpec, Config, Distiller, DistillerContext, Error, LearnerContext, Network,
-    Normalization, QuerySource, Result, Rng, Role, Stack, StreamContext, TaskStream, TrainSettings, Trainer,
-    device, plugin, registry,
+    BackboneSpec, Config, DataRecord, Normalization, QuerySource, Result, Role, TaskStream, Trainer, plugin,
 };
 
 /// A run that is ready to start.
@@ -50,6 +51,8 @@ pub struct RunRecord {
     pub tasks: Vec<std::ops::Range<usize>>,
     /// SHA-256 over classes, order and membership of training and test images.
     pub split_sha256: String,
+    /// The files that the images come from, with repository, revision and SHA-256.
+    pub data: Vec<DataRecord>,
     /// Tensors and numbers trained in the first task.
     pub trained: Vec<TrainedTensor>,
 }
@@ -89,99 +92,11 @@ impl Experiment {
     /// # Errors
     /// Whatever the plugins refuse, with the configuration key and its origin; batches larger than a task.
     pub fn build(config: &Config) -> Result<Self> {
-        let run = &config.run;
-        let device = device::open(&run.device)?;
-        let rng = Rng::new(run.seed);
-        let mode = run.mode;
-
-        let context = StreamContext { mode, device: &device, rng: rng.derive("stream") };
-        let stream = registry::stream(&run.stream.name, &run.stream.settings, &context)
-            .map_err(|e| config.locate("stream", e))?;
-        check_batches(stream.as_ref(), run.batch_size, &config.origin("batch_size"))?;
-
-        let backbone = |role: Role, section: &crate::config::NetworkSection| {
-            let context = BackboneContext { role, image_size: stream.image_size(), mode, device: &device };
-            registry::backbone(&section.name, &section.settings, &context).map_err(|error| match error {
-                // The image's size is the stream's to set.
-                Error::Setting { key, value, expected, .. } if key == "image_size" => {
-                    config.locate("stream.transform", Error::setting(&key, value, expected))
-                }
-                error => config.locate(role.as_str(), error),
-            })
-        };
-        let student = backbone(Role::Student, &run.student)?;
-        let teacher = backbone(Role::Teacher, &run.teacher)?;
-
-        let query = run.query.unwrap_or(QuerySource::of_mode(mode));
-        // Of the whole stream, also where a run stops early.
-        let tasks = stream.tasks().first().map_or(1, |task| task.count);
-        let learner = |role: Role, backbone: &BackboneSpec| {
-            let querying = if query == QuerySource::Own { backbone } else { student.spec() };
-            let context = LearnerContext {
-                role,
-                backbone,
-                query_width: querying.width,
-                classes: stream.classes().len(),
-                tasks,
-                mode,
-                device: &device,
-                rng: rng.derive(&format!("{}/learner", role.as_str())),
-            };
-            let (section, place) = run.learner(role);
-            registry::learner(&section.name, &section.settings, &context)
-                .map_err(|e| config.locate(&place, e))
-        };
-        let teacher_learner = learner(Role::Teacher, teacher.spec())?;
-        let student_learner = learner(Role::Student, student.spec())?;
-
-        let mut distillers = Vec::new();
-        for (index, section) in run.distillers().iter().enumerate() {
-            let label = if index == 0 { "distiller".into() } else { format!("distiller {}", index + 1) };
-            let context = DistillerContext {
-                teacher: teacher.spec(),
-                student: student.spec(),
-                learner: student_learner.as_ref(),
-                tasks,
-                mode,
-                device: &device,
-                rng: rng.derive(&label),
-            };
-            let place =
-                if run.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() };
-            let distiller = registry::distiller(&section.name, &section.settings, &context)
-                .map_err(|e| config.locate(&place, e))?;
-            for (key, trained, reason) in [
-                ("train_teacher", run.train_teacher, "learns from the teacher"),
-                ("train_student", run.train_student, "teaches the student"),
-            ] {
-                if !trained && distiller.needs_teacher() {
-                    let expected =
-                        format!("the distiller `{}` {reason}; choose one that does not", section.name);
-                    let (origin, value) = (config.origin(key), "false".into());
-                    return Err(Error::Setting { origin, key: key.into(), value, expected });
-                }
-            }
-            distillers.push((section.name.clone(), section.weight, distiller));
+        let (parts, mistakes) = Parts::build(config, &BTreeSet::new(), Until::First);
+        match mistakes.into_iter().next() {
+            Some(error) => Err(error),
+            None => parts.assemble(config),
         }
-        let distiller: Box<dyn Distiller> = Box::new(Stack::new(distillers)?);
-
-        let trainer = Trainer {
-            teacher: Network { backbone: teacher, learner: teacher_learner },
-            student: Network { backbone: student, learner: student_learner },
-            distiller,
-            settings: TrainSettings {
-                epochs: run.epochs,
-                batch_size: run.batch_size,
-                optimizer: run.optimizer.clone(),
-                schedule: run.schedule.clone(),
-                mode,
-                query,
-                roles: run.roles(),
-            },
-            rng: rng.derive("tasks"),
-        };
-        check_names(config, &trainer)?;
-        Ok(Self { stream, trainer, device })
     }
 
     /// Bytes that the models of all tasks will take, a little more for everything else.
@@ -225,7 +140,10 @@ impl Experiment {
     }
 
     /// What to write down about this run.
-    pub fn record(&self, config: &Config) -> RunRecord {
+    ///
+    /// # Errors
+    /// Files of the data set that are no longer there.
+    pub fn record(&self, config: &Config) -> Result<RunRecord> {
         let trained = config
             .run
             .roles()
@@ -233,7 +151,7 @@ impl Experiment {
             .flat_map(|role| self.trainer.trainable(role).into_iter().map(move |var| (role, var)))
             .map(|(role, var)| TrainedTensor { role, shape: var.tensor().dims().to_vec(), name: var.name })
             .collect();
-        RunRecord {
+        Ok(RunRecord {
             version: env!("CARGO_PKG_VERSION").into(),
             started: jiff::Timestamp::now().to_string(),
             seed: config.run.seed,
@@ -249,48 +167,8 @@ impl Experiment {
             classes: self.stream.classes().to_vec(),
             tasks: self.stream.tasks().iter().map(|task| task.classes.clone()).collect(),
             split_sha256: self.stream.fingerprint().into(),
+            data: self.stream.files()?,
             trained,
-        }
+        })
     }
-}
-
-/// Two tensors of one name could not be saved side by side.
-fn check_names(config: &Config, trainer: &Trainer) -> Result<()> {
-    let learners = trainer.student.learner.state()?;
-    let distillers = trainer.distiller.state()?;
-    match distillers.iter().find(|(name, _)| learners.get(name).is_some()) {
-        None => Ok(()),
-        Some((name, _)) => {
-            let all: Vec<&str> =
-                config.run.distillers().iter().map(|section| section.name.as_str()).collect();
-            Err(Error::Incompatible {
-                first: config.run.learner(Role::Student).0.name,
-                second: all.join("`, `"),
-                reason: format!("learner and distiller both have a tensor called `{name}`"),
-            })
-        }
-    }
-}
-
-/// Every task must fill at least one batch, since incomplete batches are dropped in training.
-fn check_batches(stream: &dyn TaskStream, batch_size: usize, origin: &str) -> Result<()> {
-    let smallest = stream
-        .tasks()
-        .iter()
-        .map(|task| (stream.train_count(task.index), task.index))
-        .min()
-        .unwrap_or((0, 0));
-    if smallest.0 < batch_size {
-        return Err(Error::Setting {
-            origin: origin.into(),
-            key: "batch_size".into(),
-            value: batch_size.to_string(),
-            expected: format!(
-                "at most {}, the training images of task {}: incomplete batches are dropped",
-                smallest.0,
-                smallest.1 + 1
-            ),
-        });
-    }
-    Ok(())
 }

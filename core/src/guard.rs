@@ -11,9 +11,9 @@ use std::{
 use candle_core::Tensor;
 
 use crate::{
-    Backbone, BackboneSpec, Batch, Batches, Distiller, DistillerTaps, EpochKey, Error, Features, Head,
-    Injection, Learner, LossTerm, NamedVar, Output, Pass, Query, Quirk, Result, Rng, Skipped, StateDict,
-    Taps, Task, TaskStream, error::panic_message, registry::Kind,
+    Backbone, BackboneSpec, Batch, Batches, ClassCount, DataRecord, Distiller, DistillerTaps, EpochKey,
+    Error, Features, Head, Injection, Inspection, Learner, LossTerm, NamedVar, Output, Pass, Query, Quirk,
+    Result, Rng, Skipped, StateDict, Taps, Task, TaskStream, panics, registry::Kind,
 };
 
 /// Runs `run`; a panic of a plugin that could not be returned where it happened is returned here.
@@ -51,7 +51,7 @@ impl Name {
                 kind: self.kind,
                 plugin: self.plugin.clone(),
                 method,
-                message: panic_message(panic.as_ref()).into(),
+                message: panics::first_line(panic.as_ref()).into(),
             },
         }
     }
@@ -261,6 +261,18 @@ impl TaskStream for Guarded<Box<dyn TaskStream>> {
 
     fn skipped(&self) -> Skipped {
         self.name.value("skipped", || self.inner.skipped())
+    }
+
+    fn class_counts(&self) -> Vec<ClassCount> {
+        self.name.value("class_counts", || self.inner.class_counts())
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        self.name.result("files", || self.inner.files())
+    }
+
+    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
+        self.name.value("inspect", || self.inner.inspect(task, most, seen))
     }
 
     fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {

@@ -723,7 +723,7 @@ fn file_name(path: &Path) -> String {
 }
 
 /// The length of a file and its SHA-256.
-fn checksum(path: &Path) -> Result<(u64, String), HubError> {
+pub(crate) fn checksum(path: &Path) -> Result<(u64, String), HubError> {
     let unreadable = |reason| HubError::Unreadable { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(unreadable)?;
     let mut hasher = Sha256::new();

@@ -20,12 +20,14 @@ mod injection;
 mod layers;
 mod learner;
 pub mod loss;
+pub mod manifest;
 pub mod memory;
 mod metrics;
 pub mod ops;
 mod optim;
 pub mod panics;
 pub mod plugin;
+pub mod preflight;
 mod query;
 pub mod registry;
 mod rng;
@@ -37,11 +39,12 @@ mod stream;
 pub mod testing;
 mod trainer;
 pub mod transform;
+pub mod unpack;
 pub mod vit;
 
 pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
-pub use config::{Config, Mode, RunConfig};
+pub use config::{Config, Draft, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
 pub use eval::{Accuracies, Tester};
@@ -58,8 +61,8 @@ pub use schedule::ScheduleConfig;
 pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, InputSettings, OnError, Skipped,
-    StreamContext, Task, TaskSettings, TaskStream,
+    Batch, Batches, ClassCount, ClassOrder, DataRecord, EpochKey, Hashed, ImageSet, ImageStream,
+    InputSettings, Inspection, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
 };
 pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
 

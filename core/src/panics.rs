@@ -4,6 +4,7 @@
 //! [`catch`] returns it, and after [`keep_quiet`] nothing is written to standard error about it.
 
 use std::{
+    any::Any,
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
 };
@@ -37,11 +38,14 @@ pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let catching = Catching::begin();
     let done = catch_unwind(AssertUnwindSafe(work));
     drop(catching);
-    done.map_err(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-        message.and_then(|message| message.lines().next()).unwrap_or("no message").to_string()
-    })
+    done.map_err(|panic| first_line(panic.as_ref()).to_string())
+}
+
+/// The first line of what a panic said.
+pub(crate) fn first_line(panic: &(dyn Any + Send)) -> &str {
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+    message.and_then(|message| message.lines().next()).unwrap_or("no message")
 }
 
 /// Whether a panic of this thread would be caught by [`catch`].

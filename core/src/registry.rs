@@ -82,6 +82,9 @@ pub struct Entry {
     pub about: &'static str,
     /// Paper or data set to cite.
     pub citation: &'static str,
+    /// Of a stream, where its data can be had: a data set on the hub, `hf:owner/name`, which can be fetched, or a sentence
+    /// with the address and the licence.
+    pub source: Option<&'static str>,
     /// Crate and module that registered it.
     pub origin: &'static str,
     /// JSON schema of its settings.
@@ -97,7 +100,8 @@ pub struct Entry {
 inventory::collect!(Entry);
 
 /// Registers a plugin. `config` is its settings type (with `Default`; doc comments are the user's documentation),
-/// `build` a function of `(config, &context)`.
+/// `build` a function of `(config, &context)`. After its citation a stream may say where its data can be had, as
+/// `source: "hf:owner/name",` or in a sentence.
 ///
 /// ```ignore
 /// cdl_core::register!(Distiller {
@@ -110,6 +114,7 @@ macro_rules! register {
         name: $name:literal,
         about: $about:literal,
         citation: $citation:literal,
+        $(source: $source:literal,)?
         config: $config:ty,
         build: $build:expr $(,)?
     }) => {
@@ -118,6 +123,7 @@ macro_rules! register {
                 name: $name,
                 about: $about,
                 citation: $citation,
+                source: $crate::registry::optional(&[$($source)?]),
                 origin: module_path!(),
                 schema: $crate::registry::schema_of::<$config>,
                 defaults: $crate::registry::defaults_of::<$config>,
@@ -129,6 +135,14 @@ macro_rules! register {
             }
         }
     };
+}
+
+/// The one that is given, if one is; for [`register!`](crate::register), in whose place `None` may be a plugin.
+pub const fn optional(given: &[&'static str]) -> Option<&'static str> {
+    match given {
+        [first, ..] => Some(first),
+        [] => None,
+    }
 }
 
 /// All plugins of a kind, sorted by name.

@@ -78,18 +78,8 @@ impl RunDir {
         needed: u64,
         overwrite: bool,
     ) -> Result<Self> {
+        vacant(root, overwrite)?;
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-        let occupied = match fs::read_dir(root) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-            Err(e) => return Err(fail(format!("cannot be used: {e}"))),
-        };
-        if occupied && !overwrite {
-            return Err(fail("already exists; choose another or add --overwrite".into()));
-        }
-        if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
-            return Err(fail("holds something that is not a run; --overwrite only replaces runs".into()));
-        }
         Self::place(root, config, record, needed).map_err(|e| fail(format!("cannot be written: {e}")))
     }
 
@@ -182,6 +172,47 @@ impl RunDir {
     }
 }
 
+/// Refuses a directory that a run may not be written to, as far as can be seen without writing.
+///
+/// # Errors
+/// A directory that is not empty, unless it holds a run and `overwrite` is set; a place below something that is no
+/// folder, or that is read-only.
+pub fn vacant(root: &Path, overwrite: bool) -> Result<()> {
+    let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
+    let occupied = match fs::read_dir(root) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(fail(format!("cannot be used: {e}"))),
+    };
+    if occupied && !overwrite {
+        return Err(fail("already exists; choose another or add --overwrite".into()));
+    }
+    if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
+        return Err(fail("holds something that is not a run; --overwrite only replaces runs".into()));
+    }
+    let parent = nearest_folder(root.parent().unwrap_or(root));
+    let metadata = fs::metadata(parent).map_err(|e| fail(format!("cannot be written: {e}")))?;
+    if metadata.permissions().readonly() {
+        return Err(fail(format!("cannot be written: `{}` is read-only", parent.display())));
+    }
+    Ok(())
+}
+
+/// Bytes that are free for a run directory, which need not be there yet.
+///
+/// # Errors
+/// A file system that does not tell.
+pub fn free_bytes(root: &Path) -> Result<u64> {
+    let folder = nearest_folder(root);
+    fs4::available_space(folder).map_err(crate::error::io(folder))
+}
+
+/// `path`, or the nearest folder above it that is there.
+fn nearest_folder(path: &Path) -> &Path {
+    let there = path.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.exists());
+    there.unwrap_or(Path::new("."))
+}
+
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
     read_json(root, "results.json", "has the run finished a task?")
@@ -227,7 +258,7 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
 }
 
 /// A directory for a moment in `parent`, with the permissions of any new one.
-fn beside(parent: &Path) -> Result<tempfile::TempDir> {
+pub(crate) fn beside(parent: &Path) -> Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".cdl-");
     #[cfg(unix)]
@@ -242,8 +273,12 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Temporary file in the same folder, flushed to disk, then renamed: readers see the old file or the new one.
-fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file by way of a temporary one in the same folder, flushed to disk, then renamed: readers see the old file or
+/// the new one.
+///
+/// # Errors
+/// A place that cannot be written.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();

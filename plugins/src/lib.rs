@@ -23,6 +23,8 @@ pub mod streams {
 
 mod data;
 
+pub use data::image_files;
+
 /// Ties the plugins into a program. A crate that nothing refers to may be left out by the linker, and its
 /// registrations with it; calling this keeps them.
 pub fn link() {}

@@ -63,7 +63,7 @@ fn of_folder(source: &WeightSource, folder: &Path, name: String) -> Result<DataF
 }
 
 /// The names of all files below a folder, sorted; hidden ones are left out.
-fn names_below(root: &Path) -> Result<Vec<String>, HubError> {
+pub(crate) fn names_below(root: &Path) -> Result<Vec<String>, HubError> {
     if !root.exists() {
         return Err(HubError::NoPath { path: root.to_owned() });
     }

@@ -8,9 +8,11 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Batches, ClassOrder, EpochKey, InputSettings, Skipped, StreamContext, Task, TaskSettings, TaskStream,
+    Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, Skipped, StreamContext,
+    Task, TaskSettings, TaskStream,
     batches::{Assembly, Prepared},
     cache::Cache,
+    inspect::inspect,
     memory::Memory,
     ordered::Ordered,
     source::Source,
@@ -39,6 +41,14 @@ pub trait ImageSet: Send + Sync {
     /// # Errors
     /// An unreadable image, by file name.
     fn image(&self, index: usize) -> Result<RgbImage>;
+
+    /// The files that the images come from, for the run record.
+    ///
+    /// # Errors
+    /// Files that are no longer there.
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(Vec::new())
+    }
 
     /// Whether the pixels lie in memory, so that keeping them once more gains nothing.
     fn in_memory(&self) -> bool {
@@ -267,8 +277,42 @@ impl TaskStream for ImageStream {
         self.test.members[task].len()
     }
 
+    fn class_counts(&self) -> Vec<ClassCount> {
+        let empty = |name: &String| ClassCount { name: name.clone(), train: 0, test: 0 };
+        let mut counts: Vec<ClassCount> = self.classes.iter().map(empty).collect();
+        let labels =
+            |split: &Split| -> Vec<u32> { split.members.iter().flatten().map(|&(_, l)| l).collect() };
+        labels(&self.train).into_iter().for_each(|label| counts[label as usize].train += 1);
+        labels(&self.test).into_iter().for_each(|label| counts[label as usize].test += 1);
+        counts.retain(|count| count.train + count.test > 0);
+        counts
+    }
+
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        let mut files = Vec::new();
+        for split in [&self.train, &self.test] {
+            for file in split.source.set().files()? {
+                // With a validation split both halves come from the same files.
+                if !files.contains(&file) {
+                    files.push(file);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
+        let mut all = Inspection::default();
+        for Split { source, members } in [&self.train, &self.test] {
+            let found = inspect(source, &members[task], most, seen);
+            all.looked_at += found.looked_at;
+            all.damaged.extend(found.damaged);
+        }
+        all
     }
 
     fn skipped(&self) -> Skipped {

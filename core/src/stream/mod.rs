@@ -4,8 +4,10 @@ mod batches;
 mod cache;
 mod images;
 mod input;
+mod inspect;
 mod memory;
 mod ordered;
+mod record;
 mod source;
 mod tasks;
 
@@ -16,6 +18,8 @@ use candle_core::{Device, Tensor};
 pub use self::{
     images::{ImageSet, ImageStream},
     input::{InputSettings, OnError, Skipped},
+    inspect::Inspection,
+    record::{DataRecord, Hashed},
     tasks::{ClassOrder, TaskSettings},
 };
 use crate::{Mode, Quirk, Result, Rng, Role};
@@ -60,6 +64,17 @@ impl Batch {
     }
 }
 
+/// Images of a class.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassCount {
+    /// The class.
+    pub name: String,
+    /// Training images, rehearsed ones not counted again.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
+}
+
 /// Names one pass over a task's training images; order and augmentation follow from it and the stream's seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EpochKey {
@@ -101,8 +116,27 @@ pub trait TaskStream: Send + Sync {
     /// Test images of a task.
     fn test_count(&self, task: usize) -> usize;
 
+    /// Images of each class, in stream order, that the stream's tasks use; none where a stream does not count them.
+    fn class_counts(&self) -> Vec<ClassCount> {
+        Vec::new()
+    }
+
     /// SHA-256 over classes, order and membership of both splits: equal splits have equal fingerprints.
     fn fingerprint(&self) -> &str;
+
+    /// The files that the images come from, with their SHA-256, for the run record; none for images that come from no file.
+    ///
+    /// # Errors
+    /// Files that are no longer there.
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(Vec::new())
+    }
+
+    /// Decodes at most `most` training images and as many test images of a task, and tells `seen` of each. A stream whose
+    /// images cannot be damaged looks at none.
+    fn inspect(&self, _task: usize, _most: usize, _seen: &(dyn Fn() + Sync)) -> Inspection {
+        Inspection::default()
+    }
 
     /// Images that have been left out so far because they could not be read; none unless the stream skips such images.
     fn skipped(&self) -> Skipped {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Error, ImageSet, Result, image::RgbImage, transform::decode};
+use cdl_core::{DataRecord, Error, ImageSet, Result, image::RgbImage, transform::decode};
 
 /// Image files by class.
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
@@ -30,7 +30,8 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     Ok(classes)
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+/// Image files below a folder, at any depth, sorted within each folder.
+pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     for path in list(folder)? {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         if path.is_dir() {
@@ -88,6 +89,11 @@ impl ImageSet for Files {
         let fail = |reason: String| Error::Data { file: file.clone(), reason };
         let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
         decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        let files = self.files.iter().map(|(file, _)| file);
+        Ok(vec![DataRecord::of_files(&self.root, files)?])
     }
 
     fn id(&self, index: usize) -> String {

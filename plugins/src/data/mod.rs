@@ -1,6 +1,7 @@
 //! Forms in which data sets come, for the streams that share them.
 
 pub(crate) mod folder;
+pub mod image_files;
 pub(crate) mod pages;
 pub(crate) mod pickle;
 pub(crate) mod shards;

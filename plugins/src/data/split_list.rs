@@ -93,11 +93,14 @@ fn resolve(root: &Path, listed: &Path) -> Result<PathBuf, String> {
     })
 }
 
-/// `path [label]` a line. Names may hold spaces; only a number at the end is a label.
+/// `path [label]` a line; lines that begin with `#` are comments. Names may hold spaces; only a number at the end is a label.
 fn lines(text: &str) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+    for (number, line) in text.lines().enumerate() {
         let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
         let (path, label) = match line.rsplit_once(char::is_whitespace) {
             Some((path, label)) => match label.parse::<usize>() {
                 Ok(label) => (path.trim_end(), Some(label)),

@@ -3,7 +3,9 @@
 
 use std::{fs::File, path::Path, sync::Arc};
 
-use cdl_core::{Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, panics, transform::decode};
+use cdl_core::{
+    DataRecord, Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, panics, transform::decode,
+};
 use parquet::{
     basic::{Compression, LogicalType, Type as Physical},
     column::reader::ColumnReaderImpl,
@@ -288,6 +290,10 @@ impl ImageSet for EncodedImages {
                 self.place(index).map_or(Default::default(), |(file, row)| (file.path.clone(), row));
             Error::Data { file, reason: format!("row {row} is not a readable image: {reason}") }
         })
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(self.files.iter().map(|(_, file)| DataRecord::file(file.provenance.clone())).collect())
     }
 
     fn id(&self, index: usize) -> String {

@@ -8,8 +8,8 @@ use std::{
 };
 
 use cdl_core::{
-    Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream, error::nearest,
-    image::RgbImage,
+    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream,
+    error::nearest, image::RgbImage,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,7 @@ cdl_core::register!(Stream {
     name: "cifar10",
     about: "CIFAR-10 as binary files, Python pickles or parquet, from a folder or the Hugging Face Hub",
     citation: "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    source: "hf:uoft-cs/cifar10",
     config: CifarConfig,
     build: |config, context: &_| build(&CIFAR10, config, context),
 });
@@ -45,6 +46,7 @@ cdl_core::register!(Stream {
     name: "cifar100",
     about: "CIFAR-100 as binary files, Python pickles or parquet, from a folder or the Hugging Face Hub",
     citation: "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
+    source: "hf:uoft-cs/cifar100",
     config: CifarConfig,
     build: |config, context: &_| build(&CIFAR100, config, context),
 });
@@ -233,6 +235,7 @@ fn bytes_of(file: &Path) -> Result<Vec<u8>> {
 struct Images {
     pixels: Vec<u8>,
     labels: Vec<u8>,
+    files: Vec<DataRecord>,
 }
 
 impl Images {
@@ -244,6 +247,7 @@ impl Images {
             let reason = format!("{} bytes, not whole records of {record}: truncated?", bytes.len());
             return Err(Error::Data { file: file.into(), reason });
         }
+        self.files.push(DataRecord::of_bytes(file, &bytes));
         for record in bytes.chunks_exact(record) {
             self.labels.push(record[labels - 1]);
             self.pixels.extend(&record[labels..]);
@@ -257,6 +261,7 @@ impl Images {
         let (pixels, labels) =
             unpickle(&bytes, label_key).map_err(|reason| Error::Data { file: file.into(), reason })?;
         self.pixels.extend(pixels.iter());
+        self.files.push(DataRecord::of_bytes(file, &bytes));
         self.labels.extend(labels);
         Ok(())
     }
@@ -291,6 +296,10 @@ impl ImageSet for Images {
             let at = y as usize * SIDE + x as usize;
             [planes[at], planes[SIDE * SIDE + at], planes[2 * SIDE * SIDE + at]].into()
         }))
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(self.files.clone())
     }
 
     fn id(&self, index: usize) -> String {

@@ -63,6 +63,8 @@ cdl_core::register!(Stream {
     name: "domainnet",
     about: "DomainNet: 345 classes in six styles; split by its own lists or others",
     citation: "Peng et al., ICCV 2019, arXiv:1812.01754",
+    source: "its authors offer an archive for each domain at https://ai.bu.edu/M3SDA, for non-commercial research under its \
+             fair-use notice",
     config: DomainnetConfig,
     build: build,
 });

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use cdl_core::{Error, ImageStream, Result, StreamContext, TaskSettings, TaskStream};
+use cdl_core::{DataRecord, Error, ImageStream, Result, StreamContext, TaskSettings, TaskStream};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -33,15 +33,19 @@ const TEST_LABELS: &[u8] = include_bytes!("../../assets/fashion_mnist/t10k-label
 const CLASSES: &str = include_str!("../../assets/fashion_mnist/classes.txt");
 
 fn build(config: EmbeddedConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
-    let set = |images: &[u8], labels: &[u8]| -> Result<IdxSet> {
+    let set = |split: &str, images: &[u8], labels: &[u8]| -> Result<IdxSet> {
         let file = Path::new("embedded");
         let open = |bytes: &[u8]| {
             unzip(bytes.to_vec()).map_err(|e| Error::Data { file: file.into(), reason: e.to_string() })
         };
-        IdxSet::parse(file, &open(images)?, file, &open(labels)?)
+        let record = |what: &str, bytes: &[u8]| {
+            DataRecord::of_bytes(Path::new(&format!("embedded:{split}-{what}-ubyte.gz")), bytes)
+        };
+        let records = vec![record("images-idx3", images), record("labels-idx1", labels)];
+        Ok(IdxSet::parse(file, &open(images)?, file, &open(labels)?)?.of_files(records))
     };
     let classes = CLASSES.lines().map(String::from).collect();
-    let (train, test) = (set(TRAIN_IMAGES, TRAIN_LABELS)?, set(TEST_IMAGES, TEST_LABELS)?);
+    let (train, test) = (set("train", TRAIN_IMAGES, TRAIN_LABELS)?, set("t10k", TEST_IMAGES, TEST_LABELS)?);
     let stream =
         ImageStream::new("embedded", classes, Box::new(train), Box::new(test), &config.tasks, context)?;
     Ok(Box::new(stream))

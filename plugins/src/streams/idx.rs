@@ -6,8 +6,8 @@ use std::{
 };
 
 use cdl_core::{
-    Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream, error::nearest,
-    image::RgbImage,
+    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream,
+    error::nearest, image::RgbImage,
 };
 use flate2::read::GzDecoder;
 use schemars::JsonSchema;
@@ -86,7 +86,8 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
     let open = |split: &str| -> Result<IdxSet> {
         let images = open(path, &format!("{split}-images-idx3-ubyte"))?;
         let labels = open(path, &format!("{split}-labels-idx1-ubyte"))?;
-        IdxSet::parse(&images.0, &images.1, &labels.0, &labels.1)
+        let set = IdxSet::parse(&images.path, &images.bytes, &labels.path, &labels.bytes)?;
+        Ok(set.of_files(vec![images.record, labels.record]))
     };
     let (train, test) = (open("train")?, open("t10k")?);
     let count = 1 + train.labels.iter().chain(&test.labels).copied().max().unwrap_or(0) as usize;
@@ -103,8 +104,16 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
     Ok(Box::new(stream))
 }
 
+/// A file, unpacked.
+struct Opened {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    /// The file as it lies there.
+    record: DataRecord,
+}
+
 /// Reads `name` or `name.gz` in `folder`.
-fn open(folder: &Path, name: &str) -> Result<(PathBuf, Vec<u8>)> {
+fn open(folder: &Path, name: &str) -> Result<Opened> {
     let plain = folder.join(name);
     let zipped = folder.join(format!("{name}.gz"));
     let file = [&plain, &zipped].into_iter().find(|file| file.exists()).ok_or_else(|| {
@@ -117,7 +126,8 @@ fn open(folder: &Path, name: &str) -> Result<(PathBuf, Vec<u8>)> {
     })?;
     let fail = |e: std::io::Error| Error::Data { file: file.clone(), reason: format!("cannot be read: {e}") };
     let bytes = std::fs::read(file).map_err(fail)?;
-    Ok((file.clone(), unzip(bytes).map_err(fail)?))
+    let record = DataRecord::of_bytes(file, &bytes);
+    Ok(Opened { path: file.clone(), bytes: unzip(bytes).map_err(fail)?, record })
 }
 
 /// Unpacks gzip data; other data stays as it is.
@@ -136,6 +146,7 @@ pub(super) struct IdxSet {
     rows: usize,
     columns: usize,
     labels: Vec<u8>,
+    files: Vec<DataRecord>,
 }
 
 impl IdxSet {
@@ -150,7 +161,18 @@ impl IdxSet {
         if dims[1] == 0 || dims[2] == 0 {
             return Err(Error::Data { file: image_file.into(), reason: "images without pixels".into() });
         }
-        Ok(Self { pixels: pixels.into(), rows: dims[1], columns: dims[2], labels: labels.into() })
+        Ok(Self {
+            pixels: pixels.into(),
+            rows: dims[1],
+            columns: dims[2],
+            labels: labels.into(),
+            files: Vec::new(),
+        })
+    }
+
+    /// The same set, with the files that it was read from.
+    pub(super) fn of_files(self, files: Vec<DataRecord>) -> Self {
+        Self { files, ..self }
     }
 }
 
@@ -195,6 +217,10 @@ impl ImageSet for IdxSet {
 
     fn in_memory(&self) -> bool {
         true
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(self.files.clone())
     }
 
     fn id(&self, index: usize) -> String {

@@ -7,6 +7,8 @@ cdl_core::register!(Stream {
     name: "imagenet_a",
     about: "ImageNet-A: 200 classes of images that fool classifiers; split by lists, or 80/20 by a stated draw",
     citation: "Hendrycks et al., CVPR 2021, arXiv:1907.07174",
+    source: "its authors offer imagenet-a.tar (0.7 GB) at https://github.com/hendrycks/natural-adv-examples; the code there \
+             is under the MIT licence, the images belong to their makers",
     config: DrawnConfig,
     build: |config: DrawnConfig, context: &_| config.stream("imagenet_a", context),
 });

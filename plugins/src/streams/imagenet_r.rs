@@ -8,6 +8,8 @@ cdl_core::register!(Stream {
     name: "imagenet_r",
     about: "ImageNet-R: 200 classes of art, cartoons, sketches; split by lists, or 80/20 by a stated draw",
     citation: "Hendrycks et al., ICCV 2021, arXiv:2006.16241; split: Smith et al., CVPR 2023, arXiv:2211.13218",
+    source: "its authors offer imagenet-r.tar (2.2 GB) at https://github.com/hendrycks/imagenet-r; the code there is under \
+             the MIT licence, the images belong to their makers",
     config: DrawnConfig,
     build: |config: DrawnConfig, context: &_| config.stream("imagenet_r", context),
 });

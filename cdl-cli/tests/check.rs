@@ -1,0 +1,163 @@
+//! `cdl check`: all mistakes at once, and true counts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{fs, path::Path, process::Output};
+
+use common::{cdl, repository, said};
+use serde_json::Value;
+
+fn check(more: &[&str]) -> Output {
+    cdl(&[&["check", "configs/quickstart.toml"][..], more].concat())
+}
+
+fn report(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(output)))
+}
+
+/// Expects exit code 2 and one mistake for each of `words`, no more.
+fn mistakes(output: &Output, words: &[&[&str]]) {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let lines: Vec<&str> = said.lines().skip(1).collect();
+    assert_eq!(lines.len(), words.len(), "{said}");
+    for words in words {
+        let found = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+        assert!(found, "{words:?} is missing in: {said}");
+    }
+}
+
+#[test]
+fn the_quickstart_passes_with_its_counts() {
+    let output = check(&["--json", "--steps", "1", "--set", "batch_size=4"]);
+    assert!(output.status.success(), "{}", said(&output));
+    let report = report(&output);
+    assert_eq!(report["mistakes"], serde_json::json!([]));
+    assert_eq!(report["not_checked"], serde_json::json!([]));
+    let data = &report["data"];
+    assert_eq!((data["stream"].as_str(), data["classes"].as_u64()), (Some("embedded"), Some(10)));
+    let tasks = data["tasks"].as_array().unwrap();
+    assert_eq!(tasks.len(), 5);
+    for task in tasks {
+        for (key, expected) in
+            [("classes", 2), ("train", 500), ("test", 200), ("looked_at", 16), ("damaged", 0)]
+        {
+            assert_eq!(task[key].as_u64(), Some(expected), "{key}");
+        }
+    }
+    for (network, role) in report["networks"].as_array().unwrap().iter().zip(["teacher", "student"]) {
+        assert_eq!(network["role"], role);
+        let weights = repository().join(format!("plugins/assets/micro_vit/{role}.safetensors"));
+        assert_eq!(network["provenance"]["sha256"], sha256(&weights));
+        assert_eq!(network["normalization"]["mean"].as_array().map(Vec::len), Some(3));
+    }
+    let disk = &report["disk"];
+    assert!(disk["needed"].as_u64().unwrap() > 1 << 20 && disk["free"].as_u64() > disk["needed"].as_u64());
+    // 3 epochs of 5 tasks, 500 / 4 steps each; after each task all tasks so far are tested.
+    let time = &report["time"];
+    for network in time["networks"].as_array().unwrap() {
+        assert_eq!(network["steps"].as_u64(), Some(3 * 5 * 125));
+    }
+    assert_eq!(time["test_images"].as_u64(), Some(200 * (1 + 2 + 3 + 4 + 5)));
+    let seconds = |value: &Value| value.as_f64().unwrap();
+    let training: f64 =
+        time["networks"].as_array().unwrap().iter().map(|n| 1875.0 * seconds(&n["step_seconds"])).sum();
+    let testing = 3000.0 / seconds(&time["test_images_per_second"]);
+    assert!((seconds(&time["seconds"]) - training - testing).abs() < 1e-6 * training);
+}
+
+fn sha256(file: &Path) -> String {
+    use sha2::Digest;
+    sha2::Sha256::digest(fs::read(file).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn all_mistakes_are_said_at_once_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let output = check(&[
+        "--run-dir",
+        dir.to_str().unwrap(),
+        "--set",
+        "stream={name=\"image_folder\", path=\"no/such/folder\", tasks=2, transform={image_size=28}}",
+        "--set",
+        "teacher.weights=no/such/teacher.safetensors",
+        "--set",
+        "learner.length=7",
+        "--set",
+        "optimizer.name=adagrad",
+        "--set",
+        "schedule.gamma=-1",
+    ]);
+    mistakes(
+        &output,
+        &[
+            &["no/such/folder"],
+            &["no/such/teacher.safetensors"],
+            &["`learner.length = 7`", "even number"],
+            &["optimizer.name", "adagrad"],
+            &["`schedule.gamma = -1`"],
+        ],
+    );
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(printed.contains("not looked at: distiller"), "{printed}");
+    assert!(printed.contains("this run would fail"), "{printed}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
+}
+
+#[test]
+fn every_key_of_every_layer_is_looked_at() {
+    let set = |values: &[&str]| {
+        let more: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
+        check(&[&["--steps", "0"][..], &more].concat())
+    };
+    mistakes(
+        &set(&["learner.pol=3", "learner.lenth=3", "batchsize=2", "optimizer.lr=-1", "distiller.alpha=1.5"]),
+        &[
+            &["unknown key `learner.pol`"],
+            &["unknown key `learner.lenth`"],
+            &["unknown key `batchsize`"],
+            &["`optimizer.lr = -1`"],
+            &["`distiller.alpha = 1.5`"],
+        ],
+    );
+    mistakes(&set(&["stream.tasks=3", "batch_size=0"]), &[&["`stream.tasks = 3`"], &["`batch_size = 0`"]]);
+    mistakes(&set(&["batch_size=501", "student.depth=9"]), &[&["at most 500"], &["`student.depth = 9`"]]);
+    let missing = cdl(&["check", "no/such.toml", "nor/this.toml", "--set", "seed"]);
+    mistakes(&missing, &[&["no/such.toml"], &["nor/this.toml"], &["key=value"]]);
+}
+
+#[test]
+fn a_taken_run_directory_and_damaged_images_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    for split in ["train", "test"] {
+        for class in ["cat", "dog"] {
+            let images = folder.path().join(split).join(class);
+            fs::create_dir_all(&images).unwrap();
+            for number in 0..4 {
+                image::RgbImage::new(28, 28).save(images.join(format!("{number}.png"))).unwrap();
+            }
+        }
+    }
+    let damaged = ["train/cat/1.png", "test/dog/3.png"].map(|name| folder.path().join(name));
+    damaged.iter().for_each(|file| fs::write(file, "no image").unwrap());
+    let path = folder.path().to_str().unwrap();
+    let stream = format!(
+        "stream={{name=\"image_folder\", path=\"{path}\", transform={{image_size=28}}, train_per_class=4}}"
+    );
+    let check = |more: &[&str]| {
+        check(&[&["--json", "--steps", "0", "--set", "batch_size=4", "--set", &stream][..], more].concat())
+    };
+    let output = check(&["--run-dir", path]);
+    mistakes(&output, &[&["train/cat/1.png"], &["test/dog/3.png"], &["already exists"]]);
+    let found = report(&output);
+    assert_eq!(found["data"]["tasks"][0]["looked_at"], 16);
+    assert_eq!(found["data"]["tasks"][0]["damaged"], 2);
+
+    // A few images are not all: the first and the last of each split.
+    let few = check(&["--set", "stream.verify=false", "--images", "2"]);
+    mistakes(&few, &[&["test/dog/3.png"]]);
+    let skipped = check(&["--set", "stream.input.on_error=skip"]);
+    assert!(skipped.status.success(), "{}", said(&skipped));
+}

@@ -1,0 +1,215 @@
+//! `cdl data verify` and `cdl data split` on a folder of images.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use common::{cdl, said};
+
+/// 10 images of each of two classes, one of them a folder deeper, with a name that a list could take for a comment.
+fn images(root: &Path) -> PathBuf {
+    let folder = root.join("images");
+    for (at, class) in ["#hash cat", "dog/deep"].iter().enumerate() {
+        fs::create_dir_all(folder.join(class)).unwrap();
+        for number in 0..10_u8 {
+            let image = image::RgbImage::from_pixel(8, 8, [number, at as u8, 0].into());
+            image.save(folder.join(class).join(format!("image {number}.png"))).unwrap();
+        }
+    }
+    folder
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn printed(output: &Output) -> String {
+    assert!(output.status.success(), "{}", said(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn refused(output: &Output, words: &[&str]) {
+    let said = said(output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for word in words {
+        assert!(said.contains(word), "`{word}` is missing in: {said}");
+    }
+}
+
+#[test]
+fn a_split_is_stated_repeatable_and_read_by_a_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path());
+    let split = |seed: &str, fraction: &str, out: &str| {
+        let out = folder.path().join(out);
+        let more = ["--seed", seed, "--fraction", fraction, "--out", text(&out)];
+        cdl(&[&["data", "split", text(&images)][..], &more].concat())
+    };
+    let said = printed(&split("7", "0.2", "lists"));
+    assert!(said.contains("2 classes, 16 training and 4 test images"), "{said}");
+    let read = |out: &str, name: &str| fs::read_to_string(folder.path().join(out).join(name)).unwrap();
+    let (train, test) = (read("lists", "train.txt"), read("lists", "test.txt"));
+    assert!(test.starts_with("# test images: 4 of 20 images in 2 classes\n# seed 7, fraction 0.2"), "{test}");
+
+    // Every image is in one half, two of each class in the test half.
+    let lines = |text: &str| -> Vec<String> {
+        text.lines().filter(|line| !line.starts_with('#')).map(String::from).collect()
+    };
+    let mut all = [lines(&train), lines(&test)].concat();
+    all.sort();
+    let mut expected: Vec<String> = (0..10).map(|n| format!("./#hash cat/image {n}.png 0")).collect();
+    expected.extend((0..10).map(|n| format!("dog/deep/image {n}.png 1")));
+    expected.sort();
+    assert_eq!(all, expected);
+    assert_eq!(lines(&test).iter().filter(|line| line.ends_with(" 0")).count(), 2);
+
+    printed(&split("7", "0.2", "again"));
+    assert_eq!((read("again", "train.txt"), read("again", "test.txt")), (train.clone(), test));
+    printed(&split("8", "0.2", "other"));
+    assert_ne!(lines(&read("other", "train.txt")), lines(&train), "another seed draws others");
+    refused(&split("7", "0.2", "lists"), &["train.txt", "is there already"]);
+    refused(&split("7", "1.5", "none"), &["`fraction = 1.5`", "below 1"]);
+    fs::create_dir(images.join("empty")).unwrap();
+    refused(&split("7", "0.2", "none"), &["images/empty", "too few to divide"]);
+    assert!(!folder.path().join("none").exists(), "nothing is written");
+    fs::remove_dir(images.join("empty")).unwrap();
+
+    // The lists are the split that the stream draws itself by the same seed.
+    let stream = |more: &str| {
+        let path = text(&images);
+        let set =
+            format!("stream={{name=\"imagenet_r\", path=\"{path}\", transform={{image_size=28}}, {more}}}");
+        let output = cdl(&[
+            "check",
+            "configs/quickstart.toml",
+            "--json",
+            "--steps",
+            "0",
+            "--set",
+            "batch_size=4",
+            "--set",
+            &set,
+        ]);
+        serde_json::from_str::<serde_json::Value>(&printed(&output)).unwrap()["data"].clone()
+    };
+    // Its own draw goes by the folder of the class, the lists by the folder of the image.
+    fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
+    fs::remove_dir(images.join("dog")).unwrap();
+    printed(&split("7", "0.2", "flat"));
+    let lists = ["train", "test"].map(|half| folder.path().join(format!("flat/{half}.txt")));
+    let listed = stream(&format!("train_list={:?}, test_list={:?}", text(&lists[0]), text(&lists[1])));
+    assert_eq!(listed["tasks"][0]["train"], 16);
+    assert_eq!(listed["tasks"][0]["test"], 4);
+    assert_eq!(listed["split_sha256"], stream("split_seed=7")["split_sha256"]);
+    assert_ne!(listed["split_sha256"], stream("split_seed=8")["split_sha256"]);
+}
+
+#[test]
+fn verify_names_every_file_that_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path());
+    let verify = |more: &[&str]| cdl(&[&["data", "verify", text(&images)][..], more].concat());
+    let said = printed(&verify(&[]));
+    assert!(said.contains("10  #hash cat") && said.contains("10  dog/deep"), "{said}");
+    assert!(said.contains("20  images in 2 folders") && said.contains("no list SHA256SUMS"), "{said}");
+    assert!(printed(&verify(&["--record"])).contains("20  files listed in"));
+    printed(&verify(&[]));
+    refused(&verify(&["--record"]), &["SHA256SUMS is there already"]);
+
+    // The list is that of `sha256sum`.
+    use sha2::Digest;
+    let first = fs::read(images.join("dog/deep/image 3.png")).unwrap();
+    let digest: String = sha2::Sha256::digest(first).iter().map(|byte| format!("{byte:02x}")).collect();
+    let list = fs::read_to_string(images.join("SHA256SUMS")).unwrap();
+    assert!(list.contains(&format!("{digest}  dog/deep/image 3.png\n")), "{list}");
+
+    fs::remove_file(images.join("dog/deep/image 0.png")).unwrap();
+    image::RgbImage::new(9, 9).save(images.join("dog/deep/image 1.png")).unwrap();
+    fs::write(images.join("#hash cat/image 2.png"), "no image").unwrap();
+    let found = verify(&[]);
+    refused(
+        &found,
+        &[
+            "4 files are not",
+            "image 0.png: is missing",
+            "image 1.png: has the SHA-256",
+            "is not a readable image",
+        ],
+    );
+    assert_eq!(said_lines(&found, "image 2.png"), 2, "it is damaged and not as listed");
+    fs::write(images.join("SHA256SUMS"), format!("{digest}  ../outside\n")).unwrap();
+    refused(&verify(&[]), &["line 1", "`../outside` is no path below the folder"]);
+    fs::write(images.join("SHA256SUMS"), "abc  x\n").unwrap();
+    refused(&verify(&[]), &["64 hexadecimal digits"]);
+}
+
+fn said_lines(output: &Output, word: &str) -> usize {
+    said(output).lines().filter(|line| line.contains(word)).count()
+}
+
+#[test]
+fn verify_of_a_configuration_looks_at_every_image_of_its_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let images = images(folder.path());
+    fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
+    fs::remove_dir(images.join("dog")).unwrap();
+    let set = format!(
+        "stream={{name=\"imagenet_r\", path=\"{}\", split_seed=7, transform={{image_size=28}}}}",
+        text(&images)
+    );
+    let verify = || cdl(&["data", "verify", "configs/quickstart.toml", "--set", &set]);
+    let said = printed(&verify());
+    assert!(said.contains("       8         2  deep\n"), "{said}");
+    assert!(said.contains("20 images looked at, of 20 files"), "{said}");
+    for number in [3, 6] {
+        fs::write(images.join(format!("deep/image {number}.png")), "no image").unwrap();
+    }
+    refused(&verify(), &["2 images cannot be read", "image 3.png", "image 6.png"]);
+}
+
+#[test]
+fn what_cannot_be_fetched_is_said_with_its_source() {
+    refused(
+        &cdl(&["data", "fetch", "imagenet_r"]),
+        &["cannot be fetched", "github.com/hendrycks/imagenet-r", "licence"],
+    );
+    refused(&cdl(&["data", "fetch", "cifar1000"]), &["did you mean `cifar100`"]);
+    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` does not say"]);
+    refused(&cdl(&["data", "fetch", "cifar100", "--dir", "configs"]), &["configs is there already"]);
+}
+
+#[test]
+fn an_archive_is_unpacked_and_a_hostile_one_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (archive, out) = (folder.path().join("a.tar"), folder.path().join("out"));
+    // One file of five bytes: a header of 512 bytes, the contents filled up to 512, two blocks of zeros.
+    let tar = |name: &str| {
+        let mut header = [0_u8; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[100..107].copy_from_slice(b"0000644");
+        header[124..135].copy_from_slice(b"00000000005");
+        header[156] = b'0';
+        header[257..265].copy_from_slice(b"ustar\x0000");
+        header[148..156].fill(b' ');
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+        let mut contents = [0; 512 + 1024];
+        contents[..5].copy_from_slice(b"image");
+        [&header[..], &contents[..]].concat()
+    };
+    fs::write(&archive, tar("cat/1.png")).unwrap();
+    let unpack = |more: &[&str]| cdl(&[&["data", "unpack", text(&archive), text(&out)][..], more].concat());
+    refused(&unpack(&["--sha256", "00"]), &["has the SHA-256", "in place of 00"]);
+    assert!(printed(&unpack(&[])).starts_with("1 files, 0.0 MB in"));
+    assert_eq!(fs::read(out.join("cat/1.png")).unwrap(), b"image");
+    refused(&unpack(&[]), &["out: is there already"]);
+    fs::remove_dir_all(&out).unwrap();
+    fs::write(&archive, tar("../escaped")).unwrap();
+    refused(&unpack(&[]), &["a path out of the folder, `../escaped`"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+}
