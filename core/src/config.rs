@@ -17,7 +17,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
+    CheckpointConfig, Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
     error::nearest,
     registry::{self, Kind, Settings},
 };
@@ -146,6 +146,9 @@ pub struct RunConfig {
     /// How the learning rate changes from epoch to epoch.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// When the run is saved so that it can go on after a stop.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
 }
 
 fn default_epochs() -> usize {
@@ -259,7 +262,8 @@ impl Config {
         for file in &files {
             read_file(file, &mut Vec::new(), &mut layers)?;
         }
-        Self::of_layers(files, layers, sets)
+        layers.extend(overrides(sets)?);
+        Self::of_layers(files, layers)
     }
 
     /// The same of a text, which extends nothing; `name` stands for its file.
@@ -267,19 +271,20 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
-        let layer = Layer {
-            metadata: Metadata::named(name.to_string()),
-            values: parse_toml(name, text)?,
-            set: false,
-        };
-        Self::of_layers(vec![name.into()], vec![layer], sets)
+        let mut layers = vec![text_layer(name, text)?];
+        layers.extend(overrides(sets)?);
+        Self::of_layers(vec![name.into()], layers)
     }
 
-    fn of_layers(files: Vec<PathBuf>, mut layers: Vec<Layer>, sets: &[String]) -> Result<Self> {
-        layers.extend(environment()?);
-        for set in sets {
-            layers.push(split_set(set)?);
-        }
+    /// What a run has recorded in `file`, whatever the environment says now.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn recorded(file: &Path, text: &str) -> Result<Self> {
+        Self::of_layers(vec![file.into()], vec![text_layer(&file.display().to_string(), text)?])
+    }
+
+    fn of_layers(files: Vec<PathBuf>, layers: Vec<Layer>) -> Result<Self> {
         let figment = merge(layers)?;
         let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
         let table: Settings =
@@ -415,6 +420,7 @@ impl Config {
         }
         run.optimizer.validate().map_err(|e| self.locate("optimizer", e))?;
         run.schedule.validate().map_err(|e| self.locate("schedule", e))?;
+        run.checkpoint.validate().map_err(|e| self.locate("checkpoint", e))?;
         run.schedule.repeat_first_rate = Some(run.schedule.repeats_first_rate(run.mode));
         self.run = run;
         Ok(())
@@ -437,6 +443,20 @@ impl Provider for Layer {
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
         Ok(Profile::Default.collect(self.values.clone()))
     }
+}
+
+/// A text's values, under the name of its file.
+fn text_layer(name: &str, text: &str) -> Result<Layer> {
+    Ok(Layer { metadata: Metadata::named(name.to_string()), values: parse_toml(name, text)?, set: false })
+}
+
+/// What stands above all files: the environment, then `--set`.
+fn overrides(sets: &[String]) -> Result<Vec<Layer>> {
+    let mut layers = environment()?;
+    for set in sets {
+        layers.push(split_set(set)?);
+    }
+    Ok(layers)
 }
 
 /// Pushes the layers of `file`, those it extends first.
@@ -626,7 +646,8 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
         }
     }
-    let sections = ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"];
+    let sections =
+        ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule", "checkpoint"];
     for section in sections.into_iter().chain(["teacher.learner", "student.learner"]) {
         if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
             return Err(Error::Setting {

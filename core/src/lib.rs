@@ -6,8 +6,10 @@
 //! (an [`Injection`] of prompts, named [`LossTerm`]s); the [`Trainer`] applies it.
 
 mod align;
+mod atomic;
 mod backbone;
 pub mod check;
+mod checkpoint;
 pub mod config;
 pub mod device;
 mod distiller;
@@ -23,14 +25,17 @@ pub mod memory;
 mod metrics;
 pub mod ops;
 mod optim;
+mod position;
 mod query;
 pub mod registry;
+pub mod resume;
 mod rng;
 pub mod run_dir;
 mod schedule;
 mod stack;
 mod state;
 mod stream;
+mod tally;
 pub mod testing;
 mod trainer;
 pub mod transform;
@@ -38,6 +43,7 @@ pub mod vit;
 
 pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
+pub use checkpoint::{About, Checkpoint, CheckpointConfig};
 pub use config::{Config, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
@@ -48,16 +54,18 @@ pub use layers::{LayerNorm, Linear};
 pub use learner::{Head, Learner, LearnerContext, NamedVar, Pass, Quirk, Role};
 pub use metrics::{AccuracyMatrix, Summary};
 pub use optim::{Optimizer, OptimizerConfig};
+pub use position::{Moment, Position, RunState};
 pub use query::{Query, QuerySource};
 pub use rng::Rng;
 pub use schedule::ScheduleConfig;
 pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, InputSettings, OnError, Skipped,
+    Batch, Batches, ClassOrder, EpochKey, ImageSet, ImageStream, InputSettings, LeftOut, OnError, Skipped,
     StreamContext, Task, TaskSettings, TaskStream,
 };
-pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
+pub use tally::{EpochReport, Tally};
+pub use trainer::{BatchLoss, Event, Network, TrainSettings, Trainer};
 
 // Plugins use these versions, which the types above are made of.
 pub use candle_core;
