@@ -39,7 +39,6 @@ impl Training {
             (progress(&experiment, &from, log, quiet), || spent + start.elapsed().as_secs_f64());
         let mut finished = from.position.task;
         let mut results: Option<Results> = None;
-        let mut saved = None;
         let stream = experiment.stream.as_ref();
         let done = experiment.trainer.run_from(from, stream, &mut |event| {
             match event {
@@ -56,7 +55,7 @@ impl Training {
                 }
                 Event::Between(moment) if moment.state.position.task < stream.tasks().len() => {
                     let stop = signals.asked().is_some();
-                    saved = directory.checkpoint(&moment, stop, seconds())?;
+                    directory.checkpoint(&moment, stop, seconds())?;
                     if stop {
                         return Err(Error::Stopped);
                     }

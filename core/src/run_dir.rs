@@ -17,6 +17,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{Read, Write},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -184,22 +185,20 @@ impl RunDir {
     }
 
     /// Writes a checkpoint where the configuration asks for one, or wherever it is if `now` is set, and removes those
-    /// that it replaces. Gives back its file, if it was written.
+    /// that it replaces.
     ///
     /// # Errors
     /// No space, no permission: all that was written before stays.
-    pub fn checkpoint(
-        &mut self,
-        moment: &Moment<'_>,
-        now: bool,
-        wall_seconds: f64,
-    ) -> Result<Option<PathBuf>> {
+    pub fn checkpoint(&mut self, moment: &Moment<'_>, now: bool, wall_seconds: f64) -> Result<()> {
         if !self.checkpoints.on() || !(now || self.checkpoints.due(moment.state.position)) {
-            return Ok(None);
+            return Ok(());
         }
+        let start = Instant::now();
         let metrics = self.sync_metrics()?;
         let checkpoint = Checkpoint::of(moment, &self.config, metrics, wall_seconds)?;
-        self.checkpoints.save(&checkpoint).map(Some)
+        let file = self.checkpoints.save(&checkpoint)?;
+        tracing::debug!("{} written in {:.1} ms", file.display(), start.elapsed().as_secs_f64() * 1e3);
+        Ok(())
     }
 
     /// Removes the checkpoints of a run that is done.

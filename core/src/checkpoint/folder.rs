@@ -127,3 +127,109 @@ fn number(file: &str) -> Option<u64> {
     let number = Path::new(file).file_stem()?.to_str()?.parse().ok()?;
     (name(number) == file).then_some(number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{About, StateDict};
+    use candle_core::{Device, Tensor};
+
+    fn checkpoint(step: usize) -> Result<Checkpoint> {
+        let about = About {
+            position: Position { step, ..Position::default() },
+            tally: Default::default(),
+            results: Default::default(),
+            left_out: Default::default(),
+            metrics_bytes: 0,
+            wall_seconds: 0.1,
+            config: String::new(),
+        };
+        let mut tensors = StateDict::default();
+        tensors.insert("teacher/x", Tensor::new(&[step as f32, 2.0], &Device::Cpu)?);
+        Ok(Checkpoint { about, tensors })
+    }
+
+    fn newest(folder: &Path) -> Option<usize> {
+        let mut all = Checkpoints::open(folder.into(), &CheckpointConfig::default()).ok()?;
+        all.newest().map(|(checkpoint, _)| checkpoint.about.position.step)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_newest_are_kept_and_all_go_when_the_run_is_done() -> Result<()> {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let folder = parent.path().join("checkpoints");
+        let config = CheckpointConfig { keep: 3, ..Default::default() };
+        let mut all = Checkpoints::open(folder.clone(), &config)?;
+        assert!(all.newest().is_none());
+        for step in 1..=5 {
+            all.save(&checkpoint(step)?)?;
+        }
+        assert_eq!(names(&folder), [3, 4, 5].map(name));
+        // Another process goes on counting, and keeps as many as it is told.
+        fs::write(folder.join("notes.txt"), "not a checkpoint").expect("written");
+        let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig { keep: 1, ..Default::default() })?;
+        assert_eq!(newest(&folder), Some(5));
+        all.save(&checkpoint(6)?)?;
+        assert_eq!(names(&folder), [name(6), "notes.txt".into()]);
+        all.clear()?;
+        assert_eq!(names(&folder), ["notes.txt"]);
+        fs::remove_file(folder.join("notes.txt")).expect("removed");
+        all.clear()?;
+        assert!(!folder.exists());
+        Ok(())
+    }
+
+    #[test]
+    fn damaged_ones_are_passed_over_and_go_once_a_new_one_is_safe() -> Result<()> {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let folder = parent.path().join("checkpoints");
+        let config = CheckpointConfig { keep: 4, ..Default::default() };
+        let mut all = Checkpoints::open(folder.clone(), &config)?;
+        for step in 1..=4 {
+            all.save(&checkpoint(step)?)?;
+        }
+        let damage = |number: u64, how: &dyn Fn(&[u8]) -> Vec<u8>| {
+            let path = folder.join(name(number));
+            fs::write(&path, how(&fs::read(&path).expect("checkpoint"))).expect("written");
+        };
+        damage(4, &|_| Vec::new());
+        assert_eq!(newest(&folder), Some(3));
+        damage(3, &|bytes| bytes[..bytes.len() - 1].into());
+        assert_eq!(newest(&folder), Some(2));
+        damage(2, &|bytes| {
+            let mut bytes = bytes.to_vec();
+            if let Some(last) = bytes.last_mut() {
+                *last ^= 1;
+            }
+            bytes
+        });
+        let config = CheckpointConfig { keep: 2, ..Default::default() };
+        let mut all = Checkpoints::open(folder.clone(), &config)?;
+        assert_eq!(all.newest().map(|(checkpoint, _)| checkpoint.about.position.step), Some(1));
+        assert_eq!(names(&folder).len(), 4, "nothing goes before a new one is safe");
+        all.save(&checkpoint(7)?)?;
+        assert_eq!(names(&folder), [1, 5].map(name), "the good one before stays");
+        assert_eq!(newest(&folder), Some(7));
+        Ok(())
+    }
+
+    #[test]
+    fn checkpoints_are_due_after_epochs_and_every_so_many_steps() -> Result<()> {
+        let due = |config: CheckpointConfig| -> Result<Vec<usize>> {
+            let all = Checkpoints::open("nowhere".into(), &config)?;
+            Ok((0..7).filter(|&step| all.due(Position { step, ..Position::default() })).collect())
+        };
+        assert_eq!(due(CheckpointConfig::default())?, [0]);
+        assert_eq!(due(CheckpointConfig { every_steps: 3, ..Default::default() })?, [0, 3, 6]);
+        assert!(due(CheckpointConfig { every_steps: 3, off: true, ..Default::default() })?.is_empty());
+        Ok(())
+    }
+}
