@@ -147,6 +147,8 @@ impl RunDir {
     /// # Errors
     /// A directory that is no run's, that another process is writing to, or that cannot be written.
     pub fn open(root: &Path, config: &Config) -> Result<(Self, Option<Checkpoint>, Config)> {
+        // Nothing is written to what is no run.
+        read_record(root)?;
         let lock = lock(root)?;
         remove_unfinished(root)?;
         let mut checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
