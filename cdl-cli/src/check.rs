@@ -9,7 +9,7 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::{Failure, emit, first_line, logging::Log, progress::Spinner};
+use crate::{Failure, emit, first_line, logging::Log, plugin, progress::Spinner};
 
 /// Arguments of `cdl check`.
 #[derive(Debug, Args)]
@@ -47,6 +47,7 @@ pub struct CheckArgs {
 
 /// Looks at everything that a run needs and says all that is wrong.
 pub fn check(args: &CheckArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
+    plugin::load_before_check(&args.configs, &args.sets)?;
     let draft = Draft::load(&args.configs, &args.sets);
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
     let run_dir = args.run_dir.clone().unwrap_or_else(default);

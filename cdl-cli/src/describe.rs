@@ -1,7 +1,7 @@
 //! `cdl describe`.
 
 use cdl_core::{
-    Error, OptimizerConfig, RunConfig, ScheduleConfig,
+    CheckpointConfig, Error, OptimizerConfig, RunConfig, ScheduleConfig,
     config::DistillerSection,
     error::nearest,
     registry::{Entry, Kind, Settings, defaults_of, entries, schema_of},
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{Failure, emit, plugin};
 
 /// What is not a plugin and can be described too.
-const SECTIONS: [&str; 3] = ["run", "optimizer", "schedule"];
+const SECTIONS: [&str; 4] = ["run", "optimizer", "schedule", "checkpoint"];
 
 /// Prints what every plugin called `name` is, or the keys of a section that is none.
 pub fn describe(name: &str) -> Result<(), Failure> {
@@ -65,6 +65,7 @@ fn section(name: &str) -> Result<(), Failure> {
     let (schema, defaults) = match name {
         "optimizer" => (schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
         "schedule" => (schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
+        "checkpoint" => (schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
         _ => (schema_of::<RunConfig>(), Settings::new()),
     };
     let mut text = match name {

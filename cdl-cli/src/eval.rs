@@ -41,7 +41,13 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         experiment.trainer.restore(role, &task, &state)?;
     }
     let mut accuracies = Accuracies::default();
-    Tester::default().test(&experiment.trainer, &task, experiment.stream.as_ref(), &mut accuracies)?;
+    Tester::default().test(
+        &experiment.trainer,
+        &task,
+        experiment.stream.as_ref(),
+        &mut accuracies,
+        &mut || Ok(()),
+    )?;
     let mut text = String::new();
     for role in roles {
         let recorded = match role {

@@ -3,7 +3,7 @@
 //! A binary of one line makes a `cdl` with plugins of its own: `fn main() -> ExitCode { cdl_cli::main() }` in a crate
 //! that registers them.
 //!
-//! Exit codes: 0 done, 1 failed while working, 2 the user's mistake.
+//! Exit codes: 0 done, 1 failed while working, 2 the user's mistake, 130 and 143 stopped by SIGINT and SIGTERM.
 
 #[cfg(feature = "dynamic")]
 use cdl_dylib as _;
@@ -21,9 +21,12 @@ mod logging;
 mod plugin;
 mod profile;
 mod progress;
+mod resume;
 mod run;
+mod signals;
 mod table;
 mod threads;
+mod train;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -45,6 +48,7 @@ Examples:
   cdl list                                            all methods, networks and data streams
   cdl describe vit                                    settings of one of them
   cdl explain configs/quickstart.toml                 every value and where it was set
+  cdl resume runs/alone                               go on with a run that was stopped
   cdl eval runs/alone                                 test saved models again"
 )]
 struct Cli {
@@ -68,11 +72,13 @@ struct Cli {
 enum Command {
     /// Train and test teacher and student on all tasks
     Run(run::RunArgs),
+    /// Go on with a run that was stopped
+    Resume(resume::ResumeArgs),
     /// List the registered backbones, learners, distillers and streams
     List,
     /// Show what a plugin is, its settings and its citation
     Describe {
-        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`
+        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`
         name: String,
     },
     /// Show every value of a configuration and where it was set
@@ -169,6 +175,7 @@ pub fn main() -> ExitCode {
     let loads = !matches!(&cli.command, Command::Plugin(command) if command.loads_itself());
     let work = || match cli.command {
         Command::Run(args) => run::run(&args, &log, cli.quiet),
+        Command::Resume(args) => resume::resume(&args, &log, cli.quiet),
         Command::List => list::list(),
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),

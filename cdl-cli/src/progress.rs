@@ -13,8 +13,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a run of `steps` training steps.
-    pub fn new(log: &Log, steps: usize, quiet: bool) -> Self {
+    /// For a run of `steps` training steps, `done` of which are.
+    pub fn new(log: &Log, steps: usize, done: usize, quiet: bool) -> Self {
         let bar = if quiet || !std::io::stderr().is_terminal() {
             ProgressBar::hidden()
         } else {
@@ -23,6 +23,9 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{msg:24} {bar:32} {percent:>3}%  {eta} left") {
             bar.set_style(style);
         }
+        bar.set_position(done as u64);
+        // What was done before says nothing about the time that is left.
+        bar.reset_eta();
         Self { bar }
     }
 

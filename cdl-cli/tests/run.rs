@@ -166,6 +166,7 @@ fn listings_and_explanations_tell_what_there_is() {
         ("run", "train_student: boolean = true"),
         ("optimizer", "\"adam\" | \"amsgrad\" | \"sgd\" | \"rmsprop\""),
         ("schedule", "milestones: list of integer"),
+        ("checkpoint", "every_steps: integer = 0"),
     ] {
         let described = text(&["describe", section]);
         assert!(described.contains(part), "{part} in {described}");

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
+    CheckpointConfig, Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
     error::nearest,
     plugin,
     registry::{self, Kind, Settings},
@@ -167,6 +167,9 @@ pub struct RunConfig {
     /// How the learning rate changes from epoch to epoch.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// When the run is saved so that it can go on after a stop.
+    #[serde(default)]
+    pub checkpoint: CheckpointConfig,
 }
 
 fn default_epochs() -> usize {
@@ -292,8 +295,9 @@ impl Config {
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
-        let (files, layers) = read_files(files)?;
-        Self::of_layers(files, layers, sets)
+        let (files, mut layers) = read_files(files)?;
+        layers.extend(overrides(sets)?);
+        Self::of_layers(files, layers)
     }
 
     /// The plugins that a configuration names, each with where it is named. They have to be loaded
@@ -303,10 +307,7 @@ impl Config {
     /// Files that cannot be read, or a list of another type.
     pub fn plugins<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Vec<(PathBuf, String)>> {
         let (_, mut layers) = read_files(files)?;
-        layers.extend(environment()?);
-        for set in sets {
-            layers.push(split_set(set)?);
-        }
+        layers.extend(overrides(sets)?);
         let figment = merge(layers)?;
         if figment.find_value("plugins").is_err() {
             return Ok(Vec::new());
@@ -326,19 +327,20 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
-        let layer = Layer {
-            metadata: Metadata::named(name.to_string()),
-            values: parse_toml(name, text)?,
-            set: false,
-        };
-        Self::of_layers(vec![name.into()], vec![layer], sets)
+        let mut layers = vec![text_layer(name, text)?];
+        layers.extend(overrides(sets)?);
+        Self::of_layers(vec![name.into()], layers)
     }
 
-    fn of_layers(files: Vec<PathBuf>, mut layers: Vec<Layer>, sets: &[String]) -> Result<Self> {
-        layers.extend(environment()?);
-        for set in sets {
-            layers.push(split_set(set)?);
-        }
+    /// What a run has recorded in `file`, whatever the environment says now.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn recorded(file: &Path, text: &str) -> Result<Self> {
+        Self::of_layers(vec![file.into()], vec![text_layer(&file.display().to_string(), text)?])
+    }
+
+    fn of_layers(files: Vec<PathBuf>, layers: Vec<Layer>) -> Result<Self> {
         let figment = merge(layers)?;
         let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
         let table: Settings =
@@ -498,9 +500,12 @@ impl Config {
                 wrong.push(top(key, "0", "expected at least 1"));
             }
         }
-        for (section, valid) in
-            [("optimizer", run.optimizer.validate()), ("schedule", run.schedule.validate())]
-        {
+        let valid = [
+            ("optimizer", run.optimizer.validate()),
+            ("schedule", run.schedule.validate()),
+            ("checkpoint", run.checkpoint.validate()),
+        ];
+        for (section, valid) in valid {
             wrong.extend(valid.err().map(|error| (section.to_string(), self.locate(section, error))));
         }
         run.schedule.repeat_first_rate = Some(run.schedule.repeats_first_rate(run.mode));
@@ -535,6 +540,20 @@ fn read_files<P: AsRef<Path>>(files: &[P]) -> Result<(Vec<PathBuf>, Vec<Layer>)>
         read_file(file, &mut Vec::new(), &mut layers)?;
     }
     Ok((files, layers))
+}
+
+/// A text's values, under the name of its file.
+fn text_layer(name: &str, text: &str) -> Result<Layer> {
+    Ok(Layer { metadata: Metadata::named(name.to_string()), values: parse_toml(name, text)?, set: false })
+}
+
+/// What stands above all files: the environment, then `--set`.
+fn overrides(sets: &[String]) -> Result<Vec<Layer>> {
+    let mut layers = environment()?;
+    for set in sets {
+        layers.push(split_set(set)?);
+    }
+    Ok(layers)
 }
 
 /// Pushes the layers of `file`, those it extends first.
@@ -733,7 +752,8 @@ fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConf
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
         }
     }
-    let sections = ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule"];
+    let sections =
+        ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule", "checkpoint"];
     for section in sections.into_iter().chain(["teacher.learner", "student.learner"]) {
         if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
             return Err(Error::Setting {

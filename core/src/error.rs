@@ -128,6 +128,9 @@ pub enum Error {
         /// Step within the epoch, counted from 1.
         step: usize,
     },
+    /// The run was asked to stop, and did between two steps.
+    #[error("stopped")]
+    Stopped,
     /// A checkpoint or model file whose tensors are not those that a plugin expects.
     #[error("state of {owner}: {reason}")]
     State {
@@ -197,7 +200,7 @@ impl Error {
     pub fn is_user_error(&self) -> bool {
         match self {
             Self::Hub(error) => error.is_user_error(),
-            Self::NotFinite { .. } | Self::Tensor(_) | Self::Io { .. } => false,
+            Self::NotFinite { .. } | Self::Stopped | Self::Tensor(_) | Self::Io { .. } => false,
             _ => true,
         }
     }

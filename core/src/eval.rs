@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use candle_core::{D, Tensor};
+use serde::{Deserialize, Serialize};
 
 use crate::{AccuracyMatrix, Query, Result, Role, Task, TaskStream, Trainer, trainer::Queries};
 
 /// Accuracy matrices of both networks; that of a network that is not trained stays empty.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accuracies {
     /// Of the teacher.
     pub teacher: AccuracyMatrix,
@@ -44,16 +45,17 @@ pub struct Tester {
 
 impl Tester {
     /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
-    /// A tester belongs to one trainer and one stream.
+    /// A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
     ///
     /// # Errors
-    /// Unreadable images.
+    /// Unreadable images, and whatever `on_batch` returns.
     pub fn test(
         &mut self,
         trainer: &Trainer,
         task: &Task,
         stream: &dyn TaskStream,
         results: &mut Accuracies,
+        on_batch: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
         let roles = &trainer.settings.roles;
         let mut rows = vec![Vec::new(); roles.len()];
@@ -79,6 +81,7 @@ impl Tester {
                 }
                 *known = queries.each().map(|query| query.computed().cloned()).collect();
                 total += batch.len();
+                on_batch()?;
             }
             rows.iter_mut().zip(right).for_each(|(row, right)| row.push(100.0 * right as f64 / total as f64));
         }

@@ -99,14 +99,25 @@ impl Experiment {
         }
     }
 
-    /// Bytes that the models of all tasks will take, a little more for everything else.
-    pub fn disk_bytes(&self) -> Result<u64> {
-        let mut numbers = 0;
+    /// Bytes that the models of all tasks and the checkpoints will take, a little more for everything else.
+    pub fn disk_bytes(&self, config: &Config) -> Result<u64> {
+        let numbers = |role: Role| -> Result<usize> {
+            Ok(self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum())
+        };
+        let mut models = 0;
+        let mut checkpoint = numbers(Role::Teacher)? + numbers(Role::Student)?;
+        let mut moments = 0;
         for &role in &self.trainer.settings.roles {
-            numbers += self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum::<usize>();
+            models += numbers(role)?;
+            // No update rule keeps more than three numbers for each that is trained.
+            let vars = self.trainer.trainable(role);
+            moments = moments.max(3 * vars.iter().map(|var| var.tensor().elem_count()).sum::<usize>());
         }
-        let tasks = self.stream.tasks().len();
-        Ok((numbers * tasks * size_of::<f32>() + (1 << 20)) as u64)
+        checkpoint += moments;
+        // A new one is whole before an old one goes.
+        let kept = if config.run.checkpoint.off { 0 } else { config.run.checkpoint.keep.saturating_add(1) };
+        let all = models * self.stream.tasks().len() + checkpoint.saturating_mul(kept);
+        Ok((all.saturating_mul(size_of::<f32>()) as u64).saturating_add(1 << 20))
     }
 
     /// Departures of the published code from the papers, and whether each is in force.

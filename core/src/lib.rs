@@ -6,8 +6,10 @@
 //! (an [`Injection`] of prompts, named [`LossTerm`]s); the [`Trainer`] applies it.
 
 mod align;
+mod atomic;
 mod backbone;
 pub mod check;
+mod checkpoint;
 pub mod config;
 pub mod device;
 mod distiller;
@@ -27,15 +29,18 @@ pub mod ops;
 mod optim;
 pub mod panics;
 pub mod plugin;
+mod position;
 pub mod preflight;
 mod query;
 pub mod registry;
+pub mod resume;
 mod rng;
 pub mod run_dir;
 mod schedule;
 mod stack;
 mod state;
 mod stream;
+mod tally;
 pub mod testing;
 mod trainer;
 pub mod transform;
@@ -44,6 +49,7 @@ pub mod vit;
 
 pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
+pub use checkpoint::{About, Checkpoint, CheckpointConfig};
 pub use config::{Config, Draft, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
@@ -55,6 +61,7 @@ pub use layers::{LayerNorm, Linear};
 pub use learner::{Head, Learner, LearnerContext, NamedVar, Pass, Quirk, Role};
 pub use metrics::{AccuracyMatrix, Summary};
 pub use optim::{Optimizer, OptimizerConfig};
+pub use position::{Moment, Position, RunState};
 pub use query::{Query, QuerySource};
 pub use rng::Rng;
 pub use schedule::ScheduleConfig;
@@ -62,9 +69,10 @@ pub use stack::Stack;
 pub use state::StateDict;
 pub use stream::{
     Batch, Batches, ClassCount, ClassOrder, DataRecord, EpochKey, Hashed, ImageSet, ImageStream,
-    InputSettings, Inspection, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
+    InputSettings, Inspection, LeftOut, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
 };
-pub use trainer::{BatchLoss, EpochReport, Event, Network, TrainSettings, Trainer};
+pub use tally::{EpochReport, Tally};
+pub use trainer::{BatchLoss, Event, Network, TrainSettings, Trainer};
 
 // Plugins use these versions, which the types above are made of.
 pub use candle_core;

@@ -8,21 +8,28 @@
 //! results.json              accuracy matrices and what follows from them, rewritten after every task
 //! accuracy_student.csv      A[i][j], likewise accuracy_teacher.csv
 //! models/task_N/            student.safetensors and teacher.safetensors after task N
+//! checkpoints/              the newest checkpoints, as long as the run is not done
 //! log.txt                   everything that was logged
+//! .lock                     held by the process that writes here
 //! ```
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{Read, Write},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    Accuracies, Config, EpochReport, Error, Result, Role, RunRecord, Skipped, StateDict, Summary, Task,
-    Trainer,
+    Accuracies, Config, EpochReport, Error, Moment, Result, Role, RunRecord, Skipped, StateDict, Summary,
+    Task, Trainer,
+    atomic::{UNFINISHED, remove_unfinished},
+    checkpoint::{Checkpoint, Checkpoints},
 };
+
+pub use crate::atomic::write_atomic;
 
 /// What `results.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,7 +42,7 @@ pub struct Results {
     pub tasks_done: usize,
     /// Number of tasks of the stream.
     pub tasks: usize,
-    /// Seconds since the run began.
+    /// Seconds since the run began, without those between a stop and going on.
     pub wall_seconds: f64,
     /// The most memory that was resident at once, where the system tells.
     #[serde(default)]
@@ -51,6 +58,11 @@ pub struct RunDir {
     root: PathBuf,
     metrics: File,
     log: Option<File>,
+    /// The configuration that the run was begun with, in TOML.
+    config: String,
+    checkpoints: Checkpoints,
+    /// Locked as long as it is open.
+    _lock: File,
 }
 
 impl RunDir {
@@ -78,8 +90,8 @@ impl RunDir {
         needed: u64,
         overwrite: bool,
     ) -> Result<Self> {
-        vacant(root, overwrite)?;
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
+        let _earlier = if vacant(root, overwrite)? { None } else { Some(lock(root)?) };
         Self::place(root, config, record, needed).map_err(|e| fail(format!("cannot be written: {e}")))
     }
 
@@ -95,13 +107,12 @@ impl RunDir {
             )));
         }
         let fresh = beside(parent)?;
-        write_atomic(&fresh.path().join("config.toml"), config.to_toml()?.as_bytes())?;
+        let toml = config.to_toml()?;
+        write_atomic(&fresh.path().join("config.toml"), toml.as_bytes())?;
         write_atomic(&fresh.path().join("run.json"), &json(record)?)?;
-        let append = |name: &str| {
-            let path = fresh.path().join(name);
-            OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))
-        };
-        let (metrics, log) = (append("metrics.jsonl")?, append("log.txt")?);
+        let (metrics, log) = (append(fresh.path(), "metrics.jsonl")?, append(fresh.path(), "log.txt")?);
+        let lock = lock(fresh.path())?;
+        let checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
         let earlier = match root.exists() {
             false => None,
             true => {
@@ -118,7 +129,83 @@ impl RunDir {
         }
         // It lies in its place now and must not be removed with its old name.
         let _ = fresh.keep();
-        Ok(Self { root: root.into(), metrics, log: Some(log) })
+        Ok(Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, _lock: lock })
+    }
+
+    /// Opens the directory of a run that is to go on: its newest good checkpoint, if there is one, with the
+    /// configuration that the run was begun with. `config` is the one that it goes on with.
+    ///
+    /// # Errors
+    /// A directory that is no run's, that another process is writing to, or that cannot be written.
+    pub fn open(root: &Path, config: &Config) -> Result<(Self, Option<Checkpoint>, Config)> {
+        // Nothing is written to what is no run.
+        read_record(root)?;
+        let lock = lock(root)?;
+        remove_unfinished(root)?;
+        let mut checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
+        let (checkpoint, origin) = match checkpoints.newest() {
+            Some((checkpoint, file)) => (Some(checkpoint), file),
+            None => (None, root.join("config.toml")),
+        };
+        let toml = match &checkpoint {
+            Some(checkpoint) => checkpoint.about.config.clone(),
+            None => fs::read_to_string(&origin).map_err(crate::error::io(&origin))?,
+        };
+        let begun = Config::recorded(&origin, &toml)?;
+        let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
+        let run = Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, _lock: lock };
+        Ok((run, checkpoint, begun))
+    }
+
+    /// Cuts `metrics.jsonl` back to its first `bytes`: what follows will be written again.
+    ///
+    /// # Errors
+    /// A file that is shorter than that, or cannot be changed.
+    pub fn cut_metrics(&mut self, bytes: u64) -> Result<()> {
+        let path = self.root.join("metrics.jsonl");
+        let length = self.metrics.metadata().map_err(crate::error::io(&path))?.len();
+        if length < bytes {
+            let reason =
+                format!("metrics.jsonl has {length} bytes; when the checkpoint was written it had {bytes}");
+            return Err(Error::RunDir { dir: self.root.clone(), reason });
+        }
+        self.metrics.set_len(bytes).map_err(crate::error::io(path))
+    }
+
+    /// Whether checkpoints are written at all.
+    pub fn keeps_checkpoints(&self) -> bool {
+        self.checkpoints.on()
+    }
+
+    /// Writes a checkpoint where the configuration asks for one, or wherever it is if `now` is set, and removes those
+    /// that it replaces.
+    ///
+    /// # Errors
+    /// No space, no permission: all that was written before stays.
+    pub fn checkpoint(&mut self, moment: &Moment<'_>, now: bool, wall_seconds: f64) -> Result<()> {
+        if !self.checkpoints.on() || !(now || self.checkpoints.due(moment.state.position)) {
+            return Ok(());
+        }
+        let start = Instant::now();
+        let metrics = self.sync_metrics()?;
+        let checkpoint = Checkpoint::of(moment, &self.config, metrics, wall_seconds)?;
+        let file = self.checkpoints.save(&checkpoint)?;
+        tracing::debug!("{} written in {:.1} ms", file.display(), start.elapsed().as_secs_f64() * 1e3);
+        Ok(())
+    }
+
+    /// Removes the checkpoints of a run that is done.
+    ///
+    /// # Errors
+    /// Files that cannot be removed.
+    pub fn finish(&mut self) -> Result<()> {
+        self.checkpoints.clear()
+    }
+
+    /// Sees to it that the epoch lines are on disk; gives back their bytes.
+    fn sync_metrics(&self) -> Result<u64> {
+        let length = self.metrics.sync_data().and_then(|()| Ok(self.metrics.metadata()?.len()));
+        length.map_err(crate::error::io(self.root.join("metrics.jsonl")))
     }
 
     /// The run's log, `log.txt`; the first caller gets it.
@@ -149,6 +236,7 @@ impl RunDir {
         skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {
+        self.sync_metrics()?;
         let models = model_dir(&self.root, task.index);
         fs::create_dir_all(&models).map_err(crate::error::io(&models))?;
         for &role in &trainer.settings.roles {
@@ -172,12 +260,13 @@ impl RunDir {
     }
 }
 
-/// Refuses a directory that a run may not be written to, as far as can be seen without writing.
+/// Refuses a directory that a run may not be written to, as far as can be seen without writing; whether there is nothing
+/// in it, and no run to be replaced.
 ///
 /// # Errors
 /// A directory that is not empty, unless it holds a run and `overwrite` is set; a place below something that is no
 /// folder, or that is read-only.
-pub fn vacant(root: &Path, overwrite: bool) -> Result<()> {
+pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
     let occupied = match fs::read_dir(root) {
         Ok(mut entries) => entries.next().is_some(),
@@ -195,7 +284,7 @@ pub fn vacant(root: &Path, overwrite: bool) -> Result<()> {
     if metadata.permissions().readonly() {
         return Err(fail(format!("cannot be written: `{}` is read-only", parent.display())));
     }
-    Ok(())
+    Ok(!occupied)
 }
 
 /// Bytes that are free for a run directory, which need not be there yet.
@@ -218,9 +307,17 @@ pub fn read_results(root: &Path) -> Result<Results> {
     read_json(root, "results.json", "has the run finished a task?")
 }
 
+/// Reads `run.json` of a run.
+pub(crate) fn read_record(root: &Path) -> Result<serde_json::Value> {
+    read_json(root, "run.json", "is it a run?")
+}
+
 /// Refuses an experiment whose data or weights are not those that the run in `root` was made with.
+///
+/// # Errors
+/// What differs, with the SHA-256 of both.
 pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
-    let recorded: serde_json::Value = read_json(root, "run.json", "is it a run?")?;
+    let recorded = read_record(root)?;
     let now = serde_json::to_value(record)
         .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
     for (what, field) in [
@@ -229,8 +326,13 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
         ("the teacher's weights", "/teacher/provenance/sha256"),
         ("the student's weights", "/student/provenance/sha256"),
     ] {
-        if recorded.pointer(field) != now.pointer(field) {
-            let reason = format!("{what} are not those of the run (SHA-256 in run.json differs)");
+        let sha256 = |record: &serde_json::Value| {
+            record.pointer(field).and_then(|value| value.as_str()).unwrap_or("none").to_string()
+        };
+        let (recorded, now) = (sha256(&recorded), sha256(&now));
+        if recorded != now {
+            let reason =
+                format!("{what} are not those of the run: their SHA-256 is {now}, in run.json {recorded}");
             return Err(Error::RunDir { dir: root.into(), reason });
         }
     }
@@ -257,10 +359,47 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
     models.join(format!("{}.safetensors", role.as_str()))
 }
 
+/// Opens a file of the run to add to it.
+fn append(root: &Path, name: &str) -> Result<File> {
+    let path = root.join(name);
+    OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))
+}
+
+/// Takes the lock of a run directory, so that no two processes write there. It is given up when the file is closed,
+/// which the system does for a process that ends in any way.
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join(".lock");
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+    let mut file = file.map_err(crate::error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let holder = match holder.trim().parse::<u32>() {
+                Ok(process) => format!("process {process} is writing to it"),
+                Err(_) => "another process is writing to it".into(),
+            };
+            return Err(Error::RunDir {
+                dir: root.into(),
+                reason: format!("{holder}; wait for it or end it"),
+            });
+        }
+        // Some network file systems have no locks.
+        Err(TryLockError::Error(e)) => {
+            tracing::warn!("{} cannot be locked, so two processes could write there: {e}", path.display());
+        }
+    }
+    // Who holds it is for the message above alone.
+    let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
 /// A directory for a moment in `parent`, with the permissions of any new one.
 pub(crate) fn beside(parent: &Path) -> Result<tempfile::TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".cdl-");
+    builder.prefix(UNFINISHED);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     builder.tempdir_in(parent).map_err(crate::error::io(parent))
@@ -271,25 +410,4 @@ fn json(value: &impl Serialize) -> Result<Vec<u8>> {
         .map_err(|e| Error::State { owner: "results".into(), reason: e.to_string() })?;
     bytes.push(b'\n');
     Ok(bytes)
-}
-
-/// Writes a file by way of a temporary one in the same folder, flushed to disk, then renamed: readers see the old file or
-/// the new one.
-///
-/// # Errors
-/// A place that cannot be written.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        // As for any new file: the process's umask applies.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
-    };
-    write().map_err(crate::error::io(path))
 }

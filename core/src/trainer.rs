@@ -1,19 +1,15 @@
 //! The whole of continual distillation learning: for each task the teacher learns, then the student with the
 //! teacher's help, then both are tested on everything seen so far.
 
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Accuracies, Backbone, Batch, Distiller, EpochKey, Error, Features, Injection, Learner, LossTerm, Mode,
-    NamedVar, Optimizer, OptimizerConfig, Output, Pass, Query, QuerySource, Result, Rng, Role,
-    ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester, eval::count_right, guard, loss::cross_entropy,
+    Accuracies, Backbone, Batch, Distiller, EpochKey, EpochReport, Error, Features, Injection, Learner,
+    LossTerm, Mode, Moment, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Position, Query, QuerySource,
+    Result, Rng, Role, RunState, ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester,
+    eval::count_right, guard, loss::cross_entropy,
 };
 
 /// A frozen network with the learner that prompts it.
@@ -67,31 +63,10 @@ pub enum Event<'a> {
         /// Accuracies so far.
         results: &'a Accuracies,
     },
-}
-
-/// An epoch in numbers.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct EpochReport {
-    /// Task from 0.
-    pub task: usize,
-    /// Number of tasks.
-    pub tasks: usize,
-    /// Who learned.
-    pub role: Role,
-    /// Epoch from 0.
-    pub epoch: usize,
-    /// Number of epochs.
-    pub epochs: usize,
-    /// Learning rate.
-    pub lr: f64,
-    /// Means over the epoch's steps by name; `loss` is the sum that was minimised.
-    pub losses: BTreeMap<String, f64>,
-    /// Training accuracy in percent of the learner's own head, among the task's classes, during the epoch.
-    pub accuracy: f64,
-    /// Training images a second.
-    pub images_per_second: f64,
-    /// Seconds the epoch took.
-    pub seconds: f64,
+    /// The run is between two steps, epochs or tasks, whose own event came before.
+    Between(Moment<'a>),
+    /// A batch of test images is done.
+    Tested,
 }
 
 /// The loss of one batch with what it is made of.
@@ -131,39 +106,60 @@ impl Trainer {
         stream: &dyn TaskStream,
         on: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Accuracies> {
-        let mut results = Accuracies::default();
-        let mut tester = Tester::default();
-        for task in stream.tasks() {
-            self.begin_task(task)?;
-            for role in self.settings.roles.clone() {
-                self.learn(role, task, stream, on)?;
-            }
-            self.end_task(task)?;
-            tester.test(self, task, stream, &mut results)?;
-            on(Event::Task { task, trainer: self, results: &results })?;
-        }
-        Ok(results)
+        self.run_from(RunState::default(), stream, on)
     }
 
-    /// All epochs of one network on one task.
+    /// The same from where `now` says on. Networks, methods and stream must be as they were there.
+    ///
+    /// # Errors
+    /// As [`Trainer::run`], and an optimiser's state that does not fit what is trained.
+    pub fn run_from(
+        &mut self,
+        mut now: RunState,
+        stream: &dyn TaskStream,
+        on: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<Accuracies> {
+        let roles = self.settings.roles.clone();
+        let mut tester = Tester::default();
+        while let Some(task) = stream.tasks().get(now.position.task) {
+            if now.position == Position::of_task(task.index) {
+                self.begin_task(task)?;
+            }
+            while let Some(&role) = roles.get(now.position.phase) {
+                self.learn(role, task, &mut now, stream, on)?;
+            }
+            self.end_task(task)?;
+            tester.test(self, task, stream, &mut now.results, &mut || on(Event::Tested))?;
+            now.position = Position::of_task(task.index + 1);
+            on(Event::Task { task, trainer: self, results: &now.results })?;
+            on(Event::Between(Moment { trainer: self, stream, state: &now, optimizer: None }))?;
+        }
+        Ok(now.results)
+    }
+
+    /// The epochs of one network on one task that are not done yet.
     fn learn(
         &mut self,
         role: Role,
         task: &Task,
+        now: &mut RunState,
         stream: &dyn TaskStream,
         on: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<()> {
         let TrainSettings { epochs, batch_size, mode, .. } = self.settings;
         let task = &Task { classes: stream.train_classes(task.index), ..*task };
         let mut optimizer = Optimizer::new(&self.settings.optimizer, self.trainable(role))?;
+        if let Some(state) = now.optimizer.take() {
+            optimizer.restore(&state)?;
+        }
         let steps = stream.train_count(task.index) / batch_size;
-        for epoch in 0..epochs {
+        for epoch in now.position.epoch..epochs {
             let lr = self.settings.schedule.rate(self.settings.optimizer.lr, epoch, epochs, mode);
             optimizer.set_lr(lr);
-            let mut tally = Tally::new();
+            now.tally.start();
             let key = EpochKey { task: task.index, role, epoch };
-            for (step, batch) in stream.train_batches(key, batch_size).enumerate() {
-                let batch = batch?;
+            for batch in stream.train_batches_from(key, batch_size, now.position.step) {
+                let (batch, step) = (batch?, now.position.step);
                 let loss = self.loss(role, task, &batch)?;
                 let values = loss.values()?;
                 if let Some((what, value)) = values.iter().find(|(_, value)| !value.is_finite()) {
@@ -171,16 +167,23 @@ impl Trainer {
                     let (task, epoch, step) = (task.index + 1, epoch + 1, step + 1);
                     return Err(Error::NotFinite { what, value, task, phase, epoch, step });
                 }
-                tally.add(
-                    &values,
-                    count_right(&loss.logits, &batch.labels, task.classes.clone())?,
-                    batch.len(),
-                );
+                let right = count_right(&loss.logits, &batch.labels, task.classes.clone())?;
+                now.tally.add(&values, right, batch.len());
                 Self::update(&loss, &mut optimizer)?;
+                now.position = now.position.next_step();
                 on(Event::Step { role, task, epoch, step: (step, steps) })?;
+                on(Event::Between(Moment {
+                    trainer: self,
+                    stream,
+                    state: now,
+                    optimizer: Some(&optimizer),
+                }))?;
             }
             self.check_finite(role, task, epoch, steps)?;
-            on(Event::Epoch(&tally.report(role, task, epoch, epochs, lr)))?;
+            on(Event::Epoch(&std::mem::take(&mut now.tally).report(role, task, epoch, epochs, lr)))?;
+            now.position = now.position.next_epoch(epochs);
+            let optimizer = Some(&optimizer).filter(|_| epoch + 1 < epochs);
+            on(Event::Between(Moment { trainer: self, stream, state: now, optimizer }))?;
         }
         Ok(())
     }
@@ -445,46 +448,5 @@ fn detach(injection: Injection) -> Injection {
             .collect(),
         tokens: injection.tokens.map(|tokens| tokens.detach()),
         penalty: None,
-    }
-}
-
-/// Sums over an epoch.
-struct Tally {
-    start: Instant,
-    losses: BTreeMap<String, f64>,
-    steps: usize,
-    right: usize,
-    images: usize,
-}
-
-impl Tally {
-    fn new() -> Self {
-        Self { start: Instant::now(), losses: BTreeMap::new(), steps: 0, right: 0, images: 0 }
-    }
-
-    fn add(&mut self, losses: &[(String, f64)], right: usize, images: usize) {
-        for (name, value) in losses {
-            *self.losses.entry(name.clone()).or_default() += value;
-        }
-        self.right += right;
-        self.images += images;
-        self.steps += 1;
-    }
-
-    fn report(self, role: Role, task: &Task, epoch: usize, epochs: usize, lr: f64) -> EpochReport {
-        let seconds = self.start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
-        let steps = self.steps.max(1) as f64;
-        EpochReport {
-            task: task.index,
-            tasks: task.count,
-            role,
-            epoch,
-            epochs,
-            lr,
-            losses: self.losses.into_iter().map(|(name, sum)| (name, sum / steps)).collect(),
-            accuracy: 100.0 * self.right as f64 / self.images.max(1) as f64,
-            images_per_second: self.images as f64 / seconds,
-            seconds,
-        }
     }
 }

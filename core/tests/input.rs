@@ -170,6 +170,40 @@ fn finding_damage_ahead_of_the_run_changes_nothing_either() {
     assert_eq!(late.skipped(), early.skipped());
 }
 
+/// As a run that goes on needs it: from any batch of an epoch on the same batches come, the same images are left out,
+/// and nothing of the batches before is decoded.
+#[test]
+fn a_pass_begins_at_any_batch_where_it_is_known_what_was_left_out() {
+    for images in [Images::new(48), Images::new(48).damaged(&[0, 1, 5, 9, 16, 21, 33, 44], Damage::Error)] {
+        for workers in [0, 2] {
+            let input = settings(workers, 0, OnError::Skip);
+            let whole = stream(&images, &images, input.clone());
+            for (task, epoch) in [(0, 0), (0, 1), (1, 0)] {
+                let (mut seen, mut left_out) = (Vec::new(), vec![whole.left_out()]);
+                for batch in whole.train_batches(key(task, epoch), 5) {
+                    seen.push(numbers(&batch.unwrap()));
+                    left_out.push(whole.left_out());
+                }
+                assert!(seen.len() >= 3);
+                for (first, left_out) in left_out.iter().enumerate() {
+                    let again = stream(&images, &images, input.clone());
+                    again.leave_out(left_out);
+                    let before = images.total();
+                    let batches = again.train_batches_from(key(task, epoch), 5, first);
+                    let rest: Vec<_> = batches.map(|batch| numbers(&batch.unwrap())).collect();
+                    assert!(rest == seen[first..], "task {task}, epoch {epoch}, from batch {first}");
+                    assert_eq!(again.left_out(), whole.left_out());
+                    assert_eq!(again.skipped(), whole.skipped());
+                    let decoded = images.total() - before;
+                    let found = whole.skipped().train - left_out.train.len();
+                    // A last batch that cannot be filled may be begun.
+                    assert!(decoded < 5 * rest.len() + found + 5, "{decoded} decoded from batch {first}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_first_damaged_image_in_order_is_named_at_its_batch_and_is_the_last() {
     let sound = Images::new(48);

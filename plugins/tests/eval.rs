@@ -60,10 +60,10 @@ fn queries_of_test_images_are_computed_once_a_run_and_change_no_accuracy() -> Re
         for task in stream.tasks() {
             trainer.begin_task(task)?;
             count.store(0, Ordering::Relaxed);
-            tester.test(&trainer, task, &stream, &mut kept)?;
+            tester.test(&trainer, task, &stream, &mut kept, &mut || Ok(()))?;
             let images = stream.test_count(task.index);
             assert_eq!(count.load(Ordering::Relaxed), networks * images, "only the new task's images");
-            Tester::default().test(&trainer, task, &stream, &mut fresh)?;
+            Tester::default().test(&trainer, task, &stream, &mut fresh, &mut || Ok(()))?;
         }
         assert_eq!(kept, fresh);
         assert_eq!(kept.student.rows().len(), stream.tasks().len());
@@ -79,7 +79,7 @@ fn accuracies_are_those_of_the_predictions_over_all_classes_seen() -> Result<()>
     let mut tester = Tester::default();
     for task in stream.tasks() {
         trainer.begin_task(task)?;
-        tester.test(&trainer, task, &stream, &mut accuracies)?;
+        tester.test(&trainer, task, &stream, &mut accuracies, &mut || Ok(()))?;
         for role in [Role::Teacher, Role::Student] {
             let mut row = Vec::new();
             for seen in 0..=task.index {

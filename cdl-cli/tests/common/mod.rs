@@ -10,14 +10,21 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// `cdl ARGS` in the repository, with nothing of the caller's environment that could change a configuration.
+/// The program, to be run in the repository with nothing of the caller's environment that could change a configuration.
 #[allow(dead_code, reason = "not every test that shares this file needs it")]
-pub fn cdl(args: &[&str]) -> Output {
+pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {
         command.env_remove(name);
     }
-    command.args(args).current_dir(repository()).output().expect("cdl starts")
+    command.current_dir(repository());
+    command
+}
+
+/// `cdl ARGS`.
+#[allow(dead_code, reason = "not every test that shares this file needs it")]
+pub fn cdl(args: &[&str]) -> Output {
+    command().args(args).output().expect("cdl starts")
 }
 
 /// What it said on standard error.

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, Skipped, StreamContext,
+    Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, LeftOut, Skipped, StreamContext,
     Task, TaskSettings, TaskStream,
     batches::{Assembly, Prepared},
     cache::Cache,
@@ -196,7 +196,7 @@ impl ImageStream {
         what: &str,
         prepare: impl Fn(&Source, usize, usize) -> Result<Arc<RgbImage>> + Send + Sync + 'static,
     ) -> Batches<'a> {
-        let Pass { split, members, batch_size, partial } = pass;
+        let Pass { split, members, batch_size, first, partial } = pass;
         let source = &split.source;
         let size = batch_size.max(1);
         let least = if partial { 1 } else { size };
@@ -204,13 +204,15 @@ impl ImageStream {
             "not one batch: of {} {what}, fewer than {least} can be read; the warnings name the others",
             members.len()
         );
-        let barren = (members.len() >= least).then_some(barren);
+        let barren = (members.len() >= least && first == 0).then_some(barren);
         // Places count all images, so that what an image draws does not depend on when another was found damaged.
         let mut images: Vec<(usize, Member)> = members.into_iter().enumerate().collect();
         images.retain(|(_, (index, _))| !source.damaged().contains(index));
         if !partial && !source.skips() {
             images.truncate(images.len() / size * size);
         }
+        // A run that goes on knows what was damaged in the batches before, so these were filled by what comes first.
+        images.drain(..first.saturating_mul(size).min(images.len()));
         let (count, shared) = (images.len(), source.clone());
         let job = move |at: usize| {
             let (place, (index, label)) = images[at];
@@ -228,6 +230,8 @@ struct Pass<'a> {
     split: &'a Split,
     members: Vec<Member>,
     batch_size: usize,
+    /// The first batch that is wanted.
+    first: usize,
     /// Whether the last batch may be smaller.
     partial: bool,
 }
@@ -319,14 +323,28 @@ impl TaskStream for ImageStream {
         Skipped { train: self.train.source.damaged().len(), test: self.test.source.damaged().len() }
     }
 
+    fn left_out(&self) -> LeftOut {
+        let [train, test] = [&self.train, &self.test].map(|s| s.source.damaged().iter().copied().collect());
+        LeftOut { train, test }
+    }
+
+    fn leave_out(&self, images: &LeftOut) {
+        self.train.source.damaged().extend(&images.train);
+        self.test.source.damaged().extend(&images.test);
+    }
+
     fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
+        self.train_batches_from(key, batch_size, 0)
+    }
+
+    fn train_batches_from(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
         let EpochKey { task, role, epoch } = key;
         let rng = self.rng.derive(&format!("task {task}, {}, epoch {epoch}", role.as_str()));
         let mut members = self.train.members[task].clone();
         members.extend(self.memory.before(&self.tasks[task]));
         self.cache.retain_train(&members.iter().map(|&(index, _)| index).collect());
         rng.derive("order").shuffle(&mut members);
-        let pass = Pass { split: &self.train, members, batch_size, partial: false };
+        let pass = Pass { split: &self.train, members, batch_size, first, partial: false };
         // A generator for each image: what it draws does not depend on which thread decodes it.
         self.batches(pass, &format!("training images of task {}", task + 1), move |source, place, index| {
             source.train_square(index, &mut rng.derive(&format!("image {place}")))
@@ -335,7 +353,7 @@ impl TaskStream for ImageStream {
 
     fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_> {
         let members = self.test.members[task].clone();
-        let pass = Pass { split: &self.test, members, batch_size, partial: true };
+        let pass = Pass { split: &self.test, members, batch_size, first: 0, partial: true };
         self.batches(pass, &format!("test images of task {}", task + 1), |source, _, index| {
             source.test_square(index)
         })

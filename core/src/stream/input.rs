@@ -74,3 +74,12 @@ pub struct Skipped {
     /// Test images.
     pub test: usize,
 }
+
+/// The images that were left out, by their number in their set.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Training images.
+    pub train: Vec<usize>,
+    /// Test images.
+    pub test: Vec<usize>,
+}

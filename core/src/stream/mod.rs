@@ -17,7 +17,7 @@ use candle_core::{Device, Tensor};
 
 pub use self::{
     images::{ImageSet, ImageStream},
-    input::{InputSettings, OnError, Skipped},
+    input::{InputSettings, LeftOut, OnError, Skipped},
     inspect::Inspection,
     record::{DataRecord, Hashed},
     tasks::{ClassOrder, TaskSettings},
@@ -143,8 +143,27 @@ pub trait TaskStream: Send + Sync {
         Skipped::default()
     }
 
+    /// Which images these are, for a run that is to go on later.
+    fn left_out(&self) -> LeftOut {
+        LeftOut::default()
+    }
+
+    /// Leaves out what a run had left out when it was stopped.
+    fn leave_out(&self, images: &LeftOut) {
+        let _ = images;
+    }
+
     /// Shuffled, augmented batches; the last incomplete one is dropped.
     fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_>;
+
+    /// The same from batch `first` on, where a run goes on in the middle of an epoch. Streams that can leave out the
+    /// work of the batches before do so.
+    fn train_batches_from(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
+        let all = self.train_batches(key, batch_size).enumerate();
+        Box::new(
+            all.filter(move |(number, batch)| *number >= first || batch.is_err()).map(|(_, batch)| batch),
+        )
+    }
 
     /// All test images of a task in a fixed order, the last batch possibly smaller.
     fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_>;

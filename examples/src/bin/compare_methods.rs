@@ -95,7 +95,7 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
         return Ok(results);
     }
     let mut experiment = Experiment::build(&config)?;
-    let (record, needed) = (experiment.record(&config)?, experiment.disk_bytes()?);
+    let (record, needed) = (experiment.record(&config)?, experiment.disk_bytes(&config)?);
     let mut directory = RunDir::create(&dir, &config, &record, needed, dir.exists())?;
     let start = Instant::now();
     let mut last = None;
@@ -106,7 +106,7 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
                 let (skipped, seconds) = (experiment.stream.skipped(), start.elapsed().as_secs_f64());
                 last = Some(directory.task(task, trainer, results, skipped, seconds)?);
             }
-            Event::Step { .. } => {}
+            Event::Step { .. } | Event::Between(_) | Event::Tested => {}
         }
         Ok(())
     })?;

@@ -1,0 +1,63 @@
+//! `cdl resume`.
+
+use std::{path::PathBuf, time::Instant};
+
+use cdl_core::{
+    Config, Experiment, RunState,
+    resume::{check_config, check_record},
+    run_dir::{RunDir, read_results},
+};
+use clap::Args;
+
+use crate::{Failure, emit, load_config, logging::Log, train::Training};
+
+/// Arguments of `cdl resume`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cdl resume runs/quickstart-seed1-20260101-120000
+  cdl resume runs/alone --set checkpoint.every_steps=100
+
+The run ends with the same bytes as one that was never stopped. So its data and weights have to be the same, and of its
+configuration only what cannot change a result may be another: stream.input.workers, stream.input.prefetch,
+stream.input.cache_mb, checkpoint.*, device (of the same kind), and --threads.")]
+pub struct ResumeArgs {
+    /// Directory of a run
+    run_dir: PathBuf,
+    /// Override a value that cannot change a result; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// Takes a run up where its newest good checkpoint has it, and finishes it.
+pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
+    let start = Instant::now();
+    let root = &args.run_dir;
+    let config = load_config(&[root.join("config.toml")], &args.sets)?;
+    if read_results(root).is_ok_and(|results| results.tasks_done == results.tasks) {
+        // It may have ended before it could clear up.
+        if root.join("checkpoints").exists() {
+            RunDir::open(root, &config)?.0.finish()?;
+        }
+        return emit(&format!("the run in {} is finished\n", root.display()));
+    }
+    let (mut directory, checkpoint, begun) = RunDir::open(root, &config)?;
+    check_config(&config, &begun)?;
+    let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
+    check_record(root, &experiment.record(&config))?;
+    let (from, spent) = match checkpoint {
+        Some(checkpoint) => {
+            let (metrics, spent) = (checkpoint.about.metrics_bytes, checkpoint.about.wall_seconds);
+            let from = checkpoint.restore(&mut experiment.trainer, experiment.stream.as_ref())?;
+            directory.cut_metrics(metrics)?;
+            tracing::info!("going on at {}", from.position.describe(&experiment.trainer.settings.roles));
+            (from, spent)
+        }
+        None => {
+            tracing::warn!("{} has no good checkpoint: the run starts from its beginning", root.display());
+            directory.cut_metrics(0)?;
+            (RunState::default(), 0.0)
+        }
+    };
+    Training { experiment, directory, from, spent, start }.run(&config, log, quiet)
+}

@@ -1,0 +1,47 @@
+//! Being asked to stop: the first signal is noted, so that the step at hand can be finished and the run saved; a second
+//! one ends the process at once.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+/// Exit codes of a process that a signal has stopped are this and its number, as shells count.
+const STOPPED: i32 = 128;
+
+/// What the process has been asked since it began to listen.
+pub struct Signals {
+    /// The signal's number, 0 for none.
+    number: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Listens from now on to SIGINT (Ctrl-C) and SIGTERM.
+    pub fn listen() -> io::Result<Self> {
+        let (asked, number) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: what ends the process looks at whether it had been asked before.
+            flag::register_conditional_shutdown(signal, STOPPED + signal, asked.clone())?;
+            flag::register(signal, asked.clone())?;
+            flag::register_usize(signal, number.clone(), signal as usize)?;
+        }
+        Ok(Self { number })
+    }
+
+    /// Name and exit code of the signal that asked to stop, if one did.
+    pub fn asked(&self) -> Option<(&'static str, u8)> {
+        match self.number.load(Ordering::SeqCst) as i32 {
+            0 => None,
+            SIGTERM => Some(("SIGTERM", (STOPPED + SIGTERM) as u8)),
+            _ => Some(("SIGINT", (STOPPED + SIGINT) as u8)),
+        }
+    }
+}

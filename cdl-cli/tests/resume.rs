@@ -1,0 +1,399 @@
+//! Runs that are killed or stopped and go on: they end with the bytes of one that never was.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![cfg(unix)]
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use cdl_core::{Checkpoint, Rng};
+use common::{cdl, command, said};
+use serde_json::Value;
+
+/// Two tasks, two epochs of four steps: 32 steps.
+const SHORT: [&str; 5] =
+    ["epochs=2", "batch_size=10", "stream.tasks=2", "stream.train_per_class=8", "stream.test_per_class=2"];
+
+/// Each prompt method with state of its own, and distillers with theirs, one and several.
+const CASES: [(&str, &str, &[&str]); 4] = [
+    ("coda_prompt", "[{ name = \"kd_prompts\" }]", &["checkpoint.every_steps=1"]),
+    ("dual_prompt", "[{ name = \"review_kd\" }, { name = \"fitnets\" }]", &["optimizer.name=amsgrad"]),
+    ("l2p", "[{ name = \"kd_prompts\" }, { name = \"review_kd\" }]", &["checkpoint.every_steps=3"]),
+    ("apt", "[{ name = \"fitnets\" }]", &["checkpoint.every_steps=2", "stream.memory=20"]),
+];
+
+/// Arguments of a run of the quickstart into `dir`, `sets` over it.
+fn run_args(dir: &Path, files: &[String], sets: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> = ["run", "configs/quickstart.toml"].map(String::from).into();
+    args.extend_from_slice(files);
+    args.extend(["--run-dir".into(), dir.display().to_string()]);
+    args.extend(sets.iter().flat_map(|set| ["--set".to_string(), set.to_string()]));
+    args
+}
+
+fn resume_args(dir: &Path) -> Vec<String> {
+    vec!["resume".into(), dir.display().to_string()]
+}
+
+fn finish(args: &[String]) -> Output {
+    let output = cdl(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    output
+}
+
+fn start(args: &[String]) -> Child {
+    command().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("cdl starts")
+}
+
+/// Everything that a run leaves, by name, less what measures time and memory and the log.
+fn outcome(dir: &Path) -> BTreeMap<String, String> {
+    fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in fs::read_dir(folder).expect("folder") {
+            let path = entry.expect("entry").path();
+            match path.is_dir() {
+                true => collect(root, &path, files),
+                false => {
+                    let name = path.strip_prefix(root).expect("below").display().to_string();
+                    files.insert(name, fs::read(&path).expect("file"));
+                }
+            }
+        }
+    }
+    let mut files = BTreeMap::new();
+    collect(dir, dir, &mut files);
+    let without = |text: &[u8], keys: &[&str]| -> String {
+        let lines = serde_json::Deserializer::from_slice(text).into_iter::<Value>();
+        let strip = |line: serde_json::Result<Value>| {
+            let mut line = line.expect("JSON");
+            keys.iter().for_each(|key| drop(line.as_object_mut().expect("object").remove(*key)));
+            line.to_string()
+        };
+        lines.map(strip).collect::<Vec<_>>().join("\n")
+    };
+    files
+        .into_iter()
+        .map(|(name, bytes)| {
+            let content = match name.as_str() {
+                "log.txt" | ".lock" => String::new(),
+                "results.json" => without(&bytes, &["wall_seconds", "peak_memory_bytes"]),
+                "metrics.jsonl" => without(&bytes, &["seconds", "images_per_second"]),
+                "run.json" => without(&bytes, &["started"]),
+                _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            };
+            (name, content)
+        })
+        .collect()
+}
+
+fn assert_equal(found: &Path, whole: &Path, what: &str) {
+    let (found, whole) = (outcome(found), outcome(whole));
+    assert_eq!(found.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>(), "{what}");
+    for (name, content) in &found {
+        assert!(*content == whole[name], "{what}: {name} differs");
+    }
+}
+
+/// The run's checkpoints, the newest last.
+fn checkpoints(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join("checkpoints")).into_iter().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("entry").path()).collect();
+    files.retain(|file| file.extension().is_some_and(|end| end == "safetensors"));
+    files.sort();
+    files
+}
+
+/// Kills `kills` processes of one run at moments drawn from `0..at_most` seconds, each going on where the one before
+/// was killed, and lets the last one finish. Whatever was killed, every checkpoint can be read.
+fn kill_and_go_on(dir: &Path, args: &[String], kills: usize, at_most: f32, draw: &mut Rng) {
+    let next = || if dir.exists() { resume_args(dir) } else { args.to_vec() };
+    for _ in 0..kills {
+        let moment = draw.uniform(&[1], 0.0, at_most, &cdl_core::candle_core::Device::Cpu).expect("numbers");
+        let mut child = start(&next());
+        sleep(Duration::from_secs_f32(moment.to_vec1::<f32>().expect("numbers")[0]));
+        child.kill().expect("SIGKILL");
+        child.wait().expect("end");
+        for file in checkpoints(dir) {
+            let read = Checkpoint::from_bytes(&fs::read(&file).expect("checkpoint"));
+            assert!(read.is_ok(), "{}: {}", file.display(), read.err().unwrap_or_default());
+        }
+    }
+    finish(&next());
+}
+
+/// Runs once without a stop and `runs` times killed `kills` times each.
+fn killed_runs_end_as_the_whole_one(files: &[String], sets: &[&str], runs: usize, kills: usize) {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let whole = folder.path().join("whole");
+    let begun = Instant::now();
+    finish(&run_args(&whole, files, sets));
+    let at_most = begun.elapsed().as_secs_f32();
+    let mut draw = Rng::new(11).derive(&format!("{files:?} {sets:?}"));
+    for number in 0..runs {
+        let dir = folder.path().join(format!("killed {number}"));
+        kill_and_go_on(&dir, &run_args(&dir, files, sets), kills, at_most, &mut draw);
+        assert_equal(&dir, &whole, &format!("{files:?} {sets:?}, run {number}"));
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+}
+
+fn killed_cases(runs: usize, kills: usize) {
+    for (learner, distillers, more) in CASES {
+        let distillers = format!("distillers={distillers}");
+        let sets = [&SHORT[..], &[distillers.as_str()], more].concat();
+        killed_runs_end_as_the_whole_one(&[format!("configs/learner/{learner}.toml")], &sets, runs, kills);
+    }
+}
+
+#[test]
+fn runs_killed_at_random_moments_end_as_whole_ones_with_every_method_that_has_state() {
+    killed_cases(1, 4);
+}
+
+/// `cargo test --release -p cdl-cli --test resume -- --ignored`: a quarter of an hour.
+#[test]
+#[ignore = "takes minutes"]
+fn fifty_kills_over_the_quickstart() {
+    killed_runs_end_as_the_whole_one(&[], &[], 10, 5);
+}
+
+#[test]
+#[ignore = "takes minutes"]
+fn fifty_kills_over_every_method_that_has_state() {
+    killed_cases(2, 7);
+}
+
+/// Starts the short run with one more epoch, waits for some checkpoints and asks it to stop; gives back what it said.
+fn stopped(dir: &Path, signal: &str, more: &[&str]) -> Output {
+    let sets = [&SHORT[..], &["epochs=3", "checkpoint.every_steps=1", "checkpoint.keep=3"], more].concat();
+    let child = start(&run_args(dir, &[], &sets));
+    wait_until(|| checkpoints(dir).len() == 3);
+    send(&child, signal);
+    child.wait_with_output().expect("end")
+}
+
+fn wait_until(done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing happens");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+fn send(child: &Child, signal: &str) {
+    let kill = format!("kill -{signal} {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().expect("kill").success());
+}
+
+/// A run that was never stopped, with the settings of [`stopped`].
+fn whole(dir: &Path) {
+    finish(&run_args(
+        dir,
+        &[],
+        &[&SHORT[..], &["epochs=3", "checkpoint.every_steps=1", "checkpoint.keep=3"]].concat(),
+    ));
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().expect("cp").success());
+}
+
+fn refused(args: &[&str], words: &[&str]) {
+    let output = cdl(args);
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{args:?}: `{word}` is missing in: {said}");
+    }
+}
+
+#[test]
+fn signals_stop_after_the_step_and_say_how_to_go_on() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let reference = folder.path().join("whole");
+    whole(&reference);
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        let dir = folder.path().join(signal);
+        let output = stopped(&dir, signal, &[]);
+        let path = dir.display().to_string();
+        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
+        let expected = format!("error: stopped by SIG{signal} and saved; go on with: cdl resume {path}");
+        assert!(said(&output).contains(&expected), "{}", said(&output));
+        let output = finish(&resume_args(&dir));
+        assert!(said(&output).contains("going on at task 1, teacher, epoch "), "{}", said(&output));
+        assert_equal(&dir, &reference, signal);
+        let output = finish(&resume_args(&dir));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"));
+        assert_equal(&dir, &reference, "resumed when it was finished");
+    }
+    let off = folder.path().join("off");
+    let child = start(&run_args(&off, &[], &[&SHORT[..], &["epochs=3", "checkpoint.off=true"]].concat()));
+    wait_until(|| fs::metadata(off.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0));
+    send(&child, "INT");
+    let output = child.wait_with_output().expect("end");
+    assert!(said(&output).contains("not saved, since `checkpoint.off = true`"), "{}", said(&output));
+    assert!(!off.join("checkpoints").exists());
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let [reference, dir] = ["whole", "stopped"].map(|name| folder.path().join(name));
+    whole(&reference);
+    stopped(&dir, "INT", &[]);
+    let files = checkpoints(&dir);
+    assert_eq!(files.len(), 3);
+    let name = |file: &Path| file.file_name().expect("name").to_string_lossy().into_owned();
+    let damage = |dir: &Path, file: &Path, how: &dyn Fn(&mut Vec<u8>)| {
+        let file = dir.join("checkpoints").join(name(file));
+        let mut bytes = fs::read(&file).expect("checkpoint");
+        how(&mut bytes);
+        fs::write(file, bytes).expect("written");
+    };
+    let flip = |bytes: &mut Vec<u8>| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 4;
+    };
+    let truncate = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 3);
+
+    let one = folder.path().join("one");
+    copy(&dir, &one);
+    damage(&one, &files[2], &flip);
+    let output = finish(&resume_args(&one));
+    let expected =
+        format!("{} is damaged, the one before is tried: its content has SHA-256", name(&files[2]));
+    assert!(said(&output).contains(&expected) && said(&output).contains("going on at"), "{}", said(&output));
+    assert_equal(&one, &reference, "one damaged");
+
+    let all = folder.path().join("all");
+    copy(&dir, &all);
+    damage(&all, &files[2], &flip);
+    damage(&all, &files[1], &truncate);
+    damage(&all, &files[0], &|bytes| bytes.clear());
+    let output = finish(&resume_args(&all));
+    for file in &files {
+        assert!(said(&output).contains(&format!("{} is damaged", name(file))), "{}", said(&output));
+    }
+    assert!(said(&output).contains("the run starts from its beginning"), "{}", said(&output));
+    assert_equal(&all, &reference, "all damaged");
+}
+
+#[test]
+fn what_could_change_the_result_is_refused_and_what_cannot_is_not() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    stopped(&dir, "INT", &[]);
+    let path = dir.to_str().expect("UTF-8 path");
+    let before = outcome(&dir);
+    let set = |set: &'static str| ["resume", path, "--set", set];
+    refused(&set("epochs=5"), &["--set epochs=5", "`epochs = 5`", "begun with `3`", "checkpoint.*"]);
+    refused(&set("optimizer.lr=0.1"), &["`optimizer.lr = 0.1`", "begun with `0.005`"]);
+    refused(&set("distiller.name=kd"), &["begun with `"]);
+    refused(&set("stream.input.on_error=skip"), &["`stream.input.on_error = \"skip\"`", "`\"stop\"`"]);
+    refused(&set("checkpoint.keep=0"), &["`checkpoint.keep = 0`", "at least 1"]);
+    let mut variable = command();
+    let output = variable.args(["resume", path]).env("CDL_SEED", "9").output().expect("cdl");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).contains("environment variable CDL_SEED: `seed = 9`"), "{}", said(&output));
+
+    // A configuration that was edited, and data and weights that were replaced.
+    let edit = |file: &str, from: &str, to: &str| {
+        let text = fs::read_to_string(dir.join(file)).expect("file");
+        assert!(text.contains(from), "{from} in {text}");
+        fs::write(dir.join(file), text.replacen(from, to, 1)).expect("written");
+        text
+    };
+    let config = edit("config.toml", "batch_size = 10", "batch_size = 5");
+    refused(&["resume", path], &["config.toml: `batch_size = 5`", "begun with `10`"]);
+    fs::write(dir.join("config.toml"), config).expect("written");
+    let record: Value = serde_json::from_slice(&fs::read(dir.join("run.json")).expect("file")).expect("JSON");
+    for (field, what) in [
+        ("/split_sha256", "images and tasks are not those of the run"),
+        ("/student/provenance/sha256", "the student's weights are not those of the run"),
+    ] {
+        let sha256 = record.pointer(field).and_then(Value::as_str).expect("SHA-256");
+        let other = "0".repeat(64);
+        let text = edit("run.json", sha256, &other);
+        refused(&["resume", path], &[what, sha256, &other]);
+        fs::write(dir.join("run.json"), text).expect("written");
+    }
+    assert!(outcome(&dir) == before, "nothing was changed");
+
+    let harmless =
+        ["stream.input.workers=0", "stream.input.cache_mb=0", "checkpoint.every_steps=0", "device=cpu"];
+    let sets = harmless.iter().flat_map(|set| ["--set", set]);
+    let args: Vec<&str> = ["resume", path, "--threads", "1"].into_iter().chain(sets).collect();
+    let output = cdl(&args);
+    assert!(output.status.success(), "{}", said(&output));
+    let reference = folder.path().join("whole");
+    whole(&reference);
+    assert_equal(&dir, &reference, "harmless changes");
+    refused(&["resume", "configs"], &["configs/config.toml", "cannot be read"]);
+}
+
+#[test]
+fn two_processes_on_one_directory_are_refused() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    let path = dir.to_str().expect("UTF-8 path");
+    let args = run_args(&dir, &[], &[&SHORT[..], &["epochs=200"]].concat());
+    let mut child = start(&args);
+    wait_until(|| !checkpoints(&dir).is_empty());
+    let holder = format!("process {} is writing to it", child.id());
+    refused(&["resume", path], &[path, &holder]);
+    refused(&["run", "configs/quickstart.toml", "--run-dir", path, "--overwrite"], &[path, &holder]);
+    assert!(child.try_wait().expect("status").is_none(), "the first goes on");
+    child.kill().expect("SIGKILL");
+    child.wait().expect("end");
+}
+
+/// A limit on the size of files stands for a full disk: writes fail in the middle of a checkpoint.
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_the_run_and_loses_nothing() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let [reference, dir] = ["whole", "run"].map(|name| folder.path().join(name));
+    whole(&reference);
+    stopped(&dir, "INT", &[]);
+    let (path, before) = (dir.to_str().expect("UTF-8 path"), outcome(&dir));
+    let limited = command();
+    let program = limited.get_program().to_str().expect("UTF-8 path");
+    // 200 blocks of 512 or 1,024 bytes; every checkpoint has more than a megabyte.
+    let script = format!("trap '' XFSZ; ulimit -f 200; exec '{program}' resume '{path}'");
+    let output =
+        Command::new("sh").args(["-c", &script]).current_dir(common::repository()).output().expect("sh");
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let words = ["checkpoints/", "File too large", "0 finished task(s) are in", "go on with: cdl resume"];
+    for word in words {
+        assert!(said(&output).contains(word), "`{word}` is missing in: {}", said(&output));
+    }
+    let without_metrics = |mut files: BTreeMap<String, String>| {
+        // An epoch may have ended; its line is cut off again.
+        files.remove("metrics.jsonl");
+        files
+    };
+    let before = without_metrics(before);
+    assert!(without_metrics(outcome(&dir)) == before, "all is as it was");
+
+    // A folder that cannot be written to; the superuser may write everywhere.
+    let checkpoints = dir.join("checkpoints");
+    let mode = |mode| {
+        fs::set_permissions(&checkpoints, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode")
+    };
+    mode(0o555);
+    if fs::write(checkpoints.join("probe"), "").is_err() {
+        let output = cdl(&["resume", path]);
+        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert!(said(&output).contains("Permission denied"), "{}", said(&output));
+        assert!(without_metrics(outcome(&dir)) == before, "all is as it was");
+    }
+    mode(0o755);
+    let _ = fs::remove_file(checkpoints.join("probe"));
+    finish(&resume_args(&dir));
+    assert_equal(&dir, &reference, "with space again");
+}

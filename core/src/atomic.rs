@@ -1,0 +1,47 @@
+//! Files that are written whole or not at all.
+
+use std::{fs, io::Write, path::Path};
+
+use crate::Result;
+
+/// What names of files and folders on their way begin with. A process that is killed may leave some behind.
+pub(crate) const UNFINISHED: &str = ".cdl-";
+
+/// Temporary file in the same folder, flushed to disk, then renamed: readers see the old file or the new one, also
+/// after the machine has lost power.
+///
+/// # Errors
+/// A place that cannot be written.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let write = || -> std::io::Result<()> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(UNFINISHED);
+        // As for any new file: the process's umask applies.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut file = builder.tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|e| e.error)?;
+        // The new name is on disk once the folder is.
+        #[cfg(unix)]
+        fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    };
+    write().map_err(crate::error::io(path))
+}
+
+/// Removes what a killed process left unfinished in `folder` and the folders in it. Nobody else may be writing there.
+pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(crate::error::io(folder))? {
+        let entry = entry.map_err(crate::error::io(folder))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(crate::error::io(entry.path()))?);
+        if kind.is_dir() {
+            remove_unfinished(&path)?;
+        } else if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_file(&path).map_err(crate::error::io(&path))?;
+        }
+    }
+    Ok(())
+}
