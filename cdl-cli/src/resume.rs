@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Instant};
 
 use cdl_core::{
-    Config, Experiment, RunState,
+    Experiment, RunState,
     resume::{check_config, check_record},
     run_dir::{RunDir, read_results},
 };
@@ -44,7 +44,7 @@ pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> 
     let (mut directory, checkpoint, begun) = RunDir::open(root, &config)?;
     check_config(&config, &begun)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
-    check_record(root, &experiment.record(&config))?;
+    check_record(root, &experiment.record(&config)?)?;
     let (from, spent) = match checkpoint {
         Some(checkpoint) => {
             let (metrics, spent) = (checkpoint.about.metrics_bytes, checkpoint.about.wall_seconds);

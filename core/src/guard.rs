@@ -12,8 +12,8 @@ use candle_core::Tensor;
 
 use crate::{
     Backbone, BackboneSpec, Batch, Batches, ClassCount, DataRecord, Distiller, DistillerTaps, EpochKey,
-    Error, Features, Head, Injection, Inspection, Learner, LossTerm, NamedVar, Output, Pass, Query, Quirk,
-    Result, Rng, Skipped, StateDict, Taps, Task, TaskStream, panics, registry::Kind,
+    Error, Features, Head, Injection, Inspection, Learner, LeftOut, LossTerm, NamedVar, Output, Pass, Query,
+    Quirk, Result, Rng, Skipped, StateDict, Taps, Task, TaskStream, panics, registry::Kind,
 };
 
 /// Runs `run`; a panic of a plugin that could not be returned where it happened is returned here.
@@ -273,6 +273,20 @@ impl TaskStream for Guarded<Box<dyn TaskStream>> {
 
     fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
         self.name.value("inspect", || self.inner.inspect(task, most, seen))
+    }
+
+    fn left_out(&self) -> LeftOut {
+        self.name.value("left_out", || self.inner.left_out())
+    }
+
+    fn leave_out(&self, images: &LeftOut) {
+        self.name.value("leave_out", || self.inner.leave_out(images));
+    }
+
+    fn train_batches_from(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
+        let batches =
+            self.name.value("train_batches_from", || self.inner.train_batches_from(key, batch_size, first));
+        Box::new(GuardedBatches { name: &self.name, method: "train_batches_from", batches })
     }
 
     fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {

@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn a_panic_becomes_its_first_line_and_only_inside() {
         assert!(!are_caught());
-        let depth = |work: &dyn Fn()| catch(|| work()).map(|()| are_caught());
+        let depth = |work: &dyn Fn()| catch(work).map(|()| are_caught());
         assert_eq!(depth(&|| assert!(are_caught())), Ok(false));
         assert_eq!(depth(&|| panic!("row {}\nand more", 7)), Err("row 7".into()));
         assert_eq!(depth(&|| std::panic::panic_any(7)), Err("no message".into()));

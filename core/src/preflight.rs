@@ -169,7 +169,7 @@ impl Report {
             return self.not_checked.push("disk, memory and time: need all parts of the run".into());
         }
         let done = parts.assemble(&config).and_then(|mut experiment| {
-            self.disk = Some(disk(&experiment, plan.run_dir)?);
+            self.disk = Some(disk(&experiment, &config, plan.run_dir)?);
             if plan.steps > 0 && self.mistakes.is_empty() {
                 self.time = Some(time(&mut experiment, plan.steps)?);
                 self.peak_memory_bytes = memory::peak_bytes();
@@ -275,8 +275,8 @@ fn inputs(config: &Config, networks: bool) -> Result<Box<dyn TaskStream>> {
     }
 }
 
-fn disk(experiment: &Experiment, run_dir: &Path) -> Result<Disk> {
-    Ok(Disk { needed: experiment.disk_bytes()?, free: run_dir::free_bytes(run_dir)? })
+fn disk(experiment: &Experiment, config: &Config, run_dir: &Path) -> Result<Disk> {
+    Ok(Disk { needed: experiment.disk_bytes(config)?, free: run_dir::free_bytes(run_dir)? })
 }
 
 /// Trains and tests for a moment; the experiment is not fit for a run afterwards.

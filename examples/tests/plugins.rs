@@ -1,5 +1,6 @@
 //! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk, methods
 //! linked in and loaded, and libraries that must not be loaded.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,

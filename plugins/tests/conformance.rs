@@ -44,3 +44,19 @@ fn every_distiller_keeps_its_promises() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_network_keeps_its_promises() -> Result<()> {
+    cdl_plugins::link();
+    testing::check_backbone("vit", "weights = \"random:tiny\"\ndepth = 3")
+}
+
+#[test]
+fn streams_that_the_program_carries_keep_their_promises() -> Result<()> {
+    cdl_plugins::link();
+    testing::check_stream("noise", "tasks = 5\ntransform = { image_size = 16 }")?;
+    let shuffled = "tasks = 4\nclass_order = \"shuffled\"\nmemory = 6\ntransform = { image_size = 16 }";
+    testing::check_stream("noise", shuffled)?;
+    let few = "tasks = 5\ntrain_per_class = 7\ntest_per_class = 2\ntransform = { image_size = 28 }";
+    testing::check_stream("embedded", few)
+}

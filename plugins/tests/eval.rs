@@ -150,10 +150,10 @@ fn queries_are_computed_again_once_a_test_image_is_left_out() -> Result<()> {
     for (lost, computed) in [(0, 1), (0, 0), (1, 1), (1, 0)] {
         stream.lost.store(lost, Ordering::Relaxed);
         count.store(0, Ordering::Relaxed);
-        tester.test(&trainer, task, &stream, &mut kept)?;
+        tester.test(&trainer, task, &stream, &mut kept, &mut || Ok(()))?;
         assert_eq!(count.load(Ordering::Relaxed), computed * stream.test_count(0), "{lost} left out");
         let mut fresh = Accuracies::default();
-        Tester::default().test(&trainer, task, &stream, &mut fresh)?;
+        Tester::default().test(&trainer, task, &stream, &mut fresh, &mut || Ok(()))?;
         assert_eq!(kept.student.rows().last(), fresh.student.rows().last(), "{lost} left out");
     }
     Ok(())

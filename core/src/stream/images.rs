@@ -8,8 +8,8 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, LeftOut, Skipped, StreamContext,
-    Task, TaskSettings, TaskStream,
+    Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, LeftOut, Skipped,
+    StreamContext, Task, TaskSettings, TaskStream,
     batches::{Assembly, Prepared},
     cache::Cache,
     inspect::inspect,

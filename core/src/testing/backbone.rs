@@ -71,7 +71,7 @@ impl Check<'_> {
         self.promise(spec.image_size == SIDE, "its spec has the image size that it was built for")?;
         self.promise(spec.depth > 0 && spec.patches > 0, "its spec has blocks and patches")?;
         self.promise(
-            spec.heads > 0 && spec.width % spec.heads.max(1) == 0,
+            spec.heads > 0 && spec.width.is_multiple_of(spec.heads.max(1)),
             "its heads share its width evenly",
         )
     }

@@ -41,7 +41,7 @@ struct HalfSize {
 
 impl HalfSize {
     fn new(config: HalfSizeConfig, context: &BackboneContext<'_>) -> Result<Self> {
-        if context.image_size % 2 != 0 {
+        if !context.image_size.is_multiple_of(2) {
             return Err(Error::setting(
                 "image_size",
                 context.image_size,
