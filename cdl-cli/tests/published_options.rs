@@ -53,6 +53,10 @@ impl Program {
         if let Some((_, plugin)) = first.trim_end_matches(')').split_once('(') {
             return described(self.prints(&format!("describe {plugin}")), rest);
         }
+        // A distiller may be one or several, so its section is described as a whole.
+        if key == "distiller.name" {
+            return described(self.prints("describe run"), "distiller");
+        }
         let plugin = match first {
             "stream" => "imagenet_r",
             "teacher" | "student" => "vit",
