@@ -37,9 +37,11 @@ struct Outcome {
     epochs: Vec<EpochReport>,
 }
 
-/// Runs on from `from`; gives the outcome and the bytes of a checkpoint at every moment that could have one, each with
-/// its position and the number of epochs reported before.
-fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<(Position, usize, Vec<u8>)>)> {
+/// Where a run could be stopped: its position, the epochs reported before, and the bytes of a checkpoint.
+type Stop = (Position, usize, Vec<u8>);
+
+/// Runs on from `from`; gives the outcome and every moment at which it could have been stopped.
+fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
     let stream = Noise::new(STEPS);
     let (mut epochs, mut moments) = (Vec::new(), Vec::new());
     let accuracies = trainer.run_from(from, &stream, &mut |event| {
