@@ -130,15 +130,26 @@ fn open(folder: &Path, name: &str) -> Result<Opened> {
     Ok(Opened { path: file.clone(), bytes: unzip(bytes).map_err(fail)?, record })
 }
 
-/// Unpacks gzip data; other data stays as it is.
+/// Unpacks gzip data, no further than a few bytes beyond what its IDX header says; other data stays as it is.
 pub(super) fn unzip(bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
     if !bytes.starts_with(&[0x1f, 0x8b]) {
         return Ok(bytes);
     }
+    let mut unpacked = GzDecoder::new(bytes.as_slice());
     let mut plain = Vec::new();
-    GzDecoder::new(bytes.as_slice()).read_to_end(&mut plain)?;
+    unpacked.by_ref().take(LONGEST_HEADER).read_to_end(&mut plain)?;
+    let announced = plain.get(3).map_or(0, |&dims| {
+        let sizes = plain[4..].chunks_exact(4).take(dims.into());
+        sizes.fold(1u64, |all, raw| {
+            all.saturating_mul(u32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]).into())
+        })
+    });
+    unpacked.take(announced.saturating_add(1)).read_to_end(&mut plain)?;
     Ok(plain)
 }
+
+/// Bytes of a header with three dimensions, the most that is read here.
+const LONGEST_HEADER: u64 = 16;
 
 /// Grey images and labels.
 pub(super) struct IdxSet {
@@ -225,5 +236,30 @@ impl ImageSet for IdxSet {
 
     fn id(&self, index: usize) -> String {
         index.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    #[test]
+    fn gzip_is_unpacked_only_as_far_as_the_header_says() {
+        let zipped = |more: usize| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+            encoder.write_all(&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2]).unwrap();
+            encoder.write_all(&vec![7; 8 + more]).unwrap();
+            encoder.finish().unwrap()
+        };
+        let exact = unzip(zipped(0)).unwrap();
+        assert_eq!(payload::<3>(Path::new("images"), &exact).unwrap(), ([2, 2, 2], &[7; 8][..]));
+        let bomb = unzip(zipped(10_000_000)).unwrap();
+        assert!(bomb.len() < 64, "{} bytes", bomb.len());
+        assert!(payload::<3>(Path::new("images"), &bomb).is_err());
+        assert!(unzip(zipped(0)[..20].to_vec()).is_err());
     }
 }
