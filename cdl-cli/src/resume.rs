@@ -34,7 +34,8 @@ pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> 
     let start = Instant::now();
     let root = &args.run_dir;
     let config = load_config(&[root.join("config.toml")], &args.sets)?;
-    if read_results(root).is_ok_and(|results| results.tasks_done == results.tasks) {
+    let limit = config.run.max_tasks().unwrap_or(usize::MAX);
+    if read_results(root).is_ok_and(|results| results.tasks_done >= results.tasks.min(limit)) {
         // It may have ended before it could clear up.
         if root.join("checkpoints").exists() {
             RunDir::open(root, &config)?.0.finish()?;

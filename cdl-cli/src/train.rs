@@ -70,7 +70,10 @@ impl Training {
         let done = cdl_core::catch(|| experiment.trainer.run_from(from, stream, &mut on));
         progress.finish();
         done.map_err(|error| failure(&error, &signals, finished, &path, directory.keeps_checkpoints()))?;
-        directory.finish()?;
+        // The results are there whatever becomes of files that nobody needs any more.
+        if let Err(error) = directory.finish() {
+            tracing::warn!("checkpoints of a finished run could not be removed: {}", first_line(&error));
+        }
         results.map_or(Ok(()), |results| emit(&summary(&results, &path)))
     }
 }

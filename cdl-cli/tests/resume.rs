@@ -267,7 +267,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     damage(&one, &files[2], &flip);
     let output = finish(&resume_args(&one));
     let expected =
-        format!("{} is damaged, the one before is tried: its content has SHA-256", name(&files[2]));
+        format!("{} is passed over: it is damaged: its content has SHA-256", name(&files[2]));
     assert!(said(&output).contains(&expected) && said(&output).contains("going on at"), "{}", said(&output));
     assert_equal(&one, &reference, "one damaged");
 
@@ -278,7 +278,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     damage(&all, &files[0], &|bytes| bytes.clear());
     let output = finish(&resume_args(&all));
     for file in &files {
-        assert!(said(&output).contains(&format!("{} is damaged", name(file))), "{}", said(&output));
+        assert!(said(&output).contains(&format!("{} is passed over: it is damaged", name(file))), "{}", said(&output));
     }
     assert!(said(&output).contains("the run starts from its beginning"), "{}", said(&output));
     assert_equal(&all, &reference, "all damaged");

@@ -82,6 +82,20 @@ pub struct About {
     pub config: String,
 }
 
+/// Why a checkpoint cannot be taken up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// Its bytes are not those that were written.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+    /// Another version of this software wrote it.
+    #[error("it has format {0:?}, and this version of cdl reads {VERSION:?}")]
+    Foreign(String),
+    /// The file is there and cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unread(String),
+}
+
 /// A run between two of its steps.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
@@ -138,31 +152,34 @@ impl Checkpoint {
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unusable> {
+        let damaged = |reason: &dyn std::fmt::Display| Unusable::Damaged(reason.to_string());
         if bytes.is_empty() {
-            return Err("it is empty".into());
+            return Err(damaged(&"it is empty"));
         }
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| damaged(&e))?;
         let metadata = header.metadata().as_ref();
         let read = |key: &str| {
             let value = metadata.and_then(|metadata| metadata.get(key));
-            value.ok_or_else(|| format!("it is no checkpoint: its metadata have no `{key}`"))
+            value.ok_or_else(|| damaged(&format!("it is no checkpoint: its metadata have no `{key}`")))
         };
         let version = read(VERSION_KEY)?;
         if version != VERSION {
-            return Err(format!("it has format {version:?}, and this version of cdl reads {VERSION:?}"));
+            return Err(Unusable::Foreign(version.clone()));
         }
         let (about, recorded) = (read(ABOUT_KEY)?, read(SHA256_KEY)?);
-        let views = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+        let views = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
         let found = digest(about, views.iter());
         if found != *recorded {
-            return Err(format!("its content has SHA-256 {found}, it was written with {recorded}"));
+            let reason = format!("its content has SHA-256 {found}, it was written with {recorded}");
+            return Err(damaged(&reason));
         }
-        let about = serde_json::from_str(about).map_err(|e| e.to_string())?;
+        let about = serde_json::from_str(about).map_err(|e| damaged(&e))?;
         let load = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
-            Ok((name.to_string(), view.load(&Device::Cpu).map_err(|e| format!("tensor {name}: {e}"))?))
+            let tensor = view.load(&Device::Cpu).map_err(|e| damaged(&format!("tensor {name}: {e}")))?;
+            Ok((name.to_string(), tensor))
         };
-        Ok(Self { about, tensors: views.iter().map(load).collect::<Result<_, String>>()? })
+        Ok(Self { about, tensors: views.iter().map(load).collect::<Result<_, Unusable>>()? })
     }
 
     /// Brings networks, methods and stream to where they were, and says how to go on.

@@ -212,6 +212,12 @@ impl RunConfig {
         (section, format!("{}.learner", role.as_str()))
     }
 
+    /// How many tasks it stops after, where it says so (`stream.max_tasks`).
+    pub fn max_tasks(&self) -> Option<usize> {
+        let most = self.stream.settings.get("max_tasks")?.as_integer()?;
+        usize::try_from(most).ok()
+    }
+
     /// The loaded plugins that it uses.
     pub fn loaded_plugins(&self) -> Vec<plugin::Loaded> {
         let learners = [Role::Teacher, Role::Student].map(|role| (Kind::Learner, self.learner(role).0.name));

@@ -49,7 +49,7 @@ pub mod vit;
 
 pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
-pub use checkpoint::{About, Checkpoint, CheckpointConfig};
+pub use checkpoint::{About, Checkpoint, CheckpointConfig, Unusable};
 pub use config::{Config, Draft, Mode, RunConfig};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};

@@ -91,11 +91,16 @@ impl RunDir {
         overwrite: bool,
     ) -> Result<Self> {
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-        let _earlier = if vacant(root, overwrite)? { None } else { Some(lock(root)?) };
-        Self::place(root, config, record, needed).map_err(|e| fail(format!("cannot be written: {e}")))
+        // Held until the run that is there has made place.
+        let earlier = if vacant(root, overwrite)? { None } else { Some(lock(root)?) };
+        Self::place(root, config, record, needed, earlier.is_some()).map_err(|e| match e {
+            taken @ Error::RunDir { .. } => taken,
+            e => fail(format!("cannot be written: {e}")),
+        })
     }
 
-    fn place(root: &Path, config: &Config, record: &RunRecord, needed: u64) -> Result<Self> {
+    /// `replace`: a run is there, and this process has its lock.
+    fn place(root: &Path, config: &Config, record: &RunRecord, needed: u64, replace: bool) -> Result<Self> {
         let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
         let free = fs4::available_space(parent).map_err(crate::error::io(parent))?;
@@ -113,7 +118,7 @@ impl RunDir {
         let (metrics, log) = (append(fresh.path(), "metrics.jsonl")?, append(fresh.path(), "log.txt")?);
         let lock = lock(fresh.path())?;
         let checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
-        let earlier = match root.exists() {
+        let earlier = match replace {
             false => None,
             true => {
                 let earlier = beside(parent)?;
@@ -125,7 +130,11 @@ impl RunDir {
             if let Some(earlier) = &earlier {
                 fs::rename(earlier.path().join("run"), root).map_err(crate::error::io(root))?;
             }
-            return Err(crate::error::io(root)(e));
+            // Another process has begun a run there since this one looked.
+            return Err(match e.kind() {
+                std::io::ErrorKind::DirectoryNotEmpty => taken(root),
+                _ => crate::error::io(root)(e),
+            });
         }
         // It lies in its place now and must not be removed with its old name.
         let _ = fresh.keep();
@@ -143,7 +152,7 @@ impl RunDir {
         let lock = lock(root)?;
         remove_unfinished(root)?;
         let mut checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
-        let (checkpoint, origin) = match checkpoints.newest() {
+        let (checkpoint, origin) = match checkpoints.newest()? {
             Some((checkpoint, file)) => (Some(checkpoint), file),
             None => (None, root.join("config.toml")),
         };
@@ -260,6 +269,11 @@ impl RunDir {
     }
 }
 
+fn taken(root: &Path) -> Error {
+    let reason = "already exists; choose another or add --overwrite".into();
+    Error::RunDir { dir: root.into(), reason }
+}
+
 /// Refuses a directory that a run may not be written to, as far as can be seen without writing; whether there is nothing
 /// in it, and no run to be replaced.
 ///
@@ -274,7 +288,7 @@ pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
         Err(e) => return Err(fail(format!("cannot be used: {e}"))),
     };
     if occupied && !overwrite {
-        return Err(fail("already exists; choose another or add --overwrite".into()));
+        return Err(taken(root));
     }
     if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
         return Err(fail("holds something that is not a run; --overwrite only replaces runs".into()));
@@ -320,14 +334,21 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
     let recorded = read_record(root)?;
     let now = serde_json::to_value(record)
         .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
+    // Of lists, all checksums: files may lie elsewhere than they did.
     for (what, field) in [
         ("images and tasks", "/split_sha256"),
+        ("the files of the data set", "/data"),
         ("the plugins", "/plugins"),
         ("the teacher's weights", "/teacher/provenance/sha256"),
         ("the student's weights", "/student/provenance/sha256"),
     ] {
-        let sha256 = |record: &serde_json::Value| {
-            record.pointer(field).and_then(|value| value.as_str()).unwrap_or("none").to_string()
+        let sha256 = |record: &serde_json::Value| match record.pointer(field) {
+            Some(serde_json::Value::String(sha256)) => sha256.clone(),
+            Some(serde_json::Value::Array(entries)) => {
+                let sums = entries.iter().filter_map(|entry| entry["sha256"].as_str());
+                sums.collect::<Vec<_>>().join(", ")
+            }
+            _ => "none".to_string(),
         };
         let (recorded, now) = (sha256(&recorded), sha256(&now));
         if recorded != now {

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Checkpoint, CheckpointConfig};
-use crate::{Position, Result, atomic::write_atomic};
+use super::{Checkpoint, CheckpointConfig, Unusable};
+use crate::{Error, Position, Result, atomic::write_atomic};
 
 /// The checkpoints of one run.
 #[derive(Debug)]
@@ -41,22 +41,30 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is good, and its file. Each newer one is named with what is wrong with it.
-    pub(crate) fn newest(&mut self) -> Option<(Checkpoint, PathBuf)> {
+    ///
+    /// # Errors
+    /// None is good, and not all of them are damaged: one cannot be read, or is of another version of the format. A run
+    /// that began anew would remove it.
+    pub(crate) fn newest(&mut self) -> Result<Option<(Checkpoint, PathBuf)>> {
+        let mut sound = None;
         for &number in self.numbers.iter().rev() {
             let path = self.path(number);
-            let bytes = fs::read(&path).map_err(|e| format!("it cannot be read: {e}"));
-            match bytes.and_then(|bytes| Checkpoint::from_bytes(&bytes)) {
-                Ok(checkpoint) => return Some((checkpoint, path)),
-                Err(reason) => {
-                    tracing::warn!(
-                        "checkpoint {} is damaged, the one before is tried: {reason}",
-                        path.display()
-                    );
-                    self.damaged.push(number);
-                }
+            let read = match fs::read(&path) {
+                Ok(bytes) => Checkpoint::from_bytes(&bytes),
+                Err(e) => Err(Unusable::Unread(e.to_string())),
+            };
+            let reason = match read {
+                Ok(checkpoint) => return Ok(Some((checkpoint, path))),
+                Err(reason) => reason,
+            };
+            tracing::warn!("checkpoint {} is passed over: {reason}", path.display());
+            if !matches!(reason, Unusable::Damaged(_)) {
+                let owner = path.display().to_string();
+                sound = sound.or(Some(Error::State { owner, reason: format!("{reason}; nothing was changed") }));
             }
+            self.damaged.push(number);
         }
-        None
+        sound.map_or(Ok(None), Err)
     }
 
     /// Whether a checkpoint is to be written at `position` by itself.
@@ -151,7 +159,7 @@ mod tests {
 
     fn newest(folder: &Path) -> Option<usize> {
         let mut all = Checkpoints::open(folder.into(), &CheckpointConfig::default()).ok()?;
-        all.newest().map(|(checkpoint, _)| checkpoint.about.position.step)
+        all.newest().ok()??.0.about.position.step.into()
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -168,7 +176,7 @@ mod tests {
         let folder = parent.path().join("checkpoints");
         let config = CheckpointConfig { keep: 3, ..Default::default() };
         let mut all = Checkpoints::open(folder.clone(), &config)?;
-        assert!(all.newest().is_none());
+        assert!(all.newest()?.is_none());
         for step in 1..=5 {
             all.save(&checkpoint(step)?)?;
         }
@@ -213,11 +221,35 @@ mod tests {
         });
         let config = CheckpointConfig { keep: 2, ..Default::default() };
         let mut all = Checkpoints::open(folder.clone(), &config)?;
-        assert_eq!(all.newest().map(|(checkpoint, _)| checkpoint.about.position.step), Some(1));
+        assert_eq!(all.newest()?.map(|(checkpoint, _)| checkpoint.about.position.step), Some(1));
         assert_eq!(names(&folder).len(), 4, "nothing goes before a new one is safe");
         all.save(&checkpoint(7)?)?;
         assert_eq!(names(&folder), [1, 5].map(name), "the good one before stays");
         assert_eq!(newest(&folder), Some(7));
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_only_of_another_version_is_not_thrown_away() -> Result<()> {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let folder = parent.path().join("checkpoints");
+        let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig::default())?;
+        all.save(&checkpoint(1)?)?;
+        let file = folder.join(name(1));
+        let text = fs::read(&file).expect("checkpoint");
+        let key = b"\"cdl_checkpoint\":\"1\"";
+        let at = text.windows(key.len()).position(|part| part == key).expect("the version");
+        let mut newer = text.clone();
+        newer[at + key.len() - 2] = b'2';
+        fs::write(&file, newer).expect("written");
+        let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig::default())?;
+        let error = all.newest().map(|_| ()).expect_err("nothing to go on from").to_string();
+        assert!(error.contains("format \"2\"") && error.contains("nothing was changed"), "{error}");
+        // A good one before it is taken.
+        all.numbers = vec![1];
+        fs::write(folder.join(name(2)), fs::read(&file).expect("checkpoint")).expect("written");
+        fs::write(&file, text).expect("written");
+        assert_eq!(newest(&folder), Some(1));
         Ok(())
     }
 

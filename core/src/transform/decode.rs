@@ -14,6 +14,9 @@ const MAX_BYTES: u64 = 512 << 20;
 /// needs little memory.
 const MAX_LENGTH: u32 = 65_535;
 
+/// Most characters of what is said about a damaged file.
+const MAX_REASON: usize = 500;
+
 /// Decodes an image file of any supported format, found by its first bytes, to 8-bit RGB, as
 /// `Image.open(file).convert("RGB")` in PIL:
 ///
@@ -37,6 +40,14 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     // Files have been found that the decoders panic on; they are damaged files like others.
     panics::catch(|| decode_trusting(bytes))
         .unwrap_or_else(|said| Err(format!("the decoder panicked: {said}")))
+        .map_err(|mut reason| {
+            // Decoders quote what they find, and a file can hold lists of any length.
+            if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
+                reason.truncate(end);
+                reason.push_str("...");
+            }
+            reason
+        })
 }
 
 fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {

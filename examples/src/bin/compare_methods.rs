@@ -86,8 +86,7 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
     sets.extend(args.sets.clone());
     let config = Config::load(&files, &sets)?;
     let dir = args.out.join(format!("{learner}-{distiller}-{seed}"));
-    let most = config.run.stream.settings.get("max_tasks").and_then(|most| most.as_integer());
-    let most = most.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+    let most = config.run.max_tasks().unwrap_or(usize::MAX);
     let finished = |results: &Results| results.tasks_done >= results.tasks.min(most);
     if let Some(results) = read_results(&dir).ok().filter(finished) {
         let written = fs::read_to_string(dir.join("config.toml"))?;
