@@ -75,6 +75,9 @@ fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, 
         let damaged = folder.join("damaged").join(name);
         return (200, Vec::new(), fs::read(damaged).or_else(|_| fs::read(folder.join(name))).unwrap());
     }
+    if path.contains("/private/") {
+        return (401, Vec::new(), Vec::new());
+    }
     let known = |revision: &str| [COMMIT, "main"].contains(&revision);
     if path == api || path.strip_prefix(&format!("{api}/revision/")).is_some_and(known) {
         return (200, Vec::new(), b"{}".into());
@@ -242,6 +245,17 @@ fn what_cannot_be_had_is_said() {
     fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
     let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
     refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
+    let fetched = world.cdl(&["data", "fetch", &source], &[]);
+    assert_eq!(fetched.status.code(), Some(2), "{}", said(&fetched));
+    both.iter().for_each(|checksum| assert!(said(&fetched).contains(checksum), "{}", said(&fetched)));
+    for (source, word) in [
+        ("hf:uoft-cs/cifar1000", "no dataset repository for `hf:uoft-cs/cifar1000`"),
+        ("hf:private/images", "HF_TOKEN"),
+    ] {
+        let refused = world.cdl(&["data", "fetch", source], &[]);
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+        assert!(said(&refused).contains(word), "{}", said(&refused));
+    }
 
     // Without a network, a shard that never came is missed.
     let snapshot = world.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);

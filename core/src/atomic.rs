@@ -56,14 +56,13 @@ pub(crate) fn sync_below(root: &Path) -> Result<()> {
         }
         folders.push(folder);
     }
-    let sync = |path: PathBuf, options: &OpenOptions| {
-        options.open(&path).and_then(|file| file.sync_all()).map_err(crate::error::io(path))
-    };
-    // Some systems sync only what was opened to be written; folders are opened to be read.
-    let write = OpenOptions::new().write(true).clone();
-    files.into_par_iter().try_for_each(|file| sync(file, &write))?;
+    // Windows syncs only what was opened to be written; elsewhere files and folders may be read-only.
+    let options = OpenOptions::new().read(true).write(cfg!(windows)).clone();
+    let sync =
+        |path: PathBuf| options.open(&path).and_then(|file| file.sync_all()).map_err(crate::error::io(path));
+    files.into_par_iter().try_for_each(sync)?;
     #[cfg(unix)]
-    folders.into_par_iter().try_for_each(|folder| sync(folder, OpenOptions::new().read(true)))?;
+    folders.into_par_iter().try_for_each(sync)?;
     Ok(())
 }
 
