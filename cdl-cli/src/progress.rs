@@ -1,6 +1,6 @@
 //! What is happening: a bar with the time left on a terminal, a line for every epoch everywhere.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
 use cdl_core::{EpochReport, Role, Task};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -66,7 +66,7 @@ impl Progress {
     }
 }
 
-/// A count that goes up.
+/// A count that goes up; its line is gone when it is dropped.
 pub struct Spinner {
     bar: ProgressBar,
 }
@@ -74,15 +74,26 @@ pub struct Spinner {
 impl Spinner {
     /// Of `what`.
     pub fn new(log: &Log, quiet: bool, what: &'static str) -> Self {
+        Self::of(log, quiet, "{pos} {msg}, {elapsed}", what)
+    }
+
+    /// Of `what` without a number, for what cannot be counted.
+    pub fn uncounted(log: &Log, quiet: bool, what: &'static str) -> Self {
+        Self::of(log, quiet, "{spinner} {msg}, {elapsed}", what)
+    }
+
+    fn of(log: &Log, quiet: bool, template: &str, what: &'static str) -> Self {
         let bar = if quiet || !std::io::stderr().is_terminal() {
             ProgressBar::hidden()
         } else {
             log.bars.add(ProgressBar::no_length())
         };
-        if let Ok(style) = ProgressStyle::with_template("{pos} {msg}, {elapsed}") {
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         bar.set_message(what);
+        // Time goes on also while nothing is counted.
+        bar.enable_steady_tick(Duration::from_millis(200));
         Self { bar }
     }
 
@@ -94,5 +105,11 @@ impl Spinner {
     /// All is done.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.finish();
     }
 }

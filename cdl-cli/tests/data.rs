@@ -50,6 +50,13 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
         let more = ["--seed", seed, "--fraction", fraction, "--out", text(&out)];
         cdl(&[&["data", "split", text(&images)][..], &more].concat())
     };
+    // A list would be read with the folder of an image as its class.
+    refused(
+        &split("7", "0.2", "none"),
+        &["dog/deep/image 0.png", "deeper than `CLASS/image`", "move it up to `dog`"],
+    );
+    fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
+    fs::remove_dir(images.join("dog")).unwrap();
     let said = printed(&split("7", "0.2", "lists"));
     assert!(said.contains("2 classes, 16 training and 4 test images"), "{said}");
     let read = |out: &str, name: &str| fs::read_to_string(folder.path().join(out).join(name)).unwrap();
@@ -63,7 +70,7 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
     let mut all = [lines(&train), lines(&test)].concat();
     all.sort();
     let mut expected: Vec<String> = (0..10).map(|n| format!("./#hash cat/image {n}.png 0")).collect();
-    expected.extend((0..10).map(|n| format!("dog/deep/image {n}.png 1")));
+    expected.extend((0..10).map(|n| format!("deep/image {n}.png 1")));
     expected.sort();
     assert_eq!(all, expected);
     assert_eq!(lines(&test).iter().filter(|line| line.ends_with(" 0")).count(), 2);
@@ -97,11 +104,7 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
         ]);
         serde_json::from_str::<serde_json::Value>(&printed(&output)).unwrap()["data"].clone()
     };
-    // Its own draw goes by the folder of the class, the lists by the folder of the image.
-    fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
-    fs::remove_dir(images.join("dog")).unwrap();
-    printed(&split("7", "0.2", "flat"));
-    let lists = ["train", "test"].map(|half| folder.path().join(format!("flat/{half}.txt")));
+    let lists = ["train", "test"].map(|half| folder.path().join(format!("lists/{half}.txt")));
     let listed = stream(&format!("train_list={:?}, test_list={:?}", text(&lists[0]), text(&lists[1])));
     assert_eq!(listed["tasks"][0]["train"], 16);
     assert_eq!(listed["tasks"][0]["test"], 4);
@@ -131,13 +134,15 @@ fn verify_names_every_file_that_is_wrong() {
     fs::remove_file(images.join("dog/deep/image 0.png")).unwrap();
     image::RgbImage::new(9, 9).save(images.join("dog/deep/image 1.png")).unwrap();
     fs::write(images.join("#hash cat/image 2.png"), "no image").unwrap();
+    fs::copy(images.join("dog/deep/image 5.png"), images.join("dog/new.png")).unwrap();
     let found = verify(&[]);
     refused(
         &found,
         &[
-            "4 files are not",
+            "5 files are not",
             "image 0.png: is missing",
             "image 1.png: has the SHA-256",
+            "dog/new.png: is not listed in SHA256SUMS",
             "is not a readable image",
         ],
     );

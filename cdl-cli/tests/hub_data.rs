@@ -62,7 +62,14 @@ fn converse(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Ve
     let (status, headers, body) = answer(path, folder, address);
     let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-    let body = if method == "HEAD" { &[] } else { body.as_slice() };
+    // A transfer breaks off in the middle, once, if `folder/broken` has such a file.
+    let sent = path.strip_prefix("/cdn/").filter(|_| method != "HEAD");
+    let broken = sent.is_some_and(|name| fs::remove_file(folder.join("broken").join(name)).is_ok());
+    let body = match (method, broken) {
+        ("HEAD", _) => &[],
+        (_, true) => &body[..body.len() / 2],
+        _ => body.as_slice(),
+    };
     // A client that has gone away is no concern of the server's.
     let _ = stream.write_all((head + "\r\n").as_bytes()).and_then(|()| stream.write_all(body));
 }
@@ -75,6 +82,9 @@ fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, 
         let damaged = folder.join("damaged").join(name);
         return (200, Vec::new(), fs::read(damaged).or_else(|_| fs::read(folder.join(name))).unwrap());
     }
+    if path.contains("/private/") {
+        return (401, Vec::new(), Vec::new());
+    }
     let known = |revision: &str| [COMMIT, "main"].contains(&revision);
     if path == api || path.strip_prefix(&format!("{api}/revision/")).is_some_and(known) {
         return (200, Vec::new(), b"{}".into());
@@ -86,6 +96,9 @@ fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, 
         for entry in fs::read_dir(folder.join("data")).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             entries.push(format!(r#"{{"type": "file", "oid": "0", "size": 1, "path": "data/{name}"}}"#));
+        }
+        if folder.join("SHA256SUMS").exists() {
+            entries.push(r#"{"type": "file", "oid": "0", "size": 1, "path": "SHA256SUMS"}"#.into());
         }
         return (200, Vec::new(), format!("[{}]", entries.join(",")).into());
     }
@@ -242,6 +255,17 @@ fn what_cannot_be_had_is_said() {
     fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
     let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
     refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
+    let fetched = world.cdl(&["data", "fetch", &source], &[]);
+    assert_eq!(fetched.status.code(), Some(2), "{}", said(&fetched));
+    both.iter().for_each(|checksum| assert!(said(&fetched).contains(checksum), "{}", said(&fetched)));
+    for (source, word) in [
+        ("hf:uoft-cs/cifar1000", "no dataset repository for `hf:uoft-cs/cifar1000`"),
+        ("hf:private/images", "HF_TOKEN"),
+    ] {
+        let refused = world.cdl(&["data", "fetch", source], &[]);
+        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+        assert!(said(&refused).contains(word), "{}", said(&refused));
+    }
 
     // Without a network, a shard that never came is missed.
     let snapshot = world.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
@@ -289,4 +313,29 @@ fn fetching_brings_every_file_once_and_copies_it_with_its_checksum() {
     let of_config = world.cdl(&["data", "fetch", "configs/quickstart.toml", "--set", &set], &[]);
     assert!(of_config.status.success(), "{}", said(&of_config));
     assert_eq!(String::from_utf8_lossy(&of_config.stdout).lines().count(), 3);
+
+    // A list that the data set has itself gives way to that of the copy.
+    fs::write(world.folder.path().join("served/SHA256SUMS"), "another list").unwrap();
+    let second = world.folder.path().join("copies/second");
+    let listed = world.cdl(&["data", "fetch", &source, "--dir", second.to_str().unwrap()], &[]);
+    assert!(listed.status.success(), "{}", said(&listed));
+    assert_eq!(fs::read_to_string(second.join("SHA256SUMS")).unwrap(), lines);
+}
+
+#[test]
+fn a_download_that_broke_off_is_had_whole_the_next_time() {
+    let world = World::new();
+    let served = world.folder.path().join("served");
+    fs::create_dir_all(served.join("broken/data")).unwrap();
+    fs::write(served.join("broken").join(SHARDS[1]), "").unwrap();
+    let source = format!("hf:{REPOSITORY}");
+    let broken = world.cdl(&["data", "fetch", &source], &[]);
+    assert_eq!(broken.status.code(), Some(1), "{}", said(&broken));
+    for word in ["the transfer of `hf:uoft-cs/cifar100`", "try again"] {
+        assert!(said(&broken).contains(word), "{}", said(&broken));
+    }
+    let whole = world.cdl(&["data", "fetch", &source], &[]);
+    assert!(whole.status.success(), "{}", said(&whole));
+    let line = |name: &&str| format!("{}  {name}\n", checksum(&fs::read(served.join(name)).unwrap()));
+    assert_eq!(String::from_utf8_lossy(&whole.stdout), SHARDS.iter().map(line).collect::<String>());
 }

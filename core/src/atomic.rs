@@ -1,6 +1,12 @@
 //! Files that are written whole or not at all.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use rayon::prelude::*;
 
 use crate::Result;
 
@@ -30,6 +36,34 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(())
     };
     write().map_err(crate::error::io(path))
+}
+
+/// Sees to it that a folder with all that is in it is on disk, before it is moved to its place. Links are not followed.
+///
+/// # Errors
+/// A folder that cannot be read or written.
+pub(crate) fn sync_below(root: &Path) -> Result<()> {
+    let (mut open, mut folders, mut files) = (vec![root.to_path_buf()], Vec::new(), Vec::new());
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).map_err(crate::error::io(&folder))? {
+            let entry = entry.map_err(crate::error::io(&folder))?;
+            let kind = entry.file_type().map_err(crate::error::io(entry.path()))?;
+            if kind.is_dir() {
+                open.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+        }
+        folders.push(folder);
+    }
+    // Windows syncs only what was opened to be written; elsewhere files and folders may be read-only.
+    let options = OpenOptions::new().read(true).write(cfg!(windows)).clone();
+    let sync =
+        |path: PathBuf| options.open(&path).and_then(|file| file.sync_all()).map_err(crate::error::io(path));
+    files.into_par_iter().try_for_each(sync)?;
+    #[cfg(unix)]
+    folders.into_par_iter().try_for_each(sync)?;
+    Ok(())
 }
 
 /// Removes what a killed process left unfinished in `folder` and the folders in it. Nobody else may be writing there.

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CheckpointConfig, Error, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
+    CheckpointConfig, Error, InputSettings, OptimizerConfig, QuerySource, Result, Role, ScheduleConfig,
     error::nearest,
     plugin,
     registry::{self, Kind, Settings},
@@ -104,6 +104,13 @@ impl Section {
     /// Whether a stream of this section leaves out images that it cannot read (`input.on_error`).
     pub(crate) fn leaves_out_damaged(&self) -> bool {
         lookup(&self.settings, "input.on_error").and_then(toml::Value::as_str) == Some("skip")
+    }
+
+    /// Batches that a stream of this section prepares ahead (`input.workers`, `input.prefetch`).
+    pub(crate) fn batches_ahead(&self) -> usize {
+        let input = self.settings.get("input").cloned();
+        let input = input.and_then(|input| input.try_into().ok()).unwrap_or_else(InputSettings::default);
+        if input.workers == 0 { 0 } else { input.prefetch }
     }
 }
 

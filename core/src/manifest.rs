@@ -1,7 +1,7 @@
 //! The files of a folder with their SHA-256, in the form of `sha256sum`: a line `digest  path` for each.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Component, Path},
 };
@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::{
     Error, Result,
+    atomic::sync_below,
     error::io,
     hub::{
         checksum,
@@ -71,8 +72,8 @@ impl Manifest {
         Ok(Self(files))
     }
 
-    /// Copies files into a new folder `dir`, with their list. The folder is made whole beside its place and then moved
-    /// there.
+    /// Copies files into a new folder `dir`, with their list; a list of this name among them gives way to it. The folder
+    /// is made whole beside its place and then moved there.
     ///
     /// # Errors
     /// A folder that is there already, or a place that cannot be written.
@@ -86,14 +87,16 @@ impl Manifest {
         let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io(parent))?;
         let fresh = beside(parent)?;
-        for file in files {
+        let files = || files.iter().filter(|file| file.name != NAME);
+        for file in files() {
             let copy = fresh.path().join(&file.name);
             let folder = copy.parent().unwrap_or(fresh.path());
             fs::create_dir_all(folder).map_err(io(folder))?;
             fs::copy(&file.path, &copy).map_err(io(&copy))?;
         }
-        let listed = files.iter().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
+        let listed = files().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
         Self(listed.collect()).write(&fresh.path().join(NAME))?;
+        sync_below(fresh.path())?;
         fs::rename(fresh.path(), dir).map_err(io(dir))?;
         // It lies in its place now and must not be removed with its old name.
         let _ = fresh.keep();
@@ -109,7 +112,8 @@ impl Manifest {
         write_atomic(file, lines.as_bytes())
     }
 
-    /// Compares the files below `folder` with the list: those that are missing and those that are not as listed.
+    /// Compares the files below `folder` with the list: those that are missing, those that are not as listed, and those
+    /// that it does not list, hidden ones left out.
     pub fn check(&self, folder: &Path, seen: &(dyn Fn() + Sync)) -> Vec<Error> {
         let look = |(name, listed): (&String, &String)| {
             let file = folder.join(name);
@@ -129,6 +133,19 @@ impl Manifest {
         };
         let files: Vec<_> = self.0.iter().collect();
         let found: Vec<Option<Error>> = files.into_par_iter().map(look).collect();
-        found.into_iter().flatten().collect()
+        let mut found: Vec<Error> = found.into_iter().flatten().collect();
+        // As paths, so that `a//b` is `a/b`.
+        let listed: BTreeSet<&Path> = self.0.keys().map(Path::new).collect();
+        match names_below(folder) {
+            Err(error) => found.push(error.into()),
+            Ok(names) => {
+                let strange = names.iter().filter(|name| *name != NAME && !listed.contains(Path::new(name)));
+                found.extend(strange.map(|name| Error::Data {
+                    file: folder.join(name),
+                    reason: format!("is not listed in {NAME}"),
+                }));
+            }
+        }
+        found
     }
 }

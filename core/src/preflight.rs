@@ -13,7 +13,7 @@ use crate::{
     memory, run_dir,
 };
 
-/// Steps of each network before those that are timed.
+/// Steps of each network before those that are timed, besides those whose images were prepared ahead.
 const WARMUP: usize = 2;
 
 /// What to look at.
@@ -171,7 +171,8 @@ impl Report {
         let done = parts.assemble(&config).and_then(|mut experiment| {
             self.disk = Some(disk(&experiment, &config, plan.run_dir)?);
             if plan.steps > 0 && self.mistakes.is_empty() {
-                self.time = Some(time(&mut experiment, plan.steps)?);
+                let skipped = WARMUP + config.run.stream.batches_ahead();
+                self.time = Some(time(&mut experiment, skipped, plan.steps)?);
                 self.peak_memory_bytes = memory::peak_bytes();
             } else {
                 let needs = if plan.steps == 0 { "at least one step" } else { "a run without mistakes" };
@@ -279,8 +280,9 @@ fn disk(experiment: &Experiment, config: &Config, run_dir: &Path) -> Result<Disk
     Ok(Disk { needed: experiment.disk_bytes(config)?, free: run_dir::free_bytes(run_dir)? })
 }
 
-/// Trains and tests for a moment; the experiment is not fit for a run afterwards.
-fn time(experiment: &mut Experiment, steps: usize) -> Result<Time> {
+/// Trains and tests for a moment; the experiment is not fit for a run afterwards. Of each, the first `skipped` batches are
+/// not timed: what was prepared ahead would come for nothing.
+fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Time> {
     let Experiment { stream, trainer, .. } = experiment;
     let batch_size = trainer.settings.batch_size;
     let Some(task) = stream.tasks().first().cloned() else {
@@ -294,7 +296,7 @@ fn time(experiment: &mut Experiment, steps: usize) -> Result<Time> {
         let mut seconds = Vec::new();
         let epochs = (0..).map(|epoch| EpochKey { task: task.index, role, epoch });
         let mut batches = epochs.flat_map(|key| stream.train_batches(key, batch_size));
-        while seconds.len() < WARMUP + steps {
+        while seconds.len() < skipped + steps {
             let start = Instant::now();
             let Some(batch) = batches.next() else { break };
             let loss = trainer.loss(role, &task, &batch?)?;
@@ -306,18 +308,21 @@ fn time(experiment: &mut Experiment, steps: usize) -> Result<Time> {
         let whole = stream.tasks().iter().map(|task| trainer.settings.epochs * per_epoch(task.index)).sum();
         networks.push(NetworkTime {
             role,
-            step_seconds: median(seconds.into_iter().skip(WARMUP).collect()),
+            step_seconds: median(seconds.into_iter().skip(skipped).collect()),
             steps: whole,
         });
     }
     let mut rates = Vec::new();
-    let mut batches = stream.test_batches(task.index, batch_size).take(1 + steps);
-    while let Some(batch) = batches.next().transpose()? {
+    // As often as need be; a pass that is begun again has nothing prepared.
+    let passes = if stream.test_count(task.index) == 0 { 0 } else { skipped + steps };
+    let mut batches = (0..passes).flat_map(|_| stream.test_batches(task.index, batch_size));
+    while rates.len() < passes {
         let start = Instant::now();
+        let Some(batch) = batches.next().transpose()? else { break };
         predict(trainer, &batch)?;
         rates.push(batch.len() as f64 / start.elapsed().as_secs_f64());
     }
-    let test_images_per_second = median(rates);
+    let test_images_per_second = median(rates.into_iter().skip(skipped).collect());
     let tests = stream.tasks().len();
     let test_images = stream.tasks().iter().map(|task| stream.test_count(task.index) * (tests - task.index));
     let test_images: usize = test_images.sum();

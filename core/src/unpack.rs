@@ -12,7 +12,9 @@ use tar::{Archive, EntryType, PaxExtensions};
 use zip::ZipArchive;
 
 use crate::{
-    Error, Result, error,
+    Error, Result,
+    atomic::sync_below,
+    error,
     hub::checksum,
     run_dir::{beside, free_bytes},
 };
@@ -21,13 +23,15 @@ use crate::{
 const LONGEST_NAME: u64 = 1 << 16;
 /// What an archive may grow to whatever its own size.
 const LEAST: u64 = 1 << 20;
+/// What a folder takes on disk, about.
+const FOLDER: u64 = 1 << 12;
 
 /// Bounds on what comes out of an archive.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Files and folders.
+    /// Files and folders, also those that only the paths of others name.
     pub entries: usize,
-    /// Times the size of the archive, in bytes; images are packed already and hardly grow.
+    /// Times the size of the archive, in bytes, a folder counted as 4 KiB; images are packed already and hardly grow.
     pub growth: u64,
 }
 
@@ -77,9 +81,10 @@ pub fn unpack(
     let unpacked = (|| {
         let fresh = beside(parent)?;
         let most = size.saturating_mul(limits.growth).max(LEAST);
-        let mut out = Out { root: fresh.path(), limits, most, free, files: 0, entries: 0, bytes: 0, seen };
+        let mut out = Out { root: fresh.path(), limits, most, free, files: 0, folders: 0, bytes: 0, seen };
         out.archive(&mut file).map_err(fail)?;
         let (files, bytes) = (out.files, out.bytes);
+        sync_below(fresh.path())?;
         fs::rename(fresh.path(), dir).map_err(error::io(dir))?;
         // It lies in its place now and must not be removed with its old name.
         let _ = fresh.keep();
@@ -113,7 +118,7 @@ struct Out<'a> {
     /// Bytes of free space.
     free: u64,
     files: usize,
-    entries: usize,
+    folders: usize,
     bytes: u64,
     seen: &'a dyn Fn(),
 }
@@ -185,6 +190,10 @@ impl Out<'_> {
     fn zip(&mut self, file: &mut File) -> Result<(), String> {
         let wrong = |e: zip::result::ZipError| format!("is damaged or of an unknown form: {e}");
         let mut archive = ZipArchive::new(BufReader::new(file)).map_err(wrong)?;
+        // Of entries of one name the reader knows the last alone.
+        if archive.has_duplicate_names() {
+            return Err("holds a name twice".into());
+        }
         for index in 0..archive.len() {
             let mut entry = archive.by_index(index).map_err(wrong)?;
             let path = PathBuf::from(entry.name().map_err(wrong)?.into_owned());
@@ -207,20 +216,18 @@ impl Out<'_> {
         size: Option<u64>,
         from: &mut dyn Read,
     ) -> Result<(), String> {
-        self.entries += 1;
-        if self.entries > self.limits.entries {
-            return Err(format!("holds more than {} files and folders", self.limits.entries));
-        }
         let relative = below(path)?;
         let target = self.root.join(&relative);
         let unwritable = |e: io::Error| format!("`{}` cannot be written: {e}", relative.display());
         if folder {
-            return fs::create_dir_all(&target).map_err(unwritable);
+            return self.folder(&relative);
         }
         if relative.as_os_str().is_empty() {
             return Err(refused(path, "a file without a name"));
         }
-        fs::create_dir_all(target.parent().unwrap_or(self.root)).map_err(unwritable)?;
+        self.folder(relative.parent().unwrap_or(Path::new("")))?;
+        self.files += 1;
+        self.bounded()?;
         let file = OpenOptions::new().write(true).create_new(true).open(&target);
         let mut file = file.map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists => format!("holds `{}` twice", relative.display()),
@@ -237,19 +244,44 @@ impl Out<'_> {
             };
             written += count as u64;
             self.bytes += count as u64;
-            if self.bytes > self.most {
-                return Err(too_large(self.most));
-            }
-            if self.bytes > self.free {
-                return Err(format!("holds more than the {} MB that are free", self.free / 1_000_000));
-            }
+            self.bounded()?;
             file.write_all(&buffer[..count]).map_err(unwritable)?;
         }
         if size.is_some_and(|size| size != written) {
             return Err(truncated());
         }
-        self.files += 1;
         (self.seen)();
+        Ok(())
+    }
+
+    /// Makes a folder and those above it, as far as they are not there. One long name may hold thousands of them.
+    fn folder(&mut self, relative: &Path) -> Result<(), String> {
+        let mut folder = self.root.to_path_buf();
+        for part in relative {
+            folder.push(part);
+            if folder.is_dir() {
+                continue;
+            }
+            self.folders += 1;
+            self.bounded()?;
+            fs::create_dir(&folder)
+                .map_err(|e| format!("`{}` cannot be written: {e}", relative.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what is more than was allowed, so far.
+    fn bounded(&self) -> Result<(), String> {
+        if self.files + self.folders > self.limits.entries {
+            return Err(format!("holds more than {} files and folders", self.limits.entries));
+        }
+        let taken = self.bytes.saturating_add(FOLDER.saturating_mul(self.folders as u64));
+        if taken > self.most {
+            return Err(too_large(self.most));
+        }
+        if taken > self.free {
+            return Err(format!("holds more than the {} MB that are free", self.free / 1_000_000));
+        }
         Ok(())
     }
 }

@@ -153,8 +153,40 @@ fn bombs_are_refused() {
     let entries: Vec<_> = many.iter().map(|name| (EntryType::Regular, name.as_str(), &b""[..])).collect();
     refused(&tar_of(&entries), &["more than 10 files"]);
     refused(&tar_of(&[(EntryType::GNULongName, "l", &zeros)]), &["a name or attributes of 8388608 bytes"]);
+    // One name may hold thousands of folders; they are counted, and what they take on disk.
+    let deep = |count: usize, end: &str| "1/".repeat(count) + end;
+    for (name, contents) in [(deep(11, ""), &b""[..]), (deep(10, "x"), b"x")] {
+        let folder = name.ends_with('/');
+        let kind = if folder { EntryType::Directory } else { EntryType::Regular };
+        refused(&tar_of(&[(kind, name.as_str(), contents)]), &["more than 10 files and folders"]);
+        refused(&zip_of(&[(name.as_str(), contents)]), &["more than 10 files and folders"]);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("archive"), folder.path().join("out"));
+    let limits = |entries| Limits { entries, growth: 0 };
+    for (count, fits) in [(256, true), (257, false)] {
+        let long = deep(count, "\0");
+        let entries =
+            [(EntryType::GNULongName, "l", long.as_bytes()), (EntryType::Directory, "short", &b""[..])];
+        fs::write(&file, tar_of(&entries)).unwrap();
+        let refusal = unpack(&file, &out, None, limits(count - 1), &|| ()).unwrap_err().to_string();
+        assert!(refusal.contains("files and folders"), "{refusal}");
+        let done = unpack(&file, &out, None, limits(count), &|| ());
+        assert_eq!(done.is_ok(), fits, "{count} folders of 4 KiB in 1 MiB: {done:?}");
+        assert_eq!(out.is_dir(), fits);
+        let _ = fs::remove_dir_all(&out);
+    }
     let twice = (EntryType::Regular, "same", &b"x"[..]);
     refused(&tar_of(&[twice, twice]), &["holds `same` twice"]);
+    // The writer makes no such zip archive, so a name is changed in both places where it stands.
+    let mut zip = zip_of(&[("same", b"first"), ("else", b"second")]);
+    for at in 0..zip.len() - 4 {
+        if zip[at..].starts_with(b"else") {
+            zip[at..at + 4].copy_from_slice(b"same");
+        }
+    }
+    refused(&zip, &["holds a name twice"]);
+    refused(&zip_of(&[("./same", b"first"), ("same", b"second")]), &["holds `same` twice"]);
 }
 
 #[test]

@@ -57,13 +57,14 @@ pub fn fetch(args: &FetchArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
         }
         _ => None,
     };
-    let spinner = Spinner::new(log, quiet, "files fetched");
     let Some(source) = source else {
         if args.dir.is_some() {
             return Err(refuse("--dir is for one data set, not for a configuration".into()));
         }
         let configs = args.sources.iter().map(PathBuf::from).collect();
         let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
+        // Plugins fetch what they need; the log names each file.
+        let spinner = Spinner::uncounted(log, quiet, "fetching");
         let files = preflight::fetch(&config).map_err(Failure::before_writing)?;
         spinner.finish();
         let line =
@@ -72,7 +73,9 @@ pub fn fetch(args: &FetchArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     };
     let source: WeightSource =
         source.parse().map_err(|e| Failure::before_writing(cdl_core::Error::from(e)))?;
-    let files = data::fetch(&source, |names| Ok(names.to_vec())).map_err(Failure::before_writing)?;
+    let spinner = Spinner::new(log, quiet, "files fetched");
+    let files = data::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.one());
+    let files = files.map_err(Failure::before_writing)?;
     spinner.finish();
     if let Some(dir) = &args.dir {
         Manifest::place(&files, dir).map_err(Failure::before_writing)?;

@@ -31,23 +31,26 @@ pub struct DataFile {
 /// Brings those files of a data set onto this machine that `choose` takes from the names of all its
 /// files, which are sorted.
 ///
-/// Each is read once in full, for its checksum.
+/// Each is read once in full, for its checksum; `seen` is told of each that has come from the hub or
+/// was found in the folder.
 ///
 /// # Errors
 /// What `choose` says, and [`HubError`]s.
 pub fn fetch(
     source: &WeightSource,
     choose: impl Fn(&[String]) -> crate::Result<Vec<String>>,
+    seen: &dyn Fn(),
 ) -> crate::Result<Vec<DataFile>> {
     match source {
         WeightSource::Path(path) => {
             let names = choose(&names_below(path)?)?;
-            names.into_iter().map(|name| Ok(of_folder(source, path, name)?)).collect()
+            let told = |name| of_folder(source, path, name).inspect(|_| seen());
+            names.into_iter().map(|name| Ok(told(name)?)).collect()
         }
         WeightSource::Hub { repo, revision } => {
             let revision = revision.as_deref().unwrap_or(DEFAULT_REVISION);
             let repository = Repository::<RepoTypeDataset>::open(source.to_string(), repo, revision)?;
-            let snapshot = repository.files(choose)?;
+            let snapshot = repository.files(choose, seen)?;
             snapshot.into_iter().map(|file| Ok(repository.checked(file)?)).collect()
         }
     }
@@ -99,13 +102,17 @@ struct Cached {
 
 impl Repository<RepoTypeDataset> {
     /// The chosen files, from wherever they may and can be had.
-    fn files(&self, choose: impl Fn(&[String]) -> crate::Result<Vec<String>>) -> crate::Result<Vec<Cached>> {
+    fn files(
+        &self,
+        choose: impl Fn(&[String]) -> crate::Result<Vec<String>>,
+        seen: &dyn Fn(),
+    ) -> crate::Result<Vec<Cached>> {
         if offline() {
             let missing = || HubError::Offline { wanted: self.wanted.clone(), cache: self.cache.clone() };
             return self.files_cached(&choose)?.ok_or_else(|| missing().into());
         }
         match self.stands().and_then(|()| self.files_listed()) {
-            Ok(names) => Ok(self.files_downloaded(choose(&names)?)?),
+            Ok(names) => Ok(self.files_downloaded(choose(&names)?, seen)?),
             Err(error) if gave_no_answer(&error) => match self.files_cached(&choose)? {
                 Some(files) => {
                     tracing::warn!(
@@ -138,7 +145,7 @@ impl Repository<RepoTypeDataset> {
         Ok(names)
     }
 
-    fn files_downloaded(&self, names: Vec<String>) -> Result<Vec<Cached>, HubError> {
+    fn files_downloaded(&self, names: Vec<String>, seen: &dyn Fn()) -> Result<Vec<Cached>, HubError> {
         let mut files: Vec<Cached> = Vec::new();
         for name in names {
             tracing::info!("fetching `{name}` of `{}` from {}", self.wanted, self.endpoint);
@@ -156,6 +163,7 @@ impl Repository<RepoTypeDataset> {
             let depth = Path::new(&name).components().count();
             let commit = path.ancestors().nth(depth).map(super::file_name).unwrap_or_default();
             files.push(Cached { commit, name, path });
+            seen();
         }
         Ok(files)
     }

@@ -52,7 +52,7 @@ pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
     Ok(found)
 }
 
-/// A split of the images of a folder, `root/CLASS/...`, into two lists.
+/// A split of the images of a folder, `root/CLASS/image`, into two lists.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SplitLists {
     /// `path label` lines of the training images, with a header of comments.
@@ -67,7 +67,8 @@ pub struct SplitLists {
 /// their own split by `split_seed`. Labels are the classes in the order of their names.
 ///
 /// # Errors
-/// A fraction that is none, classes of fewer than two images, names that no line can hold.
+/// A fraction that is none, classes of fewer than two images, images in folders below that of their class, names
+/// that no line can hold.
 pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::setting("fraction", fraction, "expected a share above 0 and below 1, as 0.2"));
@@ -86,6 +87,11 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
         if files.len() < 2 {
             let reason = format!("has {} image, too few to divide", files.len());
             return Err(fail(&root.join(class), reason));
+        }
+        // Who reads a list takes the folder of an image as its class.
+        if let Some(deep) = files.iter().find(|file| file.parent() != Some(&root.join(class))) {
+            let reason = format!("lies deeper than `CLASS/image`; move it up to `{class}`");
+            return Err(fail(deep, reason));
         }
         let names: Result<Vec<String>> = files.iter().map(|file| line_name(root, file)).collect();
         let names = names?;

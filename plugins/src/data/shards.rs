@@ -25,8 +25,8 @@ pub(crate) struct Splits {
 /// patterns; of `test` the first that any file is of.
 pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>) -> Result<Splits> {
     let source: WeightSource = path.parse()?;
-    let train_files = fetch(&source, |names| of_split(path, names, &[train], "train_split"))?;
-    let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"))?;
+    let train_files = fetch(&source, |names| of_split(path, names, &[train], "train_split"), &|| ())?;
+    let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"), &|| ())?;
     let both = train_files.iter().find(|file| test_files.iter().any(|other| other.name == file.name));
     if let Some(both) = both {
         let reason =
