@@ -181,17 +181,17 @@ mod tests {
         }
     }
 
-    /// As the formulas are written, index by index.
+    /// As the formulas are written, term by term.
     fn plainly(a: &[Vec<f64>]) -> [f64; 5] {
         let t = a.len();
         let (mut average, mut forgetting, mut incremental, mut best, mut backward) =
             (0.0, 0.0, 0.0, 0.0, 0.0);
-        for i in 0..t {
-            let mut row = 0.0;
-            for j in 0..=i {
-                row += a[i][j];
+        for (i, row) in a.iter().enumerate() {
+            let mut sum = 0.0;
+            for accuracy in row {
+                sum += accuracy;
             }
-            incremental += row / (i + 1) as f64 / t as f64;
+            incremental += sum / (i + 1) as f64 / t as f64;
         }
         for j in 0..t {
             average += a[t - 1][j] / t as f64;

@@ -245,7 +245,7 @@ fn progress(runs: &[Run]) -> Plot {
         Some(run.summary(role)?.accuracy_matrix.rows().iter().map(|row| mean(row)).collect())
     });
     let axes = Axes { x: "after task", percent: true, places: numbers(most_tasks(runs)), groups: Vec::new() };
-    plot::lines("Average accuracy, %", &axes, &series, 680.0)
+    plot::lines("Average accuracy, %", &axes, &series, 560.0)
 }
 
 fn forgetting(runs: &[Run]) -> Plot {
@@ -256,7 +256,7 @@ fn forgetting(runs: &[Run]) -> Plot {
         Some(learned.map(|pair| pair.map(|(first, last)| first - last)).collect())
     });
     let axes = Axes { x: "task", percent: false, places: numbers(most_tasks(runs)), groups: Vec::new() };
-    plot::bars("Forgetting, percentage points", &axes, &series, 680.0)
+    plot::bars("Forgetting, percentage points", &axes, &series, 560.0)
 }
 
 fn matrix(run: &Run, role: Role, title: &str) -> Option<(String, Plot)> {
@@ -312,7 +312,7 @@ fn by_class(runs: &[Run]) -> Vec<(String, Plot)> {
         return Vec::new();
     }
     let places: Vec<String> = names.into_iter().take(most).collect();
-    vec![("class_accuracy".into(), plot::dots("Accuracy by class, %", &places, &series, 680.0))]
+    vec![("class_accuracy".into(), plot::dots("Accuracy by class, %", &places, &series, 560.0))]
 }
 
 /// A plot for each network and name of a loss, over all epochs.

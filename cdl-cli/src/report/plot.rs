@@ -79,8 +79,8 @@ pub struct Plot {
 impl Plot {
     /// The element for a page. It shrinks with the page down to a width at which it can still be read.
     pub fn inline(&self) -> String {
-        let least = self.width.min((0.72 * self.width).max(300.0));
-        self.element(&format!("style=\"width:100%;max-width:{:.0}px;min-width:{least:.0}px\"", self.width))
+        let least = self.width.min((0.62 * self.width).max(300.0));
+        self.element(&format!("style=\"width:{:.0}px;max-width:100%;min-width:{least:.0}px\"", self.width))
     }
 
     /// A file of its own, on white.
