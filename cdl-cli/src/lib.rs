@@ -21,6 +21,7 @@ mod logging;
 mod plugin;
 mod profile;
 mod progress;
+mod report;
 mod resume;
 mod run;
 mod signals;
@@ -49,7 +50,8 @@ Examples:
   cdl describe vit                                    settings of one of them
   cdl explain configs/quickstart.toml                 every value and where it was set
   cdl resume runs/alone                               go on with a run that was stopped
-  cdl eval runs/alone                                 test saved models again"
+  cdl eval runs/alone                                 test saved models again
+  cdl report runs/alone runs/kd                       runs side by side in one page"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -85,6 +87,8 @@ enum Command {
     Explain(ConfigArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
+    /// Show runs as one page that works offline, as figures and as tables
+    Report(report::ReportArgs),
     /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
     Check(check::CheckArgs),
     /// Fetch, verify and split data sets
@@ -180,6 +184,7 @@ pub fn main() -> ExitCode {
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Report(args) => report::report(&args),
         Command::Check(args) => check::check(&args, &log, cli.quiet),
         Command::Data(command) => data::data(&command, &log, cli.quiet),
         Command::Bench(args) => bench::bench(&args, &profile.unwrap_or_default()),

@@ -47,8 +47,10 @@ impl Training {
                     progress.epoch(report);
                     directory.epoch(report)?;
                 }
-                Event::Task { task, trainer, results: accuracies } => {
-                    let written = directory.task(task, trainer, accuracies, stream.skipped(), seconds())?;
+                Event::Task { task, trainer, results: accuracies, confusions } => {
+                    let skipped = stream.skipped();
+                    let written =
+                        directory.task(task, trainer, accuracies, confusions, skipped, seconds())?;
                     tell_task(task.index, &written);
                     finished = written.tasks_done;
                     results = Some(written);

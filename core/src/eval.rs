@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{AccuracyMatrix, Query, Result, Role, Task, TaskStream, Trainer, trainer::Queries};
+use crate::{AccuracyMatrix, Confusion, Query, Result, Role, Task, TaskStream, Trainer, trainer::Queries};
 
 /// Accuracy matrices of both networks; that of a network that is not trained stays empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -33,6 +33,9 @@ impl Accuracies {
     }
 }
 
+/// Confusion matrices of the networks that were tested.
+pub type Confusions = Vec<(Role, Confusion)>;
+
 /// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
 /// first time and kept, a row of numbers for each image.
 #[derive(Debug, Default)]
@@ -45,7 +48,7 @@ pub struct Tester {
 
 impl Tester {
     /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
-    /// A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
+    /// Gives back what each network took each class for. A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
     ///
     /// # Errors
     /// Unreadable images, and whatever `on_batch` returns.
@@ -56,9 +59,11 @@ impl Tester {
         stream: &dyn TaskStream,
         results: &mut Accuracies,
         on_batch: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Confusions> {
         let roles = &trainer.settings.roles;
         let mut rows = vec![Vec::new(); roles.len()];
+        let names = stream.classes().get(..task.seen()).unwrap_or(stream.classes());
+        let mut confusions: Confusions = roles.iter().map(|&role| (role, Confusion::new(names))).collect();
         for seen in &stream.tasks()[..=task.index] {
             let (mut right, mut total) = (vec![0; roles.len()], 0);
             for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
@@ -75,9 +80,12 @@ impl Tester {
                         *query = Query::known(known.clone());
                     }
                 }
-                for (right, &role) in right.iter_mut().zip(roles) {
-                    let logits = trainer.predict_with(role, &batch.pixels, queries.of(role))?;
-                    *right += count_right(&logits, &batch.labels, 0..task.seen())?;
+                let labels = batch.labels.to_vec1::<u32>()?;
+                for (right, (role, confusion)) in right.iter_mut().zip(&mut confusions) {
+                    let logits = trainer.predict_with(*role, &batch.pixels, queries.of(*role))?;
+                    let best = best_among(&logits, 0..task.seen())?;
+                    *right += count_equal(&best, &labels);
+                    confusion.add(&labels, &best);
                 }
                 *known = queries.each().map(|query| query.computed().cloned()).collect();
                 total += batch.len();
@@ -88,7 +96,7 @@ impl Tester {
         for (row, role) in rows.into_iter().zip(roles) {
             results.of_mut(*role).push(row);
         }
-        Ok(())
+        Ok(confusions)
     }
 }
 
@@ -98,11 +106,15 @@ pub(crate) fn count_right(
     labels: &Tensor,
     classes: std::ops::Range<usize>,
 ) -> Result<usize> {
+    Ok(count_equal(&best_among(logits, classes)?, &labels.to_vec1::<u32>()?))
+}
+
+/// The class among `classes` with the largest entry of each row of `logits` `(B, C)`.
+fn best_among(logits: &Tensor, classes: std::ops::Range<usize>) -> Result<Vec<u32>> {
     let best = logits.narrow(1, classes.start, classes.len())?.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let labels = labels.to_vec1::<u32>()?;
-    Ok(best
-        .iter()
-        .zip(&labels)
-        .filter(|(best, label)| **best as usize + classes.start == **label as usize)
-        .count())
+    Ok(best.into_iter().map(|best| best + classes.start as u32).collect())
+}
+
+fn count_equal(predicted: &[u32], labels: &[u32]) -> usize {
+    predicted.iter().zip(labels).filter(|(predicted, label)| predicted == label).count()
 }

@@ -7,6 +7,7 @@
 //! metrics.jsonl             one line for every epoch
 //! results.json              accuracy matrices and what follows from them, rewritten after every task
 //! accuracy_student.csv      A[i][j], likewise accuracy_teacher.csv
+//! confusion_student.csv     test images by true and predicted class after the last task, likewise confusion_teacher.csv
 //! models/task_N/            student.safetensors and teacher.safetensors after task N
 //! checkpoints/              the newest checkpoints, as long as the run is not done
 //! log.txt                   everything that was logged
@@ -23,13 +24,23 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    Accuracies, Config, EpochReport, Error, Moment, Result, Role, RunRecord, Skipped, StateDict, Summary,
-    Task, Trainer,
+    Accuracies, Config, Confusion, Confusions, EpochReport, Error, Moment, Result, Role, RunRecord, Skipped,
+    StateDict, Summary, Task, Trainer,
     atomic::{UNFINISHED, remove_unfinished},
     checkpoint::{Checkpoint, Checkpoints},
 };
 
 pub use crate::atomic::write_atomic;
+
+/// Accuracy in percent on each class's test images after the last finished task, in stream order; `null` for a class
+/// without test images, and for a network that was not trained.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassAccuracy {
+    /// The student's.
+    pub student: Option<Vec<Option<f64>>>,
+    /// The teacher's.
+    pub teacher: Option<Vec<Option<f64>>>,
+}
 
 /// What `results.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +49,9 @@ pub struct Results {
     pub student: Option<Summary>,
     /// The teacher's, `null` if it was not trained.
     pub teacher: Option<Summary>,
+    /// Accuracies by class.
+    #[serde(default)]
+    pub class_accuracy: ClassAccuracy,
     /// Tasks finished and tasks in all.
     pub tasks_done: usize,
     /// Number of tasks of the stream.
@@ -242,6 +256,7 @@ impl RunDir {
         task: &Task,
         trainer: &Trainer,
         accuracies: &Accuracies,
+        confusions: &Confusions,
         skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {
@@ -251,9 +266,17 @@ impl RunDir {
         for &role in &trainer.settings.roles {
             write_atomic(&model_file(&models, role), &trainer.state(role)?.to_bytes()?)?;
         }
+        let by_class = |role: Role| {
+            let confusion = confusions.iter().find(|(of, _)| *of == role);
+            confusion.map(|(_, confusion)| confusion.class_accuracy())
+        };
         let results = Results {
             student: accuracies.student.summary(),
             teacher: accuracies.teacher.summary(),
+            class_accuracy: ClassAccuracy {
+                student: by_class(Role::Student),
+                teacher: by_class(Role::Teacher),
+            },
             tasks_done: task.index + 1,
             tasks: task.count,
             wall_seconds,
@@ -263,6 +286,9 @@ impl RunDir {
         for &role in &trainer.settings.roles {
             let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));
             write_atomic(&file, accuracies.of(role).to_csv().as_bytes())?;
+        }
+        for (role, confusion) in confusions {
+            write_atomic(&confusion_file(&self.root, *role), &confusion.to_csv()?)?;
         }
         write_atomic(&self.root.join("results.json"), &json(&results)?)?;
         Ok(results)
@@ -321,8 +347,40 @@ pub fn read_results(root: &Path) -> Result<Results> {
     read_json(root, "results.json", "has the run finished a task?")
 }
 
+/// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
+///
+/// # Errors
+/// A file that cannot be read, or is no confusion matrix.
+pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
+    let file = confusion_file(root, role);
+    let bytes = match fs::read(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(crate::error::io(&file))?,
+    };
+    let fail = |reason: String| Error::Data { file: file.clone(), reason };
+    Confusion::from_csv(&bytes).map(Some).map_err(fail)
+}
+
+/// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
+///
+/// # Errors
+/// A file that cannot be read, or a line that is no report, by its number.
+pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
+    let path = root.join("metrics.jsonl");
+    let text = fs::read_to_string(&path).map_err(crate::error::io(&path))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let report = |(index, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error::Data { file: path.clone(), reason: format!("line {}: {e}", index + 1) })
+    };
+    whole.lines().enumerate().map(report).collect()
+}
+
 /// Reads `run.json` of a run.
-pub(crate) fn read_record(root: &Path) -> Result<serde_json::Value> {
+///
+/// # Errors
+/// A directory without one, or one that is no JSON.
+pub fn read_record(root: &Path) -> Result<serde_json::Value> {
     read_json(root, "run.json", "is it a run?")
 }
 
@@ -370,6 +428,10 @@ fn read_json<T: DeserializeOwned>(root: &Path, name: &str, hint: &str) -> Result
 /// Reads the model of `role` after task `task` (from 0).
 pub fn read_model(root: &Path, task: usize, role: Role, device: &candle_core::Device) -> Result<StateDict> {
     StateDict::read(&model_file(&model_dir(root, task), role), device)
+}
+
+fn confusion_file(root: &Path, role: Role) -> PathBuf {
+    root.join(format!("confusion_{}.csv", role.as_str()))
 }
 
 fn model_dir(root: &Path, task: usize) -> PathBuf {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Role, Task};
 
 /// An epoch in numbers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EpochReport {
     /// Task from 0.
     pub task: usize,

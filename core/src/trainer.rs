@@ -6,9 +6,9 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Accuracies, Backbone, Batch, Distiller, EpochKey, EpochReport, Error, Features, Injection, Learner,
-    LossTerm, Mode, Moment, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Position, Query, QuerySource,
-    Result, Rng, Role, RunState, ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester,
+    Accuracies, Backbone, Batch, Confusions, Distiller, EpochKey, EpochReport, Error, Features, Injection,
+    Learner, LossTerm, Mode, Moment, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Position, Query,
+    QuerySource, Result, Rng, Role, RunState, ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester,
     eval::count_right, guard, loss::cross_entropy,
 };
 
@@ -62,6 +62,8 @@ pub enum Event<'a> {
         trainer: &'a Trainer,
         /// Accuracies so far.
         results: &'a Accuracies,
+        /// What each network takes each class for now.
+        confusions: &'a Confusions,
     },
     /// The run is between two steps, epochs or tasks, whose own event came before.
     Between(Moment<'a>),
@@ -129,9 +131,9 @@ impl Trainer {
                 self.learn(role, task, &mut now, stream, on)?;
             }
             self.end_task(task)?;
-            tester.test(self, task, stream, &mut now.results, &mut || on(Event::Tested))?;
+            let confusions = &tester.test(self, task, stream, &mut now.results, &mut || on(Event::Tested))?;
             now.position = Position::of_task(task.index + 1);
-            on(Event::Task { task, trainer: self, results: &now.results })?;
+            on(Event::Task { task, trainer: self, results: &now.results, confusions })?;
             on(Event::Between(Moment { trainer: self, stream, state: &now, optimizer: None }))?;
         }
         Ok(now.results)
