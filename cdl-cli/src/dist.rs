@@ -34,11 +34,9 @@ pub struct DistArgs {
 /// Builds the program with a shared `cdl-core` and lays it out.
 pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     let source = source_tree()?;
-    let occupied =
-        args.dir.exists() && fs::read_dir(&args.dir).map_or(true, |mut files| files.next().is_some());
-    if occupied && !args.dir.join(FOLDER).join(INDEX).exists() {
+    if let Some(name) = foreign(&args.dir)? {
         let message = format!(
-            "{}: holds something that `cdl dist` did not make; choose another folder",
+            "{}: holds `{name}`, which `cdl dist` did not make and would remove; choose another folder",
             args.dir.display()
         );
         return Err(Failure { message, code: 2 });
@@ -57,9 +55,28 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     if args.dir.exists() {
         fs::rename(&args.dir, earlier.path().join("dist")).map_err(at(&args.dir))?;
     }
-    let fresh = fresh.keep();
-    fs::rename(&fresh, &args.dir).map_err(at(&args.dir))?;
+    if let Err(e) = fs::rename(fresh.path(), &args.dir) {
+        let _ = fs::rename(earlier.path().join("dist"), &args.dir);
+        return Err(at(&args.dir)(e));
+    }
+    // It lies in its place now and must not be removed with its old name.
+    let _ = fresh.keep();
     emit(&format!("{}\n", args.dir.join("bin/cdl").display()))
+}
+
+/// What is beside `bin` and `lib`.
+const COPIED: [&str; 4] = ["configs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
+
+/// Something in `dir` that is no part of what this makes.
+fn foreign(dir: &Path) -> Result<Option<String>, Failure> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let names = fs::read_dir(dir).map_err(at(dir))?.flatten().map(|entry| entry.file_name());
+    let mut names = names.map(|name| name.to_string_lossy().into_owned());
+    let ours = |name: &str| ["bin", "lib"].contains(&name) || COPIED.contains(&name);
+    let made = dir.join(FOLDER).join(INDEX).exists();
+    Ok(names.find(|name| !made || !ours(name)))
 }
 
 fn failed(message: String) -> Failure {
@@ -148,8 +165,9 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     }
     let named = metadata.packages.iter().filter_map(|package| {
         let (file, features) = files.get(&package.id)?.clone();
+        let (version, has_default) = (package.version.clone(), package.features.contains_key("default"));
         (package.id == *core || direct(core, metadata).contains(&package.id))
-            .then(|| (package.name.to_string(), Shared { version: package.version.clone(), features, file }))
+            .then(|| (package.name.to_string(), Shared { version, features, has_default, file }))
     });
     let index = Sdk {
         compiler: rustc(&["-vV"], source)?,
@@ -159,7 +177,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     };
     let text = serde_json::to_vec_pretty(&index).map_err(|e| failed(e.to_string()))?;
     fs::write(sdk.join(INDEX), text).map_err(at(&sdk))?;
-    for name in ["configs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"] {
+    for name in COPIED {
         copy_tree(&source.join(name), &root.join(name))?;
     }
     Ok(())

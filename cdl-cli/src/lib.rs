@@ -176,7 +176,11 @@ pub fn main() -> ExitCode {
     cdl_plugins::link();
     let profile = matches!(cli.command, Command::Bench(_)).then(profile::Profile::default);
     let log = logging::start(cli.quiet, cli.verbose, profile.clone());
-    let loads = !matches!(&cli.command, Command::Plugin(command) if command.loads_itself());
+    let loads = match &cli.command {
+        Command::Plugin(command) => !command.loads_itself(),
+        Command::Dist(_) => false,
+        _ => true,
+    };
     let work = || match cli.command {
         Command::Run(args) => run::run(&args, &log, cli.quiet),
         Command::Resume(args) => resume::resume(&args, &log, cli.quiet),
@@ -193,7 +197,10 @@ pub fn main() -> ExitCode {
     };
     let done = threads::settle(cli.threads)
         .and_then(|()| if loads { plugin::load_all(&cli.plugins) } else { Ok(()) })
-        .and_then(|()| work());
+        .and_then(|()| {
+            // What a plugin's panic could not return from where it happened, it returns here.
+            cdl_core::catch(|| Ok(work())).map_err(Failure::before_writing)?
+        });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

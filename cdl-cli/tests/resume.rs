@@ -121,7 +121,12 @@ fn kill_and_go_on(dir: &Path, args: &[String], kills: usize, at_most: f32, draw:
         child.wait().expect("end");
         for file in checkpoints(dir) {
             let read = Checkpoint::from_bytes(&fs::read(&file).expect("checkpoint"));
-            assert!(read.is_ok(), "{}: {}", file.display(), read.err().unwrap_or_default());
+            assert!(
+                read.is_ok(),
+                "{}: {}",
+                file.display(),
+                read.err().map(|reason| reason.to_string()).unwrap_or_default()
+            );
         }
     }
     finish(&next());
@@ -232,6 +237,14 @@ fn signals_stop_after_the_step_and_say_how_to_go_on() {
         assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"));
         assert_equal(&dir, &reference, "resumed when it was finished");
     }
+    // A run that stops after its first task is finished then.
+    let first = folder.path().join("first");
+    let output = finish(&run_args(&first, &[], &[&SHORT[..], &["epochs=1", "stream.max_tasks=1"]].concat()));
+    let results = fs::read(first.join("results.json")).expect("results");
+    assert!(output.status.success());
+    let output = finish(&resume_args(&first));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"), "{}", said(&output));
+    assert_eq!(fs::read(first.join("results.json")).expect("results"), results);
     let off = folder.path().join("off");
     let child = start(&run_args(&off, &[], &[&SHORT[..], &["epochs=3", "checkpoint.off=true"]].concat()));
     wait_until(|| fs::metadata(off.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0));
@@ -266,8 +279,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     copy(&dir, &one);
     damage(&one, &files[2], &flip);
     let output = finish(&resume_args(&one));
-    let expected =
-        format!("{} is passed over: it is damaged: its content has SHA-256", name(&files[2]));
+    let expected = format!("{} is passed over: it is damaged: its content has SHA-256", name(&files[2]));
     assert!(said(&output).contains(&expected) && said(&output).contains("going on at"), "{}", said(&output));
     assert_equal(&one, &reference, "one damaged");
 
@@ -278,7 +290,11 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     damage(&all, &files[0], &|bytes| bytes.clear());
     let output = finish(&resume_args(&all));
     for file in &files {
-        assert!(said(&output).contains(&format!("{} is passed over: it is damaged", name(file))), "{}", said(&output));
+        assert!(
+            said(&output).contains(&format!("{} is passed over: it is damaged", name(file))),
+            "{}",
+            said(&output)
+        );
     }
     assert!(said(&output).contains("the run starts from its beginning"), "{}", said(&output));
     assert_equal(&all, &reference, "all damaged");

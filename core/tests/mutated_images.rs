@@ -167,7 +167,11 @@ fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
     // A TIFF file with lists of which its decoder would quote 33,000 characters.
     let lists = include_bytes!("fixtures/hostile/long_message.tiff");
     let reason = decode(lists).expect_err("no image");
-    assert!(reason.chars().count() <= 503 && reason.ends_with("..."), "{} characters", reason.chars().count());
+    assert!(
+        reason.chars().count() <= 503 && reason.ends_with("..."),
+        "{} characters",
+        reason.chars().count()
+    );
 
     if let Some(peak) = peak_bytes() {
         assert!(peak < MEMORY, "{} MB", peak / 1_000_000);

@@ -187,6 +187,16 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
         serde_json::from_slice(&fs::read(runs[1].join("run.json")).unwrap()).unwrap();
     assert_eq!(record["plugins"][0]["name"], "cdl-example-plugin");
     assert!(expect(0, dist.cdl().arg("eval").arg(&runs[1])).contains("as recorded by the run"));
+    // Another library under the same name is another method.
+    let config = runs[1].join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let other = dist.folder("other").join("examples.so");
+    fs::write(&other, [fs::read(&dist.plugin).unwrap(), vec![0]].concat()).unwrap();
+    let path = |path: &Path| format!("{:?}", path.display().to_string());
+    assert!(text.contains(&path(&dist.plugin)), "{text}");
+    fs::write(&config, text.replace(&path(&dist.plugin), &path(&other))).unwrap();
+    let said = expect(2, dist.cdl().arg("eval").arg(&runs[1]));
+    assert!(said.contains("the plugins are not those of the run"), "{said}");
 }
 
 /// Tensor ids come from one counter: whatever the program made before, gradients of a loaded method are right.
@@ -527,6 +537,13 @@ fn a_program_that_is_linked_as_a_whole_says_that_it_loads_nothing() {
     assert!(said.contains("named.toml") && said.contains("loads no plugins"), "{said}");
     let said = expect(2, Command::new(LINKED).args(["plugin", "build"]).arg(dist.root.path()));
     assert!(said.contains("nothing beside it to build plugins with"), "{said}");
+    for (name, expected) in [("while", "expected a name like"), ("kd", "there is a distiller of this name")] {
+        let said = expect(2, Command::new(LINKED).args(["plugin", "new", name, "--kind", "distiller"]));
+        assert!(said.contains(expected), "{said}");
+    }
+    // Nothing of the user's is removed.
+    let said = expect(2, Command::new(LINKED).arg("dist").arg(dist.root.path()).current_dir(source_tree()));
+    assert!(said.contains("did not make"), "{said}");
     let said = expect(
         2,
         Command::new(LINKED).arg("dist").arg(dist.root.path().join("x")).current_dir(dist.root.path()),

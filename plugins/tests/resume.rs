@@ -108,7 +108,9 @@ fn bytes_that_are_not_those_that_were_written_are_refused() -> Result<()> {
     let (_, moments) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;
     let (_, _, bytes) = &moments[4];
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
-    let refusal = |bytes: &[u8]| Checkpoint::from_bytes(bytes).err().map(|reason| reason.to_string()).unwrap_or_default();
+    let refusal = |bytes: &[u8]| {
+        Checkpoint::from_bytes(bytes).err().map(|reason| reason.to_string()).unwrap_or_default()
+    };
     assert_eq!(refusal(bytes), "");
     assert_eq!(refusal(&[]), "it is empty");
     let mut draw = Rng::new(5);

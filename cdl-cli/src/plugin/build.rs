@@ -128,8 +128,7 @@ fn fits(dependency: &Dependency, sdk: &Sdk, package: &Package) -> Result<(), Fai
     }
     let default = dependency.uses_default_features.then(|| "default".to_string());
     // A crate without a feature called `default` has none to turn on.
-    let default =
-        default.filter(|_| shared.features.iter().any(|f| f == "default") || dependency.name == "rand");
+    let default = default.filter(|_| shared.has_default);
     let missing: Vec<String> =
         dependency.features.iter().cloned().chain(default).filter(|f| !shared.features.contains(f)).collect();
     match missing.is_empty() {
@@ -259,8 +258,7 @@ fn manifest_of(
     }
     let _ = writeln!(text, "[workspace]\n[lib]\nname = {}", quoted(&library.name.replace('-', "_")));
     let _ = writeln!(text, "path = {}\ncrate-type = [\"rlib\"]", quoted(library.src_path.as_str()));
-    if let Some(script) = script {
-        let _ = script;
+    if script.is_some() {
         for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Build) {
             text += &dependency_table("build-dependencies", dependency, &quoted)?;
         }

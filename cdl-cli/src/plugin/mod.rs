@@ -21,6 +21,8 @@ use crate::{Failure, emit};
 
 /// Folders in which plugins are looked for, as in `PATH`.
 const SEARCH: &str = "CDL_PLUGIN_PATH";
+/// What a process says that has loaded a library and lives.
+const LOADED: &str = "loaded\n";
 /// Whether this program shares `cdl-core` with plugins.
 const DYNAMIC: bool = cfg!(feature = "dynamic");
 
@@ -51,13 +53,16 @@ impl PluginCommand {
             Self::Build(args) => build::build(args),
             Self::Check(args) => check::check(args),
             Self::List => list(plugins),
-            Self::Probe { file } => Ok(plugin::load(file).map(|_| ())?),
+            Self::Probe { file } => {
+                plugin::load(file)?;
+                emit(LOADED)
+            }
         }
     }
 
     /// Whether it looks at libraries itself, so that none is loaded before.
     pub fn loads_itself(&self) -> bool {
-        matches!(self, Self::Probe { .. } | Self::List)
+        matches!(self, Self::New(_) | Self::Build(_) | Self::Probe { .. } | Self::List)
     }
 }
 
@@ -116,10 +121,12 @@ fn probe(file: &Path) -> Result<(), String> {
     let output = command.output().map_err(|e| format!("cannot be tried out: {e}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing was said");
+    let loaded = output.status.success() && output.stdout == LOADED.as_bytes();
     match output.status.code() {
-        // What it says, this process will find and say itself.
-        Some(_) => Ok(()),
-        None => Err(format!("ends the program when it is loaded ({}): {said}", output.status)),
+        // What is wrong beyond that, this process will find and say itself.
+        Some(2) => Ok(()),
+        _ if loaded => Ok(()),
+        _ => Err(format!("ends the program when it is loaded ({}): {said}", output.status)),
     }
 }
 

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cdl_core::registry::{Kind, find};
 use clap::{Args, ValueEnum};
 
 use crate::{Failure, emit};
@@ -34,6 +35,15 @@ enum PluginKind {
 }
 
 impl PluginKind {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Distiller => Kind::Distiller,
+            Self::Learner => Kind::Learner,
+            Self::Backbone => Kind::Backbone,
+            Self::Stream => Kind::Stream,
+        }
+    }
+
     /// A method of this kind, its name, and the name of its types.
     fn source(self) -> (&'static str, &'static str, &'static str) {
         macro_rules! example {
@@ -68,10 +78,17 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     let name = &args.name;
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if !good || KEYWORDS.contains(&name.as_str()) {
+    if !good || TAKEN.split_whitespace().any(|word| word == name) {
         let expected =
             "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
         return Err(mistake(format!("`{name}`: {expected}")));
+    }
+    if let Ok(entry) = find(args.kind.kind(), name) {
+        return Err(mistake(format!(
+            "`{name}`: there is a {} of this name, by {}",
+            entry.build.kind(),
+            entry.origin
+        )));
     }
     let dir = args.dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
@@ -104,13 +121,11 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     ))
 }
 
-/// Words that are no names in Rust.
-const KEYWORDS: [&str; 42] = [
-    "abstract", "as", "async", "await", "become", "box", "break", "const", "continue", "crate", "do", "dyn",
-    "else", "enum", "extern", "false", "final", "fn", "for", "if", "impl", "in", "let", "loop", "macro",
-    "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "static", "struct", "super",
-    "trait", "true", "type", "use", "where",
-];
+/// Words that are no names in Rust, and crates that a plugin uses.
+const TAKEN: &str = "abstract alloc as async await become box break cdl_core const continue core crate do dyn else enum \
+                     extern false final fn for gen if impl in let loop macro match mod move mut override priv pub ref \
+                     return schemars self serde static std struct super test trait true try type typeof unsafe unsized \
+                     use virtual where while yield";
 
 fn camel(name: &str) -> String {
     let capital = |word: &str| {

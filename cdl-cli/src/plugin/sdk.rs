@@ -31,6 +31,8 @@ pub struct Shared {
     pub version: Version,
     /// Its features that are on.
     pub features: Vec<String>,
+    /// Whether it has a feature called `default`.
+    pub has_default: bool,
     /// Its metadata, a file beside the index.
     pub file: PathBuf,
 }

@@ -60,7 +60,8 @@ impl Checkpoints {
             tracing::warn!("checkpoint {} is passed over: {reason}", path.display());
             if !matches!(reason, Unusable::Damaged(_)) {
                 let owner = path.display().to_string();
-                sound = sound.or(Some(Error::State { owner, reason: format!("{reason}; nothing was changed") }));
+                sound =
+                    sound.or(Some(Error::State { owner, reason: format!("{reason}; nothing was changed") }));
             }
             self.damaged.push(number);
         }

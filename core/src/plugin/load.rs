@@ -10,10 +10,7 @@ use libloading::Library;
 use sha2::{Digest, Sha256};
 
 use super::{Manifest, PluginError};
-use crate::{
-    Result,
-    registry::{Entry, Kind},
-};
+use crate::{Error, Result, registry::Entry};
 
 /// A library that has been loaded. It stays until the program ends: what it registered points into it.
 #[derive(Debug, Clone)]
@@ -122,12 +119,20 @@ pub fn load(path: &Path) -> Result<Loaded> {
         let reason = "registers nothing: it needs at least one `cdl_core::register!`";
         return Err(fail(reason.into()).into());
     }
+    for entry in &entries {
+        let kind = entry.build.kind();
+        let other = registered().into_iter().find(|other| {
+            !std::ptr::eq(*other, *entry) && other.build.kind() == kind && other.name == entry.name
+        });
+        if let Some(other) = other {
+            let place = |file: &Path| format!("{} in {}", entry.origin, file.display());
+            let first = origin_of(other).map_or(other.origin.into(), |file| place(&file));
+            let (kind, name, second) = (kind.as_str(), entry.name.into(), place(&file));
+            return Err(Error::DuplicateName { kind, name, first, second });
+        }
+    }
     let loaded = Loaded { file, sha256, manifest, entries };
     all().push(loaded.clone());
-    // Names that are taken.
-    for kind in Kind::ALL {
-        crate::registry::entries(kind)?;
-    }
     Ok(loaded)
 }
 
