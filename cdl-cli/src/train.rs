@@ -90,8 +90,8 @@ fn failure(error: &Error, signals: &Signals, finished: usize, path: &str, kept: 
         }
         _ => {
             let mut message = format!("{}\n{finished} finished task(s) are in {path}", first_line(error));
-            // Numbers that have left all bounds would do so again.
-            if !matches!(error, Error::NotFinite { .. }) {
+            // Numbers that have left all bounds would do so again, and a mended plugin is another plugin.
+            if !matches!(error, Error::NotFinite { .. } | Error::Panicked { .. }) {
                 message += &format!("; when this is mended, {again}");
             }
             Failure { message, code: 1 }

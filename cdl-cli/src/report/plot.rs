@@ -262,7 +262,7 @@ pub fn lines(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plo
             .zip(&axes.places)
             .enumerate()
             .filter_map(|(index, (value, place))| {
-                let value = (*value)?;
+                let value = value.filter(|value| value.is_finite())?;
                 Some((
                     LEFT + (index as f64 + 0.5) * slot,
                     TOP + TALL * (1.0 - scale.at(value)),
@@ -299,7 +299,7 @@ pub fn bars(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plot
     let zero = TOP + TALL * (1.0 - scale.at(0.0));
     for (number, one) in series.iter().enumerate() {
         for (index, (value, place)) in one.values.iter().zip(&axes.places).enumerate() {
-            let Some(value) = value else { continue };
+            let Some(value) = value.as_ref().filter(|value| value.is_finite()) else { continue };
             let middle = LEFT + (index as f64 + 0.5) * slot;
             let x = middle + (number as f64 - series.len() as f64 / 2.0) * thick;
             let y = TOP + TALL * (1.0 - scale.at(*value));
@@ -333,8 +333,12 @@ pub fn dots(title: &str, places: &[String], series: &[Series], width: f64) -> Pl
     }
     for (index, place) in places.iter().enumerate() {
         let y = TOP + (index as f64 + 0.5) * row;
-        let values: Vec<(f64, &Series)> =
-            series.iter().filter_map(|one| Some((one.values.get(index).copied().flatten()?, one))).collect();
+        let values: Vec<(f64, &Series)> = series
+            .iter()
+            .filter_map(|one| {
+                Some((one.values.get(index).copied().flatten().filter(|value| value.is_finite())?, one))
+            })
+            .collect();
         let ends =
             values.iter().fold((f64::MAX, f64::MIN), |(a, b), (value, _)| (a.min(*value), b.max(*value)));
         body += &text(left - 9.0, y + 4.0, "end", "", &cut(place, 22));
