@@ -20,7 +20,7 @@ instead of a file.
 Examples:
   cdl plugin check my_method/target/cdl/my_method.so
   cdl plugin check my_method/target/cdl/my_method.so --settings 'alpha = 0.9'
-  cdl plugin check kd_prompts")]
+  cdl plugin check NAME")]
 pub struct CheckArgs {
     /// The library, or a method's name
     plugin: PathBuf,

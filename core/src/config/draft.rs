@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, check_run_keys, environment, lookup, merge, misplaced, parse_run, read_file, split_set};
+use super::{
+    Config,
+    keys::{check_run_keys, lookup, misplaced, parse_run},
+    layers::{environment, merge, read_file, split_set},
+};
 use crate::{Error, registry::Settings};
 
 /// What could be read of a configuration.

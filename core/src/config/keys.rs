@@ -1,0 +1,181 @@
+//! Which keys there are, checked against the schemas of the types that hold them.
+
+use std::collections::HashSet;
+
+use figment::Figment;
+
+use super::{DistillerSection, NetworkSection, RunConfig, Section, layers::origin};
+use crate::{
+    Error, Result,
+    error::nearest,
+    registry::{self, Settings},
+};
+
+/// The keys that a plugin's section has whatever the plugin.
+pub(super) fn common_keys(section: &str) -> Vec<String> {
+    let schema = match section.split('[').next() {
+        Some("teacher" | "student") => registry::schema_of::<NetworkSection>(),
+        Some("distiller" | "distillers") => registry::schema_of::<DistillerSection>(),
+        _ => registry::schema_of::<Section>(),
+    };
+    let properties = schema.get("properties").and_then(|properties| properties.as_object());
+    properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
+}
+
+/// An unknown key; or one that is known, but to the top of a configuration and not where it stands: in TOML, a key
+/// written below `[section]` belongs to that section.
+pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, known: Vec<String>) -> Error {
+    let top = registry::schema_of::<RunConfig>();
+    match key.rsplit_once('.') {
+        Some((section, name)) if top["properties"].get(name).is_some() => Error::Config {
+            reason: format!(
+                "`{name}` stands in [{section}] and belongs to the top of a configuration: write it before the \
+                 first [section]"
+            ),
+            origin,
+        },
+        _ => Error::UnknownKey { origin, key, nearest, known },
+    }
+}
+
+/// Refuses the first key that a run does not have.
+pub(super) fn check_run_keys(table: &Settings) -> Result<()> {
+    check_keys(&registry::schema_of::<RunConfig>(), table, "", "configuration")
+}
+
+/// Adds to [`check_run_keys`]' error where the key was written, and where it belongs.
+pub(super) fn misplaced(error: Error, figment: &Figment, files: &str) -> Error {
+    match error {
+        Error::UnknownKey { key, nearest, known, .. } => {
+            let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
+            unknown_key(origin, key, nearest, known)
+        }
+        other => other,
+    }
+}
+
+pub(super) fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
+    check_run_keys(table).map_err(|error| misplaced(error, figment, files))?;
+    let fail = |reason: String| Error::Config { origin: files.into(), reason };
+    if table.contains_key("distillers") {
+        if table.contains_key("distiller") {
+            return Err(fail(
+                "has both [distiller] and `distillers`; to change one of several, give the whole list".into(),
+            ));
+        }
+        let list = table["distillers"].as_array().filter(|list| !list.is_empty());
+        let list = list.ok_or_else(|| {
+            fail(
+                "`distillers` must be a list of tables like `[{ name = \"...\" }, ...]`, one at least".into(),
+            )
+        })?;
+        if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
+            return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
+        }
+    }
+    let sections =
+        ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule", "checkpoint"];
+    for section in sections.into_iter().chain(["teacher.learner", "student.learner"]) {
+        if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
+            return Err(Error::Setting {
+                origin: origin(figment, section).unwrap_or_else(|| files.to_string()),
+                key: section.into(),
+                value: value.to_string(),
+                expected: format!("it is a section; its name is `{section}.name`"),
+            });
+        }
+    }
+    for section in ["stream", "teacher", "student", "learner", "distiller"] {
+        match table.get(section) {
+            None if section == "distiller" && table.contains_key("distillers") => {}
+            None => return Err(fail(format!("section [{section}] is missing"))),
+            Some(toml::Value::Table(t))
+                if !t.contains_key("name") && !["teacher", "student"].contains(&section) =>
+            {
+                return Err(fail(format!("[{section}] has no `name`; `cdl list` shows what there is")));
+            }
+            Some(_) => {}
+        }
+    }
+    serde_path_to_error::deserialize(toml::Value::Table(table.clone())).map_err(|e| {
+        let key = e.path().to_string();
+        let reason = e.into_inner().to_string();
+        let reason = reason.lines().next().unwrap_or_default().to_string();
+        let value = lookup(table, &key).map(|v| v.to_string()).unwrap_or_default();
+        let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
+        Error::Setting { origin, key, value, expected: reason }
+    })
+}
+
+/// The value at a dotted key.
+pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Value> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+    match (table.get(first)?, rest) {
+        (value, None) => Some(value),
+        (toml::Value::Table(table), Some(rest)) => lookup(table, rest),
+        _ => None,
+    }
+}
+
+/// Refuses keys of `table` that `schema` does not define, at any depth.
+///
+/// # Errors
+/// [`Error::UnknownKey`] for the first such key, with the nearest valid one; `origin` is used as is.
+pub(crate) fn check_keys(
+    schema: &serde_json::Value,
+    table: &Settings,
+    path: &str,
+    origin: &str,
+) -> Result<()> {
+    check_at(schema, schema, table, path, origin)
+}
+
+fn check_at(
+    root: &serde_json::Value,
+    schema: &serde_json::Value,
+    table: &Settings,
+    path: &str,
+    origin: &str,
+) -> Result<()> {
+    let mut known: HashSet<&str> = HashSet::new();
+    let mut open = false;
+    let mut parts = vec![schema];
+    let mut properties = Vec::new();
+    while let Some(part) = parts.pop() {
+        if let Some(reference) = part.get("$ref").and_then(|r| r.as_str()) {
+            parts.extend(root.pointer(reference.trim_start_matches('#')));
+        }
+        for list in ["allOf", "anyOf", "oneOf"] {
+            parts.extend(part.get(list).and_then(|l| l.as_array()).into_iter().flatten());
+        }
+        if let Some(map) = part.get("properties").and_then(|p| p.as_object()) {
+            known.extend(map.keys().map(String::as_str));
+            properties.push(map);
+        }
+        open |= part.get("additionalProperties").is_some_and(|a| a != &serde_json::Value::Bool(false));
+    }
+    for (key, value) in table {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if !known.contains(key.as_str()) {
+            if open {
+                continue;
+            }
+            let mut names: Vec<String> = known.iter().map(|name| name.to_string()).collect();
+            names.sort();
+            return Err(Error::UnknownKey {
+                origin: origin.into(),
+                key: full,
+                nearest: nearest(key, known.iter().copied()),
+                known: names,
+            });
+        }
+        if let toml::Value::Table(inner) = value {
+            for map in &properties {
+                if let Some(schema) = map.get(key) {
+                    check_at(root, schema, inner, &full, origin)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! Layers of values, each with where it was written, and how they are laid over one another.
+
+use std::path::{Path, PathBuf};
+
+use figment::{
+    Figment, Metadata, Profile, Provider, Source,
+    value::{Dict, Map, Value},
+};
+
+use crate::{Error, Result};
+
+/// Sections that a plugin or a named choice owns: another name replaces them whole.
+const NAMED: [&str; 9] = [
+    "stream",
+    "teacher",
+    "student",
+    "learner",
+    "teacher.learner",
+    "student.learner",
+    "distiller",
+    "optimizer",
+    "schedule",
+];
+/// Environment variables with the prefix `CDL_` that are not settings.
+const RESERVED: [&str; 5] = ["golden_dir", "models_dir", "plugin_path", "log", "simd"];
+
+/// One layer of values with where they came from.
+pub(super) struct Layer {
+    metadata: Metadata,
+    values: Dict,
+    /// Whether it is one of several variables or `--set`, which count as one layer whatever their order.
+    set: bool,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// The paths of `files`, and their layers, the lowest first.
+pub(super) fn read_files<P: AsRef<Path>>(files: &[P]) -> Result<(Vec<PathBuf>, Vec<Layer>)> {
+    let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
+    let mut layers = Vec::new();
+    for file in &files {
+        read_file(file, &mut Vec::new(), &mut layers)?;
+    }
+    Ok((files, layers))
+}
+
+/// A text's values, under the name of its file.
+pub(super) fn text_layer(name: &str, text: &str) -> Result<Layer> {
+    Ok(Layer { metadata: Metadata::named(name.to_string()), values: parse_toml(name, text)?, set: false })
+}
+
+/// What stands above all files: the environment, then `--set`.
+pub(super) fn overrides(sets: &[String]) -> Result<Vec<Layer>> {
+    let mut layers = environment()?;
+    for set in sets {
+        layers.push(split_set(set)?);
+    }
+    Ok(layers)
+}
+
+/// Pushes the layers of `file`, those it extends first.
+pub(super) fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
+    let name = file.display().to_string();
+    let fail = |reason: String| Error::Config { origin: name.clone(), reason };
+    let by = open.last().map(|by| format!(" (extended by {})", by.display())).unwrap_or_default();
+    let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}{by}"));
+    let identity = file.canonicalize().map_err(unreadable)?;
+    if open.contains(&identity) {
+        return Err(fail("extends itself, by way of the files that it extends".into()));
+    }
+    let text = std::fs::read_to_string(file).map_err(unreadable)?;
+    let mut values = parse_toml(&name, &text)?;
+    open.push(identity);
+    if let Some(extends) = values.remove("extends") {
+        let parents = match extends.as_str() {
+            Some(parent) => vec![parent.to_string()],
+            None => extends.deserialize().map_err(|_| fail("`extends` must be a list of files".into()))?,
+        };
+        let folder = file.parent().unwrap_or(Path::new(""));
+        for parent in parents {
+            read_file(&folder.join(parent), open, layers)?;
+        }
+    }
+    open.pop();
+    layers.push(Layer { metadata: Metadata::from("file", Source::File(file.into())), values, set: false });
+    Ok(())
+}
+
+/// A file's values; what is no TOML is refused with its place, in one line.
+fn parse_toml(name: &str, text: &str) -> Result<Dict> {
+    toml::from_str(text).map_err(|error| {
+        let reason = error.message();
+        let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+            format!("line {line}, column {column}: ")
+        });
+        Error::Config { origin: name.into(), reason: format!("{}{reason}", place.unwrap_or_default()) }
+    })
+}
+
+/// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
+pub(super) fn environment() -> Result<Vec<Layer>> {
+    let mut variables: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, _)| name.starts_with("CDL_"))
+        .collect();
+    variables.sort();
+    let mut layers = Vec::new();
+    for (name, value) in variables {
+        let key = name["CDL_".len()..].to_lowercase();
+        if !RESERVED.contains(&key.as_str()) {
+            layers.push(parse_set(&key.replace("__", "."), &value, format!("environment variable {name}"))?);
+        }
+    }
+    Ok(layers)
+}
+
+/// Splits `--set key=value`.
+pub(super) fn split_set(set: &str) -> Result<Layer> {
+    let origin = format!("--set {set}");
+    match set.split_once('=') {
+        Some((key, value)) => parse_set(key.trim(), value, origin),
+        None => Err(Error::Config { origin, reason: "expected key=value".into() }),
+    }
+}
+
+/// A dotted key and its value as a layer; the value is TOML, or else a string.
+fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
+    let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
+    if key.is_empty() || key.split('.').any(str::is_empty) {
+        return Err(fail("expected key=value with a key like `learner.pool`"));
+    }
+    let mut wrapped: Dict = toml::from_str(&format!("value = {value}"))
+        .unwrap_or_else(|_| Dict::from([("value".to_string(), Value::from(value))]));
+    let mut value = wrapped.remove("value").ok_or_else(|| fail("expected a value"))?;
+    let mut parts: Vec<&str> = key.split('.').collect();
+    let first = parts.remove(0);
+    for part in parts.into_iter().rev() {
+        value = Value::from(Dict::from([(part.to_string(), value)]));
+    }
+    let values = Dict::from([(first.to_string(), value)]);
+    Ok(Layer { metadata: Metadata::named(origin), values, set: true })
+}
+
+/// All layers, lowest first, less the sections that a higher layer replaces by another name.
+pub(super) fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
+    let sets = layers.iter().position(|layer| layer.set).unwrap_or(layers.len());
+    // Variables and `--set` count as one layer whatever their order.
+    let start = |index: usize, layer: &Layer| if layer.set { sets } else { index };
+    for section in NAMED {
+        let mut current: Option<String> = None;
+        let mut since = 0;
+        for (index, layer) in layers.iter().enumerate() {
+            let Some(dict) = section_of(&layer.values, section) else { continue };
+            let written = dict.get("name").and_then(Value::as_str).map(String::from);
+            let implied = || default_name(section).filter(|_| current.is_none()).map(String::from);
+            if let Some(name) = written.or_else(implied) {
+                if current.as_ref().is_some_and(|current| *current != name) {
+                    since = start(index, layer);
+                }
+                current = Some(name);
+            }
+        }
+        for layer in &mut layers[..since] {
+            remove(&mut layer.values, section);
+        }
+    }
+    // `[distiller]` and `distillers` are two ways to say one thing: the higher layer has it.
+    for (section, other) in [("distiller", "distillers"), ("distillers", "distiller")] {
+        let named = |layer: &Layer| match section_of(&layer.values, section) {
+            Some(dict) => dict.contains_key("name"),
+            None => layer.values.contains_key(section),
+        };
+        let since = layers
+            .iter()
+            .enumerate()
+            .filter(|(_, layer)| named(layer))
+            .map(|(at, layer)| start(at, layer))
+            .max();
+        for layer in &mut layers[..since.unwrap_or(0)] {
+            layer.values.remove(other);
+        }
+    }
+    Ok(layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer)))
+}
+
+/// The table at a dotted path.
+fn section_of<'a>(values: &'a Dict, path: &str) -> Option<&'a Dict> {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    let inner = values.get(first)?.as_dict()?;
+    rest.map_or(Some(inner), |rest| section_of(inner, rest))
+}
+
+/// Takes the table at a dotted path away, but for a network's learner, which is not the backbone's.
+fn remove(values: &mut Dict, path: &str) {
+    match path.split_once('.') {
+        None => match values.get_mut(path) {
+            Some(Value::Dict(_, inner)) if inner.contains_key("learner") => {
+                inner.retain(|key, _| key == "learner")
+            }
+            _ => drop(values.remove(path)),
+        },
+        Some((first, rest)) => {
+            if let Some(Value::Dict(_, inner)) = values.get_mut(first) {
+                remove(inner, rest);
+            }
+        }
+    }
+}
+
+/// The name of a section that gives none.
+fn default_name(section: &str) -> Option<&'static str> {
+    match section {
+        "teacher" | "student" => Some("vit"),
+        "optimizer" => Some("adam"),
+        "schedule" => Some("cosine"),
+        _ => None,
+    }
+}
+
+/// Where the value at a dotted key was written.
+pub(super) fn origin(figment: &Figment, key: &str) -> Option<String> {
+    let tag = figment.find_value(key).ok()?.tag();
+    let metadata = figment.get_metadata(tag)?;
+    Some(match &metadata.source {
+        Some(Source::File(path)) => path.display().to_string(),
+        _ => metadata.name.to_string(),
+    })
+}
