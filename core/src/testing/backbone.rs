@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::read_settings;
+use super::{promise, read_settings};
 use crate::{
     Backbone, BackboneContext, BlockInjection, Error, Features, Injection, Kv, Mode, Result, Rng, Role, Taps,
     registry::{self, Kind},
@@ -58,11 +58,8 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn promise(&self, kept: bool, promise: impl Into<String>) -> Result<()> {
-        match kept {
-            true => Ok(()),
-            false => Err(Error::Promise { plugin: format!("`{}`", self.name), promise: promise.into() }),
-        }
+    fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
+        promise(self.name, kept, what)
     }
 
     fn spec(&self) -> Result<()> {

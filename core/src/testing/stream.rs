@@ -2,9 +2,9 @@
 
 use candle_core::{Device, Tensor};
 
-use super::read_settings;
+use super::{promise, read_settings};
 use crate::{
-    Batch, EpochKey, Error, Mode, Result, Rng, Role, StreamContext, TaskStream,
+    Batch, EpochKey, Mode, Result, Rng, Role, StreamContext, TaskStream,
     registry::{self, Kind},
 };
 
@@ -43,11 +43,8 @@ struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn promise(&self, kept: bool, promise: impl Into<String>) -> Result<()> {
-        match kept {
-            true => Ok(()),
-            false => Err(Error::Promise { plugin: format!("`{}`", self.name), promise: promise.into() }),
-        }
+    fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
+        promise(self.name, kept, what)
     }
 
     fn tasks(&self) -> Result<()> {

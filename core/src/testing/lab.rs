@@ -1,0 +1,358 @@
+//! What methods are tested on: two tiny random vision transformers, a stream of random pixels, and a plain learner and
+//! distiller as partners.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{
+    Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Error, Features, Head, Injection, Kv,
+    Learner, LearnerContext, Linear, LossTerm, Mode, NamedVar, Network, Normalization, OptimizerConfig,
+    Output, Pass, Query, QuerySource, Result, Rng, Role, ScheduleConfig, Stack, StateDict, Task, TaskStream,
+    TrainSettings, Trainer,
+    hub::Provenance,
+    loss::kl_divergence,
+    registry::{self, Settings},
+    require_teacher,
+    vit::{Vit, VitOptions, VitSizes, VitWeights},
+};
+
+pub(super) const TASKS: usize = 3;
+pub(super) const CLASSES: usize = 6;
+pub(super) const BATCH: usize = 4;
+pub(super) const SIDE: usize = 16;
+
+/// Sizes of a random vision transformer.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Token width.
+    pub width: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Side of a patch; images have 16 pixels.
+    pub patch: usize,
+}
+
+impl Shape {
+    /// The teacher of [`Lab::new`].
+    pub const TEACHER: Self = Self { width: 24, depth: 7, heads: 3, patch: 4 };
+    /// The student of [`Lab::new`].
+    pub const STUDENT: Self = Self { width: 16, depth: 6, heads: 2, patch: 4 };
+}
+
+/// Two tiny random vision transformers and the stream [`Noise`], for tests of methods.
+#[derive(Clone)]
+pub struct Lab {
+    teacher: Arc<dyn Backbone>,
+    student: Arc<dyn Backbone>,
+    mode: Mode,
+    query: QuerySource,
+    rng: Rng,
+}
+
+impl Lab {
+    /// A teacher and a student of different sizes. The networks are always the same; `seed` decides what learners and
+    /// distillers draw.
+    ///
+    /// # Errors
+    /// Tensor operations that fail.
+    pub fn new(seed: u64) -> Result<Self> {
+        Self::with_shapes(seed, Shape::TEACHER, Shape::STUDENT)
+    }
+
+    /// The same with networks of these sizes.
+    ///
+    /// # Errors
+    /// Sizes that no network can have.
+    pub fn with_shapes(seed: u64, teacher: Shape, student: Shape) -> Result<Self> {
+        Ok(Self {
+            teacher: Arc::new(random_vit("random teacher", teacher)?),
+            student: Arc::new(random_vit("random student", student)?),
+            mode: Mode::Published,
+            query: QuerySource::Student,
+            rng: Rng::new(seed),
+        })
+    }
+
+    /// The same in another mode, with another query.
+    pub fn with_mode(self, mode: Mode, query: QuerySource) -> Self {
+        Self { mode, query, ..self }
+    }
+
+    pub(super) fn seeded(self, seed: u64) -> Self {
+        Self { rng: Rng::new(seed), ..self }
+    }
+
+    /// What a plugin may meet: the usual, the corrected mode with own queries, a teacher with fewer blocks than the
+    /// student, networks of few blocks, other patches.
+    pub(super) fn variants() -> Result<Vec<Self>> {
+        let of = |teacher: usize, student: usize, patch: usize| {
+            let student = Shape { depth: student, patch, ..Shape::STUDENT };
+            Self::with_shapes(1, Shape { depth: teacher, ..Shape::TEACHER }, student)
+        };
+        let corrected = of(7, 6, 4)?.with_mode(Mode::Corrected, QuerySource::Own);
+        Ok(vec![of(7, 6, 4)?, corrected, of(3, 6, 4)?, of(2, 1, 4)?, of(4, 4, 8)?])
+    }
+
+    fn network(&self, role: Role) -> &Arc<dyn Backbone> {
+        match role {
+            Role::Teacher => &self.teacher,
+            Role::Student => &self.student,
+        }
+    }
+
+    /// What a learner is built with here.
+    pub fn learner_context(&self, role: Role) -> LearnerContext<'_> {
+        let querying = if self.query == QuerySource::Own { role } else { Role::Student };
+        LearnerContext {
+            role,
+            backbone: self.network(role).spec(),
+            query_width: self.network(querying).spec().width,
+            classes: CLASSES,
+            tasks: TASKS,
+            mode: self.mode,
+            device: &Device::Cpu,
+            rng: self.rng.derive(role.as_str()),
+        }
+    }
+
+    /// What a distiller is built with here.
+    pub fn distiller_context<'a>(&'a self, learner: &'a dyn Learner) -> DistillerContext<'a> {
+        DistillerContext {
+            teacher: self.teacher.spec(),
+            student: self.student.spec(),
+            learner,
+            tasks: TASKS,
+            mode: self.mode,
+            device: &Device::Cpu,
+            rng: self.rng.derive("distiller"),
+        }
+    }
+
+    /// The registered learner `name`.
+    ///
+    /// # Errors
+    /// An unknown name, or settings that the learner refuses.
+    pub fn learner(&self, role: Role, name: &str, settings: &Settings) -> Result<Box<dyn Learner>> {
+        registry::learner(name, settings, &self.learner_context(role))
+    }
+
+    /// A trainer of one epoch a task.
+    pub fn trainer(
+        &self,
+        teacher: Box<dyn Learner>,
+        student: Box<dyn Learner>,
+        distiller: Box<dyn Distiller>,
+    ) -> Trainer {
+        Trainer {
+            teacher: Network { backbone: self.teacher.clone(), learner: teacher },
+            student: Network { backbone: self.student.clone(), learner: student },
+            distiller,
+            settings: TrainSettings {
+                epochs: 1,
+                batch_size: BATCH,
+                optimizer: OptimizerConfig { lr: 1e-2, ..Default::default() },
+                schedule: ScheduleConfig::default(),
+                mode: self.mode,
+                query: self.query,
+                roles: vec![Role::Teacher, Role::Student],
+            },
+            rng: self.rng.derive("tasks"),
+        }
+    }
+
+    /// A trainer of registered methods, each with its settings.
+    ///
+    /// # Errors
+    /// Unknown names, or settings that a method refuses.
+    pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
+        let [teacher, student] =
+            [Role::Teacher, Role::Student].map(|role| self.learner(role, learner.0, learner.1));
+        let (teacher, student) = (teacher?, student?);
+        let name = distiller.0;
+        let distiller = registry::distiller(name, distiller.1, &self.distiller_context(student.as_ref()))?;
+        Ok(self.trainer(teacher, student, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
+    }
+}
+
+fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
+    let Shape { width, depth, heads, patch } = shape;
+    let sizes = VitSizes { width, depth, patch_size: patch, image_size: SIDE };
+    let weights = VitWeights::random(name, sizes)?;
+    let options = VitOptions {
+        heads: Some(heads),
+        depth: None,
+        image_size: SIDE,
+        normalization: Normalization::NONE,
+        checkpoint_blocks: false,
+    };
+    Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
+}
+
+/// A stream of random pixels: three tasks of two classes.
+pub struct Noise {
+    classes: Vec<String>,
+    tasks: Vec<Task>,
+    steps: usize,
+    poisoned: usize,
+}
+
+impl Noise {
+    /// With so many training steps an epoch.
+    pub fn new(steps: usize) -> Self {
+        let size = CLASSES / TASKS;
+        let task = |index| Task { index, count: TASKS, classes: index * size..(index + 1) * size };
+        let classes = (0..CLASSES).map(|class| class.to_string()).collect();
+        Self { classes, tasks: (0..TASKS).map(task).collect(), steps, poisoned: usize::MAX }
+    }
+
+    /// The same with pixels that are no numbers from `task` on.
+    pub fn poisoned_from(self, task: usize) -> Self {
+        Self { poisoned: task, ..self }
+    }
+
+    /// Batch `number` of a task, always the same.
+    pub fn batch(&self, task: usize, number: usize) -> Result<Batch> {
+        let mut rng = Rng::new(9).derive(&format!("{task} {number}"));
+        let mut pixels = rng.uniform(&[BATCH, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
+        if task >= self.poisoned {
+            pixels = (pixels * f64::NAN)?;
+        }
+        let classes = &self.tasks[task].classes;
+        let labels: Vec<u32> = (0..BATCH).map(|i| (classes.start + i % classes.len()) as u32).collect();
+        Ok(Batch { pixels, labels: Tensor::new(labels.as_slice(), &Device::Cpu)? })
+    }
+}
+
+impl TaskStream for Noise {
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    fn tasks(&self) -> &[Task] {
+        &self.tasks
+    }
+    fn image_size(&self) -> usize {
+        SIDE
+    }
+    fn train_count(&self, _task: usize) -> usize {
+        self.steps * BATCH
+    }
+    fn test_count(&self, _task: usize) -> usize {
+        BATCH
+    }
+    fn fingerprint(&self) -> &str {
+        "noise"
+    }
+    fn train_batches(&self, key: EpochKey, _batch_size: usize) -> Batches<'_> {
+        Box::new((0..self.steps).map(move |step| self.batch(key.task, 100 * key.epoch + step)))
+    }
+    fn test_batches(&self, task: usize, _batch_size: usize) -> Batches<'_> {
+        Box::new(std::iter::once(self.batch(task, 10_000)))
+    }
+}
+
+/// The kit's own learner, a partner for distillers under test: a prompt in the first block, an extra token, a penalty,
+/// and a linear head on the CLS token and its own token.
+pub(super) struct PlainPrompts {
+    prompts: NamedVar,
+    token: NamedVar,
+    head: Linear,
+    width: usize,
+}
+
+impl PlainPrompts {
+    fn new(context: &LearnerContext<'_>) -> Result<Self> {
+        let (width, mut rng) = (context.backbone.width, context.rng.clone());
+        let mut draw = |rows: usize| rng.uniform(&[1, rows, width], 0.0, 1.0, context.device);
+        let (prompts, token) = (draw(4)?, draw(1)?);
+        Ok(Self {
+            prompts: NamedVar::new("prompt.p_0", &prompts)?,
+            token: NamedVar::new("prompt.token", &token)?,
+            head: Linear::new("last", width, context.classes, &mut rng, context.device)?,
+            width,
+        })
+    }
+}
+
+impl Learner for PlainPrompts {
+    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
+        Ok(())
+    }
+    fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection { tokens: Some(self.token.tensor().clone()), ..Injection::none() };
+        injection.block_mut(0).prefix = Some(Kv::halves(self.prompts.tensor())?);
+        if pass == Pass::Train {
+            injection.penalty = Some((self.prompts.tensor().sqr()?.mean_all()? * 0.1)?);
+        }
+        Ok(injection)
+    }
+    fn logits(&self, features: &Features) -> Result<Tensor> {
+        let token = match &features.tokens {
+            Some(tokens) if tokens.dim(1)? == 1 => tokens.squeeze(1)?,
+            _ => {
+                return Err(Error::State {
+                    owner: "learner".into(),
+                    reason: "its one token was not shown to it".into(),
+                });
+            }
+        };
+        self.head.forward(&(&features.cls + token)?)
+    }
+    fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
+        Ok(Box::new(Linear::new(name, self.width, CLASSES, rng, &Device::Cpu)?))
+    }
+    fn end_task(&mut self, _task: &Task) -> Result<()> {
+        Ok(())
+    }
+    fn trainable(&self) -> Vec<NamedVar> {
+        [self.prompts.clone(), self.token.clone()].into_iter().chain(self.head.trainable()).collect()
+    }
+    fn state(&self) -> Result<StateDict> {
+        StateDict::of(&self.trainable())
+    }
+    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
+        state.load_into(&self.trainable())
+    }
+}
+
+/// The kit's own distiller, a partner for learners under test: soft targets, and an extra token that nothing reads.
+pub(super) struct SoftTargets {
+    width: usize,
+}
+
+impl Distiller for SoftTargets {
+    fn inject(&self, _pass: Pass) -> Result<Injection> {
+        let token = Tensor::ones((1, 1, self.width), DType::F32, &Device::Cpu)?;
+        Ok(Injection { tokens: Some(token), ..Injection::none() })
+    }
+    fn loss(
+        &self,
+        student: &Output,
+        teacher: Option<&Output>,
+        _labels: &Tensor,
+        task: &Task,
+    ) -> Result<Vec<LossTerm>> {
+        let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
+        let kl =
+            kl_divergence(&current(&student.logits)?, &current(&require_teacher(teacher)?.logits)?, 2.0)?;
+        Ok(vec![LossTerm::new("soft", kl)])
+    }
+}
+
+/// The learner `name` in both networks, with the kit's own distiller.
+pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
+    let [teacher, student] = [Role::Teacher, Role::Student].map(|role| lab.learner(role, name, settings));
+    let distiller = SoftTargets { width: lab.student.spec().width };
+    Ok(lab.trainer(teacher?, student?, Box::new(distiller)))
+}
+
+/// The distiller `name`, with the kit's own learner in both networks.
+pub(super) fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
+    let [teacher, student] =
+        [Role::Teacher, Role::Student].map(|role| PlainPrompts::new(&lab.learner_context(role)));
+    let (teacher, student) = (Box::new(teacher?), Box::new(student?));
+    let distiller = registry::distiller(name, settings, &lab.distiller_context(student.as_ref()))?;
+    Ok(lab.trainer(teacher, student, distiller))
+}
