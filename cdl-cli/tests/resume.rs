@@ -298,6 +298,23 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     }
     assert!(said(&output).contains("the run starts from its beginning"), "{}", said(&output));
     assert_equal(&all, &reference, "all damaged");
+
+    // Without a checkpoint the configuration is that of the file, which must be the one that the run was begun with.
+    let edited = folder.path().join("edited");
+    copy(&dir, &edited);
+    fs::remove_dir_all(edited.join("checkpoints")).expect("removed");
+    let config = edited.join("config.toml");
+    let text = fs::read_to_string(&config).expect("configuration");
+    let other = text.replace("lr = 0.005", "lr = 0.01");
+    assert_ne!(other, text);
+    fs::write(&config, other).expect("written");
+    refused(
+        &["resume", edited.to_str().expect("UTF-8 path")],
+        &["config.toml is not the one that the run was begun with"],
+    );
+    fs::write(&config, text).expect("written");
+    assert!(said(&finish(&resume_args(&edited))).contains("the run starts from its beginning"));
+    assert_equal(&edited, &reference, "no checkpoint");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 pub(crate) use self::parts::{Parts, Until};
 use crate::{
-    BackboneSpec, Config, DataRecord, Normalization, QuerySource, Result, Role, TaskStream, Trainer, plugin,
+    BackboneSpec, Config, DataRecord, Normalization, QuerySource, Result, Role, TaskStream, Trainer,
+    ops::fused, plugin,
 };
 
 /// A run that is ready to start.
@@ -36,6 +37,8 @@ pub struct RunRecord {
     pub mode: crate::Mode,
     /// Where it computed.
     pub device: String,
+    /// Kernels of the frozen networks on the CPU; those that are `portable` differ from the others in last digits.
+    pub kernels: String,
     /// Quirks of the published code, and whether each was in force.
     pub quirks: BTreeMap<String, bool>,
     /// Plugins loaded at run time that the run uses.
@@ -171,6 +174,7 @@ impl Experiment {
                 Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
                 other => format!("{:?}", other.location()),
             },
+            kernels: fused::Level::best().as_str().into(),
             quirks: self.quirks(config),
             plugins: config.run.loaded_plugins().into_iter().map(PluginRecord::of).collect(),
             teacher: self.trainer.teacher.backbone.spec().clone(),

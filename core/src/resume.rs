@@ -58,6 +58,16 @@ pub fn check_record(root: &Path, record: &RunRecord) -> Result<()> {
         );
         return Err(Error::RunDir { dir: root.into(), reason });
     }
+    let portable = |kernels: &str| kernels == "portable";
+    if !of("kernels").is_empty() && portable(of("kernels")) != portable(&record.kernels) {
+        let reason = format!(
+            "the run was begun with kernels of the kind `{}` and would go on with `{}`, which do not compute to the same \
+             bytes; `CDL_SIMD` chooses",
+            of("kernels"),
+            record.kernels
+        );
+        return Err(Error::RunDir { dir: root.into(), reason });
+    }
     if of("version") != record.version {
         tracing::warn!(
             "the run was begun by version {} of cdl, this is {}: its results may differ from those of a run that was \

@@ -22,6 +22,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
 
 use crate::{
     Accuracies, Config, Confusion, Confusions, EpochReport, Error, Moment, Result, Role, RunRecord, Skipped,
@@ -64,6 +65,15 @@ pub struct Results {
     /// Images left out because they could not be read (`stream.input.on_error = "skip"`).
     #[serde(default)]
     pub skipped_images: Skipped,
+}
+
+/// What `run.json` holds.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    record: &'a RunRecord,
+    /// Of `config.toml` as it was begun with.
+    config_sha256: String,
 }
 
 /// A run directory that is open for writing.
@@ -128,7 +138,8 @@ impl RunDir {
         let fresh = beside(parent)?;
         let toml = config.to_toml()?;
         write_atomic(&fresh.path().join("config.toml"), toml.as_bytes())?;
-        write_atomic(&fresh.path().join("run.json"), &json(record)?)?;
+        let written = Written { record, config_sha256: crate::hex(&Sha256::digest(&toml)) };
+        write_atomic(&fresh.path().join("run.json"), &json(&written)?)?;
         let (metrics, log) = (append(fresh.path(), "metrics.jsonl")?, append(fresh.path(), "log.txt")?);
         let lock = lock(fresh.path())?;
         let checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
@@ -162,7 +173,7 @@ impl RunDir {
     /// A directory that is no run's, that another process is writing to, or that cannot be written.
     pub fn open(root: &Path, config: &Config) -> Result<(Self, Option<Checkpoint>, Config)> {
         // Nothing is written to what is no run.
-        read_record(root)?;
+        let record = read_record(root)?;
         let lock = lock(root)?;
         remove_unfinished(root)?;
         let mut checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
@@ -172,7 +183,16 @@ impl RunDir {
         };
         let toml = match &checkpoint {
             Some(checkpoint) => checkpoint.about.config.clone(),
-            None => fs::read_to_string(&origin).map_err(crate::error::io(&origin))?,
+            None => {
+                let toml = fs::read_to_string(&origin).map_err(crate::error::io(&origin))?;
+                let (begun, now) = (record["config_sha256"].as_str(), crate::hex(&Sha256::digest(&toml)));
+                if begun.is_some_and(|begun| begun != now) {
+                    let reason = "config.toml is not the one that the run was begun with (its SHA-256 is not that in \
+                                  run.json), and no checkpoint holds that one; begin another run";
+                    return Err(Error::RunDir { dir: root.into(), reason: reason.into() });
+                }
+                toml
+            }
         };
         let begun = Config::recorded(&origin, &toml)?;
         let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
@@ -296,7 +316,14 @@ impl RunDir {
 }
 
 fn taken(root: &Path) -> Error {
-    let reason = "already exists; choose another or add --overwrite".into();
+    let reason = match root.join("checkpoints").exists() {
+        true => format!(
+            "already exists and holds a run that is not finished; go on with it: cdl resume {}, choose another, or add \
+             --overwrite",
+            root.display()
+        ),
+        false => "already exists; choose another or add --overwrite".into(),
+    };
     Error::RunDir { dir: root.into(), reason }
 }
 

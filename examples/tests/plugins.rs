@@ -303,8 +303,10 @@ fn a_folder_of_plugins_is_searched() {
     let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
     assert!(said.contains("token_hint"), "{said}");
     fs::write(folder.join("broken.so"), "no library").unwrap();
-    let said = expect(2, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
-    assert!(said.contains("broken.so: is no shared library"), "{said}");
+    // What lies there and cannot be loaded is named, and everything else goes on.
+    let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
+    assert!(said.contains("left out") && said.contains("broken.so: is no shared library"), "{said}");
+    assert!(said.contains("token_hint"), "{said}");
     let said = expect(0, dist.cdl().args(["plugin", "list"]).env("CDL_PLUGIN_PATH", &folder));
     assert!(said.contains("refused:") && said.contains("broken.so") && said.contains("half_size"), "{said}");
     let said = expect(2, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", folder.join("nowhere")));
@@ -491,12 +493,20 @@ fn what_a_plugin_depends_on_is_compiled_and_what_it_shares_must_fit() {
     let dist = Dist::get();
     // A crate that the program does not have: cargo compiles it.
     let helper = dist.write("helper", "", "pub fn weight() -> f64 { 0.25 }\n");
-    let build = "assert_eq!(helper::weight(), 0.25); Ok(Box::new(M))";
-    let dependencies = format!("{DEPENDENCIES}helper = {{ path = {:?} }}\n", helper.display().to_string());
+    let build = "assert_eq!(helper::weight(), 0.25); assert!(cfg!(feature = \"strict\")); Ok(Box::new(M))";
+    // Its features stay: one that is on by default, and a dependency that this turns on.
+    let dependencies = format!(
+        "{DEPENDENCIES}helper = {{ path = {:?}, optional = true }}\n[features]\ndefault = [\"strict\"]\n\
+         strict = [\"dep:helper\", \"serde/derive\"]\n",
+        helper.display().to_string()
+    );
     let with = dist.write("with_helper", &dependencies, &distiller("with_helper", build));
     let library = dist.build(&with);
-    let said = expect(0, dist.cdl().args(["describe", "with_helper", "--plugin"]).arg(library));
+    let said = expect(0, dist.cdl().args(["describe", "with_helper", "--plugin"]).arg(&library));
     assert!(said.contains("with_helper (distiller)"), "{said}");
+    // `build` is reached, and finds both; `loss` panics in the second task.
+    let said = expect(2, dist.cdl().args(["plugin", "check"]).arg(library));
+    assert!(said.contains("panicked in `loss`: lost in task two"), "{said}");
 
     let fails = |name: &str, dependencies: &str, source: &str, expected: &[&str]| {
         let folder = dist.write(name, dependencies, source);

@@ -62,7 +62,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     let (shared, own): (Vec<&Dependency>, Vec<&Dependency>) = package
         .dependencies
         .iter()
-        .filter(|dependency| dependency.kind == DependencyKind::Normal && !dependency.optional)
+        .filter(|dependency| dependency.kind == DependencyKind::Normal)
         .partition(|dependency| sdk.crates.contains_key(&dependency.name));
     for dependency in &shared {
         fits(dependency, &sdk, &package)?;
@@ -206,7 +206,7 @@ fn compile_with_cargo(
 ) -> Result<Compiled, Failure> {
     let folder = work.join("cargo");
     let manifest = folder.join("Cargo.toml");
-    let text = manifest_of(package, library, script, own)?;
+    let text = manifest_of(package, library, script, own);
     let place = |e: std::io::Error| failed(format!("{}: {e}", folder.display()));
     fs::create_dir_all(&folder).map_err(place)?;
     fs::write(&manifest, text).map_err(place)?;
@@ -243,12 +243,7 @@ fn compile_with_cargo(
 }
 
 /// A manifest for the same sources with the dependencies `own` alone.
-fn manifest_of(
-    package: &Package,
-    library: &Target,
-    script: Option<&Target>,
-    own: &[&Dependency],
-) -> Result<String, Failure> {
+fn manifest_of(package: &Package, library: &Target, script: Option<&Target>, own: &[&Dependency]) -> String {
     let quoted = |text: &str| toml::Value::String(text.into()).to_string();
     let mut text = String::new();
     let _ = writeln!(text, "[package]\nname = {}", quoted(package.name.as_str()));
@@ -260,21 +255,31 @@ fn manifest_of(
     let _ = writeln!(text, "path = {}\ncrate-type = [\"rlib\"]", quoted(library.src_path.as_str()));
     if script.is_some() {
         for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Build) {
-            text += &dependency_table("build-dependencies", dependency, &quoted)?;
+            text += &dependency_table("build-dependencies", dependency, &quoted);
         }
     }
-    for dependency in own {
-        text += &dependency_table("dependencies", dependency, &quoted)?;
+    // Of what features turn on, what is the program's is there already.
+    let of_own = |name: &str| own.iter().any(|own| own.rename.as_ref().unwrap_or(&own.name) == name);
+    let kept = |implied: &&String| match implied.strip_prefix("dep:") {
+        Some(name) => of_own(name),
+        None => match implied.split_once('/') {
+            Some((name, _)) => of_own(name.trim_end_matches('?')),
+            None => package.features.contains_key(*implied),
+        },
+    };
+    text += "[features]\n";
+    for (feature, implied) in &package.features {
+        let implied: Vec<String> = implied.iter().filter(kept).map(|implied| quoted(implied)).collect();
+        let _ = writeln!(text, "{} = [{}]", quoted(feature), implied.join(", "));
     }
-    Ok(text)
+    for dependency in own {
+        text += &dependency_table("dependencies", dependency, &quoted);
+    }
+    text
 }
 
 /// One dependency as a table of its own.
-fn dependency_table(
-    section: &str,
-    dependency: &Dependency,
-    quoted: &dyn Fn(&str) -> String,
-) -> Result<String, Failure> {
+fn dependency_table(section: &str, dependency: &Dependency, quoted: &dyn Fn(&str) -> String) -> String {
     let name = dependency.rename.as_deref().unwrap_or(&dependency.name);
     let section = match &dependency.target {
         None => section.to_string(),
@@ -297,7 +302,10 @@ fn dependency_table(
     let features: Vec<String> = dependency.features.iter().map(|feature| quoted(feature)).collect();
     let _ = writeln!(text, "features = [{}]", features.join(", "));
     let _ = writeln!(text, "default-features = {}", dependency.uses_default_features);
-    Ok(text)
+    if dependency.optional {
+        text += "optional = true\n";
+    }
+    text
 }
 
 /// Links the compiled crate behind the lines that make it a plugin.

@@ -7,7 +7,8 @@ pub mod sdk;
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use cdl_core::{
@@ -66,13 +67,15 @@ impl PluginCommand {
     }
 }
 
-/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`.
+/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. Of what merely lies in a folder, a library that
+/// cannot be loaded is left out with a warning: most commands do not need it.
 pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
-    let found = searched()?;
-    for file in found.iter().chain(files) {
-        load(file)?;
+    for file in searched()? {
+        if let Err(failure) = load(&file) {
+            tracing::warn!("{SEARCH}: left out: {}", failure.message);
+        }
     }
-    Ok(())
+    files.iter().try_for_each(|file| load(file).map(|_| ()))
 }
 
 /// Loads the plugins that a configuration names.
@@ -118,7 +121,7 @@ fn probe(file: &Path) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("this program cannot find itself: {e}"))?;
     let mut command = Command::new(program);
     command.args(["--quiet", "plugin", "probe"]).arg(file).env_remove(SEARCH);
-    let output = command.output().map_err(|e| format!("cannot be tried out: {e}"))?;
+    let output = within(PATIENCE, &mut command)?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing was said");
     let loaded = output.status.success() && output.stdout == LOADED.as_bytes();
@@ -128,6 +131,27 @@ fn probe(file: &Path) -> Result<(), String> {
         _ if loaded => Ok(()),
         _ => Err(format!("ends the program when it is loaded ({}): {said}", output.status)),
     }
+}
+
+/// How long a library may take to load.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs `command`, whose words fit into a pipe, and ends it after `limit`.
+fn within(limit: Duration, command: &mut Command) -> Result<Output, String> {
+    let failed = |e: std::io::Error| format!("cannot be tried out: {e}");
+    let start = Instant::now();
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    while child.try_wait().map_err(failed)?.is_none() {
+        if start.elapsed() > limit {
+            child.kill().map_err(failed)?;
+            return Err(format!(
+                "was not loaded within {} s: something in it waits or never ends",
+                limit.as_secs()
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().map_err(failed)
 }
 
 /// The libraries in the folders of `CDL_PLUGIN_PATH`, by folder and name.

@@ -158,3 +158,19 @@ fn open(file: &Path) -> std::result::Result<Identity, String> {
     std::mem::forget(library);
     Ok(identity)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_copy_is_told_by_its_symbol_its_registry_or_its_count_of_tensors() {
+        let (first, second) = (Identity::here(), Identity::here());
+        assert!(first.is(&second), "{first:?} {second:?}");
+        assert!(!second.is(&first), "tensors are counted upwards");
+        assert!(!Identity { core: first.core + 1, ..first }.is(&second));
+        assert!(!Identity { registry: first.registry + 8, ..first }.is(&second));
+        // A copy that has just begun to count.
+        assert!(!Identity { tensor: second.tensor, ..first }.is(&second));
+    }
+}

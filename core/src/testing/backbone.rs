@@ -150,7 +150,7 @@ impl Check<'_> {
                 None,
             ),
             (
-                "addition to CLS",
+                "CLS addition",
                 cls.iter().collect(),
                 BlockInjection { cls_add: of(&cls), ..Default::default() },
                 None,

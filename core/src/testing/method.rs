@@ -306,7 +306,7 @@ impl Check<'_> {
             ])
         };
         if predictions(&original)? != predictions(&middle)? {
-            return self.broken("a restored state predicts as the saved one");
+            return self.broken("a restored state predicts as the saved one: is every tensor that `new` draws in `trainable` or in `state`?");
         }
         for trainer in [&mut original, &mut middle] {
             train(trainer, &stream, second, 2)?;
