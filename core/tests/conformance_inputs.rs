@@ -1,5 +1,6 @@
 //! The conformance kit finds each promise that a network or a stream can break, and has nothing to say about one that
 //! keeps them all.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
     ops::Range,
