@@ -51,7 +51,7 @@ impl Config {
     }
 
     /// The plugins that a configuration names, each with where it is named. They have to be loaded
-    /// ([`plugin::load`]) before [`Config::load`] finds what they register.
+    /// ([`load`](crate::plugin::load)) before [`Config::load`] finds what they register.
     ///
     /// # Errors
     /// Files that cannot be read, or a list of another type.
