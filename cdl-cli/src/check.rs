@@ -57,7 +57,7 @@ pub fn check(args: &CheckArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     spinner.finish();
     if args.json {
         let text = serde_json::to_string_pretty(&report)
-            .map_err(|e| Failure { message: format!("the report cannot be written: {e}"), code: 1 })?;
+            .map_err(|e| Failure::working(format!("the report cannot be written: {e}")))?;
         emit(&format!("{text}\n"))?;
     } else {
         emit(&table(&report))?;

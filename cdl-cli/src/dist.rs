@@ -3,19 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    io::BufReader,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
-use cargo_metadata::{
-    Artifact, CrateType, DependencyKind, Message, Metadata, MetadataCommand, PackageId, TargetKind,
-};
+use cargo_metadata::{Artifact, CrateType, DependencyKind, Metadata, MetadataCommand, PackageId, TargetKind};
 use clap::Args;
 
 use crate::{
     Failure, emit,
     plugin::sdk::{FOLDER, INDEX, SHARED_CRATE, Sdk, Shared},
+    toolchain::{artifacts, cargo, rustc},
 };
 
 /// Arguments of `cdl dist`.
@@ -39,13 +36,13 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
             "{}: holds `{name}`, which `cdl dist` did not make and would remove; choose another folder",
             args.dir.display()
         );
-        return Err(Failure { message, code: 2 });
+        return Err(Failure::mistake(message));
     }
     let artifacts = build(&source)?;
     let metadata = MetadataCommand::new()
         .manifest_path(source.join("Cargo.toml"))
         .exec()
-        .map_err(|e| failed(format!("cargo metadata: {e}")))?;
+        .map_err(|e| Failure::working(format!("cargo metadata: {e}")))?;
 
     let parent = args.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(at(parent))?;
@@ -79,49 +76,28 @@ fn foreign(dir: &Path) -> Result<Option<String>, Failure> {
     Ok(names.find(|name| !made || !ours(name)))
 }
 
-fn failed(message: String) -> Failure {
-    Failure { message, code: 1 }
-}
-
 fn at(path: &Path) -> impl Fn(std::io::Error) -> Failure {
-    move |e| failed(format!("{}: {e}", path.display()))
+    move |e| Failure::working(format!("{}: {e}", path.display()))
 }
 
 /// The folder of the workspace that the working directory lies in.
 fn source_tree() -> Result<PathBuf, Failure> {
-    let here = std::env::current_dir().map_err(|e| failed(format!("working directory: {e}")))?;
+    let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
     let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
-    tree.map(Path::to_path_buf).ok_or_else(|| Failure {
-        message: format!(
+    tree.map(Path::to_path_buf).ok_or_else(|| {
+        Failure::mistake(format!(
             "{}: is not in the source tree of cdl, from which `cdl dist` builds",
             here.display()
-        ),
-        code: 2,
+        ))
     })
 }
 
 /// Builds, and tells what cargo made or found made.
 fn build(source: &Path) -> Result<Vec<Artifact>, Failure> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["build", "--release", "-p", "cdl-cli", "--features", "dynamic", "--bin", "cdl-dynamic"];
-    let mut child = Command::new(cargo)
-        .args(arguments)
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(source)
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| failed(format!("cargo: {e}")))?;
-    let messages = child.stdout.take().map(BufReader::new).into_iter().flat_map(Message::parse_stream);
-    let artifacts = messages.filter_map(|message| match message {
-        Ok(Message::CompilerArtifact(artifact)) => Some(artifact),
-        _ => None,
-    });
-    let artifacts = artifacts.collect();
-    match child.wait() {
-        Ok(status) if status.success() => Ok(artifacts),
-        Ok(status) => Err(failed(format!("cargo build ended with {status}"))),
-        Err(e) => Err(failed(format!("cargo: {e}"))),
-    }
+    let mut cargo = cargo();
+    cargo.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(source);
+    artifacts(&mut cargo)?.ok_or_else(|| Failure::working("cargo could not build the program".into()))
 }
 
 /// Copies everything into `root`.
@@ -130,7 +106,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     for folder in [&bin, &lib, &sdk] {
         fs::create_dir_all(folder).map_err(at(folder))?;
     }
-    let missing = |what: &str| failed(format!("cargo made no {what}"));
+    let missing = |what: &str| Failure::working(format!("cargo made no {what}"));
     let program =
         artifacts.iter().filter(|a| a.target.name == "cdl-dynamic").find_map(|a| a.executable.as_ref());
     copy(
@@ -175,7 +151,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
         crates: named.collect(),
         folder: PathBuf::new(),
     };
-    let text = serde_json::to_vec_pretty(&index).map_err(|e| failed(e.to_string()))?;
+    let text = serde_json::to_vec_pretty(&index).map_err(|e| Failure::working(e.to_string()))?;
     fs::write(sdk.join(INDEX), text).map_err(at(&sdk))?;
     for name in COPIED {
         copy_tree(&source.join(name), &root.join(name))?;
@@ -238,23 +214,4 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
         copy_tree(&entry.path(), &to.join(entry.file_name()))?;
     }
     Ok(())
-}
-
-/// What the compiler that is used in `folder` prints.
-pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
-    let output = compiler(folder).args(arguments).output().map_err(|e| Failure {
-        message: format!("rustc cannot be run ({e}): install Rust from https://rustup.rs, or set RUSTC"),
-        code: 2,
-    })?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(failed(format!("rustc: {}", String::from_utf8_lossy(&output.stderr).trim()))),
-    }
-}
-
-/// The compiler: `RUSTC`, or what rustup chooses for `folder`.
-pub fn compiler(folder: &Path) -> Command {
-    let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
-    command.current_dir(folder);
-    command
 }

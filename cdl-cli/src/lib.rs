@@ -27,6 +27,7 @@ mod run;
 mod signals;
 mod table;
 mod threads;
+mod toolchain;
 mod train;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -153,6 +154,16 @@ impl From<cdl_core::Error> for Failure {
 }
 
 impl Failure {
+    /// The user's mistake.
+    fn mistake(message: String) -> Self {
+        Self { message, code: 2 }
+    }
+
+    /// Something that went wrong while working.
+    fn working(message: String) -> Self {
+        Self { message, code: 1 }
+    }
+
     /// An error met while everything is looked at and nothing is written yet: what the user gave cannot be worked
     /// with, unless the network broke off.
     fn before_writing(error: cdl_core::Error) -> Self {
@@ -216,7 +227,7 @@ fn emit(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure { message: format!("standard output: {e}"), code: 1 })
+            Err(Failure::working(format!("standard output: {e}")))
         }
         _ => Ok(()),
     }

@@ -16,7 +16,7 @@ const RAYON: &str = "RAYON_NUM_THREADS";
 /// program replaces itself with one that has them. Where that is impossible it goes on as it is.
 pub fn settle(threads: Option<usize>) -> Result<(), Failure> {
     if threads == Some(0) {
-        return Err(Failure { message: "--threads 0: expected at least 1".into(), code: 2 });
+        return Err(Failure::mistake("--threads 0: expected at least 1".into()));
     }
     let rayon = env::var(RAYON).ok();
     let available = || Some(std::thread::available_parallelism().ok()?.to_string());

@@ -29,11 +29,11 @@ impl Training {
         let Self { mut experiment, mut directory, from, spent, start } = self;
         let path = directory.path().display().to_string();
         if let Some(file) = directory.take_log() {
-            log.open(file).map_err(|e| Failure { message: format!("{path}: log.txt: {e}"), code: 1 })?;
+            log.open(file).map_err(|e| Failure::working(format!("{path}: log.txt: {e}")))?;
         }
         introduce(config, &experiment);
-        let signals = Signals::listen()
-            .map_err(|e| Failure { message: format!("signals cannot be listened to: {e}"), code: 1 })?;
+        let signals =
+            Signals::listen().map_err(|e| Failure::working(format!("signals cannot be listened to: {e}")))?;
 
         let (progress, seconds) =
             (progress(&experiment, &from, log, quiet), || spent + start.elapsed().as_secs_f64());
@@ -94,7 +94,7 @@ fn failure(error: &Error, signals: &Signals, finished: usize, path: &str, kept: 
             if !matches!(error, Error::NotFinite { .. } | Error::Panicked { .. }) {
                 message += &format!("; when this is mended, {again}");
             }
-            Failure { message, code: 1 }
+            Failure::working(message)
         }
     }
 }

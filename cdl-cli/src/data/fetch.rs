@@ -39,7 +39,7 @@ pub struct FetchArgs {
 
 /// Fetches, and says what was fetched.
 pub fn fetch(args: &FetchArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
-    let refuse = |message: String| Failure { message, code: 2 };
+    let refuse = |message: String| Failure::mistake(message);
     if let Some(dir) = args.dir.as_ref().filter(|dir| dir.exists()) {
         return Err(refuse(format!("{} is there already; name a new folder", dir.display())));
     }

@@ -40,10 +40,9 @@ fn folder_of(config: &Config) -> Result<PathBuf, Failure> {
     let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
     match path.filter(|path| !path.is_empty() && Path::new(path).is_dir()) {
         Some(path) => Ok(path.into()),
-        None => Err(Failure {
-            message: format!("{}: `stream.path` names no folder of this machine", config.name()),
-            code: 2,
-        }),
+        None => {
+            Err(Failure::mistake(format!("{}: `stream.path` names no folder of this machine", config.name())))
+        }
     }
 }
 
@@ -53,5 +52,5 @@ fn refuse(what: &str, errors: Vec<Error>) -> Result<(), Failure> {
         return Ok(());
     }
     let lines: String = errors.iter().map(|error| format!("\n  {}", first_line(error))).collect();
-    Err(Failure { message: format!("{} {what}:{lines}", errors.len()), code: 2 })
+    Err(Failure::mistake(format!("{} {what}:{lines}", errors.len())))
 }

@@ -46,7 +46,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log, quiet: bool) -> Result<
     let list = folder.join(manifest::NAME);
     if record && list.exists() {
         let message = format!("{} is there already; remove it to write another", list.display());
-        return Err(Failure { message, code: 2 });
+        return Err(Failure::mistake(message));
     }
     let spinner = Spinner::new(log, quiet, "files looked at");
     let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
@@ -82,7 +82,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log, quiet: bool) -> Result<
 fn verify_config(args: &VerifyArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
     if args.record {
-        return Err(Failure { message: "--record is for a folder".into(), code: 2 });
+        return Err(Failure::mistake("--record is for a folder".into()));
     }
     let spinner = Spinner::new(log, quiet, "images looked at");
     let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;

@@ -8,19 +8,16 @@ use std::{
     fmt::Write,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
-use cargo_metadata::{
-    CrateType, Dependency, DependencyKind, Message, MetadataCommand, Package, Target, TargetKind,
-};
+use cargo_metadata::{CrateType, Dependency, DependencyKind, MetadataCommand, Package, Target, TargetKind};
 use clap::Args;
 
 use super::sdk::{SHARED_CRATE, Sdk};
 use crate::{
-    Failure,
-    dist::{compiler, rustc},
-    emit,
+    Failure, emit,
+    toolchain::{artifacts, cargo, compiler, rustc},
 };
 
 /// Arguments of `cdl plugin build`.
@@ -41,10 +38,11 @@ pub struct BuildArgs {
 /// Compiles the crate and prints where the library is.
 pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     let sdk = Sdk::find()?;
-    let dir = args.dir.canonicalize().map_err(|e| mistake(format!("{}: {e}", args.dir.display())))?;
+    let dir =
+        args.dir.canonicalize().map_err(|e| Failure::mistake(format!("{}: {e}", args.dir.display())))?;
     let found = rustc(&["-vV"], &dir)?;
     if found != sdk.compiler {
-        return Err(mistake(format!(
+        return Err(Failure::mistake(format!(
             "plugins of this `cdl` have to be built with {}, which made it; here is {}. Install that one with rustup, \
              and choose it by `rustup override` or RUSTC",
             first(&sdk.compiler),
@@ -57,7 +55,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
         .iter()
         .find(|target| target.kind.iter().any(|kind| matches!(kind, TargetKind::Lib | TargetKind::RLib)))
         .ok_or_else(|| {
-            mistake(format!("{}: the crate has no library (src/lib.rs)", package.manifest_path))
+            Failure::mistake(format!("{}: the crate has no library (src/lib.rs)", package.manifest_path))
         })?;
     let (shared, own): (Vec<&Dependency>, Vec<&Dependency>) = package
         .dependencies
@@ -68,7 +66,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
         fits(dependency, &sdk, &package)?;
     }
     if !shared.iter().any(|dependency| dependency.name == "cdl-core") {
-        return Err(mistake(format!(
+        return Err(Failure::mistake(format!(
             "{}: does not depend on cdl-core, whose traits a plugin implements",
             package.manifest_path
         )));
@@ -76,7 +74,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
 
     let target = dir.join("target").join("cdl");
     let work = target.join("build");
-    fs::create_dir_all(&work).map_err(|e| failed(format!("{}: {e}", work.display())))?;
+    fs::create_dir_all(&work).map_err(|e| Failure::working(format!("{}: {e}", work.display())))?;
     let names: Vec<String> = shared.iter().map(|dependency| name_in_source(dependency)).collect();
     let externs = sdk.externs(shared.iter().map(|d| d.name.as_str()).zip(names.iter().map(String::as_str)));
     let script = package.targets.iter().find(|target| target.kind.contains(&TargetKind::CustomBuild));
@@ -86,14 +84,6 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     };
     let file = link(&sdk, &package, library, &compiled, &work, &target)?;
     emit(&format!("{}\n", file.display()))
-}
-
-fn mistake(message: String) -> Failure {
-    Failure { message, code: 2 }
-}
-
-fn failed(message: String) -> Failure {
-    Failure { message, code: 1 }
 }
 
 fn first(text: &str) -> &str {
@@ -107,12 +97,12 @@ fn package(dir: &Path) -> Result<Package, Failure> {
         .manifest_path(&manifest)
         .no_deps()
         .exec()
-        .map_err(|e| mistake(format!("{}: {}", manifest.display(), e.to_string().trim())))?;
+        .map_err(|e| Failure::mistake(format!("{}: {}", manifest.display(), e.to_string().trim())))?;
     let here = |package: &Package| {
         package.manifest_path.as_std_path().canonicalize().ok() == manifest.canonicalize().ok()
     };
     metadata.packages.into_iter().find(here).ok_or_else(|| {
-        mistake(format!("{}: is a workspace; give the folder of one crate", manifest.display()))
+        Failure::mistake(format!("{}: is a workspace; give the folder of one crate", manifest.display()))
     })
 }
 
@@ -121,7 +111,7 @@ fn fits(dependency: &Dependency, sdk: &Sdk, package: &Package) -> Result<(), Fai
     let Some(shared) = sdk.crates.get(&dependency.name) else { return Ok(()) };
     let place = &package.manifest_path;
     if !dependency.req.matches(&shared.version) {
-        return Err(mistake(format!(
+        return Err(Failure::mistake(format!(
             "{place}: asks for {} {}, and this program, with which a plugin shares it, has {}",
             dependency.name, dependency.req, shared.version
         )));
@@ -133,7 +123,7 @@ fn fits(dependency: &Dependency, sdk: &Sdk, package: &Package) -> Result<(), Fai
         dependency.features.iter().cloned().chain(default).filter(|f| !shared.features.contains(f)).collect();
     match missing.is_empty() {
         true => Ok(()),
-        false => Err(mistake(format!(
+        false => Err(Failure::mistake(format!(
             "{place}: asks for {} with the features {}, and this program, with which a plugin shares it, has it with {}",
             dependency.name,
             missing.join(", "),
@@ -207,15 +197,15 @@ fn compile_with_cargo(
     let folder = work.join("cargo");
     let manifest = folder.join("Cargo.toml");
     let text = manifest_of(package, library, script, own);
-    let place = |e: std::io::Error| failed(format!("{}: {e}", folder.display()));
+    let place = |e: std::io::Error| Failure::working(format!("{}: {e}", folder.display()));
     fs::create_dir_all(&folder).map_err(place)?;
     fs::write(&manifest, text).map_err(place)?;
     let lock = package.manifest_path.with_file_name("Cargo.lock");
     if lock.exists() {
         fs::copy(&lock, folder.join("Cargo.lock")).map_err(place)?;
     }
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Command::new(cargo)
+    let mut cargo = cargo();
+    cargo
         .args(["rustc", "--release", "--lib", "--message-format=json-render-diagnostics", "--manifest-path"])
         .arg(&manifest)
         .arg("--target-dir")
@@ -223,22 +213,12 @@ fn compile_with_cargo(
         .arg("--")
         .args(externs)
         // The same crate in the program and in the plugin must be two crates to Rust.
-        .env("RUSTFLAGS", "-Cmetadata=cdl-plugin")
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| failed(format!("cargo: {e}")))?;
-    let output = child.stdout.take().map(std::io::BufReader::new);
-    let mut compiled = None;
-    for message in output.into_iter().flat_map(Message::parse_stream) {
-        if let Ok(Message::CompilerArtifact(artifact)) = message
-            && artifact.target.src_path == library.src_path
-        {
-            compiled = artifact.filenames.into_iter().find(|file| file.extension() == Some("rlib"));
-        }
-    }
-    let status = child.wait().map_err(|e| failed(format!("cargo: {e}")))?;
-    let library = compiled.filter(|_| status.success()).map(PathBuf::from);
-    let library = library.ok_or_else(|| mistake("the plugin does not compile".into()))?;
+        .env("RUSTFLAGS", "-Cmetadata=cdl-plugin");
+    let made = artifacts(&mut cargo)?.into_iter().flatten();
+    let own = made.filter(|artifact| artifact.target.src_path == library.src_path);
+    let files = own.flat_map(|artifact| artifact.filenames).filter(|file| file.extension() == Some("rlib"));
+    let library = files.map(PathBuf::from).next_back();
+    let library = library.ok_or_else(|| Failure::mistake("the plugin does not compile".into()))?;
     Ok(Compiled { dependencies: Some(work.join("cargo-target").join("release").join("deps")), library })
 }
 
@@ -324,7 +304,7 @@ fn link(
         package.name.as_str(),
         package.version
     );
-    fs::write(&root, text).map_err(|e| failed(format!("{}: {e}", root.display())))?;
+    fs::write(&root, text).map_err(|e| Failure::working(format!("{}: {e}", root.display())))?;
     let file = target.join(format!("{name}{}", std::env::consts::DLL_SUFFIX));
     let mut command = compiler(target);
     command
@@ -355,7 +335,7 @@ fn link(
 fn run(command: &mut Command, or: &str) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(mistake(or.into())),
-        Err(e) => Err(failed(format!("rustc: {e}"))),
+        Ok(_) => Err(Failure::mistake(or.into())),
+        Err(e) => Err(Failure::working(format!("rustc: {e}"))),
     }
 }

@@ -159,10 +159,8 @@ fn searched() -> Result<Vec<PathBuf>, Failure> {
     let Some(folders) = std::env::var_os(SEARCH) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for folder in std::env::split_paths(&folders).filter(|folder| !folder.as_os_str().is_empty()) {
-        let unreadable = |e| Failure {
-            message: format!("{SEARCH}: the folder {} cannot be read: {e}", folder.display()),
-            code: 2,
-        };
+        let unreadable =
+            |e| Failure::mistake(format!("{SEARCH}: the folder {} cannot be read: {e}", folder.display()));
         let entries = std::fs::read_dir(&folder).map_err(unreadable)?;
         let libraries = entries
             .flatten()

@@ -74,17 +74,16 @@ impl PluginKind {
 
 /// Makes the crate and says how to go on.
 pub fn new(args: &NewArgs) -> Result<(), Failure> {
-    let mistake = |message: String| Failure { message, code: 2 };
     let name = &args.name;
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !good || TAKEN.split_whitespace().any(|word| word == name) {
         let expected =
             "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
-        return Err(mistake(format!("`{name}`: {expected}")));
+        return Err(Failure::mistake(format!("`{name}`: {expected}")));
     }
     if let Ok(entry) = find(args.kind.kind(), name) {
-        return Err(mistake(format!(
+        return Err(Failure::mistake(format!(
             "`{name}`: there is a {} of this name, by {}",
             entry.build.kind(),
             entry.origin
@@ -92,7 +91,7 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     }
     let dir = args.dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
-        return Err(mistake(format!("{}: is there already", dir.display())));
+        return Err(Failure::mistake(format!("{}: is there already", dir.display())));
     }
     let (source, own, types) = args.kind.source();
     let source = source.replace(own, name).replace(types, &camel(name));
@@ -152,5 +151,5 @@ fn cargo_toml(name: &str) -> String {
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
     let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(file, text));
-    written.map_err(|e| Failure { message: format!("{}: {e}", file.display()), code: 1 })
+    written.map_err(|e| Failure::working(format!("{}: {e}", file.display())))
 }

@@ -71,7 +71,7 @@ impl Sdk {
 
     fn read(folder: &Path) -> Result<Self, Failure> {
         let file = folder.join(INDEX);
-        let fail = |reason: String| Failure { message: format!("{}: {reason}", file.display()), code: 1 };
+        let fail = |reason: String| Failure::working(format!("{}: {reason}", file.display()));
         let bytes = std::fs::read(&file).map_err(|e| fail(e.to_string()))?;
         let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
         Ok(Self { folder: folder.into(), ..sdk })

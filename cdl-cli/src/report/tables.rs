@@ -16,7 +16,7 @@ fn rows(runs: &[Run]) -> impl Iterator<Item = (&Run, Role, Vec<Option<f64>>)> {
 
 /// All digits; an empty field where a definition has no value.
 pub fn csv(runs: &[Run]) -> Result<String, Failure> {
-    let fail = |reason: String| Failure { message: format!("summary.csv: {reason}"), code: 1 };
+    let fail = |reason: String| Failure::working(format!("summary.csv: {reason}"));
     let mut csv = csv::Writer::from_writer(Vec::new());
     let header = ["run", "network"].into_iter().chain(DEFINITIONS.iter().map(|definition| definition.name));
     csv.write_record(header).map_err(|e| fail(e.to_string()))?;
