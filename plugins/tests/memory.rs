@@ -12,7 +12,7 @@ fn resident() -> usize {
 
 /// The quickstart's methods and networks, in batches of four.
 #[test]
-fn a_thousand_steps_do_not_raise_resident_memory() -> Result<()> {
+fn steps_do_not_raise_resident_memory() -> Result<()> {
     cdl_plugins::link();
     // Steps alone: the cache of images fills up during the first epochs, and a worker of every epoch has an arena of
     // the allocator's.
@@ -28,21 +28,22 @@ fn a_thousand_steps_do_not_raise_resident_memory() -> Result<()> {
     let key = |epoch| EpochKey { task: 0, role: Role::Student, epoch };
     let batches = (0..).flat_map(|epoch| stream.train_batches(key(epoch), 4));
     // The allocator keeps freed memory for a while and gives it back at times of its own, so single readings swing by
-    // a tenth in a process this small, and the heap settles in the first hundred steps. What a leak raises is the floor.
+    // a tenth in a process this small. What a leak raises is the floor. The heap takes its time to settle: over 5,000
+    // steps the floor rose by 2 % until step 500, by 1 % more until step 3,000, and by no page after that.
     let (mut early, mut late) = (usize::MAX, usize::MAX);
-    for (step, batch) in (1..=1000).zip(batches) {
+    for (step, batch) in (1..=1400).zip(batches) {
         let batch = batch?;
         for (role, optimizer) in &mut optimizers {
             let loss = trainer.loss(*role, &task, &batch)?;
             optimizer.step(&loss.total.backward()?)?;
         }
         match step {
-            101..=200 => early = early.min(resident()),
-            901..=1000 => late = late.min(resident()),
+            501..=600 => early = early.min(resident()),
+            1301..=1400 => late = late.min(resident()),
             _ => {}
         }
     }
-    println!("resident pages at least: {early} in steps 101 to 200, {late} in steps 901 to 1000");
+    println!("resident pages at least: {early} in steps 501 to 600, {late} in steps 1301 to 1400");
     assert!(late as f64 <= 1.02 * early as f64, "at least {early} pages early, {late} late");
     Ok(())
 }
