@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Injection, Mode, Result, Role, hub::Provenance};
+use crate::{Error, Injection, Mode, Result, Role, device::Precision, hub::Provenance};
 
 /// How pixels in `[0, 1]` become the network's input: `(x - mean) / std` for each channel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub struct BackboneContext<'a> {
     pub mode: Mode,
     /// Where weights and activations live.
     pub device: &'a Device,
+    /// Numbers of weights and activations; pixels and features are float32.
+    pub precision: Precision,
 }
 
 /// Which intermediate values a caller wants besides the CLS token.

@@ -1,24 +1,102 @@
-//! Choosing where to compute.
+//! Choosing where to compute, and in which precision.
 
-use candle_core::Device;
+use candle_core::{DType, Device};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    //! Of a build without CUDA.
+
+    /// Never a device.
+    pub fn open(_ordinal: usize) -> Result<candle_core::Device, super::Missing> {
+        Err(super::Missing::Build)
+    }
+}
 
 use crate::{Error, Result};
 
-/// Opens `auto`, `cpu`, `cuda` or `cuda:N`.
+/// Numbers of the frozen networks; prompts, heads, losses and optimisers are always float32.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 24 bits of precision, everywhere.
+    #[default]
+    Float32,
+    /// float32, but a GPU's matrix products round their inputs to 11 bits (of heads and prompts too).
+    Tf32,
+    /// Weights and activations of the frozen networks have 8 bits, sums are float32. On a GPU: half the memory.
+    Bf16,
+}
+
+impl Precision {
+    /// The name in a configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The type of frozen weights and activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Float32 | Self::Tf32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+/// Why there is no GPU to compute on.
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// The program was built without CUDA.
+    #[error("this build has no CUDA support; build with `--features cuda`, or use cpu")]
+    Build,
+    /// A library cannot be loaded.
+    #[error("{library} cannot be loaded ({reason}): {what}")]
+    Library {
+        /// File name.
+        library: &'static str,
+        /// What it is part of, and how to have it found.
+        what: &'static str,
+        /// What the loader says.
+        reason: String,
+    },
+    /// The driver, or this card, refuses.
+    #[error("{0}")]
+    Driver(String),
+}
+
+impl Missing {
+    /// Whether nobody could have expected a GPU: a build without CUDA, or a machine without a driver.
+    fn is_ordinary(&self) -> bool {
+        match self {
+            Self::Build => true,
+            Self::Library { library, .. } => library.starts_with("libcuda."),
+            Self::Driver(_) => false,
+        }
+    }
+}
+
+/// Opens `auto`, `cpu`, `cuda` or `cuda:N` for networks of `precision`.
 ///
 /// # Errors
-/// An unknown name, or a device that this build or machine does not have.
-pub fn open(name: &str) -> Result<Device> {
+/// An unknown name, a device that this build or machine does not have, or a precision that it does not know.
+pub fn open(name: &str, precision: Precision) -> Result<Device> {
     let fail = |reason: String| Error::Device { device: name.into(), reason };
-    match name {
-        "cpu" => Ok(Device::Cpu),
-        "auto" if candle_core::utils::cuda_is_available() => {
-            Ok(Device::new_cuda(0).unwrap_or_else(|error| {
-                tracing::warn!("no GPU can be used ({error}); computing on the CPU");
-                Device::Cpu
-            }))
-        }
-        "auto" => Ok(Device::Cpu),
+    let device = match name {
+        "cpu" => Device::Cpu,
+        "auto" => cuda::open(0).unwrap_or_else(|missing| {
+            match missing.is_ordinary() {
+                true => tracing::debug!("no GPU: {missing}"),
+                false => tracing::warn!("no GPU can be used, computing on the CPU: {missing}"),
+            }
+            Device::Cpu
+        }),
         _ => {
             let ordinal = match name.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -26,12 +104,14 @@ pub fn open(name: &str) -> Result<Device> {
                 None => None,
             };
             let ordinal = ordinal.ok_or_else(|| fail("expected auto, cpu, cuda or cuda:N".into()))?;
-            if !candle_core::utils::cuda_is_available() {
-                return Err(fail(
-                    "this build has no CUDA support; build with `--features cuda`, or use cpu".into(),
-                ));
-            }
-            Device::new_cuda(ordinal).map_err(|e| fail(e.to_string()))
+            cuda::open(ordinal).map_err(|missing| fail(missing.to_string()))?
         }
+    };
+    if device.is_cpu() && precision != Precision::Float32 {
+        let expected = format!("expected float32 on the CPU (device `{name}`); tf32 and bf16 are for GPUs");
+        return Err(Error::setting("precision", precision.as_str(), expected));
     }
+    #[cfg(feature = "cuda")]
+    candle_core::cuda_backend::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
+    Ok(device)
 }

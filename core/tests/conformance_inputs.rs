@@ -87,6 +87,7 @@ impl Network {
             image_size: context.image_size,
             normalization: Normalization::NONE,
             checkpoint_blocks: false,
+            precision: context.precision,
         };
         let weights = VitWeights::random("faulty", sizes)?;
         let vit =

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::lookup;
 use crate::{
-    CheckpointConfig, InputSettings, OptimizerConfig, QuerySource, Role, ScheduleConfig, plugin,
+    CheckpointConfig, InputSettings, OptimizerConfig, QuerySource, Role, ScheduleConfig,
+    device::Precision,
+    plugin,
     registry::{Kind, Settings},
 };
 
@@ -127,6 +129,9 @@ pub struct RunConfig {
     /// `auto` (a GPU if this build and machine have one), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "default_device")]
     pub device: String,
+    /// Numbers of the frozen networks: `float32`, or on a GPU `tf32` or `bf16`.
+    #[serde(default)]
+    pub precision: Precision,
     /// Whether the teacher is trained and tested; `false` (the student alone) only with a distiller that needs no
     /// teacher.
     #[serde(default = "default_true")]

@@ -178,7 +178,7 @@ impl<'a> Builder<'a> {
     }
 
     fn device(&mut self) {
-        let device = device::open(&self.config.run.device);
+        let device = device::open(&self.config.run.device, self.config.run.precision);
         self.parts.device = self.note(device);
     }
 
@@ -217,7 +217,8 @@ impl<'a> Builder<'a> {
             return None;
         };
         let device = self.parts.device.clone().unwrap_or(Device::Cpu);
-        let context = BackboneContext { role, image_size, mode: run.mode, device: &device };
+        let (mode, precision) = (run.mode, run.precision);
+        let context = BackboneContext { role, image_size, mode, device: &device, precision };
         let built =
             registry::backbone(&section.name, &section.settings, &context).map_err(|error| match error {
                 // The image's size is the stream's to set.

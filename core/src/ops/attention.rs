@@ -28,6 +28,45 @@ pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<T
     })
 }
 
+/// What [`attend`] gives.
+#[derive(Debug)]
+pub(crate) struct Attended {
+    /// `(B, N, D)`.
+    pub(crate) y: Tensor,
+    /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that leave it for the backward pass.
+    pub(crate) log_sums: Option<Tensor>,
+}
+
+/// [`attention`] without a graph, for what has a backward pass of its own.
+pub(crate) fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
+    let qkv = qkv.contiguous()?;
+    let y = match extra {
+        Some(extra) => qkv.apply_op2_no_bwd(&extra.contiguous()?, &Attention { heads })?,
+        None => qkv.apply_op1_no_bwd(&Attention { heads })?,
+    };
+    Ok(Attended { y, log_sums: None })
+}
+
+/// Gradients of `qkv` and `extra` for that of the output, `dy`.
+pub(crate) fn attend_backward(
+    qkv: &Tensor,
+    extra: Option<&Tensor>,
+    attended: &Attended,
+    dy: &Tensor,
+    heads: usize,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let backward = Backward { heads, extra };
+    let gradients = qkv.apply_op3_no_bwd(&attended.y, &dy.contiguous()?, &backward)?;
+    let (batch, tokens, triple) = qkv.dims3()?;
+    let own = tokens * triple;
+    let d_qkv = gradients.narrow(1, 0, own)?.reshape((batch, tokens, triple))?;
+    let d_extra = match extra {
+        Some(extra) => Some(gradients.narrow(1, own, gradients.dim(1)? - own)?.reshape(extra.shape())?),
+        None => None,
+    };
+    Ok((d_qkv, d_extra))
+}
+
 struct Attention {
     heads: usize,
 }
@@ -194,9 +233,10 @@ impl CustomOp1 for Attention {
     }
 
     fn bwd(&self, qkv: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let gradient =
-            qkv.apply_op3_no_bwd(y, &dy.contiguous()?, &Backward { heads: self.heads, extra: None })?;
-        gradient.reshape(qkv.shape()).map(Some)
+        let attended = Attended { y: y.clone(), log_sums: None };
+        let (d_qkv, _) =
+            attend_backward(qkv, None, &attended, dy, self.heads).map_err(candle_core::Error::wrap)?;
+        Ok(Some(d_qkv))
     }
 }
 
@@ -226,13 +266,10 @@ impl CustomOp2 for Attention {
         y: &Tensor,
         dy: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let backward = Backward { heads: self.heads, extra: Some(extra) };
-        let gradients = qkv.apply_op3_no_bwd(y, &dy.contiguous()?, &backward)?;
-        let (batch, tokens, triple) = qkv.dims3()?;
-        let own = tokens * triple;
-        let d_qkv = gradients.narrow(1, 0, own)?.reshape((batch, tokens, triple))?;
-        let d_extra = gradients.narrow(1, own, gradients.dim(1)? - own)?.reshape(extra.shape())?;
-        Ok((Some(d_qkv), Some(d_extra)))
+        let attended = Attended { y: y.clone(), log_sums: None };
+        let (d_qkv, d_extra) =
+            attend_backward(qkv, Some(extra), &attended, dy, self.heads).map_err(candle_core::Error::wrap)?;
+        Ok((Some(d_qkv), d_extra))
     }
 }
 

@@ -16,6 +16,16 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     Ok(x.contiguous()?.apply_op1(Gelu)?)
 }
 
+/// The same without a graph, for what has a backward pass of its own.
+pub(crate) fn gelu_value(x: &Tensor) -> Result<Tensor> {
+    Ok(x.contiguous()?.apply_op1_no_bwd(&Gelu)?)
+}
+
+/// `dy * gelu'(x)`.
+pub(crate) fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    Ok(x.contiguous()?.apply_op2_no_bwd(&dy.contiguous()?, &Backward)?)
+}
+
 struct Gelu;
 
 impl CustomOp1 for Gelu {

@@ -13,6 +13,17 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     Ok(x.contiguous()?.apply_op1(LayerNorm { gamma: gamma.clone(), beta: beta.clone(), eps })?)
 }
 
+/// The same without a graph, for what has a backward pass of its own.
+pub(crate) fn layer_norm_value(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    let op = LayerNorm { gamma: gamma.clone(), beta: beta.clone(), eps };
+    Ok(x.contiguous()?.apply_op1_no_bwd(&op)?)
+}
+
+/// The gradient of the input `x` for that of the output, `dy`.
+pub(crate) fn layer_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
+    Ok(x.contiguous()?.apply_op2_no_bwd(&dy.contiguous()?, &Backward { gamma, eps })?)
+}
+
 struct LayerNorm {
     gamma: Tensor,
     beta: Tensor,

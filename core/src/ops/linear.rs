@@ -15,6 +15,22 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     Ok(x.contiguous()?.apply_op1(op)?)
 }
 
+/// The same without a graph, for what has a backward pass of its own.
+pub(crate) fn linear_value(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let op = Linear { weight: weight.contiguous()?, bias: Some(bias.contiguous()?) };
+    Ok(x.contiguous()?.apply_op1_no_bwd(&op)?)
+}
+
+/// `dy W`, the gradient of the input of shape `(..., I)` for that of the output, `dy` `(..., O)`.
+pub(crate) fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let mut shape = dy.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = inputs;
+    }
+    Ok(dy.reshape(((), outputs))?.matmul(weight)?.reshape(shape)?)
+}
+
 struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,

@@ -16,9 +16,13 @@ mod linear;
 pub mod portable;
 
 pub use attention::attention;
+pub(crate) use attention::{Attended, attend, attend_backward};
 pub use gelu::gelu;
+pub(crate) use gelu::{gelu_backward, gelu_value};
 pub use layer_norm::layer_norm;
+pub(crate) use layer_norm::{layer_norm_backward, layer_norm_value};
 pub use linear::linear;
+pub(crate) use linear::{linear_backward, linear_value};
 
 use candle_core::{CpuStorage, DType, Layout, Tensor};
 

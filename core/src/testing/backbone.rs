@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::{promise, read_settings};
 use crate::{
     Backbone, BackboneContext, BlockInjection, Error, Features, Injection, Kv, Mode, Result, Rng, Role, Taps,
+    device::Precision,
     registry::{self, Kind},
 };
 
@@ -27,6 +28,7 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
             image_size: SIDE,
             mode: Mode::Published,
             device: &Device::Cpu,
+            precision: Precision::Float32,
         };
         registry::backbone(name, &settings, &context)
     };

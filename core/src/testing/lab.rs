@@ -10,6 +10,7 @@ use crate::{
     Learner, LearnerContext, Linear, LossTerm, Mode, NamedVar, Network, Normalization, OptimizerConfig,
     Output, Pass, Query, QuerySource, Result, Rng, Role, ScheduleConfig, Stack, StateDict, Task, TaskStream,
     TrainSettings, Trainer,
+    device::Precision,
     hub::Provenance,
     loss::kl_divergence,
     registry::{self, Settings},
@@ -187,6 +188,7 @@ fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
         image_size: SIDE,
         normalization: Normalization::NONE,
         checkpoint_blocks: false,
+        precision: Precision::Float32,
     };
     Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
 }

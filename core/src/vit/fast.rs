@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Block, Linear, Norm, Outputs, Stem, injected_rows, side_by_side};
+use super::{Block, Linear, Norm, Outputs, Stem, prompts};
 use crate::{
     BackboneSpec, Injection, Normalization, Result, Taps,
-    ops::fused::{self, Blocks, Embedding, Frozen, Input, Prompts, Rows, Tokens},
+    ops::fused::{self, Blocks, Embedding, Frozen, Input, Tokens},
 };
 
 pub(super) struct Fast {
@@ -97,7 +97,7 @@ impl Fast {
 
     pub(super) fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Outputs> {
         let batch = pixels.dim(0)?;
-        let prompts = self.prompts(injection, batch)?;
+        let prompts = prompts(injection, self.depth, batch, DType::F32)?;
         let extra = injection.token_count()?;
         let embedded = self.blocks.embed(pixels, &self.embedding, extra)?;
         let tokens = embedded.tokens();
@@ -129,32 +129,5 @@ impl Fast {
             Some(last) => Ok(Outputs { last, tapped }),
             None => Err(candle_core::Error::Msg("a network without blocks".into()).into()),
         }
-    }
-
-    /// All injected rows side by side, and which are whose.
-    fn prompts(&self, injection: &Injection, batch: usize) -> Result<Prompts> {
-        let mut rows = Vec::new();
-        let mut own = Vec::new();
-        let mut count = 0;
-        for block in injection.blocks.iter().take(self.depth) {
-            let mut of_block = Rows::default();
-            if let Some(attended) = injected_rows(block, batch)? {
-                of_block.attended = count..count + attended.dim(1)?;
-                count = of_block.attended.end;
-                rows.push(attended);
-            }
-            if let Some(add) = &block.cls_add {
-                of_block.cls = Some(count);
-                count += 1;
-                rows.push(side_by_side(add, batch)?);
-            }
-            own.push(of_block);
-        }
-        let rows = if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 1)?) };
-        let tokens = injection.tokens.as_ref().map(|tokens| {
-            let (_, count, width) = tokens.dims3()?;
-            tokens.broadcast_as((batch, count, width))?.to_dtype(DType::F32)
-        });
-        Ok(Prompts { tokens: tokens.transpose()?, rows, own })
     }
 }

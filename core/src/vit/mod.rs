@@ -7,6 +7,7 @@ mod names;
 mod pickle;
 mod position;
 mod pytorch;
+mod run;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -18,10 +19,16 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use self::{composed::Composed, fast::Fast};
+use self::{composed::Composed, fast::Fast, run::Setting};
 use crate::{
     Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Result, Taps,
-    hub::Provenance, injection::Kv, ops,
+    device::Precision,
+    hub::Provenance,
+    injection::Kv,
+    ops::{
+        self,
+        fused::{Prompts, Rows},
+    },
 };
 
 /// What a [`Vit`] is built with besides its weights.
@@ -37,6 +44,8 @@ pub struct VitOptions {
     pub normalization: Normalization,
     /// Compute a block's intermediate values again in the backward pass instead of keeping them.
     pub checkpoint_blocks: bool,
+    /// Numbers of weights and activations.
+    pub precision: Precision,
 }
 
 /// A plain ViT with frozen weights.
@@ -84,6 +93,26 @@ struct Block {
     fc2: Linear,
 }
 
+impl Linear {
+    fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self { weight: self.weight.to_dtype(dtype)?, bias: self.bias.to_dtype(dtype)? })
+    }
+}
+
+impl Block {
+    /// The same with matrices as `dtype`; layer norms stay, they compute in float32 whatever comes in.
+    fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            norm1: self.norm1.clone(),
+            qkv: self.qkv.to_dtype(dtype)?,
+            proj: self.proj.to_dtype(dtype)?,
+            norm2: self.norm2.clone(),
+            fc1: self.fc1.to_dtype(dtype)?,
+            fc2: self.fc2.to_dtype(dtype)?,
+        })
+    }
+}
+
 /// What comes before the blocks.
 #[derive(Clone)]
 struct Stem {
@@ -93,6 +122,16 @@ struct Stem {
     prefix: Tensor,
     /// Position embeddings of the patches, `(1, patches, D)`.
     positions: Tensor,
+}
+
+impl Stem {
+    fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self {
+            patch: self.patch.to_dtype(dtype)?,
+            prefix: self.prefix.to_dtype(dtype)?,
+            positions: self.positions.to_dtype(dtype)?,
+        })
+    }
 }
 
 /// The last block's output before the final norm, and those of tapped blocks.
@@ -171,7 +210,12 @@ impl Vit {
         let (blocks, eps) = ((0..depth).map(block), weights.eps());
         let body = match fast {
             true => Body::Fast(Fast::new(stem, blocks, &spec, eps, options.checkpoint_blocks)?),
-            false => Body::Composed(Composed::new(stem, blocks.collect::<Result<_>>()?, &spec, eps)?),
+            false => {
+                let setting = Setting { heads, eps, recompute: options.checkpoint_blocks };
+                let dtype = options.precision.dtype();
+                let blocks = blocks.map(|block| block?.to_dtype(dtype)).collect::<Result<_>>()?;
+                Body::Composed(Composed::new(stem.to_dtype(dtype)?, blocks, &spec, setting)?)
+            }
         };
         Ok(Self { spec, body, norm: norm("norm")?, eps })
     }
@@ -223,6 +267,33 @@ impl Backbone for Vit {
         linear("norm".into(), norm(self.norm.clone()));
         Ok(all)
     }
+}
+
+/// All rows injected into the first `depth` blocks side by side, and which are whose, as `dtype`.
+fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: DType) -> Result<Prompts> {
+    let mut rows = Vec::new();
+    let mut own = Vec::new();
+    let mut count = 0;
+    for block in injection.blocks.iter().take(depth) {
+        let mut of_block = Rows::default();
+        if let Some(attended) = injected_rows(block, batch)? {
+            of_block.attended = count..count + attended.dim(1)?;
+            count = of_block.attended.end;
+            rows.push(attended);
+        }
+        if let Some(add) = &block.cls_add {
+            of_block.cls = Some(count);
+            count += 1;
+            rows.push(side_by_side(add, batch)?);
+        }
+        own.push(of_block);
+    }
+    let rows = if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 1)?.to_dtype(dtype)?) };
+    let tokens = injection.tokens.as_ref().map(|tokens| {
+        let (_, count, width) = tokens.dims3()?;
+        tokens.broadcast_as((batch, count, width))?.to_dtype(dtype)
+    });
+    Ok(Prompts { tokens: tokens.transpose()?, rows, own })
 }
 
 /// Prefix and suffix keys and values side by side, `(B, P, 2D)`.

@@ -1,11 +1,11 @@
-//! The fast network against the composed one in float64: values and gradients, for everything that can be injected and
+//! The fast network and the composed one against candle's graph in float64: values and gradients, for everything that can be injected and
 //! read, on every set of instructions that this machine has.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Var;
 
 use super::*;
-use crate::{Rng, ops::fused::Level};
+use crate::{Rng, device::Precision, ops::fused::Level};
 
 const SIDE: usize = 28;
 const DEPTH: usize = 4;
@@ -20,6 +20,7 @@ fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
         image_size: SIDE,
         normalization: Normalization { mean: [0.4, 0.5, 0.6], std: [0.3, 0.25, 0.2] },
         checkpoint_blocks: recompute,
+        precision: Precision::Float32,
     };
     let weights = VitWeights::random("fast", sizes).unwrap();
     Vit::new("vit", &weights, &options, Provenance::of_bytes("fast", b"fast"), &Device::Cpu).unwrap()
@@ -33,8 +34,8 @@ fn at_level(mut vit: Vit, level: Level) -> Vit {
     vit
 }
 
-/// The same network composed of operations in float64.
-fn reference(vit: &Vit) -> Vit {
+/// The same network out of operations with a backward pass of their own, in float64.
+fn composed(vit: &Vit, recompute: bool) -> Vit {
     let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
     let linear = |l: &Linear| Linear { weight: wide(&l.weight), bias: wide(&l.bias) };
     let norm = |n: &Norm| Norm { gamma: wide(&n.gamma), beta: wide(&n.beta) };
@@ -50,8 +51,63 @@ fn reference(vit: &Vit) -> Vit {
         fc1: linear(&b.fc1),
         fc2: linear(&b.fc2),
     });
-    let body = Composed::new(stem, blocks.collect(), &vit.spec, vit.eps).unwrap();
+    let setting = Setting { heads: vit.spec.heads, eps: vit.eps, recompute };
+    let body = Composed::new(stem, blocks.collect(), &vit.spec, setting).unwrap();
     Vit { spec: vit.spec.clone(), body: Body::Composed(body), norm: norm(&vit.norm), eps: vit.eps }
+}
+
+/// The oracle: the network written down operation by operation, with gradients from candle's graph alone.
+struct Oracle(Vit);
+
+impl Oracle {
+    fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
+        let Vit { spec, body: Body::Composed(body), norm, eps } = &self.0 else { panic!("not composed") };
+        let (stem, blocks) = body.layers();
+        let linear = |x: &Tensor, l: &Linear| ops::portable::linear(x, &l.weight, Some(&l.bias));
+        let normal = |x: &Tensor, n: &Norm| ops::portable::layer_norm(x, &n.gamma, &n.beta, *eps);
+        let channel =
+            |v: [f32; 3]| Tensor::new(&v, &Device::Cpu)?.to_dtype(DType::F64)?.reshape((1, 3, 1, 1));
+        let pixels = pixels
+            .broadcast_sub(&channel(spec.normalization.mean)?)?
+            .broadcast_mul(&channel(spec.normalization.std.map(|s| 1.0 / s))?)?;
+        let (p, grid) = (spec.patch_size, SIDE / spec.patch_size);
+        let patches = pixels
+            .reshape(vec![BATCH, 3, grid, p, grid, p])?
+            .permute(vec![0, 2, 4, 1, 3, 5])?
+            .reshape((BATCH, grid * grid, 3 * p * p))?;
+        let patches = linear(&patches, &stem.patch)?.broadcast_add(&stem.positions)?;
+        let prefix = stem.prefix.broadcast_as((BATCH, stem.prefix.dim(1)?, spec.width))?;
+        let mut x = Tensor::cat(&[prefix, patches], 1)?;
+        if let Some(tokens) = &injection.tokens {
+            x = Tensor::cat(&[x, tokens.broadcast_as((BATCH, tokens.dim(1)?, spec.width))?], 1)?;
+        }
+        let mut tapped = BTreeMap::new();
+        for (index, block) in blocks.iter().enumerate() {
+            let injected = injection.blocks.get(index).cloned().unwrap_or_default();
+            let mut qkv = linear(&normal(&x, &block.norm1)?, &block.qkv)?;
+            if let Some(Kv { k, v }) = &injected.cls_add {
+                let zeros = Tensor::zeros((BATCH, 1, spec.width), DType::F64, &Device::Cpu)?;
+                let cls = (qkv.narrow(1, 0, 1)? + Tensor::cat(&[&zeros, k, v], D::Minus1)?)?;
+                qkv = Tensor::cat(&[cls, qkv.narrow(1, 1, qkv.dim(1)? - 1)?], 1)?;
+            }
+            let extra = injected_rows(&injected, BATCH)?;
+            let attended = ops::portable::attention(&qkv, extra.as_ref(), spec.heads)?;
+            x = (x + linear(&attended, &block.proj)?)?;
+            let hidden = ops::portable::gelu(&linear(&normal(&x, &block.norm2)?, &block.fc1)?)?;
+            x = (x + linear(&hidden, &block.fc2)?)?;
+            if taps.blocks.contains(&index) {
+                tapped.insert(index, x.clone());
+            }
+        }
+        let x = normal(&x, norm)?;
+        let tokens = injection.token_count()?;
+        Ok(Features {
+            cls: x.narrow(1, 0, 1)?.squeeze(1)?,
+            tokens: if tokens > 0 { Some(x.narrow(1, x.dim(1)? - tokens, tokens)?) } else { None },
+            blocks: tapped,
+            norm: taps.norm.then_some(x),
+        })
+    }
 }
 
 /// What is injected: shapes by place.
@@ -124,16 +180,24 @@ impl Case {
 
     /// All outputs asked for, in one row, and the gradient of every variable.
     fn run(&self, vit: &Vit, dtype: DType) -> (Vec<f64>, Vec<Vec<f64>>) {
+        self.through(vit.spec.width, dtype, |pixels, injection, taps| vit.forward(pixels, injection, taps))
+    }
+
+    fn through(
+        &self,
+        width: usize,
+        dtype: DType,
+        forward: impl Fn(&Tensor, &Injection, &Taps) -> Result<Features>,
+    ) -> (Vec<f64>, Vec<Vec<f64>>) {
         let pixels = Rng::new(6).normal(&[BATCH, 3, SIDE, SIDE], 1.0, &Device::Cpu).unwrap();
         let vars: Vec<Var> = self
-            .vars(vit.spec.width)
+            .vars(width)
             .iter()
             .map(|var| Var::from_tensor(&var.as_tensor().to_dtype(dtype).unwrap()).unwrap())
             .collect();
         let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
         let taps = Taps { blocks: self.taps.iter().copied().collect(), norm: self.norm };
-        let features =
-            vit.forward(&pixels.to_dtype(dtype).unwrap(), &self.injection(&tensors), &taps).unwrap();
+        let features = forward(&pixels.to_dtype(dtype).unwrap(), &self.injection(&tensors), &taps).unwrap();
         let mut outputs = vec![features.cls];
         outputs.extend(features.tokens);
         outputs.extend(features.blocks.into_values());
@@ -157,13 +221,52 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
     (difference / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
 
+/// Values and gradients of the oracle.
+fn exact(case: &Case, vit: &Vit) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let oracle = Oracle(composed(vit, false));
+    case.through(vit.spec.width, DType::F64, |pixels, injection, taps| {
+        oracle.forward(pixels, injection, taps)
+    })
+}
+
 #[test]
-fn every_level_gives_the_values_and_gradients_of_the_composed_network() {
+fn the_composed_network_gives_the_values_and_gradients_of_the_graph() {
+    let vit = vit(48, 3, false);
+    for case in CASES {
+        let (values, gradients) = exact(&case, &vit);
+        for recompute in [false, true] {
+            let (found, found_gradients) = case.run(&composed(&vit, recompute), DType::F64);
+            let error = apart(&found, &values);
+            assert!(error < 1e-13, "{}: values are apart by {error:e}", case.name);
+            for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
+                let error = apart(found, exact);
+                assert!(error < 1e-12, "{}: gradient {index} is apart by {error:e}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_backward_pass_through_one_graph_gives_the_same() {
+    let vit = composed(&vit(48, 3, false), false);
+    let prompt = Rng::new(3).normal(&[1, 2, 48], 1.0, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    let prompt = Var::from_tensor(&prompt).unwrap();
+    let mut injection = Injection::none();
+    let kv = Kv { k: prompt.as_tensor().clone(), v: prompt.as_tensor().clone() };
+    injection.block_mut(1).prefix = Some(kv);
+    let pixels = Tensor::ones((BATCH, 3, SIDE, SIDE), DType::F64, &Device::Cpu).unwrap();
+    let y = vit.forward(&pixels, &injection, &Taps::none()).unwrap().cls.sqr().unwrap().sum_all().unwrap();
+    let gradient = || y.backward().unwrap().get(&prompt).unwrap().to_vec3::<f64>().unwrap();
+    assert_eq!(gradient(), gradient());
+}
+
+#[test]
+fn every_level_gives_the_values_and_gradients_of_the_graph() {
     // Heads of 16 and of 40 channels: whole registers, and a part of one.
     for (width, heads) in [(48, 3), (80, 2)] {
-        let reference = reference(&vit(width, heads, false));
+        let of_graph = vit(width, heads, false);
         for case in CASES {
-            let (values, gradients) = case.run(&reference, DType::F64);
+            let (values, gradients) = exact(&case, &of_graph);
             for level in Level::available() {
                 let (found, found_gradients) =
                     case.run(&at_level(vit(width, heads, false), level), DType::F32);

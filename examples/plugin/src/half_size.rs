@@ -65,6 +65,7 @@ impl HalfSize {
             image_size: context.image_size / 2,
             normalization: Normalization::NONE,
             checkpoint_blocks: false,
+            precision: context.precision,
         };
         let vit = Vit::new("half_size", &weights, &options, provenance, context.device)?;
         let spec = BackboneSpec { image_size: context.image_size, ..vit.spec().clone() };

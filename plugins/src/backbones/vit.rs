@@ -121,6 +121,7 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
         image_size: context.image_size,
         normalization,
         checkpoint_blocks: config.checkpoint_blocks,
+        precision: context.precision,
     };
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
 }

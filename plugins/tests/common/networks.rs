@@ -3,6 +3,7 @@
 use cdl_core::{
     Backbone, Injection, Normalization, Result, Taps,
     candle_core::{DType, Device, Tensor},
+    device::Precision,
     hub::Provenance,
     vit::{Vit, VitOptions, VitWeights},
 };
@@ -14,7 +15,14 @@ pub fn vit(
     image_size: usize,
     normalization: Normalization,
 ) -> Result<Vit> {
-    let options = VitOptions { heads, depth: None, image_size, normalization, checkpoint_blocks: false };
+    let options = VitOptions {
+        heads,
+        depth: None,
+        image_size,
+        normalization,
+        checkpoint_blocks: false,
+        precision: Precision::Float32,
+    };
     Vit::new("vit", weights, &options, Provenance::of_bytes("recorded", &[]), &Device::Cpu)
 }
 
