@@ -1,5 +1,7 @@
 //! Multi-head attention with injected keys and values.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -8,6 +10,8 @@ use super::{
     kernel::{Real, View, gemm},
     portable, slice,
 };
+#[cfg(feature = "cuda")]
+use super::{cuda, on_gpu};
 use crate::Result;
 
 /// `softmax(q kᵀ / √(D/H)) v` for each of `heads` heads.
@@ -40,6 +44,10 @@ pub(crate) struct Attended {
 /// [`attention`] without a graph, for what has a backward pass of its own.
 pub(crate) fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
     let qkv = qkv.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if on_gpu(&qkv) {
+        return Ok(cuda::attend(&qkv, extra.map(Tensor::contiguous).transpose()?.as_ref(), heads)?);
+    }
     let y = match extra {
         Some(extra) => qkv.apply_op2_no_bwd(&extra.contiguous()?, &Attention { heads })?,
         None => qkv.apply_op1_no_bwd(&Attention { heads })?,
@@ -55,6 +63,10 @@ pub(crate) fn attend_backward(
     dy: &Tensor,
     heads: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(qkv) {
+        return Ok(cuda::attend_backward(qkv, extra, attended, &dy.contiguous()?, heads)?);
+    }
     let backward = Backward { heads, extra };
     let gradients = qkv.apply_op3_no_bwd(&attended.y, &dy.contiguous()?, &backward)?;
     let (batch, tokens, triple) = qkv.dims3()?;
@@ -73,17 +85,17 @@ struct Attention {
 
 /// Sizes of one call: images, tokens, injected rows, width, heads, head width.
 #[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    tokens: usize,
-    extra: usize,
-    width: usize,
-    heads: usize,
-    head: usize,
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) tokens: usize,
+    pub(super) extra: usize,
+    pub(super) width: usize,
+    pub(super) heads: usize,
+    pub(super) head: usize,
 }
 
 impl Sizes {
-    fn new(qkv: &Layout, extra: Option<&Layout>, heads: usize) -> candle_core::Result<Self> {
+    pub(super) fn new(qkv: &Layout, extra: Option<&Layout>, heads: usize) -> candle_core::Result<Self> {
         let (batch, tokens, triple) = qkv.shape().dims3()?;
         let width = triple / 3;
         if triple % 3 != 0 || heads == 0 || width % heads != 0 {
@@ -97,7 +109,7 @@ impl Sizes {
         Ok(Self { batch, tokens, extra: rows, width, heads, head: width / heads })
     }
 
-    fn keys(&self) -> usize {
+    pub(super) fn keys(&self) -> usize {
         self.extra + self.tokens
     }
 }
@@ -232,6 +244,12 @@ impl CustomOp1 for Attention {
         Ok((y, (s.batch, s.tokens, s.width).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, qkv: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (y, _, s) = cuda::attention(qkv, layout, None, self.heads)?;
+        Ok((y, (s.batch, s.tokens, s.width).into()))
+    }
+
     fn bwd(&self, qkv: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let attended = Attended { y: y.clone(), log_sums: None };
         let (d_qkv, _) =
@@ -256,6 +274,18 @@ impl CustomOp2 for Attention {
         let y = by_dtype!(qkv, T => {
             <T as Real>::storage(forward::<T>(s, slice(qkv, qkv_layout)?, slice(extra, extra_layout)?))
         });
+        Ok((y, (s.batch, s.tokens, s.width).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        qkv: &CudaStorage,
+        qkv_layout: &Layout,
+        extra: &CudaStorage,
+        extra_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (y, _, s) = cuda::attention(qkv, qkv_layout, Some((extra, extra_layout)), self.heads)?;
         Ok((y, (s.batch, s.tokens, s.width).into()))
     }
 

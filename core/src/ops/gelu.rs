@@ -1,7 +1,11 @@
 //! The exact Gaussian error linear unit.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{by_dtype, fused, kernel, kernel::Real, portable, slice};
 use crate::Result;
 
@@ -43,6 +47,11 @@ impl CustomOp1 for Gelu {
         Ok((y, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        Ok((cuda::gelu(x, layout)?, layout.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         x.apply_op2_no_bwd(&dy.contiguous()?, &Backward).map(Some)
     }
@@ -73,5 +82,16 @@ impl CustomOp2 for Backward {
             <T as Real>::storage(dx)
         });
         Ok((dx, x_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        Ok((cuda::gelu_backward(x, x_layout, dy, dy_layout)?, x_layout.shape().clone()))
     }
 }

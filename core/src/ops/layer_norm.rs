@@ -1,7 +1,11 @@
 //! Layer normalisation with frozen scale and shift.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{by_dtype, fused, kernel, kernel::Real, portable, slice};
 use crate::Result;
 
@@ -52,6 +56,11 @@ impl CustomOp1 for LayerNorm {
         Ok((y, layout.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        Ok((cuda::layer_norm(x, layout, &self.gamma, &self.beta, self.eps)?, layout.shape().clone()))
+    }
+
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         let backward = Backward { gamma: &self.gamma, eps: self.eps };
         x.apply_op2_no_bwd(&dy.contiguous()?, &backward).map(Some)
@@ -86,6 +95,18 @@ impl CustomOp2 for Backward<'_> {
             });
             <T as Real>::storage(dx)
         });
+        Ok((dx, x_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        dy: &CudaStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let dx = cuda::layer_norm_backward(x, x_layout, self.gamma, self.eps, dy, dy_layout)?;
         Ok((dx, x_layout.shape().clone()))
     }
 }

@@ -1,7 +1,11 @@
 //! A frozen linear layer.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{by_dtype, fused, kernel, kernel::View, portable, slice};
 use crate::Result;
 
@@ -36,6 +40,19 @@ struct Linear {
     bias: Option<Tensor>,
 }
 
+impl Linear {
+    /// Rows of an input, and the output's shape.
+    fn shape(&self, layout: &Layout) -> candle_core::Result<(usize, Shape)> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        let mut shape = layout.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == inputs => *last = outputs,
+            _ => bail!("linear layer of {inputs} inputs on a tensor of shape {:?}", layout.dims()),
+        }
+        Ok((layout.shape().elem_count() / inputs, shape.into()))
+    }
+}
+
 impl CustomOp1 for Linear {
     fn name(&self) -> &'static str {
         "frozen-linear"
@@ -43,12 +60,7 @@ impl CustomOp1 for Linear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (outputs, inputs) = self.weight.dims2()?;
-        let mut shape = layout.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == inputs => *last = outputs,
-            _ => bail!("linear layer of {inputs} inputs on a tensor of shape {:?}", layout.dims()),
-        }
-        let rows = layout.shape().elem_count() / inputs;
+        let (rows, shape) = self.shape(layout)?;
         let y = by_dtype!(x, T => {
             let x = slice::<T>(x, layout)?;
             let (storage, weight_layout) = self.weight.storage_and_layout();
@@ -70,7 +82,13 @@ impl CustomOp1 for Linear {
             );
             <T as kernel::Real>::storage(y)
         });
-        Ok((y, shape.into()))
+        Ok((y, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (rows, shape) = self.shape(layout)?;
+        Ok((cuda::linear(x, layout, rows, &self.weight, self.bias.as_ref())?, shape))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {

@@ -2,12 +2,15 @@
 //!
 //! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matmul computes a gradient
 //! for frozen weights too. These operations do neither: each takes the frozen tensors as constants and sends gradients
-//! to its inputs alone. On the CPU they are fused, vectorised and multi-threaded; on other devices they are composed
-//! of candle's own differentiable operations ([`portable`]), which also serve as the tests' oracle.
+//! to its inputs alone. On the CPU they are fused, vectorised and multi-threaded, for NVIDIA's GPUs they have kernels of
+//! their own (`core/kernels`); for other types and devices they are composed of candle's own differentiable operations
+//! ([`portable`]), which also serve as the tests' oracle.
 //!
 //! Every value is computed by one thread in a fixed order, so results do not depend on the number of threads.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod fused;
 mod gelu;
 mod kernel;
@@ -28,9 +31,19 @@ use candle_core::{CpuStorage, DType, Layout, Tensor};
 
 use kernel::Real;
 
-/// Whether the fused CPU kernels can take this tensor.
+/// Whether there are kernels for this tensor.
 fn fused(x: &Tensor) -> bool {
-    x.device().is_cpu() && matches!(x.dtype(), DType::F32 | DType::F64)
+    match x.dtype() {
+        DType::F64 => x.device().is_cpu(),
+        DType::F32 => x.device().is_cpu() || on_gpu(x),
+        DType::BF16 => on_gpu(x),
+        _ => false,
+    }
+}
+
+/// Whether it lies where the CUDA kernels of this build can take it.
+fn on_gpu(x: &Tensor) -> bool {
+    cfg!(feature = "cuda") && x.device().is_cuda()
 }
 
 /// The elements of a contiguous tensor.

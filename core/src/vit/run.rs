@@ -104,7 +104,7 @@ impl Block {
             let cls = qkv.narrow(1, 0, 1)?;
             let key_and_value = (cls.narrow(2, third, 2 * third)? + rows.narrow(1, at, 1)?)?;
             let cls = Tensor::cat(&[cls.narrow(2, 0, third)?, key_and_value], D::Minus1)?;
-            qkv.slice_set(&cls, 1, 0)?;
+            qkv.slice_set(&cls.contiguous()?, 1, 0)?;
         }
         let attended = attend(&qkv, self.extra(rows, own)?.as_ref(), s.heads)?;
         let projected = linear_value(&read.keep(&attended.y)?, &self.proj.weight, &self.proj.bias)?;

@@ -1,0 +1,567 @@
+//! The operations on a GPU: launches of the kernels in `core/kernels`, whose sources state how they are to be launched,
+//! and matrix products of cuBLAS, all on candle's stream and without a word to the host.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use candle_core::{
+    CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor,
+    backend::BackendStorage,
+    bail,
+    cuda_backend::{
+        CudaDType, CudaStorageSlice, DeviceId, WrapErr,
+        cudarc::{
+            cublaslt::{CudaBlasLT, Matmul, MatmulConfig},
+            driver::{
+                CudaFunction, CudaSlice, CudaView, DeviceRepr, LaunchConfig, PushKernelArg,
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+            },
+        },
+        gemm_reduced_precision_f32,
+    },
+    op::BackpropOp,
+};
+use half::bf16;
+
+use super::attention::{Attended, Sizes};
+
+/// Kernels compiled for no card in particular.
+struct Module {
+    name: &'static str,
+    ptx: &'static str,
+}
+
+macro_rules! module {
+    ($name:literal) => {
+        Module {
+            name: concat!("cdl-", $name),
+            ptx: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
+        }
+    };
+}
+const ELEMENTWISE: Module = module!("elementwise");
+const LAYER_NORM: Module = module!("layer_norm");
+const ATTENTION: Module = module!("attention");
+
+impl Module {
+    fn function(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
+        Ok(device.get_or_load_custom_func(name, self.name, self.ptx)?.into_cuda_function())
+    }
+}
+
+/// Numbers that the kernels know.
+trait Element: CudaDType + DeviceRepr {
+    /// How names of kernels end.
+    const SUFFIX: &'static str;
+    /// How names of kernels of attention end: those with tensor cores where they may be used.
+    fn products() -> &'static str;
+}
+
+impl Element for f32 {
+    const SUFFIX: &'static str = "f32";
+    fn products() -> &'static str {
+        if gemm_reduced_precision_f32() { "tf32" } else { "f32" }
+    }
+}
+
+impl Element for bf16 {
+    const SUFFIX: &'static str = "bf16";
+    fn products() -> &'static str {
+        "bf16"
+    }
+}
+
+/// Runs `$body` with `$t` as the element type of `$storage`.
+macro_rules! by_dtype {
+    ($storage:expr, $t:ident => $body:expr) => {
+        match &$storage.slice {
+            CudaStorageSlice::F32(_) => {
+                type $t = f32;
+                $body
+            }
+            CudaStorageSlice::BF16(_) => {
+                type $t = bf16;
+                $body
+            }
+            _ => bail!("operation on {:?} on a GPU, expected f32 or bf16", $storage.dtype()),
+        }
+    };
+}
+
+/// The elements of a contiguous tensor.
+fn slice<'a, T: CudaDType>(storage: &'a CudaStorage, layout: &Layout) -> Result<CudaView<'a, T>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(storage.as_cuda_slice::<T>()?.slice(start..end)),
+        None => bail!("operation on a tensor that is not contiguous: {layout:?}"),
+    }
+}
+
+/// Memory for `count` elements, not yet written.
+fn room<T: DeviceRepr>(device: &CudaDevice, count: usize) -> Result<CudaSlice<T>> {
+    // SAFETY: every caller hands it to a kernel that writes all of it before anything reads it.
+    unsafe { device.alloc::<T>(count) }
+}
+
+/// A number as the kernels take it.
+fn narrow(number: usize) -> Result<u32> {
+    u32::try_from(number)
+        .map_err(|_| candle_core::Error::Msg(format!("{number} rows are more than a kernel takes")))
+}
+
+/// Blocks of 256 threads, each thread for one vector of 16 bytes, up to what fills any card.
+fn elementwise(count: usize, bytes: usize) -> LaunchConfig {
+    let vectors = (count * bytes).div_ceil(16);
+    let blocks = vectors.div_ceil(256).clamp(1, 8192) as u32;
+    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// Storage as a tensor without a graph.
+fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}
+
+/// The GPU's storage of a tensor.
+macro_rules! on_gpu {
+    ($tensor:expr => $storage:ident, $layout:ident) => {
+        let (storage, $layout) = $tensor.storage_and_layout();
+        let Storage::Cuda($storage) = &*storage else { bail!("a frozen tensor is not on the GPU") };
+    };
+}
+
+pub(super) fn gelu(x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
+    by_dtype!(x, T => {
+        let device = x.device();
+        let count = layout.shape().elem_count();
+        let (x, mut y) = (slice::<T>(x, layout)?, room::<T>(device, count)?);
+        let kernel = ELEMENTWISE.function(device, &format!("gelu_forward_{}", T::SUFFIX))?;
+        let (stream, n) = (device.cuda_stream(), count as u64);
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&x).arg(&mut y).arg(&n);
+        // SAFETY: the kernel's arguments, and as many elements in each as it is told.
+        unsafe { launch.launch(elementwise(count, size_of::<T>())) }.w()?;
+        Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
+    })
+}
+
+pub(super) fn gelu_backward(
+    x: &CudaStorage,
+    x_layout: &Layout,
+    dy: &CudaStorage,
+    dy_layout: &Layout,
+) -> Result<CudaStorage> {
+    by_dtype!(x, T => {
+        let device = x.device();
+        let count = same_count(x_layout, dy_layout)?;
+        let (x, dy) = (slice::<T>(x, x_layout)?, slice::<T>(dy, dy_layout)?);
+        let mut dx = room::<T>(device, count)?;
+        let kernel = ELEMENTWISE.function(device, &format!("gelu_backward_{}", T::SUFFIX))?;
+        let (stream, n) = (device.cuda_stream(), count as u64);
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&x).arg(&dy).arg(&mut dx).arg(&n);
+        // SAFETY: the kernel's arguments, and as many elements in each as it is told.
+        unsafe { launch.launch(elementwise(count, size_of::<T>())) }.w()?;
+        Ok(CudaStorage::wrap_cuda_slice(dx, device.clone()))
+    })
+}
+
+fn same_count(a: &Layout, b: &Layout) -> Result<usize> {
+    let count = a.shape().elem_count();
+    if b.shape().elem_count() != count {
+        bail!("a gradient of shape {:?} for values of shape {:?}", b.dims(), a.dims());
+    }
+    Ok(count)
+}
+
+/// Blocks of four warps, a warp for each row.
+fn by_row(rows: u32) -> LaunchConfig {
+    LaunchConfig { grid_dim: (rows.div_ceil(4).max(1), 1, 1), block_dim: (128, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// `gamma` and `beta` are float32, whatever `x` is.
+pub(super) fn layer_norm(
+    x: &CudaStorage,
+    layout: &Layout,
+    gamma: &Tensor,
+    beta: &Tensor,
+    eps: f64,
+) -> Result<CudaStorage> {
+    on_gpu!(gamma => gamma, gamma_layout);
+    on_gpu!(beta => beta, beta_layout);
+    let (gamma, beta) = (slice::<f32>(gamma, gamma_layout)?, slice::<f32>(beta, beta_layout)?);
+    let width = gamma.len();
+    if layout.dims().last() != Some(&width) || beta.len() != width {
+        bail!("layer norm of width {width} on a tensor of shape {:?}", layout.dims());
+    }
+    by_dtype!(x, T => {
+        let device = x.device();
+        let count = layout.shape().elem_count();
+        let (rows, width, eps) = (narrow(count / width)?, narrow(width)?, eps as f32);
+        let (x, mut y) = (slice::<T>(x, layout)?, room::<T>(device, count)?);
+        let kernel = LAYER_NORM.function(device, &format!("layer_norm_forward_{}", T::SUFFIX))?;
+        let stream = device.cuda_stream();
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&x).arg(&gamma).arg(&beta).arg(&mut y).arg(&rows).arg(&width).arg(&eps);
+        // SAFETY: the kernel's arguments; `x` and `y` have `rows` rows of `width`, `gamma` and `beta` one.
+        unsafe { launch.launch(by_row(rows)) }.w()?;
+        Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
+    })
+}
+
+pub(super) fn layer_norm_backward(
+    x: &CudaStorage,
+    x_layout: &Layout,
+    gamma: &Tensor,
+    eps: f64,
+    dy: &CudaStorage,
+    dy_layout: &Layout,
+) -> Result<CudaStorage> {
+    on_gpu!(gamma => gamma, gamma_layout);
+    let gamma = slice::<f32>(gamma, gamma_layout)?;
+    let (count, width) = (same_count(x_layout, dy_layout)?, gamma.len());
+    if x_layout.dims().last() != Some(&width) {
+        bail!("layer norm of width {width} on a tensor of shape {:?}", x_layout.dims());
+    }
+    by_dtype!(x, T => {
+        let device = x.device();
+        let (rows, width, eps) = (narrow(count / width)?, narrow(width)?, eps as f32);
+        let (x, dy) = (slice::<T>(x, x_layout)?, slice::<T>(dy, dy_layout)?);
+        let mut dx = room::<T>(device, count)?;
+        let kernel = LAYER_NORM.function(device, &format!("layer_norm_backward_{}", T::SUFFIX))?;
+        let stream = device.cuda_stream();
+        let mut launch = stream.launch_builder(&kernel);
+        launch.arg(&x).arg(&gamma).arg(&dy).arg(&mut dx).arg(&rows).arg(&width).arg(&eps);
+        // SAFETY: the kernel's arguments; `x`, `dy` and `dx` have `rows` rows of `width`, `gamma` one.
+        unsafe { launch.launch(by_row(rows)) }.w()?;
+        Ok(CudaStorage::wrap_cuda_slice(dx, device.clone()))
+    })
+}
+
+/// `x Wᵀ + b` for `rows` rows. bf16 and TF32 add the bias within the product; float32 products of cuBLAS that do are
+/// never exact, so there it is added after.
+pub(super) fn linear(
+    x: &CudaStorage,
+    layout: &Layout,
+    rows: usize,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<CudaStorage> {
+    let (outputs, inputs) = weight.dims2()?;
+    let width = narrow(outputs)?;
+    on_gpu!(weight => weight, weight_layout);
+    let device = x.device();
+    match (&x.slice, bias) {
+        (CudaStorageSlice::BF16(_), Some(bias)) => {
+            product_with_bias::<bf16>(x, layout, (rows, inputs, outputs), weight, weight_layout, bias)
+        }
+        (CudaStorageSlice::F32(_), Some(bias)) if gemm_reduced_precision_f32() => {
+            product_with_bias::<f32>(x, layout, (rows, inputs, outputs), weight, weight_layout, bias)
+        }
+        _ => {
+            let flat = Layout::contiguous_with_offset((rows, inputs), layout.start_offset());
+            let transposed = weight_layout.transpose(0, 1)?;
+            let y = x.matmul(weight, (1, rows, outputs, inputs), &flat, &transposed)?;
+            let Some(bias) = bias else { return Ok(y) };
+            on_gpu!(bias => bias, bias_layout);
+            by_dtype!(x, T => {
+                let bias = slice::<T>(bias, bias_layout)?;
+                if bias.len() != outputs {
+                    bail!("a bias of {} for {outputs} outputs", bias.len());
+                }
+                let mut y = y;
+                let kernel = ELEMENTWISE.function(device, &format!("add_bias_{}", T::SUFFIX))?;
+                let (stream, count) = (device.cuda_stream(), rows as u64);
+                let values = y.as_cuda_slice_mut::<T>()?;
+                let mut launch = stream.launch_builder(&kernel);
+                launch.arg(values).arg(&bias).arg(&count).arg(&width);
+                // SAFETY: the kernel's arguments; `y` has `rows` rows of `width`, the bias one.
+                unsafe { launch.launch(elementwise(rows * outputs, size_of::<T>())) }.w()?;
+                Ok(y)
+            })
+        }
+    }
+}
+
+/// cuBLASLt adds the bias to the rows of column-major matrices, so the product is computed transposed: `Yᵀ = W Xᵀ + b`.
+fn product_with_bias<T: Element>(
+    x: &CudaStorage,
+    layout: &Layout,
+    (rows, inputs, outputs): (usize, usize, usize),
+    weight: &CudaStorage,
+    weight_layout: &Layout,
+    bias: &Tensor,
+) -> Result<CudaStorage>
+where
+    CudaBlasLT: Matmul<T>,
+{
+    let device = x.device();
+    on_gpu!(bias => bias, bias_layout);
+    let (x, weight) = (slice::<T>(x, layout)?, slice::<T>(weight, weight_layout)?);
+    let bias = slice::<T>(bias, bias_layout)?;
+    if x.len() != rows * inputs || weight.len() != outputs * inputs || bias.len() != outputs {
+        bail!(
+            "a linear layer of {inputs} inputs and {outputs} outputs on {rows} rows of {} numbers",
+            x.len()
+        );
+    }
+    let mut y = room::<T>(device, rows * outputs)?;
+    let product = MatmulConfig {
+        transa: true,
+        transb: false,
+        transc: false,
+        m: outputs as u64,
+        n: rows as u64,
+        k: inputs as u64,
+        alpha: 1.0,
+        lda: inputs as i64,
+        ldb: inputs as i64,
+        beta: 0.0,
+        ldc: outputs as i64,
+        stride_a: None,
+        stride_b: None,
+        stride_c: None,
+        stride_bias: None,
+        batch_size: None,
+    };
+    let handle = products(device)?;
+    // SAFETY: the lengths were compared with the sizes above, and `y` is as large as the product.
+    let done = unsafe { handle.matmul(product, &weight, &x, &mut y, Some(&bias), None) };
+    done.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error:?}")))?;
+    Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
+}
+
+/// cuBLASLt on the device's stream, made once.
+fn products(device: &CudaDevice) -> Result<Arc<CudaBlasLT>> {
+    static HANDLES: Mutex<Option<HashMap<DeviceId, Arc<CudaBlasLT>>>> = Mutex::new(None);
+    let mut handles = HANDLES.lock().unwrap_or_else(PoisonError::into_inner);
+    let handles = handles.get_or_insert_default();
+    if let Some(handle) = handles.get(&device.id()) {
+        return Ok(handle.clone());
+    }
+    let handle = CudaBlasLT::new(device.cuda_stream());
+    let handle = Arc::new(handle.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error:?}")))?);
+    handles.insert(device.id(), handle.clone());
+    Ok(handle)
+}
+
+/// One of attention's kernels, and how it is launched.
+struct Kernel {
+    function: CudaFunction,
+    config: LaunchConfig,
+}
+
+/// Sides of attention that a block of 64 rows can belong to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Forward,
+    Queries,
+    Keys,
+}
+
+impl Kernel {
+    fn new<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<Self> {
+        let Some(padded) = [32, 64, 96, 128].into_iter().find(|&padded| padded >= s.head) else {
+            bail!("attention on a GPU with heads of {} channels, expected 128 or fewer", s.head)
+        };
+        let products = T::products();
+        let (name, rows, columns) = match (side, products, padded) {
+            (Side::Forward, "bf16", _) => ("forward", 64, 64),
+            (Side::Forward, _, ..=64) => ("forward", 64, 32),
+            (Side::Forward, ..) => ("forward", 64, 16),
+            (Side::Queries, "bf16", _) | (Side::Queries, _, ..=64) => ("backward_queries", 128, 32),
+            (Side::Queries, ..) => ("backward_queries", 128, 16),
+            (Side::Keys, "bf16", _) | (Side::Keys, _, ..=64) => ("backward_keys", 128, 32),
+            (Side::Keys, ..) => ("backward_keys", 128, 16),
+        };
+        let stride = if products == "bf16" { padded + 8 } else { padded + 4 };
+        let mut bytes = size_of::<T>() * stride * (rows + 2 * columns);
+        if products == "f32" {
+            bytes += 256 * (columns + 4);
+        }
+        if side == Side::Keys {
+            bytes += 8 * columns;
+        }
+        let function = ATTENTION.function(device, &format!("attention_{name}_{products}_{padded}"))?;
+        // What a block may have without asking.
+        if bytes > 48 * 1024 {
+            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32).w()?;
+        }
+        let along = if side == Side::Keys { s.keys() } else { s.tokens };
+        let config = LaunchConfig {
+            grid_dim: (narrow(along.div_ceil(64))?, narrow(s.heads)?, narrow(s.batch)?),
+            block_dim: (128, 1, 1),
+            shared_mem_bytes: narrow(bytes)?,
+        };
+        Ok(Self { function, config })
+    }
+}
+
+/// Sizes and scale as the kernels take them.
+struct Numbers {
+    batch: u32,
+    tokens: u32,
+    extra: u32,
+    heads: u32,
+    head: u32,
+    scale: f32,
+}
+
+impl Numbers {
+    fn of(s: &Sizes) -> Result<Self> {
+        Ok(Self {
+            batch: narrow(s.batch)?,
+            tokens: narrow(s.tokens)?,
+            extra: narrow(s.extra)?,
+            heads: narrow(s.heads)?,
+            head: narrow(s.head)?,
+            scale: (1.0 / (s.head as f64).sqrt()) as f32,
+        })
+    }
+}
+
+/// `extra` as an argument: null where there is nothing.
+macro_rules! injected {
+    ($launch:ident, $extra:ident) => {
+        match &$extra {
+            Some(extra) => $launch.arg(extra),
+            None => $launch.arg(&0u64),
+        }
+    };
+}
+
+/// Output and logarithms of sums of one attention.
+pub(super) fn attention(
+    qkv: &CudaStorage,
+    layout: &Layout,
+    extra: Option<(&CudaStorage, &Layout)>,
+    heads: usize,
+) -> Result<(CudaStorage, CudaStorage, Sizes)> {
+    let s = Sizes::new(layout, extra.map(|(_, layout)| layout), heads)?;
+    by_dtype!(qkv, T => {
+        let device = qkv.device();
+        let qkv = slice::<T>(qkv, layout)?;
+        let extra = extra.map(|(extra, layout)| slice::<T>(extra, layout)).transpose()?;
+        let mut y = room::<T>(device, s.batch * s.tokens * s.width)?;
+        let mut log_sums = room::<f32>(device, s.batch * s.heads * s.tokens)?;
+        let Kernel { function, config } = Kernel::new::<T>(device, Side::Forward, &s)?;
+        let Numbers { batch, tokens, extra: rows, heads, head, scale } = Numbers::of(&s)?;
+        let stream = device.cuda_stream();
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&qkv);
+        injected!(launch, extra);
+        launch.arg(&mut y).arg(&mut log_sums);
+        launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
+        // SAFETY: the kernel's arguments; `Sizes` has compared the shapes, the outputs are as large as it says.
+        unsafe { launch.launch(config) }.w()?;
+        let wrap = |y| CudaStorage::wrap_cuda_slice(y, device.clone());
+        Ok((wrap(y), CudaStorage::wrap_cuda_slice(log_sums, device.clone()), s))
+    })
+}
+
+/// See [`super::attend`].
+pub(super) fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
+    let injected = extra.map(Tensor::storage_and_layout);
+    let injected = match &injected {
+        None => None,
+        Some((storage, layout)) => match &**storage {
+            Storage::Cuda(storage) => Some((storage, *layout)),
+            _ => bail!("injected keys and values are not on the GPU"),
+        },
+    };
+    on_gpu!(qkv => storage, layout);
+    let (y, log_sums, s) = attention(storage, layout, injected, heads)?;
+    Ok(Attended {
+        y: tensor(y, (s.batch, s.tokens, s.width)),
+        log_sums: Some(tensor(log_sums, (s.batch, s.heads, s.tokens))),
+    })
+}
+
+/// See [`super::attend_backward`].
+pub(super) fn attend_backward(
+    qkv: &Tensor,
+    extra: Option<&Tensor>,
+    Attended { y, log_sums }: &Attended,
+    dy: &Tensor,
+    heads: usize,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let log_sums = match log_sums {
+        Some(log_sums) => log_sums.clone(),
+        // A node of the graph keeps its output alone.
+        None => match attend(qkv, extra, heads)?.log_sums {
+            Some(log_sums) => log_sums,
+            None => bail!("attention left no sums"),
+        },
+    };
+    let injected = extra.map(Tensor::storage_and_layout);
+    on_gpu!(qkv => qkv_storage, qkv_layout);
+    on_gpu!(y => y_storage, y_layout);
+    on_gpu!(dy => dy_storage, dy_layout);
+    on_gpu!(log_sums => log_sums_storage, log_sums_layout);
+    let s = Sizes::new(qkv_layout, injected.as_ref().map(|(_, layout)| *layout), heads)?;
+    let shape = (s.batch, s.tokens, s.width);
+    if y.dims3()? != shape || dy.dims3()? != shape || log_sums.dims3()? != (s.batch, s.heads, s.tokens) {
+        bail!("attention's gradient of shape {:?} for an output of shape {shape:?}", dy.dims());
+    }
+    by_dtype!(qkv_storage, T => {
+        let device = qkv_storage.device();
+        let extra = match &injected {
+            None => None,
+            Some((storage, layout)) => match &**storage {
+                Storage::Cuda(storage) => Some(slice::<T>(storage, layout)?),
+                _ => bail!("injected keys and values are not on the GPU"),
+            },
+        };
+        let qkv = slice::<T>(qkv_storage, qkv_layout)?;
+        let (y, dy) = (slice::<T>(y_storage, y_layout)?, slice::<T>(dy_storage, dy_layout)?);
+        let log_sums = slice::<f32>(log_sums_storage, log_sums_layout)?;
+        let Numbers { batch, tokens, extra: rows, heads, head, scale } = Numbers::of(&s)?;
+        let stream = device.cuda_stream();
+
+        let of_heads = s.batch * s.tokens * s.heads;
+        let mut delta = room::<f32>(device, of_heads)?;
+        let function = ATTENTION.function(device, &format!("attention_delta_{}", T::SUFFIX))?;
+        let config = LaunchConfig {
+            grid_dim: (narrow(of_heads.div_ceil(16))?, 1, 1),
+            block_dim: (128, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&y).arg(&dy).arg(&mut delta).arg(&batch).arg(&tokens).arg(&heads).arg(&head);
+        // SAFETY: the kernel's arguments; shapes were compared above.
+        unsafe { launch.launch(config) }.w()?;
+
+        let mut d_qkv = room::<T>(device, s.batch * s.tokens * 3 * s.width)?;
+        let Kernel { function, config } = Kernel::new::<T>(device, Side::Queries, &s)?;
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&qkv);
+        injected!(launch, extra);
+        launch.arg(&dy).arg(&log_sums).arg(&delta).arg(&mut d_qkv);
+        launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
+        // SAFETY: the kernel's arguments; it writes the queries' third of `d_qkv`, the next the rest.
+        unsafe { launch.launch(config) }.w()?;
+
+        let mut d_extra = match extra {
+            Some(_) => Some(room::<T>(device, s.batch * s.extra * 2 * s.width)?),
+            None => None,
+        };
+        let Kernel { function, config } = Kernel::new::<T>(device, Side::Keys, &s)?;
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&qkv);
+        injected!(launch, extra);
+        launch.arg(&dy).arg(&log_sums).arg(&delta).arg(&mut d_qkv);
+        match &mut d_extra {
+            Some(d_extra) => launch.arg(d_extra),
+            None => launch.arg(&0u64),
+        };
+        launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
+        // SAFETY: the kernel's arguments; `d_extra` has a row for each of `extra`.
+        unsafe { launch.launch(config) }.w()?;
+
+        let d_qkv = tensor(CudaStorage::wrap_cuda_slice(d_qkv, device.clone()), (s.batch, s.tokens, 3 * s.width));
+        let d_extra = d_extra.map(|d_extra| {
+            tensor(CudaStorage::wrap_cuda_slice(d_extra, device.clone()), (s.batch, s.extra, 2 * s.width))
+        });
+        Ok((d_qkv, d_extra))
+    })
+}
