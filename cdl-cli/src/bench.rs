@@ -3,8 +3,8 @@
 use std::{fmt::Write, path::PathBuf, time::Instant};
 
 use cdl_core::{
-    BackboneSpec, Batch, Config, EpochKey, Error, Experiment, Optimizer, Role, Task, Trainer, memory,
-    ops::fused,
+    BackboneSpec, Batch, Config, EpochKey, Error, Experiment, Optimizer, Role, Task, Trainer,
+    candle_core::Device, device, memory, ops::fused,
 };
 use clap::Args;
 
@@ -95,7 +95,7 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
         true => Config::parse("configs/bench.toml", CONFIG, &sets).map_err(Failure::before_writing)?,
         false => ConfigArgs { configs: args.configs.clone(), sets }.load()?,
     };
-    let Experiment { stream, mut trainer, .. } =
+    let Experiment { stream, mut trainer, device } =
         Experiment::build(&config).map_err(Failure::before_writing)?;
     let task = stream.tasks()[0].clone();
     trainer.begin_task(&task)?;
@@ -105,10 +105,10 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
 
     let mut steps = Vec::new();
     for role in config.run.roles() {
-        steps.push(measure(&trainer, role, &task, &batch, args, profile)?);
+        steps.push(measure(&trainer, role, &task, &batch, (&device, args, profile))?);
     }
     // What is measured from here on is not part of a run.
-    let peak = memory::peak_bytes();
+    let peak = device::peak_bytes(&device).or_else(memory::peak_bytes);
     let spec = trainer.teacher.backbone.spec();
     // The first layer of the teacher's MLP, for all tokens.
     let layer = (config.run.batch_size * (1 + spec.patches), spec.width, 4 * spec.width);
@@ -135,8 +135,7 @@ fn measure(
     role: Role,
     task: &Task,
     batch: &Batch,
-    args: &BenchArgs,
-    profile: &Profile,
+    (device, args, profile): (&Device, &BenchArgs, &Profile),
 ) -> Result<Step, Failure> {
     let mut optimizer = Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?;
     let mut step = || -> Result<f64, Failure> {
@@ -144,6 +143,8 @@ fn measure(
         let loss = trainer.loss(role, task, batch)?;
         Trainer::update(&loss, &mut optimizer)?;
         drop(loss);
+        // A GPU has only been told what to do.
+        device.synchronize().map_err(Error::from)?;
         Ok(start.elapsed().as_secs_f64())
     };
     for _ in 0..args.warmup {
@@ -174,7 +175,7 @@ fn json(
     let mut line = serde_json::json!({
         "peer": format!("cdl {}", env!("CARGO_PKG_VERSION")),
         "mode": fused::Level::best().as_str(),
-        "precision": "fp32",
+        "precision": config.run.precision.as_str(),
         "device": config.run.device,
         "teacher": network(trainer.teacher.backbone.spec()),
         "student": network(trainer.student.backbone.spec()),
@@ -202,12 +203,13 @@ fn tables(
 ) -> String {
     let threads = rayon::current_num_threads();
     let mut text = format!(
-        "teacher {}, student {}, batch {}, float32 on {}, {threads} threads, {} kernels\n\n\
+        "teacher {}, student {}, batch {}, {} on {}, {threads} threads, {} kernels\n\n\
          matrix products on this machine: {:.0} GFLOP/s in the cache, {:.0} of the size of a layer\n\n\
          step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of a layer's\n",
         network(trainer.teacher.backbone.spec()),
         network(trainer.student.backbone.spec()),
         config.run.batch_size,
+        config.run.precision.as_str(),
         config.run.device,
         fused::Level::best().as_str(),
         rates.kernel / 1e9,

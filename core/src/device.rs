@@ -1,6 +1,6 @@
 //! Choosing where to compute, and in which precision.
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Shape, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -10,9 +10,19 @@ mod cuda;
 mod cuda {
     //! Of a build without CUDA.
 
+    use candle_core::{Device, Result, Shape, Tensor};
+
     /// Never a device.
-    pub fn open(_ordinal: usize) -> Result<candle_core::Device, super::Missing> {
+    pub fn open(_ordinal: usize) -> std::result::Result<Device, super::Missing> {
         Err(super::Missing::Build)
+    }
+
+    pub fn upload(numbers: &[f32], shape: Shape, device: &Device) -> Result<Tensor> {
+        Tensor::from_slice(numbers, shape, device)
+    }
+
+    pub fn peak_bytes(_device: &Device) -> Option<u64> {
+        None
     }
 }
 
@@ -114,4 +124,21 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
     #[cfg(feature = "cuda")]
     candle_core::cuda_backend::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
     Ok(device)
+}
+
+/// `numbers` as a tensor on `device`. To a GPU they go through memory that it reads by itself; when this returns they
+/// are there, whichever thread uses them, and no other thread's work had to wait.
+///
+/// # Errors
+/// Numbers that do not fill `shape`, and a device without room.
+pub fn upload(numbers: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    match device {
+        Device::Cuda(_) => Ok(cuda::upload(&numbers, shape.into(), device)?),
+        _ => Ok(Tensor::from_vec(numbers, shape.into(), device)?),
+    }
+}
+
+/// The most bytes that tensors on a GPU ever took, where the driver tells.
+pub fn peak_bytes(device: &Device) -> Option<u64> {
+    cuda::peak_bytes(device)
 }

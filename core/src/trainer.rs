@@ -163,6 +163,8 @@ impl Trainer {
             for batch in stream.train_batches_from(key, batch_size, now.position.step) {
                 let (batch, step) = (batch?, now.position.step);
                 let loss = self.loss(role, task, &batch)?;
+                // Whatever is read comes last: a GPU has its whole step by then.
+                Self::update(&loss, &mut optimizer)?;
                 let values = loss.values()?;
                 if let Some((what, value)) = values.iter().find(|(_, value)| !value.is_finite()) {
                     let (what, value, phase) = (what.clone(), *value, role.as_str());
@@ -171,7 +173,6 @@ impl Trainer {
                 }
                 let right = count_right(&loss.logits, &batch.labels, task.classes.clone())?;
                 now.tally.add(&values, right, batch.len());
-                Self::update(&loss, &mut optimizer)?;
                 now.position = now.position.next_step();
                 on(Event::Step { role, task, epoch, step: (step, steps) })?;
                 on(Event::Between(Moment {
@@ -412,13 +413,12 @@ impl BatchLoss {
 
     /// The terms and their sum, called `loss`, as numbers.
     pub fn values(&self) -> Result<Vec<(String, f64)>> {
-        let number = |tensor: &Tensor| tensor.to_dtype(DType::F64)?.to_scalar();
-        let mut values = Vec::new();
-        for term in &self.terms {
-            values.push((term.name.clone(), number(&term.value)?));
-        }
-        values.push(("loss".into(), number(&self.total)?));
-        Ok(values)
+        let names = self.terms.iter().map(|term| term.name.clone()).chain(["loss".into()]);
+        let values: Vec<Tensor> =
+            self.terms.iter().map(|term| &term.value).chain([&self.total]).map(Tensor::detach).collect();
+        // At once: every answer of a GPU is a wait.
+        let numbers = Tensor::stack(&values, 0)?.to_dtype(DType::F64)?.to_vec1()?;
+        Ok(names.zip(numbers).collect())
     }
 }
 

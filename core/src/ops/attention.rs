@@ -38,6 +38,7 @@ pub(crate) struct Attended {
     /// `(B, N, D)`.
     pub(crate) y: Tensor,
     /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that leave it for the backward pass.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU computes them again"))]
     pub(crate) log_sums: Option<Tensor>,
 }
 

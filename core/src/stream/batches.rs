@@ -7,7 +7,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use super::{Batch, ordered::Ordered, source::Source};
-use crate::{Error, Result, transform::write_pixels};
+use crate::{Error, Result, device, transform::write_pixels};
 
 /// An image on its way into a batch.
 pub(super) struct Prepared {
@@ -58,10 +58,9 @@ impl Assembly<'_> {
             .zip(images)
             .for_each(|(pixels, (square, _))| write_pixels(square, pixels));
         let labels: Vec<u32> = images.iter().map(|&(_, label)| label).collect();
-        Ok(Batch {
-            pixels: Tensor::from_vec(pixels, (images.len(), 3, side, side), self.device)?,
-            labels: Tensor::from_vec(labels, images.len(), self.device)?,
-        })
+        // Labels first: `upload` ends when everything that this thread copied to the device is there.
+        let labels = Tensor::from_vec(labels, images.len(), self.device)?;
+        Ok(Batch { pixels: device::upload(pixels, (images.len(), 3, side, side), self.device)?, labels })
     }
 }
 

@@ -291,11 +291,10 @@ impl Taped {
     fn on_cuda(&self) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
         let y = self.output()?;
-        match y.storage_and_layout() {
-            (storage, layout) => match &*storage {
-                Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
-                _ => candle_core::bail!("blocks and their input are on different devices"),
-            },
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
+            _ => candle_core::bail!("blocks and their input are on different devices"),
         }
     }
 }

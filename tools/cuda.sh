@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# The `cuda` feature where there is no GPU, no driver and no CUDA toolkit.
+#
+#   tools/cuda.sh check     clippy on everything that the feature compiles; downloads nothing
+#   tools/cuda.sh toolkit   CUDA's compiler from PyPI (105 MB, 271 MB unpacked) into target/cuda
+#   tools/cuda.sh kernels   toolkit, and core/kernels compiled by the real nvcc
+#   tools/cuda.sh build     toolkit, and a release binary that starts with and without a driver: target/cuda/cdl
+#
+# Where CUDA is installed, plain cargo does it: cargo build --release -p cdl-cli --features cuda
+# CUDA_COMPUTE_CAP (80) is the oldest generation of cards that the kernels run on.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+root=$PWD/target/cuda
+toolkit=$root/toolkit-13.0
+triple=$(rustc -vV | sed -n 's/^host: //p')
+mkdir -p "$root"
+# The bindings of CUDA 13.0, without asking a compiler. A driver of that time or later takes its PTX.
+export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
+
+# A compiler that says its version and leaves empty files: enough for Rust to be checked.
+stand_in() {
+  cat > "$root/stand-in-nvcc" <<'SCRIPT'
+#!/usr/bin/env bash
+output='' folder=. library='' source=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --version) echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit ;;
+    -o) output=$2; shift ;;
+    --output-directory) folder=$2; shift ;;
+    --lib) library=yes ;;
+    *.cu) source=$1 ;;
+  esac
+  shift
+done
+if [ "$library" ]; then rm -f "$output"; exec ar cr "$output"; fi
+: > "${output:-$folder/$(basename "$source" .cu).ptx}"
+SCRIPT
+  chmod +x "$root/stand-in-nvcc"
+}
+
+# The real compiler, but for candle's kernels for quantised networks, which nothing here uses and which take most of the
+# time: they become functions that abort.
+without_quantised() {
+  cat > "$root/nvcc" <<'SCRIPT'
+#!/usr/bin/env bash
+output='' object='' source=''
+all=("$@")
+while [ $# -gt 0 ]; do
+  case $1 in
+    -c) object=yes ;;
+    -o) output=$2; shift ;;
+    *.cu) source=$1 ;;
+  esac
+  shift
+done
+if [ "$object" ] && [[ $(basename "$source") =~ ^(moe_|mmvq_gguf|mmq_) ]]; then
+  {
+    echo '#include <stdio.h>'
+    echo '#include <stdlib.h>'
+    # One object has them all.
+    if [ "$(basename "$source")" = moe_gguf.cu ]; then
+      grep -oE '\bfn +[a-z0-9_]+ *\(' src/ffi.rs | grep -oE '[a-z0-9_]+ *\(' | tr -d ' (' | sort -u |
+        sed 's/.*/void &(void) { fputs("&: not in this build\\n", stderr); abort(); }/'
+    fi
+  } | exec cc -x c -O1 -fPIC -c -o "$output" -
+else
+  exec "$CUDA_HOME/bin/nvcc" "${all[@]}"
+fi
+SCRIPT
+  chmod +x "$root/nvcc"
+}
+
+fetch_toolkit() {
+  local home=$toolkit/nvidia/cu13
+  if [ ! -e "$toolkit/complete" ]; then
+    rm -rf "$toolkit"
+    # Pinned, each by itself: what nvcc asks for by name alone would be of the newest version, which does not fit.
+    python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps --no-compile \
+      --target "$toolkit" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+      nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+    ln -sfn lib "$home/lib64"
+    # Named when linking, never used: the libraries are opened when the program runs.
+    for library in cuda nvrtc curand cublas cublasLt; do ar cr "$home/lib/lib$library.a"; done
+    printf 'INPUT(libcudart_static.a)\n' > "$home/lib/libcudart.so"
+    touch "$toolkit/complete"
+  fi
+  export CUDA_HOME=$home
+}
+
+case ${1:-} in
+  check)
+    stand_in
+    # Other settings for candle-kernels, so that its empty files are never taken for compiled ones.
+    NVCC=$root/stand-in-nvcc cargo clippy --release --workspace --all-targets \
+      --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
+      --config 'profile.release.package.candle-kernels.opt-level=1' \
+      -- -D warnings
+    ;;
+  toolkit) fetch_toolkit ;;
+  kernels)
+    fetch_toolkit
+    for kernel in core/kernels/*.cu; do
+      "$CUDA_HOME/bin/nvcc" --ptx -O3 -std=c++17 -Werror all-warnings \
+        -gencode="arch=compute_$CUDA_COMPUTE_CAP,code=compute_$CUDA_COMPUTE_CAP" \
+        -o "$root/$(basename "$kernel" .cu).ptx" "$kernel"
+    done
+    ls -l "$root"/*.ptx
+    ;;
+  build)
+    fetch_toolkit
+    without_quantised
+    # candle asks for bindings that link; with this the same sources open the libraries when the program runs. A target
+    # keeps it from build scripts, whose checks refuse the pair.
+    RUSTFLAGS='--cfg feature="dynamic-loading"' NVCC=$root/nvcc CARGO_TARGET_DIR=$root/build \
+      cargo build --release -p cdl-cli --features cuda --target "$triple"
+    cp "$root/build/$triple/release/cdl" "$root/cdl"
+    strip "$root/cdl"
+    ls -l "$root/cdl"
+    ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
