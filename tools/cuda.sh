@@ -5,6 +5,7 @@
 #   tools/cuda.sh toolkit   CUDA's compiler from PyPI (105 MB, 271 MB unpacked) into target/cuda
 #   tools/cuda.sh kernels   toolkit, and core/kernels compiled by the real nvcc
 #   tools/cuda.sh build     toolkit, and a release binary that starts with and without a driver: target/cuda/cdl
+#   tools/cuda.sh package   build, and target/cuda/package: what tools/gpu_check.sh needs on a machine with a GPU and no Rust
 #
 # Where CUDA is installed, plain cargo does it: cargo build --release -p cdl-cli --features cuda
 # CUDA_COMPUTE_CAP (80) is the oldest generation of cards that the kernels run on.
@@ -88,6 +89,17 @@ fetch_toolkit() {
   export CUDA_HOME=$home
 }
 
+# cargo with the real compiler. candle asks for bindings that link; with this flag the same sources open the libraries
+# when the program runs. A target keeps it from build scripts, whose checks refuse the pair.
+build() {
+  local command=$1
+  shift
+  fetch_toolkit
+  without_quantised
+  RUSTFLAGS='--cfg feature="dynamic-loading"' NVCC=$root/nvcc CARGO_TARGET_DIR=$root/build \
+    cargo "$command" --release --target "$triple" "$@"
+}
+
 case ${1:-} in
   check)
     stand_in
@@ -108,15 +120,26 @@ case ${1:-} in
     ls -l "$root"/*.ptx
     ;;
   build)
-    fetch_toolkit
-    without_quantised
-    # candle asks for bindings that link; with this the same sources open the libraries when the program runs. A target
-    # keeps it from build scripts, whose checks refuse the pair.
-    RUSTFLAGS='--cfg feature="dynamic-loading"' NVCC=$root/nvcc CARGO_TARGET_DIR=$root/build \
-      cargo build --release -p cdl-cli --features cuda --target "$triple"
-    cp "$root/build/$triple/release/cdl" "$root/cdl"
-    strip "$root/cdl"
+    build build -p cdl-cli --features cuda
+    strip -o "$root/cdl" "$root/build/$triple/release/cdl"
     ls -l "$root/cdl"
     ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  package)
+    build build -p cdl-cli --features cuda
+    package=$root/package
+    rm -rf "$package"
+    mkdir -p "$package"
+    strip -o "$package/cdl" "$root/build/$triple/release/cdl"
+    for test in cdl-core:cuda cdl-plugins:golden; do
+      binary=$(build test --no-run --message-format=json -p "${test%:*}" --features cuda --test "${test#*:}" |
+        grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4)
+      strip -o "$package/test-${test#*:}" "$binary"
+    done
+    cp tools/gpu_check.sh "$package"
+    mkdir -p "$package/plugins/tests/fixtures"
+    cp -R configs "$package"
+    cp -R plugins/tests/fixtures/golden "$package/plugins/tests/fixtures"
+    du -sh "$package"
+    ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -1,5 +1,8 @@
 //! Choosing where to compute, and in which precision.
 
+#[cfg(any(feature = "cuda", test))]
+mod libraries;
+
 use candle_core::{DType, Device, Shape, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -61,7 +64,7 @@ impl Precision {
 }
 
 /// Why there is no GPU to compute on.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Missing {
     /// The program was built without CUDA.
     #[error("this build has no CUDA support; build with `--features cuda`, or use cpu")]

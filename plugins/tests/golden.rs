@@ -17,7 +17,7 @@ use cdl_core::{
     Backbone, Batch, Distiller, DistillerContext, Injection, Learner, LearnerContext, Mode, Network,
     Normalization, Optimizer, OptimizerConfig, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict,
     Taps, Task, TrainSettings, Trainer,
-    candle_core::{DType, Device, IndexOp, Tensor, safetensors},
+    candle_core::{Device, IndexOp, Tensor, safetensors},
     registry::{self, Kind, Settings},
     vit::VitWeights,
 };
@@ -33,8 +33,14 @@ struct Tolerance {
 }
 
 const TOLERANCE: Tolerance = Tolerance { loss: 5e-5, grad: 5e-4, param: 1e-3, logits: 5e-5 };
+/// What a GPU is allowed to lose, whose sums run in another order.
+const TOLERANCE_ON_GPU: Tolerance = Tolerance { loss: 1e-3, grad: 1e-3, param: 1e-3, logits: 1e-3 };
 /// The orthogonality penalty amplifies rounding in the parameters.
 const PARAM_WITH_PENALTY: f64 = 5e-2;
+
+fn tolerance() -> Tolerance {
+    if networks::device().is_cpu() { TOLERANCE } else { TOLERANCE_ON_GPU }
+}
 
 #[derive(Deserialize)]
 struct Case {
@@ -163,8 +169,13 @@ impl Worst {
     }
 }
 
+/// The package's folder; where the test was carried to another machine, `plugins` in the working directory.
+fn package() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| "plugins".into(), PathBuf::from)
+}
+
 fn shared(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(name)
+    package().join("../../shared").join(name)
 }
 
 fn directories() -> Vec<PathBuf> {
@@ -181,7 +192,7 @@ fn directories() -> Vec<PathBuf> {
             "golden: CDL_GOLDEN_DIR is not set and there is no shared/golden; only the committed cases are run"
         );
     }
-    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+    let committed = package().join("tests/fixtures/golden");
     recorded.into_iter().chain([committed]).collect()
 }
 
@@ -230,9 +241,9 @@ impl Walk {
         }
         let (learner, learner_settings) = learner_of(&case).expect("settings of a registered learner");
         let (distiller, distiller_settings) = distiller.expect("settings of a registered distiller");
-        let device = Device::Cpu;
-        let recorded = safetensors::load(dir.join(name).join("tensors.safetensors"), &device)?;
-        let images = safetensors::load(dir.join("images.safetensors"), &device)?["images"].clone();
+        let device = networks::device();
+        let recorded = safetensors::load(dir.join(name).join("tensors.safetensors"), &Device::Cpu)?;
+        let images = safetensors::load(dir.join("images.safetensors"), &Device::Cpu)?["images"].clone();
         let size = images.dim(2)?;
         let teacher = backbone(dir, Role::Teacher, case.teacher.num_heads, size)?;
         let student = backbone(dir, Role::Student, case.student.num_heads, size)?;
@@ -368,7 +379,7 @@ impl Walk {
 
             let batch = Batch {
                 pixels: self.pixels(&step.images)?,
-                labels: Tensor::new(step.labels.as_slice(), &Device::Cpu)?,
+                labels: Tensor::new(step.labels.as_slice(), &networks::device())?,
             };
             let loss = self.trainer.loss(role, task, &batch)?;
             let values = loss.values()?;
@@ -447,18 +458,19 @@ impl Walk {
 
     fn pixels(&self, numbers: &[u32]) -> Result<Tensor> {
         let numbers = Tensor::new(numbers, &Device::Cpu)?;
-        Ok((self.images.index_select(&numbers, 0)?.to_dtype(DType::F32)? / 255.0)?)
+        networks::pixels(&self.images.index_select(&numbers, 0)?)
     }
 
     /// Prints the case's line and tells whether it passed.
     fn verdict(&self) -> bool {
         let penalty = self.case.learner_name == "CODAPrompt"
             && self.case.prompt_param.get(2).is_some_and(|mu| *mu > 0.0);
+        let allowed = tolerance();
         let limits = [
-            ("loss", TOLERANCE.loss),
-            ("grad", TOLERANCE.grad),
-            ("param", if penalty { PARAM_WITH_PENALTY } else { TOLERANCE.param }),
-            ("logits", TOLERANCE.logits),
+            ("loss", allowed.loss),
+            ("grad", allowed.grad),
+            ("param", if penalty { PARAM_WITH_PENALTY } else { allowed.param }),
+            ("logits", allowed.logits),
         ];
         let failed: Vec<_> = limits.iter().filter(|(kind, limit)| self.worst.of(kind).0 > *limit).collect();
         let errors: Vec<String> =
@@ -565,12 +577,15 @@ fn backbone_features_are_reproduced() -> Result<()> {
                 };
                 let error = difference(&ours.expect("feature"), expected)?;
                 println!("features {} {} {name} {error:.1e}", dir.display(), role.as_str());
-                assert!(error < TOLERANCE.logits, "{} {name}: {error:e}", role.as_str());
+                assert!(error < tolerance().logits, "{} {name}: {error:e}", role.as_str());
             }
             // What the methods read is the same whether or not anything else is asked for.
             let plain = vit.forward(&pixels, &Injection::none(), &Taps::none())?;
             let norm = features.norm.expect("norm").i((.., 0))?;
-            assert!(difference(&plain.cls, &norm)? < 1e-6);
+            assert!(
+                difference(&plain.cls, &norm)?
+                    < if networks::device().is_cpu() { 1e-6 } else { tolerance().logits }
+            );
         }
     }
     Ok(())
@@ -595,6 +610,6 @@ fn a_real_vit_gives_the_tokens_of_the_original() -> Result<()> {
     let tokens = networks::tokens(&vit, &pixels, &Injection::none())?;
     let error = difference(&tokens, &expected["tokens_224"])?;
     println!("features dinov2 tokens_224 {error:.1e}");
-    assert!(error < TOLERANCE.logits, "{error:e}");
+    assert!(error < tolerance().logits, "{error:e}");
     Ok(())
 }

@@ -8,6 +8,12 @@ use cdl_core::{
     vit::{Vit, VitOptions, VitWeights},
 };
 
+/// Where recorded runs are walked again: `CDL_TEST_DEVICE`, else the CPU.
+pub fn device() -> Device {
+    let name = std::env::var("CDL_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    cdl_core::device::open(&name, Precision::Float32).expect("CDL_TEST_DEVICE")
+}
+
 /// The whole network for images of this side.
 pub fn vit(
     weights: &VitWeights,
@@ -23,12 +29,12 @@ pub fn vit(
         checkpoint_blocks: false,
         precision: Precision::Float32,
     };
-    Vit::new("vit", weights, &options, Provenance::of_bytes("recorded", &[]), &Device::Cpu)
+    Vit::new("vit", weights, &options, Provenance::of_bytes("recorded", &[]), &device())
 }
 
 /// Images of bytes as numbers from 0 to 1.
 pub fn pixels(images: &Tensor) -> Result<Tensor> {
-    Ok((images.to_dtype(DType::F32)? / 255.0)?)
+    Ok((images.to_dtype(DType::F32)? / 255.0)?.to_device(&device())?)
 }
 
 /// Every token after the final norm, `(B, N, D)`.

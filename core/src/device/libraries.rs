@@ -1,0 +1,85 @@
+//! CUDA's libraries, which candle takes for granted: where they are missing it panics, so they are looked for first.
+
+use std::path::PathBuf;
+
+use libloading::Library;
+
+use super::Missing;
+
+/// A library by its name and older ones that will do, and what to say without it.
+struct Needed {
+    name: &'static str,
+    others: &'static [&'static str],
+    what: &'static str,
+}
+
+const TOOLKIT: &str = "it is part of CUDA; name its folder in CDL_CUDA_LIBS or LD_LIBRARY_PATH";
+
+/// What opening a device and its matrix products need, those first that others need.
+const NEEDED: [Needed; 4] = [
+    Needed { name: "libcuda.so.1", others: &["libcuda.so"], what: "the NVIDIA driver" },
+    Needed { name: "libcublasLt.so.13", others: &["libcublasLt.so.12", "libcublasLt.so"], what: TOOLKIT },
+    Needed { name: "libcublas.so.13", others: &["libcublas.so.12", "libcublas.so"], what: TOOLKIT },
+    Needed { name: "libcurand.so.10", others: &["libcurand.so"], what: TOOLKIT },
+];
+
+/// Loads all of them; as long as they are kept, the bindings find them by name.
+pub(super) fn load(folders: &[PathBuf]) -> Result<Vec<Library>, Missing> {
+    let one = |Needed { name, others, what }: &Needed| {
+        first(name, others, folders).map_err(|reason| Missing::Library { library: name, what, reason })
+    };
+    NEEDED.iter().map(one).collect()
+}
+
+/// The first library that loads; otherwise what was wrong with that in `folders`, or with `name`.
+fn first(name: &str, others: &[&str], folders: &[PathBuf]) -> Result<Library, String> {
+    let names = || [name].into_iter().chain(others.iter().copied());
+    let named = folders.iter().flat_map(|folder| names().map(move |name| folder.join(name)));
+    let places = named.filter(|place| place.exists()).chain(names().map(PathBuf::from));
+    let mut reason = None;
+    for place in places {
+        // SAFETY: NVIDIA's libraries, whose initialisers do nothing that a program may not do at any time; the
+        // bindings are about to load the same ones.
+        match unsafe { Library::new(&place) } {
+            Ok(library) => return Ok(library),
+            Err(error) => reason = reason.or(Some(error.to_string())),
+        }
+    }
+    Err(reason.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_library_that_is_nowhere_is_named() {
+        let reason = first("libno_such_thing.so.7", &["libno_such_thing.so"], &[]).unwrap_err();
+        assert!(reason.contains("libno_such_thing.so.7"), "{reason}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_named_with_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("libno_such_thing.so");
+        std::fs::write(&file, "no library").unwrap();
+        let folders = [folder.path().to_path_buf()];
+        let reason = first("libno_such_thing.so.7", &["libno_such_thing.so"], &folders).unwrap_err();
+        assert!(reason.contains(file.to_str().unwrap()), "{reason}");
+    }
+
+    /// With a driver the rest may still be missing; without one, that is what is said.
+    #[test]
+    fn without_a_driver_the_driver_is_what_is_missing() {
+        if first("libcuda.so.1", &["libcuda.so"], &[]).is_ok() {
+            return;
+        }
+        let missing = load(&[]).unwrap_err();
+        assert!(missing.is_ordinary());
+        let sentence = missing.to_string();
+        assert!(sentence.starts_with("libcuda.so.1 cannot be loaded ("), "{sentence}");
+        assert!(sentence.ends_with("): the NVIDIA driver"), "{sentence}");
+    }
+}

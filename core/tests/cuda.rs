@@ -1,0 +1,262 @@
+//! The operations and a whole network on a GPU against float64 on the CPU, in every precision. Without a GPU nothing is
+//! compared and that is said; with `CDL_REQUIRE_GPU` it is a failure.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cdl_core::{
+    Backbone, Injection, Kv, Normalization, Result, Rng, Taps,
+    candle_core::{DType, Device, Tensor, Var},
+    device::{self, Precision},
+    hub::Provenance,
+    ops,
+    vit::{Vit, VitOptions, VitSizes, VitWeights},
+};
+
+const PRECISIONS: [Precision; 3] = [Precision::Float32, Precision::Tf32, Precision::Bf16];
+
+/// The first GPU.
+fn gpu(precision: Precision) -> Option<Device> {
+    match device::open("cuda", precision) {
+        Ok(device) => Some(device),
+        Err(error) if std::env::var_os("CDL_REQUIRE_GPU").is_some() => panic!("{error}"),
+        Err(error) => {
+            println!("not compared: {error}");
+            None
+        }
+    }
+}
+
+/// TF32 is a setting of the whole program: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an operation may be apart from float64, relative to the norm. float32 sums have errors of some 1e-7; TF32 rounds
+/// inputs of products to 2^-11, bf16 everything to 2^-9, and a few such roundings add up.
+fn allowed(precision: Precision) -> f64 {
+    match precision {
+        Precision::Float32 => 5e-6,
+        Precision::Tf32 => 2e-3,
+        Precision::Bf16 => 1e-2,
+    }
+}
+
+fn numbers(t: &Tensor) -> Vec<f64> {
+    t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+fn apart(found: &Tensor, exact: &Tensor) -> f64 {
+    assert_eq!(found.dims(), exact.dims());
+    let (found, exact) = (numbers(found), numbers(exact));
+    let difference: f64 = found.iter().zip(&exact).map(|(a, b)| (a - b) * (a - b)).sum();
+    (difference / exact.iter().map(|b| b * b).sum::<f64>()).sqrt()
+}
+
+/// A scalar that weighs every output differently, so that no gradient can hide behind another.
+fn scalar(y: &Tensor) -> Tensor {
+    let y = y.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    let weights: Vec<f64> = (0..y.elem_count()).map(|i| ((i * 7 + 3) % 11) as f64 / 11.0 - 0.4).collect();
+    (&y * Tensor::from_vec(weights, y.shape(), &Device::Cpu).unwrap()).unwrap().sum_all().unwrap()
+}
+
+/// Value and gradients of `f` at `inputs`.
+fn walk(inputs: &[Tensor], f: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> (Tensor, Vec<Tensor>) {
+    let vars: Vec<Var> = inputs.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = f(&tensors).unwrap();
+    let gradients = scalar(&y).backward().unwrap();
+    (y, vars.iter().map(|var| gradients.get(var).unwrap().clone()).collect())
+}
+
+/// Compares `f` on the GPU, in every precision, with `f` in float64; `frozen` are its constants, of which those
+/// that are vectors of a layer norm stay float32.
+fn compare(
+    name: &str,
+    shapes: &[&[usize]],
+    frozen: &[&[usize]],
+    norm: bool,
+    f: impl Fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
+) {
+    let mut rng = Rng::new(11);
+    let mut draw = |shape: &&[usize]| rng.normal(shape, 1.0, &Device::Cpu).unwrap();
+    let inputs: Vec<Tensor> = shapes.iter().map(&mut draw).collect();
+    let constants: Vec<Tensor> = frozen.iter().map(&mut draw).collect();
+    for precision in PRECISIONS {
+        let Some(gpu) = gpu(precision) else { return };
+        let dtype = precision.dtype();
+        // Both sides begin with numbers that the precision can hold.
+        let held = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
+        let kept = if norm { DType::F32 } else { dtype };
+        let place = |t: &Tensor, dtype| held(t, dtype).to_device(&gpu).unwrap();
+        let exact = |t: &Tensor, dtype| held(t, dtype).to_dtype(DType::F64).unwrap();
+        let there: Vec<Tensor> = inputs.iter().map(|t| place(t, dtype)).collect();
+        let constants_there: Vec<Tensor> = constants.iter().map(|t| place(t, kept)).collect();
+        let here: Vec<Tensor> = inputs.iter().map(|t| exact(t, dtype)).collect();
+        let constants_here: Vec<Tensor> = constants.iter().map(|t| exact(t, kept)).collect();
+        let (found, found_gradients) = walk(&there, &|x| f(x, &constants_there));
+        let (value, gradients) = walk(&here, &|x| f(x, &constants_here));
+        let mut errors = vec![("value".to_string(), apart(&found, &value))];
+        for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
+            errors.push((format!("gradient {index}"), apart(found, exact)));
+        }
+        for (what, error) in errors {
+            println!("{name:<34} {:<8} {what:<10} {error:.1e}", precision.as_str());
+            assert!(error < allowed(precision), "{name}, {}: {what} {error:e}", precision.as_str());
+        }
+    }
+}
+
+#[test]
+fn every_operation_gives_the_cpus_numbers() {
+    let _alone = alone();
+    for shape in [&[3usize, 5, 7][..], &[2, 197, 768]] {
+        compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| ops::gelu(&x[0]));
+    }
+    for width in [7, 48, 192, 768, 1024, 1280] {
+        compare(
+            &format!("layer norm {width}"),
+            &[&[2, 33, width]],
+            &[&[width], &[width]],
+            true,
+            |x, frozen| ops::layer_norm(&x[0], &frozen[0], &frozen[1], 1e-6),
+        );
+    }
+    for (inputs, outputs) in [(7, 5), (192, 576), (768, 3072)] {
+        compare(
+            &format!("linear {inputs} to {outputs}"),
+            &[&[2, 50, inputs]],
+            &[&[outputs, inputs], &[outputs]],
+            false,
+            |x, frozen| ops::linear(&x[0], &frozen[0], Some(&frozen[1])),
+        );
+    }
+    for (tokens, heads, head, extra) in
+        [(1, 1, 8, 0), (50, 3, 16, 5), (65, 2, 80, 10), (197, 12, 64, 0), (202, 6, 64, 20), (33, 2, 128, 1)]
+    {
+        let width = heads * head;
+        let name = format!("attention {tokens}+{extra}, {heads}x{head}");
+        let qkv: &[usize] = &[2, tokens, 3 * width];
+        if extra == 0 {
+            compare(&name, &[qkv], &[], false, |x, _| ops::attention(&x[0], None, heads));
+        } else {
+            let shapes = [qkv, &[2, extra, 2 * width]];
+            compare(&name, &shapes, &[], false, |x, _| ops::attention(&x[0], Some(&x[1]), heads));
+        }
+    }
+}
+
+const SIDE: usize = 96;
+const BATCH: usize = 4;
+
+/// A network of six blocks with random weights.
+fn network(precision: Precision, recompute: bool, device: &Device) -> Vit {
+    let sizes = VitSizes { width: 192, depth: 6, patch_size: 16, image_size: SIDE };
+    let options = VitOptions {
+        heads: Some(3),
+        depth: None,
+        image_size: SIDE,
+        normalization: Normalization { mean: [0.4, 0.5, 0.6], std: [0.3, 0.25, 0.2] },
+        checkpoint_blocks: recompute,
+        precision,
+    };
+    let weights = VitWeights::random("gpu", sizes).unwrap();
+    Vit::new("vit", &weights, &options, Provenance::of_bytes("gpu", b"gpu"), device).unwrap()
+}
+
+/// CLS, extra tokens and a tapped block, and gradients of everything that can be injected.
+fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
+    let mut rng = Rng::new(4);
+    let pixels = rng.uniform(&[BATCH, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu).unwrap();
+    let pixels = pixels.to_device(device).unwrap();
+    let mut var = |shape: &[usize]| {
+        let value = rng.normal(shape, 1.0, &Device::Cpu).unwrap().to_device(device).unwrap();
+        Var::from_tensor(&value).unwrap()
+    };
+    let vars = [
+        var(&[BATCH, 5, 192]),
+        var(&[1, 5, 192]),
+        var(&[1, 3, 192]),
+        var(&[BATCH, 3, 192]),
+        var(&[BATCH, 1, 192]),
+        var(&[BATCH, 1, 192]),
+        var(&[1, 2, 192]),
+    ];
+    let t = |index: usize| vars[index].as_tensor().clone();
+    let mut injection = Injection::none();
+    injection.block_mut(0).prefix = Some(Kv { k: t(0), v: t(1).broadcast_as((BATCH, 5, 192)).unwrap() });
+    injection.block_mut(2).suffix = Some(Kv { k: t(2).broadcast_as((BATCH, 3, 192)).unwrap(), v: t(3) });
+    injection.block_mut(4).cls_add = Some(Kv { k: t(4), v: t(5) });
+    injection.tokens = Some(t(6));
+    let features = vit.forward(&pixels, &injection, &Taps::block(3)).unwrap();
+    let outputs = vec![features.cls, features.tokens.unwrap(), features.blocks[&3].clone()];
+    let total = outputs.iter().map(scalar).reduce(|a, b| (a + b).unwrap()).unwrap();
+    let gradients = total.backward().unwrap();
+    (outputs, vars.iter().map(|var| gradients.get(var).unwrap().clone()).collect())
+}
+
+#[test]
+fn a_network_gives_the_cpus_numbers() {
+    let _alone = alone();
+    let (values, gradients) = pass(&network(Precision::Float32, false, &Device::Cpu), &Device::Cpu);
+    for (precision, allowed) in [(Precision::Float32, 5e-5), (Precision::Tf32, 1e-2), (Precision::Bf16, 8e-2)]
+    {
+        let Some(gpu) = gpu(precision) else { return };
+        for recompute in [false, true] {
+            let (found, found_gradients) = pass(&network(precision, recompute, &gpu), &gpu);
+            let found = found.iter().chain(&found_gradients);
+            for (index, (found, exact)) in found.zip(values.iter().chain(&gradients)).enumerate() {
+                let error = apart(found, exact);
+                println!(
+                    "network {:<8} recompute {recompute:<5} tensor {index} {error:.1e}",
+                    precision.as_str()
+                );
+                assert!(error < allowed, "{}: tensor {index} {error:e}", precision.as_str());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gpu_gives_the_same_bytes_again() {
+    let _alone = alone();
+    for precision in PRECISIONS {
+        let Some(gpu) = gpu(precision) else { return };
+        let vit = network(precision, false, &gpu);
+        let bytes = || -> Vec<Vec<f64>> {
+            let (values, gradients) = pass(&vit, &gpu);
+            values.iter().chain(&gradients).map(numbers).collect()
+        };
+        assert_eq!(bytes(), bytes(), "{}", precision.as_str());
+    }
+}
+
+#[test]
+fn memory_on_the_gpu_stays_flat() {
+    let _alone = alone();
+    let Some(gpu) = gpu(Precision::Float32) else { return };
+    let vit = network(Precision::Float32, false, &gpu);
+    let mut most = Vec::new();
+    for _ in 0..30 {
+        pass(&vit, &gpu);
+        gpu.synchronize().unwrap();
+        most.push(device::peak_bytes(&gpu).unwrap());
+    }
+    assert_eq!(most[4], most[29], "{most:?}");
+}
+
+#[test]
+fn images_arrive_as_they_were_sent_from_any_thread() {
+    let _alone = alone();
+    let Some(gpu) = gpu(Precision::Float32) else { return };
+    for size in [7usize, 100_000, 100_000, 13] {
+        let sent: Vec<f32> = (0..size).map(|i| i as f32 * 0.5).collect();
+        let (numbers, gpu) = (sent.clone(), &gpu);
+        let there = std::thread::scope(|scope| {
+            scope.spawn(move || device::upload(numbers, size, gpu).unwrap()).join().unwrap()
+        });
+        assert_eq!(there.to_vec1::<f32>().unwrap(), sent);
+    }
+}
