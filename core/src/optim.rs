@@ -1,4 +1,6 @@
-//! Optimisers. Their state is plain tensors, one set for each variable.
+//! Optimisers. Their state is plain tensors.
+
+use std::ops::Range;
 
 use candle_core::{Device, Tensor, backprop::GradStore};
 use schemars::JsonSchema;
@@ -76,13 +78,20 @@ impl OptimizerConfig {
 pub struct Optimizer {
     config: OptimizerConfig,
     lr: f64,
-    slots: Vec<Slot>,
+    groups: Vec<Group>,
 }
 
-/// A variable with what the rule remembers of its gradients; tensors appear with the first step.
+/// Variables that were given gradients in the same steps. They are updated as one row of numbers: a few operations
+/// whatever their count, and one gradient that several devices can add up.
 #[derive(Debug)]
-struct Slot {
-    var: NamedVar,
+struct Group {
+    vars: Vec<NamedVar>,
+    moments: Moments,
+}
+
+/// What the rule remembers of a group's gradients; tensors appear with the first step.
+#[derive(Debug, Clone, Default)]
+struct Moments {
     steps: u32,
     /// Running mean of gradients, or the last step for rules with momentum.
     mean: Option<Tensor>,
@@ -95,9 +104,11 @@ struct Slot {
 impl Optimizer {
     /// A fresh optimiser at the configured rate.
     pub fn new(config: &OptimizerConfig, vars: Vec<NamedVar>) -> Result<Self> {
-        let fresh = |var| Slot { var, steps: 0, mean: None, square: None, largest: None };
-        let slots = vars.into_iter().map(fresh).collect();
-        Ok(Self { config: config.clone(), lr: config.lr, slots })
+        let mut groups = Vec::new();
+        for var in vars {
+            Group::take_in(&mut groups, var, Moments::default())?;
+        }
+        Ok(Self { config: config.clone(), lr: config.lr, groups })
     }
 
     /// Which of `mean`, `square` and `largest` the rule keeps.
@@ -121,21 +132,34 @@ impl Optimizer {
     /// # Errors
     /// Tensor operations that fail.
     pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
-        for slot in &mut self.slots {
-            let Some(gradient) = gradients.get(slot.var.tensor()) else { continue };
+        let mut groups = Vec::new();
+        for group in self.groups.drain(..) {
+            groups.extend(group.split(|var| gradients.get(var.tensor()).is_some())?);
+        }
+        self.groups = groups;
+        for Group { vars, moments } in &mut self.groups {
+            // A group has gradients for all of its variables or for none.
+            let of_vars: Vec<&Tensor> = vars.iter().filter_map(|var| gradients.get(var.tensor())).collect();
+            if of_vars.is_empty() {
+                continue;
+            }
             // Detached, so that no step's graph outlives it.
-            let value = slot.var.tensor().detach();
+            let gradient = row(of_vars.into_iter())?;
+            let value = row(vars.iter().map(|var| var.tensor()))?;
             let gradient = match self.config.weight_decay {
-                0.0 => gradient.detach(),
-                decay => (gradient.detach() + (&value * decay)?)?,
+                0.0 => gradient,
+                decay => (gradient + (&value * decay)?)?,
             };
-            slot.steps += 1;
+            moments.steps += 1;
             let step = match self.config.name {
-                OptimizerName::Adam | OptimizerName::Amsgrad => slot.adam(&gradient, &self.config)?,
-                OptimizerName::Sgd => slot.momentum(gradient, self.config.momentum)?,
-                OptimizerName::Rmsprop => slot.rmsprop(&gradient, &self.config)?,
+                OptimizerName::Adam | OptimizerName::Amsgrad => moments.adam(&gradient, &self.config)?,
+                OptimizerName::Sgd => moments.momentum(gradient, self.config.momentum)?,
+                OptimizerName::Rmsprop => moments.rmsprop(&gradient, &self.config)?,
             };
-            slot.var.var.set(&(value - (step * self.lr)?)?)?;
+            let value = (value - (step * self.lr)?)?;
+            for (var, place) in places(vars) {
+                var.var.set(&value.narrow(0, place.start, place.len())?.reshape(var.var.shape())?)?;
+            }
         }
         Ok(())
     }
@@ -144,11 +168,14 @@ impl Optimizer {
     /// `x.mean`, `x.square` and `x.largest`.
     pub fn state(&self) -> Result<StateDict> {
         let mut state = StateDict::default();
-        for Slot { var: NamedVar { name, .. }, steps, mean, square, largest } in &self.slots {
-            state.insert(format!("{name}.steps"), Tensor::new(*steps, &Device::Cpu)?);
-            for (part, tensor) in [("mean", mean), ("square", square), ("largest", largest)] {
-                if let Some(tensor) = tensor {
-                    state.insert(format!("{name}.{part}"), tensor.copy()?);
+        for Group { vars, moments } in &self.groups {
+            for (NamedVar { name, var }, place) in places(vars) {
+                state.insert(format!("{name}.steps"), Tensor::new(moments.steps, &Device::Cpu)?);
+                for (part, tensor) in moments.parts() {
+                    if let Some(tensor) = tensor {
+                        let tensor = tensor.narrow(0, place.start, place.len())?.reshape(var.shape())?;
+                        state.insert(format!("{name}.{part}"), tensor.copy()?);
+                    }
                 }
             }
         }
@@ -162,16 +189,21 @@ impl Optimizer {
     /// A variable that the state does not know, tensors of another shape, or a state of another rule, by name.
     pub fn restore(&mut self, state: &StateDict) -> Result<()> {
         let keeps = self.keeps();
-        for Slot { var, steps, mean, square, largest } in &mut self.slots {
+        let mut groups: Vec<Group> = Vec::new();
+        for var in self.groups.iter().flat_map(|group| &group.vars) {
             let name = &var.name;
             let wrong = |reason: String| Error::State { owner: format!("optimizer, {name}"), reason };
-            let saved =
+            let steps =
                 state.get(&format!("{name}.steps")).ok_or_else(|| wrong("not in the saved state".into()))?;
-            *steps = saved.to_scalar::<u32>()?;
-            let parts = [("mean", mean), ("square", square), ("largest", largest)];
+            let mut moments = Moments { steps: steps.to_scalar::<u32>()?, ..Moments::default() };
+            let parts = [
+                ("mean", &mut moments.mean),
+                ("square", &mut moments.square),
+                ("largest", &mut moments.largest),
+            ];
             for ((part, tensor), kept) in parts.into_iter().zip(keeps) {
                 let saved = state.get(&format!("{name}.{part}"));
-                if saved.is_some() != (kept && *steps > 0) {
+                if saved.is_some() != (kept && moments.steps > 0) {
                     return Err(wrong("saved by another update rule".into()));
                 }
                 if let Some(saved) = saved.filter(|saved| saved.shape() != var.var.shape()) {
@@ -179,16 +211,89 @@ impl Optimizer {
                     return Err(wrong(format!("{part} saved with shape {saved:?}, expected {expected:?}")));
                 }
                 *tensor = match saved {
-                    Some(saved) => Some(saved.to_device(var.var.device())?.to_dtype(var.var.dtype())?),
+                    Some(saved) => {
+                        let saved = saved.to_device(var.var.device())?.to_dtype(var.var.dtype())?;
+                        Some(saved.flatten_all()?)
+                    }
                     None => None,
                 };
             }
+            Group::take_in(&mut groups, var.clone(), moments)?;
         }
+        self.groups = groups;
         Ok(())
     }
 }
 
-impl Slot {
+/// Tensors one after the other, `(n,)`, without their graph.
+fn row<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
+    let flat = tensors.map(|tensor| Ok(tensor.detach().flatten_all()?)).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&flat, 0)?)
+}
+
+/// Where in their row each of the variables is.
+fn places(vars: &[NamedVar]) -> impl Iterator<Item = (&NamedVar, Range<usize>)> {
+    vars.iter().scan(0, |start, var| {
+        let place = *start..*start + var.var.elem_count();
+        *start = place.end;
+        Some((var, place))
+    })
+}
+
+impl Group {
+    /// The variables for which `has` holds and the others, where there are both.
+    fn split(self, has: impl Fn(&NamedVar) -> bool) -> Result<Vec<Self>> {
+        let with = self.vars.iter().filter(|var| has(var)).count();
+        if with == 0 || with == self.vars.len() {
+            return Ok(vec![self]);
+        }
+        let mut parts = Vec::new();
+        for wanted in [true, false] {
+            let chosen: Vec<_> = places(&self.vars).filter(|(var, _)| has(var) == wanted).collect();
+            let pick = |tensor: &Option<Tensor>| -> Result<Option<Tensor>> {
+                let Some(tensor) = tensor else { return Ok(None) };
+                let pieces =
+                    chosen.iter().map(|(_, place)| Ok(tensor.narrow(0, place.start, place.len())?));
+                Ok(Some(Tensor::cat(&pieces.collect::<Result<Vec<_>>>()?, 0)?))
+            };
+            let Moments { steps, mean, square, largest } = &self.moments;
+            let moments =
+                Moments { steps: *steps, mean: pick(mean)?, square: pick(square)?, largest: pick(largest)? };
+            parts.push(Self { vars: chosen.iter().map(|(var, _)| (*var).clone()).collect(), moments });
+        }
+        Ok(parts)
+    }
+
+    /// Puts a variable into the group of those of its type that have had as many steps.
+    fn take_in(groups: &mut Vec<Self>, var: NamedVar, moments: Moments) -> Result<()> {
+        let fits = |group: &&mut Self| {
+            let same_type = group.vars.iter().all(|other| other.var.dtype() == var.var.dtype());
+            group.moments.steps == moments.steps && same_type
+        };
+        let Some(Self { vars, moments: ours }) = groups.iter_mut().find(fits) else {
+            groups.push(Self { vars: vec![var], moments });
+            return Ok(());
+        };
+        let append = |ours: &mut Option<Tensor>, theirs: Option<Tensor>| -> Result<()> {
+            if let (Some(ours), Some(theirs)) = (ours, theirs) {
+                *ours = Tensor::cat(&[&*ours, &theirs], 0)?;
+            }
+            Ok(())
+        };
+        append(&mut ours.mean, moments.mean)?;
+        append(&mut ours.square, moments.square)?;
+        append(&mut ours.largest, moments.largest)?;
+        vars.push(var);
+        Ok(())
+    }
+}
+
+impl Moments {
+    /// By the names that they are saved under.
+    fn parts(&self) -> [(&'static str, &Option<Tensor>); 3] {
+        [("mean", &self.mean), ("square", &self.square), ("largest", &self.largest)]
+    }
+
     /// `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`; the step is `m̂ / (√v̂ + ε)` with `m̂ = m / (1-β₁ᵗ)` and
     /// `v̂ = v / (1-β₂ᵗ)`, where AMSGrad takes the largest `v` so far.
     fn adam(&mut self, gradient: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
@@ -262,6 +367,44 @@ mod tests {
             p -= 0.1 * (m / (1.0 - 0.9f64.powi(t))) / ((v / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
             let ours = var.tensor().to_vec1::<f64>()?[0];
             assert!((ours - p).abs() < 1e-12, "step {t}: {ours} against {p}");
+        }
+        Ok(())
+    }
+
+    /// Variables that get gradients in different steps take the steps that each would have taken alone.
+    #[test]
+    fn each_variable_counts_its_own_steps() -> Result<()> {
+        let config = OptimizerConfig { lr: 0.1, ..Default::default() };
+        let make = |name: &str, values: &[f64]| -> Result<NamedVar> {
+            Ok(NamedVar { name: name.into(), var: Var::new(values, &Device::Cpu)? })
+        };
+        let loss = |var: &NamedVar| -> Result<Tensor> { Ok(var.tensor().sqr()?.sum_all()?) };
+        // Steps in which the first and the second variable have a gradient.
+        let plan = [(true, true), (true, false), (false, true), (true, true)];
+        let (a, b) = (make("a", &[1.0, -2.0])?, make("b", &[0.5])?);
+        let mut together = Optimizer::new(&config, vec![a.clone(), b.clone()])?;
+        for (step, (of_a, of_b)) in plan.into_iter().enumerate() {
+            let mut total = Tensor::zeros((), candle_core::DType::F64, &Device::Cpu)?;
+            for (var, on) in [(&a, of_a), (&b, of_b)] {
+                if on {
+                    total = (total + loss(var)?)?;
+                }
+            }
+            together.step(&total.backward()?)?;
+            // What was saved is taken up by another one in the middle.
+            if step == 1 {
+                let mut fresh = Optimizer::new(&config, vec![a.clone(), b.clone()])?;
+                fresh.restore(&together.state()?)?;
+                together = fresh;
+            }
+        }
+        for (joint, values) in [(&a, &[1.0, -2.0][..]), (&b, &[0.5])] {
+            let var = make("alone", values)?;
+            let mut alone = Optimizer::new(&config, vec![var.clone()])?;
+            for _ in 0..3 {
+                alone.step(&loss(&var)?.backward()?)?;
+            }
+            assert_eq!(joint.tensor().to_vec1::<f64>()?, var.tensor().to_vec1::<f64>()?);
         }
         Ok(())
     }
