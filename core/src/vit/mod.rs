@@ -21,7 +21,10 @@ use candle_core::{D, DType, Device, Tensor};
 use self::{composed::Composed, fast::Fast};
 use crate::{
     Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Result, Taps,
-    hub::Provenance, injection::Kv, ops,
+    cost::{Lengths, Macs, Transformer},
+    hub::Provenance,
+    injection::Kv,
+    ops,
 };
 
 /// What a [`Vit`] is built with besides its weights.
@@ -49,6 +52,7 @@ pub struct Vit {
     norm: Norm,
     /// Of every layer norm.
     eps: f64,
+    sizes: Transformer,
 }
 
 /// The way from pixels to the last block's output.
@@ -165,6 +169,11 @@ impl Vit {
             normalization: options.normalization,
             provenance,
         };
+        let sizes = Transformer {
+            hidden: geometry.hidden,
+            tokens: stem.prefix.dim(1)? + spec.patches,
+            ..Transformer::plain(&spec)
+        };
         let fast = device.is_cpu()
             && stem.patch.weight.dtype() == DType::F32
             && ops::fused::suits(d, geometry.hidden, heads);
@@ -173,7 +182,7 @@ impl Vit {
             true => Body::Fast(Fast::new(stem, blocks, &spec, eps, options.checkpoint_blocks)?),
             false => Body::Composed(Composed::new(stem, blocks.collect::<Result<_>>()?, &spec, eps)?),
         };
-        Ok(Self { spec, body, norm: norm("norm")?, eps })
+        Ok(Self { spec, body, norm: norm("norm")?, eps, sizes })
     }
 }
 
@@ -198,6 +207,10 @@ impl Backbone for Vit {
             blocks: tapped,
             norm: taps.norm.then_some(x),
         })
+    }
+
+    fn macs(&self, lengths: &Lengths) -> Macs {
+        self.sizes.macs(lengths)
     }
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {

@@ -51,7 +51,13 @@ fn reference(vit: &Vit) -> Vit {
         fc2: linear(&b.fc2),
     });
     let body = Composed::new(stem, blocks.collect(), &vit.spec, vit.eps).unwrap();
-    Vit { spec: vit.spec.clone(), body: Body::Composed(body), norm: norm(&vit.norm), eps: vit.eps }
+    Vit {
+        spec: vit.spec.clone(),
+        body: Body::Composed(body),
+        norm: norm(&vit.norm),
+        eps: vit.eps,
+        sizes: vit.sizes,
+    }
 }
 
 /// What is injected: shapes by place.

@@ -6,7 +6,7 @@
 
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
-    Rng, StateDict, Task,
+    Rng, Selection, StateDict, Task,
     candle_core::{D, Device, Tensor},
     check,
 };
@@ -101,6 +101,7 @@ impl Learner for L2p {
         for (block, Pool { prompts, keys }) in self.pools.iter().enumerate() {
             let similarity = cosine(query.get()?, keys.tensor())?; // (B, M)
             let nearest = nearest(&similarity, self.config.top_k)?; // (B, k)
+            injection.selections.push(Selection::chosen(&keys.name, &nearest, self.config.pool));
             let chosen = take(prompts.tensor(), &nearest)?; // (B, k, L, D)
             let half = self.config.length / 2;
             let rows = |start: usize| chosen.narrow(2, start, half)?.flatten(1, 2); // (B, k L/2, D)
