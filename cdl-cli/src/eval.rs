@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cdl_core::{
     Accuracies, Error, Experiment, Role, Tester,
-    run_dir::{check_same, read_model, read_results},
+    run_dir::{check_same, read_model, read_prompt_use, read_results},
 };
 use clap::Args;
 
@@ -41,13 +41,14 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         experiment.trainer.restore(role, &task, &state)?;
     }
     let mut accuracies = Accuracies::default();
-    Tester::default().test(
+    let tested = Tester::default().test(
         &experiment.trainer,
         &task,
         experiment.stream.as_ref(),
         &mut accuracies,
         &mut || Ok(()),
     )?;
+    let prompts = read_prompt_use(&args.run_dir, task.index)?;
     let mut text = String::new();
     for role in roles {
         let recorded = match role {
@@ -63,6 +64,12 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         match recorded {
             Some(recorded) if *recorded == row => text += "  as recorded by the run\n",
             Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
+            None => {}
+        }
+        let used = tested.prompt_use.of(role).filter(|pools| !pools.is_empty());
+        match prompts.as_ref().and_then(|prompts| prompts.of(role)).zip(used) {
+            Some((recorded, used)) if recorded == used => text += "  prompts as recorded by the run\n",
+            Some(_) => text += "  images take other prompts than the run recorded\n",
             None => {}
         }
     }
