@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    Accuracies, Error, Experiment, Role, Tester,
+    Accuracies, Error, Experiment, PoolUse, Role, Tester,
     run_dir::{check_same, read_model, read_prompt_use, read_results},
 };
 use clap::Args;
@@ -68,10 +68,20 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         }
         let used = tested.prompt_use.of(role).filter(|pools| !pools.is_empty());
         match prompts.as_ref().and_then(|prompts| prompts.of(role)).zip(used) {
-            Some((recorded, used)) if recorded == used => text += "  prompts as recorded by the run\n",
-            Some(_) => text += "  images take other prompts than the run recorded\n",
+            Some((recorded, used)) if same(recorded, used) => text += "  prompts are taken as in the run\n",
+            Some(_) => text += "  prompts are taken otherwise than in the run\n",
             None => {}
         }
     }
     emit(&text)
+}
+
+/// Whether the pools are the same, and as much taken of each prompt; means of weights may differ in their last digits.
+fn same(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
+    let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
+    let (ours, theirs) = (numbers(used), numbers(recorded));
+    let names = |pools: &[PoolUse]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
+    names(used) == names(recorded)
+        && ours.len() == theirs.len()
+        && ours.iter().zip(theirs).all(|(ours, theirs)| (ours - theirs).abs() < 1e-5)
 }

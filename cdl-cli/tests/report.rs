@@ -164,7 +164,7 @@ fn what_is_no_finished_run_is_named() {
 fn chosen_prompts_are_drawn_as_shares_and_found_again_by_eval() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("l2p");
-    run(&dir, &["--set", "learner.name=\"l2p\"", "--set", "learner.pool=6", "--set", "learner.top_k=2"]);
+    run(&dir, &["configs/learner/l2p.toml", "--set", "learner.pool=6", "--set", "learner.top_k=2"]);
     let path = dir.to_str().expect("UTF-8 path");
     let output = cdl(&["report", path]);
     assert!(output.status.success(), "{}", said(&output));
@@ -187,7 +187,7 @@ fn chosen_prompts_are_drawn_as_shares_and_found_again_by_eval() {
     for (task, times) in [("2", 2), ("1", 2)] {
         let output = cdl(&["eval", path, "--task", task]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(text.matches("prompts as recorded by the run").count(), times, "{text}{}", said(&output));
+        assert_eq!(text.matches("prompts are taken as in the run").count(), times, "{text}{}", said(&output));
     }
 }
 
