@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    Accuracies, Error, Experiment, Role, Tester,
-    run_dir::{check_same, read_model, read_results},
+    Accuracies, Error, Experiment, PoolUse, Role, Tester,
+    run_dir::{check_same, read_model, read_prompt_use, read_results},
 };
 use clap::Args;
 
@@ -41,13 +41,14 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         experiment.trainer.restore(role, &task, &state)?;
     }
     let mut accuracies = Accuracies::default();
-    Tester::default().test(
+    let tested = Tester::default().test(
         &experiment.trainer,
         &task,
         experiment.stream.as_ref(),
         &mut accuracies,
         &mut || Ok(()),
     )?;
+    let prompts = read_prompt_use(&args.run_dir, task.index)?;
     let mut text = String::new();
     for role in roles {
         let recorded = match role {
@@ -65,6 +66,22 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
             Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
             None => {}
         }
+        let used = tested.prompt_use.of(role).filter(|pools| !pools.is_empty());
+        match prompts.as_ref().and_then(|prompts| prompts.of(role)).zip(used) {
+            Some((recorded, used)) if same(recorded, used) => text += "  prompts are taken as in the run\n",
+            Some(_) => text += "  prompts are taken otherwise than in the run\n",
+            None => {}
+        }
     }
     emit(&text)
+}
+
+/// Whether the pools are the same, and as much taken of each prompt; means of weights may differ in their last digits.
+fn same(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
+    let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
+    let (ours, theirs) = (numbers(used), numbers(recorded));
+    let names = |pools: &[PoolUse]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
+    names(used) == names(recorded)
+        && ours.len() == theirs.len()
+        && ours.iter().zip(theirs).all(|(ours, theirs)| (ours - theirs).abs() < 1e-5)
 }

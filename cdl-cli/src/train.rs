@@ -47,10 +47,9 @@ impl Training {
                     progress.epoch(report);
                     directory.epoch(report)?;
                 }
-                Event::Task { task, trainer, results: accuracies, confusions } => {
+                Event::Task { task, trainer, results: accuracies, tested } => {
                     let skipped = stream.skipped();
-                    let written =
-                        directory.task(task, trainer, accuracies, confusions, skipped, seconds())?;
+                    let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
                     tell_task(task.index, &written);
                     finished = written.tasks_done;
                     results = Some(written);

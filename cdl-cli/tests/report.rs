@@ -20,6 +20,40 @@ fn value(page: &str, id: &str) -> String {
     rest.split('"').next().expect("a value").to_string()
 }
 
+/// Every figure of cost, by its place in `results.json`.
+const COST: [&str; 9] = [
+    "/trained_numbers",
+    "/training_macs/total",
+    "/training_macs/query",
+    "/training_macs/teacher",
+    "/training_macs/forward",
+    "/training_macs/backward",
+    "/inference_macs/total",
+    "/inference_macs/query",
+    "/inference_macs/forward",
+];
+
+/// Means of the weights of all prompts, by task of the image, in the results, beside the models, and in the page's tips.
+fn prompts_are_drawn(page: &str, dir: &Path, results: &Value, role: &str) {
+    let beside_models =
+        fs::read(dir.join("models/task_2/prompt_use.json")).expect("prompts of the last task");
+    let beside_models: Value = serde_json::from_slice(&beside_models).expect("JSON");
+    assert_eq!(beside_models, results["prompt_use"]);
+    let pools = results["prompt_use"][role].as_array().expect("pools");
+    assert!(!pools.is_empty());
+    for pool in pools {
+        assert_eq!(pool["images"], serde_json::json!([10, 10]), "two test images of each of five classes");
+        assert!(page.contains(&format!("{role}, {}: mean weight", pool["pool"].as_str().expect("name"))));
+        for (task, row) in pool["mean_weights"].as_array().expect("rows").iter().enumerate() {
+            for (prompt, weight) in row.as_array().expect("row").iter().enumerate() {
+                let weight = weight.as_f64().expect("weight");
+                let tip = format!("task {}, prompt {}: mean weight {weight:.4}<", task + 1, prompt + 1);
+                assert!(page.contains(&tip), "{tip}");
+            }
+        }
+    }
+}
+
 #[test]
 fn page_figures_and_tables_have_the_numbers_of_the_results() {
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -30,13 +64,15 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
     let of = |name: &str| folder.path().join(name).display().to_string();
     let (page, figures, tables) = (of("page.html"), of("figures"), of("tables"));
     let runs = [first.to_str().expect("UTF-8"), second.to_str().expect("UTF-8")];
-    let more = ["--out", &page, "--figures", &figures, "--tables", &tables];
+    let more = ["--out", &page, "--figures", &figures, "--format", "both", "--tables", &tables];
     let output = cdl(&[&["report"][..], &runs, &more].concat());
     assert!(output.status.success(), "{}", said(&output));
 
     let page = fs::read_to_string(&page).expect("page");
     let csv = fs::read_to_string(Path::new(&tables).join("summary.csv")).expect("table");
     let mut lines = csv.lines().skip(1);
+    let costs = fs::read_to_string(Path::new(&tables).join("cost.csv")).expect("table");
+    let mut costs = costs.lines().skip(1);
     for (number, dir) in [&first, &second].into_iter().enumerate() {
         let results: Value =
             serde_json::from_slice(&fs::read(dir.join("results.json")).expect("results")).expect("JSON");
@@ -53,6 +89,18 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
                 assert_eq!(cells.next().and_then(|cell| cell.parse().ok()), recorded, "{role} {name}");
             }
             assert_eq!(value(&page, &format!("{}-{role}-forward_transfer", number + 1)), "null");
+
+            let row = costs.next().expect("a row for each network");
+            let mut cells = row.split(',').skip(2);
+            for name in COST {
+                let recorded = results["cost"][role].pointer(name).and_then(Value::as_u64);
+                assert!(recorded.is_some(), "{name}");
+                let id = format!("{}-{role}-{}", number + 1, name[1..].replace('/', "_"));
+                assert_eq!(value(&page, &id).parse().ok(), recorded, "{id}");
+                assert_eq!(cells.next().and_then(|cell| cell.parse().ok()), recorded, "{id}");
+            }
+            assert_eq!(cells.next().and_then(|cell| cell.parse().ok()), results["wall_seconds"].as_f64());
+            prompts_are_drawn(&page, dir, &results, role);
 
             // What the networks took each class for, against the accuracies of the same test.
             let file = fs::read_to_string(dir.join(format!("confusion_{role}.csv"))).expect("confusion");
@@ -84,6 +132,21 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
         let svg = fs::read_to_string(Path::new(&figures).join(format!("{figure}.svg"))).expect("figure");
         assert!(svg.starts_with("<svg ") && !svg.contains("var(") && !svg.contains("a<b>"), "{figure}");
     }
+    for figure in ["accuracy", "2_accuracy_matrix_teacher", "2_prompts_student_prompt_e_k_0"] {
+        let file = Path::new(&figures).join(figure);
+        let svg = fs::read_to_string(file.with_extension("svg")).expect("figure");
+        let png = image::open(file.with_extension("png")).expect("figure").to_rgb8();
+        let (_, size) = svg.split_once("viewBox=\"0 0 ").expect("a size");
+        let (size, _) = size.split_once('"').expect("a size");
+        assert_eq!(
+            size,
+            format!("{} {}", png.width() / 3, png.height() / 3),
+            "{figure}: three times the size"
+        );
+        let ink = |pixel: &&image::Rgb<u8>| pixel.0.iter().all(|channel| *channel < 100);
+        assert!(png.pixels().filter(ink).count() > 500, "{figure}: text is drawn");
+        assert_eq!(png.get_pixel(0, 0).0, [255; 3], "{figure}: on white");
+    }
     let latex = fs::read_to_string(Path::new(&tables).join("summary.tex")).expect("table");
     assert!(latex.contains("\\toprule") && latex.contains("a<b>\\&\\_1 & student"), "{latex}");
     assert!(Path::new(&tables).join("summary.md").exists());
@@ -95,4 +158,77 @@ fn what_is_no_finished_run_is_named() {
     let output = cdl(&["report", folder.path().to_str().expect("UTF-8 path")]);
     assert_eq!(output.status.code(), Some(2));
     assert!(said(&output).contains("has the run finished a task?"), "{}", said(&output));
+}
+
+#[test]
+fn chosen_prompts_are_drawn_as_shares_and_found_again_by_eval() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("l2p");
+    run(&dir, &["configs/learner/l2p.toml", "--set", "learner.pool=6", "--set", "learner.top_k=2"]);
+    let path = dir.to_str().expect("UTF-8 path");
+    let output = cdl(&["report", path]);
+    assert!(output.status.success(), "{}", said(&output));
+    let page = fs::read_to_string(dir.join("report.html")).expect("page");
+    let results = fs::read(dir.join("results.json")).expect("results");
+    let results: Value = serde_json::from_slice(&results).expect("JSON");
+    for role in ["student", "teacher"] {
+        let pools = results["prompt_use"][role].as_array().expect("pools");
+        assert_eq!(pools.len(), 1);
+        for (task, row) in pools[0]["counts"].as_array().expect("rows").iter().enumerate() {
+            let counts: Vec<u64> = row.as_array().expect("row").iter().filter_map(Value::as_u64).collect();
+            assert_eq!((counts.len(), counts.iter().sum()), (6, 20), "ten images take two of six");
+            for (prompt, count) in counts.iter().enumerate() {
+                let share = 100.0 * *count as f64 / 10.0;
+                let tip = format!("task {}, prompt {}: {share:.1} % of the images<", task + 1, prompt + 1);
+                assert!(page.contains(&tip), "{tip}");
+            }
+        }
+    }
+    for (task, times) in [("2", 2), ("1", 2)] {
+        let output = cdl(&["eval", path, "--task", task]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(text.matches("prompts are taken as in the run").count(), times, "{text}{}", said(&output));
+    }
+}
+
+#[test]
+fn older_runs_are_reported_and_many_classes_are_shown_as_an_image() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("older");
+    run(&dir, &[]);
+    let file = dir.join("results.json");
+    let mut results: Value = serde_json::from_slice(&fs::read(&file).expect("results")).expect("JSON");
+    let fields = results.as_object_mut().expect("object");
+    for field in ["prompt_use", "cost"] {
+        assert!(fields.remove(field).is_some());
+    }
+    fs::write(&file, results.to_string()).expect("results");
+    // Class 0 is taken for class 119 three times of four, all others for themselves.
+    let names: Vec<String> = (0..120).map(|class| format!("class {class}")).collect();
+    let mut csv = format!("true_class,{}\n", names.join(","));
+    for (truth, name) in names.iter().enumerate() {
+        let count = |taken: usize| match (truth, taken) {
+            (0, 0) => "1",
+            (0, 119) => "3",
+            (truth, taken) if truth == taken && truth > 0 => "4",
+            _ => "0",
+        };
+        csv += &format!("{name},{}\n", (0..120).map(count).collect::<Vec<_>>().join(","));
+    }
+    fs::write(dir.join("confusion_student.csv"), csv).expect("confusion");
+    let figures = folder.path().join("figures");
+    let more = ["--figures", figures.to_str().expect("UTF-8 path"), "--format", "png"];
+    let output = cdl(&[&["report", dir.to_str().expect("UTF-8 path")][..], &more].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let page = fs::read_to_string(dir.join("report.html")).expect("page");
+    assert!(!page.contains("<h2>Cost</h2>") && !page.contains("<h2>Prompts</h2>"));
+    assert!(page.contains("href=\"data:image/png;base64,") && !page.contains("class 7 taken for"));
+    assert!(!figures.join("accuracy.svg").exists() && figures.join("accuracy.png").exists());
+    // 600 px for 120 classes, 64 and 72 px from the corner, three times as large.
+    let picture = image::open(figures.join("confusion_student.png")).expect("figure").to_rgb8();
+    let at =
+        |truth: u32, taken: u32| picture.get_pixel(3 * (64 + 5 * taken) + 7, 3 * (72 + 5 * truth) + 7).0[0];
+    assert_eq!([at(5, 5), at(5, 7)], [8, 232]);
+    // Half of the way from pale to dark for a quarter, and the root of three quarters.
+    assert_eq!([at(0, 0), at(0, 119)], [120, 38]);
 }

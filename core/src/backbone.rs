@@ -5,7 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Injection, Mode, Result, Role, device::Precision, hub::Provenance};
+use crate::{
+    Error, Injection, Mode, Result, Role,
+    cost::{Lengths, Macs, Transformer},
+    device::Precision,
+    hub::Provenance,
+};
 
 /// How pixels in `[0, 1]` become the network's input: `(x - mean) / std` for each channel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -135,6 +140,12 @@ pub trait Backbone: Send + Sync {
     /// # Errors
     /// Shapes that do not fit the network.
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
+
+    /// Multiply-adds of one image with so much injected, for the record. Without it, those of a plain vision transformer
+    /// of the sizes in [`Backbone::spec`]: no registers, hidden layers of `4 D`.
+    fn macs(&self, lengths: &Lengths) -> Macs {
+        Transformer::plain(self.spec()).macs(lengths)
+    }
 
     /// The frozen tensors by name, to prove that they stay as they are.
     fn weights(&self) -> Result<Vec<(String, Tensor)>>;

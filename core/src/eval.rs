@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{AccuracyMatrix, Confusion, Query, Result, Role, Task, TaskStream, Trainer, trainer::Queries};
+use crate::{
+    AccuracyMatrix, Confusion, Networks, PoolUse, Query, Result, Role, Task, TaskStream, Trainer,
+    prompt_use::UseTally, trainer::Queries,
+};
 
 /// Accuracy matrices of both networks; that of a network that is not trained stays empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,15 @@ impl Accuracies {
 /// Confusion matrices of the networks that were tested.
 pub type Confusions = Vec<(Role, Confusion)>;
 
+/// What a test finds besides accuracies.
+#[derive(Debug, Default)]
+pub struct Tested {
+    /// What each network took each class for.
+    pub confusions: Confusions,
+    /// Which prompts the images took, by pool; none where a network's methods do not choose.
+    pub prompt_use: Networks<Vec<PoolUse>>,
+}
+
 /// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
 /// first time and kept, a row of numbers for each image.
 #[derive(Debug, Default)]
@@ -48,10 +60,10 @@ pub struct Tester {
 
 impl Tester {
     /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
-    /// Gives back what each network took each class for. A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
+    /// A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
     ///
     /// # Errors
-    /// Unreadable images, and whatever `on_batch` returns.
+    /// Unreadable images, selections of prompts that cannot be, and whatever `on_batch` returns.
     pub fn test(
         &mut self,
         trainer: &Trainer,
@@ -59,11 +71,12 @@ impl Tester {
         stream: &dyn TaskStream,
         results: &mut Accuracies,
         on_batch: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Confusions> {
+    ) -> Result<Tested> {
         let roles = &trainer.settings.roles;
         let mut rows = vec![Vec::new(); roles.len()];
         let names = stream.classes().get(..task.seen()).unwrap_or(stream.classes());
         let mut confusions: Confusions = roles.iter().map(|&role| (role, Confusion::new(names))).collect();
+        let mut uses: Vec<UseTally> = roles.iter().map(|_| UseTally::default()).collect();
         for seen in &stream.tasks()[..=task.index] {
             let (mut right, mut total) = (vec![0; roles.len()], 0);
             for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
@@ -81,8 +94,11 @@ impl Tester {
                     }
                 }
                 let labels = batch.labels.to_vec1::<u32>()?;
-                for (right, (role, confusion)) in right.iter_mut().zip(&mut confusions) {
-                    let logits = trainer.predict_with(*role, &batch.pixels, queries.of(*role))?;
+                let counts = right.iter_mut().zip(&mut uses).zip(&mut confusions);
+                for ((right, uses), (role, confusion)) in counts {
+                    let (logits, selections) =
+                        trainer.predict_with(*role, &batch.pixels, queries.of(*role))?;
+                    uses.add(seen.index, batch.len(), &selections)?;
                     let best = best_among(&logits, 0..task.seen())?;
                     *right += count_equal(&best, &labels);
                     confusion.add(&labels, &best);
@@ -96,7 +112,11 @@ impl Tester {
         for (row, role) in rows.into_iter().zip(roles) {
             results.of_mut(*role).push(row);
         }
-        Ok(confusions)
+        let mut prompt_use = Networks::default();
+        for (uses, role) in uses.into_iter().zip(roles) {
+            prompt_use.set(*role, uses.finish());
+        }
+        Ok(Tested { confusions, prompt_use })
     }
 }
 

@@ -13,7 +13,10 @@ use candle_core::Tensor;
 use crate::{
     Backbone, BackboneSpec, Batch, Batches, ClassCount, DataRecord, Distiller, DistillerTaps, EpochKey,
     Error, Features, Head, Injection, Inspection, Learner, LeftOut, LossTerm, NamedVar, Output, Pass, Query,
-    Quirk, Result, Rng, Skipped, StateDict, Taps, Task, TaskStream, panics, registry::Kind,
+    Quirk, Result, Rng, Skipped, StateDict, Taps, Task, TaskStream,
+    cost::{Lengths, Macs},
+    panics,
+    registry::Kind,
 };
 
 /// Runs `run`; a panic of a plugin that could not be returned where it happened is returned here.
@@ -118,6 +121,10 @@ impl Backbone for Guarded<Arc<dyn Backbone>> {
 
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
         self.name.result("forward", || self.inner.forward(pixels, injection, taps))
+    }
+
+    fn macs(&self, lengths: &Lengths) -> Macs {
+        self.name.value("macs", || self.inner.macs(lengths))
     }
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {

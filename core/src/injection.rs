@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::Result;
+use crate::{Result, Selection};
 
 /// Keys and values that join a block's own, each `(B, P, D)`, or `(1, P, D)` when all images share them.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Injection {
     pub tokens: Option<Tensor>,
     /// Scalar added to the loss in training (already weighted).
     pub penalty: Option<Tensor>,
+    /// For the record alone: which prompts of its pools each image takes, where a method chooses among several.
+    pub selections: Vec<Selection>,
 }
 
 impl Injection {
@@ -69,7 +71,8 @@ impl Injection {
         Ok(self.tokens.as_ref().map(|tokens| tokens.dim(1)).transpose()?.unwrap_or(0))
     }
 
-    /// Both at once: prompts and tokens of `self` come first, CLS additions and penalties are summed.
+    /// Both at once: prompts and tokens of `self` come first, CLS additions and penalties are summed, selections
+    /// stand side by side.
     pub fn merge(mut self, other: Self) -> Result<Self> {
         for (index, theirs) in other.blocks.into_iter().enumerate() {
             let ours = self.block_mut(index);
@@ -84,6 +87,7 @@ impl Injection {
             join(&a, &b, batch)
         })?;
         self.penalty = both(self.penalty, other.penalty, |a, b| Ok((a + b)?))?;
+        self.selections.extend(other.selections);
         Ok(self)
     }
 }

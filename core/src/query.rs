@@ -1,6 +1,6 @@
 //! The query of a batch, computed when a learner asks for it, once.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 
 use candle_core::Tensor;
 use schemars::JsonSchema;
@@ -33,6 +33,7 @@ pub struct Query<'a>(Source<'a>);
 
 enum Source<'a> {
     Known(Tensor),
+    Watched { value: Tensor, asked: &'a Cell<bool> },
     Lazy { backbone: &'a dyn Backbone, pixels: &'a Tensor, value: OnceCell<Tensor> },
 }
 
@@ -47,10 +48,15 @@ impl<'a> Query<'a> {
         Self(Source::Known(value))
     }
 
+    /// A query that is known, and notes that it was asked for.
+    pub(crate) fn watched(value: Tensor, asked: &'a Cell<bool>) -> Self {
+        Self(Source::Watched { value, asked })
+    }
+
     /// The query if it is known or has been asked for.
     pub(crate) fn computed(&self) -> Option<&Tensor> {
         match &self.0 {
-            Source::Known(value) => Some(value),
+            Source::Known(value) | Source::Watched { value, .. } => Some(value),
             Source::Lazy { value, .. } => value.get(),
         }
     }
@@ -62,6 +68,10 @@ impl<'a> Query<'a> {
     pub fn get(&self) -> Result<&Tensor> {
         match &self.0 {
             Source::Known(value) => Ok(value),
+            Source::Watched { value, asked } => {
+                asked.set(true);
+                Ok(value)
+            }
             Source::Lazy { backbone, pixels, value } => {
                 if let Some(value) = value.get() {
                     return Ok(value);

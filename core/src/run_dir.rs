@@ -8,7 +8,7 @@
 //! results.json              accuracy matrices and what follows from them, rewritten after every task
 //! accuracy_student.csv      A[i][j], likewise accuracy_teacher.csv
 //! confusion_student.csv     test images by true and predicted class after the last task, likewise confusion_teacher.csv
-//! models/task_N/            student.safetensors and teacher.safetensors after task N
+//! models/task_N/            student.safetensors and teacher.safetensors after task N, and prompt_use.json, if images choose prompts
 //! checkpoints/              the newest checkpoints, as long as the run is not done
 //! log.txt                   everything that was logged
 //! .lock                     held by the process that writes here
@@ -25,10 +25,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Accuracies, Config, Confusion, Confusions, EpochReport, Error, Moment, Result, Role, RunRecord, Skipped,
-    StateDict, Summary, Task, Trainer,
+    Accuracies, Config, Confusion, EpochReport, Error, Moment, Networks, PoolUse, Result, Role, RunRecord,
+    Skipped, StateDict, Summary, Task, Tested, Trainer,
     atomic::{UNFINISHED, remove_unfinished},
     checkpoint::{Checkpoint, Checkpoints},
+    cost::Cost,
 };
 
 pub use crate::atomic::write_atomic;
@@ -53,6 +54,13 @@ pub struct Results {
     /// Accuracies by class.
     #[serde(default)]
     pub class_accuracy: ClassAccuracy,
+    /// Which prompts the test images took after the last finished task, pool by pool; an empty list for a network whose
+    /// methods do not choose.
+    #[serde(default)]
+    pub prompt_use: Networks<Vec<PoolUse>>,
+    /// Numbers trained, and multiply-adds of one image.
+    #[serde(default)]
+    pub cost: Networks<Cost>,
     /// Tasks finished and tasks in all.
     pub tasks_done: usize,
     /// Number of tasks of the stream.
@@ -276,7 +284,7 @@ impl RunDir {
         task: &Task,
         trainer: &Trainer,
         accuracies: &Accuracies,
-        confusions: &Confusions,
+        tested: &Tested,
         skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {
@@ -287,9 +295,13 @@ impl RunDir {
             write_atomic(&model_file(&models, role), &trainer.state(role)?.to_bytes()?)?;
         }
         let by_class = |role: Role| {
-            let confusion = confusions.iter().find(|(of, _)| *of == role);
+            let confusion = tested.confusions.iter().find(|(of, _)| *of == role);
             confusion.map(|(_, confusion)| confusion.class_accuracy())
         };
+        let mut cost = Networks::default();
+        for &role in &trainer.settings.roles {
+            cost.set(role, trainer.cost(role)?);
+        }
         let results = Results {
             student: accuracies.student.summary(),
             teacher: accuracies.teacher.summary(),
@@ -297,6 +309,8 @@ impl RunDir {
                 student: by_class(Role::Student),
                 teacher: by_class(Role::Teacher),
             },
+            prompt_use: tested.prompt_use.clone(),
+            cost,
             tasks_done: task.index + 1,
             tasks: task.count,
             wall_seconds,
@@ -307,9 +321,10 @@ impl RunDir {
             let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));
             write_atomic(&file, accuracies.of(role).to_csv().as_bytes())?;
         }
-        for (role, confusion) in confusions {
+        for (role, confusion) in &tested.confusions {
             write_atomic(&confusion_file(&self.root, *role), &confusion.to_csv()?)?;
         }
+        write_atomic(&prompt_use_file(&models), &json(&tested.prompt_use)?)?;
         write_atomic(&self.root.join("results.json"), &json(&results)?)?;
         Ok(results)
     }
@@ -386,6 +401,20 @@ pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
     };
     let fail = |reason: String| Error::Data { file: file.clone(), reason };
     Confusion::from_csv(&bytes).map(Some).map_err(fail)
+}
+
+/// Reads which prompts the test images took after task `task` (from 0); `None` where the run has not noted it.
+///
+/// # Errors
+/// A file that cannot be read, or holds something else.
+pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<Networks<Vec<PoolUse>>>> {
+    let models = model_dir(root, task);
+    let file = prompt_use_file(&models);
+    let bytes = match fs::read(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(crate::error::io(&file))?,
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Data { file, reason: e.to_string() })
 }
 
 /// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
@@ -467,6 +496,10 @@ fn model_dir(root: &Path, task: usize) -> PathBuf {
 
 fn model_file(models: &Path, role: Role) -> PathBuf {
     models.join(format!("{}.safetensors", role.as_str()))
+}
+
+fn prompt_use_file(models: &Path) -> PathBuf {
+    models.join("prompt_use.json")
 }
 
 /// Opens a file of the run to add to it.

@@ -14,6 +14,7 @@
 //! - its settings: documented, and refused if unknown;
 //! - the shapes of what it returns, in all passes, with networks of several sizes, both modes, either query, and all
 //!   classes learned at once as with rehearsal;
+//! - that what it says of prompts taken from pools can be so, for every image;
 //! - its gradients against finite differences of the loss, in the first task;
 //! - that everything it trains gets a gradient and moves, and nothing else changes;
 //! - that a seed decides everything;

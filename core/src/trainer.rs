@@ -6,10 +6,10 @@ use std::{ops::Range, sync::Arc};
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Accuracies, Backbone, Batch, Confusions, Distiller, EpochKey, EpochReport, Error, Features, Injection,
-    Learner, LossTerm, Mode, Moment, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Position, Query,
-    QuerySource, Result, Rng, Role, RunState, ScheduleConfig, StateDict, Taps, Task, TaskStream, Tester,
-    eval::count_right, guard, loss::cross_entropy,
+    Accuracies, Backbone, Batch, Distiller, EpochKey, EpochReport, Error, Features, Injection, Learner,
+    LossTerm, Mode, Moment, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Position, Query, QuerySource,
+    Result, Rng, Role, RunState, ScheduleConfig, Selection, StateDict, Taps, Task, TaskStream, Tested,
+    Tester, eval::count_right, guard, loss::cross_entropy,
 };
 
 /// A frozen network with the learner that prompts it.
@@ -62,8 +62,8 @@ pub enum Event<'a> {
         trainer: &'a Trainer,
         /// Accuracies so far.
         results: &'a Accuracies,
-        /// What each network takes each class for now.
-        confusions: &'a Confusions,
+        /// What else the test has found.
+        tested: &'a Tested,
     },
     /// The run is between two steps, epochs or tasks, whose own event came before.
     Between(Moment<'a>),
@@ -131,9 +131,9 @@ impl Trainer {
                 self.learn(role, task, &mut now, stream, on)?;
             }
             self.end_task(task)?;
-            let confusions = &tester.test(self, task, stream, &mut now.results, &mut || on(Event::Tested))?;
+            let tested = &tester.test(self, task, stream, &mut now.results, &mut || on(Event::Tested))?;
             now.position = Position::of_task(task.index + 1);
-            on(Event::Task { task, trainer: self, results: &now.results, confusions })?;
+            on(Event::Task { task, trainer: self, results: &now.results, tested })?;
             on(Event::Between(Moment { trainer: self, stream, state: &now, optimizer: None }))?;
         }
         Ok(now.results)
@@ -266,15 +266,13 @@ impl Trainer {
         let queries = Queries::new(self, &batch.pixels);
         let taps = self.distiller.taps();
         let teacher = match self.distiller.needs_teacher() {
-            true => Some(self.teacher_output(
-                &batch.pixels,
-                queries.of(Role::Teacher),
-                Pass::Teach,
-                &taps.teacher,
-            )?),
+            true => Some(
+                self.teacher_output(&batch.pixels, queries.of(Role::Teacher), Pass::Teach, &taps.teacher)?
+                    .output,
+            ),
             false => None,
         };
-        let (student, penalty) =
+        let Passed { output: student, penalty, .. } =
             self.student_output(&batch.pixels, queries.of(Role::Student), Pass::Train, &taps.student)?;
         let ce = cross_entropy(&student.logits, &batch.labels, &task.classes)?;
         let mut terms = vec![LossTerm::new("ce", (ce * self.distiller.cross_entropy_weight())?)];
@@ -285,30 +283,30 @@ impl Trainer {
 
     /// The query of `role`, which is computed when its learner asks for it.
     pub(crate) fn query<'a>(&'a self, role: Role, pixels: &'a Tensor) -> Query<'a> {
+        Query::of(self.querying(role), pixels)
+    }
+
+    /// The frozen network that makes the query of `role`.
+    pub(crate) fn querying(&self, role: Role) -> &dyn Backbone {
         let network = match (role, self.settings.query) {
             (Role::Teacher, QuerySource::Own) => &self.teacher,
             _ => &self.student,
         };
-        Query::of(network.backbone.as_ref(), pixels)
+        network.backbone.as_ref()
     }
 
     /// The teacher as the student and the test see it: no gradients.
-    fn teacher_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Output> {
+    fn teacher_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Passed> {
         let _span = tracing::debug_span!("teacher forward").entered();
-        let injection = detach(self.teacher.learner.inject(query, pass)?);
+        let mut injection = detach(self.teacher.learner.inject(query, pass)?);
         let features = self.teacher.backbone.forward(pixels, &injection, taps)?.detach();
         let logits = self.teacher.learner.logits(&features)?.detach();
-        Ok(Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits })
+        let output = Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits };
+        Ok(Passed { output, penalty: None, selections: std::mem::take(&mut injection.selections) })
     }
 
-    /// The student with the learner's and the distiller's prompts, and the learner's penalty.
-    fn student_output(
-        &self,
-        pixels: &Tensor,
-        query: &Query<'_>,
-        pass: Pass,
-        taps: &Taps,
-    ) -> Result<(Output, Option<Tensor>)> {
+    /// The student with the learner's and the distiller's prompts.
+    fn student_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Passed> {
         let _span = tracing::debug_span!("student forward").entered();
         let mut injection = self.student.learner.inject(query, pass)?;
         let penalty = injection.penalty.take();
@@ -321,20 +319,30 @@ impl Trainer {
         // The learner's tokens come first, the distiller's follow; each is shown its own.
         let injected = injection.token_count()?;
         let logits = self.student.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
-        Ok((Output { features: own_tokens(&features, injected, learners..injected)?, logits }, penalty))
+        let output = Output { features: own_tokens(&features, injected, learners..injected)?, logits };
+        Ok(Passed { output, penalty, selections: injection.selections })
     }
 
     /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
     pub fn predict(&self, role: Role, pixels: &Tensor) -> Result<Tensor> {
-        self.predict_with(role, pixels, &self.query(role, pixels))
+        Ok(self.predict_with(role, pixels, &self.query(role, pixels))?.0)
     }
 
-    pub(crate) fn predict_with(&self, role: Role, pixels: &Tensor, query: &Query<'_>) -> Result<Tensor> {
+    /// The same with what the images took of pools of prompts.
+    pub(crate) fn predict_with(
+        &self,
+        role: Role,
+        pixels: &Tensor,
+        query: &Query<'_>,
+    ) -> Result<(Tensor, Vec<Selection>)> {
         match role {
-            Role::Teacher => Ok(self.teacher_output(pixels, query, Pass::Test, &Taps::none())?.logits),
+            Role::Teacher => {
+                let passed = self.teacher_output(pixels, query, Pass::Test, &Taps::none())?;
+                Ok((passed.output.logits, passed.selections))
+            }
             Role::Student => {
-                let (student, _) = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
-                Ok(self.distiller.predict(&student)?.detach())
+                let passed = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
+                Ok((self.distiller.predict(&passed.output)?.detach(), passed.selections))
             }
         }
     }
@@ -361,6 +369,14 @@ impl Trainer {
             }
         }
     }
+}
+
+/// What comes of a pass through a network.
+struct Passed {
+    output: Output,
+    /// The learner's, in training.
+    penalty: Option<Tensor>,
+    selections: Vec<Selection>,
 }
 
 /// The queries of one batch; networks that share one compute it once.
@@ -450,5 +466,6 @@ fn detach(injection: Injection) -> Injection {
             .collect(),
         tokens: injection.tokens.map(|tokens| tokens.detach()),
         penalty: None,
+        selections: injection.selections,
     }
 }

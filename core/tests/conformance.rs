@@ -7,7 +7,7 @@ use std::{
 
 use cdl_core::{
     Distiller, DistillerContext, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, LossTerm,
-    NamedVar, Output, Pass, Query, Result, Rng, StateDict, Task,
+    NamedVar, Output, Pass, Query, Result, Rng, Selection, StateDict, Taken, Task,
     candle_core::{DType, Device, Tensor, Var},
     require_teacher, testing,
 };
@@ -238,6 +238,12 @@ enum Slip {
     TaskForgotten,
     TracesOfEvaluation,
     TrainedOutsideState,
+    ChoosesBeyondPool,
+    ChoosesTwice,
+    ChoosesForOneTooFew,
+    WeightsNoNumbers,
+    WeightsInGraph,
+    TwoPoolsOfOneName,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -283,6 +289,26 @@ impl Slipping {
             classes: context.classes,
         })
     }
+
+    /// Two of three prompts for every image, and a weight for each of four, which nothing is made of.
+    fn selections(&self, query: &Query<'_>) -> Result<Vec<Selection>> {
+        let images = query.get()?.dim(0)?;
+        let (images, numbers) = match self.slip {
+            Slip::ChoosesBeyondPool => (images, [1u32, 3]),
+            Slip::ChoosesTwice => (images, [2, 2]),
+            Slip::ChoosesForOneTooFew => (images.saturating_sub(1), [0, 2]),
+            _ => (images, [0, 2]),
+        };
+        let numbers = Tensor::new(&[numbers], &Device::Cpu)?.repeat((images, 1))?;
+        let weights = self.prompts.tensor().get(0)?.mean(1)?.unsqueeze(0)?; // (1, 4)
+        let weights = if self.slip == Slip::WeightsNoNumbers { (weights / 0.0)? } else { weights };
+        let weighted = match self.slip {
+            Slip::WeightsInGraph => Selection { pool: "weighted".into(), taken: Taken::Weighted(weights) },
+            Slip::TwoPoolsOfOneName => Selection::weighted("chosen", &weights),
+            _ => Selection::weighted("weighted", &weights),
+        };
+        Ok(vec![Selection::chosen("chosen", &numbers, 3), weighted])
+    }
 }
 
 impl Learner for Slipping {
@@ -291,8 +317,8 @@ impl Learner for Slipping {
         Ok(())
     }
 
-    fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
-        let mut injection = Injection::none();
+    fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
+        let mut injection = Injection { selections: self.selections(query)?, ..Injection::none() };
         let prompts = match self.slip {
             Slip::GradientMissing => self.prompts.tensor().detach(),
             _ => self.prompts.tensor().clone(),
@@ -393,6 +419,12 @@ fn every_broken_promise_of_a_learner_is_found() {
         ("traces_of_evaluation", "evaluation changes nothing"),
         ("trained_outside_state", "`prompts` is trained, but not part of the state"),
         ("touches_frozen_state", "`count` changes in a phase exactly if it is trained"),
+        ("chooses_beyond_pool", "an image takes one of 3 prompts from 0, not 3"),
+        ("chooses_twice", "an image takes prompt 2 once, not twice"),
+        ("chooses_for_one_too_few", "it has a row for each of 4 images, or one, not [3, 2]"),
+        ("weights_no_numbers", "the weights of 4 prompts are finite numbers"),
+        ("weights_in_graph", "it is cut off from the graph"),
+        ("two_pools_of_one_name", "the name of a pool is its own"),
     ] {
         let found = testing::check_learner("slipping", &format!("slip = \"{slip}\""));
         let found = found.err().map(|e| e.to_string()).unwrap_or_default();

@@ -3,7 +3,7 @@
 use cdl_core::{DEFINITIONS, Role};
 
 use super::{
-    Run,
+    Run, cost,
     plot::{PALETTE, Plot},
 };
 
@@ -82,6 +82,9 @@ pub fn page(runs: &[Run], sections: &[Section]) -> String {
             page += &format!("<div>{}</div>\n", plot.inline());
         }
         page += "</div>\n";
+    }
+    if let Some(table) = cost::table(runs) {
+        page += &table;
     }
     page += "<h2>Configuration and record</h2>\n";
     if let Some(differences) = differences(runs) {

@@ -1,7 +1,11 @@
 //! `cdl report`: runs as one page, as figures and as tables.
 
+mod confusion;
+mod cost;
 mod html;
 mod plot;
+mod prompts;
+mod raster;
 mod tables;
 
 use std::{
@@ -14,7 +18,7 @@ use cdl_core::{
     Confusion, EpochReport, Error, Role, Summary,
     run_dir::{Results, read_confusion, read_epochs, read_record, read_results, write_atomic},
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use self::{
     html::Section,
@@ -22,15 +26,13 @@ use self::{
 };
 use crate::{Failure, emit};
 
-/// Confusion matrices of more classes are left to their CSV file: no screen shows them.
-const MOST_CLASSES: usize = 100;
-
 /// Arguments of `cdl report`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   cdl report runs/quickstart
-  cdl report runs/alone runs/kd --out compared.html --figures figures --tables tables")]
+  cdl report runs/alone runs/kd --out compared.html --figures figures --tables tables
+  cdl report runs/quickstart --figures figures --format png")]
 pub struct ReportArgs {
     /// Directories of runs; with several, differences are those from the first
     #[arg(required = true, value_name = "RUN")]
@@ -38,12 +40,22 @@ pub struct ReportArgs {
     /// The page [default: report.html in the run's directory, with several runs in the working directory]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write each plot as an SVG file into this folder as well
+    /// Write each plot as a file of its own into this folder as well
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
+    /// What these files are: drawings, or images of three times the size on the page
+    #[arg(long, value_enum, default_value_t = Format::Svg, requires = "figures")]
+    format: Format,
     /// Write the summary as CSV, Markdown and LaTeX into this folder as well
     #[arg(long, value_name = "DIR")]
     tables: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Svg,
+    Png,
+    Both,
 }
 
 /// What a run directory holds.
@@ -141,23 +153,30 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     });
     write_atomic(&out, html::page(&runs, &sections).as_bytes())?;
     let mut told = format!("{}\n", out.display());
-    let mut place = |folder: &Path, name: &str, text: &str| -> Result<(), Failure> {
+    let mut place = |folder: &Path, name: &str, bytes: &[u8]| -> Result<(), Failure> {
         let file = folder.join(name);
         let made = fs::create_dir_all(folder);
         made.map_err(|source| Error::Io { file: folder.into(), source })?;
-        write_atomic(&file, text.as_bytes())?;
+        write_atomic(&file, bytes)?;
         told += &format!("{}\n", file.display());
         Ok(())
     };
     if let Some(folder) = &args.figures {
         for (name, plot) in sections.iter().flat_map(|section| &section.plots) {
-            place(folder, &format!("{name}.svg"), &plot.standalone())?;
+            let svg = plot.standalone();
+            if args.format != Format::Png {
+                place(folder, &format!("{name}.svg"), svg.as_bytes())?;
+            }
+            if args.format != Format::Svg {
+                place(folder, &format!("{name}.png"), &raster::png(&svg)?)?;
+            }
         }
     }
     if let Some(folder) = &args.tables {
-        place(folder, "summary.csv", &tables::csv(&runs)?)?;
-        place(folder, "summary.md", &tables::markdown(&runs))?;
-        place(folder, "summary.tex", &tables::latex(&runs))?;
+        place(folder, "summary.csv", tables::csv(&runs)?.as_bytes())?;
+        place(folder, "summary.md", tables::markdown(&runs).as_bytes())?;
+        place(folder, "summary.tex", tables::latex(&runs).as_bytes())?;
+        place(folder, "cost.csv", cost::csv(&runs)?.as_bytes())?;
     }
     emit(&told)
 }
@@ -187,7 +206,13 @@ fn sections(runs: &[Run]) -> Vec<Section> {
         Section {
             title: "Confusion matrix",
             note: "After the last task. Shades are shares of the true class's images, numbers are images.",
-            plots: each_network(runs, confusion),
+            plots: each_network(runs, confusion::plot),
+        },
+        Section {
+            title: "Prompts",
+            note: "Which prompts of each pool the test images take after the last task, by task of the image. Shades are \
+                   shares of a task's images, or of the largest mean weight where each image weighs all prompts.",
+            plots: each_network(runs, prompts::plots),
         },
         Section {
             title: "Losses",
@@ -197,17 +222,29 @@ fn sections(runs: &[Run]) -> Vec<Section> {
     ]
 }
 
-/// A plot of each network of each run, where `of` makes one.
-fn each_network(runs: &[Run], of: fn(&Run, Role, &str) -> Option<(String, Plot)>) -> Vec<(String, Plot)> {
-    let title = |run: &Run, role: Role| match runs.len() {
-        1 => role.as_str().to_string(),
-        _ => format!("{}: {}", run.name, role.as_str()),
-    };
-    let one = |run: &Run, role: Role| {
-        let (name, plot) = of(run, role, &title(run, role))?;
-        Some((if runs.len() > 1 { format!("{}_{name}", run.number + 1) } else { name }, plot))
-    };
-    runs.iter().flat_map(|run| run.roles().filter_map(move |role| one(run, role))).collect()
+/// What `of` plots of each network of each run.
+fn each_network<P>(runs: &[Run], of: fn(&Run, Role, &str) -> P) -> Vec<(String, Plot)>
+where
+    P: IntoIterator<Item = (String, Plot)>,
+{
+    let mut plots = Vec::new();
+    for run in runs {
+        for role in run.roles() {
+            let title = match runs.len() {
+                1 => role.as_str().to_string(),
+                _ => format!("{}: {}", run.name, role.as_str()),
+            };
+            let name =
+                |name: String| if runs.len() > 1 { format!("{}_{name}", run.number + 1) } else { name };
+            plots.extend(of(run, role, &title).into_iter().map(|(file, plot)| (name(file), plot)));
+        }
+    }
+    plots
+}
+
+/// `name` in letters that every file system takes.
+fn file_name(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
 /// A series of each network of each run. With one run colours tell the networks apart, with several the runs.
@@ -277,27 +314,6 @@ fn matrix(run: &Run, role: Role, title: &str) -> Option<(String, Plot)> {
     Some((format!("accuracy_matrix_{}", role.as_str()), plot))
 }
 
-fn confusion(run: &Run, role: Role, title: &str) -> Option<(String, Plot)> {
-    let (_, confusion) = run.confusions.iter().find(|(of, _)| *of == role)?;
-    let classes = confusion.classes();
-    if classes.len() > MOST_CLASSES {
-        return None;
-    }
-    let row = |(truth, counts): (&String, &Vec<u64>)| {
-        let images = counts.iter().sum::<u64>().max(1) as f64;
-        let cell = |(taken, count): (&String, &u64)| {
-            let share = *count as f64 / images;
-            let tip = format!("{truth} taken for {taken}: {count} images, {:.1} %", 100.0 * share);
-            let label = if *count == 0 { String::new() } else { count.to_string() };
-            Some(Cell { shade: share, label, tip })
-        };
-        classes.iter().zip(counts).map(cell).collect()
-    };
-    let cells: Vec<Vec<Option<Cell>>> = classes.iter().zip(confusion.counts()).map(row).collect();
-    let plot = plot::heat(title, (classes, classes), ("true class", "predicted class"), &cells);
-    Some((format!("confusion_{}", role.as_str()), plot))
-}
-
 fn by_class(runs: &[Run]) -> Vec<(String, Plot)> {
     let series = series(runs, |run, role| match role {
         Role::Student => run.results.class_accuracy.student.clone(),
@@ -344,9 +360,7 @@ fn losses(runs: &[Run]) -> Vec<(String, Plot)> {
             let places = numbers(longest.len());
             let axes = Axes { x: "epoch", percent: false, places, groups: groups.clone() };
             let plot = plot::lines(&format!("{}: {name}", role.as_str()), &axes, &series, 520.0);
-            let safe: String =
-                name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-            plots.push((format!("loss_{}_{safe}", role.as_str()), plot));
+            plots.push((format!("loss_{}_{}", role.as_str(), file_name(name)), plot));
         }
     }
     plots

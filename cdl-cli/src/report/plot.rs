@@ -1,8 +1,11 @@
 //! Plots as SVG: heat maps, lines, bars and dots. Colours are variables of the page (`var(--ink)`), which
 //! [`standalone`] replaces for files of their own.
 
+mod heat;
+
 use std::fmt::Write;
 
+pub use self::heat::{Cell, Picture, heat, picture};
 use super::html::escape;
 
 /// Variables of the page: name, value on a light page, value on a dark one. `s0` and so on are the colours of series, those
@@ -351,90 +354,6 @@ pub fn dots(title: &str, places: &[String], series: &[Series], width: f64) -> Pl
     }
     let (names, high) = legend(series, bottom + 40.0, width);
     Plot { title: title.into(), width, height: bottom + 32.0 + high, body: body + &names }
-}
-
-/// A cell of a heat map: how dark, from 0 to 1, what is written in it, and its tip.
-pub struct Cell {
-    /// From 0 to 1.
-    pub shade: f64,
-    /// Written where there is room.
-    pub label: String,
-    /// Shown by the pointer.
-    pub tip: String,
-}
-
-/// Rows of cells, with names beside and above them.
-pub fn heat(
-    title: &str,
-    names: (&[String], &[String]),
-    axes: (&str, &str),
-    rows: &[Vec<Option<Cell>>],
-) -> Plot {
-    let (beside, above) = names;
-    let size = match above.len() {
-        0..=12 => 46.0,
-        13..=24 => 32.0,
-        _ => 12.0,
-    };
-    let most = |names: &[String]| names.iter().map(|name| wide(&cut(name, 18))).fold(0.0, f64::max);
-    let left = most(beside) + 34.0;
-    // Names that are wider than a cell stand upright.
-    let upright = most(above) > size - 4.0;
-    let top = 58.0 + if upright { most(above) + 4.0 } else { 14.0 };
-    let (across, down) = (size * above.len() as f64, (if size < 20.0 { 12.0 } else { size.min(38.0) }));
-    let high = down * beside.len() as f64;
-    let mut body =
-        heading(title) + &text(left + across / 2.0, 46.0, "middle", " fill=\"var(--quiet)\"", axes.1);
-    let middle = top + high / 2.0;
-    let turned = format!(" fill=\"var(--quiet)\" transform=\"rotate(-90 14 {middle:.1})\"");
-    body += &text(14.0, middle, "middle", &turned, axes.0);
-    let small = if size < 20.0 { " font-size=\"10\"" } else { "" };
-    for (index, name) in above.iter().enumerate() {
-        let (x, y) = (left + (index as f64 + 0.5) * size, top - 8.0);
-        body += &match upright {
-            true => text(
-                x + 4.0,
-                y,
-                "start",
-                &format!("{small} transform=\"rotate(-90 {:.1} {y:.1})\"", x + 4.0),
-                &cut(name, 18),
-            ),
-            false => text(x, y, "middle", small, name),
-        };
-    }
-    for (index, (name, cells)) in beside.iter().zip(rows).enumerate() {
-        let y = top + index as f64 * down;
-        body += &text(left - 8.0, y + down / 2.0 + 4.0, "end", small, &cut(name, 18));
-        for (column, cell) in cells.iter().enumerate() {
-            let Some(cell) = cell else { continue };
-            let x = left + column as f64 * size;
-            let _ = write!(
-                body,
-                "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{size}\" height=\"{down}\" fill=\"{}\" \
-                 stroke=\"var(--page)\"><title>{}</title></rect>",
-                shade(cell.shade),
-                escape(&cell.tip)
-            );
-            if size > 20.0 {
-                let ink = if cell.shade > 0.5 { "#ffffff" } else { "#10161c" };
-                let more = format!(
-                    " fill=\"{ink}\" pointer-events=\"none\"{}",
-                    if size < 40.0 { " font-size=\"10.5\"" } else { "" }
-                );
-                body += &text(x + size / 2.0, y + down / 2.0 + 4.0, "middle", &more, &cell.label);
-            }
-        }
-    }
-    let width = (left + across + 16.0).max(wide(title) * 1.25 + 24.0);
-    Plot { title: title.into(), width, height: top + high + 12.0, body }
-}
-
-/// From pale to dark blue.
-fn shade(share: f64) -> String {
-    let share = share.clamp(0.0, 1.0);
-    let [r, g, b] = [(232.0, 8.0), (239.0, 58.0), (247.0, 120.0)]
-        .map(|(pale, dark): (f64, f64)| (pale + (dark - pale) * share).round() as u8);
-    format!("#{r:02x}{g:02x}{b:02x}")
 }
 
 #[cfg(test)]

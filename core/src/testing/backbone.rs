@@ -163,7 +163,7 @@ impl Check<'_> {
             for at in [0, depth - 1] {
                 let mut blocks = vec![BlockInjection::default(); depth];
                 blocks[at] = block.clone();
-                let injection = Injection { blocks, tokens: tokens.clone(), penalty: None };
+                let injection = Injection { blocks, tokens: tokens.clone(), ..Injection::none() };
                 let extra = tokens.as_ref().map_or(0, |_| LENGTH);
                 let features = self.shapes(pixels, &injection, extra)?;
                 self.promise(

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::lab::{BATCH, CLASSES, Lab, Noise};
 use crate::{
     BackboneSpec, Error, Injection, Mode, NamedVar, Optimizer, Pass, QuerySource, Result, Rng, Role,
-    StateDict, Taps, Task, TaskStream, Trainer,
+    StateDict, Taps, Task, TaskStream, Trainer, prompt_use::UseTally,
 };
 
 /// A plugin under test in a trainer that can be built again and again, from a seed and what it runs on.
@@ -138,6 +138,9 @@ impl Check<'_> {
             if block.cls_add.as_ref().is_some_and(|kv| kv.k.dims()[1] != 1) {
                 return self.broken("one vector is added to the CLS token's key and one to its value");
             }
+        }
+        if let Err(error) = UseTally::default().add(0, images, &injection.selections) {
+            return self.broken(format!("what it says of its selections is true of them: {error}"));
         }
         match &injection.tokens {
             Some(tokens) if !fits(tokens) => {

@@ -22,6 +22,7 @@ use candle_core::{D, DType, Device, Tensor};
 use self::{composed::Composed, fast::Fast, run::Setting};
 use crate::{
     Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Result, Taps,
+    cost::{Lengths, Macs, Transformer},
     device::Precision,
     hub::Provenance,
     injection::Kv,
@@ -58,6 +59,7 @@ pub struct Vit {
     norm: Norm,
     /// Of every layer norm.
     eps: f64,
+    sizes: Transformer,
 }
 
 /// The way from pixels to the last block's output.
@@ -204,6 +206,11 @@ impl Vit {
             normalization: options.normalization,
             provenance,
         };
+        let sizes = Transformer {
+            hidden: geometry.hidden,
+            tokens: stem.prefix.dim(1)? + spec.patches,
+            ..Transformer::plain(&spec)
+        };
         let fast = device.is_cpu()
             && stem.patch.weight.dtype() == DType::F32
             && ops::fused::suits(d, geometry.hidden, heads);
@@ -217,7 +224,7 @@ impl Vit {
                 Body::Composed(Composed::new(stem.to_dtype(dtype)?, blocks, &spec, setting)?)
             }
         };
-        Ok(Self { spec, body, norm: norm("norm")?, eps })
+        Ok(Self { spec, body, norm: norm("norm")?, eps, sizes })
     }
 }
 
@@ -242,6 +249,10 @@ impl Backbone for Vit {
             blocks: tapped,
             norm: taps.norm.then_some(x),
         })
+    }
+
+    fn macs(&self, lengths: &Lengths) -> Macs {
+        self.sizes.macs(lengths)
     }
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {

@@ -53,7 +53,13 @@ fn composed(vit: &Vit, recompute: bool) -> Vit {
     });
     let setting = Setting { heads: vit.spec.heads, eps: vit.eps, recompute };
     let body = Composed::new(stem, blocks.collect(), &vit.spec, setting).unwrap();
-    Vit { spec: vit.spec.clone(), body: Body::Composed(body), norm: norm(&vit.norm), eps: vit.eps }
+    Vit {
+        spec: vit.spec.clone(),
+        body: Body::Composed(body),
+        norm: norm(&vit.norm),
+        eps: vit.eps,
+        sizes: vit.sizes,
+    }
 }
 
 /// The oracle: the network written down operation by operation, with gradients from candle's graph alone.
@@ -61,7 +67,7 @@ struct Oracle(Vit);
 
 impl Oracle {
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
-        let Vit { spec, body: Body::Composed(body), norm, eps } = &self.0 else { panic!("not composed") };
+        let Vit { spec, body: Body::Composed(body), norm, eps, .. } = &self.0 else { panic!("not composed") };
         let (stem, blocks) = body.layers();
         let linear = |x: &Tensor, l: &Linear| ops::portable::linear(x, &l.weight, Some(&l.bias));
         let normal = |x: &Tensor, n: &Norm| ops::portable::layer_norm(x, &n.gamma, &n.beta, *eps);

@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use cdl_core::{
     Backbone, BackboneContext, BackboneSpec, Error, Features, Injection, Normalization, Result, Taps,
     candle_core::Tensor,
+    cost::{Lengths, Macs},
     hub::Provenance,
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
@@ -80,6 +81,10 @@ impl Backbone for HalfSize {
 
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
         self.vit.forward(&pixels.avg_pool2d(2)?, injection, taps)
+    }
+
+    fn macs(&self, lengths: &Lengths) -> Macs {
+        self.vit.macs(lengths)
     }
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {

@@ -101,9 +101,9 @@ fn cell(args: &Args, learner: &str, distiller: &str, seed: u64) -> Result<Result
     experiment.trainer.run(experiment.stream.as_ref(), &mut |event| {
         match event {
             Event::Epoch(report) => directory.epoch(report)?,
-            Event::Task { task, trainer, results, confusions } => {
+            Event::Task { task, trainer, results, tested } => {
                 let (skipped, seconds) = (experiment.stream.skipped(), start.elapsed().as_secs_f64());
-                last = Some(directory.task(task, trainer, results, confusions, skipped, seconds)?);
+                last = Some(directory.task(task, trainer, results, tested, skipped, seconds)?);
             }
             Event::Step { .. } | Event::Between(_) | Event::Tested => {}
         }

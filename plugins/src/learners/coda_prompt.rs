@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
-    Rng, StateDict, Task,
+    Rng, Selection, StateDict, Task,
     candle_core::{D, DType, Device, Tensor},
     check,
 };
@@ -136,6 +136,7 @@ impl Learner for CodaPrompt {
             let (f, length, width) = p.dims3()?;
             let p = p.flatten_from(1)?;
             let w = component_weights(query.get()?, &k, &a)?; // (B, f)
+            injection.selections.push(Selection::weighted(&block.keys.name, &w));
             let prompts = w.matmul(&p)?.reshape(((), length, width))?; // (B, L, D)
             injection.block_mut(index).prefix = Some(Kv::halves(&prompts)?);
             if pass == Pass::Train && self.config.ortho_penalty > 0.0 && f > 0 {

@@ -7,7 +7,7 @@
 
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
-    Quirk, Result, Rng, StateDict, Task,
+    Quirk, Result, Rng, Selection, StateDict, Task,
     candle_core::{Device, Tensor},
     check,
 };
@@ -141,18 +141,22 @@ impl Learner for DualPrompt {
         }
         let mut penalties = Vec::new();
         for Experts { block, prompts, keys } in &self.experts {
-            let (prompts, keys) = (prompts.tensor(), keys.tensor());
-            let chosen = if pass == Pass::Train {
+            let (pool, prompts, keys) = (&keys.name, prompts.tensor(), keys.tensor());
+            let size = keys.dim(0)?;
+            let (chosen, numbers) = if pass == Pass::Train {
                 let distance = cosine(query.get()?, &keys.narrow(0, self.task, 1)?)?.affine(-1.0, 1.0)?; // (B, 1)
                 penalties.push(distance.mean_all()?);
-                prompts.narrow(0, self.task, 1)? // (1, Le, D)
+                // All images take one, (1, Le, D).
+                (prompts.narrow(0, self.task, 1)?, Tensor::new(&[[self.task as u32]], keys.device())?)
             } else {
                 let keys = match self.candidates {
                     Candidates::Pool => keys.clone(),
                     Candidates::Seen => keys.narrow(0, 0, self.task + 1)?,
                 };
-                take(prompts, &nearest(&cosine(query.get()?, &keys)?, 1)?)?.squeeze(1)? // (B, Le, D)
+                let nearest = nearest(&cosine(query.get()?, &keys)?, 1)?; // (B, 1)
+                (take(prompts, &nearest)?.squeeze(1)?, nearest) // (B, Le, D)
             };
+            injection.selections.push(Selection::chosen(pool, &numbers, size));
             injection.block_mut(*block).prefix = Some(Kv::halves(&chosen)?);
         }
         if !penalties.is_empty() {

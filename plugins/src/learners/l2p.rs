@@ -6,7 +6,7 @@
 
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
-    Rng, StateDict, Task,
+    Rng, Selection, StateDict, Task,
     candle_core::{D, Device, Tensor},
     check,
 };
@@ -101,6 +101,7 @@ impl Learner for L2p {
         for (block, Pool { prompts, keys }) in self.pools.iter().enumerate() {
             let similarity = cosine(query.get()?, keys.tensor())?; // (B, M)
             let nearest = nearest(&similarity, self.config.top_k)?; // (B, k)
+            injection.selections.push(Selection::chosen(&keys.name, &nearest, self.config.pool));
             let chosen = take(prompts.tensor(), &nearest)?; // (B, k, L, D)
             let half = self.config.length / 2;
             let rows = |start: usize| chosen.narrow(2, start, half)?.flatten(1, 2); // (B, k L/2, D)
@@ -155,6 +156,11 @@ pub(super) fn cosine(query: &Tensor, keys: &Tensor) -> Result<Tensor> {
 /// The columns of the `count` largest entries of each row, the largest first: `(B, M)` to `(B, count)` (u32). Of equal
 /// entries the first wins; what is no number comes last.
 pub(super) fn nearest(similarity: &Tensor, count: usize) -> Result<Tensor> {
+    if !similarity.device().is_cpu() {
+        // Sorted where it is: an answer to the host would make the GPU wait within the step.
+        let order = similarity.detach().contiguous()?.arg_sort_last_dim(false)?;
+        return Ok(order.narrow(1, 0, count)?.contiguous()?);
+    }
     let mut chosen = Vec::new();
     for row in similarity.detach().to_vec2::<f32>()? {
         let mut order: Vec<u32> = (0..row.len() as u32).collect();

@@ -1,0 +1,93 @@
+//! Multiply-adds by formula: known figures, sums by hand, and what the fused blocks count themselves. One test, since that
+//! count is the process's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use cdl_core::{
+    Backbone, Injection, Kv, Normalization, Result, Rng, Taps,
+    candle_core::{Device, Tensor, Var},
+    cost::{BlockLengths, Lengths, Macs, Transformer},
+    device::Precision,
+    hub::Provenance,
+    ops::fused::multiply_adds,
+    vit::{Vit, VitOptions, VitSizes, VitWeights},
+};
+
+fn published(width: usize, depth: usize) -> Transformer {
+    Transformer { width, depth, hidden: 4 * width, tokens: 197, patches: 196, patch_size: 16 }
+}
+
+fn vit(depth: usize) -> Result<Vit> {
+    let sizes = VitSizes { width: 32, depth, patch_size: 8, image_size: 32 };
+    let weights = VitWeights::random("small", sizes)?;
+    let options = VitOptions {
+        heads: Some(4),
+        depth: None,
+        image_size: 32,
+        normalization: Normalization::NONE,
+        checkpoint_blocks: false,
+        precision: Precision::Float32,
+    };
+    Vit::new("vit", &weights, &options, Provenance::of_bytes("small", b"small"), &Device::Cpu)
+}
+
+/// Multiply-adds of a pass over two images with everything tapped, and of its backward pass.
+fn counted(vit: &Vit, injection: &Injection) -> Result<Macs> {
+    let pixels = Rng::new(1).uniform(&[2, 3, 32, 32], 0.0, 1.0, &Device::Cpu)?;
+    let start = multiply_adds();
+    let features = vit.forward(&pixels, injection, &Taps { norm: true, ..Taps::none() })?;
+    let between = multiply_adds();
+    features.norm.expect("tapped").sqr()?.sum_all()?.backward()?;
+    Ok(Macs { forward: (between - start) / 2, backward: (multiply_adds() - between) / 2 })
+}
+
+#[test]
+fn multiply_adds_are_those_of_the_architecture() -> Result<()> {
+    // Known figures of the published sizes at 224 px, patch 16, in 10^9.
+    for (width, depth, known) in [(192, 12, 1.26), (384, 12, 4.6), (768, 12, 17.6), (1024, 24, 61.6)] {
+        let Macs { forward, backward } = published(width, depth).macs(&Lengths::default());
+        assert!((forward as f64 / 1e9 - known).abs() < 0.02 * known, "{width}: {forward}");
+        assert_eq!(backward, 0, "nothing is trained");
+    }
+
+    // ViT-Tiny by hand: patches, then twelve times queries, keys and values, scores, sums, projection, MLP.
+    let block = 197 * 192 * 576 + 197 * 197 * 192 + 197 * 197 * 192 + 197 * 192 * 192 + 2 * 197 * 192 * 768;
+    let tiny = published(192, 12).macs(&Lengths::default());
+    assert_eq!(tiny.forward, 196 * 768 * 192 + 12 * block);
+
+    // Ten trained prompt rows in block 2 (from 0): ten more keys there, nothing backward before, and there only down to
+    // the rows; in the blocks after it as much as forward, attention twice.
+    let rows = BlockLengths { rows: 10, cls_add: false, trained: true };
+    let blocks = vec![BlockLengths::default(), BlockLengths::default(), rows];
+    let prompted = published(192, 12).macs(&Lengths { blocks, ..Lengths::default() });
+    assert_eq!(prompted.forward, tiny.forward + 2 * 197 * 10 * 192);
+    let down_to_rows =
+        2 * 197 * 192 * 768 + 197 * 192 * 192 + 197 * 207 * 192 /* dA */ + 2 * 197 * 10 * 192 /* dV, dK */;
+    assert_eq!(prompted.backward, down_to_rows + 9 * (block + 2 * 197 * 197 * 192));
+
+    // What the network itself counts: forward in all cases; backward, where blocks are whole.
+    let (shallow, deep) = (vit(2)?, vit(5)?);
+    let mut rng = Rng::new(2);
+    let mut var = |rows: usize| -> Result<Tensor> {
+        Ok(Var::from_tensor(&rng.uniform(&[1, rows, 32], -1.0, 1.0, &Device::Cpu)?)?.as_tensor().clone())
+    };
+    let kv = Kv { k: var(3)?, v: var(3)? };
+    let mut rows = Injection::none();
+    rows.block_mut(0).prefix = Some(kv.clone());
+    rows.block_mut(0).suffix = Some(Kv { k: var(2)?, v: var(2)? });
+    rows.block_mut(1).prefix = Some(kv);
+    let mut cls = Injection::none();
+    cls.block_mut(0).cls_add = Some(Kv { k: var(1)?, v: var(1)? });
+    let tokens = Injection { tokens: Some(var(4)?), ..Injection::none() };
+    let lengths = rows.lengths()?;
+    assert_eq!(lengths.blocks[0], BlockLengths { rows: 5, cls_add: false, trained: true });
+    assert_eq!(tokens.lengths()?, Lengths { tokens: 4, trained_tokens: true, blocks: Vec::new() });
+    for injection in [rows, cls, tokens] {
+        let lengths = injection.lengths()?;
+        let by_formula = [&shallow, &deep].map(|vit| vit.macs(&lengths));
+        let [small, large] = [counted(&shallow, &injection)?, counted(&deep, &injection)?];
+        assert_eq!(by_formula.map(|macs| macs.forward), [small.forward, large.forward], "{lengths:?}");
+        let three_blocks = by_formula[1].backward - by_formula[0].backward;
+        assert_eq!(three_blocks, large.backward - small.backward, "{lengths:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! What a test records of the methods here: prompts by task of the image, and what a network costs.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use cdl_core::{
+    Accuracies, Mode, PoolUse, QuerySource, Result, Role, TaskStream, Tester, Trainer, UseTable,
+    candle_core::{D, Tensor},
+    cost::{BlockLengths, InferenceMacs, Lengths, TrainingMacs},
+    testing::{Lab, Noise},
+};
+
+fn trainer(source: QuerySource, learner: (&str, &str), distiller: &str) -> Result<Trainer> {
+    cdl_plugins::link();
+    let lab = Lab::new(1)?.with_mode(Mode::Published, source);
+    let settings = toml::from_str(learner.1).expect("TOML");
+    lab.trainer_of((learner.0, &settings), (distiller, &toml::from_str("").expect("TOML")))
+}
+
+/// Both networks after the last of three tasks of four test images.
+fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
+    let mut trainer = trainer(QuerySource::Student, learner, "kd")?;
+    let stream = Noise::new(1);
+    for task in stream.tasks() {
+        trainer.begin_task(task)?;
+        trainer.end_task(task)?;
+    }
+    let last = stream.tasks().last().expect("three tasks");
+    let tested =
+        Tester::default().test(&trainer, last, &stream, &mut Accuracies::default(), &mut || Ok(()))?;
+    let of = |role| tested.prompt_use.of(role).cloned().expect("tested");
+    Ok((trainer, [of(Role::Teacher), of(Role::Student)]))
+}
+
+/// Cosines of queries `(B, D)` with the keys of `pool`, as the state has them.
+fn cosines(trainer: &Trainer, role: Role, pool: &str, query: &Tensor) -> Result<Vec<Vec<f32>>> {
+    let state = trainer.state(role)?;
+    let keys = state.get(pool).expect("a pool is called as its keys in the saved models").clone();
+    let unit =
+        |x: &Tensor| -> Result<Tensor> { Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?) };
+    Ok(unit(query)?.matmul(&unit(&keys)?.t()?)?.to_vec2()?)
+}
+
+#[test]
+fn chosen_prompts_are_the_nearest_of_each_image() -> Result<()> {
+    for (learner, pools, top) in [
+        (("l2p", "pool = 7\ntop_k = 3\ndeep = true"), 5, 3),
+        (("dual_prompt", "pool = 4\ne_length = 2\ng_length = 2"), 3, 1),
+    ] {
+        let (trainer, networks) = used(learner)?;
+        for (role, found) in [Role::Teacher, Role::Student].into_iter().zip(&networks) {
+            assert_eq!(found.len(), pools, "{learner:?}");
+            for pool in found {
+                assert_eq!(pool.images, [4, 4, 4]);
+                let UseTable::Counts(counts) = &pool.table else { panic!("prompts are chosen") };
+                for (task, counts) in counts.iter().enumerate() {
+                    let pixels = Noise::new(1).batch(task, 10_000)?.pixels;
+                    let plain = trainer.student.backbone.forward(
+                        &pixels,
+                        &Default::default(),
+                        &Default::default(),
+                    )?;
+                    let mut expected = vec![0; counts.len()];
+                    for row in cosines(&trainer, role, &pool.pool, &plain.cls)? {
+                        for (number, cosine) in row.iter().enumerate() {
+                            let nearer = row.iter().filter(|other| *other > cosine).count();
+                            expected[number] += u64::from(nearer < top);
+                        }
+                    }
+                    assert_eq!(*counts, expected, "{learner:?}, task {task}");
+                    assert_eq!(counts.iter().sum::<u64>(), 4 * top as u64);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn weights_are_recorded_as_means_and_methods_without_a_pool_record_nothing() -> Result<()> {
+    let (_, networks) = used(("coda_prompt", "pool = 6\nlength = 2"))?;
+    for found in networks {
+        assert_eq!(found.len(), 5);
+        for pool in found {
+            let UseTable::MeanWeights(rows) = &pool.table else { panic!("components are weighted") };
+            assert!(rows.iter().all(|row| row.len() == 6 && row.iter().all(|weight| weight.abs() <= 1.0)));
+            assert!(rows.iter().flatten().any(|weight| *weight != 0.0));
+            assert_eq!(rows, &pool.rows());
+        }
+    }
+    for learner in ["apt", "linear"] {
+        assert_eq!(used((learner, ""))?.1, [Vec::new(), Vec::new()], "{learner}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
+    let settings = ("l2p", "pool = 7\ntop_k = 3\nlength = 4");
+    for (source, distiller) in
+        [(QuerySource::Student, "kd"), (QuerySource::Own, "kd_prompts"), (QuerySource::Own, "none")]
+    {
+        let mut trainer = trainer(source, settings, distiller)?;
+        trainer.begin_task(&Noise::new(1).tasks()[0])?;
+        let [plain_teacher, plain_student] = [&trainer.teacher, &trainer.student]
+            .map(|network| network.backbone.macs(&Lengths::default()).forward);
+        // Three prompts of two keys and two values.
+        let block = BlockLengths { rows: 6, cls_add: false, trained: true };
+        let lengths = Lengths { blocks: vec![block], ..Lengths::default() };
+        let teacher = trainer.teacher.backbone.macs(&lengths);
+        // The distiller's token and rows come to the student's.
+        let mut more = trainer.distiller.inject(cdl_core::Pass::Train)?.lengths()?;
+        assert_eq!(
+            (more.tokens, more.trained_tokens),
+            if distiller == "kd_prompts" { (1, true) } else { (0, false) }
+        );
+        if more.blocks.is_empty() {
+            more.blocks.push(BlockLengths::default());
+        }
+        more.blocks[0].rows += 6;
+        more.blocks[0].trained = true;
+        let student = trainer.student.backbone.macs(&more);
+
+        let own = source == QuerySource::Own;
+        let asked = if own { plain_teacher } else { plain_student };
+        let found = trainer.cost(Role::Teacher)?;
+        let total = asked + teacher.forward + teacher.backward;
+        let training = TrainingMacs {
+            query: asked,
+            teacher: 0,
+            forward: teacher.forward,
+            backward: teacher.backward,
+            total,
+        };
+        assert_eq!(found.training_macs, training, "{distiller}");
+        let (query, forward) = (asked, teacher.forward);
+        assert_eq!(found.inference_macs, InferenceMacs { query, forward, total: query + forward });
+
+        let taught = distiller != "none";
+        let query = plain_student + if own && taught { plain_teacher } else { 0 };
+        let by_teacher = if taught { teacher.forward } else { 0 };
+        let found = trainer.cost(Role::Student)?;
+        let total = query + by_teacher + student.forward + student.backward;
+        let training = TrainingMacs {
+            query,
+            teacher: by_teacher,
+            forward: student.forward,
+            backward: student.backward,
+            total,
+        };
+        assert_eq!(found.training_macs, training, "{distiller}");
+        let vars = trainer.trainable(Role::Student);
+        let numbers: usize = vars.iter().map(|var| var.tensor().elem_count()).sum();
+        assert_eq!(found.trained_numbers, numbers as u64);
+        let total = plain_student + student.forward;
+        let expected = InferenceMacs { query: plain_student, forward: student.forward, total };
+        assert_eq!(found.inference_macs, expected);
+    }
+    // Without prompts there is no query, and nothing frozen has a gradient.
+    let mut trainer = trainer(QuerySource::Student, ("linear", ""), "none")?;
+    trainer.begin_task(&Noise::new(1).tasks()[0])?;
+    let found = trainer.cost(Role::Student)?;
+    assert_eq!(
+        (found.training_macs.query, found.training_macs.backward, found.inference_macs.query),
+        (0, 0, 0)
+    );
+    assert_eq!(found.training_macs.total, found.inference_macs.total);
+    Ok(())
+}
