@@ -4,7 +4,9 @@ use std::{fmt::Write, path::PathBuf, time::Instant};
 
 use cdl_core::{
     BackboneSpec, Batch, Config, EpochKey, Error, Experiment, Optimizer, Role, Task, Trainer,
-    candle_core::Device, device, memory, ops::fused,
+    candle_core::{self, DType, Device, Tensor},
+    device, memory,
+    ops::fused,
 };
 use clap::Args;
 
@@ -112,17 +114,20 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     let spec = trainer.teacher.backbone.spec();
     // The first layer of the teacher's MLP, for all tokens.
     let layer = (config.run.batch_size * (1 + spec.patches), spec.width, 4 * spec.width);
-    let rates = fused::rates(1.0, layer);
+    let rates = match device.is_cpu() {
+        true => fused::rates(1.0, layer),
+        false => rates_of(&device, config.run.precision.dtype(), layer).map_err(Error::from)?,
+    };
     let input = match args.input {
         true => bench_input::measure(stream.as_ref(), config.run.batch_size)?,
         false => Vec::new(),
     };
     if args.json {
-        let mut line = json(&config, &trainer, &steps, rates, peak);
+        let mut line = json(&config, &device, &trainer, &steps, rates, peak);
         bench_input::json(&input, &mut line);
         return emit(&format!("{line}\n"));
     }
-    let mut text = tables(&config, &trainer, &steps, rates, peak);
+    let mut text = tables(&config, &device, &trainer, &steps, rates, peak);
     if args.input {
         let rate = |step: &Step| (step.role.as_str(), config.run.batch_size as f64 / step.median());
         text += &bench_input::table(&input, &steps.iter().map(rate).collect::<Vec<_>>());
@@ -156,9 +161,35 @@ fn measure(
     for _ in 0..args.steps {
         seconds.push(step()?);
     }
-    let operations = 2.0 * (fused::multiply_adds() - before) as f64 / f64::from(args.steps);
+    let operations = match device.is_cpu() {
+        true => 2.0 * (fused::multiply_adds() - before) as f64 / f64::from(args.steps),
+        // By formula: what a GPU computes is counted nowhere.
+        false => 2.0 * trainer.cost(role)?.training_macs.total as f64 * batch.len() as f64,
+    };
     seconds.sort_by(f64::total_cmp);
     Ok(Step { role, seconds, operations, times: profile.take() })
+}
+
+/// Rates of matrix products on a GPU: of a size that suits it best, and of a layer.
+fn rates_of(
+    device: &Device,
+    dtype: DType,
+    (rows, inputs, outputs): (usize, usize, usize),
+) -> candle_core::Result<fused::Rates> {
+    let rate = |rows: usize, inputs: usize, outputs: usize| {
+        let ones = |rows, columns| Tensor::ones((rows, columns), dtype, device);
+        let (a, b) = (ones(rows, inputs)?, ones(inputs, outputs)?);
+        a.matmul(&b)?;
+        device.synchronize()?;
+        let (start, products) = (Instant::now(), 20);
+        for _ in 0..products {
+            a.matmul(&b)?;
+        }
+        device.synchronize()?;
+        let operations = 2.0 * (rows * inputs * outputs * products) as f64;
+        candle_core::Result::Ok(operations / start.elapsed().as_secs_f64())
+    };
+    Ok(fused::Rates { kernel: rate(8192, 8192, 8192)?, matmul: rate(rows, inputs, outputs)? })
 }
 
 fn network(spec: &BackboneSpec) -> &str {
@@ -167,6 +198,7 @@ fn network(spec: &BackboneSpec) -> &str {
 
 fn json(
     config: &Config,
+    device: &Device,
     trainer: &Trainer,
     steps: &[Step],
     rates: fused::Rates,
@@ -174,9 +206,9 @@ fn json(
 ) -> serde_json::Value {
     let mut line = serde_json::json!({
         "peer": format!("cdl {}", env!("CARGO_PKG_VERSION")),
-        "mode": fused::Level::best().as_str(),
+        "mode": device::kernels(device),
         "precision": config.run.precision.as_str(),
-        "device": config.run.device,
+        "device": device::describe(device),
         "teacher": network(trainer.teacher.backbone.spec()),
         "student": network(trainer.student.backbone.spec()),
         "batch": config.run.batch_size,
@@ -196,6 +228,7 @@ fn json(
 
 fn tables(
     config: &Config,
+    device: &Device,
     trainer: &Trainer,
     steps: &[Step],
     rates: fused::Rates,
@@ -204,14 +237,14 @@ fn tables(
     let threads = rayon::current_num_threads();
     let mut text = format!(
         "teacher {}, student {}, batch {}, {} on {}, {threads} threads, {} kernels\n\n\
-         matrix products on this machine: {:.0} GFLOP/s in the cache, {:.0} of the size of a layer\n\n\
+         matrix products on this machine: {:.0} GFLOP/s at best, {:.0} of the size of a layer\n\n\
          step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of a layer's\n",
         network(trainer.teacher.backbone.spec()),
         network(trainer.student.backbone.spec()),
         config.run.batch_size,
         config.run.precision.as_str(),
-        config.run.device,
-        fused::Level::best().as_str(),
+        device::describe(device),
+        device::kernels(device),
         rates.kernel / 1e9,
         rates.matmul / 1e9,
     );

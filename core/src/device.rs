@@ -3,7 +3,7 @@
 #[cfg(any(feature = "cuda", test))]
 mod libraries;
 
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -27,9 +27,13 @@ mod cuda {
     pub fn peak_bytes(_device: &Device) -> Option<u64> {
         None
     }
+
+    pub fn name(_device: &Device) -> Option<String> {
+        None
+    }
 }
 
-use crate::{Error, Result};
+use crate::{Error, Result, ops::fused};
 
 /// Numbers of the frozen networks; prompts, heads, losses and optimisers are always float32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -144,4 +148,21 @@ pub fn upload(numbers: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Re
 /// The most bytes that tensors on a GPU ever took, where the driver tells.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
     cuda::peak_bytes(device)
+}
+
+/// The device for people: `cpu, 2 threads`, or `cuda:0` with the name of the card.
+pub fn describe(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
+        DeviceLocation::Cuda { gpu_id } => {
+            let name = cuda::name(device).unwrap_or_else(|| "no name".into());
+            format!("cuda:{gpu_id}, {name}")
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// The kernels that frozen networks run on there.
+pub fn kernels(device: &Device) -> &'static str {
+    if device.is_cpu() { fused::Level::best().as_str() } else { "cuda" }
 }

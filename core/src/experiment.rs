@@ -10,8 +10,8 @@ use serde::Serialize;
 
 pub(crate) use self::parts::{Parts, Until};
 use crate::{
-    BackboneSpec, Config, DataRecord, Normalization, QuerySource, Result, Role, TaskStream, Trainer,
-    ops::fused, plugin,
+    BackboneSpec, Config, DataRecord, Normalization, QuerySource, Result, Role, TaskStream, Trainer, device,
+    plugin,
 };
 
 /// A run that is ready to start.
@@ -37,7 +37,8 @@ pub struct RunRecord {
     pub mode: crate::Mode,
     /// Where it computed.
     pub device: String,
-    /// Kernels of the frozen networks on the CPU; those that are `portable` differ from the others in last digits.
+    /// Kernels of the frozen networks: a set of the CPU's instructions, or `cuda`. Results differ in last digits; those of
+    /// the CPU's sets but for `portable` are equal.
     pub kernels: String,
     /// Quirks of the published code, and whether each was in force.
     pub quirks: BTreeMap<String, bool>,
@@ -170,11 +171,8 @@ impl Experiment {
             started: jiff::Timestamp::now().to_string(),
             seed: config.run.seed,
             mode: config.run.mode,
-            device: match &self.device {
-                Device::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
-                other => format!("{:?}", other.location()),
-            },
-            kernels: fused::Level::best().as_str().into(),
+            device: device::describe(&self.device),
+            kernels: device::kernels(&self.device).into(),
             quirks: self.quirks(config),
             plugins: config.run.loaded_plugins().into_iter().map(PluginRecord::of).collect(),
             teacher: self.trainer.teacher.backbone.spec().clone(),

@@ -69,6 +69,12 @@ pub fn peak_bytes(device: &Device) -> Option<u64> {
     Some(bytes)
 }
 
+/// What the card is called.
+pub fn name(device: &Device) -> Option<String> {
+    let Device::Cuda(device) = device else { return None };
+    device.cuda_stream().context().name().ok()
+}
+
 /// See [`super::upload`]. Every thread has a stream of its own, so that a thread that prepares images copies them
 /// while another one's kernels run.
 pub fn upload(numbers: &[f32], shape: Shape, device: &Device) -> candle_core::Result<Tensor> {
