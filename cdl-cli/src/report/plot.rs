@@ -156,7 +156,7 @@ fn legend(series: &[Series], top: f64, width: f64) -> (String, f64) {
         );
         x += taken;
     }
-    (svg, y + 14.0 - top)
+    (svg, y + 20.0 - top)
 }
 
 /// A round distance between ticks so that there are about five up to `span`.
@@ -275,13 +275,15 @@ pub fn lines(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plo
             })
             .collect();
         let path: Vec<String> = points.iter().map(|(x, y, ..)| format!("{x:.1},{y:.1}")).collect();
-        let _ = write!(
-            plot.body,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" stroke-linejoin=\"round\"{}/>",
-            path.join(" "),
-            one.ink(),
-            one.dash()
-        );
+        if path.len() > 1 {
+            let _ = write!(
+                plot.body,
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\" stroke-linejoin=\"round\"{}/>",
+                path.join(" "),
+                one.ink(),
+                one.dash()
+            );
+        }
         for (x, y, value, place) in points {
             let tip = format!("{}, {place}: {}", one.name, short(value));
             // Where points lie close, their marks would hide the line.
@@ -345,7 +347,7 @@ pub fn dots(title: &str, places: &[String], series: &[Series], width: f64) -> Pl
         let ends =
             values.iter().fold((f64::MAX, f64::MIN), |(a, b), (value, _)| (a.min(*value), b.max(*value)));
         body += &text(left - 9.0, y + 4.0, "end", "", &cut(place, 22));
-        if ends.0 <= ends.1 {
+        if ends.0 < ends.1 {
             body += &line((x(ends.0), y), (x(ends.1), y), "quiet");
         }
         for (value, one) in values {

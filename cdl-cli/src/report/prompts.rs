@@ -31,7 +31,7 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
             },
             UseTable::MeanWeights(_) => Cell {
                 shade: value.abs() / largest.max(f64::MIN_POSITIVE),
-                label: format!("{value:.2}"),
+                label: format!("{value:.2}").replace("-0.00", "0.00"),
                 tip: format!("{place}: mean weight {value:.4}"),
             },
         }
@@ -46,5 +46,5 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
         UseTable::MeanWeights(_) => "mean weight",
     };
     let names = (&numbers(rows.len())[..], &numbers(prompts)[..]);
-    plot::heat(&format!("{title}, {}: {what}", pool.pool), names, ("task of the image", "prompt"), &cells)
+    plot::heat(&format!("{title}, {}: {what}", pool.pool), names, ("image's task", "prompt"), &cells)
 }
