@@ -17,6 +17,7 @@ mod distiller;
 pub mod error;
 mod eval;
 mod experiment;
+pub mod export;
 mod guard;
 pub mod hub;
 mod injection;
@@ -49,7 +50,7 @@ pub mod unpack;
 pub mod vit;
 
 pub use align::TokenAlignment;
-pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
+pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Portable, Taps};
 pub use checkpoint::{About, Checkpoint, CheckpointConfig, Unusable};
 pub use config::{Config, Draft, Mode, RunConfig};
 pub use confusion::Confusion;
@@ -57,6 +58,7 @@ pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output
 pub use error::{Error, Result};
 pub use eval::{Accuracies, Confusions, Tester};
 pub use experiment::{Experiment, RunRecord};
+pub use export::{Prediction, Predictor};
 pub use guard::catch;
 pub use injection::{BlockInjection, Injection, Kv};
 pub use layers::{LayerNorm, Linear};

@@ -27,7 +27,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Accuracies, Config, Confusion, Confusions, EpochReport, Error, Moment, Result, Role, RunRecord, Skipped,
     StateDict, Summary, Task, Trainer,
-    atomic::{UNFINISHED, remove_unfinished},
+    atomic::{UNFINISHED, remove_unfinished, settle},
     checkpoint::{Checkpoint, Checkpoints},
 };
 
@@ -143,26 +143,11 @@ impl RunDir {
         let (metrics, log) = (append(fresh.path(), "metrics.jsonl")?, append(fresh.path(), "log.txt")?);
         let lock = lock(fresh.path())?;
         let checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
-        let earlier = match replace {
-            false => None,
-            true => {
-                let earlier = beside(parent)?;
-                fs::rename(root, earlier.path().join("run")).map_err(crate::error::io(root))?;
-                Some(earlier)
-            }
-        };
-        if let Err(e) = fs::rename(fresh.path(), root) {
-            if let Some(earlier) = &earlier {
-                fs::rename(earlier.path().join("run"), root).map_err(crate::error::io(root))?;
-            }
+        settle(fresh, root, replace).map_err(|e| match e {
             // Another process has begun a run there since this one looked.
-            return Err(match e.kind() {
-                std::io::ErrorKind::DirectoryNotEmpty => taken(root),
-                _ => crate::error::io(root)(e),
-            });
-        }
-        // It lies in its place now and must not be removed with its old name.
-        let _ = fresh.keep();
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => taken(root),
+            e => e,
+        })?;
         Ok(Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, _lock: lock })
     }
 

@@ -20,6 +20,63 @@ pub struct Network {
     pub learner: Box<dyn Learner>,
 }
 
+impl Network {
+    /// As the teacher, for the student and for the test: no gradients.
+    pub(crate) fn as_teacher(
+        &self,
+        pixels: &Tensor,
+        query: &Query<'_>,
+        pass: Pass,
+        taps: &Taps,
+    ) -> Result<Output> {
+        let _span = tracing::debug_span!("teacher forward").entered();
+        let injection = detach(self.learner.inject(query, pass)?);
+        let features = self.backbone.forward(pixels, &injection, taps)?.detach();
+        let logits = self.learner.logits(&features)?.detach();
+        Ok(Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits })
+    }
+
+    /// As the student, with the learner's and the distiller's prompts, and the learner's penalty.
+    pub(crate) fn as_student(
+        &self,
+        distiller: &dyn Distiller,
+        pixels: &Tensor,
+        query: &Query<'_>,
+        pass: Pass,
+        taps: &Taps,
+    ) -> Result<(Output, Option<Tensor>)> {
+        let _span = tracing::debug_span!("student forward").entered();
+        let mut injection = self.learner.inject(query, pass)?;
+        let penalty = injection.penalty.take();
+        let learners = injection.token_count()?;
+        let mut injection = injection.merge(distiller.inject(pass)?)?;
+        if pass == Pass::Test {
+            injection = detach(injection);
+        }
+        let features = self.backbone.forward(pixels, &injection, taps)?;
+        // The learner's tokens come first, the distiller's follow; each is shown its own.
+        let injected = injection.token_count()?;
+        let logits = self.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
+        Ok((Output { features: own_tokens(&features, injected, learners..injected)?, logits }, penalty))
+    }
+
+    /// Logits `(B, C)` as the student predicts them, without gradients.
+    pub(crate) fn student_logits(
+        &self,
+        distiller: &dyn Distiller,
+        pixels: &Tensor,
+        query: &Query<'_>,
+    ) -> Result<Tensor> {
+        let (student, _) = self.as_student(distiller, pixels, query, Pass::Test, &Taps::none())?;
+        Ok(distiller.predict(&student)?.detach())
+    }
+
+    /// Logits `(B, C)` as the teacher predicts them, without gradients.
+    pub(crate) fn teacher_logits(&self, pixels: &Tensor, query: &Query<'_>) -> Result<Tensor> {
+        Ok(self.as_teacher(pixels, query, Pass::Test, &Taps::none())?.logits)
+    }
+}
+
 /// How long and how fast to train.
 #[derive(Debug, Clone)]
 pub struct TrainSettings {
@@ -265,7 +322,7 @@ impl Trainer {
         let queries = Queries::new(self, &batch.pixels);
         let taps = self.distiller.taps();
         let teacher = match self.distiller.needs_teacher() {
-            true => Some(self.teacher_output(
+            true => Some(self.teacher.as_teacher(
                 &batch.pixels,
                 queries.of(Role::Teacher),
                 Pass::Teach,
@@ -273,8 +330,13 @@ impl Trainer {
             )?),
             false => None,
         };
-        let (student, penalty) =
-            self.student_output(&batch.pixels, queries.of(Role::Student), Pass::Train, &taps.student)?;
+        let (student, penalty) = self.student.as_student(
+            self.distiller.as_ref(),
+            &batch.pixels,
+            queries.of(Role::Student),
+            Pass::Train,
+            &taps.student,
+        )?;
         let ce = cross_entropy(&student.logits, &batch.labels, &task.classes)?;
         let mut terms = vec![LossTerm::new("ce", (ce * self.distiller.cross_entropy_weight())?)];
         terms.extend(self.distiller.loss(&student, teacher.as_ref(), &batch.labels, task)?);
@@ -291,38 +353,6 @@ impl Trainer {
         Query::of(network.backbone.as_ref(), pixels)
     }
 
-    /// The teacher as the student and the test see it: no gradients.
-    fn teacher_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Output> {
-        let _span = tracing::debug_span!("teacher forward").entered();
-        let injection = detach(self.teacher.learner.inject(query, pass)?);
-        let features = self.teacher.backbone.forward(pixels, &injection, taps)?.detach();
-        let logits = self.teacher.learner.logits(&features)?.detach();
-        Ok(Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits })
-    }
-
-    /// The student with the learner's and the distiller's prompts, and the learner's penalty.
-    fn student_output(
-        &self,
-        pixels: &Tensor,
-        query: &Query<'_>,
-        pass: Pass,
-        taps: &Taps,
-    ) -> Result<(Output, Option<Tensor>)> {
-        let _span = tracing::debug_span!("student forward").entered();
-        let mut injection = self.student.learner.inject(query, pass)?;
-        let penalty = injection.penalty.take();
-        let learners = injection.token_count()?;
-        let mut injection = injection.merge(self.distiller.inject(pass)?)?;
-        if pass == Pass::Test {
-            injection = detach(injection);
-        }
-        let features = self.student.backbone.forward(pixels, &injection, taps)?;
-        // The learner's tokens come first, the distiller's follow; each is shown its own.
-        let injected = injection.token_count()?;
-        let logits = self.student.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
-        Ok((Output { features: own_tokens(&features, injected, learners..injected)?, logits }, penalty))
-    }
-
     /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
     pub fn predict(&self, role: Role, pixels: &Tensor) -> Result<Tensor> {
         self.predict_with(role, pixels, &self.query(role, pixels))
@@ -330,11 +360,8 @@ impl Trainer {
 
     pub(crate) fn predict_with(&self, role: Role, pixels: &Tensor, query: &Query<'_>) -> Result<Tensor> {
         match role {
-            Role::Teacher => Ok(self.teacher_output(pixels, query, Pass::Test, &Taps::none())?.logits),
-            Role::Student => {
-                let (student, _) = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
-                Ok(self.distiller.predict(&student)?.detach())
-            }
+            Role::Teacher => self.teacher.teacher_logits(pixels, query),
+            Role::Student => self.student.student_logits(self.distiller.as_ref(), pixels, query),
         }
     }
 

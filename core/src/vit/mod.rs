@@ -5,6 +5,7 @@ mod config;
 mod fast;
 mod names;
 mod pickle;
+mod portable;
 mod position;
 mod pytorch;
 #[cfg(test)]
@@ -20,7 +21,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use self::{composed::Composed, fast::Fast};
 use crate::{
-    Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Result, Taps,
+    Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Portable, Result, Taps,
     hub::Provenance, injection::Kv, ops,
 };
 
@@ -222,6 +223,10 @@ impl Backbone for Vit {
         }
         linear("norm".into(), norm(self.norm.clone()));
         Ok(all)
+    }
+
+    fn portable(&self) -> Result<Option<Portable>> {
+        self.checkpoint().map(Some)
     }
 }
 
