@@ -29,6 +29,7 @@ mod resume;
 mod run;
 mod signals;
 mod table;
+mod tensorboard;
 mod threads;
 mod toolchain;
 mod train;
@@ -86,7 +87,8 @@ enum Command {
     List,
     /// Show what a plugin is, its settings and its citation
     Describe {
-        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`
+        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`, `record`, or `metrics` (a
+        /// line of metrics.jsonl)
         name: String,
     },
     /// Show every value of a configuration and where it was set

@@ -52,7 +52,7 @@ pub mod vit;
 pub use align::TokenAlignment;
 pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Portable, Taps};
 pub use checkpoint::{About, Checkpoint, CheckpointConfig, Unusable};
-pub use config::{Config, Draft, Mode, RunConfig};
+pub use config::{Config, Draft, Mode, RecordConfig, RunConfig};
 pub use confusion::Confusion;
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};

@@ -9,6 +9,7 @@
 //! accuracy_student.csv      A[i][j], likewise accuracy_teacher.csv
 //! confusion_student.csv     test images by true and predicted class after the last task, likewise confusion_teacher.csv
 //! models/task_N/            student.safetensors and teacher.safetensors after task N
+//! tensorboard/              event files, with `record.tensorboard`; written by the program
 //! checkpoints/              the newest checkpoints, as long as the run is not done
 //! log.txt                   everything that was logged
 //! .lock                     held by the process that writes here

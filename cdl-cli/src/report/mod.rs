@@ -20,7 +20,7 @@ use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
 };
-use crate::{Failure, emit};
+use crate::{Failure, emit, tensorboard::EventFiles};
 
 /// Confusion matrices of more classes are left to their CSV file: no screen shows them.
 const MOST_CLASSES: usize = 100;
@@ -44,6 +44,9 @@ pub struct ReportArgs {
     /// Write the summary as CSV, Markdown and LaTeX into this folder as well
     #[arg(long, value_name = "DIR")]
     tables: Option<PathBuf>,
+    /// Write event files for TensorBoard into this folder as well, a folder in it for each run
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
 }
 
 /// What a run directory holds.
@@ -158,6 +161,13 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         place(folder, "summary.csv", &tables::csv(&runs)?)?;
         place(folder, "summary.md", &tables::markdown(&runs))?;
         place(folder, "summary.tex", &tables::latex(&runs))?;
+    }
+    if let Some(folder) = &args.tensorboard {
+        for (run, root) in runs.iter().zip(&args.runs) {
+            let into = folder.join(&run.name);
+            EventFiles::convert(root, &into)?;
+            told += &format!("{}\n", into.display());
+        }
     }
     emit(&told)
 }

@@ -18,7 +18,7 @@ use crate::{
     experiment::{distiller_rng, learner_rng},
     hub::checksum,
     manifest::{self, Manifest},
-    registry,
+    plugin, registry,
     transform::{TransformConfig, write_pixels},
 };
 
@@ -76,6 +76,7 @@ impl Predictor {
         let description = read_description(folder)?;
         let classes: Vec<String> = read_json(&folder.join(CLASSES))?;
         let task = description.task(classes.len()).map_err(|reason| fail(&folder.join(MODEL), reason))?;
+        check_plugins(folder, &description)?;
         let builder =
             Builder { folder, description: &description, classes: classes.len(), task: &task, device };
         let backbone = builder.backbone(description.role, NETWORK, &description.network)?;
@@ -239,6 +240,29 @@ impl Builder<'_> {
                 fail(self.folder, reason)
             }
             error => error,
+        }
+    }
+}
+
+/// Refuses another library under the name of one that the model was made with. Methods that are linked in are taken as they
+/// are.
+fn check_plugins(folder: &Path, description: &Description) -> Result<()> {
+    let loaded = plugin::loaded();
+    let other = description.plugins.iter().find_map(|wanted| {
+        let found = loaded.iter().find(|loaded| loaded.manifest.name == wanted.name)?;
+        (found.sha256 != wanted.sha256).then_some((wanted, found))
+    });
+    match other {
+        None => Ok(()),
+        Some((wanted, found)) => {
+            let reason = format!(
+                "was made with the plugin {} of the SHA-256 {}; that of {} is {}",
+                wanted.name,
+                wanted.sha256,
+                found.file.display(),
+                found.sha256
+            );
+            Err(fail(&folder.join(MODEL), reason))
         }
     }
 }

@@ -19,7 +19,8 @@ use crate::{
     experiment::{PluginRecord, distiller_rng},
     hub::checksum,
     manifest::{self, Manifest},
-    registry::{self, Kind, Settings},
+    plugin::Loaded,
+    registry::{self, Kind},
     run_dir::beside,
     transform::{TestTransform, TransformConfig},
 };
@@ -98,15 +99,12 @@ fn describe(
     let (run, trainer, stream) = (&config.run, &experiment.trainer, experiment.stream.as_ref());
     let frozen = |role: Role| -> Result<FrozenNetwork> {
         let section = run.network(role);
-        let settings = complete(Kind::Backbone, &section.name, &section.settings)?;
         Ok(FrozenNetwork {
             plugin: section.name.clone(),
-            settings,
+            settings: section.settings.clone(),
             spec: backbone(experiment, role).spec().clone(),
         })
     };
-    let mut learner = run.learner(role).0;
-    learner.settings = complete(Kind::Learner, &learner.name, &learner.settings)?;
     let (distillers, trained) = match role {
         Role::Teacher => (Vec::new(), trainer.teacher.learner.state()?),
         Role::Student => student(experiment, config)?,
@@ -133,15 +131,27 @@ fn describe(
             (Role::Teacher, QuerySource::Student) => Some(frozen(Role::Student)?),
             _ => None,
         },
-        learner,
+        learner: run.learner(role).0,
         teacher: (!distillers.is_empty()).then(|| trainer.teacher.backbone.spec().clone()),
         distillers,
         seed: run.seed,
         mode: run.mode,
-        plugins: run.loaded_plugins().into_iter().map(PluginRecord::of).collect(),
+        plugins: Vec::new(),
         split_sha256: stream.fingerprint().into(),
     };
-    Ok((description, trained))
+    let loaded = run.loaded_plugins().into_iter().filter(|loaded| needs(&description, loaded));
+    let plugins = loaded.map(PluginRecord::of).collect();
+    Ok((Description { plugins, ..description }, trained))
+}
+
+/// Whether a model uses a method of a loaded plugin.
+fn needs(model: &Description, loaded: &Loaded) -> bool {
+    let networks = [Some(&model.network), model.query.as_ref()].into_iter().flatten();
+    let mut used: Vec<(Kind, &str)> =
+        networks.map(|network| (Kind::Backbone, network.plugin.as_str())).collect();
+    used.push((Kind::Learner, &model.learner.name));
+    used.extend(model.distillers.iter().map(|kept| (Kind::Distiller, kept.section.name.as_str())));
+    loaded.entries.iter().any(|entry| used.contains(&(entry.build.kind(), entry.name)))
 }
 
 /// The student's distillation methods that inject something at test or have a word in the prediction, and what the learner
@@ -161,14 +171,12 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
             device: &experiment.device,
             rng: distiller_rng(&Rng::new(run.seed), index),
         };
-        let mut section = section.clone();
-        section.settings = complete(Kind::Distiller, &section.name, &section.settings)?;
         let mut distiller = registry::distiller(&section.name, &section.settings, &context)?;
         distiller.restore(&all)?;
         let injection = distiller.inject(Pass::Test)?;
         if distiller.predicts() || injection.tokens.is_some() || !injection.blocks.is_empty() {
             trained.extend(distiller.state()?);
-            kept.push(Kept { index, section });
+            kept.push(Kept { index, section: section.clone() });
         }
     }
     Ok((kept, trained))
@@ -179,11 +187,6 @@ fn backbone(experiment: &Experiment, role: Role) -> &dyn Backbone {
         Role::Teacher => experiment.trainer.teacher.backbone.as_ref(),
         Role::Student => experiment.trainer.student.backbone.as_ref(),
     }
-}
-
-/// Settings with every default written out, which another version may have otherwise.
-fn complete(kind: Kind, name: &str, settings: &Settings) -> Result<Settings> {
-    (registry::find(kind, name)?.complete)(settings)
 }
 
 /// Writes a frozen network into `folder`.
