@@ -84,7 +84,7 @@ fn measure(folder: &PathBuf, batch: usize, passes: &Passes) -> Result<Value, Fai
 
 fn table(lines: &[Value], batch: usize) -> String {
     let mut text = format!(
-        "{} threads, {} kernels; images decoded and resized before\n\n{:<24} {:>8} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+        "{} threads, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
         rayon::current_num_threads(),
         fused::Level::best().as_str(),
         "network",
@@ -100,10 +100,10 @@ fn table(lines: &[Value], batch: usize) -> String {
         |value: &Value, scale: f64| value.as_f64().map_or("-".into(), |v| format!("{:.2}", v * scale));
     for line in lines {
         text += &format!(
-            "{:<24} {:>8} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+            "{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
             line["model"].as_str().unwrap_or_default(),
-            line["blocks"],
-            line["width"],
+            line["blocks"].to_string(),
+            line["width"].to_string(),
             number(&line["latency_s"], 1e3),
             number(&line["images_s"], 1.0),
             number(&line["frozen_bytes"], 1e-6),

@@ -54,8 +54,7 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     }
     let mut text = String::new();
     for (role, folder) in wanted() {
-        export::write(&experiment, &config, role, &task, folder, args.overwrite)
-            .map_err(Failure::before_writing)?;
+        export::write(&experiment, &config, role, &task, folder, args.overwrite)?;
         let model = Predictor::load_on(folder, &experiment.device)?;
         let (frozen, trained) = model.weight_bytes()?;
         text += &format!(

@@ -7,7 +7,10 @@ use cdl_core::{
     run_dir::{Results, RunDir},
 };
 
-use crate::{Failure, emit, first_line, logging::Log, progress::Progress, signals::Signals, table, tensorboard::EventFiles};
+use crate::{
+    Failure, emit, first_line, logging::Log, progress::Progress, signals::Signals, table,
+    tensorboard::EventFiles,
+};
 
 /// A run that is ready to train.
 pub struct Training {

@@ -158,7 +158,18 @@ fn every_learner_and_distiller_predicts_what_the_run_predicts() {
         ("apt", vec!["--set", &two]),
         ("linear", vec!["configs/distiller/review_kd.toml", "--set", "teacher.learner.name=coda_prompt"]),
         // Classes that it has not learned yet have logits too, and are no answers.
-        ("apt", vec!["configs/distiller/dkd.toml", "--set", "stream.tasks=5", "--set", "stream.max_tasks=2"]),
+        (
+            "apt",
+            vec![
+                "configs/distiller/dkd.toml",
+                "--set",
+                "stream.tasks=5",
+                "--set",
+                "stream.max_tasks=2",
+                "--set",
+                "batch_size=8",
+            ],
+        ),
     ];
     for (name, more) in pairs {
         let folder = tempfile::tempdir().expect("temporary folder");

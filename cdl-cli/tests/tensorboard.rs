@@ -84,7 +84,8 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
 
 /// The one event file below `folder`, and what it shows; no tag has two values at one step.
 fn read(folder: &Path) -> (Vec<u8>, Points) {
-    let files: Vec<PathBuf> = fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path()).collect();
+    let files: Vec<PathBuf> =
+        fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path()).collect();
     assert_eq!(files.len(), 1, "{files:?}");
     assert!(files[0].display().to_string().contains("tfevents"));
     let bytes = fs::read(&files[0]).expect("file");
@@ -108,7 +109,10 @@ fn read(folder: &Path) -> (Vec<u8>, Points) {
                     Shown::Picture(image[0].1, image[1].1, image[3].2.to_vec())
                 }
             };
-            assert!(points.insert((tag.clone(), step), (wall_time, shown)).is_none(), "{tag} twice at {step}");
+            assert!(
+                points.insert((tag.clone(), step), (wall_time, shown)).is_none(),
+                "{tag} twice at {step}"
+            );
         }
     }
     (bytes, points)
@@ -129,7 +133,8 @@ fn expected(run: &Path, role: &str) -> BTreeMap<(String, u64), f64> {
     for line in epochs(run).iter().filter(|line| line["role"] == role) {
         let of = |key: &str| line[key].as_u64().expect(key);
         let step = of("task") * of("epochs") + of("epoch") + 1;
-        let mut add = |tag: String, value: &Value| expected.insert((tag, step), value.as_f64().expect("number"));
+        let mut add =
+            |tag: String, value: &Value| expected.insert((tag, step), value.as_f64().expect("number"));
         for (name, value) in line["losses"].as_object().expect("losses") {
             add(format!("loss/{}", if name == "loss" { "total" } else { name }), value);
         }
@@ -138,7 +143,8 @@ fn expected(run: &Path, role: &str) -> BTreeMap<(String, u64), f64> {
         add("training/images_per_second".into(), &line["images_per_second"]);
     }
     let results = json(&run.join("results.json"));
-    let matrix: Vec<Vec<f64>> = serde_json::from_value(results[role]["accuracy_matrix"].clone()).expect("matrix");
+    let matrix: Vec<Vec<f64>> =
+        serde_json::from_value(results[role]["accuracy_matrix"].clone()).expect("matrix");
     let last = matrix.len() as u64;
     for (i, row) in matrix.iter().enumerate() {
         let step = i as u64 + 1;
@@ -189,21 +195,30 @@ fn text(path: &Path) -> &str {
 fn event_files_say_what_the_run_recorded() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [run, without, converted] = ["run", "without", "converted"].map(|name| folder.path().join(name));
-    let sets = ["--set", "epochs=2", "--set", "stream.tasks=3", "-q"];
+    let sets = ["--set", "epochs=2", "--set", "stream.tasks=5", "--set", "batch_size=8", "-q"];
     let start = |dir: &Path, more: &[&str]| {
         let output =
-            cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(dir)][..], &TINY, &sets, more].concat());
+            cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(dir)][..], &TINY, &sets, more]
+                .concat());
         assert!(output.status.success(), "{}", said(&output));
     };
     start(&run, &["--set", "record.tensorboard=true"]);
     start(&without, &[]);
     check(&run, &run.join("tensorboard"));
     assert!(!without.join("tensorboard").exists(), "only if it is asked for");
-    let model = |dir: &Path| fs::read(dir.join("models/task_3/student.safetensors")).expect("model");
+    let model = |dir: &Path| fs::read(dir.join("models/task_5/student.safetensors")).expect("model");
     assert!(model(&run) == model(&without));
 
     // Made of what the finished run recorded, the files have the same bytes.
-    let output = cdl(&["report", text(&run), text(&without), "--out", text(&folder.path().join("report.html")), "--tensorboard", text(&converted)]);
+    let output = cdl(&[
+        "report",
+        text(&run),
+        text(&without),
+        "--out",
+        text(&folder.path().join("report.html")),
+        "--tensorboard",
+        text(&converted),
+    ]);
     assert!(output.status.success(), "{}", said(&output));
     for role in ["student", "teacher"] {
         assert!(read(&run.join("tensorboard").join(role)).0 == read(&converted.join("run").join(role)).0);
@@ -238,7 +253,8 @@ fn a_run_that_was_killed_shows_every_epoch_once() {
     child.kill().expect("SIGKILL");
     child.wait().expect("end");
     // Epochs of which no checkpoint knows are done again.
-    let newest = fs::read_dir(run.join("checkpoints")).into_iter().flatten().map(|entry| entry.expect("entry").path());
+    let newest =
+        fs::read_dir(run.join("checkpoints")).into_iter().flatten().map(|entry| entry.expect("entry").path());
     let newest = newest.filter(|file| file.extension().is_some_and(|end| end == "safetensors")).max();
     if let Some(newest) = newest {
         fs::write(newest, "damaged").expect("file");
@@ -260,7 +276,8 @@ fn a_run_that_was_killed_shows_every_epoch_once() {
 fn the_page_on_metrics_has_every_field() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let run = folder.path().join("run");
-    let output = cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(&run), "-q"][..], &TINY].concat());
+    let output =
+        cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(&run), "-q"][..], &TINY].concat());
     assert!(output.status.success(), "{}", said(&output));
     let page = fs::read_to_string(repository().join("docs/metrics.md")).expect("page");
     let section = page.split("## ").find(|section| section.starts_with("metrics.jsonl")).expect("section");

@@ -58,7 +58,8 @@ impl EventFiles {
     /// Records of the run that cannot be read, a place that cannot be written.
     pub fn convert(root: &Path, folder: &Path) -> Result<()> {
         let results = read_results(root)?;
-        let matrix = |summary: Option<cdl_core::Summary>| summary.map(|s| s.accuracy_matrix).unwrap_or_default();
+        let matrix =
+            |summary: Option<cdl_core::Summary>| summary.map(|s| s.accuracy_matrix).unwrap_or_default();
         let accuracies = Accuracies { teacher: matrix(results.teacher), student: matrix(results.student) };
         Self::replay(root, folder, &accuracies).map(|_| ())
     }
