@@ -11,7 +11,7 @@ use cdl_core::{
 use clap::Args;
 
 use crate::{
-    ConfigArgs, Failure, bench_input, emit,
+    ConfigArgs, Failure, bench_inference, bench_input, emit,
     profile::{Profile, Times},
 };
 
@@ -27,7 +27,8 @@ Steps are those of the first task, on one batch; reading and augmenting images i
 Examples:
   cdl bench --teacher base --student small --batch 8
   cdl bench configs/quickstart.toml --steps 50 --input
-  cdl bench --teacher large --student base --set teacher.checkpoint_blocks=true --json")]
+  cdl bench --teacher large --student base --set teacher.checkpoint_blocks=true --json
+  cdl bench --inference student teacher               folders that `cdl export` has made")]
 pub struct BenchArgs {
     /// Configuration files (TOML), later ones over earlier ones
     #[arg(value_name = "CONFIG")]
@@ -53,7 +54,11 @@ pub struct BenchArgs {
     /// Measure as well how many images a second the input delivers
     #[arg(long)]
     input: bool,
-    /// One line of JSON instead of tables
+    /// Measure predicting by exported networks instead of training: the time of one image, images a second in batches
+    /// (--batch), memory
+    #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["configs", "sets", "teacher", "student", "input"])]
+    inference: Vec<PathBuf>,
+    /// One line of JSON instead of tables (with --inference one for each network)
     #[arg(long)]
     json: bool,
 }
@@ -88,6 +93,10 @@ impl Step {
 
 /// Times steps and prints what they took.
 pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
+    if !args.inference.is_empty() {
+        let passes = bench_inference::Passes { batch: args.batch, timed: args.steps, warmup: args.warmup };
+        return bench_inference::bench(&args.inference, &passes, args.json);
+    }
     let mut sets = args.sets.clone();
     for (network, size) in [("teacher", &args.teacher), ("student", &args.student)] {
         sets.extend(size.as_ref().map(|size| format!("{network}.weights=\"random:{size}\"")));

@@ -1,7 +1,7 @@
 //! `cdl describe`.
 
 use cdl_core::{
-    CheckpointConfig, Error, OptimizerConfig, RunConfig, ScheduleConfig,
+    CheckpointConfig, EpochReport, Error, OptimizerConfig, RecordConfig, RunConfig, ScheduleConfig,
     config::DistillerSection,
     error::nearest,
     registry::{Entry, Kind, Settings, defaults_of, entries, schema_of},
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{Failure, emit, plugin};
 
 /// What is not a plugin and can be described too.
-const SECTIONS: [&str; 4] = ["run", "optimizer", "schedule", "checkpoint"];
+const SECTIONS: [&str; 6] = ["run", "optimizer", "schedule", "checkpoint", "record", "metrics"];
 
 /// Prints what every plugin called `name` is, or the keys of a section that is none.
 pub fn describe(name: &str) -> Result<(), Failure> {
@@ -66,10 +66,13 @@ fn section(name: &str) -> Result<(), Failure> {
         "optimizer" => (schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
         "schedule" => (schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
         "checkpoint" => (schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
+        "record" => (schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
+        "metrics" => (schema_of::<EpochReport>(), Settings::new()),
         _ => (schema_of::<RunConfig>(), Settings::new()),
     };
     let mut text = match name {
         "run" => "run: the top level of a configuration\n\n".to_string(),
+        "metrics" => "metrics: a line of metrics.jsonl\n\n".to_string(),
         name => format!("[{name}]\n\n"),
     };
     write_fields(&mut text, &schema, &schema, &defaults, "");

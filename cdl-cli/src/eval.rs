@@ -1,10 +1,10 @@
 //! `cdl eval`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cdl_core::{
-    Accuracies, Error, Experiment, PoolUse, Role, Tester,
-    run_dir::{check_same, read_model, read_prompt_use, read_results},
+    Accuracies, Config, Error, Experiment, PoolUse, Role, Task, Tester,
+    run_dir::{Results, check_same, read_model, read_prompt_use, read_results},
 };
 use clap::Args;
 
@@ -23,23 +23,41 @@ pub struct EvalArgs {
     sets: Vec<String>,
 }
 
-/// Loads the models of a run and tests them on every task that they have seen.
-pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
-    let results = read_results(&args.run_dir)?;
-    let config = load_config(&[args.run_dir.join("config.toml")], &args.sets)?;
+/// A run with its networks as they were after a task.
+pub struct Restored {
+    /// Its configuration.
+    pub config: Config,
+    /// The networks that it has trained are those of after the task.
+    pub experiment: Experiment,
+    /// The task.
+    pub task: Task,
+    /// What the run had recorded.
+    pub results: Results,
+}
+
+/// Builds a run again, and loads its models after task `after` (from 1), or after the last finished one.
+pub fn restored(run_dir: &Path, after: Option<usize>, sets: &[String]) -> Result<Restored, Failure> {
+    let results = read_results(run_dir)?;
+    let config = load_config(&[run_dir.join("config.toml")], sets)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
-    check_same(&args.run_dir, &experiment.record(&config)?)?;
-    let after = args.task.unwrap_or(results.tasks_done);
+    check_same(run_dir, &experiment.record(&config)?)?;
+    let after = after.unwrap_or(results.tasks_done);
     if !(1..=results.tasks_done).contains(&after) {
         let expected = format!("expected 1 to {}, the tasks that the run has finished", results.tasks_done);
         return Err(Error::setting("--task", after, expected).into());
     }
     let task = experiment.stream.tasks()[after - 1].clone();
-    let roles = experiment.trainer.settings.roles.clone();
-    for &role in &roles {
-        let state = read_model(&args.run_dir, task.index, role, &experiment.device)?;
+    for role in experiment.trainer.settings.roles.clone() {
+        let state = read_model(run_dir, task.index, role, &experiment.device)?;
         experiment.trainer.restore(role, &task, &state)?;
     }
+    Ok(Restored { config, experiment, task, results })
+}
+
+/// Loads the models of a run and tests them on every task that they have seen.
+pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
+    let Restored { experiment, task, results, .. } = restored(&args.run_dir, args.task, &args.sets)?;
+    let (after, roles) = (task.index + 1, experiment.trainer.settings.roles.clone());
     let mut accuracies = Accuracies::default();
     let tested = Tester::default().test(
         &experiment.trainer,

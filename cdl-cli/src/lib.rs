@@ -9,6 +9,7 @@
 use cdl_dylib as _;
 
 mod bench;
+mod bench_inference;
 mod bench_input;
 mod check;
 mod data;
@@ -16,9 +17,11 @@ mod describe;
 mod dist;
 mod eval;
 mod explain;
+mod export;
 mod list;
 mod logging;
 mod plugin;
+mod predict;
 mod profile;
 mod progress;
 mod report;
@@ -26,6 +29,7 @@ mod resume;
 mod run;
 mod signals;
 mod table;
+mod tensorboard;
 mod threads;
 mod toolchain;
 mod train;
@@ -52,6 +56,8 @@ Examples:
   cdl explain configs/quickstart.toml                 every value and where it was set
   cdl resume runs/alone                               go on with a run that was stopped
   cdl eval runs/alone                                 test saved models again
+  cdl export runs/alone --student boots               the student in a folder of its own
+  cdl predict boots images/                           what images show, by that student
   cdl report runs/alone runs/kd                       runs side by side in one page"
 )]
 struct Cli {
@@ -81,13 +87,18 @@ enum Command {
     List,
     /// Show what a plugin is, its settings and its citation
     Describe {
-        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`
+        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`, `record`, or `metrics` (a
+        /// line of metrics.jsonl)
         name: String,
     },
     /// Show every value of a configuration and where it was set
     Explain(ConfigArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
+    /// Put a trained network into a folder of its own, which needs neither the run nor its data
+    Export(export::ExportArgs),
+    /// Say what images show, by an exported network
+    Predict(predict::PredictArgs),
     /// Show runs as one page that works offline, as figures and as tables
     Report(report::ReportArgs),
     /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
@@ -199,6 +210,8 @@ pub fn main() -> ExitCode {
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Export(args) => export::export(&args),
+        Command::Predict(args) => predict::predict(&args, &log, cli.quiet),
         Command::Report(args) => report::report(&args),
         Command::Check(args) => check::check(&args, &log, cli.quiet),
         Command::Data(command) => data::data(&command, &log, cli.quiet),

@@ -20,7 +20,7 @@ Examples:
 
 The run ends with the same bytes as one that was never stopped. So its data and weights have to be the same, and of its
 configuration only what cannot change a result may be another: stream.input.workers, stream.input.prefetch,
-stream.input.cache_mb, checkpoint.*, device (of the same kind), and --threads.")]
+stream.input.cache_mb, checkpoint.*, record.*, device (of the same kind), and --threads.")]
 pub struct ResumeArgs {
     /// Directory of a run
     run_dir: PathBuf,

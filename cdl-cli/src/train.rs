@@ -7,7 +7,10 @@ use cdl_core::{
     run_dir::{Results, RunDir},
 };
 
-use crate::{Failure, emit, first_line, logging::Log, progress::Progress, signals::Signals, table};
+use crate::{
+    Failure, emit, first_line, logging::Log, progress::Progress, signals::Signals, table,
+    tensorboard::EventFiles,
+};
 
 /// A run that is ready to train.
 pub struct Training {
@@ -35,6 +38,10 @@ impl Training {
         let signals =
             Signals::listen().map_err(|e| Failure::working(format!("signals cannot be listened to: {e}")))?;
 
+        let mut events = match config.run.record.tensorboard {
+            true => Some(EventFiles::begin(directory.path(), from.position.task)?),
+            false => None,
+        };
         let (progress, seconds) =
             (progress(&experiment, &from, log, quiet), || spent + start.elapsed().as_secs_f64());
         let mut finished = from.position.task;
@@ -46,10 +53,12 @@ impl Training {
                 Event::Epoch(report) => {
                     progress.epoch(report);
                     directory.epoch(report)?;
+                    events.as_mut().map_or(Ok(()), |events| events.epoch(report))?;
                 }
                 Event::Task { task, trainer, results: accuracies, tested } => {
                     let skipped = stream.skipped();
                     let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
+                    events.as_mut().map_or(Ok(()), |events| events.task(task.index, accuracies))?;
                     tell_task(task.index, &written);
                     finished = written.tasks_done;
                     results = Some(written);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use rayon::prelude::*;
+use tempfile::TempDir;
 
 use crate::Result;
 
@@ -36,6 +37,32 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(())
     };
     write().map_err(crate::error::io(path))
+}
+
+/// Moves a folder that is whole to its place `root`. With `replace`, the folder that is there is put aside first, put
+/// back where the move fails, and removed where it does not.
+///
+/// # Errors
+/// A place that is not empty, or that cannot be written.
+pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
+    let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let earlier = match replace {
+        false => None,
+        true => {
+            let earlier = crate::run_dir::beside(parent)?;
+            fs::rename(root, earlier.path().join("earlier")).map_err(crate::error::io(root))?;
+            Some(earlier)
+        }
+    };
+    if let Err(e) = fs::rename(fresh.path(), root) {
+        if let Some(earlier) = &earlier {
+            fs::rename(earlier.path().join("earlier"), root).map_err(crate::error::io(root))?;
+        }
+        return Err(crate::error::io(root)(e));
+    }
+    // It lies in its place now and must not be removed with its old name.
+    let _ = fresh.keep();
+    Ok(())
 }
 
 /// Sees to it that a folder with all that is in it is on disk, before it is moved to its place. Links are not followed.

@@ -1,12 +1,16 @@
 //! The frozen network: its contract, what it is told and what it gives back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Injection, Mode, Result, Role,
+    Error, Injection, Mode, Result, Role, StateDict,
+    atomic::write_atomic,
     cost::{Lengths, Macs, Transformer},
     device::Precision,
     hub::Provenance,
@@ -27,7 +31,7 @@ impl Normalization {
 }
 
 /// What others need to know of a backbone.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackboneSpec {
     /// Name of the plugin that built it.
     pub plugin: String,
@@ -62,6 +66,34 @@ pub struct BackboneContext<'a> {
     pub device: &'a Device,
     /// Numbers of weights and activations; pixels and features are float32.
     pub precision: Precision,
+    /// A folder with `model.safetensors` and `config.json` as [`Backbone::portable`] gave them, to be read in place of
+    /// whatever the settings name. Only backbones that are portable are ever given one.
+    pub folder: Option<&'a Path>,
+}
+
+/// A network as files that need nothing else.
+#[derive(Debug, Clone)]
+pub struct Portable {
+    /// The frozen tensors of the blocks that are used, for `model.safetensors`.
+    pub weights: StateDict,
+    /// What building the network needs besides, for `config.json`.
+    pub config: serde_json::Value,
+}
+
+impl Portable {
+    /// The tensors' file in a network's folder.
+    pub const WEIGHTS: &str = "model.safetensors";
+    /// The other one.
+    pub const CONFIG: &str = "config.json";
+
+    /// Writes both files into `folder`, which is there.
+    ///
+    /// # Errors
+    /// A place that cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        write_atomic(&folder.join(Self::WEIGHTS), &self.weights.to_bytes()?)?;
+        write_atomic(&folder.join(Self::CONFIG), format!("{:#}\n", self.config).as_bytes())
+    }
 }
 
 /// Which intermediate values a caller wants besides the CLS token.
@@ -149,4 +181,10 @@ pub trait Backbone: Send + Sync {
 
     /// The frozen tensors by name, to prove that they stay as they are.
     fn weights(&self) -> Result<Vec<(String, Tensor)>>;
+
+    /// The network as files, from which its plugin builds one that computes the same bytes
+    /// ([`BackboneContext::folder`]). `None`: it cannot be exported.
+    fn portable(&self) -> Result<Option<Portable>> {
+        Ok(None)
+    }
 }

@@ -16,7 +16,7 @@ use figment::Figment;
 pub(crate) use self::keys::{check_keys, lookup};
 pub use self::{
     draft::Draft,
-    run::{DistillerSection, LearnerOverride, Mode, NetworkSection, RunConfig, Section},
+    run::{DistillerSection, LearnerOverride, Mode, NetworkSection, RecordConfig, RunConfig, Section},
 };
 use self::{
     keys::{common_keys, parse_run, unknown_key},

@@ -128,9 +128,18 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
         let expected = format!("expected float32 on the CPU (device `{name}`); tf32 and bf16 are for GPUs");
         return Err(Error::setting("precision", precision.as_str(), expected));
     }
+    precision_on(&device, precision);
+    Ok(device)
+}
+
+/// The precision on `device` of networks that want `precision`: float32 on the CPU. Matrix products take it up.
+pub(crate) fn precision_on(device: &Device, precision: Precision) -> Precision {
+    if device.is_cpu() {
+        return Precision::Float32;
+    }
     #[cfg(feature = "cuda")]
     candle_core::cuda_backend::set_gemm_reduced_precision_f32(precision == Precision::Tf32);
-    Ok(device)
+    precision
 }
 
 /// `numbers` as a tensor on `device`. To a GPU they go through memory that it reads by itself; when this returns they

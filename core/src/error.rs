@@ -109,6 +109,14 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
+    /// An exported model that cannot be written or read.
+    #[error("exported model {}: {reason}", .file.display())]
+    Export {
+        /// Its folder, or a file in it.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A loss or a parameter stopped being a finite number.
     #[error(
         "{what} became {value} in task {task}, {phase} phase, epoch {epoch}, step {step}; \

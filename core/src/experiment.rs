@@ -6,9 +6,9 @@ mod parts;
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::Device;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-pub(crate) use self::parts::{Parts, Until};
+pub(crate) use self::parts::{Parts, Until, distiller_rng, learner_rng};
 use crate::{
     BackboneSpec, Config, DataRecord, Normalization, QuerySource, Result, Role, TaskStream, Trainer, device,
     plugin,
@@ -62,7 +62,7 @@ pub struct RunRecord {
 }
 
 /// A plugin that was loaded at run time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginRecord {
     /// Name of its package.
     pub name: String,
@@ -84,7 +84,7 @@ pub struct TrainedTensor {
 }
 
 impl PluginRecord {
-    fn of(loaded: plugin::Loaded) -> Self {
+    pub(crate) fn of(loaded: plugin::Loaded) -> Self {
         let plugin::Manifest { name, version, .. } = loaded.manifest;
         Self { name, version, sha256: loaded.sha256 }
     }

@@ -12,11 +12,12 @@ use candle_core::Tensor;
 
 use crate::{
     Backbone, BackboneSpec, Batch, Batches, ClassCount, DataRecord, Distiller, DistillerTaps, EpochKey,
-    Error, Features, Head, Injection, Inspection, Learner, LeftOut, LossTerm, NamedVar, Output, Pass, Query,
-    Quirk, Result, Rng, Skipped, StateDict, Taps, Task, TaskStream,
+    Error, Features, Head, Injection, Inspection, Learner, LeftOut, LossTerm, NamedVar, Output, Pass,
+    Portable, Query, Quirk, Result, Rng, Skipped, StateDict, Taps, Task, TaskStream,
     cost::{Lengths, Macs},
     panics,
     registry::Kind,
+    transform::TransformConfig,
 };
 
 /// Runs `run`; a panic of a plugin that could not be returned where it happened is returned here.
@@ -129,6 +130,10 @@ impl Backbone for Guarded<Arc<dyn Backbone>> {
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {
         self.name.result("weights", || self.inner.weights())
+    }
+
+    fn portable(&self) -> Result<Option<Portable>> {
+        self.name.result("portable", || self.inner.portable())
     }
 }
 
@@ -244,6 +249,10 @@ impl TaskStream for Guarded<Box<dyn TaskStream>> {
 
     fn image_size(&self) -> usize {
         self.name.value("image_size", || self.inner.image_size())
+    }
+
+    fn transform(&self) -> Option<TransformConfig> {
+        self.name.value("transform", || self.inner.transform())
     }
 
     fn train_classes(&self, task: usize) -> Range<usize> {

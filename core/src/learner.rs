@@ -1,6 +1,7 @@
 //! The prompt method: it turns a query into prompts and features into logits.
 
 use candle_core::{Device, Tensor, Var};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{BackboneSpec, Features, Injection, Mode, Query, Result, Rng, StateDict, Task};
@@ -27,7 +28,7 @@ impl NamedVar {
 }
 
 /// Which of the two networks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The large network, which learns each task first.

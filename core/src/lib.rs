@@ -18,6 +18,7 @@ mod distiller;
 pub mod error;
 mod eval;
 mod experiment;
+pub mod export;
 mod guard;
 pub mod hub;
 mod injection;
@@ -27,6 +28,7 @@ pub mod loss;
 pub mod manifest;
 pub mod memory;
 mod metrics;
+mod network;
 mod networks;
 pub mod ops;
 mod optim;
@@ -52,19 +54,21 @@ pub mod unpack;
 pub mod vit;
 
 pub use align::TokenAlignment;
-pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Taps};
+pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Portable, Taps};
 pub use checkpoint::{About, Checkpoint, CheckpointConfig, Unusable};
-pub use config::{Config, Draft, Mode, RunConfig};
+pub use config::{Config, Draft, Mode, RecordConfig, RunConfig};
 pub use confusion::Confusion;
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub use error::{Error, Result};
 pub use eval::{Accuracies, Confusions, Tested, Tester};
 pub use experiment::{Experiment, RunRecord};
+pub use export::{Prediction, Predictor};
 pub use guard::catch;
 pub use injection::{BlockInjection, Injection, Kv};
 pub use layers::{LayerNorm, Linear};
 pub use learner::{Head, Learner, LearnerContext, NamedVar, Pass, Quirk, Role};
 pub use metrics::{AccuracyMatrix, DEFINITIONS, Definition, Summary};
+pub use network::Network;
 pub use networks::Networks;
 pub use optim::{Optimizer, OptimizerConfig};
 pub use position::{Moment, Position, RunState};
@@ -79,7 +83,7 @@ pub use stream::{
     InputSettings, Inspection, LeftOut, OnError, Skipped, StreamContext, Task, TaskSettings, TaskStream,
 };
 pub use tally::{EpochReport, Tally};
-pub use trainer::{BatchLoss, Event, Network, TrainSettings, Trainer};
+pub use trainer::{BatchLoss, Event, TrainSettings, Trainer};
 
 // Plugins use these versions, which the types above are made of.
 pub use candle_core;

@@ -100,6 +100,11 @@ impl AccuracyMatrix {
         &self.0
     }
 
+    /// The matrix as it was after `tasks` tasks.
+    pub fn first(&self, tasks: usize) -> Self {
+        Self(self.0.iter().take(tasks).cloned().collect())
+    }
+
     /// All definitions at once; `None` before the first task.
     pub fn summary(&self) -> Option<Summary> {
         let last = self.0.last()?;

@@ -6,8 +6,14 @@ use crate::{Config, Error, Result, RunRecord, run_dir};
 
 /// Keys whose values cannot change a result; one that ends in a dot stands for all below it. Where a run computes is
 /// compared as it was recorded, not by the key: `auto` may mean another device today.
-const HARMLESS: [&str; 5] =
-    ["stream.input.workers", "stream.input.prefetch", "stream.input.cache_mb", "checkpoint.", "device"];
+const HARMLESS: [&str; 6] = [
+    "stream.input.workers",
+    "stream.input.prefetch",
+    "stream.input.cache_mb",
+    "checkpoint.",
+    "record.",
+    "device",
+];
 
 /// Refuses a configuration that could give another result than the one that the run was begun with.
 ///

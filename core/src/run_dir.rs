@@ -9,6 +9,7 @@
 //! accuracy_student.csv      A[i][j], likewise accuracy_teacher.csv
 //! confusion_student.csv     test images by true and predicted class after the last task, likewise confusion_teacher.csv
 //! models/task_N/            student.safetensors and teacher.safetensors after task N, and prompt_use.json, if images choose prompts
+//! tensorboard/              event files, with `record.tensorboard`; written by the program
 //! checkpoints/              the newest checkpoints, as long as the run is not done
 //! log.txt                   everything that was logged
 //! .lock                     held by the process that writes here
@@ -27,7 +28,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Accuracies, Config, Confusion, EpochReport, Error, Moment, Networks, PoolUse, Result, Role, RunRecord,
     Skipped, StateDict, Summary, Task, Tested, Trainer,
-    atomic::{UNFINISHED, remove_unfinished},
+    atomic::{UNFINISHED, remove_unfinished, settle},
     checkpoint::{Checkpoint, Checkpoints},
     cost::Cost,
 };
@@ -151,26 +152,11 @@ impl RunDir {
         let (metrics, log) = (append(fresh.path(), "metrics.jsonl")?, append(fresh.path(), "log.txt")?);
         let lock = lock(fresh.path())?;
         let checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
-        let earlier = match replace {
-            false => None,
-            true => {
-                let earlier = beside(parent)?;
-                fs::rename(root, earlier.path().join("run")).map_err(crate::error::io(root))?;
-                Some(earlier)
-            }
-        };
-        if let Err(e) = fs::rename(fresh.path(), root) {
-            if let Some(earlier) = &earlier {
-                fs::rename(earlier.path().join("run"), root).map_err(crate::error::io(root))?;
-            }
+        settle(fresh, root, replace).map_err(|e| match e {
             // Another process has begun a run there since this one looked.
-            return Err(match e.kind() {
-                std::io::ErrorKind::DirectoryNotEmpty => taken(root),
-                _ => crate::error::io(root)(e),
-            });
-        }
-        // It lies in its place now and must not be removed with its old name.
-        let _ = fresh.keep();
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => taken(root),
+            e => e,
+        })?;
         Ok(Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, _lock: lock })
     }
 

@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Role, Task};
 
-/// An epoch in numbers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// An epoch in numbers: a line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochReport {
     /// Task from 0.
     pub task: usize,

@@ -1,24 +1,14 @@
 //! The whole of continual distillation learning: for each task the teacher learns, then the student with the
 //! teacher's help, then both are tested on everything seen so far.
 
-use std::{ops::Range, sync::Arc};
-
 use candle_core::{DType, Tensor};
 
 use crate::{
-    Accuracies, Backbone, Batch, Distiller, EpochKey, EpochReport, Error, Features, Injection, Learner,
-    LossTerm, Mode, Moment, NamedVar, Optimizer, OptimizerConfig, Output, Pass, Position, Query, QuerySource,
-    Result, Rng, Role, RunState, ScheduleConfig, Selection, StateDict, Taps, Task, TaskStream, Tested,
-    Tester, eval::count_right, guard, loss::cross_entropy,
+    Accuracies, Backbone, Batch, Distiller, EpochKey, EpochReport, Error, LossTerm, Mode, Moment, NamedVar,
+    Network, Optimizer, OptimizerConfig, Pass, Position, Query, QuerySource, Result, Rng, Role, RunState,
+    ScheduleConfig, Selection, StateDict, Taps, Task, TaskStream, Tested, Tester, eval::count_right, guard,
+    loss::cross_entropy, network::Passed,
 };
-
-/// A frozen network with the learner that prompts it.
-pub struct Network {
-    /// Frozen.
-    pub backbone: Arc<dyn Backbone>,
-    /// Trained.
-    pub learner: Box<dyn Learner>,
-}
 
 /// How long and how fast to train.
 #[derive(Debug, Clone)]
@@ -266,14 +256,19 @@ impl Trainer {
         let queries = Queries::new(self, &batch.pixels);
         let taps = self.distiller.taps();
         let teacher = match self.distiller.needs_teacher() {
-            true => Some(
-                self.teacher_output(&batch.pixels, queries.of(Role::Teacher), Pass::Teach, &taps.teacher)?
-                    .output,
-            ),
+            true => {
+                let query = queries.of(Role::Teacher);
+                Some(self.teacher.as_teacher(&batch.pixels, query, Pass::Teach, &taps.teacher)?.output)
+            }
             false => None,
         };
-        let Passed { output: student, penalty, .. } =
-            self.student_output(&batch.pixels, queries.of(Role::Student), Pass::Train, &taps.student)?;
+        let Passed { output: student, penalty, .. } = self.student.as_student(
+            self.distiller.as_ref(),
+            &batch.pixels,
+            queries.of(Role::Student),
+            Pass::Train,
+            &taps.student,
+        )?;
         let ce = cross_entropy(&student.logits, &batch.labels, &task.classes)?;
         let mut terms = vec![LossTerm::new("ce", (ce * self.distiller.cross_entropy_weight())?)];
         terms.extend(self.distiller.loss(&student, teacher.as_ref(), &batch.labels, task)?);
@@ -295,34 +290,6 @@ impl Trainer {
         network.backbone.as_ref()
     }
 
-    /// The teacher as the student and the test see it: no gradients.
-    fn teacher_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Passed> {
-        let _span = tracing::debug_span!("teacher forward").entered();
-        let mut injection = detach(self.teacher.learner.inject(query, pass)?);
-        let features = self.teacher.backbone.forward(pixels, &injection, taps)?.detach();
-        let logits = self.teacher.learner.logits(&features)?.detach();
-        let output = Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits };
-        Ok(Passed { output, penalty: None, selections: std::mem::take(&mut injection.selections) })
-    }
-
-    /// The student with the learner's and the distiller's prompts.
-    fn student_output(&self, pixels: &Tensor, query: &Query<'_>, pass: Pass, taps: &Taps) -> Result<Passed> {
-        let _span = tracing::debug_span!("student forward").entered();
-        let mut injection = self.student.learner.inject(query, pass)?;
-        let penalty = injection.penalty.take();
-        let learners = injection.token_count()?;
-        let mut injection = injection.merge(self.distiller.inject(pass)?)?;
-        if pass == Pass::Test {
-            injection = detach(injection);
-        }
-        let features = self.student.backbone.forward(pixels, &injection, taps)?;
-        // The learner's tokens come first, the distiller's follow; each is shown its own.
-        let injected = injection.token_count()?;
-        let logits = self.student.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
-        let output = Output { features: own_tokens(&features, injected, learners..injected)?, logits };
-        Ok(Passed { output, penalty, selections: injection.selections })
-    }
-
     /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
     pub fn predict(&self, role: Role, pixels: &Tensor) -> Result<Tensor> {
         Ok(self.predict_with(role, pixels, &self.query(role, pixels))?.0)
@@ -336,14 +303,8 @@ impl Trainer {
         query: &Query<'_>,
     ) -> Result<(Tensor, Vec<Selection>)> {
         match role {
-            Role::Teacher => {
-                let passed = self.teacher_output(pixels, query, Pass::Test, &Taps::none())?;
-                Ok((passed.output.logits, passed.selections))
-            }
-            Role::Student => {
-                let passed = self.student_output(pixels, query, Pass::Test, &Taps::none())?;
-                Ok((self.distiller.predict(&passed.output)?.detach(), passed.selections))
-            }
+            Role::Teacher => self.teacher.teacher_logits(pixels, query),
+            Role::Student => self.student.student_logits(self.distiller.as_ref(), pixels, query),
         }
     }
 
@@ -369,14 +330,6 @@ impl Trainer {
             }
         }
     }
-}
-
-/// What comes of a pass through a network.
-struct Passed {
-    output: Output,
-    /// The learner's, in training.
-    penalty: Option<Tensor>,
-    selections: Vec<Selection>,
 }
 
 /// The queries of one batch; networks that share one compute it once.
@@ -435,37 +388,5 @@ impl BatchLoss {
         // At once: every answer of a GPU is a wait.
         let numbers = Tensor::stack(&values, 0)?.to_dtype(DType::F64)?.to_vec1()?;
         Ok(names.zip(numbers).collect())
-    }
-}
-
-/// What a method is shown: of the `injected` tokens its `own`, and of block outputs the image's tokens.
-fn own_tokens(features: &Features, injected: usize, own: Range<usize>) -> Result<Features> {
-    let images = |tokens: &Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
-    let blocks =
-        features.blocks.iter().map(|(&block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
-    let tokens = match &features.tokens {
-        Some(tokens) if !own.is_empty() => Some(tokens.narrow(1, own.start, own.len())?),
-        _ => None,
-    };
-    let norm = features.norm.as_ref().map(images).transpose()?;
-    Ok(Features { cls: features.cls.clone(), tokens, blocks, norm })
-}
-
-/// Prompts without gradients, so that the forward pass builds no graph.
-fn detach(injection: Injection) -> Injection {
-    let cut = |kv: crate::Kv| crate::Kv { k: kv.k.detach(), v: kv.v.detach() };
-    Injection {
-        blocks: injection
-            .blocks
-            .into_iter()
-            .map(|block| crate::BlockInjection {
-                prefix: block.prefix.map(cut),
-                suffix: block.suffix.map(cut),
-                cls_add: block.cls_add.map(cut),
-            })
-            .collect(),
-        tokens: injection.tokens.map(|tokens| tokens.detach()),
-        penalty: None,
-        selections: injection.selections,
     }
 }

@@ -187,6 +187,20 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
         serde_json::from_slice(&fs::read(runs[1].join("run.json")).unwrap()).unwrap();
     assert_eq!(record["plugins"][0]["name"], "cdl-example-plugin");
     assert!(expect(0, dist.cdl().arg("eval").arg(&runs[1])).contains("as recorded by the run"));
+    // So does its student, away from the run.
+    let (student, images) = (dist.root.path().join("student"), dist.folder("images"));
+    expect(0, dist.cdl().arg("export").arg(&runs[1]).arg("--student").arg(&student));
+    fs::write(images.join("grey.pgm"), [b"P5 28 28 255\n".to_vec(), vec![99; 784]].concat()).unwrap();
+    let predict = |command: &mut Command| {
+        command.arg("predict").arg(&student).arg(&images).args(["--format", "json"]).output().unwrap()
+    };
+    let linked = predict(&mut Command::new(LINKED));
+    let loaded = predict(dist.cdl().arg("--plugin").arg(&dist.plugin));
+    assert!(linked.status.success() && linked.stdout == loaded.stdout, "{}{}", text(&linked), text(&loaded));
+    assert!(String::from_utf8_lossy(&loaded.stdout).contains("\"logit\""));
+    let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images));
+    assert!(said.contains("it was made with the plugin cdl-example-plugin 0.1.0, see --plugin"), "{said}");
+
     // Another library under the same name is another method.
     let config = runs[1].join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
@@ -197,6 +211,8 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     fs::write(&config, text.replace(&path(&dist.plugin), &path(&other))).unwrap();
     let said = expect(2, dist.cdl().arg("eval").arg(&runs[1]));
     assert!(said.contains("the plugins are not those of the run"), "{said}");
+    let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images).arg("--plugin").arg(&other));
+    assert!(said.contains("was made with the plugin cdl-example-plugin of the SHA-256"), "{said}");
 }
 
 /// Tensor ids come from one counter: whatever the program made before, gradients of a loaded method are right.

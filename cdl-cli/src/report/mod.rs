@@ -24,7 +24,7 @@ use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
 };
-use crate::{Failure, emit};
+use crate::{Failure, emit, tensorboard::EventFiles};
 
 /// Arguments of `cdl report`.
 #[derive(Debug, Args)]
@@ -49,6 +49,9 @@ pub struct ReportArgs {
     /// Write the summary as CSV, Markdown and LaTeX into this folder as well
     #[arg(long, value_name = "DIR")]
     tables: Option<PathBuf>,
+    /// Write event files for TensorBoard into this folder as well, a folder in it for each run
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -177,6 +180,13 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         place(folder, "summary.md", tables::markdown(&runs).as_bytes())?;
         place(folder, "summary.tex", tables::latex(&runs).as_bytes())?;
         place(folder, "cost.csv", cost::csv(&runs)?.as_bytes())?;
+    }
+    if let Some(folder) = &args.tensorboard {
+        for (run, root) in runs.iter().zip(&args.runs) {
+            let into = folder.join(&run.name);
+            EventFiles::convert(root, &into)?;
+            told += &format!("{}\n", into.display());
+        }
     }
     emit(&told)
 }

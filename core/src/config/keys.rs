@@ -73,8 +73,17 @@ pub(super) fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Res
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
         }
     }
-    let sections =
-        ["stream", "teacher", "student", "learner", "distiller", "optimizer", "schedule", "checkpoint"];
+    let sections = [
+        "stream",
+        "teacher",
+        "student",
+        "learner",
+        "distiller",
+        "optimizer",
+        "schedule",
+        "checkpoint",
+        "record",
+    ];
     for section in sections.into_iter().chain(["teacher.learner", "student.learner"]) {
         if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
             return Err(Error::Setting {

@@ -166,6 +166,18 @@ pub struct RunConfig {
     /// When the run is saved so that it can go on after a stop.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What a run writes down besides results, models and `metrics.jsonl`.
+    #[serde(default)]
+    pub record: RecordConfig,
+}
+
+/// What a run writes down for other programs. None of these values changes what a run computes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct RecordConfig {
+    /// Whether event files for TensorBoard are written into the run directory as it goes on. `cdl report RUN --tensorboard
+    /// DIR` makes the same files of any run, also later.
+    pub tensorboard: bool,
 }
 
 fn default_epochs() -> usize {

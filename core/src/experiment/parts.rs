@@ -35,6 +35,16 @@ pub(crate) struct Parts {
     pub(crate) skipped: Vec<String>,
 }
 
+/// What a run's seed gives the learner of `role`.
+pub(crate) fn learner_rng(seed: &Rng, role: Role) -> Rng {
+    seed.derive(&format!("{}/learner", role.as_str()))
+}
+
+/// What it gives distiller `index`.
+pub(crate) fn distiller_rng(seed: &Rng, index: usize) -> Rng {
+    seed.derive(&if index == 0 { "distiller".into() } else { format!("distiller {}", index + 1) })
+}
+
 /// Builds the parts one after the other.
 struct Builder<'a> {
     config: &'a Config,
@@ -218,7 +228,7 @@ impl<'a> Builder<'a> {
         };
         let device = self.parts.device.clone().unwrap_or(Device::Cpu);
         let (mode, precision) = (run.mode, run.precision);
-        let context = BackboneContext { role, image_size, mode, device: &device, precision };
+        let context = BackboneContext { role, image_size, mode, device: &device, precision, folder: None };
         let built =
             registry::backbone(&section.name, &section.settings, &context).map_err(|error| match error {
                 // The image's size is the stream's to set.
@@ -274,7 +284,7 @@ impl<'a> Builder<'a> {
             tasks,
             mode: run.mode,
             device: &self.parts.device.clone().unwrap_or(Device::Cpu),
-            rng: self.rng.derive(&format!("{}/learner", role.as_str())),
+            rng: learner_rng(&self.rng, role),
         };
         let learner = registry::learner(&section.name, &section.settings, &context)
             .map_err(|e| self.config.locate(&place, e));
@@ -319,7 +329,6 @@ impl<'a> Builder<'a> {
     ) -> Result<Box<dyn Distiller>> {
         let run = &self.config.run;
         let section = &run.distillers()[index];
-        let label = if index == 0 { "distiller".into() } else { format!("distiller {}", index + 1) };
         let context = DistillerContext {
             teacher,
             student,
@@ -327,7 +336,7 @@ impl<'a> Builder<'a> {
             tasks: self.tasks(),
             mode: run.mode,
             device: &self.parts.device.clone().unwrap_or(Device::Cpu),
-            rng: self.rng.derive(&label),
+            rng: distiller_rng(&self.rng, index),
         };
         let distiller = registry::distiller(&section.name, &section.settings, &context)
             .map_err(|e| self.config.locate(place, e))?;

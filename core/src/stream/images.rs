@@ -18,7 +18,7 @@ use super::{
     source::Source,
     tasks::order_and_tasks,
 };
-use crate::{Error, Quirk, Result, Rng};
+use crate::{Error, Quirk, Result, Rng, transform::TransformConfig};
 
 /// Number of an image in its set, and its label in stream order.
 pub(super) type Member = (usize, u32);
@@ -262,6 +262,10 @@ impl TaskStream for ImageStream {
 
     fn image_size(&self) -> usize {
         self.train.source.side()
+    }
+
+    fn transform(&self) -> Option<TransformConfig> {
+        Some(self.test.source.transform().clone())
     }
 
     fn train_classes(&self, task: usize) -> Range<usize> {

@@ -22,7 +22,7 @@ pub use self::{
     record::{DataRecord, Hashed},
     tasks::{ClassOrder, TaskSettings},
 };
-use crate::{Mode, Quirk, Result, Rng, Role};
+use crate::{Mode, Quirk, Result, Rng, Role, transform::TransformConfig};
 
 /// One task: a range of the classes in stream order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,12 @@ pub trait TaskStream: Send + Sync {
 
     /// Side of the images in pixels.
     fn image_size(&self) -> usize;
+
+    /// How an image file becomes a test image, for use of the models outside the run; `None` where the images come from
+    /// no files.
+    fn transform(&self) -> Option<TransformConfig> {
+        None
+    }
 
     /// Classes among which a task is learned: its own, or all seen so far where images of earlier ones are rehearsed.
     fn train_classes(&self, task: usize) -> Range<usize> {

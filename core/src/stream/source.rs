@@ -36,6 +36,10 @@ impl Source {
         self.set.as_ref()
     }
 
+    pub(super) fn transform(&self) -> &TransformConfig {
+        &self.transform
+    }
+
     /// Side of a square in pixels.
     pub(super) fn side(&self) -> usize {
         self.transform.image_size

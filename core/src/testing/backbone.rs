@@ -1,11 +1,15 @@
 //! What a backbone promises.
 
+use std::path::Path;
+
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::{promise, read_settings};
 use crate::{
-    Backbone, BackboneContext, BlockInjection, Error, Features, Injection, Kv, Mode, Result, Rng, Role, Taps,
+    Backbone, BackboneContext, BackboneSpec, BlockInjection, Error, Features, Injection, Kv, Mode, Result,
+    Rng, Role, Taps,
     device::Precision,
+    error,
     registry::{self, Kind},
 };
 
@@ -16,30 +20,42 @@ const LENGTH: usize = 2;
 
 /// Checks the backbone registered as `name`, with `settings` in TOML, on images of 224 px: what it says of itself, the
 /// shapes of what it gives back, that a batch is computed image by image, that injected prompts of every kind change the
-/// output and get right gradients, that nothing is random, and that its weights stay as they are.
+/// output and get right gradients, that nothing is random, that its weights stay as they are, and, if it
+/// can be exported, that it is the same when it is built from its own files.
 ///
 /// # Errors
 /// The first promise that it breaks, or whatever it fails with itself.
 pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Backbone, name, settings)?;
-    let build = || {
+    let build = |folder: Option<&Path>| {
         let context = BackboneContext {
             role: Role::Student,
             image_size: SIDE,
             mode: Mode::Published,
             device: &Device::Cpu,
             precision: Precision::Float32,
+            folder,
         };
         registry::backbone(name, &settings, &context)
     };
-    let backbone = build()?;
+    let backbone = build(None)?;
     let check = Check { name, backbone: backbone.as_ref() };
     check.spec()?;
     let before = bytes(backbone.as_ref())?;
     let pixels = Rng::new(5).uniform(&[2, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
     let plain = check.shapes(&pixels, &Injection::none(), 0)?;
     check.rows(&pixels, &plain)?;
-    check.again(&pixels, &plain, build()?.as_ref())?;
+    check.again(&pixels, &plain, build(None)?.as_ref())?;
+    if let Some(portable) = backbone.portable()? {
+        let folder = tempfile::tempdir().map_err(error::io(std::env::temp_dir()))?;
+        portable.write(folder.path())?;
+        let moved = build(Some(folder.path()))?;
+        let same = BackboneSpec { provenance: moved.spec().provenance.clone(), ..backbone.spec().clone() };
+        check.promise(*moved.spec() == same, "built from its own files it has the same sizes")?;
+        check
+            .promise(bytes(moved.as_ref())? == before, "built from its own files it has the same weights")?;
+        check.again(&pixels, &plain, moved.as_ref())?;
+    }
     check.prompts(&pixels, &plain)?;
     check.promise(bytes(backbone.as_ref())? == before, "its weights stay as they are")
 }

@@ -1,10 +1,10 @@
 //! From the bytes of a file to pixels.
 
-use std::io::Cursor;
+use std::{io::Cursor, path::Path};
 
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Limits, Pixel, RgbImage};
 
-use crate::panics;
+use crate::{Error, panics};
 
 /// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
 /// file can claim, and even hold, far more.
@@ -48,6 +48,16 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
             }
             reason
         })
+}
+
+/// Reads and decodes an image file.
+///
+/// # Errors
+/// A file that cannot be read or decoded, by its name.
+pub fn open(file: &Path) -> Result<RgbImage, Error> {
+    let fail = |reason: String| Error::Data { file: file.into(), reason };
+    let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
 }
 
 fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {

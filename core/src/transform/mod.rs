@@ -16,7 +16,7 @@ use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::decode::decode;
+pub use self::decode::{decode, open};
 use self::resample::{Axis, resample};
 
 /// Largest accepted `image_size` and `resize`, in pixels: far above any network's input, and low

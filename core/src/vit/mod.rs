@@ -5,6 +5,7 @@ mod config;
 mod fast;
 mod names;
 mod pickle;
+mod portable;
 mod position;
 mod pytorch;
 mod run;
@@ -21,7 +22,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use self::{composed::Composed, fast::Fast, run::Setting};
 use crate::{
-    Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Result, Taps,
+    Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Portable, Result, Taps,
     cost::{Lengths, Macs, Transformer},
     device::Precision,
     hub::Provenance,
@@ -277,6 +278,10 @@ impl Backbone for Vit {
         }
         linear("norm".into(), norm(self.norm.clone()));
         Ok(all)
+    }
+
+    fn portable(&self) -> Result<Option<Portable>> {
+        self.checkpoint().map(Some)
     }
 }
 

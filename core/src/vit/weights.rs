@@ -334,7 +334,7 @@ fn bounded(mut reason: String) -> String {
     reason
 }
 
-fn read(file: &Path) -> Result<Vec<u8>> {
+pub(super) fn read(file: &Path) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::Weights { file: file.display().to_string(), reason: e.to_string() };
     std::fs::read(file).map_err(fail)
 }

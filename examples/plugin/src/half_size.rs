@@ -3,7 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use cdl_core::{
-    Backbone, BackboneContext, BackboneSpec, Error, Features, Injection, Normalization, Result, Taps,
+    Backbone, BackboneContext, BackboneSpec, Error, Features, Injection, Normalization, Portable, Result,
+    Taps,
     candle_core::Tensor,
     cost::{Lengths, Macs},
     hub::Provenance,
@@ -49,6 +50,16 @@ impl HalfSize {
                 "expected an even number of pixels",
             ));
         }
+        let image_size = context.image_size / 2;
+        if let Some(folder) = context.folder {
+            return Ok(Self::around(Vit::from_folder(
+                "half_size",
+                folder,
+                image_size,
+                context.precision,
+                context.device,
+            )?));
+        }
         let (weights, heads, provenance) = match config.weights.as_str() {
             "" => {
                 let weights = VitWeights::random("random", RANDOM)?;
@@ -63,14 +74,17 @@ impl HalfSize {
         let options = VitOptions {
             heads,
             depth: None,
-            image_size: context.image_size / 2,
+            image_size,
             normalization: Normalization::NONE,
             checkpoint_blocks: false,
             precision: context.precision,
         };
-        let vit = Vit::new("half_size", &weights, &options, provenance, context.device)?;
-        let spec = BackboneSpec { image_size: context.image_size, ..vit.spec().clone() };
-        Ok(Self { vit, spec })
+        Ok(Self::around(Vit::new("half_size", &weights, &options, provenance, context.device)?))
+    }
+
+    fn around(vit: Vit) -> Self {
+        let spec = BackboneSpec { image_size: 2 * vit.spec().image_size, ..vit.spec().clone() };
+        Self { vit, spec }
     }
 }
 
@@ -89,6 +103,10 @@ impl Backbone for HalfSize {
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {
         self.vit.weights()
+    }
+
+    fn portable(&self) -> Result<Option<Portable>> {
+        self.vit.portable()
     }
 }
 

@@ -97,6 +97,10 @@ const EMBEDDED: [Embedded; 2] = [
 ];
 
 fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
+    if let Some(folder) = context.folder {
+        let vit = Vit::from_folder("vit", folder, context.image_size, context.precision, context.device)?;
+        return Ok(Arc::new(vit));
+    }
     let (weights, provenance) = read(&config.weights)?;
     let default = match context.mode {
         Mode::Published => Normalize::None,

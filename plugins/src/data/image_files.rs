@@ -12,6 +12,16 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{self, Folders};
 
+/// The image files below a folder, at any depth, sorted within each folder; files of other names are passed over.
+///
+/// # Errors
+/// Folders that cannot be read.
+pub fn below(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    folder::collect(root, &mut files)?;
+    Ok(files)
+}
+
 /// What was found in a folder of images.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -26,8 +36,7 @@ pub struct Found {
 /// # Errors
 /// Folders that cannot be read.
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
-    let mut files = Vec::new();
-    folder::collect(root, &mut files)?;
+    let files = below(root)?;
     let decoded: Vec<Option<Error>> = files
         .par_iter()
         .map(|file| {

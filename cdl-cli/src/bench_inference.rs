@@ -1,0 +1,115 @@
+//! How long exported networks take to predict, and how much memory.
+
+use std::{path::PathBuf, time::Instant};
+
+use cdl_core::{Predictor, candle_core::Tensor, memory, ops::fused};
+use serde_json::{Value, json};
+
+use crate::{Failure, emit};
+
+/// Images in a batch unless said otherwise.
+const BATCH: usize = 32;
+/// Single images that are timed for every batch that is.
+const SINGLES: u32 = 4;
+
+/// How many passes of what size.
+pub struct Passes {
+    /// Images in a batch.
+    pub batch: Option<usize>,
+    /// Batches that are timed.
+    pub timed: u32,
+    /// Batches before them.
+    pub warmup: u32,
+}
+
+/// Measures one network after the other, each alone in memory.
+pub fn bench(folders: &[PathBuf], passes: &Passes, as_json: bool) -> Result<(), Failure> {
+    let batch = passes.batch.unwrap_or(BATCH).max(1);
+    let mut lines = Vec::new();
+    for folder in folders {
+        let line = measure(folder, batch, passes)?;
+        if as_json {
+            emit(&format!("{line}\n"))?;
+        }
+        lines.push(line);
+    }
+    if as_json { Ok(()) } else { emit(&table(&lines, batch)) }
+}
+
+fn measure(folder: &PathBuf, batch: usize, passes: &Passes) -> Result<Value, Failure> {
+    let fresh = memory::forget_peak();
+    let model = Predictor::load(folder).map_err(Failure::before_writing)?;
+    let description = model.description();
+    let side = description.transform.image_size;
+    let grey = |images: usize| -> Result<Tensor, Failure> {
+        let blank = cdl_core::image::RgbImage::from_pixel(side as u32, side as u32, [128; 3].into());
+        Ok(model.pixels(&vec![blank; images])?)
+    };
+    let time = |pixels: &Tensor, timed: u32| -> Result<f64, Failure> {
+        for _ in 0..passes.warmup {
+            model.logits(pixels)?;
+        }
+        let mut seconds = Vec::new();
+        for _ in 0..timed {
+            let start = Instant::now();
+            // The numbers themselves, so that a GPU has computed them.
+            model.logits(pixels)?.to_vec2::<f32>().map_err(cdl_core::Error::from)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
+    };
+    let latency = time(&grey(1)?, passes.timed.saturating_mul(SINGLES))?;
+    let seconds = time(&grey(batch)?, passes.timed)?;
+    let peak = memory::peak_bytes().filter(|_| fresh);
+    let (frozen, trained) = model.weight_bytes()?;
+    let spec = &description.network.spec;
+    Ok(json!({
+        "model": folder.display().to_string(),
+        "role": description.role,
+        "source": spec.provenance.source,
+        "blocks": spec.depth,
+        "width": spec.width,
+        "image_size": side,
+        "threads": rayon::current_num_threads(),
+        "kernels": fused::Level::best().as_str(),
+        "latency_s": latency,
+        "batch": batch,
+        "images_s": batch as f64 / seconds,
+        "frozen_bytes": frozen,
+        "trained_bytes": trained,
+        "peak_bytes": peak,
+    }))
+}
+
+fn table(lines: &[Value], batch: usize) -> String {
+    let mut text = format!(
+        "{} threads, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+        rayon::current_num_threads(),
+        fused::Level::best().as_str(),
+        "network",
+        "blocks",
+        "width",
+        "1 image, ms",
+        format!("images/s, of {batch}"),
+        "frozen MB",
+        "trained MB",
+        "peak MB",
+    );
+    let number =
+        |value: &Value, scale: f64| value.as_f64().map_or("-".into(), |v| format!("{:.2}", v * scale));
+    for line in lines {
+        text += &format!(
+            "{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+            line["model"].as_str().unwrap_or_default(),
+            line["blocks"].to_string(),
+            line["width"].to_string(),
+            number(&line["latency_s"], 1e3),
+            number(&line["images_s"], 1.0),
+            number(&line["frozen_bytes"], 1e-6),
+            number(&line["trained_bytes"], 1e-6),
+            number(&line["peak_bytes"], 1e-6),
+        );
+    }
+    text
+}

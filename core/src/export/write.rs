@@ -1,0 +1,225 @@
+//! Writing the folder.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::Tensor;
+use serde::Serialize;
+
+use super::{
+    CLASSES, Description, FORMAT, FrozenNetwork, Kept, MODEL, NETWORK, Predictor, QUERY, TRAINED, fail,
+};
+use crate::{
+    Backbone, Config, DistillerContext, Error, Experiment, Pass, QuerySource, Result, Rng, Role, StateDict,
+    Task,
+    atomic::{settle, sync_below, write_atomic},
+    experiment::{PluginRecord, distiller_rng},
+    hub::checksum,
+    manifest::{self, Manifest},
+    plugin::Loaded,
+    registry::{self, Kind},
+    run_dir::beside,
+    transform::{TestTransform, TransformConfig},
+};
+
+/// Images on which the folder is tried before it is put into its place.
+const TRIED: usize = 4;
+
+/// Writes the network `role` of `experiment`, which is as it was after `task`, into the new folder `root`: whole or not at
+/// all, and only if what is read from there predicts the same bytes.
+///
+/// # Errors
+/// A folder that is not empty, unless `overwrite` is set and an exported model is in it; a backbone that cannot be
+/// exported; a place that cannot be written.
+pub fn write(
+    experiment: &Experiment,
+    config: &Config,
+    role: Role,
+    task: &Task,
+    root: &Path,
+    overwrite: bool,
+) -> Result<Description> {
+    let replace = occupied(root, overwrite)?;
+    let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
+    let fresh = beside(parent)?;
+    let folder = fresh.path();
+    let (description, trained) = describe(experiment, config, role, task)?;
+    network(experiment, role, root, &folder.join(NETWORK))?;
+    if description.query.is_some() {
+        network(experiment, Role::Student, root, &folder.join(QUERY))?;
+    }
+    write_atomic(&folder.join(TRAINED), &trained.to_bytes()?)?;
+    write_atomic(&folder.join(CLASSES), &json(root, &experiment.stream.classes())?)?;
+    write_atomic(&folder.join(MODEL), &json(root, &description)?)?;
+    let sums: Result<BTreeMap<String, String>> = description
+        .files()
+        .into_iter()
+        .map(|name| Ok((name.clone(), checksum(&folder.join(name))?.1)))
+        .collect();
+    Manifest(sums?).write(&folder.join(manifest::NAME))?;
+    check(experiment, role, folder)?;
+    sync_below(folder)?;
+    settle(fresh, root, replace)?;
+    Ok(description)
+}
+
+/// Whether an exported model is there that is to be replaced.
+fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
+    match fs::read_dir(root) {
+        Ok(mut entries) => {
+            let occupied = entries.next().is_some();
+            let exported = [MODEL, manifest::NAME].iter().all(|name| root.join(name).exists());
+            match (occupied, overwrite, exported) {
+                (false, ..) => Ok(false),
+                (true, true, true) => Ok(true),
+                (true, true, false) => {
+                    Err(fail(root, "holds something else than an exported model, which is not overwritten"))
+                }
+                (true, false, _) => {
+                    Err(fail(root, "already exists; choose another folder or add --overwrite"))
+                }
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(fail(root, format!("cannot be used: {e}"))),
+    }
+}
+
+/// What the folder holds besides frozen networks and names.
+fn describe(
+    experiment: &Experiment,
+    config: &Config,
+    role: Role,
+    task: &Task,
+) -> Result<(Description, StateDict)> {
+    let (run, trainer, stream) = (&config.run, &experiment.trainer, experiment.stream.as_ref());
+    let frozen = |role: Role| -> Result<FrozenNetwork> {
+        let section = run.network(role);
+        Ok(FrozenNetwork {
+            plugin: section.name.clone(),
+            settings: section.settings.clone(),
+            spec: backbone(experiment, role).spec().clone(),
+        })
+    };
+    let (distillers, trained) = match role {
+        Role::Teacher => (Vec::new(), trainer.teacher.learner.state()?),
+        Role::Student => student(experiment, config)?,
+    };
+    let transform = stream.transform().unwrap_or_else(|| {
+        tracing::warn!(
+            "the stream `{}` does not say how its images are made from files: they will be resized to a square of {} px",
+            run.stream.name,
+            stream.image_size()
+        );
+        let image_size = stream.image_size();
+        TransformConfig { image_size, test: TestTransform::Resize, ..TransformConfig::default() }
+    });
+    let description = Description {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        role,
+        tasks: stream.tasks().iter().take(task.index + 1).map(|task| task.classes.clone()).collect(),
+        task_count: task.count,
+        transform,
+        batch_size: run.batch_size,
+        network: frozen(role)?,
+        query: match (role, trainer.settings.query) {
+            (Role::Teacher, QuerySource::Student) => Some(frozen(Role::Student)?),
+            _ => None,
+        },
+        learner: run.learner(role).0,
+        teacher: (!distillers.is_empty()).then(|| trainer.teacher.backbone.spec().clone()),
+        distillers,
+        seed: run.seed,
+        mode: run.mode,
+        precision: run.precision,
+        plugins: Vec::new(),
+        split_sha256: stream.fingerprint().into(),
+    };
+    let loaded = run.loaded_plugins().into_iter().filter(|loaded| needs(&description, loaded));
+    let plugins = loaded.map(PluginRecord::of).collect();
+    Ok((Description { plugins, ..description }, trained))
+}
+
+/// Whether a model uses a method of a loaded plugin.
+fn needs(model: &Description, loaded: &Loaded) -> bool {
+    let networks = [Some(&model.network), model.query.as_ref()].into_iter().flatten();
+    let mut used: Vec<(Kind, &str)> =
+        networks.map(|network| (Kind::Backbone, network.plugin.as_str())).collect();
+    used.push((Kind::Learner, &model.learner.name));
+    used.extend(model.distillers.iter().map(|kept| (Kind::Distiller, kept.section.name.as_str())));
+    loaded.entries.iter().any(|entry| used.contains(&(entry.build.kind(), entry.name)))
+}
+
+/// The student's distillation methods that inject something at test or have a word in the prediction, and what the learner
+/// and they have trained.
+fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, StateDict)> {
+    let (run, trainer) = (&config.run, &experiment.trainer);
+    let all = trainer.state(Role::Student)?;
+    let mut trained = trainer.student.learner.state()?;
+    let mut kept = Vec::new();
+    for (index, section) in run.distillers().iter().enumerate() {
+        let context = DistillerContext {
+            teacher: trainer.teacher.backbone.spec(),
+            student: trainer.student.backbone.spec(),
+            learner: trainer.student.learner.as_ref(),
+            tasks: experiment.stream.tasks().first().map_or(1, |task| task.count),
+            mode: run.mode,
+            device: &experiment.device,
+            rng: distiller_rng(&Rng::new(run.seed), index),
+        };
+        let mut distiller = registry::distiller(&section.name, &section.settings, &context)?;
+        distiller.restore(&all)?;
+        let injection = distiller.inject(Pass::Test)?;
+        if distiller.predicts() || injection.tokens.is_some() || !injection.blocks.is_empty() {
+            trained.extend(distiller.state()?);
+            kept.push(Kept { index, section: section.clone() });
+        }
+    }
+    Ok((kept, trained))
+}
+
+fn backbone(experiment: &Experiment, role: Role) -> &dyn Backbone {
+    match role {
+        Role::Teacher => experiment.trainer.teacher.backbone.as_ref(),
+        Role::Student => experiment.trainer.student.backbone.as_ref(),
+    }
+}
+
+/// Writes a frozen network into `folder`.
+fn network(experiment: &Experiment, role: Role, root: &Path, folder: &PathBuf) -> Result<()> {
+    let backbone = backbone(experiment, role);
+    let portable = backbone.portable()?.ok_or_else(|| {
+        let plugin = &backbone.spec().plugin;
+        fail(root, format!("the backbone `{plugin}` cannot be exported: it does not implement `portable`"))
+    })?;
+    fs::create_dir_all(folder).map_err(crate::error::io(folder))?;
+    portable.write(folder)
+}
+
+/// Refuses a folder from which other logits come than from the run's networks.
+fn check(experiment: &Experiment, role: Role, folder: &Path) -> Result<()> {
+    let Some(batch) = experiment.stream.test_batches(0, TRIED).next() else { return Ok(()) };
+    let pixels = batch?.pixels;
+    let values = |logits: Tensor| -> Result<Vec<f32>> { Ok(logits.flatten_all()?.to_vec1()?) };
+    let ours = values(experiment.trainer.predict(role, &pixels)?)?;
+    let exported = values(Predictor::load_on(folder, &experiment.device)?.logits(&pixels)?)?;
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    if bits(&ours) != bits(&exported) {
+        return Err(Error::Promise {
+            plugin: format!("the {} of this run", role.as_str()),
+            promise: "built again from its files, a model predicts the same".into(),
+        });
+    }
+    Ok(())
+}
+
+fn json(root: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| fail(root, e.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}

@@ -1,0 +1,26 @@
+//! An exported student in a program of one's own.
+//!
+//! ```sh
+//! cdl run configs/quickstart.toml --run-dir runs/boots
+//! cdl export runs/boots --student student
+//! cargo run --release -p cdl-examples --bin predict -- student boot.png
+//! ```
+
+use std::{env, path::Path};
+
+use anyhow::{Context, Result};
+use cdl_core::{Predictor, transform};
+
+fn main() -> Result<()> {
+    let mut arguments = env::args().skip(1);
+    let folder = arguments.next().context("expected the folder of an exported network, then images")?;
+    cdl_plugins::link();
+    let model = Predictor::load(folder)?;
+    for file in arguments {
+        let image = transform::open(Path::new(&file))?;
+        for best in &model.predict(&[image], 3)?[0] {
+            println!("{file}: {} {:.1} %", best.class, 100.0 * best.probability);
+        }
+    }
+    Ok(())
+}

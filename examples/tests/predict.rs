@@ -1,0 +1,66 @@
+//! Exported networks outside of `cdl`: the example as its user runs it, and methods from outside.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+/// `cdl` with the methods of `examples/plugin`.
+const CDL: &str = env!("CARGO_BIN_EXE_with_plugin");
+
+fn done(program: &str, args: &[&str]) -> Output {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {
+        command.env_remove(name);
+    }
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = command.args(args).current_dir(repository).output().expect("the program starts");
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// The student of a tiny quickstart with `more`, and an image.
+fn student(folder: &Path, more: &[&str]) -> (String, String) {
+    let [run, student, image] =
+        ["run", "student", "image.pgm"].map(|name| folder.join(name).display().to_string());
+    let short = [
+        "epochs=1",
+        "batch_size=10",
+        "stream.tasks=2",
+        "stream.train_per_class=4",
+        "stream.test_per_class=2",
+    ];
+    let mut args = [&["run", "configs/quickstart.toml", "--run-dir", &run, "-q"][..], more].concat();
+    short.iter().for_each(|set| args.extend(["--set", set]));
+    done(CDL, &args);
+    done(CDL, &["export", &run, "--student", &student]);
+    fs::remove_dir_all(&run).expect("the run is gone");
+    let pixels: Vec<u8> = (0..784).map(|i| (i % 251) as u8).collect();
+    fs::write(&image, [b"P5 28 28 255\n".to_vec(), pixels].concat()).expect("image");
+    (student, image)
+}
+
+#[test]
+fn a_few_lines_say_what_the_program_says() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let (student, image) = student(folder.path(), &[]);
+    let lines = |output: Output| String::from_utf8_lossy(&output.stdout).trim_end().to_string();
+    let table = lines(done(CDL, &["predict", &student, &image, "--top", "3"]));
+    let said = lines(done(env!("CARGO_BIN_EXE_predict"), &[&student, &image]));
+    let ours: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix(&format!("{image}: "))).collect();
+    assert_eq!(format!("{image}  {}", ours.join(", ")), table);
+    assert_eq!(ours.len(), 3);
+}
+
+#[test]
+fn methods_and_networks_from_outside_are_exported_too() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    // A folder is put into its place only if it predicts what the run does.
+    let network = "student={ name = \"half_size\" }";
+    let more = ["examples/configs/plugin.toml", "--set", network, "--set", "mode=corrected"];
+    let (student, image) = student(folder.path(), &more);
+    let output = done(CDL, &["predict", &student, &image, "--format", "json"]);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"logit\""));
+}

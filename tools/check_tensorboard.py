@@ -1,0 +1,96 @@
+"""Reads a run's event files with TensorBoard and compares every value with metrics.jsonl and results.json.
+
+    pip install tensorboard==2.20.0
+    python tools/check_tensorboard.py runs/NAME [FOLDER]
+
+FOLDER holds `student` and `teacher`; it is runs/NAME/tensorboard unless it is given.
+"""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
+
+CELL = 24  # pixels of a task in the picture of the matrix
+
+
+def float32(value):
+    return struct.unpack("<f", struct.pack("<f", value))[0]
+
+
+def summaries(matrix):
+    """The definitions of docs/metrics.md for a whole matrix; forward transfer has no value."""
+    last, tasks = matrix[-1], len(matrix)
+    before = range(tasks - 1)
+    mean = lambda values: sum(values) / len(values) if len(values) else 0.0
+    return {
+        "average_accuracy": mean(last),
+        "forgetting": sum(matrix[j][j] - last[j] for j in range(tasks)) / tasks,
+        "average_incremental_accuracy": mean([mean(row) for row in matrix]),
+        "forgetting_from_best": mean([max(row[j] for row in matrix[j:]) - last[j] for j in before]),
+        "backward_transfer": mean([last[j] - matrix[j][j] for j in before]),
+    }
+
+
+def expected(run, role):
+    """Numbers by tag and step."""
+    points = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        epoch = json.loads(line)
+        if epoch["role"] != role:
+            continue
+        step = epoch["task"] * epoch["epochs"] + epoch["epoch"] + 1
+        for name, value in epoch["losses"].items():
+            points["loss/" + ("total" if name == "loss" else name), step] = value
+        points["training/accuracy", step] = epoch["accuracy"]
+        points["training/learning_rate", step] = epoch["lr"]
+        points["training/images_per_second", step] = epoch["images_per_second"]
+    results = json.loads((run / "results.json").read_text())
+    matrix = results[role]["accuracy_matrix"]
+    for i, row in enumerate(matrix):
+        for j, accuracy in enumerate(row):
+            points[f"accuracy/task_{j + 1}", i + 1] = accuracy
+        for name, value in summaries(matrix[: i + 1]).items():
+            points[f"summary/{name}", i + 1] = value
+    # The last of each is what results.json says.
+    for name in summaries(matrix):
+        assert abs(points[f"summary/{name}", len(matrix)] - results[role][name]) < 1e-9, name
+    return points, len(matrix)
+
+
+def check(run, folder, role):
+    events = EventAccumulator(str(folder / role), size_guidance={SCALARS: 0, IMAGES: 0})
+    events.Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        for event in events.Scalars(tag):
+            assert (tag, event.step) not in found, f"{tag} twice at step {event.step}"
+            found[tag, event.step] = event.value
+    points, tasks = expected(run, role)
+    assert set(found) == set(points), sorted(set(found) ^ set(points))
+    for key, value in points.items():
+        # Sums may be in another order; float32 keeps seven digits.
+        assert abs(found[key] - float32(value)) <= 1e-6 * max(1.0, abs(value)), (key, found[key], value)
+    images = events.Images("accuracy_matrix")
+    assert [image.step for image in images] == list(range(1, tasks + 1)), images
+    for image in images:
+        assert image.encoded_image_string.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", image.encoded_image_string[16:24])
+        assert (width, height) == (image.width, image.height) == (image.step * CELL + 1,) * 2, image.step
+    print(f"{folder / role}: {len(found)} numbers and {len(images)} pictures are as recorded")
+
+
+def main():
+    run = Path(sys.argv[1])
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else run / "tensorboard"
+    results = json.loads((run / "results.json").read_text())
+    roles = [role for role in ("student", "teacher") if results[role] is not None]
+    assert roles, "the run has trained nothing"
+    for role in roles:
+        check(run, folder, role)
+
+
+if __name__ == "__main__":
+    main()
