@@ -25,6 +25,7 @@ mod report;
 mod resume;
 mod run;
 mod signals;
+mod sweep;
 mod table;
 mod threads;
 mod toolchain;
@@ -52,6 +53,8 @@ Examples:
   cdl explain configs/quickstart.toml                 every value and where it was set
   cdl resume runs/alone                               go on with a run that was stopped
   cdl eval runs/alone                                 test saved models again
+  cdl sweep configs/quickstart.toml --vary distiller.name=none,kd --seeds 1,2,3
+                                                      a grid of runs: means, deviations, differences
   cdl report runs/alone runs/kd                       runs side by side in one page"
 )]
 struct Cli {
@@ -88,6 +91,8 @@ enum Command {
     Explain(ConfigArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
+    /// Run a grid of configurations and seeds, and say what they have in common
+    Sweep(sweep::SweepArgs),
     /// Show runs as one page that works offline, as figures and as tables
     Report(report::ReportArgs),
     /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
@@ -199,6 +204,7 @@ pub fn main() -> ExitCode {
         Command::Describe { name } => describe::describe(&name),
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
+        Command::Sweep(args) => sweep::sweep(&args, &log, cli.quiet),
         Command::Report(args) => report::report(&args),
         Command::Check(args) => check::check(&args, &log, cli.quiet),
         Command::Data(command) => data::data(&command, &log, cli.quiet),

@@ -1,7 +1,7 @@
 //! `cdl report`: runs as one page, as figures and as tables.
 
-mod html;
-mod plot;
+pub mod html;
+pub mod plot;
 mod tables;
 
 use std::{
@@ -16,6 +16,7 @@ use cdl_core::{
 };
 use clap::Args;
 
+pub use self::tables::latex_safe;
 use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
@@ -47,7 +48,7 @@ pub struct ReportArgs {
 }
 
 /// What a run directory holds.
-struct Run {
+pub struct Run {
     /// From 0.
     number: usize,
     name: String,
@@ -122,6 +123,12 @@ fn flatten(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, Stri
             }
         }
     }
+}
+
+/// Writes the page of one run into its directory.
+pub fn place_page(root: &Path) -> Result<(), Failure> {
+    let runs = [Run::read(0, root)?];
+    Ok(write_atomic(&root.join("report.html"), html::page(&runs, &sections(&runs)).as_bytes())?)
 }
 
 /// Reads runs and writes what was asked for.

@@ -1,8 +1,11 @@
 //! Plots as SVG: heat maps, lines, bars and dots. Colours are variables of the page (`var(--ink)`), which
 //! [`standalone`] replaces for files of their own.
 
+mod band;
+
 use std::fmt::Write;
 
+pub use self::band::banded;
 use super::html::escape;
 
 /// Variables of the page: name, value on a light page, value on a dark one. `s0` and so on are the colours of series, those
