@@ -11,6 +11,7 @@ use cdl_dylib as _;
 mod bench;
 mod bench_input;
 mod check;
+mod compare;
 mod data;
 mod describe;
 mod dist;
@@ -93,6 +94,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Run a grid of configurations and seeds, and say what they have in common
     Sweep(sweep::SweepArgs),
+    /// Put runs beside the published results, with everything that differs
+    Compare(compare::CompareArgs),
     /// Show runs as one page that works offline, as figures and as tables
     Report(report::ReportArgs),
     /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
@@ -205,6 +208,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => explain::explain(&args),
         Command::Eval(args) => eval::eval(&args),
         Command::Sweep(args) => sweep::sweep(&args, &log, cli.quiet),
+        Command::Compare(args) => compare::compare(&args),
         Command::Report(args) => report::report(&args),
         Command::Check(args) => check::check(&args, &log, cli.quiet),
         Command::Data(command) => data::data(&command, &log, cli.quiet),

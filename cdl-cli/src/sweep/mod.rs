@@ -26,7 +26,10 @@ use self::{
     axis::{Axis, Value},
     manifest::State,
     plan::{Cell, Plan},
-    summary::Summary,
+};
+pub use self::{
+    statistics::Spread,
+    summary::{Summary, summary_of},
 };
 use crate::{Failure, emit, logging::Log, signals::Signals};
 
