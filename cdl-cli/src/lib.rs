@@ -12,6 +12,7 @@ mod bench;
 mod bench_inference;
 mod bench_input;
 mod check;
+mod compare;
 mod data;
 mod describe;
 mod dist;
@@ -28,6 +29,7 @@ mod report;
 mod resume;
 mod run;
 mod signals;
+mod sweep;
 mod table;
 mod tensorboard;
 mod threads;
@@ -58,6 +60,8 @@ Examples:
   cdl eval runs/alone                                 test saved models again
   cdl export runs/alone --student boots               the student in a folder of its own
   cdl predict boots images/                           what images show, by that student
+  cdl sweep configs/quickstart.toml --vary distiller.name=none,kd --seeds 1,2,3
+                                                      a grid of runs: means, deviations, differences
   cdl report runs/alone runs/kd                       runs side by side in one page"
 )]
 struct Cli {
@@ -99,6 +103,10 @@ enum Command {
     Export(export::ExportArgs),
     /// Say what images show, by an exported network
     Predict(predict::PredictArgs),
+    /// Run a grid of configurations and seeds, and say what they have in common
+    Sweep(sweep::SweepArgs),
+    /// Put runs beside the published results, with everything that differs
+    Compare(compare::CompareArgs),
     /// Show runs as one page that works offline, as figures and as tables
     Report(report::ReportArgs),
     /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
@@ -212,6 +220,8 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::eval(&args),
         Command::Export(args) => export::export(&args),
         Command::Predict(args) => predict::predict(&args, &log, cli.quiet),
+        Command::Sweep(args) => sweep::sweep(&args, &log, cli.quiet),
+        Command::Compare(args) => compare::compare(&args),
         Command::Report(args) => report::report(&args),
         Command::Check(args) => check::check(&args, &log, cli.quiet),
         Command::Data(command) => data::data(&command, &log, cli.quiet),

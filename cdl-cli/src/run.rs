@@ -1,8 +1,11 @@
 //! `cdl run`.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use cdl_core::{Experiment, RunState, run_dir::RunDir};
+use cdl_core::{Config, Experiment, RunState, run_dir::RunDir};
 use clap::Args;
 
 use crate::{ConfigArgs, Failure, logging::Log, train::Training};
@@ -36,9 +39,21 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let start = Instant::now();
     let config = args.config.load()?;
-    let experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
-    let (record, needed) = (experiment.record(&config)?, experiment.disk_bytes(&config)?);
-    let directory = RunDir::create(&path, &config, &record, needed, args.overwrite)?;
-    Training { experiment, directory, from: RunState::default(), spent: 0.0, start }.run(&config, log, quiet)
+    begin(&path, &config, args.overwrite, start, log, quiet)
+}
+
+/// Runs `config` from its beginning, with results in `path`.
+pub fn begin(
+    path: &Path,
+    config: &Config,
+    overwrite: bool,
+    start: Instant,
+    log: &Log,
+    quiet: bool,
+) -> Result<(), Failure> {
+    let experiment = Experiment::build(config).map_err(Failure::before_writing)?;
+    let (record, needed) = (experiment.record(config)?, experiment.disk_bytes(config)?);
+    let directory = RunDir::create(path, config, &record, needed, overwrite)?;
+    Training { experiment, directory, from: RunState::default(), spent: 0.0, start }.run(config, log, quiet)
 }

@@ -1,4 +1,4 @@
-//! Accuracies for people.
+//! Tables for people.
 
 use cdl_core::Summary;
 
@@ -24,5 +24,22 @@ pub fn accuracies(title: &str, summary: &Summary) -> String {
         summary.forgetting_from_best,
         summary.backward_transfer,
     );
+    text
+}
+
+/// Rows of cells in columns of equal width; the first row is the head.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
     text
 }

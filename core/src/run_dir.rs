@@ -494,9 +494,12 @@ fn append(root: &Path, name: &str) -> Result<File> {
     OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))
 }
 
-/// Takes the lock of a run directory, so that no two processes write there. It is given up when the file is closed,
-/// which the system does for a process that ends in any way.
-fn lock(root: &Path) -> Result<File> {
+/// Takes the lock of a directory, so that no two processes write there. It is given up when the file is closed, which the
+/// system does for a process that ends in any way.
+///
+/// # Errors
+/// Another process has it, or the file cannot be made.
+pub fn lock(root: &Path) -> Result<File> {
     let path = root.join(".lock");
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).open(&path);
@@ -523,6 +526,12 @@ fn lock(root: &Path) -> Result<File> {
     // Who holds it is for the message above alone.
     let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
     Ok(file)
+}
+
+/// Whether another process is writing to the directory, which need not be there.
+pub fn is_held(root: &Path) -> bool {
+    let file = File::open(root.join(".lock"));
+    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// A directory for a moment in `parent`, with the permissions of any new one.

@@ -50,21 +50,25 @@ td code{overflow-wrap:anywhere}pre{overflow-x:auto;border:1px solid var(--rule);
 summary{cursor:pointer;padding:4px 0}
 ";
 
-/// The whole page.
-pub fn page(runs: &[Run], sections: &[Section]) -> String {
-    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
-    let title = escape(&names.join(", "));
+/// A page as far as its heading; `title` is safe.
+pub fn head(title: &str) -> String {
     let colours = |at: fn(&(&str, &str, &str)) -> String| PALETTE.iter().map(at).collect::<String>();
     let light = colours(|(name, light, _)| format!("--{name}:{light};"));
     let dark = colours(|(name, _, dark)| format!("--{name}:{dark};"));
-    let mut page = format!(
+    format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
          <meta name=\"color-scheme\" content=\"light dark\">\n<link rel=\"icon\" href=\"data:,\">\n\
          <title>{title}</title>\n<style>\n:root{{color-scheme:light dark;{light}}}\n\
          @media (prefers-color-scheme:dark){{:root{{{dark}}}}}{STYLE}</style>\n</head>\n<body>\n<main>\n\
          <h1>{title}</h1>\n"
-    );
+    )
+}
+
+/// The whole page.
+pub fn page(runs: &[Run], sections: &[Section]) -> String {
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let mut page = head(&escape(&names.join(", ")));
     for run in runs {
         page += &format!("<p>{}</p>\n", escape(&run.headline()));
     }

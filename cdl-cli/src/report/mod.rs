@@ -2,8 +2,8 @@
 
 mod confusion;
 mod cost;
-mod html;
-mod plot;
+pub mod html;
+pub mod plot;
 mod prompts;
 mod raster;
 mod tables;
@@ -20,6 +20,7 @@ use cdl_core::{
 };
 use clap::{Args, ValueEnum};
 
+pub use self::tables::latex_safe;
 use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
@@ -62,7 +63,7 @@ enum Format {
 }
 
 /// What a run directory holds.
-struct Run {
+pub struct Run {
     /// From 0.
     number: usize,
     name: String,
@@ -137,6 +138,12 @@ fn flatten(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, Stri
             }
         }
     }
+}
+
+/// Writes the page of one run into its directory.
+pub fn place_page(root: &Path) -> Result<(), Failure> {
+    let runs = [Run::read(0, root)?];
+    Ok(write_atomic(&root.join("report.html"), html::page(&runs, &sections(&runs)).as_bytes())?)
 }
 
 /// Reads runs and writes what was asked for.

@@ -1,11 +1,15 @@
 //! Plots as SVG: heat maps, lines, bars and dots. Colours are variables of the page (`var(--ink)`), which
 //! [`standalone`] replaces for files of their own.
 
+mod band;
 mod heat;
 
 use std::fmt::Write;
 
-pub use self::heat::{Cell, Picture, heat, picture};
+pub use self::{
+    band::banded,
+    heat::{Cell, Picture, heat, picture},
+};
 use super::html::escape;
 
 /// Variables of the page: name, value on a light page, value on a dark one. `s0` and so on are the colours of series, those

@@ -72,7 +72,8 @@ pub fn latex(runs: &[Run]) -> String {
     text + "\\bottomrule\n\\end{tabular}\n"
 }
 
-fn latex_safe(text: &str) -> String {
+/// `text` with nothing in it that LaTeX would take for more than text.
+pub fn latex_safe(text: &str) -> String {
     let mut safe = String::new();
     for c in text.chars() {
         match c {

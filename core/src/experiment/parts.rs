@@ -9,7 +9,7 @@ use super::Experiment;
 use crate::{
     Backbone, BackboneContext, BackboneSpec, Config, Distiller, DistillerContext, Error, Learner,
     LearnerContext, Network, QuerySource, Result, Rng, Role, Stack, StreamContext, TaskStream, TrainSettings,
-    Trainer, config::lookup, device, registry,
+    Trainer, config::lookup, device, registry, stream,
 };
 
 /// How much is looked at.
@@ -195,7 +195,7 @@ impl<'a> Builder<'a> {
     fn stream(&mut self) {
         let run = &self.config.run;
         let device = self.parts.device.clone().unwrap_or(Device::Cpu);
-        let context = StreamContext { mode: run.mode, device: &device, rng: self.rng.derive("stream") };
+        let context = StreamContext { mode: run.mode, device: &device, rng: self.rng.derive(stream::RNG) };
         let stream = registry::stream(&run.stream.name, &run.stream.settings, &context)
             .map_err(|e| self.config.locate("stream", e));
         self.parts.stream = self.note_in("stream", stream);

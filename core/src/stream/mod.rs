@@ -24,6 +24,9 @@ pub use self::{
 };
 use crate::{Mode, Quirk, Result, Rng, Role, transform::TransformConfig};
 
+/// Derives a stream's generator from the run's.
+pub(crate) const RNG: &str = "stream";
+
 /// One task: a range of the classes in stream order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {

@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{InputSettings, StreamContext, Task};
-use crate::{Error, Mode, Result, error::nearest, transform::TransformConfig};
+use super::{InputSettings, RNG, StreamContext, Task};
+use crate::{Error, Mode, Result, Rng, error::nearest, transform::TransformConfig};
 
 /// Order of the classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +30,10 @@ pub struct TaskSettings {
     /// shuffled in mode `corrected`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_order: Option<ClassOrder>,
+    /// The seed of a shuffled class order, so that orders can be varied apart from everything else that is random; the
+    /// order is that of a run with this `seed`. Default: the run's seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_order_seed: Option<u64>,
     /// All classes at once, as one task: joint training, the upper bound of continual learning. It wins over `tasks`
     /// and `task_classes`. Methods whose published form is at odds with a single task (APT's student then learns from
     /// a teacher without prompts) have settings for that.
@@ -87,8 +91,15 @@ pub(super) fn order_and_tasks(
         ));
     }
     let mut order: Vec<usize> = (0..classes.len()).collect();
-    if settings.order(context.mode) == ClassOrder::Shuffled {
-        context.rng.derive("class order").shuffle(&mut order);
+    let shuffled = settings.order(context.mode) == ClassOrder::Shuffled;
+    match settings.class_order_seed {
+        Some(seed) if shuffled => Rng::new(seed).derive(RNG).derive("class order").shuffle(&mut order),
+        Some(seed) => {
+            let expected = "nothing is drawn, for the class order is fixed; add `class_order = \"shuffled\"`";
+            return Err(Error::setting("class_order_seed", seed, expected));
+        }
+        None if shuffled => context.rng.derive("class order").shuffle(&mut order),
+        None => {}
     }
     let size = classes.len() / count;
     let tasks =
@@ -134,7 +145,6 @@ mod tests {
     use candle_core::Device;
 
     use super::*;
-    use crate::Rng;
 
     fn context(mode: Mode) -> StreamContext<'static> {
         StreamContext { mode, device: &Device::Cpu, rng: Rng::new(3) }
@@ -154,6 +164,20 @@ mod tests {
         assert_ne!(order, (0..10).collect::<Vec<_>>());
         order.sort();
         assert_eq!(order, (0..10).collect::<Vec<_>>());
+        Ok(())
+    }
+
+    #[test]
+    fn a_class_order_with_a_seed_of_its_own_is_that_of_a_run_with_this_seed() -> Result<()> {
+        let of = |class_order_seed: Option<u64>, mode: Mode| {
+            let settings = TaskSettings { tasks: Some(5), class_order_seed, ..Default::default() };
+            let context = StreamContext { rng: Rng::new(3).derive(RNG), ..context(mode) };
+            order_and_tasks(&names(10), &settings, &context).map(|(order, _)| order)
+        };
+        assert_eq!(of(Some(3), Mode::Corrected)?, of(None, Mode::Corrected)?, "the run's seed is 3");
+        assert_ne!(of(Some(4), Mode::Corrected)?, of(None, Mode::Corrected)?);
+        let refused = of(Some(4), Mode::Published).map_err(|e| e.to_string());
+        assert!(refused.is_err_and(|e| e.contains("class_order_seed = 4") && e.contains("shuffled")));
         Ok(())
     }
 

@@ -1,0 +1,165 @@
+//! What differs from cell to cell of a sweep.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::Failure;
+
+/// The longest value that is written out, in tables and in names of folders.
+const LONGEST: usize = 40;
+
+/// One thing that is varied, with all that it is set to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Axis {
+    /// In names of cells and above columns.
+    pub name: String,
+    /// In the order in which they were given.
+    pub values: Vec<Value>,
+}
+
+/// What a cell lays over the sweep's configuration for one axis.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Value {
+    /// In tables.
+    pub label: String,
+    /// Configuration files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
+    /// Values as in `--set`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<String>,
+}
+
+impl Axis {
+    /// Of `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
+    pub fn of_key(option: &str, text: &str) -> Result<Self, Failure> {
+        let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
+        let (key, values) =
+            text.split_once('=').ok_or_else(|| fail("expected KEY=VALUE,VALUE,... as in --set"))?;
+        let key = key.trim();
+        if key.is_empty() || key.split('.').any(str::is_empty) {
+            return Err(fail("expected a key like `learner.pool` before the `=`"));
+        }
+        let value = |value: String| Value {
+            label: label(value.trim_matches('"')),
+            files: Vec::new(),
+            sets: vec![format!("{key}={value}")],
+        };
+        let values =
+            split(values).ok_or_else(|| fail("a value is empty, or brackets or quotes stay open"))?;
+        // A section's name is what one calls it by.
+        let name = key.strip_suffix(".name").unwrap_or(key);
+        Ok(Self { name: name.into(), values: values.into_iter().map(value).collect() })
+    }
+
+    /// Of `[NAME=]FILE,FILE,...`; without a name it has that of the files' folder.
+    pub fn of_files(option: &str, text: &str) -> Result<Self, Failure> {
+        let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
+        let (name, files) = match text.split_once('=') {
+            Some((name, files)) if !name.contains(['/', '\\', '.']) => (Some(name.trim()), files),
+            _ => (None, text),
+        };
+        let files: Vec<PathBuf> = files.split(',').map(|file| PathBuf::from(file.trim())).collect();
+        let stem = |file: &Path| file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let value = |file: PathBuf| -> Option<Value> {
+            Some(Value { label: label(&stem(&file)?), files: vec![file], sets: Vec::new() })
+        };
+        let folder = files.first().and_then(|file| stem(file.parent()?));
+        let name = name.map(String::from).or(folder).unwrap_or_else(|| "file".into());
+        let values: Option<Vec<Value>> = files.into_iter().map(value).collect();
+        let values = values.ok_or_else(|| fail("expected configuration files, separated by commas"))?;
+        Ok(Self { name, values })
+    }
+
+    /// The keys that it sets.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.iter().flat_map(|value| &value.sets).filter_map(|set| Some(set.split_once('=')?.0))
+    }
+
+    /// What stands for one of its values in a cell's name.
+    pub fn part(&self, value: &Value) -> String {
+        format!("{}-{}", safe(&self.name), safe(&value.label))
+    }
+}
+
+/// Splits at commas outside brackets and quotes; `None` where they stay open or nothing stands between two commas.
+fn split(text: &str) -> Option<Vec<String>> {
+    let (mut parts, mut depth, mut quote) = (vec![String::new()], 0usize, None);
+    for c in text.chars() {
+        match (quote, c) {
+            (None, ',') if depth == 0 => {
+                parts.push(String::new());
+                continue;
+            }
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}') => depth = depth.checked_sub(1)?,
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), c) if c == open => quote = None,
+            _ => {}
+        }
+        parts.last_mut()?.push(c);
+    }
+    let parts: Vec<String> = parts.into_iter().map(|part| part.trim().to_string()).collect();
+    let whole = depth == 0 && quote.is_none() && parts.iter().all(|part| !part.is_empty());
+    whole.then_some(parts)
+}
+
+/// A value as it is shown: a long one by how it begins and eight digits of its SHA-256.
+fn label(value: &str) -> String {
+    match value.chars().count() > LONGEST {
+        true => value.chars().take(LONGEST / 2).chain("...".chars()).collect::<String>() + &digits(value),
+        false => value.into(),
+    }
+}
+
+/// A text as part of a file's name on any system; digits of its SHA-256 make up for what is left out.
+fn safe(text: &str) -> String {
+    let keep = |c: char| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '_' };
+    let kept: String = text.chars().map(keep).collect();
+    if kept == text { kept } else { format!("{kept}-{}", digits(text)) }
+}
+
+/// Eight digits that stand for a text.
+pub fn digits(text: &str) -> String {
+    Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_brackets_and_quotes_belong_to_values() {
+        let of = |text: &str| split(text).map(|parts| parts.join(" | "));
+        assert_eq!(of("a, b,c").as_deref(), Some("a | b | c"));
+        assert_eq!(of("[1,2],[3,[4,5]]").as_deref(), Some("[1,2] | [3,[4,5]]"));
+        assert_eq!(of("{a=1,b=2},\"x,[\",'y,z'").as_deref(), Some("{a=1,b=2} | \"x,[\" | 'y,z'"));
+        for faulty in ["", "a,,b", "a,", "[1,2", "1]", "\"a,b"] {
+            assert_eq!(of(faulty), None, "{faulty}");
+        }
+    }
+
+    #[test]
+    fn names_are_readable_where_they_can_be_and_always_safe() {
+        let axis = |text: &str| Axis::of_key("--vary", text).map_err(|e| e.message).expect("an axis");
+        let parts = |axis: &Axis| axis.values.iter().map(|value| axis.part(value)).collect::<Vec<_>>();
+        assert_eq!(parts(&axis("distiller.name=kd,\"dkd\"")), ["distiller-kd", "distiller-dkd"]);
+        assert_eq!(parts(&axis("optimizer.lr=1e-3")), ["optimizer.lr-1e-3"]);
+        let lists = parts(&axis("stream.task_classes=[[\"a\"],[\"b\"]],[[\"b\"],[\"a\"]]"));
+        assert!(lists.iter().all(|name| name.len() < 80 && !name.contains(['[', '"', ','])), "{lists:?}");
+        assert_ne!(lists[0], lists[1]);
+        let long = axis(&format!("learner.x={},{}", "v".repeat(300), "v".repeat(301)));
+        assert!(parts(&long).iter().all(|name| name.len() < 80), "{long:?}");
+        assert_ne!(long.values[0].label, long.values[1].label);
+
+        let files = Axis::of_files("--vary-file", "configs/distiller/kd.toml,configs/distiller/dkd.toml");
+        let files = files.map_err(|e| e.message).expect("an axis");
+        assert_eq!(parts(&files), ["distiller-kd", "distiller-dkd"]);
+        let named = Axis::of_files("--vary-file", "method=a=1/kd.toml").map_err(|e| e.message);
+        assert_eq!(parts(&named.expect("an axis")), ["method-kd"]);
+    }
+}

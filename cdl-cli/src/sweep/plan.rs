@@ -1,0 +1,338 @@
+//! What a sweep consists of: the product of all that is varied, written down in its folder.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cdl_core::{Config, Draft, Error, resume::check_config, run_dir::write_atomic};
+use serde::{Deserialize, Serialize};
+
+use super::axis::{Axis, Value, digits};
+use crate::{Failure, first_line, plugin};
+
+/// The plan's file; a folder that has it is a sweep's.
+pub const FILE: &str = "sweep.toml";
+/// More cells than this are a slip of the pen.
+const MOST_CELLS: usize = 10_000;
+/// The longest name of a cell, well within what file systems take.
+const LONGEST: usize = 160;
+
+/// What `sweep.toml` holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Files of every cell's configuration, later ones over earlier ones.
+    pub configs: Vec<PathBuf>,
+    /// Values of every cell's configuration, as in `--set`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<String>,
+    /// Which combination the others are compared with: `NAME=VALUE` each; otherwise the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub baseline: Vec<String>,
+    /// Cells that run at once.
+    pub jobs: usize,
+    /// What is compared; every choice of one value of each is a combination.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vary: Vec<Axis>,
+    /// What is repeated, as seeds are: means are taken over every choice of one value of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repeat: Vec<Axis>,
+}
+
+/// One run of a sweep.
+#[derive(Debug, Clone)]
+pub struct Cell {
+    /// Of its folder.
+    pub name: String,
+    /// Which combination it repeats.
+    pub combination: usize,
+    /// Its value of every axis, those that vary first.
+    pub values: Vec<Value>,
+}
+
+/// Every choice of one value of each axis; the last axis changes fastest. One empty choice where there is no axis.
+fn product(axes: &[Axis]) -> Vec<Vec<&Value>> {
+    axes.iter().fold(vec![Vec::new()], |choices, axis| {
+        let with = |choice: &Vec<_>, value| choice.iter().copied().chain([value]).collect();
+        choices.iter().flat_map(|choice| axis.values.iter().map(move |value| with(choice, value))).collect()
+    })
+}
+
+impl Plan {
+    /// What is compared: the labels of each combination.
+    pub fn combinations(&self) -> Vec<Vec<String>> {
+        let labels = |choice: Vec<&Value>| choice.into_iter().map(|value| value.label.clone()).collect();
+        product(&self.vary).into_iter().map(labels).collect()
+    }
+
+    /// The number of repetitions of each combination.
+    pub fn repetitions(&self) -> usize {
+        self.repeat.iter().map(|axis| axis.values.len()).product()
+    }
+
+    /// All axes, those that vary first.
+    pub fn axes(&self) -> impl Iterator<Item = &Axis> {
+        self.vary.iter().chain(&self.repeat)
+    }
+
+    /// All runs, combination after combination.
+    pub fn cells(&self) -> Vec<Cell> {
+        let (varied, repeated) = (product(&self.vary), product(&self.repeat));
+        let mut cells = Vec::with_capacity(varied.len() * repeated.len());
+        for (combination, choice) in varied.iter().enumerate() {
+            for again in &repeated {
+                let values: Vec<Value> = choice.iter().chain(again).map(|&value| value.clone()).collect();
+                let parts: Vec<String> =
+                    self.axes().zip(&values).map(|(axis, value)| axis.part(value)).collect();
+                let whole = if parts.is_empty() { "run".into() } else { parts.join("--") };
+                let name = match whole.len() > LONGEST {
+                    true => format!("{}-{}", &whole[..LONGEST - 9], digits(&whole)),
+                    false => whole,
+                };
+                cells.push(Cell { name, combination, values });
+            }
+        }
+        cells
+    }
+
+    /// Which combination the others are compared with.
+    pub fn baseline(&self) -> Result<usize, Failure> {
+        let fail = |what: String| Failure::mistake(format!("--baseline {}: {what}", self.baseline.join(" ")));
+        let mut wanted = Vec::new();
+        for part in &self.baseline {
+            let (name, label) =
+                part.split_once('=').ok_or_else(|| fail("expected NAME=VALUE of what is varied".into()))?;
+            let name = name.strip_suffix(".name").unwrap_or(name);
+            let at = self.vary.iter().position(|axis| axis.name == name).ok_or_else(|| {
+                let names: Vec<&str> = self.vary.iter().map(|axis| axis.name.as_str()).collect();
+                fail(format!("nothing that is varied is called `{name}`; varied: {}", names.join(", ")))
+            })?;
+            wanted.push((at, label));
+        }
+        let fits = |labels: &Vec<String>| {
+            wanted.iter().all(|(at, label)| labels.get(*at).is_some_and(|own| own == label))
+        };
+        self.combinations().iter().position(fits).ok_or_else(|| fail("no combination has this value".into()))
+    }
+
+    /// What is wrong with the axes themselves.
+    fn check_axes(&self) -> Result<(), Failure> {
+        let mut names = BTreeSet::new();
+        for axis in self.axes() {
+            if !names.insert(&axis.name) {
+                let again = "is varied twice; give all its values at once, or another NAME to files";
+                return Err(Failure::mistake(format!("`{}` {again}", axis.name)));
+            }
+            for key in axis.keys() {
+                let fixed = |set: &&String| set.split_once('=').is_some_and(|(fixed, _)| fixed.trim() == key);
+                if let Some(set) = self.sets.iter().find(fixed) {
+                    return Err(Failure::mistake(format!("--set {set}: `{key}` is varied as well")));
+                }
+            }
+        }
+        let count = self.axes().try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
+        if count.is_none_or(|count| count > MOST_CELLS) {
+            return Err(Failure::mistake(format!(
+                "the grid has {} cells; expected at most {MOST_CELLS}",
+                count.map_or("too many".into(), |count| count.to_string())
+            )));
+        }
+        self.baseline().map(|_| ())
+    }
+
+    /// Every cell's configuration, or everything that is wrong with any of them.
+    pub fn resolve(&self) -> Result<Vec<(Cell, Config)>, Failure> {
+        self.check_axes()?;
+        let mut resolved: Vec<(Cell, Config)> = Vec::new();
+        // A mistake of the base is one of all cells: it is said once.
+        let mut mistakes: Vec<(String, Vec<String>)> = Vec::new();
+        let (mut names, mut runs) = (BTreeMap::new(), BTreeMap::new());
+        for cell in self.cells() {
+            let files: Vec<&PathBuf> =
+                self.configs.iter().chain(cell.values.iter().flat_map(|value| &value.files)).collect();
+            let sets: Vec<String> =
+                self.sets.iter().chain(cell.values.iter().flat_map(|value| &value.sets)).cloned().collect();
+            let mut found: Vec<String> = Vec::new();
+            if let Err(failure) = plugin::load_before_check(&files, &sets) {
+                found.push(failure.message);
+            } else {
+                found.extend(Draft::load(&files, &sets).mistakes.iter().map(first_line));
+            }
+            if found.is_empty() {
+                match Config::load(&files, &sets).and_then(|config| Ok((config.to_toml()?, config))) {
+                    Ok((toml, config)) => {
+                        if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
+                            found.push(format!("is there twice, as `{other}`: a value is given twice"));
+                        } else if let Some(other) = runs.insert(toml, cell.name.clone()) {
+                            found.push(format!("would be the same run as {other}"));
+                        }
+                        resolved.push((cell.clone(), config));
+                    }
+                    Err(error) => found.push(first_line(&error)),
+                }
+            }
+            for mistake in found {
+                match mistakes.iter_mut().find(|(other, _)| *other == mistake) {
+                    Some((_, cells)) => cells.push(cell.name.clone()),
+                    None => mistakes.push((mistake, vec![cell.name.clone()])),
+                }
+            }
+        }
+        if mistakes.is_empty() {
+            return Ok(resolved);
+        }
+        let told = mistakes.iter().map(|(mistake, cells)| {
+            let others = cells.len().saturating_sub(3);
+            let more = if others > 0 { format!(" and {others} more") } else { String::new() };
+            let some: Vec<&str> = cells.iter().take(3).map(String::as_str).collect();
+            format!("\n  {}{more}: {mistake}", some.join(", "))
+        });
+        Err(Failure::mistake(format!("nothing was started{}", told.collect::<String>())))
+    }
+
+    /// Reads the plan of a sweep's folder.
+    pub fn read(folder: &Path) -> Result<Self, Failure> {
+        let file = folder.join(FILE);
+        let fail = |reason: String| Failure::mistake(format!("{}: {reason}", file.display()));
+        let text = fs::read_to_string(&file).map_err(|e| fail(format!("{e}; is it a sweep?")))?;
+        let plan: Self = toml::from_str(&text).map_err(|e| fail(e.message().into()))?;
+        plan.check_axes()?;
+        Ok(plan)
+    }
+
+    /// A folder for a sweep that none is named for: the same for the same plan, so that the same command goes on.
+    pub fn default_folder(&self) -> Result<PathBuf, Failure> {
+        let stems = self.configs.iter().filter_map(|file| file.file_stem());
+        let name: Vec<String> = stems.map(|stem| stem.to_string_lossy().into_owned()).collect();
+        // How it is computed and shown is no part of what it is.
+        let same = Self { jobs: 1, baseline: Vec::new(), ..self.clone() };
+        Ok(Path::new("sweeps").join(format!("{}-{}", name.join("-"), digits(&same.to_toml()?))))
+    }
+
+    fn to_toml(&self) -> Result<String, Failure> {
+        toml::to_string(self).map_err(|e| Failure::working(format!("{FILE}: {e}")))
+    }
+
+    /// Writes the plan and every cell's configuration into `folder`, which is new, or one of a sweep whose cells are all
+    /// among these and unchanged: a sweep may grow.
+    pub fn write(&self, folder: &Path, cells: &[(Cell, Config)]) -> Result<(), Failure> {
+        if folder.join(FILE).exists() {
+            let earlier = Self::read(folder)?;
+            let gone: Vec<String> = (earlier.cells().into_iter().map(|cell| cell.name))
+                .filter(|name| !cells.iter().any(|(cell, _)| cell.name == *name))
+                .collect();
+            if let Some(first) = gone.first() {
+                return Err(Failure::mistake(format!(
+                    "{}: holds another sweep: {} of its cells, such as {first}, are not among those asked for; a \
+                     sweep may grow but not change; give another --out",
+                    folder.display(),
+                    gone.len()
+                )));
+            }
+        }
+        // All are compared before any is written.
+        let mut fresh = Vec::new();
+        for (cell, config) in cells {
+            let file = config_file(folder, &cell.name);
+            match fs::read_to_string(&file) {
+                Ok(text) => {
+                    let begun = Config::recorded(&file, &text).map_err(Failure::before_writing)?;
+                    check_config(config, &begun).map_err(|error| {
+                        let other = "the sweep in this folder was begun with another configuration";
+                        Failure::mistake(format!("{}: {other}: {}", cell.name, first_line(&error)))
+                    })?;
+                }
+                Err(_) => fresh.push((file, config.to_toml()?)),
+            }
+        }
+        write_atomic(&folder.join(FILE), self.to_toml()?.as_bytes())?;
+        let configs = folder.join("configs");
+        fs::create_dir_all(&configs).map_err(|source| Error::Io { file: configs, source })?;
+        for (file, toml) in fresh {
+            write_atomic(&file, toml.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a cell's configuration lies, as it was when the sweep was begun.
+pub fn config_file(folder: &Path, cell: &str) -> PathBuf {
+    folder.join("configs").join(format!("{cell}.toml"))
+}
+
+/// A cell's run directory.
+pub fn run_folder(folder: &Path, cell: &str) -> PathBuf {
+    folder.join("cells").join(cell)
+}
+
+/// A cell's configuration, whatever files and the environment say now; with the plugins that it names.
+pub fn read_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
+    let file = config_file(folder, cell);
+    let again = "give the whole command again, it writes what is missing";
+    let text = fs::read_to_string(&file)
+        .map_err(|e| Failure::mistake(format!("{}: {e}; {again}", file.display())))?;
+    plugin::load_named(&[&file], &[])?;
+    Config::recorded(&file, &text).map_err(Failure::before_writing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(vary: &[&str], repeat: &[&str]) -> Plan {
+        let axes = |texts: &[&str]| {
+            let axis = |text: &&str| Axis::of_key("--vary", text).map_err(|e| e.message).expect("an axis");
+            texts.iter().map(axis).collect()
+        };
+        Plan {
+            configs: vec!["a.toml".into()],
+            sets: Vec::new(),
+            baseline: Vec::new(),
+            jobs: 1,
+            vary: axes(vary),
+            repeat: axes(repeat),
+        }
+    }
+
+    #[test]
+    fn cells_are_the_product_repetitions_within_combinations() {
+        let plan = plan(&["distiller.name=none,kd", "learner.pool=5,10"], &["seed=1,2"]);
+        let cells = plan.cells();
+        assert_eq!(cells.len(), 8);
+        assert_eq!(cells[0].name, "distiller-none--learner.pool-5--seed-1");
+        assert_eq!(cells[7].name, "distiller-kd--learner.pool-10--seed-2");
+        assert_eq!(cells[3].combination, 1);
+        assert_eq!(plan.combinations()[2], ["kd", "5"]);
+        assert_eq!(self::plan(&[], &[]).cells()[0].name, "run");
+    }
+
+    #[test]
+    fn the_baseline_is_a_combination_and_the_first_by_default() {
+        let mut plan = plan(&["distiller.name=none,kd", "learner.pool=5,10"], &["seed=1"]);
+        let of = |plan: &Plan| plan.baseline().map_err(|e| e.message);
+        assert_eq!(of(&plan), Ok(0));
+        plan.baseline = vec!["learner.pool=10".into()];
+        assert_eq!(of(&plan), Ok(1));
+        plan.baseline.push("distiller.name=kd".into());
+        assert_eq!(of(&plan), Ok(3));
+        plan.baseline = vec!["distiller=dkd".into()];
+        assert!(of(&plan).is_err_and(|message| message.contains("no combination")));
+        plan.baseline = vec!["pool=5".into()];
+        assert!(of(&plan).is_err_and(|message| message.contains("varied: distiller, learner.pool")));
+    }
+
+    #[test]
+    fn grids_that_cannot_be_meant_are_refused() {
+        let wrong = |plan: Plan| plan.check_axes().err().map(|e| e.message).unwrap_or_default();
+        assert!(wrong(plan(&["seed=1,2"], &["seed=3"])).contains("`seed` is varied twice"));
+        let digits = "x=0,1,2,3,4,5,6,7,8,9";
+        let axes: Vec<String> = (0..30).map(|at| digits.replace('x', &format!("learner.k{at}"))).collect();
+        let axes: Vec<&str> = axes.iter().map(String::as_str).collect();
+        assert!(wrong(plan(&axes, &[])).contains("too many"));
+        let mut fixed = plan(&[], &["seed=1,2"]);
+        fixed.sets = vec!["seed=3".into()];
+        assert!(wrong(fixed).contains("--set seed=3: `seed` is varied as well"));
+    }
+}

@@ -1,0 +1,95 @@
+//! The cells of a sweep as a job array.
+
+use std::path::Path;
+
+use cdl_core::run_dir::write_atomic;
+
+use super::{Sweep, manifest};
+use crate::{Failure, emit as print};
+
+/// The script.
+const FILE: &str = "sweep.slurm";
+/// Seconds before the time limit at which a cell is told to save.
+const NOTICE: u32 = 180;
+
+/// Writes the script and says how it is used.
+pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
+    let states = manifest::look(sweep)?;
+    manifest::write(sweep, &states)?;
+    let file = sweep.folder.join(FILE);
+    write_atomic(&file, script(sweep)?.as_bytes())?;
+    let folder = sweep.folder.display();
+    print(&format!(
+        "{file}\n  start:   sbatch {file}\n  collect: cdl sweep --resume {folder} --collect\n",
+        file = file.display()
+    ))
+}
+
+/// A job for each cell. Being told to stop, by the time limit or by preemption, a cell saves its run; the job then puts
+/// itself into the queue again and goes on from there.
+fn script(sweep: &Sweep) -> Result<String, Failure> {
+    let lost = |what: &str, e: std::io::Error| Failure::working(format!("{what} cannot be found: {e}"));
+    let program = std::env::current_exe().map_err(|e| lost("this program", e))?;
+    let here = std::env::current_dir().map_err(|e| lost("the working directory", e))?;
+    let last = sweep.cells.len().saturating_sub(1);
+    let (program, here, folder) = (quoted(&program)?, quoted(&here)?, quoted(&sweep.folder)?);
+    Ok(format!(
+        "#!/bin/bash
+#SBATCH --job-name=cdl-sweep
+#SBATCH --array=0-{last}
+#SBATCH --signal=B:TERM@{NOTICE}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# What a cell needs here; options of sbatch win over these lines.
+#SBATCH --time=24:00:00
+#SBATCH --cpus-per-task=8
+##SBATCH --gres=gpu:1
+
+# A job of this array runs one cell of a sweep. Told to stop, the cell saves its run; queued again, it goes on.
+# When all are done, tables and figure: cdl sweep --resume {folder} --collect
+cd {here} || exit 1
+threads=\"${{SLURM_CPUS_PER_TASK:-}}\"
+{program} ${{threads:+--threads \"$threads\"}} sweep --resume {folder} --cell \"$SLURM_ARRAY_TASK_ID\" &
+cell=$!
+trap 'kill -TERM \"$cell\" 2>/dev/null' TERM INT
+wait \"$cell\"
+code=$?
+# A signal ends the first wait; the cell is given the time to save.
+while kill -0 \"$cell\" 2>/dev/null; do
+    wait \"$cell\"
+    code=$?
+done
+if [ \"$code\" = 143 ] && command -v scontrol >/dev/null; then
+    scontrol requeue \"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}\"
+fi
+exit \"$code\"
+"
+    ))
+}
+
+/// A path as one word of the shell.
+fn quoted(path: &Path) -> Result<String, Failure> {
+    let text = path.to_str().filter(|text| !text.contains('\n'));
+    let text = text.ok_or_else(|| {
+        Failure::mistake(format!("{}: a script cannot have this path; choose another", path.display()))
+    })?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
+    match text.chars().all(plain) {
+        true => Ok(text.into()),
+        false => Ok(format!("'{}'", text.replace('\'', r"'\''"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_one_word_of_the_shell() {
+        let of = |path: &str| quoted(Path::new(path)).map_err(|e| e.message);
+        assert_eq!(of("runs/a-b_1.2"), Ok("runs/a-b_1.2".into()));
+        assert_eq!(of("a b/$(c)"), Ok("'a b/$(c)'".into()));
+        assert_eq!(of("it's"), Ok(r"'it'\''s'".into()));
+        assert!(of("a\nb").is_err_and(|message| message.contains("choose another")));
+    }
+}

@@ -1,0 +1,83 @@
+//! Means, deviations and intervals of a few runs.
+
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+/// Half of what lies outside the interval, on each side.
+const TAIL: f64 = 0.025;
+
+/// What a few values have in common.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spread {
+    /// How many.
+    pub n: usize,
+    /// Their mean.
+    pub mean: f64,
+    /// Their sample standard deviation, `sqrt(sum (x - mean)^2 / (n - 1))`; a single value has none.
+    pub deviation: Option<f64>,
+}
+
+impl Spread {
+    /// `None` without a value.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len();
+        if n == 0 {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        Some(Self { n, mean, deviation: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()) })
+    }
+
+    /// The 95 % interval of the mean: `mean -+ t * deviation / sqrt(n)`, with `t` the 0.975 quantile of Student's
+    /// distribution with `n - 1` degrees of freedom. It supposes values that are about normally distributed.
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        let student = StudentsT::new(0.0, 1.0, self.n.checked_sub(1)? as f64).ok()?;
+        let half = student.inverse_cdf(1.0 - TAIL) * self.deviation? / (self.n as f64).sqrt();
+        Some((self.mean - half, self.mean + half))
+    }
+}
+
+/// Differences of values that belong together, `of - from`, where both are there.
+pub fn differences(of: &[Option<f64>], from: &[Option<f64>]) -> Vec<f64> {
+    of.iter().zip(from).filter_map(|(of, from)| Some((*of)? - (*from)?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mean_and_deviation_of_an_example_worked_by_hand() {
+        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(Spread::of(&[7.5]), Some(Spread { n: 1, mean: 7.5, deviation: None }));
+        // Squares 9, 1, 1, 9 and 16 about 6: 36 / 4 = 9.
+        assert_eq!(Spread::of(&[3.0, 5.0, 7.0, 9.0, 6.0]).map(|s| (s.n, s.mean)), Some((5, 6.0)));
+        let spread = Spread::of(&[2.0, 4.0, 9.0]).expect("three values");
+        // Squares 9, 1 and 16 about 5: 26 / 2 = 13.
+        assert_eq!((spread.mean, spread.deviation), (5.0, Some(13f64.sqrt())));
+    }
+
+    #[test]
+    fn intervals_have_the_quantiles_of_printed_tables() {
+        assert_eq!(Spread::of(&[1.0]).and_then(|s| s.interval()), None);
+        // 0.975 quantiles by degrees of freedom.
+        for (freedom, quantile) in
+            [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (29, 2.0452), (99, 1.9842)]
+        {
+            let n: usize = freedom + 1;
+            let spread = Spread { n, mean: 10.0, deviation: Some((n as f64).sqrt()) };
+            let (low, high) = spread.interval().expect("two values or more");
+            assert!((high - 10.0 - quantile).abs() < 5e-5, "{freedom}: {high}");
+            assert!((10.0 - low - quantile).abs() < 5e-5, "{freedom}: {low}");
+        }
+        // Without any deviation the interval is the mean.
+        assert_eq!(Spread::of(&[4.0; 3]).and_then(|s| s.interval()), Some((4.0, 4.0)));
+    }
+
+    #[test]
+    fn differences_are_those_of_pairs_that_are_whole() {
+        let found =
+            differences(&[Some(3.0), None, Some(5.0), Some(1.0)], &[Some(1.0), Some(2.0), None, Some(4.0)]);
+        assert_eq!(found, [2.0, -3.0]);
+    }
+}

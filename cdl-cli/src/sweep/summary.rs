@@ -1,0 +1,161 @@
+//! What the cells of a sweep came to, combination by combination.
+
+use std::path::PathBuf;
+
+use cdl_core::{
+    Definition, Role,
+    run_dir::{Results, read_results},
+};
+
+use super::{
+    Sweep,
+    plan::run_folder,
+    statistics::{Spread, differences},
+};
+use crate::{Failure, resume::is_finished};
+
+/// All combinations with the results of their cells.
+pub struct Summary {
+    /// Of the sweep's folder.
+    pub name: String,
+    /// Names of what varies, and of what is repeated.
+    pub vary: Vec<String>,
+    /// See `vary`.
+    pub repeat: Vec<String>,
+    /// In the order of the values.
+    pub combinations: Vec<Combination>,
+    /// Which one the others are compared with.
+    pub baseline: usize,
+}
+
+/// One value of everything that varies, with all its repetitions.
+pub struct Combination {
+    /// Its value of everything that varies.
+    pub labels: Vec<String>,
+    /// In the order of the repetitions, which is the same for all combinations.
+    pub cells: Vec<Outcome>,
+}
+
+/// One cell.
+pub struct Outcome {
+    /// Its name.
+    pub name: String,
+    /// Its value of everything that is repeated.
+    pub labels: Vec<String>,
+    /// Its run directory.
+    pub root: PathBuf,
+    /// What it came to, if it is done.
+    pub results: Option<Results>,
+}
+
+impl Outcome {
+    /// The value of a definition for one network.
+    pub fn value(&self, role: Role, definition: &Definition) -> Option<f64> {
+        summary_of(self.results.as_ref()?, role).and_then(definition.value)
+    }
+}
+
+/// One network's part of a run's results.
+pub fn summary_of(results: &Results, role: Role) -> Option<&cdl_core::Summary> {
+    match role {
+        Role::Student => results.student.as_ref(),
+        Role::Teacher => results.teacher.as_ref(),
+    }
+}
+
+impl Combination {
+    /// As one writes it.
+    pub fn title(&self) -> String {
+        if self.labels.is_empty() { "all".into() } else { self.labels.join(", ") }
+    }
+
+    /// The value of a definition in each repetition.
+    pub fn values(&self, role: Role, definition: &Definition) -> Vec<Option<f64>> {
+        self.cells.iter().map(|cell| cell.value(role, definition)).collect()
+    }
+
+    /// Mean and deviation of a definition over the repetitions that are done.
+    pub fn spread(&self, role: Role, definition: &Definition) -> Option<Spread> {
+        Spread::of(&self.values(role, definition).into_iter().flatten().collect::<Vec<_>>())
+    }
+
+    /// Repetitions that are done.
+    pub fn done(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.results.is_some()).count()
+    }
+
+    /// Mean accuracy over the tasks so far after each task, over the repetitions that are done.
+    pub fn progress(&self, role: Role) -> Vec<Option<Spread>> {
+        let results = self.cells.iter().filter_map(|cell| summary_of(cell.results.as_ref()?, role));
+        let runs: Vec<&[Vec<f64>]> = results.map(|summary| summary.accuracy_matrix.rows()).collect();
+        let tasks = runs.iter().map(|rows| rows.len()).max().unwrap_or(0);
+        let mean = |row: &Vec<f64>| row.iter().sum::<f64>() / row.len().max(1) as f64;
+        let after =
+            |task: usize| -> Vec<f64> { runs.iter().filter_map(|rows| rows.get(task)).map(mean).collect() };
+        (0..tasks).map(|task| Spread::of(&after(task))).collect()
+    }
+}
+
+impl Summary {
+    /// Reads the results of all cells that are done.
+    pub fn read(sweep: &Sweep) -> Result<Self, Failure> {
+        let names = |axes: &[super::Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
+        let mut combinations: Vec<Combination> = sweep
+            .plan
+            .combinations()
+            .into_iter()
+            .map(|labels| Combination { labels, cells: Vec::with_capacity(sweep.plan.repetitions()) })
+            .collect();
+        for (cell, config) in sweep.cells.iter().zip(&sweep.configs) {
+            let root = run_folder(&sweep.folder, &cell.name);
+            let results = is_finished(&root, config).then(|| read_results(&root)).transpose()?;
+            let labels = cell.values.iter().skip(sweep.plan.vary.len()).map(|value| value.label.clone());
+            let outcome = Outcome { name: cell.name.clone(), labels: labels.collect(), root, results };
+            if let Some(combination) = combinations.get_mut(cell.combination) {
+                combination.cells.push(outcome);
+            }
+        }
+        let whole = std::fs::canonicalize(&sweep.folder).unwrap_or_else(|_| sweep.folder.clone());
+        Ok(Self {
+            name: whole.file_name().map_or("sweep".into(), |name| name.to_string_lossy().into_owned()),
+            vary: names(&sweep.plan.vary),
+            repeat: names(&sweep.plan.repeat),
+            combinations,
+            baseline: sweep.plan.baseline()?,
+        })
+    }
+
+    /// The networks that were trained in any cell.
+    pub fn roles(&self) -> Vec<Role> {
+        let trained = |role: &Role| {
+            let mut cells = self.combinations.iter().flat_map(|combination| &combination.cells);
+            cells
+                .any(|cell| cell.results.as_ref().is_some_and(|results| summary_of(results, *role).is_some()))
+        };
+        [Role::Student, Role::Teacher].into_iter().filter(trained).collect()
+    }
+
+    /// Cells that are done.
+    pub fn done(&self) -> usize {
+        self.combinations.iter().map(Combination::done).sum()
+    }
+
+    /// Cells in all.
+    pub fn cells(&self) -> usize {
+        self.combinations.iter().map(|combination| combination.cells.len()).sum()
+    }
+
+    /// The combination that the others are compared with.
+    pub fn base(&self) -> Option<&Combination> {
+        self.combinations.get(self.baseline)
+    }
+
+    /// Differences of a combination from the baseline, repetition by repetition; `None` for the baseline itself.
+    pub fn difference(&self, number: usize, role: Role, definition: &Definition) -> Option<Spread> {
+        if number == self.baseline {
+            return None;
+        }
+        let (combination, base) = (self.combinations.get(number)?, self.base()?);
+        Spread::of(&differences(&combination.values(role, definition), &base.values(role, definition)))
+    }
+}
