@@ -366,7 +366,8 @@ __device__ void backward_keys(const typename A::Element* qkv, const typename A::
 template <class T>
 __device__ void row_products(const T* y, const T* dy, float* delta, unsigned batch, unsigned tokens, unsigned heads,
                              unsigned head_dim) {
-    constexpr unsigned LANES = 8, V = VECTOR<T>;
+    constexpr unsigned LANES = 8;
+    constexpr int V = VECTOR<T>;
     const size row = (blockIdx.x * static_cast<size>(THREADS) + threadIdx.x) / LANES;
     const bool real = row < static_cast<size>(batch) * tokens * heads;
     const unsigned member = threadIdx.x % LANES;
