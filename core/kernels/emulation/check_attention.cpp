@@ -3,8 +3,8 @@
 // What is rounded to bf16, one u = 2^-8 each: the result everywhere; the weights, multiplied with values or gradients;
 // the scores' gradients, multiplied with keys or queries; the output y in delta. To tf32, u = 2^-11: both factors of
 // every product. An error e of a score is a relative error e of its weight: u times the root of the score's squared
-// partial sums in float32, taken twice, and 2 u times that of its squared terms if their factors are rounded to tf32.
-// All else in float32 comes to 8 u.
+// partial sums in float32, and 2 u times that of its squared terms if their factors are rounded to tf32. All else in
+// float32 comes to 4 u. What is float32 counts four times: the worst of some thousand rows is as far off.
 
 #include <array>
 
@@ -129,7 +129,7 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
     Buffer<T> dy(normal(bench.random, s.batch * s.tokens * s.width()), c.offset);
     const reference::Attention expected = reference::attention(s, qkv.values(), extra.values(), dy.values(), scale);
 
-    const double f = UNIT<float> * (8.0 + 2.0 * expected.score_sums);
+    const double f = 4.0 * UNIT<float> * (4.0 + expected.score_sums);
     const bool half = arithmetic == Arithmetic::bf16, tf32 = arithmetic == Arithmetic::tf32;
     const double score = tf32 ? 2.0 * UNIT_TF32 * expected.score_terms : 0.0;
     const double once = half ? UNIT<bf16> : tf32 ? UNIT_TF32 : 0.0;

@@ -102,6 +102,7 @@ class Table {
   public:
     void miss(const std::string& what, const std::string& at) {
         if (++misses <= 20) printf("MISS %s: %s\n", what.c_str(), at.c_str());
+        fflush(stdout);
     }
 
     /// Compares rows of `row` elements. The error of a row is its norm relative to the norm of the expected sizes:
