@@ -257,7 +257,7 @@ __device__ void backward_queries(const typename A::Element* qkv, const typename 
 #pragma unroll
     for (int i = 0; i < R; ++i) {
         const unsigned row = place.warp_row + A::row(i);
-        lse_2[i] = row < tokens ? of_head(lse, tokens)[row] * LOG2_E : INFINITY;
+        lse_2[i] = row < tokens ? of_head(lse, tokens)[row] * LOG2_E : 0.0f;
         mean[i] = row < tokens ? of_head(delta, tokens)[row] : 0.0f;
         factor[i] = scale;
 #pragma unroll
@@ -331,9 +331,9 @@ __device__ void backward_keys(const typename A::Element* qkv, const typename A::
         load_tile<A, P, COLUMNS>(q, head_dim, head.vectors, [&](int r) { return head.query(first + r); });
         load_tile<A, P, COLUMNS>(g, head_dim, output.vectors, [&](int r) { return output.row(first + r); });
         if (threadIdx.x < COLUMNS) {
-            // Beyond the queries: weights of exp(-∞), that is 0.
+            // Beyond the queries q and dy are zeros, and so is what they add, whatever their weights.
             const unsigned row = first + threadIdx.x;
-            lse_2[threadIdx.x] = row < tokens ? of_head(lse, tokens)[row] * LOG2_E : INFINITY;
+            lse_2[threadIdx.x] = row < tokens ? of_head(lse, tokens)[row] * LOG2_E : 0.0f;
             mean[threadIdx.x] = row < tokens ? of_head(delta, tokens)[row] : 0.0f;
         }
         __syncthreads();

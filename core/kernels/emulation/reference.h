@@ -153,11 +153,13 @@ inline Attention attention(const Sizes& s, const Values& qkv, const Values& extr
                     a.delta.value[row] += term, a.delta.size[row] = hypot(a.delta.size[row], term);
                 }
                 for (size_t j = 0; j < s.keys(); ++j) {
-                    double d_weight = 0.0;
-                    for (size_t i = 0; i < d; ++i) d_weight += dy[y_at + i] * key(j, 1)[i];
+                    double d_weight = 0.0, d_size = a.delta.size[row];
+                    for (size_t i = 0; i < d; ++i) {
+                        const double term = dy[y_at + i] * key(j, 1)[i];
+                        d_weight += term, d_size = hypot(d_size, term);
+                    }
                     const double d_score = weight[j] * (d_weight - a.delta.value[row]) * scale;
-                    // The difference may vanish, and its terms' rounding errors stay.
-                    const double size = weight[j] * hypot(d_weight, a.delta.value[row]) * scale;
+                    const double size = weight[j] * d_size * scale;
                     for (size_t i = 0; i < d; ++i) {
                         const size_t q_at = token(n, 0) + i;
                         a.d_qkv.value[q_at] += d_score * key(j, 0)[i];
