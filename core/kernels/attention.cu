@@ -30,7 +30,7 @@
 //
 // More than 48 KB are to be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are contiguous and
 // nowhere overlap. Alignment of all tensors to 16 bytes and head_dim a multiple of 16 bytes make loads quick; without
-// them the results are the same. batch, heads <= 65535.
+// them the results are the same. batch, heads <= 65535; one image of qkv, and one of extra, has less than 2^32 elements.
 
 #include "products.cuh"
 
@@ -39,16 +39,14 @@ namespace {
 constexpr int WARPS = 4, ROWS = WARP_ROWS * WARPS, THREADS = 32 * WARPS;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.69314718055994531f;
 
-/// One head of one image: where its rows are.
+/// One head of one image: where its rows are. Offsets within an image are 32 bits, which saves registers.
 template <class T> struct Head {
     T *own, *injected; // first query of the tokens, first injected key
-    unsigned tokens, extra;
-    size width;
-    unsigned head_dim;
+    unsigned tokens, extra, width;
     bool vectors; // whether rows can be copied in 16-byte pieces
 
     __device__ Head(T* qkv, T* injected_kv, unsigned tokens, unsigned extra, unsigned heads, unsigned head_dim)
-        : tokens(tokens), extra(extra), width(static_cast<size>(heads) * head_dim), head_dim(head_dim) {
+        : tokens(tokens), extra(extra), width(heads * head_dim) {
         const size image = blockIdx.z, head = blockIdx.y;
         own = qkv + image * tokens * 3 * width + head * head_dim;
         injected = extra > 0 ? injected_kv + image * extra * 2 * width + head * head_dim : nullptr;
@@ -70,13 +68,12 @@ template <class T> struct Head {
 /// The same for `y` or `dy`.
 template <class T> struct Output {
     T* own;
-    unsigned tokens;
-    size width;
+    unsigned tokens, width;
     bool vectors;
 
     __device__ Output(T* y, unsigned tokens, unsigned heads, unsigned head_dim)
-        : tokens(tokens), width(static_cast<size>(heads) * head_dim) {
-        own = y + blockIdx.z * static_cast<size>(tokens) * width + blockIdx.y * static_cast<size>(head_dim);
+        : tokens(tokens), width(heads * head_dim) {
+        own = y + blockIdx.z * static_cast<size>(tokens) * width + blockIdx.y * head_dim;
         vectors = head_dim % VECTOR<T> == 0 && aligned(y);
     }
 
@@ -93,8 +90,10 @@ template <class A, int P, int COUNT, class T, class F>
 __device__ void load_tile(T* tile, unsigned head_dim, bool vectors, F row) {
     constexpr int V = VECTOR<T>, PIECES = P / V, S = A::template STRIDE<P>;
     if (vectors) {
-#pragma unroll
-        for (int i = threadIdx.x; i < COUNT * PIECES; i += THREADS) {
+        static_assert(COUNT * PIECES % THREADS == 0);
+#pragma unroll 4
+        for (int step = 0; step < COUNT * PIECES / THREADS; ++step) {
+            const int i = step * THREADS + threadIdx.x;
             const T* from = row(i / PIECES);
             const unsigned column = i % PIECES * V;
             uint4 piece = {0, 0, 0, 0};
@@ -393,11 +392,6 @@ __device__ void row_products(const T* y, const T* dy, float* delta, unsigned bat
     }
 }
 
-/// Blocks that a multiprocessor is to hold at once. They bound the registers of a thread (4 blocks to 128, 3 to 168),
-/// so that the compiler neither takes more than pay nor has to spill.
-constexpr int forward_blocks(int p) { return p <= 64 ? 4 : p <= 96 ? 3 : 2; }
-constexpr int backward_blocks(int p) { return p <= 64 ? 3 : 2; }
-
 } // namespace
 
 #define ENTRY(BLOCKS) extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -414,18 +408,18 @@ DELTA(bf16, bf16)
 
 #define ATTENTION(T, A, NAME, P)                                                                                       \
     /** Writes `y` and `lse`. */                                                                                       \
-    ENTRY(forward_blocks(P)) attention_forward_##NAME##_##P(const T* qkv, const T* extra, T* y, float* lse, unsigned, unsigned tokens,    \
+    ENTRY(A::FORWARD_BLOCKS<P>) attention_forward_##NAME##_##P(const T* qkv, const T* extra, T* y, float* lse, unsigned, unsigned tokens,    \
                                          unsigned extra_rows, unsigned heads, unsigned head_dim, float scale) {        \
         forward<A, P>(qkv, extra, y, lse, tokens, extra_rows, heads, head_dim, scale);                                 \
     }                                                                                                                  \
     /** Writes the queries' part of `d_qkv`. */                                                                        \
-    ENTRY(backward_blocks(P)) attention_backward_queries_##NAME##_##P(                                                                     \
+    ENTRY(A::BACKWARD_BLOCKS<P>) attention_backward_queries_##NAME##_##P(                                                                     \
         const T* qkv, const T* extra, const T* dy, const float* lse, const float* delta, T* d_qkv, unsigned,           \
         unsigned tokens, unsigned extra_rows, unsigned heads, unsigned head_dim, float scale) {                        \
         backward_queries<A, P>(qkv, extra, dy, lse, delta, d_qkv, tokens, extra_rows, heads, head_dim, scale);         \
     }                                                                                                                  \
     /** Writes the keys' and values' parts of `d_qkv`, and all of `d_extra`. */                                        \
-    ENTRY(backward_blocks(P)) attention_backward_keys_##NAME##_##P(                                                                        \
+    ENTRY(A::BACKWARD_BLOCKS<P>) attention_backward_keys_##NAME##_##P(                                                                        \
         const T* qkv, const T* extra, const T* dy, const float* lse, const float* delta, T* d_qkv, T* d_extra,         \
         unsigned, unsigned tokens, unsigned extra_rows, unsigned heads, unsigned head_dim, float scale) {              \
         backward_keys<A, P>(qkv, extra, dy, lse, delta, d_qkv, d_extra, tokens, extra_rows, heads, head_dim, scale);   \

@@ -14,6 +14,8 @@
 // The padding of the stride sends the rows that a warp reads at once to different banks.
 //
 //   stored(x)                       what is put there for x: an element, or a vector of them
+//   FORWARD_, BACKWARD_BLOCKS       blocks that a multiprocessor is to hold at once: they bound a thread's registers
+//                                   (4 to 128, 3 to 168), so that the compiler takes no more than pay
 //   scores<P>(c, a, b)              c = a bᵀ     a: 16 rows of the warp; b: COLUMNS rows
 //   accumulate<P>(o, w, b, space)   o += w b     w: scores; b: COLUMNS rows; space: SPACE<COLUMNS> floats of the warp
 #pragma once
@@ -31,6 +33,8 @@ struct Exact {
     /// Columns of a block of scores, in the forward and the backward pass.
     template <int P> static constexpr int FORWARD = P <= 64 ? 32 : 16;
     template <int P> static constexpr int BACKWARD = P <= 64 ? 32 : 16;
+    template <int P> static constexpr int FORWARD_BLOCKS = P <= 64 ? 4 : P <= 96 ? 3 : 2;
+    template <int P> static constexpr int BACKWARD_BLOCKS = 1;
     template <int COLUMNS> static constexpr int SPACE_STRIDE = COLUMNS + 4;
     template <int COLUMNS> static constexpr int SPACE = WARP_ROWS * SPACE_STRIDE<COLUMNS>;
 
@@ -46,7 +50,7 @@ struct Exact {
 #pragma unroll
             for (int j = 0; j < N; ++j) c[i][j] = 0.0f;
         }
-#pragma unroll 4
+#pragma unroll 2
         for (int k = 0; k < P; k += 4) {
             float left[LANE_ROWS][4];
 #pragma unroll
@@ -101,6 +105,8 @@ struct Exact {
 /// What the tensor cores' two arithmetics share: the result's spread over the lanes.
 struct TensorCore {
     static constexpr int LANE_ROWS = 2, ROW_LANES = 4;
+    template <int P> static constexpr int FORWARD_BLOCKS = P <= 64 ? 4 : P <= 96 ? 3 : 2;
+    template <int P> static constexpr int BACKWARD_BLOCKS = P <= 64 ? 3 : 2;
     template <int COLUMNS> static constexpr int SPACE = 0;
 
     static __device__ int row(int i) { return lane() / 4 + 8 * i; }

@@ -118,6 +118,8 @@ template <class T> struct Checks {
                 for (size_t offset : {0, 1}) bias(rows, width, offset, 1 + rows % 3);
             }
         }
+        // Several vectors a thread, each in another column.
+        bias(60, 200, 0, 1);
     }
 };
 
