@@ -114,8 +114,9 @@ struct Block {
 inline Block block;
 
 // Fibers begin by `setcontext` and then jump: `swapcontext` asks the system for signal masks every time, half of the
-// run time. The address sanitizer wants to be told of each switch, and does not know such jumps.
-inline void to_scheduler([[maybe_unused]] bool for_good) {
+// run time. The address sanitizer wants to be told of each switch, and does not know such jumps. No function that jumps
+// is inlined: it would take its caller's variables along.
+[[gnu::noinline]] inline void to_scheduler([[maybe_unused]] bool for_good) {
     Fiber& fiber = block.fibers[block.current];
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, block.stack_bottom, block.stack_size);
@@ -136,7 +137,7 @@ inline void fiber_main() {
 }
 
 /// Runs a thread until it waits or ends.
-inline void resume(unsigned thread) {
+[[gnu::noinline]] inline void resume(unsigned thread) {
     Fiber& fiber = block.fibers[thread];
     block.current = thread;
     threadIdx = {thread, 0, 0};
