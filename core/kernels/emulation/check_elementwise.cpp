@@ -1,0 +1,132 @@
+// Checks elementwise.cu: every length around a vector and a grid, each pointer aligned or not, in place or not.
+//
+// Each result is rounded once: one u of its type. GELU is measured against |x| and its gradient against |dy|, and
+// costs a few roundings in float32 beside.
+
+#include "workbench.h"
+
+using reference::Expected;
+using reference::Values;
+using size = unsigned long long;
+
+extern "C" {
+#define DECLARE(T, NAME)                                                                                               \
+    void gelu_forward_##NAME(const T*, T*, size);                                                                      \
+    void gelu_backward_##NAME(const T*, const T*, T*, size);                                                           \
+    void add_bias_##NAME(T*, const T*, size, unsigned);                                                                \
+    void add_bias_gelu_##NAME(const T*, const T*, T*, size, unsigned);                                                 \
+    void add_bias_gelu_backward_##NAME(const T*, const T*, const T*, T*, size, unsigned);
+DECLARE(float, f32)
+DECLARE(bf16, bf16)
+}
+
+namespace {
+
+template <class T> struct Kernels {
+    std::string name;
+    void (*gelu)(const T*, T*, size);
+    void (*gelu_backward)(const T*, const T*, T*, size);
+    void (*add_bias)(T*, const T*, size, unsigned);
+    void (*add_bias_gelu)(const T*, const T*, T*, size, unsigned);
+    void (*add_bias_gelu_backward)(const T*, const T*, const T*, T*, size, unsigned);
+};
+#define KERNELS(NAME)                                                                                                  \
+    {#NAME, gelu_forward_##NAME, gelu_backward_##NAME, add_bias_##NAME, add_bias_gelu_##NAME,                          \
+     add_bias_gelu_backward_##NAME}
+const Kernels<float> F32 = KERNELS(f32);
+const Kernels<bf16> BF16 = KERNELS(bf16);
+
+/// Inputs near 0, and where Φ and its derivative are 0 or 1.
+Values inputs(std::mt19937& random, size_t count) {
+    Values x = normal(random, count, 2.0);
+    const double special[] = {0.0, -0.0, 1e-30, 6.0, -6.0, 13.5, -13.5, 1e4, -1e4};
+    for (size_t i = 0; i < count && i < std::size(special); ++i) x[count - 1 - i] = special[i];
+    return x;
+}
+
+/// `offset` has a bit for each tensor that is not aligned: 1 for x, 2 for the other input, 4 for the output.
+template <class T> struct Checks {
+    Bench& bench;
+    const Kernels<T>& kernels;
+    const double unit = UNIT<T>, bound = UNIT<T> + 4.0 * UNIT<float>;
+
+    /// `run(out)` launches a kernel that writes `out`.
+    template <class F>
+    void check(const std::string& entry, const std::string& at, const Expected& expected, size_t offset, double bound,
+               F run) {
+        const std::string what = entry + "_" + kernels.name;
+        in_all_orders(bench.table, what, at, [&](Order order) {
+            Buffer<T> out(expected.count(), offset >> 2 & 1);
+            if (!run(out, order)) bench.table.miss(what, at + ": wrote where it must not");
+            if (order == Order::forward) bench.table.compare(what, at, out.values(), expected, 1, false, bound);
+            return out.content();
+        });
+    }
+
+    void gelu(size_t n, size_t offset, unsigned blocks) {
+        const std::string at = "n " + std::to_string(n) + " offset " + std::to_string(offset);
+        Buffer<T> x(inputs(bench.random, n), offset & 1), dy(normal(bench.random, n), offset >> 1 & 1);
+        check("gelu_forward", at, reference::gelu(x.values()), offset, bound, [&](Buffer<T>& y, Order order) {
+            emulation::launch({blocks}, 256, 0, order, [&] { kernels.gelu(x.data(), y.data(), n); });
+            return intact(x, y);
+        });
+        const Expected gradient = reference::gelu_backward(x.values(), dy.values());
+        check("gelu_backward", at, gradient, offset, bound, [&](Buffer<T>& dx, Order order) {
+            const auto kernel = [&] { kernels.gelu_backward(x.data(), dy.data(), dx.data(), n); };
+            emulation::launch({blocks}, 256, 0, order, kernel);
+            return intact(x, dy, dx);
+        });
+    }
+
+    void bias(size_t rows, unsigned width, size_t offset, unsigned blocks) {
+        const std::string at = std::to_string(rows) + " x " + std::to_string(width) + " offset " +
+                               std::to_string(offset);
+        const size_t n = rows * width;
+        Buffer<T> x(inputs(bench.random, n), offset & 1), dy(normal(bench.random, n), offset >> 1 & 1);
+        Buffer<T> bias(normal(bench.random, width), offset >> 1 & 1);
+        const Expected sum = reference::add_bias(x.values(), bias.values());
+        check("add_bias", at, sum, offset, unit, [&](Buffer<T>& y, Order order) {
+            memcpy(y.data(), x.data(), n * sizeof(T));
+            emulation::launch({blocks}, 256, 0, order, [&] { kernels.add_bias(y.data(), bias.data(), rows, width); });
+            return intact(bias, y);
+        });
+        // A sum that nearly vanishes keeps the rounding errors of its terms.
+        Expected y = reference::gelu(sum.value), dx = reference::gelu_backward(sum.value, dy.values());
+        const Values x_values = x.values();
+        for (size_t i = 0; i < n; ++i) y.size[i] += fabs(x_values[i]);
+        check("add_bias_gelu", at, y, offset, bound, [&](Buffer<T>& y, Order order) {
+            memcpy(y.data(), x.data(), n * sizeof(T)); // in place
+            const auto kernel = [&] { kernels.add_bias_gelu(y.data(), bias.data(), y.data(), rows, width); };
+            emulation::launch({blocks}, 256, 0, order, kernel);
+            return intact(bias, y);
+        });
+        check("add_bias_gelu_backward", at, dx, offset, bound, [&](Buffer<T>& dx, Order order) {
+            const auto kernel = [&] {
+                kernels.add_bias_gelu_backward(x.data(), bias.data(), dy.data(), dx.data(), rows, width);
+            };
+            emulation::launch({blocks}, 256, 0, order, kernel);
+            return intact(x, bias, dy, dx);
+        });
+    }
+
+    void all() {
+        for (size_t n : {1, 3, 4, 7, 8, 9, 255, 256, 2048, 2051, 9000}) {
+            for (size_t offset : {0, 1, 2, 4}) gelu(n, offset, 1);
+            gelu(n, 0, 3);
+        }
+        for (unsigned width : {1u, 7u, 8u, 48u, 192u, 768u}) {
+            for (size_t rows : {1, 5, 17}) {
+                for (size_t offset : {0, 1, 2, 4}) bias(rows, width, offset, 1 + rows % 3);
+            }
+        }
+        // Several vectors a thread, each in another column.
+        bias(60, 200, 0, 1);
+    }
+};
+
+} // namespace
+
+void check_elementwise(Bench& bench) {
+    Checks<float>{bench, F32}.all();
+    Checks<bf16>{bench, BF16}.all();
+}

@@ -1,0 +1,422 @@
+// Lets a plain C++20 compiler build the kernels' sources and run them on the CPU, to prove them without a GPU.
+//
+// The threads of a block are fibers on one system thread. A fiber runs until a barrier or an instruction of the whole
+// warp; those are carried out once all lanes are there. What would be a mistake on the card ends the program:
+//
+//   - lanes of a warp, or threads of a block, that wait in different places, or for threads that have ended
+//   - rows of `load_matrices` that are not aligned, or not in shared memory
+//   - writes beyond dynamic shared memory (of exactly the launched size; with the address sanitizer, reads too)
+//
+// Dynamic shared memory is full of NaN when a block begins. The order of the fibers is the caller's: forward, backward,
+// or shuffled. A missing barrier makes results differ between them.
+//
+// What is not modelled: the lockstep of a warp between two instructions of the whole warp, the speed of anything, and
+// the last bits of `exp2f`, `expf`, `erff` and `log2f`, which on the card are CUDA's. Tensor cores add up in an order
+// and with a truncation of their own; here sums are float32 in the order of the index.
+#pragma once
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <source_location>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct dim3 {
+    unsigned x = 1, y = 1, z = 1;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/// To the nearest, ties to even.
+inline __nv_bfloat16 __float2bfloat16_rn(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (x != x) return {0x7fff};
+    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+namespace emulation {
+
+using Place = std::source_location;
+
+[[noreturn]] inline void fail(const char* what, Place place) {
+    fprintf(stderr, "%s:%u: block (%u, %u, %u), thread %u: %s\n", place.file_name(), place.line(), blockIdx.x,
+            blockIdx.y, blockIdx.z, threadIdx.x, what);
+    fflush(nullptr);
+    _Exit(1);
+}
+
+enum class Order { forward, backward, shuffled };
+
+enum class State { ready, at_barrier, at_warp, ended };
+
+struct Fiber {
+    static constexpr size_t STACK = 256 << 10;
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    void* fake_stack = nullptr; // the address sanitizer's
+    jmp_buf mark;
+    bool started = false;
+    State state = State::ended;
+    Place place;
+    void* operands = nullptr;
+    void (*act)(void* const*) = nullptr;
+};
+
+/// The block that runs.
+struct Block {
+    std::vector<Fiber> fibers;
+    unsigned current = 0;
+    ucontext_t scheduler;
+    jmp_buf scheduler_mark;
+    void* fake_stack = nullptr;
+    const void* stack_bottom = nullptr;
+    size_t stack_size = 0;
+    const std::function<void()>* kernel = nullptr;
+    unsigned char* shared = nullptr;
+    size_t shared_bytes = 0;
+};
+
+inline Block block;
+
+// Fibers begin by `setcontext` and then jump: `swapcontext` asks the system for signal masks every time, half of the
+// run time. The address sanitizer wants to be told of each switch, and does not know such jumps. No function that jumps
+// is inlined: it would take its caller's variables along.
+[[gnu::noinline]] inline void to_scheduler([[maybe_unused]] bool for_good) {
+    Fiber& fiber = block.fibers[block.current];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, block.stack_bottom, block.stack_size);
+    swapcontext(&fiber.context, &block.scheduler);
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &block.stack_bottom, &block.stack_size);
+#else
+    if (_setjmp(fiber.mark) == 0) _longjmp(block.scheduler_mark, 1);
+#endif
+}
+
+inline void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &block.stack_bottom, &block.stack_size);
+#endif
+    (*block.kernel)();
+    block.fibers[block.current].state = State::ended;
+    to_scheduler(true);
+}
+
+/// Runs a thread until it waits or ends.
+[[gnu::noinline]] inline void resume(unsigned thread) {
+    Fiber& fiber = block.fibers[thread];
+    block.current = thread;
+    threadIdx = {thread, 0, 0};
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&block.fake_stack, fiber.stack.get(), Fiber::STACK);
+    swapcontext(&block.scheduler, &fiber.context);
+    __sanitizer_finish_switch_fiber(block.fake_stack, nullptr, nullptr);
+#else
+    if (_setjmp(block.scheduler_mark) == 0) {
+        if (fiber.started) _longjmp(fiber.mark, 1);
+        fiber.started = true;
+        setcontext(&fiber.context);
+    }
+#endif
+}
+
+inline void wait(State state, Place place) {
+    block.fibers[block.current].state = state;
+    block.fibers[block.current].place = place;
+    to_scheduler(false);
+}
+
+/// An instruction of the whole warp. Each lane comes with its operands; once all are there, `act` works on the 32.
+template <class T> void whole_warp(T& operands, void (*act)(T* const* lanes), Place place) {
+    Fiber& fiber = block.fibers[block.current];
+    fiber.operands = &operands;
+    fiber.act = reinterpret_cast<void (*)(void* const*)>(act);
+    wait(State::at_warp, place);
+}
+
+inline bool same_place(const Fiber& a, const Fiber& b) {
+    return a.place.line() == b.place.line() && a.place.column() == b.place.column() &&
+           !strcmp(a.place.file_name(), b.place.file_name());
+}
+
+/// Whether all `count` threads from `first` wait in the same place. If some wait for others that cannot come, fails.
+inline bool all_wait(unsigned first, unsigned count, State state) {
+    const Fiber* waiting = nullptr;
+    unsigned there = 0;
+    for (unsigned i = first; i < first + count; ++i) {
+        const Fiber& fiber = block.fibers[i];
+        if (fiber.state != state) continue;
+        if (waiting && !same_place(fiber, *waiting)) {
+            threadIdx.x = i;
+            fail("another thread waits in another place", fiber.place);
+        }
+        waiting = &fiber;
+        ++there;
+    }
+    if (waiting && there < count) fail("waits for threads that will not come", waiting->place);
+    return waiting;
+}
+
+/// Runs the lanes of a warp in the given order until all have ended or wait at a barrier of the block.
+inline void run_warp(unsigned first, std::vector<unsigned>& lanes, const std::function<void()>& reorder) {
+    do {
+        reorder();
+        for (unsigned lane : lanes) {
+            if (block.fibers[first + lane].state == State::ready) resume(first + lane);
+        }
+        if (!all_wait(first, 32, State::at_warp)) return;
+        void* operands[32];
+        for (unsigned i = 0; i < 32; ++i) {
+            operands[i] = block.fibers[first + i].operands;
+            block.fibers[first + i].state = State::ready;
+        }
+        block.fibers[first].act(operands);
+    } while (true);
+}
+
+inline void run_block(Order order, std::mt19937& random) {
+    const unsigned threads = blockDim.x;
+    for (unsigned i = 0; i < threads; ++i) {
+        Fiber& fiber = block.fibers[i];
+        getcontext(&fiber.context);
+        fiber.context.uc_stack = {fiber.stack.get(), 0, Fiber::STACK};
+        makecontext(&fiber.context, fiber_main, 0);
+        fiber.state = State::ready;
+        fiber.started = false;
+    }
+    std::vector<unsigned> lanes(32), warps(threads / 32);
+    std::iota(lanes.begin(), lanes.end(), 0);
+    std::iota(warps.begin(), warps.end(), 0);
+    if (order == Order::backward) {
+        std::reverse(lanes.begin(), lanes.end());
+        std::reverse(warps.begin(), warps.end());
+    }
+    const auto reorder = [&] {
+        if (order == Order::shuffled) std::shuffle(lanes.begin(), lanes.end(), random);
+    };
+    do {
+        if (order == Order::shuffled) std::shuffle(warps.begin(), warps.end(), random);
+        for (unsigned warp : warps) run_warp(warp * 32, lanes, reorder);
+        if (!all_wait(0, threads, State::at_barrier)) return;
+        for (unsigned i = 0; i < threads; ++i) block.fibers[i].state = State::ready;
+    } while (true);
+}
+
+/// Runs `kernel` on every block of the grid.
+inline void launch(dim3 grid, unsigned threads, size_t shared_bytes, Order order, const std::function<void()>& kernel) {
+    constexpr size_t GUARD = 4096;
+    constexpr unsigned char FILL = 0xff; // NaN in every type
+    if (threads == 0 || threads % 32 != 0 || threads > 1024) fail("blocks are whole warps", Place::current());
+    gridDim = grid;
+    blockDim = {threads, 1, 1};
+    block.kernel = &kernel;
+    if (block.fibers.size() < threads) block.fibers = std::vector<Fiber>(threads);
+
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 128, shared_bytes + GUARD)) fail("no memory", Place::current());
+    block.shared = static_cast<unsigned char*>(memory);
+    block.shared_bytes = shared_bytes;
+
+    std::mt19937 random(7);
+    std::vector<unsigned> blocks(grid.x * grid.y * grid.z);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    if (order == Order::backward) std::reverse(blocks.begin(), blocks.end());
+    if (order == Order::shuffled) std::shuffle(blocks.begin(), blocks.end(), random);
+    for (unsigned index : blocks) {
+        blockIdx = {index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y};
+        memset(memory, FILL, shared_bytes + GUARD);
+#if defined(__SANITIZE_ADDRESS__)
+        ASAN_POISON_MEMORY_REGION(block.shared + shared_bytes, GUARD);
+#endif
+        run_block(order, random);
+#if defined(__SANITIZE_ADDRESS__)
+        ASAN_UNPOISON_MEMORY_REGION(block.shared + shared_bytes, GUARD);
+#endif
+        for (size_t i = shared_bytes; i < shared_bytes + GUARD; ++i) {
+            if (block.shared[i] != FILL) fail("wrote beyond shared memory", Place::current());
+        }
+    }
+    free(memory);
+}
+
+} // namespace emulation
+
+inline unsigned char* dynamic_shared() { return emulation::block.shared; }
+
+inline void __syncthreads(emulation::Place place = emulation::Place::current()) {
+    emulation::wait(emulation::State::at_barrier, place);
+}
+
+inline void __syncwarp(emulation::Place place = emulation::Place::current()) {
+    int nothing = 0;
+    emulation::whole_warp<int>(nothing, [](int* const*) {}, place);
+}
+
+inline float __shfl_xor_sync(unsigned mask, float x, int apart, emulation::Place place = emulation::Place::current()) {
+    if (mask != 0xffffffffu) emulation::fail("only whole warps are known", place);
+    struct Operands {
+        float value;
+        int apart;
+        float result;
+    } mine = {x, apart, 0.0f};
+    emulation::whole_warp<Operands>(
+        mine,
+        [](Operands* const* lanes) {
+            for (int l = 0; l < 32; ++l) lanes[l]->result = lanes[l ^ lanes[l]->apart]->value;
+        },
+        place);
+    return mine.result;
+}
+
+/// Half `half` of a register that holds two bf16.
+inline float bf16_half(unsigned pair, int half) {
+    return __bfloat162float({static_cast<uint16_t>(pair >> 16 * half)});
+}
+
+/// `c += a b` with `a` of 16 x K and `b` of K x 8; the fragments are described in tensor_core.cuh.
+template <int K> void multiply(float* const (&c)[32], const float (&a)[16][K], const float (&b)[K][8]) {
+    for (int l = 0; l < 32; ++l) {
+        for (int i = 0; i < 4; ++i) {
+            const int row = l / 4 + i / 2 * 8, column = l % 4 * 2 + i % 2;
+            for (int k = 0; k < K; ++k) c[l][i] += a[row][k] * b[k][column];
+        }
+    }
+}
+
+inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
+                     emulation::Place place = emulation::Place::current()) {
+    struct Operands {
+        float* c;
+        unsigned a[4], b[2];
+    } mine = {c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    emulation::whole_warp<Operands>(
+        mine,
+        [](Operands* const* lanes) {
+            float* c[32];
+            float a[16][16], b[16][8];
+            for (int l = 0; l < 32; ++l) {
+                const int g = l / 4, t = l % 4;
+                c[l] = lanes[l]->c;
+                for (int half = 0; half < 2; ++half) {
+                    for (int r = 0; r < 4; ++r) {
+                        a[g + r % 2 * 8][2 * t + half + r / 2 * 8] = bf16_half(lanes[l]->a[r], half);
+                    }
+                    for (int r = 0; r < 2; ++r) b[2 * t + half + r * 8][g] = bf16_half(lanes[l]->b[r], half);
+                }
+            }
+            multiply<16>(c, a, b);
+        },
+        place);
+}
+
+/// As the card does, drops the bits that tf32 lacks: what was not rounded before is off by more than rounding.
+inline float cut_to_tf32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits &= 0xffffe000u;
+    memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+inline float to_tf32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (isfinite(x)) bits += 0x1000u;
+    memcpy(&x, &bits, sizeof bits);
+    return cut_to_tf32(x);
+}
+
+inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
+                     emulation::Place place = emulation::Place::current()) {
+    struct Operands {
+        float* c;
+        float a[4], b[2];
+    } mine = {c, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    emulation::whole_warp<Operands>(
+        mine,
+        [](Operands* const* lanes) {
+            float* c[32];
+            float a[16][8], b[8][8];
+            for (int l = 0; l < 32; ++l) {
+                const int g = l / 4, t = l % 4;
+                c[l] = lanes[l]->c;
+                for (int r = 0; r < 4; ++r) a[g + r % 2 * 8][t + r / 2 * 4] = cut_to_tf32(lanes[l]->a[r]);
+                for (int r = 0; r < 2; ++r) b[t + r * 4][g] = cut_to_tf32(lanes[l]->b[r]);
+            }
+            multiply<8>(c, a, b);
+        },
+        place);
+}
+
+inline void load_matrices_either(unsigned (&m)[4], const __nv_bfloat16* row, bool transposed, emulation::Place place) {
+    const unsigned char* at = reinterpret_cast<const unsigned char*>(row);
+    const emulation::Block& block = emulation::block;
+    if (at < block.shared || at + 16 > block.shared + block.shared_bytes) {
+        emulation::fail("a row beyond shared memory", place);
+    }
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) emulation::fail("a row that is not aligned", place);
+    struct Operands {
+        unsigned* m;
+        const __nv_bfloat16* row;
+        bool transposed;
+    } mine = {m, row, transposed};
+    emulation::whole_warp<Operands>(
+        mine,
+        [](Operands* const* lanes) {
+            for (int l = 0; l < 32; ++l) {
+                const int g = l / 4, t = l % 4;
+                for (int matrix = 0; matrix < 4; ++matrix) {
+                    const auto element = [&](int row, int column) -> unsigned {
+                        return lanes[8 * matrix + row]->row[column].bits;
+                    };
+                    lanes[l]->m[matrix] = lanes[l]->transposed ? element(2 * t, g) | element(2 * t + 1, g) << 16
+                                                               : element(g, 2 * t) | element(g, 2 * t + 1) << 16;
+                }
+            }
+        },
+        place);
+}
+
+inline void load_matrices(unsigned (&m)[4], const __nv_bfloat16* row,
+                          emulation::Place place = emulation::Place::current()) {
+    load_matrices_either(m, row, false, place);
+}
+
+inline void load_transposed(unsigned (&m)[4], const __nv_bfloat16* row,
+                            emulation::Place place = emulation::Place::current()) {
+    load_matrices_either(m, row, true, place);
+}

@@ -1,0 +1,178 @@
+// The operations in double precision, as their equations say, with what their errors are measured against.
+#pragma once
+
+#include <math.h>
+
+#include <algorithm>
+#include <vector>
+
+namespace reference {
+
+/// Values and, for each, the size that its rounding errors are measured against.
+struct Expected {
+    std::vector<double> value, size;
+    explicit Expected(size_t n = 0) : value(n), size(n) {}
+    size_t count() const { return value.size(); }
+};
+
+using Values = std::vector<double>;
+
+inline double cdf(double x) { return 0.5 * erfc(-x * M_SQRT1_2); }
+
+/// Measured against |x|: Φ is computed from 1 + erf, whose rounding error is absolute.
+inline Expected gelu(const Values& x) {
+    Expected y(x.size());
+    for (size_t i = 0; i < x.size(); ++i) y.value[i] = x[i] * cdf(x[i]), y.size[i] = fabs(x[i]);
+    return y;
+}
+
+/// Measured against |dy|, or the result where the slope is above 1.
+inline Expected gelu_backward(const Values& x, const Values& dy) {
+    Expected dx(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+        const double slope = cdf(x[i]) + x[i] * exp(-0.5 * x[i] * x[i]) / sqrt(2.0 * M_PI);
+        dx.value[i] = dy[i] * slope, dx.size[i] = fabs(dy[i]) * std::max(1.0, slope);
+    }
+    return dx;
+}
+
+/// `x + bias`, measured against itself.
+inline Expected add_bias(const Values& x, const Values& bias) {
+    Expected y(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+        y.value[i] = x[i] + bias[i % bias.size()], y.size[i] = fabs(y.value[i]);
+    }
+    return y;
+}
+
+struct Normalised {
+    Values x;
+    double deviation;
+};
+
+inline Normalised normalise(const double* x, size_t width, double eps) {
+    double mean = 0.0, variance = 0.0;
+    for (size_t i = 0; i < width; ++i) mean += x[i] / width;
+    for (size_t i = 0; i < width; ++i) variance += (x[i] - mean) * (x[i] - mean) / width;
+    Normalised row{Values(width), sqrt(variance + eps)};
+    for (size_t i = 0; i < width; ++i) row.x[i] = (x[i] - mean) / row.deviation;
+    return row;
+}
+
+inline Expected layer_norm(const Values& x, const Values& gamma, const Values& beta, double eps) {
+    const size_t width = gamma.size();
+    Expected y(x.size());
+    for (size_t at = 0; at < x.size(); at += width) {
+        const Normalised row = normalise(&x[at], width, eps);
+        for (size_t i = 0; i < width; ++i) {
+            const double scaled = row.x[i] * gamma[i];
+            y.value[at + i] = scaled + beta[i], y.size[at + i] = hypot(scaled, beta[i]);
+        }
+    }
+    return y;
+}
+
+/// `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation` with `g = γ dy`.
+inline Expected layer_norm_backward(const Values& x, const Values& gamma, const Values& dy, double eps) {
+    const size_t width = gamma.size();
+    Expected dx(x.size());
+    for (size_t at = 0; at < x.size(); at += width) {
+        const Normalised row = normalise(&x[at], width, eps);
+        double mean = 0.0, projection = 0.0;
+        for (size_t i = 0; i < width; ++i) {
+            const double g = gamma[i] * dy[at + i];
+            mean += g / width;
+            projection += g * row.x[i] / width;
+        }
+        for (size_t i = 0; i < width; ++i) {
+            const double g = gamma[i] * dy[at + i], along = row.x[i] * projection;
+            dx.value[at + i] = (g - mean - along) / row.deviation;
+            dx.size[at + i] = hypot(g, hypot(mean, along)) / row.deviation;
+        }
+    }
+    return dx;
+}
+
+struct Sizes {
+    size_t batch, tokens, extra, heads, head_dim;
+    size_t width() const { return heads * head_dim; }
+    size_t keys() const { return extra + tokens; }
+};
+
+struct Attention {
+    Expected y, lse, delta, d_qkv, d_extra;
+    /// Sums of squares that a score's rounding errors are proportional to, root mean over all pairs of query
+    /// and key: of its terms, whose factors may be rounded, and of its partial sums, which are.
+    double score_terms = 0.0, score_sums = 0.0;
+};
+
+/// Sums are measured against the root of their squared terms' sum, what they come to where signs are random.
+inline Attention attention(const Sizes& s, const Values& qkv, const Values& extra, const Values& dy, double scale) {
+    const size_t width = s.width(), d = s.head_dim;
+    const double pairs = static_cast<double>(s.batch * s.heads * s.tokens * s.keys());
+    Attention a{Expected(s.batch * s.tokens * width), Expected(s.batch * s.heads * s.tokens),
+                Expected(s.batch * s.heads * s.tokens), Expected(qkv.size()), Expected(extra.size())};
+    for (size_t b = 0; b < s.batch; ++b) {
+        for (size_t h = 0; h < s.heads; ++h) {
+            const auto token = [&](size_t n, size_t part) { return ((b * s.tokens + n) * 3 + part) * width + h * d; };
+            const auto injected = [&](size_t e, size_t part) { return ((b * s.extra + e) * 2 + part) * width + h * d; };
+            const auto key = [&](size_t j, size_t part) { // 0: key, 1: value
+                return j < s.extra ? &extra[injected(j, part)] : &qkv[token(j - s.extra, 1 + part)];
+            };
+            const auto add = [&](size_t j, size_t part, size_t i, double term, double size) {
+                Expected& to = j < s.extra ? a.d_extra : a.d_qkv;
+                const size_t at = (j < s.extra ? injected(j, part) : token(j - s.extra, 1 + part)) + i;
+                to.value[at] += term, to.size[at] = hypot(to.size[at], size);
+            };
+            for (size_t n = 0; n < s.tokens; ++n) {
+                const double* q = &qkv[token(n, 0)];
+                const size_t y_at = (b * s.tokens + n) * width + h * d;
+                Values weight(s.keys());
+                double top = -INFINITY, sum = 0.0;
+                for (size_t j = 0; j < s.keys(); ++j) {
+                    for (size_t i = 0; i < d; ++i) {
+                        const double term = q[i] * key(j, 0)[i] * scale;
+                        weight[j] += term;
+                        a.score_terms += term * term / pairs, a.score_sums += weight[j] * weight[j] / pairs;
+                    }
+                    top = std::max(top, weight[j]);
+                }
+                for (double& w : weight) sum += w = exp(w - top);
+                for (double& w : weight) w /= sum;
+                const size_t row = (b * s.heads + h) * s.tokens + n;
+                a.lse.value[row] = top + log(sum), a.lse.size[row] = 1.0 + fabs(a.lse.value[row]);
+
+                for (size_t j = 0; j < s.keys(); ++j) {
+                    for (size_t i = 0; i < d; ++i) {
+                        const double term = weight[j] * key(j, 1)[i];
+                        a.y.value[y_at + i] += term, a.y.size[y_at + i] = hypot(a.y.size[y_at + i], term);
+                    }
+                }
+                for (size_t i = 0; i < d; ++i) {
+                    const double term = a.y.value[y_at + i] * dy[y_at + i];
+                    a.delta.value[row] += term, a.delta.size[row] = hypot(a.delta.size[row], term);
+                }
+                for (size_t j = 0; j < s.keys(); ++j) {
+                    double d_weight = 0.0, d_size = a.delta.size[row];
+                    for (size_t i = 0; i < d; ++i) {
+                        const double term = dy[y_at + i] * key(j, 1)[i];
+                        d_weight += term, d_size = hypot(d_size, term);
+                    }
+                    const double d_score = weight[j] * (d_weight - a.delta.value[row]) * scale;
+                    const double size = weight[j] * d_size * scale;
+                    for (size_t i = 0; i < d; ++i) {
+                        const size_t q_at = token(n, 0) + i;
+                        a.d_qkv.value[q_at] += d_score * key(j, 0)[i];
+                        a.d_qkv.size[q_at] = hypot(a.d_qkv.size[q_at], size * key(j, 0)[i]);
+                        add(j, 0, i, d_score * q[i], size * q[i]);
+                        add(j, 1, i, weight[j] * dy[y_at + i], weight[j] * dy[y_at + i]);
+                    }
+                }
+            }
+        }
+    }
+    a.score_terms = sqrt(a.score_terms), a.score_sums = sqrt(a.score_sums);
+    return a;
+}
+
+} // namespace reference

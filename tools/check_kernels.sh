@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Proves the CUDA kernels without a GPU: runs them on the CPU against double precision, once plain and once with the
+# address and undefined-behaviour sanitizers, and compiles them to PTX with nvcc where it is found.
+#
+#   tools/check_kernels.sh [emulation] [sanitized] [ptx]     all three by default
+#
+#   CXX          a C++20 compiler, g++ by default
+#   NVCC         nvcc; by default that of CUDA_HOME, or the one on PATH
+#   KERNEL_ARCH  architecture whose registers and spills ptxas reports, sm_90 by default
+set -euo pipefail
+cd "$(dirname "$0")/../core/kernels"
+
+CXX=${CXX:-g++}
+KERNELS=(elementwise layer_norm attention)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+steps=("$@")
+((${#steps[@]})) || steps=(emulation sanitized ptx)
+
+# build NAME FLAGS...: the checks and the kernels' own sources, into $work/NAME/check
+build() {
+    local out=$work/$1 source
+    shift
+    mkdir -p "$out"
+    # No strict aliasing: as in CUDA, memory is bytes until a kernel says what they are. No fortified longjmp: fibers
+    # jump between stacks.
+    local flags=(-std=c++20 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -U_FORTIFY_SOURCE -I. "$@")
+    for source in "${KERNELS[@]}"; do "$CXX" "${flags[@]}" -x c++ -c "$source.cu" -o "$out/$source.o"; done
+    for source in emulation/*.cpp; do "$CXX" "${flags[@]}" -c "$source" -o "$out/$(basename "$source").o"; done
+    "$CXX" "$@" "$out"/*.o -o "$out/check"
+}
+
+ptx() {
+    local nvcc=${NVCC:-} kernel
+    if [[ -z $nvcc && -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]]; then nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc; fi
+    if [[ -z $nvcc ]]; then nvcc=$(command -v nvcc || true); fi
+    if [[ -z $nvcc ]]; then
+        echo "no nvcc (NVCC, CUDA_HOME or PATH): not compiled to PTX"
+        return
+    fi
+    for kernel in "${KERNELS[@]}"; do
+        "$nvcc" -std=c++17 -O3 -arch=compute_80 -Werror all-warnings -I. --ptx "$kernel.cu" -o "$work/$kernel.ptx"
+        "$(dirname "$nvcc")/ptxas" -v -arch="${KERNEL_ARCH:-sm_90}" "$work/$kernel.ptx" -o "$work/$kernel.cubin" 2>&1 |
+            awk -v arch="${KERNEL_ARCH:-sm_90}" '
+                /Compiling entry/ { gsub("\047", "", $7); name = $7 }
+                /spill stores/    { spilled = $5 + $9 }
+                /Used/            { printf "%-40s %s %4d registers %4d bytes spilled\n", name, arch, $5, spilled
+                                    if (spilled) bad = 1 }
+                END               { exit bad }' || { echo "$kernel.cu spills registers" >&2; return 1; }
+    done
+}
+
+for step in "${steps[@]}"; do
+    echo "== $step"
+    case $step in
+    emulation)
+        build plain -O2
+        "$work/plain/check"
+        ;;
+    sanitized)
+        build sanitized -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
+        "$work/sanitized/check" quick
+        ;;
+    ptx) ptx ;;
+    *)
+        echo "no step $step: emulation, sanitized or ptx" >&2
+        exit 2
+        ;;
+    esac
+done
