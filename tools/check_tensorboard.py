@@ -20,11 +20,14 @@ def float32(value):
     return struct.unpack("<f", struct.pack("<f", value))[0]
 
 
+def mean(values):
+    return sum(values) / len(values) if values else 0.0
+
+
 def summaries(matrix):
     """The definitions of docs/metrics.md for a whole matrix; forward transfer has no value."""
     last, tasks = matrix[-1], len(matrix)
     before = range(tasks - 1)
-    mean = lambda values: sum(values) / len(values) if len(values) else 0.0
     return {
         "average_accuracy": mean(last),
         "forgetting": sum(matrix[j][j] - last[j] for j in range(tasks)) / tasks,

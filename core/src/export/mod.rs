@@ -1,4 +1,4 @@
-//! A trained network as one folder that needs neither the run nor its data: [`write`] makes it, [`Predictor`] uses it.
+//! A trained network as one folder that needs neither the run nor its data: [`write()`] makes it, [`Predictor`] uses it.
 //!
 //! ```text
 //! model.json                  what it is: see Description
