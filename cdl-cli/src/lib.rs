@@ -54,7 +54,7 @@ Examples:
   cdl explain configs/quickstart.toml                 every value and where it was set
   cdl resume runs/alone                               go on with a run that was stopped
   cdl eval runs/alone                                 test saved models again
-  cdl sweep configs/quickstart.toml --vary distiller.name=none,kd --seeds 1,2,3
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
                                                       a grid of runs: means, deviations, differences
   cdl report runs/alone runs/kd                       runs side by side in one page"
 )]
