@@ -60,7 +60,7 @@ Examples:
   cdl eval runs/alone                                 test saved models again
   cdl export runs/alone --student boots               the student in a folder of its own
   cdl predict boots images/                           what images show, by that student
-  cdl sweep configs/quickstart.toml --vary distiller.name=none,kd --seeds 1,2,3
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
                                                       a grid of runs: means, deviations, differences
   cdl report runs/alone runs/kd                       runs side by side in one page"
 )]

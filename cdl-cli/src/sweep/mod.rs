@@ -37,11 +37,10 @@ use crate::{Failure, emit, logging::Log, signals::Signals};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  cdl sweep configs/quickstart.toml --vary-file configs/distiller/none.toml,configs/distiller/kd_prompts.toml \\
-            --seeds 1,2,3 --out sweeps/distillers
   cdl sweep configs/quickstart.toml --vary optimizer.lr=1e-3,5e-3 --vary learner.pool=10,20 --seeds 1,2,3 --jobs 2
-  cdl sweep configs/quickstart.toml --vary distiller.name=none,kd --orders 1,2,3
-  cdl sweep configs/quickstart.toml --vary distiller.name=none,kd --seeds 1,2,3 --emit slurm
+  cdl sweep configs/quickstart.toml --vary-file configs/distiller/none.toml,mine.toml --seeds 1,2,3 --out sweeps/distillers
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --orders 1,2,3
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3 --emit slurm
   cdl resume sweeps/distillers
 
 Every cell of the grid is a run in DIR/cells. The same command again, or `cdl resume DIR`, runs what is missing, goes on

@@ -298,26 +298,26 @@ mod tests {
 
     #[test]
     fn cells_are_the_product_repetitions_within_combinations() {
-        let plan = plan(&["distiller.name=none,kd", "learner.pool=5,10"], &["seed=1,2"]);
+        let plan = plan(&["distiller.name=none,one", "learner.pool=5,10"], &["seed=1,2"]);
         let cells = plan.cells();
         assert_eq!(cells.len(), 8);
         assert_eq!(cells[0].name, "distiller-none--learner.pool-5--seed-1");
-        assert_eq!(cells[7].name, "distiller-kd--learner.pool-10--seed-2");
+        assert_eq!(cells[7].name, "distiller-one--learner.pool-10--seed-2");
         assert_eq!(cells[3].combination, 1);
-        assert_eq!(plan.combinations()[2], ["kd", "5"]);
+        assert_eq!(plan.combinations()[2], ["one", "5"]);
         assert_eq!(self::plan(&[], &[]).cells()[0].name, "run");
     }
 
     #[test]
     fn the_baseline_is_a_combination_and_the_first_by_default() {
-        let mut plan = plan(&["distiller.name=none,kd", "learner.pool=5,10"], &["seed=1"]);
+        let mut plan = plan(&["distiller.name=none,one", "learner.pool=5,10"], &["seed=1"]);
         let of = |plan: &Plan| plan.baseline().map_err(|e| e.message);
         assert_eq!(of(&plan), Ok(0));
         plan.baseline = vec!["learner.pool=10".into()];
         assert_eq!(of(&plan), Ok(1));
-        plan.baseline.push("distiller.name=kd".into());
+        plan.baseline.push("distiller.name=one".into());
         assert_eq!(of(&plan), Ok(3));
-        plan.baseline = vec!["distiller=dkd".into()];
+        plan.baseline = vec!["distiller=two".into()];
         assert!(of(&plan).is_err_and(|message| message.contains("no combination")));
         plan.baseline = vec!["pool=5".into()];
         assert!(of(&plan).is_err_and(|message| message.contains("varied: distiller, learner.pool")));
