@@ -254,7 +254,7 @@ fn frame(title: &str, axes: &Axes<'_>, series: &[Series], scale: &Scale, width: 
         1 => (String::new(), 0.0),
         _ => legend(series, bottom + 56.0, width),
     };
-    let height = bottom + 46.0 + high;
+    let height = bottom + 52.0 + high;
     (Plot { title: title.into(), width, height, body: body + &names }, slot)
 }
 
