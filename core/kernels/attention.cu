@@ -30,7 +30,7 @@
 //
 // More than 48 KB are to be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are contiguous and
 // nowhere overlap. Alignment of all tensors to 16 bytes and head_dim a multiple of 16 bytes make loads quick; without
-// them the results are the same. batch, heads <= 65535; one image of qkv, and one of extra, has less than 2^32 elements.
+// them the results are the same. batch, heads <= 65535, and one image of qkv or extra has fewer than 2^32 elements.
 
 #include "products.cuh"
 
@@ -398,7 +398,7 @@ __device__ void row_products(const T* y, const T* dy, float* delta, unsigned bat
 
 #define DELTA(T, NAME)                                                                                                 \
     /** `delta = rowsum(y ∘ dy)` of each head. */                                                                      \
-    ENTRY(4) attention_delta_##NAME(const T* y, const T* dy, float* delta, unsigned batch, unsigned tokens,               \
+    ENTRY(4) attention_delta_##NAME(const T* y, const T* dy, float* delta, unsigned batch, unsigned tokens,            \
                                  unsigned heads, unsigned head_dim) {                                                  \
         row_products<T>(y, dy, delta, batch, tokens, heads, head_dim);                                                 \
     }
@@ -408,24 +408,29 @@ DELTA(bf16, bf16)
 
 #define ATTENTION(T, A, NAME, P)                                                                                       \
     /** Writes `y` and `lse`. */                                                                                       \
-    ENTRY(A::FORWARD_BLOCKS<P>) attention_forward_##NAME##_##P(const T* qkv, const T* extra, T* y, float* lse, unsigned, unsigned tokens,    \
-                                         unsigned extra_rows, unsigned heads, unsigned head_dim, float scale) {        \
+    ENTRY(A::FORWARD_BLOCKS<P>) attention_forward_##NAME##_##P(                                                        \
+        const T* qkv, const T* extra, T* y, float* lse, unsigned, unsigned tokens, unsigned extra_rows,                \
+        unsigned heads, unsigned head_dim, float scale) {                                                              \
         forward<A, P>(qkv, extra, y, lse, tokens, extra_rows, heads, head_dim, scale);                                 \
     }                                                                                                                  \
     /** Writes the queries' part of `d_qkv`. */                                                                        \
-    ENTRY(A::BACKWARD_BLOCKS<P>) attention_backward_queries_##NAME##_##P(                                                                     \
+    ENTRY(A::BACKWARD_BLOCKS<P>) attention_backward_queries_##NAME##_##P(                                              \
         const T* qkv, const T* extra, const T* dy, const float* lse, const float* delta, T* d_qkv, unsigned,           \
         unsigned tokens, unsigned extra_rows, unsigned heads, unsigned head_dim, float scale) {                        \
         backward_queries<A, P>(qkv, extra, dy, lse, delta, d_qkv, tokens, extra_rows, heads, head_dim, scale);         \
     }                                                                                                                  \
     /** Writes the keys' and values' parts of `d_qkv`, and all of `d_extra`. */                                        \
-    ENTRY(A::BACKWARD_BLOCKS<P>) attention_backward_keys_##NAME##_##P(                                                                        \
+    ENTRY(A::BACKWARD_BLOCKS<P>) attention_backward_keys_##NAME##_##P(                                                 \
         const T* qkv, const T* extra, const T* dy, const float* lse, const float* delta, T* d_qkv, T* d_extra,         \
         unsigned, unsigned tokens, unsigned extra_rows, unsigned heads, unsigned head_dim, float scale) {              \
         backward_keys<A, P>(qkv, extra, dy, lse, delta, d_qkv, d_extra, tokens, extra_rows, heads, head_dim, scale);   \
     }
 
-#define WIDTHS(T, A, NAME) ATTENTION(T, A, NAME, 32) ATTENTION(T, A, NAME, 64) ATTENTION(T, A, NAME, 96) ATTENTION(T, A, NAME, 128)
+#define WIDTHS(T, A, NAME)                                                                                             \
+    ATTENTION(T, A, NAME, 32)                                                                                          \
+    ATTENTION(T, A, NAME, 64)                                                                                          \
+    ATTENTION(T, A, NAME, 96)                                                                                          \
+    ATTENTION(T, A, NAME, 128)
 
 WIDTHS(float, Exact, f32)
 WIDTHS(float, Tf32, tf32)

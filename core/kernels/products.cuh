@@ -33,7 +33,7 @@ struct Exact {
     /// Columns of a block of scores, in the forward and the backward pass.
     template <int P> static constexpr int FORWARD = P <= 64 ? 32 : 16;
     template <int P> static constexpr int BACKWARD = P <= 64 ? 32 : 16;
-    template <int P> static constexpr int FORWARD_BLOCKS = P <= 64 ? 4 : P <= 96 ? 3 : 2;
+    template <int P> static constexpr int FORWARD_BLOCKS = P <= 96 ? 3 : 2;
     template <int P> static constexpr int BACKWARD_BLOCKS = 1;
     template <int COLUMNS> static constexpr int SPACE_STRIDE = COLUMNS + 4;
     template <int COLUMNS> static constexpr int SPACE = WARP_ROWS * SPACE_STRIDE<COLUMNS>;

@@ -73,7 +73,7 @@ enum class Kind { plain, far_below, rising };
 struct Case {
     reference::Sizes sizes;
     Kind kind = Kind::plain;
-    /// A bit for each tensor that is not aligned: 1 for qkv, 2 for extra, 4 for dy, 8 for y, 16 for d_qkv, 32 for d_extra.
+    /// A bit for each tensor that is not aligned: 1 qkv, 2 extra, 4 dy, 8 y, 16 d_qkv, 32 d_extra.
     size_t offset = 0;
     size_t offset_of(int bit) const { return offset >> bit & 1; }
 

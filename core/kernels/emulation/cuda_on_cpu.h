@@ -136,6 +136,14 @@ inline void fiber_main() {
     to_scheduler(true);
 }
 
+[[gnu::noinline]] inline void begin(Fiber& fiber) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack = {fiber.stack.get(), 0, Fiber::STACK};
+    makecontext(&fiber.context, fiber_main, 0);
+    fiber.state = State::ready;
+    fiber.started = false;
+}
+
 /// Runs a thread until it waits or ends.
 [[gnu::noinline]] inline void resume(unsigned thread) {
     Fiber& fiber = block.fibers[thread];
@@ -210,14 +218,7 @@ inline void run_warp(unsigned first, std::vector<unsigned>& lanes, const std::fu
 
 inline void run_block(Order order, std::mt19937& random) {
     const unsigned threads = blockDim.x;
-    for (unsigned i = 0; i < threads; ++i) {
-        Fiber& fiber = block.fibers[i];
-        getcontext(&fiber.context);
-        fiber.context.uc_stack = {fiber.stack.get(), 0, Fiber::STACK};
-        makecontext(&fiber.context, fiber_main, 0);
-        fiber.state = State::ready;
-        fiber.started = false;
-    }
+    for (unsigned i = 0; i < threads; ++i) begin(block.fibers[i]);
     std::vector<unsigned> lanes(32), warps(threads / 32);
     std::iota(lanes.begin(), lanes.end(), 0);
     std::iota(warps.begin(), warps.end(), 0);
