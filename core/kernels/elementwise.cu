@@ -62,15 +62,6 @@ __device__ inline float gelu_slope(float x) { return cdf(x) + x * 0.398942280401
     /** `y += bias` on each of `rows` rows of `width`. */                                                              \
     ENTRY add_bias_##NAME(T* y, const T* bias, size rows, unsigned width) {                                            \
         map<T>(y, nullptr, bias, y, rows * width, width, [](float y, float, float bias) { return y + bias; });         \
-    }                                                                                                                  \
-    /** `y = gelu(x + bias)`: the sum is never rounded to the storage type, nor stored. */                             \
-    ENTRY add_bias_gelu_##NAME(const T* x, const T* bias, T* y, size rows, unsigned width) {                           \
-        map<T>(x, nullptr, bias, y, rows * width, width, [](float x, float, float bias) { return gelu(x + bias); });   \
-    }                                                                                                                  \
-    /** `dx = dy gelu'(x + bias)`. */                                                                                  \
-    ENTRY add_bias_gelu_backward_##NAME(const T* x, const T* bias, const T* dy, T* dx, size rows, unsigned width) {    \
-        map<T>(x, dy, bias, dx, rows * width, width,                                                                   \
-               [](float x, float dy, float bias) { return dy * gelu_slope(x + bias); });                               \
     }
 
 ELEMENTWISE(float, f32)
