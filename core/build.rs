@@ -26,7 +26,11 @@ fn main() -> io::Result<()> {
 
     let mut hasher = DefaultHasher::new();
     let mut files = sources(&root.join("src"))?;
-    files.extend(sources(&root.join("kernels"))?);
+    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+        let compiled = ["cu", "cuh"].map(Some);
+        let kernels = sources(&root.join("kernels"))?.into_iter();
+        files.extend(kernels.filter(|file| compiled.contains(&file.extension().and_then(|e| e.to_str()))));
+    }
     for file in files {
         file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().hash(&mut hasher);
         fs::read(&file)?.hash(&mut hasher);
@@ -96,6 +100,11 @@ fn compile_kernels(folder: &Path, out: &Path) -> io::Result<()> {
     let nvcc = nvcc.or_else(|| installed.into_iter().find(|nvcc| nvcc.exists())).unwrap_or("nvcc".into());
     // Code for this generation runs on it and on all later ones.
     let generation = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into());
+    if generation.is_empty() || !generation.bytes().all(|digit| digit.is_ascii_digit()) {
+        let message = format!("CUDA_COMPUTE_CAP = {generation:?}: expected digits alone, such as 80 for 8.0");
+        return Err(io::Error::other(message));
+    }
+    println!("cargo:rustc-env=CDL_COMPUTE_CAP={generation}");
     let mut kernels = sources(folder)?;
     kernels.retain(|file| file.extension().is_some_and(|extension| extension == "cu"));
     for source in kernels {

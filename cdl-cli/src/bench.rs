@@ -114,6 +114,7 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     let batch = stream.train_batches(key, config.run.batch_size).next();
     let batch = batch.ok_or_else(|| Error::Tasks("the first task fills no batch".into()))??;
 
+    device::forget_peak(&device);
     let mut steps = Vec::new();
     for role in config.run.roles() {
         steps.push(measure(&trainer, role, &task, &batch, (&device, args, profile))?);

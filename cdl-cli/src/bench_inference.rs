@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use cdl_core::{Predictor, candle_core::Tensor, memory, ops::fused};
+use cdl_core::{Predictor, candle_core::Tensor, device, memory};
 use serde_json::{Value, json};
 
 use crate::{Failure, emit};
@@ -61,7 +61,7 @@ fn measure(folder: &PathBuf, batch: usize, passes: &Passes) -> Result<Value, Fai
     };
     let latency = time(&grey(1)?, passes.timed.saturating_mul(SINGLES))?;
     let seconds = time(&grey(batch)?, passes.timed)?;
-    let peak = memory::peak_bytes().filter(|_| fresh);
+    let peak = device::peak_bytes(model.device()).or_else(|| memory::peak_bytes().filter(|_| fresh));
     let (frozen, trained) = model.weight_bytes()?;
     let spec = &description.network.spec;
     Ok(json!({
@@ -72,7 +72,8 @@ fn measure(folder: &PathBuf, batch: usize, passes: &Passes) -> Result<Value, Fai
         "width": spec.width,
         "image_size": side,
         "threads": rayon::current_num_threads(),
-        "kernels": fused::Level::best().as_str(),
+        "device": device::describe(model.device()),
+        "kernels": device::kernels(model.device()),
         "latency_s": latency,
         "batch": batch,
         "images_s": batch as f64 / seconds,
@@ -83,10 +84,11 @@ fn measure(folder: &PathBuf, batch: usize, passes: &Passes) -> Result<Value, Fai
 }
 
 fn table(lines: &[Value], batch: usize) -> String {
+    let first = |key: &str| lines.first().and_then(|line| line[key].as_str()).unwrap_or_default();
     let mut text = format!(
-        "{} threads, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
-        rayon::current_num_threads(),
-        fused::Level::best().as_str(),
+        "{}, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+        first("device"),
+        first("kernels"),
         "network",
         "blocks",
         "width",

@@ -28,6 +28,8 @@ mod cuda {
         None
     }
 
+    pub fn forget_peak(_device: &Device) {}
+
     pub fn name(_device: &Device) -> Option<String> {
         None
     }
@@ -99,7 +101,8 @@ impl Missing {
     }
 }
 
-/// Opens `auto`, `cpu`, `cuda` or `cuda:N` for networks of `precision`.
+/// Opens `auto`, `cpu`, `cuda` or `cuda:N` for networks of `precision`. TF32 is a setting of the whole program: what was
+/// opened last decides.
 ///
 /// # Errors
 /// An unknown name, a device that this build or machine does not have, or a precision that it does not know.
@@ -154,7 +157,13 @@ pub fn upload(numbers: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Re
     }
 }
 
-/// The most bytes that tensors on a GPU ever took, where the driver tells.
+/// Begins anew: [`peak_bytes`] is then of what is there from now on.
+pub fn forget_peak(device: &Device) {
+    cuda::forget_peak(device);
+}
+
+/// The most bytes that tensors on a GPU took at once, cuBLAS's own memory and the driver's not counted, where the driver
+/// tells.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
     cuda::peak_bytes(device)
 }

@@ -37,7 +37,8 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let rows = x.flatten_to(shape.len().saturating_sub(2))?;
-        let y = rows.matmul(&self.weight().t()?)?.broadcast_add(self.bias())?;
+        // A GPU's products take no rows apart, such as CLS tokens among others.
+        let y = rows.contiguous()?.matmul(&self.weight().t()?)?.broadcast_add(self.bias())?;
         if let Some(last) = shape.last_mut() {
             *last = self.bias().elem_count();
         }

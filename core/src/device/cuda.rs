@@ -2,23 +2,24 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     env,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use candle_core::{
     CudaDevice, CudaStorage, Device, Shape, Storage, Tensor,
     cuda_backend::{
         CudaStorageSlice, WrapErr,
-        cudarc::driver::{PinnedHostSlice, result, sys},
+        cudarc::driver::{CudaContext, PinnedHostSlice, result, sys},
     },
     op::BackpropOp,
 };
 use libloading::Library;
 
 use super::{Missing, libraries};
-use crate::panics;
+use crate::{ops, panics};
 
 /// Folders that are looked into for CUDA's libraries before the system's own: those that `CDL_CUDA_LIBS` names,
 /// separated by colons.
@@ -27,18 +28,49 @@ fn folders() -> Vec<PathBuf> {
     env::split_paths(&named).filter(|folder| folder != Path::new("")).collect()
 }
 
-/// The device with this number.
+/// The device with this number, opened once: each has handles and compiled kernels of its own.
 pub fn open(ordinal: usize) -> Result<Device, Missing> {
     static LOADED: OnceLock<Result<Vec<Library>, Missing>> = OnceLock::new();
+    static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
     LOADED.get_or_init(|| libraries::load(&folders())).as_ref().map_err(Missing::clone)?;
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(device) = opened.get(&ordinal) {
+        return Ok(device.clone());
+    }
     // Whatever else is missing, candle's bindings answer with a panic.
-    let refused = |message: String| Missing::Driver(message.lines().next().unwrap_or_default().into());
-    let device = match panics::catch(|| Device::new_cuda(ordinal)) {
-        Ok(device) => device.map_err(|error| refused(error.to_string()))?,
-        Err(panic) => return Err(refused(panic)),
+    let device = panics::catch(|| connect(ordinal)).unwrap_or_else(|panic| Err(Missing::Driver(panic)))?;
+    opened.insert(ordinal, device.clone());
+    Ok(device)
+}
+
+/// Opens a device that can run the kernels.
+fn connect(ordinal: usize) -> Result<Device, Missing> {
+    let refused = |error: &dyn std::fmt::Display| {
+        Missing::Driver(error.to_string().lines().next().unwrap_or_default().into())
     };
-    if let Device::Cuda(device) = &device {
-        keep_memory(device).map_err(|error| refused(error.to_string()))?;
+    let count = CudaContext::device_count().map_err(|error| refused(&error))?;
+    if ordinal as i64 >= i64::from(count) {
+        let there = if count == 1 { "there is one GPU".into() } else { format!("there are {count} GPUs") };
+        return Err(Missing::Driver(format!("{there}, counted from 0")));
+    }
+    let device = Device::new_cuda(ordinal).map_err(|error| refused(&error))?;
+    if let Device::Cuda(cuda) = &device {
+        let capability = cuda.cuda_stream().context().compute_capability();
+        let (major, minor) = capability.map_err(|error| refused(&error))?;
+        // SAFETY: tensors are used by the thread that made them, and by others only after it has waited for its stream
+        // (`upload`, `Vit::new`).
+        unsafe { cuda.disable_event_tracking() };
+        if let Err(error) = ops::probe(cuda) {
+            let needed = env!("CDL_COMPUTE_CAP");
+            return Err(Missing::Driver(format!(
+                "the card (compute capability {major}.{minor}) or its driver cannot run kernels made for {needed} \
+                 and CUDA's version of this build: {}",
+                error.to_string().lines().next().unwrap_or_default()
+            )));
+        }
+        if let Err(error) = keep_memory(cuda) {
+            tracing::debug!("memory is given back to the driver after each step: {error}");
+        }
     }
     Ok(device)
 }
@@ -67,6 +99,17 @@ pub fn peak_bytes(device: &Device) -> Option<u64> {
     // SAFETY: the attribute is a 64-bit number, which is written during the call.
     unsafe { result::mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast()) }.ok()?;
     Some(bytes)
+}
+
+/// See [`super::forget_peak`].
+pub fn forget_peak(device: &Device) {
+    let Device::Cuda(device) = device else { return };
+    let mut nothing = 0u64;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    if let Ok(pool) = pool(device) {
+        // SAFETY: the attribute is a 64-bit number, which is read during the call; 0 sets it to what is used now.
+        let _ = unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut nothing).cast()) };
+    }
 }
 
 /// What the card is called.

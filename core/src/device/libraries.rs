@@ -1,6 +1,6 @@
 //! CUDA's libraries, which candle takes for granted: where they are missing it panics, so they are looked for first.
 
-use std::path::PathBuf;
+use std::{error::Error, path::PathBuf};
 
 use libloading::Library;
 
@@ -42,7 +42,11 @@ fn first(name: &str, others: &[&str], folders: &[PathBuf]) -> Result<Library, St
         // bindings are about to load the same ones.
         match unsafe { Library::new(&place) } {
             Ok(library) => return Ok(library),
-            Err(error) => reason = reason.or(Some(error.to_string())),
+            // What the loader said is the error's source.
+            Err(error) => {
+                let said = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                reason = reason.or(Some(said));
+            }
         }
     }
     Err(reason.unwrap_or_default())

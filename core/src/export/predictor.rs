@@ -97,8 +97,15 @@ impl Predictor {
         let mut distiller = builder.distillers(backbone.spec(), learner.as_ref())?;
         distiller.restore(&trained).map_err(in_file)?;
         let network = Network { backbone, learner };
+        // Another thread may be the one that asks.
+        device.synchronize()?;
         let trained_bytes = bytes(trained.iter().map(|(_, tensor)| tensor));
         Ok(Self { description, classes, network, query, distiller, device: device.clone(), trained_bytes })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What it is.

@@ -1,10 +1,7 @@
 //! The operations on a GPU: launches of the kernels in `core/kernels`, whose sources state how they are to be launched,
-//! and matrix products of cuBLAS, all on candle's stream and without a word to the host.
+//! and matrix products of cuBLAS, all on candle's stream. None of them waits for the device.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use candle_core::{
     CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor,
@@ -26,6 +23,7 @@ use candle_core::{
 use half::bf16;
 
 use super::attention::{Attended, Sizes};
+use crate::panics;
 
 /// Kernels compiled for no card in particular.
 struct Module {
@@ -44,6 +42,11 @@ macro_rules! module {
 const ELEMENTWISE: Module = module!("elementwise");
 const LAYER_NORM: Module = module!("layer_norm");
 const ATTENTION: Module = module!("attention");
+
+/// Whether the card takes the kernels of this build.
+pub(crate) fn probe(device: &CudaDevice) -> Result<()> {
+    ELEMENTWISE.function(device, "gelu_forward_f32").map(|_| ())
+}
 
 impl Module {
     fn function(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
@@ -251,12 +254,18 @@ pub(super) fn linear(
     let width = narrow(outputs)?;
     on_gpu!(weight => weight, weight_layout);
     let device = x.device();
+    let size = (rows, inputs, outputs);
+    // cuBLASLt is told that its operands begin where memory was allocated.
+    let whole = layout.start_offset() == 0 && weight_layout.start_offset() == 0;
+    let bias_is_whole = |bias: &Tensor| bias.layout().start_offset() == 0;
     match (&x.slice, bias) {
-        (CudaStorageSlice::BF16(_), Some(bias)) => {
-            product_with_bias::<bf16>(x, layout, (rows, inputs, outputs), weight, weight_layout, bias)
+        (CudaStorageSlice::BF16(_), Some(bias)) if whole && bias_is_whole(bias) => {
+            product_with_bias::<bf16>(x, layout, size, weight, weight_layout, bias)
         }
-        (CudaStorageSlice::F32(_), Some(bias)) if gemm_reduced_precision_f32() => {
-            product_with_bias::<f32>(x, layout, (rows, inputs, outputs), weight, weight_layout, bias)
+        (CudaStorageSlice::F32(_), Some(bias))
+            if whole && bias_is_whole(bias) && gemm_reduced_precision_f32() =>
+        {
+            product_with_bias::<f32>(x, layout, size, weight, weight_layout, bias)
         }
         _ => {
             let flat = Layout::contiguous_with_offset((rows, inputs), layout.start_offset());
@@ -331,18 +340,22 @@ where
     Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
 }
 
-/// cuBLASLt on the device's stream, made once.
-fn products(device: &CudaDevice) -> Result<Arc<CudaBlasLT>> {
-    static HANDLES: Mutex<Option<HashMap<DeviceId, Arc<CudaBlasLT>>>> = Mutex::new(None);
-    let mut handles = HANDLES.lock().unwrap_or_else(PoisonError::into_inner);
-    let handles = handles.get_or_insert_default();
-    if let Some(handle) = handles.get(&device.id()) {
-        return Ok(handle.clone());
+/// cuBLASLt on the device, made once for each thread: a thread has a stream of its own, and its products a workspace.
+fn products(device: &CudaDevice) -> Result<Rc<CudaBlasLT>> {
+    thread_local! {
+        static HANDLES: RefCell<HashMap<DeviceId, Rc<CudaBlasLT>>> = RefCell::default();
     }
-    let handle = CudaBlasLT::new(device.cuda_stream());
-    let handle = Arc::new(handle.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error:?}")))?);
-    handles.insert(device.id(), handle.clone());
-    Ok(handle)
+    HANDLES.with_borrow_mut(|handles| {
+        if let Some(handle) = handles.get(&device.id()) {
+            return Ok(handle.clone());
+        }
+        // It panics where there is no room for the workspace.
+        let made = panics::catch(|| CudaBlasLT::new(device.cuda_stream()));
+        let fail = |reason: String| candle_core::Error::Msg(format!("cuBLASLt: {reason}"));
+        let handle = Rc::new(made.map_err(fail)?.map_err(|error| fail(format!("{error:?}")))?);
+        handles.insert(device.id(), handle.clone());
+        Ok(handle)
+    })
 }
 
 /// One of attention's kernels, and how it is launched.

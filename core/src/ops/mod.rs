@@ -11,6 +11,8 @@
 mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::probe;
 pub mod fused;
 mod gelu;
 mod kernel;

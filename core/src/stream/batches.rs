@@ -20,18 +20,18 @@ pub(super) struct Prepared {
 }
 
 /// Batches of `size` images in their order.
-pub(super) struct Assembly<'a> {
-    pub(super) source: &'a Source,
+pub(super) struct Assembly {
+    pub(super) source: Arc<Source>,
     pub(super) images: Ordered<Prepared>,
     pub(super) size: usize,
     /// Whether the last batch may have fewer images; otherwise it is dropped.
     pub(super) partial: bool,
-    pub(super) device: &'a Device,
+    pub(super) device: Device,
     /// What to say if there are images enough for a batch and yet none could be filled.
     pub(super) barren: Option<String>,
 }
 
-impl Assembly<'_> {
+impl Assembly {
     /// The next batch's images; those that follow make up for those that are left out. None at the end.
     fn gather(&mut self) -> Result<Vec<(Arc<RgbImage>, u32)>> {
         let mut images = Vec::new();
@@ -59,12 +59,12 @@ impl Assembly<'_> {
             .for_each(|(pixels, (square, _))| write_pixels(square, pixels));
         let labels: Vec<u32> = images.iter().map(|&(_, label)| label).collect();
         // Labels first: `upload` ends when everything that this thread copied to the device is there.
-        let labels = Tensor::from_vec(labels, images.len(), self.device)?;
-        Ok(Batch { pixels: device::upload(pixels, (images.len(), 3, side, side), self.device)?, labels })
+        let labels = Tensor::from_vec(labels, images.len(), &self.device)?;
+        Ok(Batch { pixels: device::upload(pixels, (images.len(), 3, side, side), &self.device)?, labels })
     }
 }
 
-impl Iterator for Assembly<'_> {
+impl Iterator for Assembly {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Result<Batch>> {

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Batches, ClassCount, ClassOrder, DataRecord, EpochKey, InputSettings, Inspection, LeftOut, Skipped,
     StreamContext, Task, TaskSettings, TaskStream,
+    ahead::Ahead,
     batches::{Assembly, Prepared},
     cache::Cache,
     inspect::inspect,
@@ -221,7 +222,15 @@ impl ImageStream {
         // Without workers there is nothing to prepare ahead: one batch at once.
         let ahead = size * if self.input.workers == 0 { 1 } else { self.input.prefetch };
         let images = Ordered::new(count, self.input.workers, ahead, Arc::new(job));
-        Box::new(Assembly { source, images, size, partial, device: &self.device, barren })
+        let (source, device) = (source.clone(), self.device.clone());
+        let assembly = Assembly { source, images, size, partial, device, barren };
+        if self.device.is_cpu() || self.input.workers == 0 {
+            return Box::new(assembly);
+        }
+        match Ahead::new(assembly) {
+            Ok(ahead) => Box::new(ahead),
+            Err(assembly) => Box::new(assembly),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The stream of tasks: its contract, and [`ImageStream`], which makes one of any set of labelled images.
 
+mod ahead;
 mod batches;
 mod cache;
 mod images;

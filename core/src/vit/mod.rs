@@ -225,7 +225,10 @@ impl Vit {
                 Body::Composed(Composed::new(stem.to_dtype(dtype)?, blocks, &spec, setting)?)
             }
         };
-        Ok(Self { spec, body, norm: norm("norm")?, eps, sizes })
+        let norm = norm("norm")?;
+        // Every thread has a stream of its own on a GPU: another one may compute with these weights.
+        device.synchronize()?;
+        Ok(Self { spec, body, norm, eps, sizes })
     }
 }
 
@@ -242,10 +245,10 @@ impl Backbone for Vit {
         let x = ops::layer_norm(&last, &self.norm.gamma, &self.norm.beta, self.eps)?;
         let tokens = match injection.token_count()? {
             0 => None,
-            extra => Some(x.narrow(1, x.dim(1)? - extra, extra)?),
+            extra => Some(x.narrow(1, x.dim(1)? - extra, extra)?.contiguous()?),
         };
         Ok(Features {
-            cls: x.narrow(1, 0, 1)?.squeeze(1)?,
+            cls: x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
             tokens,
             blocks: tapped,
             norm: taps.norm.then_some(x),
