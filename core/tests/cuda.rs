@@ -1,4 +1,4 @@
-//! The operations and a whole network on a GPU against float64 on the CPU, in every precision. Without a GPU nothing is
+//! On a GPU, in every precision: the operations against float64 on the CPU, a network and a training step against float32. Without a GPU nothing is
 //! compared and that is said; with `CDL_REQUIRE_GPU` it is a failure.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -6,10 +6,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cdl_core::{
-    Backbone, Injection, Kv, Normalization, Result, Rng, Taps,
+    Backbone, Injection, Kv, Linear, NamedVar, Normalization, Optimizer, OptimizerConfig, Result, Rng, Taps,
     candle_core::{DType, Device, Tensor, Var},
     device::{self, Precision},
     hub::Provenance,
+    loss::cross_entropy,
     ops,
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
@@ -35,11 +36,11 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// What an operation may be apart from float64, relative to the norm. float32 sums have errors of some 1e-7; TF32 rounds
-/// inputs of products to 2^-11, bf16 everything to 2^-9, and a few such roundings add up.
+/// inputs of products to 2^-11, bf16 everything to 2^-9, and some such roundings add up.
 fn allowed(precision: Precision) -> f64 {
     match precision {
         Precision::Float32 => 5e-6,
-        Precision::Tf32 => 2e-3,
+        Precision::Tf32 => 5e-3,
         Precision::Bf16 => 1e-2,
     }
 }
@@ -79,13 +80,14 @@ fn compare(
     frozen: &[&[usize]],
     norm: bool,
     f: impl Fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
-) {
+) -> Vec<String> {
+    let mut misses = Vec::new();
     let mut rng = Rng::new(11);
     let mut draw = |shape: &&[usize]| rng.normal(shape, 1.0, &Device::Cpu).unwrap();
     let inputs: Vec<Tensor> = shapes.iter().map(&mut draw).collect();
     let constants: Vec<Tensor> = frozen.iter().map(&mut draw).collect();
     for precision in PRECISIONS {
-        let Some(gpu) = gpu(precision) else { return };
+        let Some(gpu) = gpu(precision) else { return misses };
         let dtype = precision.dtype();
         // Both sides begin with numbers that the precision can hold.
         let held = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
@@ -104,34 +106,42 @@ fn compare(
         }
         for (what, error) in errors {
             println!("{name:<34} {:<8} {what:<10} {error:.1e}", precision.as_str());
-            assert!(error < allowed(precision), "{name}, {}: {what} {error:e}", precision.as_str());
+            if error.is_nan() || error >= allowed(precision) {
+                misses.push(format!("{name}, {}: {what} {error:e}", precision.as_str()));
+            }
         }
     }
+    misses
 }
 
 #[test]
 fn every_operation_gives_the_cpus_numbers() {
     let _alone = alone();
+    // All are printed before one is missed.
+    let mut misses = Vec::new();
     for shape in [&[3usize, 5, 7][..], &[2, 197, 768]] {
-        compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| ops::gelu(&x[0]));
+        misses.extend(compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| ops::gelu(&x[0])));
     }
     for width in [7, 48, 192, 768, 1024, 1280] {
-        compare(
-            &format!("layer norm {width}"),
-            &[&[2, 33, width]],
-            &[&[width], &[width]],
-            true,
-            |x, frozen| ops::layer_norm(&x[0], &frozen[0], &frozen[1], 1e-6),
-        );
+        let (name, frozen) = (format!("layer norm {width}"), [&[width][..], &[width]]);
+        misses.extend(compare(&name, &[&[2, 33, width]], &frozen, true, |x, frozen| {
+            ops::layer_norm(&x[0], &frozen[0], &frozen[1], 1e-6)
+        }));
     }
     for (inputs, outputs) in [(7, 5), (192, 576), (768, 3072)] {
-        compare(
-            &format!("linear {inputs} to {outputs}"),
-            &[&[2, 50, inputs]],
-            &[&[outputs, inputs], &[outputs]],
-            false,
-            |x, frozen| ops::linear(&x[0], &frozen[0], Some(&frozen[1])),
-        );
+        let (name, x) = (format!("linear {inputs} to {outputs}"), [&[3, 50, inputs][..]]);
+        let frozen = [&[outputs, inputs][..], &[outputs]];
+        misses.extend(compare(&name, &x, &frozen, false, |x, frozen| {
+            ops::linear(&x[0], &frozen[0], Some(&frozen[1]))
+        }));
+        let name = format!("linear {inputs} to {outputs}, no bias, one row");
+        misses.extend(compare(&name, &[&[1, inputs]], &frozen, false, |x, frozen| {
+            ops::linear(&x[0], &frozen[0], None)
+        }));
+        let name = format!("linear {inputs} to {outputs}, from within");
+        misses.extend(compare(&name, &x, &frozen, false, |x, frozen| {
+            ops::linear(&x[0].narrow(0, 1, 2)?, &frozen[0], Some(&frozen[1]))
+        }));
     }
     for (tokens, heads, head, extra) in
         [(1, 1, 8, 0), (50, 3, 16, 5), (65, 2, 80, 10), (197, 12, 64, 0), (202, 6, 64, 20), (33, 2, 128, 1)]
@@ -139,13 +149,14 @@ fn every_operation_gives_the_cpus_numbers() {
         let width = heads * head;
         let name = format!("attention {tokens}+{extra}, {heads}x{head}");
         let qkv: &[usize] = &[2, tokens, 3 * width];
-        if extra == 0 {
-            compare(&name, &[qkv], &[], false, |x, _| ops::attention(&x[0], None, heads));
-        } else {
-            let shapes = [qkv, &[2, extra, 2 * width]];
-            compare(&name, &shapes, &[], false, |x, _| ops::attention(&x[0], Some(&x[1]), heads));
-        }
+        misses.extend(match extra {
+            0 => compare(&name, &[qkv], &[], false, |x, _| ops::attention(&x[0], None, heads)),
+            _ => compare(&name, &[qkv, &[2, extra, 2 * width]], &[], false, |x, _| {
+                ops::attention(&x[0], Some(&x[1]), heads)
+            }),
+        });
     }
+    assert!(misses.is_empty(), "{misses:#?}");
 }
 
 const SIDE: usize = 96;
@@ -201,6 +212,7 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
 fn a_network_gives_the_cpus_numbers() {
     let _alone = alone();
     let (values, gradients) = pass(&network(Precision::Float32, false, &Device::Cpu), &Device::Cpu);
+    let mut misses = Vec::new();
     for (precision, allowed) in [(Precision::Float32, 5e-5), (Precision::Tf32, 1e-2), (Precision::Bf16, 8e-2)]
     {
         let Some(gpu) = gpu(precision) else { return };
@@ -213,9 +225,47 @@ fn a_network_gives_the_cpus_numbers() {
                     "network {:<8} recompute {recompute:<5} tensor {index} {error:.1e}",
                     precision.as_str()
                 );
-                assert!(error < allowed, "{}: tensor {index} {error:e}", precision.as_str());
+                if error.is_nan() || error >= allowed {
+                    misses.push(format!("{}: tensor {index} {error:e}", precision.as_str()));
+                }
             }
         }
+    }
+    assert!(misses.is_empty(), "{misses:#?}");
+}
+
+/// Variables after three steps with a head on the CLS token, which lies among others.
+fn trained(device: &Device) -> Vec<Tensor> {
+    let vit = network(Precision::Float32, false, device);
+    let mut rng = Rng::new(8);
+    let pixels = rng.uniform(&[BATCH, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu).unwrap();
+    let pixels =
+        device::upload(pixels.flatten_all().unwrap().to_vec1().unwrap(), pixels.dims(), device).unwrap();
+    let labels = Tensor::new(&[0u32, 4, 2, 1], device).unwrap();
+    let prompts = rng.normal(&[1, 6, 192], 1.0, &Device::Cpu).unwrap().to_device(device).unwrap();
+    let prompts = NamedVar::new("prompts", &prompts).unwrap();
+    let head = Linear::new("head", 192, 5, &mut rng, device).unwrap();
+    let vars: Vec<NamedVar> = std::iter::once(prompts.clone()).chain(head.trainable()).collect();
+    let mut optimizer = Optimizer::new(&OptimizerConfig::default(), vars.clone()).unwrap();
+    for _ in 0..3 {
+        let mut injection = Injection::none();
+        injection.block_mut(1).prefix = Some(Kv::halves(prompts.tensor()).unwrap());
+        injection.tokens = Some(prompts.tensor().narrow(1, 0, 2).unwrap());
+        let features = vit.forward(&pixels, &injection, &Taps { blocks: [].into(), norm: true }).unwrap();
+        let loss = cross_entropy(&head.forward(&features.cls).unwrap(), &labels, &(0..5)).unwrap();
+        optimizer.step(&loss.backward().unwrap()).unwrap();
+    }
+    vars.iter().map(|var| var.tensor().detach()).collect()
+}
+
+#[test]
+fn training_steps_give_the_cpus_parameters() {
+    let _alone = alone();
+    let Some(gpu) = gpu(Precision::Float32) else { return };
+    for (index, (found, exact)) in trained(&gpu).iter().zip(trained(&Device::Cpu)).enumerate() {
+        let error = apart(found, &exact);
+        println!("after three steps: tensor {index} {error:.1e}");
+        assert!(error < 1e-3, "tensor {index} {error:e}");
     }
 }
 
@@ -240,6 +290,7 @@ fn memory_on_the_gpu_stays_flat() {
     let vit = network(Precision::Float32, false, &gpu);
     let mut most = Vec::new();
     for _ in 0..30 {
+        device::forget_peak(&gpu);
         pass(&vit, &gpu);
         gpu.synchronize().unwrap();
         most.push(device::peak_bytes(&gpu).unwrap());

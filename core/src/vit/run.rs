@@ -88,15 +88,8 @@ struct Inner {
 }
 
 impl Block {
-    /// `x` `(B, N, D)` to `(B, M, D)`; keys and values come from every token, what follows acts on each by itself.
-    fn forward(
-        &self,
-        s: Setting,
-        x: &Tensor,
-        rows: Option<&Tensor>,
-        own: &Rows,
-        read: Read,
-    ) -> Result<(Tensor, Inner)> {
+    /// Values inside for `x` `(B, N, D)`; keys and values come from every token, what follows acts on each by itself.
+    fn inner(&self, s: Setting, x: &Tensor, rows: Option<&Tensor>, own: &Rows, read: Read) -> Result<Inner> {
         let normal = layer_norm_value(x, &self.norm1.gamma, &self.norm1.beta, s.eps)?;
         let qkv = linear_value(&normal, &self.qkv.weight, &self.qkv.bias)?;
         if let (Some(rows), Some(at)) = (rows, own.cls) {
@@ -111,8 +104,13 @@ impl Block {
         let middle = (read.keep(x)? + projected)?;
         let normal = layer_norm_value(&middle, &self.norm2.gamma, &self.norm2.beta, s.eps)?;
         let hidden = linear_value(&normal, &self.fc1.weight, &self.fc1.bias)?;
-        let y = linear_value(&gelu_value(&hidden)?, &self.fc2.weight, &self.fc2.bias)?;
-        Ok(((&middle + y)?, Inner { qkv, attended, middle, hidden }))
+        Ok(Inner { qkv, attended, middle, hidden })
+    }
+
+    /// The output `(B, M, D)`.
+    fn output(&self, inner: &Inner) -> Result<Tensor> {
+        let y = linear_value(&gelu_value(&inner.hidden)?, &self.fc2.weight, &self.fc2.bias)?;
+        Ok((&inner.middle + y)?)
     }
 
     /// The injected keys and values `(B, P, 2D)`.
@@ -212,8 +210,8 @@ impl Run {
         let mut kept = Vec::new();
         let mut x = x.contiguous()?;
         for (index, block) in self.blocks[self.range.clone()].iter().enumerate() {
-            let (y, inner) = block.forward(self.setting, &x, rows, &self.own[index], self.read(index))?;
-            let x = mem::replace(&mut x, y);
+            let inner = block.inner(self.setting, &x, rows, &self.own[index], self.read(index))?;
+            let x = mem::replace(&mut x, block.output(&inner)?);
             if first.is_some_and(|first| index >= first) {
                 kept.push(Kept { x, inner: Some(inner).filter(|_| !self.setting.recompute) });
             }
@@ -260,7 +258,7 @@ impl Taped {
             let (setting, read) = (self.run.setting, self.run.read(index));
             let inner = match inner {
                 Some(inner) => inner,
-                None => block.forward(setting, &x, rows.as_ref(), own, read)?.1,
+                None => block.inner(setting, &x, rows.as_ref(), own, read)?,
             };
             let wants_input = self.wants_input || index > self.first;
             let (of_block, dx) =
