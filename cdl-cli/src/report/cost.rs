@@ -9,6 +9,8 @@ use crate::Failure;
 struct Figure {
     /// In the page's identifiers and in CSV: the path in `results.json`, with `_` between its parts.
     name: &'static str,
+    /// Whether it is a part of the one above.
+    part: bool,
     title: &'static str,
     note: &'static str,
     value: fn(&Cost) -> u64,
@@ -17,55 +19,64 @@ struct Figure {
 const FIGURES: [Figure; 9] = [
     Figure {
         name: "trained_numbers",
+        part: false,
         title: "Numbers trained",
         note: "prompts, keys, heads; the distiller's with the student's",
         value: |cost| cost.trained_numbers,
     },
     Figure {
         name: "training_macs_total",
+        part: false,
         title: "Training step",
         note: "MACs of one image, all passes",
         value: |cost| cost.training_macs.total,
     },
     Figure {
         name: "training_macs_query",
-        title: "\u{2003}queries",
+        part: true,
+        title: "queries",
         note: "passes without prompts",
         value: |cost| cost.training_macs.query,
     },
     Figure {
         name: "training_macs_teacher",
-        title: "\u{2003}teacher",
+        part: true,
+        title: "teacher",
         note: "while the student learns",
         value: |cost| cost.training_macs.teacher,
     },
     Figure {
         name: "training_macs_forward",
-        title: "\u{2003}forward",
+        part: true,
+        title: "forward",
         note: "with prompts",
         value: |cost| cost.training_macs.forward,
     },
     Figure {
         name: "training_macs_backward",
-        title: "\u{2003}backward",
+        part: true,
+        title: "backward",
         note: "down to what is trained",
         value: |cost| cost.training_macs.backward,
     },
     Figure {
         name: "inference_macs_total",
+        part: false,
         title: "Inference",
         note: "MACs of one image, all passes",
         value: |cost| cost.inference_macs.total,
     },
     Figure {
         name: "inference_macs_query",
-        title: "\u{2003}query",
+        part: true,
+        title: "query",
         note: "the pass without prompts",
         value: |cost| cost.inference_macs.query,
     },
     Figure {
         name: "inference_macs_forward",
-        title: "\u{2003}network",
+        part: true,
+        title: "network",
         note: "the pass with prompts",
         value: |cost| cost.inference_macs.forward,
     },
@@ -79,7 +90,7 @@ pub fn table(runs: &[Run]) -> Option<String> {
     }
     let mut table = String::from(
         "<h2>Cost</h2>\n<p>Multiply-adds (MACs) of the frozen networks for one image, attention included; heads and losses \
-         left out.",
+         left out. The ratio is the student's to the teacher's.",
     );
     if runs.len() > 1 {
         table += " Below each figure stands how many times the first run's it is.";
@@ -94,12 +105,17 @@ pub fn table(runs: &[Run]) -> Option<String> {
             table += &format!("<th class=\"n\">{}{name}</th>", role.as_str());
         }
         if run.roles().count() == 2 {
-            table += &format!("<th class=\"n\">student / teacher{name}</th>");
+            table += &format!("<th class=\"n\">ratio{name}</th>");
         }
     }
     table += "</tr></thead>\n<tbody>\n";
     for figure in &FIGURES {
-        table += &format!("<tr><td>{}<small>{}</small></td>", figure.title, figure.note);
+        table += &format!(
+            "<tr><td{}>{}<small>{}</small></td>",
+            if figure.part { " class=\"part\"" } else { "" },
+            figure.title,
+            figure.note
+        );
         let value = |run: &Run, role: Role| cost(run, role).map(|cost| (figure.value)(&cost));
         for run in runs {
             for role in run.roles() {

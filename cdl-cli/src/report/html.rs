@@ -45,6 +45,7 @@ p{margin:2px 0 10px;color:var(--quiet);max-width:75ch}
 .wide{overflow-x:auto}svg{display:block;height:auto}
 table{border-collapse:collapse;font-size:14px}th,td{text-align:left;vertical-align:top;padding:6px 14px 6px 0;border-bottom:1px solid var(--rule)}
 th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.part{padding-left:1.2em}
 td small,th small{display:block;font-weight:400;color:var(--quiet);font-size:12px}code,pre{font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace}
 td code{overflow-wrap:anywhere}pre{overflow-x:auto;border:1px solid var(--rule);padding:10px 12px;border-radius:6px}
 summary{cursor:pointer;padding:4px 0}
