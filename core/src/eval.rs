@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccuracyMatrix, Confusion, Networks, PoolUse, Query, Result, Role, Task, TaskStream, Trainer,
+    AccuracyMatrix, ByRole, Confusion, PoolUse, Query, Result, Role, Task, TaskStream, Trainer,
     prompt_use::UseTally, trainer::Queries,
 };
 
@@ -45,7 +45,7 @@ pub struct Tested {
     /// What each network took each class for.
     pub confusions: Confusions,
     /// Which prompts the images took, by pool; none where a network's methods do not choose.
-    pub prompt_use: Networks<Vec<PoolUse>>,
+    pub prompt_use: ByRole<Vec<PoolUse>>,
 }
 
 /// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
@@ -112,7 +112,7 @@ impl Tester {
         for (row, role) in rows.into_iter().zip(roles) {
             results.of_mut(*role).push(row);
         }
-        let mut prompt_use = Networks::default();
+        let mut prompt_use = ByRole::default();
         for (uses, role) in uses.into_iter().zip(roles) {
             prompt_use.set(*role, uses.finish());
         }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Accuracies, Config, Confusion, EpochReport, Error, Moment, Networks, PoolUse, Result, Role, RunRecord,
+    Accuracies, ByRole, Config, Confusion, EpochReport, Error, Moment, PoolUse, Result, Role, RunRecord,
     Skipped, StateDict, Summary, Task, Tested, Trainer,
     atomic::{UNFINISHED, remove_unfinished, settle},
     checkpoint::{Checkpoint, Checkpoints},
@@ -58,10 +58,10 @@ pub struct Results {
     /// Which prompts the test images took after the last finished task, pool by pool; an empty list for a network whose
     /// methods do not choose.
     #[serde(default)]
-    pub prompt_use: Networks<Vec<PoolUse>>,
+    pub prompt_use: ByRole<Vec<PoolUse>>,
     /// Numbers trained, and multiply-adds of one image.
     #[serde(default)]
-    pub cost: Networks<Cost>,
+    pub cost: ByRole<Cost>,
     /// Tasks finished and tasks in all.
     pub tasks_done: usize,
     /// Number of tasks of the stream.
@@ -284,7 +284,7 @@ impl RunDir {
             let confusion = tested.confusions.iter().find(|(of, _)| *of == role);
             confusion.map(|(_, confusion)| confusion.class_accuracy())
         };
-        let mut cost = Networks::default();
+        let mut cost = ByRole::default();
         for &role in &trainer.settings.roles {
             cost.set(role, trainer.cost(role)?);
         }
@@ -393,7 +393,7 @@ pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
 ///
 /// # Errors
 /// A file that cannot be read, or holds something else.
-pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<Networks<Vec<PoolUse>>>> {
+pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<PoolUse>>>> {
     let models = model_dir(root, task);
     let file = prompt_use_file(&models);
     let bytes = match fs::read(&file) {

@@ -6,20 +6,20 @@ use crate::Role;
 
 /// Something of each network; `null` for one that is not trained.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Networks<T> {
+pub struct ByRole<T> {
     /// The student's.
     pub student: Option<T>,
     /// The teacher's.
     pub teacher: Option<T>,
 }
 
-impl<T> Default for Networks<T> {
+impl<T> Default for ByRole<T> {
     fn default() -> Self {
         Self { student: None, teacher: None }
     }
 }
 
-impl<T> Networks<T> {
+impl<T> ByRole<T> {
     /// That of one network.
     pub fn of(&self, role: Role) -> Option<&T> {
         match role {
