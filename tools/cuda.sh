@@ -128,6 +128,7 @@ case ${1:-} in
         grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4)
       strip -o "$package/test-${test#*:}" "$binary"
     done
+    gzip -9 "$package"/cdl "$package"/test-*
     cp tools/gpu_check.sh "$package"
     mkdir -p "$package/plugins/tests/fixtures"
     cp -R configs "$package"

@@ -14,6 +14,9 @@
 # STEPS           timed steps (10)
 set -uo pipefail
 cd "$(dirname "$0")"
+for packed in ./*.gz; do
+  [ ! -e "$packed" ] || gunzip -kf "$packed"
+done
 logs=$(mkdir -p "${1:-logs}" && cd "${1:-logs}" && pwd)
 steps=${STEPS:-10}
 export CDL_REQUIRE_GPU=1 CANDLE_NUM_THREADS=1
