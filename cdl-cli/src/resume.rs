@@ -38,7 +38,7 @@ pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> 
     let start = Instant::now();
     let root = &args.run_dir;
     if sweep::is_sweep(root) {
-        return sweep::resume(root, &args.sets, log);
+        return sweep::resume(root, &args.sets);
     }
     let config = load_config(&[root.join("config.toml")], &args.sets)?;
     go_on(root, &config, start, log, quiet)

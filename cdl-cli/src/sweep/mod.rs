@@ -169,19 +169,19 @@ pub fn sweep(args: &SweepArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
             manifest::write(&sweep, &states)?;
             collect(&sweep, &states)
         }
-        None => work(&sweep, log),
+        None => work(&sweep),
     }
 }
 
 /// Goes on with the sweep in `folder`.
-pub fn resume(folder: &Path, sets: &[String], log: &Log) -> Result<(), Failure> {
+pub fn resume(folder: &Path, sets: &[String]) -> Result<(), Failure> {
     if let Some(set) = sets.first() {
         let reason = "the cells of a sweep keep their configurations; resume a cell by its own directory";
         return Err(Failure::mistake(format!("--set {set}: {reason}")));
     }
     let sweep = Sweep::read(folder)?;
     let _lock = lock(folder)?;
-    work(&sweep, log)
+    work(&sweep)
 }
 
 /// Plans a sweep, and writes the plan once all of it holds.
@@ -243,7 +243,7 @@ fn order(seed: &u64) -> Value {
 }
 
 /// Runs what is not done, then collects.
-fn work(sweep: &Sweep, _log: &Log) -> Result<(), Failure> {
+fn work(sweep: &Sweep) -> Result<(), Failure> {
     let signals =
         Signals::listen().map_err(|e| Failure::working(format!("signals cannot be listened to: {e}")))?;
     let mut states = manifest::look(sweep)?;
