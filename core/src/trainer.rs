@@ -84,7 +84,7 @@ pub struct Trainer {
     pub distiller: Box<dyn Distiller>,
     /// How long and how fast.
     pub settings: TrainSettings,
-    /// Source of random numbers in [`Learner::begin_task`].
+    /// Source of random numbers in [`Learner::begin_task`](crate::Learner::begin_task).
     pub rng: Rng,
 }
 
