@@ -1,8 +1,11 @@
 //! `cdl export`.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-use cdl_core::{Error, Predictor, Role, export};
+use cdl_core::{Config, Error, Predictor, Role, export, resume::check_config};
 use clap::Args;
 
 use crate::{
@@ -35,7 +38,7 @@ pub struct ExportArgs {
     /// Replace the exported network that a folder holds
     #[arg(long)]
     overwrite: bool,
-    /// Override a value of the run's configuration, for instance --set device=cpu; may be repeated
+    /// Override a value of the run's configuration that cannot change a result, for instance --set device=cpu
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
 }
@@ -43,6 +46,8 @@ pub struct ExportArgs {
 /// Writes the folders.
 pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let Restored { config, experiment, task, .. } = restored(&args.run_dir, args.task, &args.sets)?;
+    // Variables of the environment and an edited file are overrides too; another setting is another network.
+    check_config(&config, &recorded(&args.run_dir)?)?;
     let wanted = [(Role::Student, &args.student), (Role::Teacher, &args.teacher)];
     let wanted = || wanted.iter().filter_map(|&(role, folder)| Some((role, folder.as_ref()?)));
     if let Some((role, _)) = wanted().find(|(role, _)| !experiment.trainer.settings.roles.contains(role)) {
@@ -69,4 +74,11 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
         );
     }
     emit(&text)
+}
+
+/// The configuration that a run was made with.
+fn recorded(run_dir: &Path) -> Result<Config, Failure> {
+    let file = run_dir.join("config.toml");
+    let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
+    Config::recorded(&file, &text).map_err(Failure::before_writing)
 }

@@ -57,8 +57,10 @@ impl Training {
                 }
                 Event::Task { task, trainer, results: accuracies, tested } => {
                     let skipped = stream.skipped();
-                    let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
+                    // Before the results, which say that the task is done: a run killed in between goes on from a
+                    // checkpoint and writes its events anew.
                     events.as_mut().map_or(Ok(()), |events| events.task(task.index, accuracies))?;
+                    let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
                     tell_task(task.index, &written);
                     finished = written.tasks_done;
                     results = Some(written);

@@ -238,6 +238,17 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(said(&refused).contains("--overwrite"), "{}", said(&refused));
     done(&[&again[..], &["--overwrite"]].concat());
+    // What somebody else put there stays.
+    let thesis = student.join("network/thesis.tex");
+    fs::write(&thesis, "years").expect("written");
+    let refused = cdl(&[&again[..], &["--overwrite"]].concat());
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said(&refused).contains("thesis.tex: is no part of an exported model"), "{}", said(&refused));
+    fs::remove_file(&thesis).expect("still there");
+    // Another setting is another network.
+    let refused = cdl(&[&again[..], &["--overwrite", "--set", "optimizer.lr=0.5"]].concat());
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(said(&refused).contains("optimizer.lr"), "{}", said(&refused));
     let model: Value =
         serde_json::from_slice(&fs::read(student.join("model.json")).expect("file")).expect("JSON");
     assert_eq!(model["tasks"].as_array().map(Vec::len), Some(2));

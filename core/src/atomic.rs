@@ -55,8 +55,11 @@ pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
         }
     };
     if let Err(e) = fs::rename(fresh.path(), root) {
-        if let Some(earlier) = &earlier {
-            fs::rename(earlier.path().join("earlier"), root).map_err(crate::error::io(root))?;
+        if let Some(earlier) = earlier
+            && let Err(error) = fs::rename(earlier.path().join("earlier"), root)
+        {
+            // Somebody else's folder is in its place: it stays where it was put aside, which the error names.
+            return Err(crate::error::io(earlier.keep().join("earlier"))(error));
         }
         return Err(crate::error::io(root)(e));
     }

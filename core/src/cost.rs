@@ -128,7 +128,7 @@ impl Transformer {
 /// What one network cost, MACs for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Numbers trained in the last finished task, the distiller's with the student's.
+    /// Numbers that the optimiser holds, the distiller's with the student's; a task may train a part of them.
     pub trained_numbers: u64,
     /// Of a training step.
     pub training_macs: TrainingMacs,

@@ -4,8 +4,30 @@ use serde::{Deserialize, Serialize};
 
 /// `A[i][j]`: accuracy in percent on task `j`'s test set after learning task `i >= j`, over all classes seen.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<Vec<f64>>", into = "Vec<Vec<f64>>")]
 pub struct AccuracyMatrix(Vec<Vec<f64>>);
+
+impl TryFrom<Vec<Vec<f64>>> for AccuracyMatrix {
+    type Error = String;
+
+    fn try_from(rows: Vec<Vec<f64>>) -> Result<Self, String> {
+        match rows.iter().enumerate().find(|(index, row)| row.len() != index + 1) {
+            None => Ok(Self(rows)),
+            Some((index, row)) => Err(format!(
+                "row {} of an accuracy matrix has {} entries, expected {}",
+                index + 1,
+                row.len(),
+                index + 1
+            )),
+        }
+    }
+}
+
+impl From<AccuracyMatrix> for Vec<Vec<f64>> {
+    fn from(matrix: AccuracyMatrix) -> Self {
+        matrix.0
+    }
+}
 
 /// Summary of a matrix, all in percent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -229,6 +251,14 @@ mod tests {
             }
             assert_eq!(found.into_iter().flatten().count(), 5);
         }
+    }
+
+    #[test]
+    fn rows_of_other_lengths_are_no_matrix() {
+        let read = |text: &str| serde_json::from_str::<AccuracyMatrix>(text).map_err(|e| e.to_string());
+        assert!(read("[[50.0],[60.0,70.0]]").is_ok());
+        let refused = read("[[50.0],[60.0]]");
+        assert!(refused.is_err_and(|e| e.contains("row 2 of an accuracy matrix has 1 entries, expected 2")));
     }
 
     #[test]

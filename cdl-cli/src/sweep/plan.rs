@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -199,6 +200,12 @@ impl Plan {
         let text = fs::read_to_string(&file).map_err(|e| fail(format!("{e}; is it a sweep?")))?;
         let plan: Self = toml::from_str(&text).map_err(|e| fail(e.message().into()))?;
         plan.check_axes()?;
+        if plan.jobs == 0 {
+            return Err(fail("`jobs = 0`: expected at least 1".into()));
+        }
+        if let Some(axis) = plan.axes().find(|axis| axis.values.is_empty()) {
+            return Err(fail(format!("`{}` has no values", axis.name)));
+        }
         Ok(plan)
     }
 
@@ -244,7 +251,8 @@ impl Plan {
                         Failure::mistake(format!("{}: {other}: {}", cell.name, first_line(&error)))
                     })?;
                 }
-                Err(_) => fresh.push((file, config.to_toml()?)),
+                Err(e) if e.kind() == ErrorKind::NotFound => fresh.push((file, config.to_toml()?)),
+                Err(source) => return Err(Error::Io { file, source }.into()),
             }
         }
         write_atomic(&folder.join(FILE), self.to_toml()?.as_bytes())?;

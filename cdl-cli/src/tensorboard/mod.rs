@@ -141,6 +141,7 @@ impl EventFiles {
         if !self.files.contains_key(&role) {
             let folder = self.folder.join(role.as_str());
             fs::create_dir_all(&folder).map_err(io(&folder))?;
+            remove_earlier(&folder).map_err(io(&folder))?;
             // TensorBoard looks for this in a name.
             let path = folder.join(format!("events.out.tfevents.{}.cdl", self.started as u64));
             let mut file = File::create(&path).map_err(io(&path))?;
@@ -151,4 +152,18 @@ impl EventFiles {
         let event = Event { wall_time: self.started + self.trained, step, values };
         file.write_all(&event.to_record()).map_err(io(path))
     }
+}
+
+/// Removes the event files of an earlier run from a network's folder: TensorBoard would draw both as one.
+fn remove_earlier(folder: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours =
+            name.to_str().is_some_and(|n| n.starts_with("events.out.tfevents.") && n.ends_with(".cdl"));
+        if ours && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }

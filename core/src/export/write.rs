@@ -70,23 +70,39 @@ pub fn write(
 /// Whether an exported model is there that is to be replaced.
 fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
     match fs::read_dir(root) {
-        Ok(mut entries) => {
-            let occupied = entries.next().is_some();
-            let exported = [MODEL, manifest::NAME].iter().all(|name| root.join(name).exists());
-            match (occupied, overwrite, exported) {
-                (false, ..) => Ok(false),
-                (true, true, true) => Ok(true),
-                (true, true, false) => {
-                    Err(fail(root, "holds something else than an exported model, which is not overwritten"))
-                }
-                (true, false, _) => {
-                    Err(fail(root, "already exists; choose another folder or add --overwrite"))
-                }
-            }
-        }
+        Ok(mut entries) => match (entries.next().is_some(), overwrite) {
+            (false, _) => Ok(false),
+            (true, true) => only_exported(root).map(|()| true),
+            (true, false) => Err(fail(root, "already exists; choose another folder or add --overwrite")),
+        },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(fail(root, format!("cannot be used: {e}"))),
     }
+}
+
+/// Refuses a folder that holds anything but an exported model.
+fn only_exported(root: &Path) -> Result<()> {
+    let stranger =
+        |file: &Path, what: &str| fail(file, format!("{what}: it is not overwritten; choose another folder"));
+    let model = root.join(MODEL);
+    let bytes = fs::read(&model).unwrap_or_default();
+    let Ok(description) = serde_json::from_slice::<Description>(&bytes) else {
+        return Err(stranger(&model, "is not the description of an exported model"));
+    };
+    let mut known: Vec<PathBuf> = description.files().iter().map(|name| root.join(name)).collect();
+    known.push(root.join(manifest::NAME));
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(crate::error::io(&folder))? {
+            let path = entry.map_err(crate::error::io(&folder))?.path();
+            if path.is_dir() && known.iter().any(|file| file.starts_with(&path)) {
+                folders.push(path);
+            } else if !known.contains(&path) {
+                return Err(stranger(&path, "is no part of an exported model"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the folder holds besides frozen networks and names.

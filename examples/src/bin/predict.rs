@@ -12,14 +12,14 @@ use anyhow::{Context, Result};
 use cdl_core::{Predictor, transform};
 
 fn main() -> Result<()> {
-    let mut arguments = env::args().skip(1);
+    let mut arguments = env::args_os().skip(1);
     let folder = arguments.next().context("expected the folder of an exported network, then images")?;
     cdl_plugins::link();
     let model = Predictor::load(folder)?;
     for file in arguments {
         let image = transform::open(Path::new(&file))?;
         for best in &model.predict(&[image], 3)?[0] {
-            println!("{file}: {} {:.1} %", best.class, 100.0 * best.probability);
+            println!("{}: {} {:.1} %", file.display(), best.class, 100.0 * best.probability);
         }
     }
     Ok(())

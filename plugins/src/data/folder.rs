@@ -32,14 +32,27 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
 
 /// Image files below a folder, at any depth, sorted within each folder.
 pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    collect_below(folder, &mut Vec::new(), files)
+}
+
+/// The same below `above`, the folders on the way: a link back to one of them leads nowhere new.
+fn collect_below(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
+    let fail =
+        |e: std::io::Error| Error::Data { file: folder.into(), reason: format!("cannot be read: {e}") };
+    let own = folder.canonicalize().map_err(fail)?;
+    if above.contains(&own) {
+        return Ok(());
+    }
+    above.push(own);
     for path in list(folder)? {
         let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         if path.is_dir() {
-            collect(&path, files)?;
+            collect_below(&path, above, files)?;
         } else if EXTENSIONS.contains(&extension.as_str()) {
             files.push(path);
         }
     }
+    above.pop();
     Ok(())
 }
 
@@ -99,5 +112,26 @@ impl ImageSet for Files {
     fn id(&self, index: usize) -> String {
         let file = &self.files[index].0;
         file.strip_prefix(&self.root).unwrap_or(file).display().to_string()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_back_lead_nowhere() -> Result<()> {
+        let fail = |e: std::io::Error| Error::Data { file: "folder".into(), reason: e.to_string() };
+        let root = tempfile::tempdir().map_err(fail)?;
+        let inner = root.path().join("inner");
+        std::fs::create_dir(&inner).map_err(fail)?;
+        std::fs::write(inner.join("a.png"), "").map_err(fail)?;
+        for name in ["one", "two"] {
+            std::os::unix::fs::symlink(root.path(), inner.join(name)).map_err(fail)?;
+        }
+        let mut files = Vec::new();
+        collect(root.path(), &mut files)?;
+        assert_eq!(files, [inner.join("a.png")]);
+        Ok(())
     }
 }
