@@ -332,10 +332,7 @@ fn matrix(run: &Run, role: Role, title: &str) -> Option<(String, Plot)> {
 }
 
 fn by_class(runs: &[Run]) -> Vec<(String, Plot)> {
-    let series = series(runs, |run, role| match role {
-        Role::Student => run.results.class_accuracy.student.clone(),
-        Role::Teacher => run.results.class_accuracy.teacher.clone(),
-    });
+    let series = series(runs, |run, role| run.results.class_accuracy.of(role).cloned());
     let (Some(first), Some(most)) = (runs.first(), series.iter().map(|one| one.values.len()).max()) else {
         return Vec::new();
     };

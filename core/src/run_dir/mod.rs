@@ -15,35 +15,32 @@
 //! .lock                     held by the process that writes here
 //! ```
 
+mod lock;
+mod read;
+
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    io::{Read, Write},
+    fs::{self, File, OpenOptions},
+    io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    Accuracies, ByRole, Config, Confusion, EpochReport, Error, Moment, PoolUse, Result, Role, RunRecord,
-    Skipped, StateDict, Summary, Task, Tested, Trainer,
+    Accuracies, ByRole, Config, EpochReport, Error, Moment, PoolUse, Result, Role, RunRecord, Skipped,
+    Summary, Task, Tested, Trainer,
     atomic::{UNFINISHED, remove_unfinished, settle},
     checkpoint::{Checkpoint, Checkpoints},
     cost::Cost,
 };
 
+pub use self::{
+    lock::{is_held, lock},
+    read::{check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results},
+};
 pub use crate::atomic::write_atomic;
-
-/// Accuracy in percent on each class's test images after the last finished task, in stream order; `null` for a class
-/// without test images, and for a network that was not trained.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ClassAccuracy {
-    /// The student's.
-    pub student: Option<Vec<Option<f64>>>,
-    /// The teacher's.
-    pub teacher: Option<Vec<Option<f64>>>,
-}
 
 /// What `results.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,9 +49,10 @@ pub struct Results {
     pub student: Option<Summary>,
     /// The teacher's, `null` if it was not trained.
     pub teacher: Option<Summary>,
-    /// Accuracies by class.
+    /// Accuracy in percent on each class's test images after the last finished task, in stream order; `null` for a class
+    /// without test images, and for a network that was not trained.
     #[serde(default)]
-    pub class_accuracy: ClassAccuracy,
+    pub class_accuracy: ByRole<Vec<Option<f64>>>,
     /// Which prompts the test images took after the last finished task, pool by pool; an empty list for a network whose
     /// methods do not choose.
     #[serde(default)]
@@ -280,10 +278,10 @@ impl RunDir {
         for &role in &trainer.settings.roles {
             write_atomic(&model_file(&models, role), &trainer.state(role)?.to_bytes()?)?;
         }
-        let by_class = |role: Role| {
-            let confusion = tested.confusions.iter().find(|(of, _)| *of == role);
-            confusion.map(|(_, confusion)| confusion.class_accuracy())
-        };
+        let mut class_accuracy = ByRole::default();
+        for (role, confusion) in &tested.confusions {
+            class_accuracy.set(*role, confusion.class_accuracy());
+        }
         let mut cost = ByRole::default();
         for &role in &trainer.settings.roles {
             cost.set(role, trainer.cost(role)?);
@@ -291,10 +289,7 @@ impl RunDir {
         let results = Results {
             student: accuracies.student.summary(),
             teacher: accuracies.teacher.summary(),
-            class_accuracy: ClassAccuracy {
-                student: by_class(Role::Student),
-                teacher: by_class(Role::Teacher),
-            },
+            class_accuracy,
             prompt_use: tested.prompt_use.clone(),
             cost,
             tasks_done: task.index + 1,
@@ -370,108 +365,6 @@ fn nearest_folder(path: &Path) -> &Path {
     there.unwrap_or(Path::new("."))
 }
 
-/// Reads `results.json` of a run.
-pub fn read_results(root: &Path) -> Result<Results> {
-    read_json(root, "results.json", "has the run finished a task?")
-}
-
-/// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
-///
-/// # Errors
-/// A file that cannot be read, or is no confusion matrix.
-pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
-    let file = confusion_file(root, role);
-    let bytes = match fs::read(&file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(crate::error::io(&file))?,
-    };
-    let fail = |reason: String| Error::Data { file: file.clone(), reason };
-    Confusion::from_csv(&bytes).map(Some).map_err(fail)
-}
-
-/// Reads which prompts the test images took after task `task` (from 0); `None` where the run has not noted it.
-///
-/// # Errors
-/// A file that cannot be read, or holds something else.
-pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<PoolUse>>>> {
-    let models = model_dir(root, task);
-    let file = prompt_use_file(&models);
-    let bytes = match fs::read(&file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(crate::error::io(&file))?,
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Data { file, reason: e.to_string() })
-}
-
-/// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
-///
-/// # Errors
-/// A file that cannot be read, or a line that is no report, by its number.
-pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
-    let path = root.join("metrics.jsonl");
-    let text = fs::read_to_string(&path).map_err(crate::error::io(&path))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let report = |(index, line): (usize, &str)| {
-        serde_json::from_str(line)
-            .map_err(|e| Error::Data { file: path.clone(), reason: format!("line {}: {e}", index + 1) })
-    };
-    whole.lines().enumerate().map(report).collect()
-}
-
-/// Reads `run.json` of a run.
-///
-/// # Errors
-/// A directory without one, or one that is no JSON.
-pub fn read_record(root: &Path) -> Result<serde_json::Value> {
-    read_json(root, "run.json", "is it a run?")
-}
-
-/// Refuses an experiment whose data or weights are not those that the run in `root` was made with.
-///
-/// # Errors
-/// What differs, with the SHA-256 of both.
-pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
-    let recorded = read_record(root)?;
-    let now = serde_json::to_value(record)
-        .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
-    // Of lists, all checksums: files may lie elsewhere than they did.
-    for (what, field) in [
-        ("images and tasks", "/split_sha256"),
-        ("the files of the data set", "/data"),
-        ("the plugins", "/plugins"),
-        ("the teacher's weights", "/teacher/provenance/sha256"),
-        ("the student's weights", "/student/provenance/sha256"),
-    ] {
-        let sha256 = |record: &serde_json::Value| match record.pointer(field) {
-            Some(serde_json::Value::String(sha256)) => sha256.clone(),
-            Some(serde_json::Value::Array(entries)) => {
-                let sums = entries.iter().filter_map(|entry| entry["sha256"].as_str());
-                sums.collect::<Vec<_>>().join(", ")
-            }
-            _ => "none".to_string(),
-        };
-        let (recorded, now) = (sha256(&recorded), sha256(&now));
-        if recorded != now {
-            let reason =
-                format!("{what} are not those of the run: their SHA-256 is {now}, in run.json {recorded}");
-            return Err(Error::RunDir { dir: root.into(), reason });
-        }
-    }
-    Ok(())
-}
-
-fn read_json<T: DeserializeOwned>(root: &Path, name: &str, hint: &str) -> Result<T> {
-    let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let bytes =
-        fs::read(root.join(name)).map_err(|e| fail(format!("{name} cannot be read ({e}); {hint}")))?;
-    serde_json::from_slice(&bytes).map_err(|e| fail(format!("{name}: {e}")))
-}
-
-/// Reads the model of `role` after task `task` (from 0).
-pub fn read_model(root: &Path, task: usize, role: Role, device: &candle_core::Device) -> Result<StateDict> {
-    StateDict::read(&model_file(&model_dir(root, task), role), device)
-}
-
 fn confusion_file(root: &Path, role: Role) -> PathBuf {
     root.join(format!("confusion_{}.csv", role.as_str()))
 }
@@ -492,46 +385,6 @@ fn prompt_use_file(models: &Path) -> PathBuf {
 fn append(root: &Path, name: &str) -> Result<File> {
     let path = root.join(name);
     OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))
-}
-
-/// Takes the lock of a directory, so that no two processes write there. It is given up when the file is closed, which the
-/// system does for a process that ends in any way.
-///
-/// # Errors
-/// Another process has it, or the file cannot be made.
-pub fn lock(root: &Path) -> Result<File> {
-    let path = root.join(".lock");
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(&path);
-    let mut file = file.map_err(crate::error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder);
-            let holder = match holder.trim().parse::<u32>() {
-                Ok(process) => format!("process {process} is writing to it"),
-                Err(_) => "another process is writing to it".into(),
-            };
-            return Err(Error::RunDir {
-                dir: root.into(),
-                reason: format!("{holder}; wait for it or end it"),
-            });
-        }
-        // Some network file systems have no locks.
-        Err(TryLockError::Error(e)) => {
-            tracing::warn!("{} cannot be locked, so two processes could write there: {e}", path.display());
-        }
-    }
-    // Who holds it is for the message above alone.
-    let _ = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-    Ok(file)
-}
-
-/// Whether another process is writing to the directory, which need not be there.
-pub fn is_held(root: &Path) -> bool {
-    let file = File::open(root.join(".lock"));
-    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 /// A directory for a moment in `parent`, with the permissions of any new one.
