@@ -62,7 +62,7 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
 }
 
 /// What is beside `bin` and `lib`.
-const COPIED: [&str; 4] = ["configs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
+const COPIED: [&str; 5] = ["configs", "docs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
 
 /// Something in `dir` that is no part of what this makes.
 fn foreign(dir: &Path) -> Result<Option<String>, Failure> {

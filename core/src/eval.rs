@@ -63,7 +63,7 @@ impl Tester {
     /// A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
     ///
     /// # Errors
-    /// Unreadable images, selections of prompts that cannot be, and whatever `on_batch` returns.
+    /// Unreadable images, and whatever `on_batch` returns.
     pub fn test(
         &mut self,
         trainer: &Trainer,
@@ -76,7 +76,7 @@ impl Tester {
         let mut rows = vec![Vec::new(); roles.len()];
         let names = stream.classes().get(..task.seen()).unwrap_or(stream.classes());
         let mut confusions: Confusions = roles.iter().map(|&role| (role, Confusion::new(names))).collect();
-        let mut uses: Vec<UseTally> = roles.iter().map(|_| UseTally::default()).collect();
+        let mut uses: Vec<Option<UseTally>> = roles.iter().map(|_| Some(UseTally::default())).collect();
         for seen in &stream.tasks()[..=task.index] {
             let (mut right, mut total) = (vec![0; roles.len()], 0);
             for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
@@ -98,7 +98,16 @@ impl Tester {
                 for ((right, uses), (role, confusion)) in counts {
                     let (logits, selections) =
                         trainer.predict_with(*role, &batch.pixels, queries.of(*role))?;
-                    uses.add(seen.index, batch.len(), &selections)?;
+                    // What is said for the record ends no run.
+                    let added =
+                        uses.as_mut().map_or(Ok(()), |of| of.add(seen.index, batch.len(), &selections));
+                    if let Err(error) = added {
+                        tracing::warn!(
+                            "which prompts the {}'s images take is not recorded: {error}",
+                            role.as_str()
+                        );
+                        *uses = None;
+                    }
                     let best = best_among(&logits, 0..task.seen())?;
                     *right += count_equal(&best, &labels);
                     confusion.add(&labels, &best);
@@ -114,7 +123,9 @@ impl Tester {
         }
         let mut prompt_use = ByRole::default();
         for (uses, role) in uses.into_iter().zip(roles) {
-            prompt_use.set(*role, uses.finish());
+            if let Some(uses) = uses {
+                prompt_use.set(*role, uses.finish());
+            }
         }
         Ok(Tested { confusions, prompt_use })
     }

@@ -165,3 +165,21 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
     assert_eq!(found.training_macs.total, found.inference_macs.total);
     Ok(())
 }
+
+/// What is said for the record ends no run: weights that are no numbers are left out of it.
+#[test]
+fn a_record_that_cannot_be_is_left_out() -> Result<()> {
+    let mut trainer = trainer(QuerySource::Student, ("coda_prompt", "pool = 6\nlength = 2"), "kd")?;
+    let stream = Noise::new(1);
+    let first = &stream.tasks()[0];
+    trainer.begin_task(first)?;
+    let keys = trainer.trainable(Role::Student).into_iter().find(|var| var.name.contains("e_k_0"));
+    let keys = keys.expect("keys of the first pool");
+    keys.var.set(&(keys.tensor().detach() * f64::NAN)?)?;
+    let mut accuracies = Accuracies::default();
+    let tested = Tester::default().test(&trainer, first, &stream, &mut accuracies, &mut || Ok(()))?;
+    assert!(tested.prompt_use.of(Role::Student).is_none());
+    assert!(tested.prompt_use.of(Role::Teacher).is_some());
+    assert_eq!(accuracies.student.rows().len(), 1);
+    Ok(())
+}

@@ -284,7 +284,10 @@ impl RunDir {
         }
         let mut cost = ByRole::default();
         for &role in &trainer.settings.roles {
-            cost.set(role, trainer.cost(role)?);
+            match trainer.cost(role) {
+                Ok(of_role) => cost.set(role, of_role),
+                Err(error) => tracing::warn!("the {}'s cost is not recorded: {error}", role.as_str()),
+            }
         }
         let results = Results {
             student: accuracies.student.summary(),
