@@ -154,7 +154,7 @@ pub(super) fn cosine(query: &Tensor, keys: &Tensor) -> Result<Tensor> {
 }
 
 /// The columns of the `count` largest entries of each row, the largest first: `(B, M)` to `(B, count)` (u32). Of equal
-/// entries the first wins; what is no number comes last.
+/// entries the first wins, and what is no number comes last; on a GPU they come in any order.
 pub(super) fn nearest(similarity: &Tensor, count: usize) -> Result<Tensor> {
     if !similarity.device().is_cpu() {
         // Sorted where it is: an answer to the host would make the GPU wait within the step.
