@@ -2,6 +2,7 @@
 # The `cuda` feature where there is no GPU, no driver and no CUDA toolkit.
 #
 #   tools/cuda.sh check     clippy on everything that the feature compiles; downloads nothing
+#   tools/cuda.sh emulated  the tests of what runs on a GPU, on one that is emulated on the CPU; downloads nothing
 #   tools/cuda.sh toolkit   CUDA's compiler from PyPI (105 MB, 271 MB unpacked) into target/cuda; prints CUDA_HOME
 #   tools/cuda.sh build     toolkit, and a release binary that starts with and without a driver: target/cuda/cdl
 #   tools/cuda.sh package   build, and target/cuda/package: what tools/gpu_check.sh needs on a machine with a GPU and no Rust
@@ -18,39 +19,22 @@ mkdir -p "$root"
 # The bindings of CUDA 13.0, without asking a compiler. A driver of that time or later takes its PTX.
 export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
 
-# A compiler that says its version and leaves empty files: enough for Rust to be checked.
-stand_in() {
-  cat > "$root/stand-in-nvcc" <<'SCRIPT'
+# nvcc, but for candle's kernels for quantised networks, which nothing here uses and which take most of the time: they
+# become functions that abort. What $1 says is done with all else.
+without_quantised() {
+  cat > "$root/$1" <<'SCRIPT'
 #!/usr/bin/env bash
-output='' folder=. library='' source=''
+output='' object='' folder=. library='' source='' objects=()
+all=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
-    --version) echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit ;;
+    --version) version=yes ;;
+    -c) object=yes ;;
     -o) output=$2; shift ;;
     --output-directory) folder=$2; shift ;;
     --lib) library=yes ;;
     *.cu) source=$1 ;;
-  esac
-  shift
-done
-if [ "$library" ]; then rm -f "$output"; exec ar cr "$output"; fi
-: > "${output:-$folder/$(basename "$source" .cu).ptx}"
-SCRIPT
-  chmod +x "$root/stand-in-nvcc"
-}
-
-# The real compiler, but for candle's kernels for quantised networks, which nothing here uses and which take most of the
-# time: they become functions that abort.
-without_quantised() {
-  cat > "$root/nvcc" <<'SCRIPT'
-#!/usr/bin/env bash
-output='' object='' source=''
-all=("$@")
-while [ $# -gt 0 ]; do
-  case $1 in
-    -c) object=yes ;;
-    -o) output=$2; shift ;;
-    *.cu) source=$1 ;;
+    *.o) objects+=("$1") ;;
   esac
   shift
 done
@@ -64,11 +48,24 @@ if [ "$object" ] && [[ $(basename "$source") =~ ^(moe_|mmvq_gguf|mmq_) ]]; then
         sed 's/.*/void &(void) { fputs("&: not in this build\\n", stderr); abort(); }/'
     fi
   } | exec cc -x c -O1 -fPIC -c -o "$output" -
-else
-  exec "$CUDA_HOME/bin/nvcc" "${all[@]}"
 fi
 SCRIPT
-  chmod +x "$root/nvcc"
+  cat >> "$root/$1"
+  chmod +x "$root/$1"
+}
+
+# A compiler that says its version and leaves empty files: enough for Rust to be checked, and to be run where kernels are
+# found by name.
+stand_in() {
+  without_quantised stand-in-nvcc <<'SCRIPT'
+if [ "${version:-}" ]; then echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit; fi
+if [ "$library" ]; then rm -f "$output"; exec ar cr "$output" "${objects[@]}"; fi
+: > "${output:-$folder/$(basename "$source" .cu).ptx}"
+SCRIPT
+  export NVCC=$root/stand-in-nvcc CUDA_HOME=$root/emulated
+  mkdir -p "$CUDA_HOME/lib64"
+  # Other settings for candle-kernels, so that its empty files are never taken for compiled ones.
+  apart=(--config 'profile.release.package.candle-kernels.opt-level=1')
 }
 
 fetch_toolkit() {
@@ -94,7 +91,7 @@ build() {
   local command=$1
   shift
   fetch_toolkit
-  without_quantised
+  without_quantised nvcc <<< 'exec "$CUDA_HOME/bin/nvcc" "${all[@]}"'
   RUSTFLAGS='--cfg feature="dynamic-loading"' NVCC=$root/nvcc CARGO_TARGET_DIR=$root/build \
     cargo "$command" --release --target "$triple" "$@"
 }
@@ -102,11 +99,15 @@ build() {
 case ${1:-} in
   check)
     stand_in
-    # Other settings for candle-kernels, so that its empty files are never taken for compiled ones.
-    NVCC=$root/stand-in-nvcc cargo clippy --release --workspace --all-targets \
-      --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
-      --config 'profile.release.package.candle-kernels.opt-level=1' \
-      -- -D warnings
+    cargo clippy --release --workspace --all-targets --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
+      "${apart[@]}" -- -D warnings
+    ;;
+  emulated)
+    tools/emulated_gpu.sh > /dev/null
+    stand_in
+    export LD_LIBRARY_PATH=$CUDA_HOME/lib64 CDL_REQUIRE_GPU=1 CDL_TEST_DEVICE=cuda
+    cargo test --release --workspace --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda "${apart[@]}" \
+      --test cuda --test golden
     ;;
   toolkit)
     fetch_toolkit
@@ -135,5 +136,5 @@ case ${1:-} in
     cp -R plugins/tests/fixtures/golden "$package/plugins/tests/fixtures"
     du -sh "$package"
     ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -148,18 +148,18 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
         Buffer<T> y(dy.values().size(), c.offset_of(3)), d_qkv(own.size(), c.offset_of(4));
         Buffer<T> d_extra(injected.size(), c.offset_of(5));
         Buffer<float> lse(rows), delta(rows);
-        emulation::launch({groups(tokens, 64), heads, batch}, 128, shared.forward, order, [&] {
+        emulation::launch({groups(tokens, 64), heads, batch}, {128}, shared.forward, order, [&] {
             kernels->forward(qkv.data(), extra.pointer(), y.data(), lse.data(), batch, tokens, extras, heads,
                              head_dim, scale);
         });
-        emulation::launch({groups(rows, 16)}, 128, 0, order, [&] {
+        emulation::launch({groups(rows, 16)}, {128}, 0, order, [&] {
             delta_kernel(y.data(), dy.data(), delta.data(), batch, tokens, heads, head_dim);
         });
-        emulation::launch({groups(tokens, 64), heads, batch}, 128, shared.queries, order, [&] {
+        emulation::launch({groups(tokens, 64), heads, batch}, {128}, shared.queries, order, [&] {
             kernels->queries(qkv.data(), extra.pointer(), dy.data(), lse.data(), delta.data(), d_qkv.data(), batch,
                              tokens, extras, heads, head_dim, scale);
         });
-        emulation::launch({groups(tokens + extras, 64), heads, batch}, 128, shared.keys, order, [&] {
+        emulation::launch({groups(tokens + extras, 64), heads, batch}, {128}, shared.keys, order, [&] {
             kernels->keys(qkv.data(), extra.pointer(), dy.data(), lse.data(), delta.data(), d_qkv.data(),
                           d_extra.pointer(), batch, tokens, extras, heads, head_dim, scale);
         });
@@ -205,7 +205,7 @@ void check_nan(Bench& bench) {
     Values own = normal(bench.random, tokens * 3 * width);
     own[7 * 3 * width + width + 5] = NAN;
     Buffer<float> qkv(own), y(tokens * width), lse(2 * tokens);
-    emulation::launch({1, 2, 1}, 128, Shared(Arithmetic::f32, 32).forward, Order::forward, [&] {
+    emulation::launch({1, 2, 1}, {128}, Shared(Arithmetic::f32, 32).forward, Order::forward, [&] {
         attention_forward_f32_32(qkv.data(), nullptr, y.data(), lse.data(), 1, tokens, 0, 2, head_dim, 0.25f);
     });
     const Values values = y.values();

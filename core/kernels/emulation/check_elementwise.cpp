@@ -61,13 +61,13 @@ template <class T> struct Checks {
         const std::string at = "n " + std::to_string(n) + " offset " + std::to_string(offset);
         Buffer<T> x(inputs(bench.random, n), offset & 1), dy(normal(bench.random, n), offset >> 1 & 1);
         check("gelu_forward", at, reference::gelu(x.values()), offset, bound, [&](Buffer<T>& y, Order order) {
-            emulation::launch({blocks}, 256, 0, order, [&] { kernels.gelu(x.data(), y.data(), n); });
+            emulation::launch({blocks}, {256}, 0, order, [&] { kernels.gelu(x.data(), y.data(), n); });
             return intact(x, y);
         });
         const Expected gradient = reference::gelu_backward(x.values(), dy.values());
         check("gelu_backward", at, gradient, offset, bound, [&](Buffer<T>& dx, Order order) {
             const auto kernel = [&] { kernels.gelu_backward(x.data(), dy.data(), dx.data(), n); };
-            emulation::launch({blocks}, 256, 0, order, kernel);
+            emulation::launch({blocks}, {256}, 0, order, kernel);
             return intact(x, dy, dx);
         });
     }
@@ -81,7 +81,7 @@ template <class T> struct Checks {
         const Expected sum = reference::add_bias(x.values(), bias.values());
         check("add_bias", at, sum, offset, unit, [&](Buffer<T>& y, Order order) {
             memcpy(y.data(), x.data(), n * sizeof(T));
-            emulation::launch({blocks}, 256, 0, order, [&] { kernels.add_bias(y.data(), bias.data(), rows, width); });
+            emulation::launch({blocks}, {256}, 0, order, [&] { kernels.add_bias(y.data(), bias.data(), rows, width); });
             return intact(bias, y);
         });
     }

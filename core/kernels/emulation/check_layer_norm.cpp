@@ -42,7 +42,7 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned widt
     const std::string forward = "layer_norm_forward_" + kernels.name;
     in_all_orders(bench.table, forward, at, [&](Order order) {
         Buffer<T> y(n, offset >> 3);
-        emulation::launch({groups(rows, 4)}, 128, 0, order, [&] {
+        emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
             kernels.forward(x.data(), gamma.data(), beta.data(), y.data(), rows, width, eps);
         });
         if (!intact(x, gamma, beta, y)) bench.table.miss(forward, at + ": wrote where it must not");
@@ -56,7 +56,7 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned widt
     const std::string backward = "layer_norm_backward_" + kernels.name;
     in_all_orders(bench.table, backward, at, [&](Order order) {
         Buffer<T> dx(n, offset >> 3);
-        emulation::launch({groups(rows, 4)}, 128, 0, order, [&] {
+        emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
             kernels.backward(x.data(), gamma.data(), dy.data(), dx.data(), rows, width, eps);
         });
         if (!intact(x, gamma, dy, dx)) bench.table.miss(backward, at + ": wrote where it must not");

@@ -113,6 +113,9 @@ struct Block {
 
 inline Block block;
 
+/// Threads of a block.
+inline unsigned threads() { return blockDim.x * blockDim.y * blockDim.z; }
+
 // Fibers begin by `setcontext` and then jump: `swapcontext` asks the system for signal masks every time, half of the
 // run time. The address sanitizer wants to be told of each switch, and does not know such jumps. No function that jumps
 // is inlined: it would take its caller's variables along.
@@ -148,7 +151,7 @@ inline void fiber_main() {
 [[gnu::noinline]] inline void resume(unsigned thread) {
     Fiber& fiber = block.fibers[thread];
     block.current = thread;
-    threadIdx = {thread, 0, 0};
+    threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&block.fake_stack, fiber.stack.get(), Fiber::STACK);
     swapcontext(&block.scheduler, &fiber.context);
@@ -189,7 +192,7 @@ inline bool all_wait(unsigned first, unsigned count, State state) {
         const Fiber& fiber = block.fibers[i];
         if (fiber.state != state) continue;
         if (waiting && !same_place(fiber, *waiting)) {
-            threadIdx.x = i;
+            threadIdx = {i, 0, 0};
             fail("another thread waits in another place", fiber.place);
         }
         waiting = &fiber;
@@ -199,14 +202,17 @@ inline bool all_wait(unsigned first, unsigned count, State state) {
     return waiting;
 }
 
-/// Runs the lanes of a warp in the given order until all have ended or wait at a barrier of the block.
+/// Runs the lanes of a warp in the given order until all have ended or wait at a barrier of the block. The last warp of a
+/// block may lack lanes.
 inline void run_warp(unsigned first, std::vector<unsigned>& lanes, const std::function<void()>& reorder) {
+    const unsigned there = std::min(32u, threads() - first);
     do {
         reorder();
         for (unsigned lane : lanes) {
-            if (block.fibers[first + lane].state == State::ready) resume(first + lane);
+            if (lane < there && block.fibers[first + lane].state == State::ready) resume(first + lane);
         }
-        if (!all_wait(first, 32, State::at_warp)) return;
+        if (!all_wait(first, there, State::at_warp)) return;
+        if (there < 32) fail("an instruction of the whole warp in a part of one", block.fibers[first].place);
         void* operands[32];
         for (unsigned i = 0; i < 32; ++i) {
             operands[i] = block.fibers[first + i].operands;
@@ -217,9 +223,9 @@ inline void run_warp(unsigned first, std::vector<unsigned>& lanes, const std::fu
 }
 
 inline void run_block(Order order, std::mt19937& random) {
-    const unsigned threads = blockDim.x;
+    const unsigned threads = emulation::threads();
     for (unsigned i = 0; i < threads; ++i) begin(block.fibers[i]);
-    std::vector<unsigned> lanes(32), warps(threads / 32);
+    std::vector<unsigned> lanes(32), warps((threads + 31) / 32);
     std::iota(lanes.begin(), lanes.end(), 0);
     std::iota(warps.begin(), warps.end(), 0);
     if (order == Order::backward) {
@@ -238,14 +244,15 @@ inline void run_block(Order order, std::mt19937& random) {
 }
 
 /// Runs `kernel` on every block of the grid.
-inline void launch(dim3 grid, unsigned threads, size_t shared_bytes, Order order, const std::function<void()>& kernel) {
+inline void launch(dim3 grid, dim3 threads, size_t shared_bytes, Order order, const std::function<void()>& kernel) {
     constexpr size_t GUARD = 4096;
     constexpr unsigned char FILL = 0xff; // NaN in every type
-    if (threads == 0 || threads % 32 != 0 || threads > 1024) fail("blocks are whole warps", Place::current());
     gridDim = grid;
-    blockDim = {threads, 1, 1};
+    blockDim = threads;
+    const unsigned count = emulation::threads();
+    if (count == 0 || count > 1024) fail("a block has 1 to 1024 threads", Place::current());
     block.kernel = &kernel;
-    if (block.fibers.size() < threads) block.fibers = std::vector<Fiber>(threads);
+    if (block.fibers.size() < count) block.fibers = std::vector<Fiber>(count);
 
     void* memory = nullptr;
     if (posix_memalign(&memory, 128, shared_bytes + GUARD)) fail("no memory", Place::current());
@@ -287,13 +294,14 @@ inline void __syncwarp(emulation::Place place = emulation::Place::current()) {
     emulation::whole_warp<int>(nothing, [](int* const*) {}, place);
 }
 
-inline float __shfl_xor_sync(unsigned mask, float x, int apart, emulation::Place place = emulation::Place::current()) {
-    if (mask != 0xffffffffu) emulation::fail("only whole warps are known", place);
+template <class T>
+T __shfl_xor_sync(unsigned mask, T x, int apart, int width = 32, emulation::Place place = emulation::Place::current()) {
+    if (mask != 0xffffffffu || width != 32) emulation::fail("only whole warps are known", place);
     struct Operands {
-        float value;
+        T value;
         int apart;
-        float result;
-    } mine = {x, apart, 0.0f};
+        T result;
+    } mine = {x, apart, x};
     emulation::whole_warp<Operands>(
         mine,
         [](Operands* const* lanes) {

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Builds a GPU that is none, target/cuda/emulated/lib64: CUDA's driver, cuBLAS, cuBLASLt and cuRAND as far as cdl uses them, with
+# this repository's and candle's kernels compiled for the CPU. core/kernels/README.md says what it proves. Prints the folder that
+# CUDA_HOME is to name, to be linked with, and whose lib64 belongs in LD_LIBRARY_PATH.
+#
+# CXX  a C++20 compiler, g++ by default
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CXX=${CXX:-g++}
+root=$PWD/target/cuda/emulated
+kernels=$PWD/core/kernels
+sources=$kernels/emulation/card
+registry() { cargo metadata --format-version 1 --locked --all-features | grep -oE "\"[^\"]*/$1-[0-9][^\"/]*/Cargo.toml\"" | head -1 | tr -d '"' | xargs dirname; }
+candle=$(registry candle-kernels)/src
+cudarc=$(registry cudarc)/src
+
+state=$(cat "$0" "$kernels"/*.cu* "$kernels"/emulation/*.h "$sources"/* "$candle"/*.cu* | sha256sum)
+if [ -e "$root/state" ] && [ "$state" = "$(cat "$root/state")" ]; then
+    echo "$root"
+    exit
+fi
+rm -rf "$root"
+mkdir -p "$root/lib64" "$root/include/cuda/std" "$root/objects"
+# candle's kernels ask for CUDA's headers by these names.
+for header in cuda_fp16.h cuda_bf16.h cuda_fp8.h cuda/std/limits; do
+    echo '#include "candle_on_cpu.h"' > "$root/include/$header"
+done
+
+# As for check_kernels.sh. Optimised enough for whole runs.
+flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -U_FORTIFY_SOURCE -w)
+
+# kernel SOURCE MEETS SPACE FLAGS...: SOURCE with its kernels entered by name. MEETS: whether their threads wait for each other.
+# SPACE: what it lies in; functions of the same name are no conflict between CUDA's files.
+kernel() {
+    local source=$1 meets=$2 space=$3 name out
+    shift 3
+    name=$(basename "$source" .cu)
+    out=$root/objects/$name
+    # Dynamic shared memory has no declaration in C++.
+    {
+        echo '#include "card.h"'
+        echo "$space {"
+        sed 's/extern __shared__ int \([a-z_]*\)\[\];/int* \1 = reinterpret_cast<int*>(dynamic_shared());/' "$source"
+    } > "$out.cpp"
+    "$CXX" "${flags[@]}" "$@" -E -P "$out.cpp" | tr '\n' ' ' | grep -oE 'extern "C" +void +[A-Za-z0-9_]+ *\(' |
+        sed -E 's/.* ([A-Za-z0-9_]+) *\(/static card::Register entry_\1("\1", \1, '"$meets"');/' > "$out.entries"
+    [ -s "$out.entries" ] || { echo "$source: no kernels found" >&2; return 1; }
+    { cat "$out.entries"; echo '}'; } >> "$out.cpp"
+    "$CXX" "${flags[@]}" "$@" -c "$out.cpp" -o "$out.o"
+}
+
+for name in elementwise layer_norm attention; do
+    case $name in elementwise) meets=false ;; *) meets=true ;; esac
+    kernel "$kernels/$name.cu" $meets 'extern "C++"' -I"$kernels" -I"$sources"
+done
+for name in affine binary cast fill indexing reduce sort ternary unary; do
+    case $name in reduce | sort) meets=true ;; *) meets=false ;; esac
+    kernel "$candle/$name.cu" $meets namespace -I"$root/include" -I"$sources" -I"$candle" -include candle_on_cpu.h
+done
+for name in driver blas; do
+    "$CXX" "${flags[@]}" -c "$sources/$name.cpp" -o "$root/objects/$name.o"
+done
+
+# Whatever else the bindings name says so when it is called.
+{
+    echo '#include <stdio.h>'
+    echo '#include <stdlib.h>'
+    grep -ohE '\bfn (cu|cublas|cublasLt|curand|nvrtc)[A-Z][A-Za-z0-9_]*\(' \
+        "$cudarc"/{driver,cublas,cublaslt,curand,nvrtc}/sys/mod.rs | sed 's/fn //; s/(//' | sort -u |
+        sed 's/.*/__attribute__((weak)) void &(void) { fputs("the card: & is not modelled\\n", stderr); abort(); }/'
+} > "$root/objects/missing.c"
+"${CC:-cc}" -fPIC -w -c "$root/objects/missing.c" -o "$root/objects/missing.o"
+
+"$CXX" -shared -Wl,-soname,libcard.so "$root"/objects/*.o -o "$root/lib64/libcard.so"
+for library in cuda.so cuda.so.1 cublas.so cublas.so.13 cublasLt.so cublasLt.so.13 curand.so curand.so.10 nvrtc.so cudart.so; do
+    ln -s libcard.so "$root/lib64/lib$library"
+done
+echo "$state" > "$root/state"
+echo "$root"
