@@ -50,17 +50,22 @@ kernel() {
     "$CXX" "${flags[@]}" "$@" -c "$out.cpp" -o "$out.o"
 }
 
+all=()
 for name in elementwise layer_norm attention; do
     case $name in elementwise) meets=false ;; *) meets=true ;; esac
-    kernel "$kernels/$name.cu" $meets 'extern "C++"' -I"$kernels" -I"$sources"
+    kernel "$kernels/$name.cu" $meets 'extern "C++"' -I"$kernels" -I"$sources" &
+    all+=($!)
 done
 for name in affine binary cast fill indexing reduce sort ternary unary; do
     case $name in reduce | sort) meets=true ;; *) meets=false ;; esac
-    kernel "$candle/$name.cu" $meets namespace -I"$root/include" -I"$sources" -I"$candle" -include candle_on_cpu.h
+    kernel "$candle/$name.cu" $meets namespace -I"$root/include" -I"$sources" -I"$candle" -include candle_on_cpu.h &
+    all+=($!)
 done
 for name in driver blas; do
-    "$CXX" "${flags[@]}" -c "$sources/$name.cpp" -o "$root/objects/$name.o"
+    "$CXX" "${flags[@]}" -c "$sources/$name.cpp" -o "$root/objects/$name.o" &
+    all+=($!)
 done
+for one in "${all[@]}"; do wait "$one"; done
 
 # Whatever else the bindings name says so when it is called.
 {

@@ -11,6 +11,7 @@
 # CDL_GOLDEN_DIR  further recorded runs
 # PEER            a program that times the same steps in PyTorch: PEER --device cuda --teacher T --student S --batch B
 #                 --mode M --precision P prints a JSON object with the keys of `cdl bench --json`
+# SIZES           networks and batches of the timed steps: "base small 64,large base 32"
 # STEPS           timed steps (10)
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -19,6 +20,7 @@ for packed in ./*.gz; do
 done
 logs=$(mkdir -p "${1:-logs}" && cd "${1:-logs}" && pwd)
 steps=${STEPS:-10}
+IFS=, read -ra all_sizes <<< "${SIZES:-base small 64,large base 32}"
 export CDL_REQUIRE_GPU=1 CANDLE_NUM_THREADS=1
 
 wheels=$(python3 -c 'import nvidia.cu13 as m; print(list(m.__path__)[0] + "/lib")' 2>/dev/null || true)
@@ -47,7 +49,7 @@ check again ./cdl run configs/quickstart.toml --set device=cuda --run-dir "$logs
 check same-bytes cmp "$logs/run-cuda/models/task_5/student.safetensors" "$logs/run-again/models/task_5/student.safetensors"
 
 : > "$logs/steps.jsonl"
-for sizes in "base small 64" "large base 32"; do
+for sizes in "${all_sizes[@]}"; do
   read -r teacher student batch <<< "$sizes"
   for precision in float32 tf32 bf16; do
     check "bench-$teacher-$precision" bash -c "./cdl -q bench --teacher $teacher --student $student --batch $batch \

@@ -109,14 +109,23 @@ fn checkpoints(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Kills `kills` processes of one run at moments drawn from `0..at_most` seconds, each going on where the one before
-/// was killed, and lets the last one finish. Whatever was killed, every checkpoint can be read.
-fn kill_and_go_on(dir: &Path, args: &[String], kills: usize, at_most: f32, draw: &mut Rng) {
+/// Kills processes of one run, at most ten, at moments drawn from `0..at_most` seconds, each going on where the one before
+/// was killed, until one has ended by itself. Whatever was killed, every checkpoint can be read. Gives back how many were
+/// killed.
+fn kill_and_go_on(dir: &Path, args: &[String], at_most: f32, draw: &mut Rng) -> usize {
     let next = || if dir.exists() { resume_args(dir) } else { args.to_vec() };
-    for _ in 0..kills {
+    for killed in 0..10 {
         let moment = draw.uniform(&[1], 0.0, at_most, &cdl_core::candle_core::Device::Cpu).expect("numbers");
+        let moment = Duration::from_secs_f32(moment.to_vec1::<f32>().expect("numbers")[0]);
         let mut child = start(&next());
-        sleep(Duration::from_secs_f32(moment.to_vec1::<f32>().expect("numbers")[0]));
+        let begun = Instant::now();
+        while begun.elapsed() < moment {
+            if let Some(status) = child.try_wait().expect("status") {
+                assert!(status.success(), "{}", said(&child.wait_with_output().expect("end")));
+                return killed;
+            }
+            sleep(Duration::from_millis(1));
+        }
         child.kill().expect("SIGKILL");
         child.wait().expect("end");
         for file in checkpoints(dir) {
@@ -130,48 +139,54 @@ fn kill_and_go_on(dir: &Path, args: &[String], kills: usize, at_most: f32, draw:
         }
     }
     finish(&next());
+    10
 }
 
-/// Runs once without a stop and `runs` times killed `kills` times each.
-fn killed_runs_end_as_the_whole_one(files: &[String], sets: &[&str], runs: usize, kills: usize) {
+/// Runs once without a stop, and then again and again until `kills` processes have been killed: before, during and after
+/// training, but never one that had ended.
+fn killed_runs_end_as_the_whole_one(files: &[String], sets: &[&str], kills: usize) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let whole = folder.path().join("whole");
     let begun = Instant::now();
     finish(&run_args(&whole, files, sets));
-    let at_most = begun.elapsed().as_secs_f32();
+    // Half of the run, so that most processes are killed and yet the run comes to its end.
+    let at_most = begun.elapsed().as_secs_f32() / 2.0;
     let mut draw = Rng::new(11).derive(&format!("{files:?} {sets:?}"));
-    for number in 0..runs {
-        let dir = folder.path().join(format!("killed {number}"));
-        kill_and_go_on(&dir, &run_args(&dir, files, sets), kills, at_most, &mut draw);
-        assert_equal(&dir, &whole, &format!("{files:?} {sets:?}, run {number}"));
+    let (mut killed, mut runs) = (0, 0);
+    while killed < kills {
+        let dir = folder.path().join(format!("killed {runs}"));
+        killed += kill_and_go_on(&dir, &run_args(&dir, files, sets), at_most, &mut draw);
+        runs += 1;
+        assert_equal(&dir, &whole, &format!("{files:?} {sets:?}, run {runs}"));
         fs::remove_dir_all(&dir).expect("removed");
+        println!("{files:?} {sets:?}: {runs} runs, {killed} killed");
     }
 }
 
-fn killed_cases(runs: usize, kills: usize) {
+fn killed_cases(kills: usize) {
     for (learner, distillers, more) in CASES {
         let distillers = format!("distillers={distillers}");
         let sets = [&SHORT[..], &[distillers.as_str()], more].concat();
-        killed_runs_end_as_the_whole_one(&[format!("configs/learner/{learner}.toml")], &sets, runs, kills);
+        killed_runs_end_as_the_whole_one(&[format!("configs/learner/{learner}.toml")], &sets, kills);
     }
 }
 
 #[test]
 fn runs_killed_at_random_moments_end_as_whole_ones_with_every_method_that_has_state() {
-    killed_cases(1, 4);
+    killed_cases(4);
 }
 
 /// `cargo test --release -p cdl-cli --test resume -- --ignored`: a quarter of an hour.
 #[test]
 #[ignore = "takes minutes"]
 fn fifty_kills_over_the_quickstart() {
-    killed_runs_end_as_the_whole_one(&[], &[], 10, 5);
+    killed_runs_end_as_the_whole_one(&[], &[], 50);
 }
 
 #[test]
 #[ignore = "takes minutes"]
 fn fifty_kills_over_every_method_that_has_state() {
-    killed_cases(2, 7);
+    killed_cases(13);
 }
 
 /// Starts the short run with one more epoch, waits for some checkpoints and asks it to stop; gives back what it said.

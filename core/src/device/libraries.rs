@@ -6,10 +6,9 @@ use libloading::Library;
 
 use super::Missing;
 
-/// A library by its name and older ones that will do, and what to say without it.
+/// A library by the names that it may have, the first of which is said, and what to say without it.
 struct Needed {
-    name: &'static str,
-    others: &'static [&'static str],
+    names: &'static [&'static str],
     what: &'static str,
 }
 
@@ -17,25 +16,41 @@ const TOOLKIT: &str = "it is part of CUDA; name its folder in CDL_CUDA_LIBS or L
 
 /// What opening a device and its matrix products need, those first that others need.
 const NEEDED: [Needed; 4] = [
-    Needed { name: "libcuda.so.1", others: &["libcuda.so"], what: "the NVIDIA driver" },
-    Needed { name: "libcublasLt.so.13", others: &["libcublasLt.so.12", "libcublasLt.so"], what: TOOLKIT },
-    Needed { name: "libcublas.so.13", others: &["libcublas.so.12", "libcublas.so"], what: TOOLKIT },
-    Needed { name: "libcurand.so.10", others: &["libcurand.so"], what: TOOLKIT },
+    Needed { names: &["libcuda.so.1", "libcuda.so"], what: "the NVIDIA driver" },
+    Needed { names: CUBLAS_LT, what: TOOLKIT },
+    Needed { names: CUBLAS, what: TOOLKIT },
+    Needed { names: &["libcurand.so.10", "libcurand.so"], what: TOOLKIT },
 ];
+
+// Bindings of a named release take libraries of its major version: another one has other functions under the same names.
+// A build that asked the compiler for the release has linked its libraries, and the loader has chosen them already.
+const CUBLAS: &[&str] = match RELEASE {
+    Some([b'1', b'2', ..]) => &["libcublas.so.12"],
+    Some(_) => &["libcublas.so.13"],
+    None => &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
+};
+const CUBLAS_LT: &[&str] = match RELEASE {
+    Some([b'1', b'2', ..]) => &["libcublasLt.so.12"],
+    Some(_) => &["libcublasLt.so.13"],
+    None => &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+};
+const RELEASE: Option<&[u8]> = match option_env!("CUDARC_CUDA_VERSION") {
+    Some(release) => Some(release.as_bytes()),
+    None => None,
+};
 
 /// Loads all of them; as long as they are kept, the bindings find them by name.
 pub(super) fn load(folders: &[PathBuf]) -> Result<Vec<Library>, Missing> {
-    let one = |Needed { name, others, what }: &Needed| {
-        first(name, others, folders).map_err(|reason| Missing::Library { library: name, what, reason })
+    let one = |Needed { names, what }: &Needed| {
+        first(names, folders).map_err(|reason| Missing::Library { library: names[0], what, reason })
     };
     NEEDED.iter().map(one).collect()
 }
 
-/// The first library that loads; otherwise what was wrong with that in `folders`, or with `name`.
-fn first(name: &str, others: &[&str], folders: &[PathBuf]) -> Result<Library, String> {
-    let names = || [name].into_iter().chain(others.iter().copied());
-    let named = folders.iter().flat_map(|folder| names().map(move |name| folder.join(name)));
-    let places = named.filter(|place| place.exists()).chain(names().map(PathBuf::from));
+/// The first library that loads; otherwise what was wrong with that in `folders`, or with the first of `names`.
+fn first(names: &[&str], folders: &[PathBuf]) -> Result<Library, String> {
+    let named = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
+    let places = named.filter(|place| place.exists()).chain(names.iter().map(PathBuf::from));
     let mut reason = None;
     for place in places {
         // SAFETY: NVIDIA's libraries, whose initialisers do nothing that a program may not do at any time; the
@@ -60,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_library_that_is_nowhere_is_named() {
-        let reason = first("libno_such_thing.so.7", &["libno_such_thing.so"], &[]).unwrap_err();
+        let reason = first(&["libno_such_thing.so.7", "libno_such_thing.so"], &[]).unwrap_err();
         assert!(reason.contains("libno_such_thing.so.7"), "{reason}");
     }
 
@@ -70,14 +85,14 @@ mod tests {
         let file = folder.path().join("libno_such_thing.so");
         std::fs::write(&file, "no library").unwrap();
         let folders = [folder.path().to_path_buf()];
-        let reason = first("libno_such_thing.so.7", &["libno_such_thing.so"], &folders).unwrap_err();
+        let reason = first(&["libno_such_thing.so.7", "libno_such_thing.so"], &folders).unwrap_err();
         assert!(reason.contains(file.to_str().unwrap()), "{reason}");
     }
 
     /// With a driver the rest may still be missing; without one, that is what is said.
     #[test]
     fn without_a_driver_the_driver_is_what_is_missing() {
-        if first("libcuda.so.1", &["libcuda.so"], &[]).is_ok() {
+        if first(NEEDED[0].names, &[]).is_ok() {
             return;
         }
         let missing = load(&[]).unwrap_err();
