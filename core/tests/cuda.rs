@@ -3,7 +3,7 @@
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use cdl_core::{
     Backbone, Injection, Kv, Linear, NamedVar, Normalization, Optimizer, OptimizerConfig, Result, Rng, Taps,
@@ -298,16 +298,26 @@ fn memory_on_the_gpu_stays_flat() {
     assert_eq!(most[4], most[29], "{most:?}");
 }
 
+/// The thread that sends lives on while the numbers are looked at, and has sent others from the same memory by then: its
+/// end would wait for everything that is under way.
 #[test]
 fn images_arrive_as_they_were_sent_from_any_thread() {
     let _alone = alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
-    for size in [7usize, 100_000, 100_000, 13] {
-        let sent: Vec<f32> = (0..size).map(|i| i as f32 * 0.5).collect();
-        let (numbers, gpu) = (sent.clone(), &gpu);
-        let there = std::thread::scope(|scope| {
-            scope.spawn(move || device::upload(numbers, size, gpu).unwrap()).join().unwrap()
+    for size in [7usize, 100_000, 13] {
+        let sent = |first: f32| -> Vec<f32> { (0..size).map(|i| first + i as f32 * 0.5).collect() };
+        let (uploaded, arrived) = mpsc::channel();
+        let (looked_at, go_on) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let gpu = &gpu;
+            scope.spawn(move || {
+                let both = [1.0, 2.0].map(|first| device::upload(sent(first), size, gpu).unwrap());
+                uploaded.send(both).unwrap();
+                go_on.recv().unwrap();
+            });
+            let there = arrived.recv().unwrap().map(|tensor| tensor.to_vec1::<f32>());
+            looked_at.send(()).unwrap();
+            assert_eq!(there.map(|numbers| numbers.unwrap()), [sent(1.0), sent(2.0)]);
         });
-        assert_eq!(there.to_vec1::<f32>().unwrap(), sent);
     }
 }
