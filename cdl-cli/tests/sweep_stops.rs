@@ -233,7 +233,10 @@ fn a_job_is_queued_again_if_its_cell_is_not_finished_and_only_then() {
         }
         let wait = format!("sleep infinity & sleeping=$!\necho up > '{}'\nwait", ready.display());
         executable(&program, &format!("trap 'kill $sleeping; exit {code}' TERM\n{wait}"));
-        let mut child = Started::new(&mut job(&script, 0, &bin));
+        // It has ended before the script can look at it again: a `kill` that waits for that.
+        let kill = "() { builtin kill \"$@\"; local code=$?; while builtin kill -0 \"$cell\" 2>/dev/null; do :; done; \
+                    return $code; }";
+        let mut child = Started::new(job(&script, 0, &bin).env("BASH_FUNC_kill%%", kill));
         child.wait_for(|| Some(ready.clone()));
         assert_eq!(child.stop().status.code(), Some(code));
         assert_eq!(called.exists(), queued, "{code}");
