@@ -73,10 +73,10 @@ pub struct SweepArgs {
     /// Repeat every combination with these values of a key, as with seeds; may be repeated
     #[arg(long, value_name = "KEY=A,B,...")]
     repeat: Vec<String>,
-    /// Combination that the others are compared with; may be repeated [default: the first]
+    /// Combination that the others are compared with; may be repeated [default: that of before, or the first]
     #[arg(long, value_name = "KEY=VALUE")]
     baseline: Vec<String>,
-    /// Cells that run at once; the threads are shared out among them [default: 1]
+    /// Cells that run at once; the threads are shared out among them [default: as before, or 1]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// Folder of the sweep [default: one under sweeps/ named after the command]
