@@ -8,7 +8,7 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::{Failure, emit, load_config};
+use crate::{Failure, emit, load_config, sweep};
 
 /// Arguments of `cdl eval`.
 #[derive(Debug, Args)]
@@ -35,8 +35,14 @@ pub struct Restored {
     pub results: Results,
 }
 
-/// Builds a run again, and loads its models after task `after` (from 1), or after the last finished one.
-pub fn restored(run_dir: &Path, after: Option<usize>, sets: &[String]) -> Result<Restored, Failure> {
+/// Builds a run again for `command`, and loads its models after task `after` (from 1), or after the last finished one.
+pub fn restored(
+    command: &str,
+    run_dir: &Path,
+    after: Option<usize>,
+    sets: &[String],
+) -> Result<Restored, Failure> {
+    sweep::refuse(run_dir, command)?;
     let results = read_results(run_dir)?;
     let config = load_config(&[run_dir.join("config.toml")], sets)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
@@ -56,7 +62,7 @@ pub fn restored(run_dir: &Path, after: Option<usize>, sets: &[String]) -> Result
 
 /// Loads the models of a run and tests them on every task that they have seen.
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
-    let Restored { experiment, task, results, .. } = restored(&args.run_dir, args.task, &args.sets)?;
+    let Restored { experiment, task, results, .. } = restored("eval", &args.run_dir, args.task, &args.sets)?;
     let (after, roles) = (task.index + 1, experiment.trainer.settings.roles.clone());
     let mut accuracies = Accuracies::default();
     let tested = Tester::default().test(

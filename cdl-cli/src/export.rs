@@ -45,7 +45,7 @@ pub struct ExportArgs {
 
 /// Writes the folders.
 pub fn export(args: &ExportArgs) -> Result<(), Failure> {
-    let Restored { config, experiment, task, .. } = restored(&args.run_dir, args.task, &args.sets)?;
+    let Restored { config, experiment, task, .. } = restored("export", &args.run_dir, args.task, &args.sets)?;
     // Variables of the environment and an edited file are overrides too; another setting is another network.
     check_config(&config, &recorded(&args.run_dir)?)?;
     let wanted = [(Role::Student, &args.student), (Role::Teacher, &args.teacher)];

@@ -3,7 +3,8 @@
 //! A binary of one line makes a `cdl` with plugins of its own: `fn main() -> ExitCode { cdl_cli::main() }` in a crate
 //! that registers them.
 //!
-//! Exit codes: 0 done, 1 failed while working, 2 the user's mistake, 130 and 143 stopped by SIGINT and SIGTERM.
+//! Exit codes: 0 done, 1 failed while working, 2 the user's mistake, 75 the cell of a sweep that another process is at, 130
+//! and 143 stopped by SIGINT and SIGTERM.
 
 #[cfg(feature = "dynamic")]
 use cdl_dylib as _;
@@ -39,6 +40,7 @@ mod train;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Continual distillation learning: a teacher and a student vision transformer learn classes task by task with
 /// prompts, the student with the teacher's help.
@@ -160,6 +162,9 @@ fn load_config<P: AsRef<std::path::Path>>(
     cdl_core::Config::load(configs, sets).map_err(Failure::before_writing)
 }
 
+/// The exit code of a process that was to run a cell of a sweep and leaves it to another.
+const BUSY: u8 = 75;
+
 /// What went wrong, and the exit code for it.
 struct Failure {
     message: String,
@@ -181,6 +186,11 @@ impl Failure {
     /// Something that went wrong while working.
     fn working(message: String) -> Self {
         Self { message, code: 1 }
+    }
+
+    /// Whether the process was asked to stop and did.
+    fn is_stop(&self) -> bool {
+        [SIGINT, SIGTERM].contains(&(i32::from(self.code) - signals::STOPPED))
     }
 
     /// An error met while everything is looked at and nothing is written yet: what the user gave cannot be worked

@@ -15,7 +15,7 @@ use signal_hook::{
 };
 
 /// Exit codes of a process that a signal has stopped are this and its number, as shells count.
-const STOPPED: i32 = 128;
+pub const STOPPED: i32 = 128;
 
 /// What the process has been asked since it began to listen.
 pub struct Signals {

@@ -152,6 +152,31 @@ fn what_the_table_does_not_have_is_said_with_what_comes_nearest() {
     }
     assert_eq!(compared(&dir)[0]["average_accuracy"]["n"], 2);
 
+    // Somebody's libraries are not run to read what came of them, nor those that are not there asked for.
+    for name in ["seed-1", "seed-2"] {
+        for file in [format!("configs/{name}.toml"), format!("cells/{name}/config.toml")] {
+            let file = dir.join(file);
+            let config = fs::read_to_string(&file).expect("configuration");
+            let foreign = config.replace("name = \"kd_prompts\"", "name = \"theirs\"");
+            assert_ne!(foreign, config);
+            fs::write(
+                &file,
+                format!("plugins = [\"theirs.so\"]\n{}", foreign.replacen("plugins = []\n", "", 1)),
+            )
+            .expect("written");
+        }
+    }
+    let theirs = compared(&dir);
+    assert_eq!(theirs[0]["average_accuracy"]["n"], 2);
+    assert_eq!(theirs[0]["subject"]["distiller"], "theirs");
+    // A cell that cannot be read is left out.
+    fs::write(dir.join("cells/seed-2/run.json"), "{ damaged").expect("written");
+    assert_eq!(compared(&dir)[0]["average_accuracy"]["n"], 1);
+    fs::write(dir.join("configs/seed-1.toml"), "{ damaged").expect("written");
+    let output = cdl(&["compare", path, "--paper"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("seed-1 is left out") && said(&output).contains("configs/seed-1.toml"));
+
     // Two methods at once are no row's, one in a list is.
     let dir = folder.path().join("several");
     let preset = "configs/preset/cifar100_base_small.toml";

@@ -7,52 +7,15 @@ mod common;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    thread::sleep,
-    time::Duration,
 };
 
-use common::{TINY, cdl, command, said};
+use common::{
+    TINY, cdl, said,
+    sweeps::{done, json, path, state, states, sweep, tables, text},
+};
 use serde_json::Value;
 
-/// Everything that is written about a sweep and says nothing of when and where it ran.
-const TABLES: [&str; 5] = ["sweep.csv", "sweep.md", "sweep.tex", "summary.json", "accuracy.svg"];
 const FILES: &str = "configs/distiller/none.toml,configs/distiller/kd_prompts.toml";
-
-fn path(path: &Path) -> &str {
-    path.to_str().expect("UTF-8 path")
-}
-
-/// `cdl sweep` of the quickstart into `dir`, a matter of seconds.
-fn sweep<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
-    [&["sweep", "configs/quickstart.toml", "--out", path(dir)][..], &TINY, more].concat()
-}
-
-fn done(args: &[&str]) -> Output {
-    let output = cdl(args);
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
-    output
-}
-
-fn json(file: &Path) -> Value {
-    serde_json::from_slice(&fs::read(file).expect("file")).expect("JSON")
-}
-
-fn text(file: &Path) -> String {
-    fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
-}
-
-fn tables(dir: &Path) -> Vec<String> {
-    TABLES.iter().map(|name| text(&dir.join(name))).collect()
-}
-
-/// State of every cell by name.
-fn states(dir: &Path) -> Vec<(String, String)> {
-    let manifest = json(&dir.join("sweep.json"));
-    let cells = manifest["cells"].as_array().expect("cells").iter();
-    let word = |value: &Value| value.as_str().expect("text").to_string();
-    cells.map(|cell| (word(&cell["name"]), word(&cell["state"]))).collect()
-}
 
 /// What a run came to, less what measures time and memory.
 fn outcome(run: &Path) -> Vec<Vec<u8>> {
@@ -136,6 +99,9 @@ fn cells_are_the_runs_that_one_would_start_alone_and_tables_say_what_they_have_i
     for foreign in ["<script", "src=", "url(", "@import", "href=\"http"] {
         assert!(!page.contains(foreign), "{foreign}: the page needs nothing else");
     }
+    // Wide tables scroll in a box of their own, however narrow the window.
+    assert_eq!(page.matches("<table").count(), page.matches("<div class=\"wide\"><table").count());
+    assert!(page.contains(".wide{overflow-x:auto}"));
     let svg = text(&dir.join("accuracy.svg"));
     assert_eq!(svg.matches("fill-opacity").count(), 4, "a band for each network of each combination");
 
@@ -164,7 +130,7 @@ fn a_cell_that_fails_stops_no_other_and_is_named() {
         let reason = end.lines().find_map(|line| line.trim().strip_prefix(cell)).expect("a reason");
         assert!(reason.contains("became") && reason.contains("optimizer.lr"), "{reason}");
     }
-    let of = |cell: &str| states(&dir).into_iter().find(|(name, _)| name == cell).expect("cell").1;
+    let of = |cell: &str| state(&dir, cell).0;
     assert_eq!(of("optimizer.lr-1e30--seed-1"), "failed");
     assert_eq!(of("optimizer.lr-5e-3--seed-2"), "done");
     let summary = json(&dir.join("summary.json"));
@@ -176,76 +142,6 @@ fn a_cell_that_fails_stops_no_other_and_is_named() {
     done(&["sweep", "--resume", path(&dir), "--collect"]);
     assert_eq!(tables(&dir), all);
     assert_eq!(of("optimizer.lr-1e30--seed-2"), "failed");
-}
-
-/// Cells of about a second or two each.
-const LONGER: [&str; 8] = [
-    "--set",
-    "epochs=3",
-    "--set",
-    "stream.train_per_class=8",
-    "--vary",
-    "distiller.name=none,kd",
-    "--seeds",
-    "1,2",
-];
-
-fn start(args: &[&str]) -> Child {
-    command().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("cdl starts")
-}
-
-/// Waits until some cell has begun and is not finished.
-fn wait_for_work(dir: &Path, child: &mut Child) -> bool {
-    let begun = || -> bool {
-        let cells: Vec<PathBuf> = fs::read_dir(dir.join("cells"))
-            .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-            .unwrap_or_default();
-        cells.iter().any(|cell| cell.join("checkpoints").exists())
-    };
-    while !begun() {
-        if child.try_wait().expect("child").is_some() {
-            return false;
-        }
-        sleep(Duration::from_millis(5));
-    }
-    true
-}
-
-#[test]
-fn a_sweep_that_is_killed_or_stopped_ends_with_the_tables_of_one_that_was_not() {
-    let folder = tempfile::tempdir().expect("temporary folder");
-    let whole = folder.path().join("whole/grid");
-    done(&sweep(&whole, &LONGER));
-
-    let killed = folder.path().join("killed/grid");
-    let more = [&LONGER[..], &["--jobs", "2"]].concat();
-    let args = sweep(&killed, &more);
-    for _ in 0..2 {
-        let mut child = start(&args);
-        if wait_for_work(&killed, &mut child) {
-            child.kill().expect("SIGKILL");
-        }
-        child.wait().expect("end");
-    }
-    // What the environment says now is no part of a sweep that was begun.
-    let output = command().args(["resume", path(&killed)]).env("CDL_EPOCHS", "9").output().expect("cdl");
-    assert!(output.status.success(), "{}", said(&output));
-    assert_eq!(tables(&killed), tables(&whole));
-
-    let stopped = folder.path().join("stopped/grid");
-    let args = sweep(&stopped, &more);
-    let mut child = start(&args);
-    assert!(wait_for_work(&stopped, &mut child), "it ended before it could be stopped");
-    let kill = format!("kill -TERM {}", child.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().expect("kill").success());
-    let output = child.wait_with_output().expect("end");
-    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
-    assert!(said(&output).contains("go on with: cdl resume"), "{}", said(&output));
-    let left = states(&stopped);
-    assert!(left.iter().any(|(_, state)| state == "stopped" || state == "waiting"), "{left:?}");
-    assert!(left.iter().all(|(_, state)| state != "running" && state != "failed"), "{left:?}");
-    done(&args);
-    assert_eq!(tables(&stopped), tables(&whole));
 }
 
 #[test]
@@ -283,6 +179,10 @@ fn all_mistakes_of_all_cells_are_named_before_anything_is_written() {
     refused(
         &["--seeds", "1,2", "--baseline", "distiller=kd"],
         &["nothing that is varied is called `distiller`"],
+    );
+    refused(
+        &["--vary", "learner.pool=5,6", "--baseline", "learner.pool=7"],
+        &["--baseline learner.pool=7", "`learner.pool` is one of 5, 6"],
     );
     refused(&["--jobs", "0"], &["--jobs 0"]);
 
@@ -331,60 +231,141 @@ fn class_orders_are_repeated_as_seeds_are() {
     assert_eq!(first, classes(&alone), "the order is that of a run with this seed");
 }
 
-/// Runs the script as one job of the array, with a `scontrol` that only says that it was called.
-fn job(script: &Path, index: usize, bin: &Path) -> Command {
-    let mut job = Command::new("bash");
-    let found = std::env::var("PATH").unwrap_or_default();
-    job.arg(script)
-        .env("SLURM_ARRAY_TASK_ID", index.to_string())
-        .env("SLURM_ARRAY_JOB_ID", "7")
-        .env("SLURM_CPUS_PER_TASK", "1")
-        .env("PATH", format!("{}:{found}", bin.display()))
-        .stderr(Stdio::piped());
-    job
+#[test]
+fn one_damaged_file_costs_its_cell_alone() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("grid");
+    let args = sweep(&dir, &["--vary", "distiller.name=none,kd", "--seeds", "1,2", "--jobs", "2"]);
+    done(&args);
+    let whole = tables(&dir);
+    let cell = |name: &str, file: &str| dir.join("cells").join(name).join(file);
+    let damage = |file: &Path| {
+        let before = text(file);
+        fs::write(file, "{ damaged\n").expect("written");
+        before
+    };
+    // What a run says of its epochs is on its page alone.
+    damage(&cell("distiller-none--seed-1", "metrics.jsonl"));
+    let output = done(&["sweep", "--resume", path(&dir), "--collect"]);
+    assert!(said(&output).contains("distiller-none--seed-1 has no page of its own: "), "{}", said(&output));
+    assert!(text(&dir.join("sweep.html")).contains("metrics.jsonl"));
+    assert_eq!(tables(&dir), whole);
+
+    // A configuration of the sweep, one of a run, and a log that is none.
+    damage(&dir.join("configs/distiller-none--seed-2.toml"));
+    let config = damage(&cell("distiller-kd--seed-1", "config.toml"));
+    fs::remove_dir_all(dir.join("cells/distiller-kd--seed-2")).expect("removed");
+    let log = dir.join("logs/distiller-kd--seed-2.txt");
+    fs::remove_file(&log).expect("removed");
+    fs::create_dir(&log).expect("folder");
+    let output = done(&["sweep", "--resume", path(&dir), "--collect"]);
+    assert!(said(&output).contains("3 of 4 cells are not done"), "{}", said(&output));
+    let output = cdl(&["resume", path(&dir)]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("3 of 4 cells failed"), "{}", said(&output));
+    for (name, word, file) in [
+        ("distiller-none--seed-2", "unreadable", "configs/distiller-none--seed-2.toml"),
+        ("distiller-kd--seed-1", "unreadable", "distiller-kd--seed-1/config.toml"),
+        ("distiller-kd--seed-2", "failed", "logs/distiller-kd--seed-2.txt"),
+    ] {
+        let (found, reason) = state(&dir, name);
+        assert_eq!(found, word, "{name}");
+        assert!(reason.contains(file) && said(&output).contains(&reason), "{name}: {reason}");
+    }
+    let summary = json(&dir.join("summary.json"));
+    assert_eq!(summary["combinations"][0]["student"]["forgetting"]["n"], 1);
+    assert_eq!(summary["combinations"][1]["student"]["forgetting"]["n"], Value::Null);
+
+    // The whole command knows the configuration; the rest is put right by hand.
+    fs::write(cell("distiller-kd--seed-1", "config.toml"), config).expect("written");
+    fs::remove_dir(&log).expect("removed");
+    let output = done(&args);
+    assert!(said(&output).contains("it is written anew"), "{}", said(&output));
+    assert_eq!(tables(&dir), whole);
 }
 
 #[test]
-fn a_job_array_runs_the_same_cells() {
-    use std::os::unix::fs::PermissionsExt;
+fn baseline_and_jobs_stay_until_others_are_given() {
     let folder = tempfile::tempdir().expect("temporary folder");
-    let local = folder.path().join("local/grid");
-    done(&sweep(&local, &LONGER));
-    // A place that a careless script would take for several words.
-    let dir = folder.path().join("it's a cluster/grid");
-    let output = done(&sweep(&dir, &[&LONGER[..], &["--emit", "slurm"]].concat()));
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("sbatch ") && told.contains("--collect"), "{told}");
-    let script = dir.join("sweep.slurm");
-    let lines = text(&script);
-    for line in ["#SBATCH --array=0-3", "#SBATCH --signal=B:TERM@", "#SBATCH --requeue"] {
-        assert!(lines.contains(line), "{line} in {lines}");
-    }
-    assert!(!dir.join("cells").exists(), "nothing was run");
-
-    let bin = folder.path().join("bin");
-    fs::create_dir(&bin).expect("folder");
-    let called = folder.path().join("requeued");
-    let scontrol = bin.join("scontrol");
-    fs::write(&scontrol, format!("#!/bin/sh\necho \"$@\" > '{}'\n", called.display())).expect("written");
-    fs::set_permissions(&scontrol, fs::Permissions::from_mode(0o755)).expect("executable");
-
-    // The first job meets its time limit, and is queued again.
-    let mut child = job(&script, 0, &bin).spawn().expect("bash");
-    assert!(wait_for_work(&dir, &mut child), "it ended before it could be stopped");
-    let kill = format!("kill -TERM {}", child.id());
-    assert!(Command::new("sh").args(["-c", &kill]).status().expect("kill").success());
-    let output = child.wait_with_output().expect("end");
-    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
-    assert_eq!(text(&called).trim(), "requeue 7_0");
-    for index in 0..4 {
-        let output = job(&script, index, &bin).output().expect("bash");
-        assert!(output.status.success(), "{index}: {}", said(&output));
-    }
-    let output = job(&script, 4, &bin).output().expect("bash");
+    let dir = folder.path().join("grid");
+    let grid = |more: &[&'static str]| {
+        let vary = ["--vary", "distiller.name=none,kd", "--emit", "slurm"];
+        done(&[&sweep(&dir, &vary)[..], more].concat());
+    };
+    let plan = || -> toml::Table { text(&dir.join("sweep.toml")).parse().expect("TOML") };
+    let kept = |jobs: i64, baseline: &str| {
+        let plan = plan();
+        assert_eq!(plan["jobs"].as_integer(), Some(jobs));
+        assert_eq!(plan["baseline"][0].as_str(), Some(baseline));
+    };
+    grid(&["--jobs", "2", "--baseline", "distiller=kd"]);
+    kept(2, "distiller=kd");
+    grid(&[]);
+    kept(2, "distiller=kd");
+    grid(&["--jobs", "3"]);
+    kept(3, "distiller=kd");
+    let collect = ["sweep", "--resume", path(&dir), "--collect"];
+    done(&[&collect[..], &["--baseline", "distiller.name=none"]].concat());
+    kept(3, "distiller.name=none");
+    done(&collect);
+    kept(3, "distiller.name=none");
+    let output = cdl(&[&collect[..], &["--baseline", "distiller=dkd"]].concat());
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("the cells 0 to 3"), "{}", said(&output));
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
-    assert_eq!(tables(&dir), tables(&local));
-    assert!(states(&dir).iter().all(|(_, state)| state == "done"));
+    kept(3, "distiller.name=none");
+}
+
+#[test]
+fn files_of_one_name_are_told_apart_by_their_folders() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("grid");
+    let files: Vec<PathBuf> = ["strong", "weak"]
+        .iter()
+        .zip(["0.5", "0.1"])
+        .map(|(name, weight)| {
+            let file = folder.path().join(name).join("kd.toml");
+            fs::create_dir(file.parent().expect("folder")).expect("made");
+            fs::write(&file, format!("[distiller]\nname = \"kd\"\nweight = {weight}\n")).expect("written");
+            file
+        })
+        .collect();
+    let both = format!("method={},{}", path(&files[0]), path(&files[1]));
+    done(&sweep(&dir, &["--vary-file", &both, "--emit", "slurm"]));
+    let manifest = json(&dir.join("sweep.json"));
+    let labels: Vec<&Value> =
+        manifest["cells"].as_array().expect("cells").iter().map(|cell| &cell["values"]["method"]).collect();
+    assert_eq!(labels, ["strong/kd", "weak/kd"]);
+    let names: Vec<String> = states(&dir).into_iter().map(|(name, _)| name).collect();
+    assert!(
+        names[0].starts_with("method-strong_kd-") && names[1].starts_with("method-weak_kd-"),
+        "{names:?}"
+    );
+    let again = format!("method={},{}", path(&files[0]), path(&files[0]));
+    let output = cdl(&sweep(&folder.path().join("twice"), &["--vary-file", &again]));
+    assert!(said(&output).contains("a value is given twice"), "{}", said(&output));
+}
+
+#[test]
+fn commands_that_take_a_run_say_that_a_sweep_is_none() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("grid");
+    let boots = folder.path().join("boots");
+    let grid = |more: &[&'static str]| done(&sweep(&dir, &[&["--seeds", "1,2"][..], more].concat()));
+    let refused = |expected: &str| {
+        for args in [
+            &["report", path(&dir)][..],
+            &["eval", path(&dir)],
+            &["export", path(&dir), "--student", path(&boots)],
+        ] {
+            let output = cdl(args);
+            assert_eq!(output.status.code(), Some(2), "{args:?}: {}", said(&output));
+            for expected in [expected, "is a sweep, not a run", "--collect"] {
+                assert!(said(&output).contains(expected), "{args:?}: {expected} in {}", said(&output));
+            }
+        }
+    };
+    grid(&["--emit", "slurm"]);
+    refused("none of its runs has begun");
+    grid(&[]);
+    refused("grid/cells: seed-1, seed-2; one of them: cdl ");
+    assert!(!boots.exists() && !dir.join("report.html").exists());
 }

@@ -28,6 +28,15 @@ use crate::{
     registry::{self, Kind, Settings},
 };
 
+/// What becomes of the settings of a method that is not registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unregistered {
+    /// They are an error: nothing could be run with them.
+    Refused,
+    /// They stay as they were written.
+    AsWritten,
+}
+
 /// A configuration with the origin of every value.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,7 +56,7 @@ impl Config {
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
         let (files, mut layers) = read_files(files)?;
         layers.extend(overrides(sets)?);
-        Self::of_layers(files, layers)
+        Self::of_layers(files, layers, Unregistered::Refused)
     }
 
     /// The plugins that a configuration names, each with where it is named. They have to be loaded
@@ -79,7 +88,7 @@ impl Config {
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         let mut layers = vec![text_layer(name, text)?];
         layers.extend(overrides(sets)?);
-        Self::of_layers(vec![name.into()], layers)
+        Self::of_layers(vec![name.into()], layers, Unregistered::Refused)
     }
 
     /// What a run has recorded in `file`, whatever the environment says now.
@@ -87,16 +96,27 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn recorded(file: &Path, text: &str) -> Result<Self> {
-        Self::of_layers(vec![file.into()], vec![text_layer(&file.display().to_string(), text)?])
+        let layer = text_layer(&file.display().to_string(), text)?;
+        Self::of_layers(vec![file.into()], vec![layer], Unregistered::Refused)
     }
 
-    fn of_layers(files: Vec<PathBuf>, layers: Vec<Layer>) -> Result<Self> {
+    /// The same, to be looked at and not to be run: the settings of methods that are not registered stay as they were
+    /// recorded. So nobody's library is loaded, and its code run, to read what came of it.
+    ///
+    /// # Errors
+    /// As [`Config::load`], but for names that are not known.
+    pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
+        let layer = text_layer(&file.display().to_string(), text)?;
+        Self::of_layers(vec![file.into()], vec![layer], Unregistered::AsWritten)
+    }
+
+    fn of_layers(files: Vec<PathBuf>, layers: Vec<Layer>, unregistered: Unregistered) -> Result<Self> {
         let figment = merge(layers)?;
         let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
         let table: Settings =
             figment.extract().map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
         let mut config = Self { run: parse_run(&table, &figment, &origin)?, files, layers: figment };
-        match config.complete().into_iter().next() {
+        match config.complete(unregistered).into_iter().next() {
             Some((_, error)) => Err(error),
             None => Ok(config),
         }
@@ -179,13 +199,14 @@ impl Config {
 
     /// Fills in the defaults of every plugin's settings and checks what the types cannot. Gives back everything that is
     /// wrong, with the section that cannot be used because of it.
-    fn complete(&mut self) -> Vec<(String, Error)> {
+    fn complete(&mut self, unregistered: Unregistered) -> Vec<(String, Error)> {
         let mut run = self.run.clone();
         let mut wrong = Vec::new();
         // Every key that is refused is left out, so that those after it are looked at as well.
         let mut complete = |section: &str, kind: Kind, name: &str, settings: &mut Settings| {
             let entry = match registry::find(kind, name) {
                 Ok(entry) => entry,
+                Err(_) if unregistered == Unregistered::AsWritten => return,
                 Err(error) => return wrong.push((section.to_string(), self.locate(section, error))),
             };
             loop {

@@ -6,15 +6,15 @@ use std::{
 };
 
 use cdl_core::{
-    DEFINITIONS, Role,
-    run_dir::{read_confusion, read_record, read_results},
+    ByRole, DEFINITIONS, Role,
+    run_dir::{Results, read_confusion, read_record, read_results},
 };
 use serde_json::{Value, json};
 
 use super::published::{NOTHING, Published, Subject};
 use crate::{
     Failure,
-    sweep::{Spread, Summary, Sweep, is_sweep, summary_of},
+    sweep::{Spread, Summary, is_sweep, summary_of},
 };
 
 /// One network of a run, or of all repetitions of a sweep's combination.
@@ -29,7 +29,8 @@ pub struct Ours {
     pub accuracy: Spread,
     /// Of the published definition, in percent.
     pub forgetting: Spread,
-    facts: Facts,
+    /// Of each run that it is the mean of.
+    facts: Vec<Facts>,
 }
 
 /// What a run directory says about how the run was made.
@@ -40,6 +41,12 @@ struct Facts {
 }
 
 impl Facts {
+    fn of(run: &Made, role: Role, seeds: &str) -> Self {
+        let (done, images) = (run.results.tasks_done, run.images.of(role));
+        let results = json!({ "seeds": seeds, "tasks_done": done, "test_images": images });
+        Self { config: run.config.clone(), record: run.record.clone(), results }
+    }
+
     /// The value at the first of several keys (`|`) that has one; of a JSON pointer in the record.
     fn get(&self, keys: &str, role: Role) -> Value {
         let of = |key: &str| match key.strip_prefix("results.") {
@@ -53,9 +60,18 @@ impl Facts {
 }
 
 impl Ours {
-    /// The value of a published setting in this run; null where it has none.
+    /// The value of a published setting; null where it has none, and all of them where the runs have different ones.
     pub fn value(&self, keys: &str) -> Value {
-        self.facts.get(keys, self.role)
+        let mut values: Vec<Value> = Vec::new();
+        for value in self.facts.iter().map(|facts| facts.get(keys, self.role)) {
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+        match values.len() {
+            0 | 1 => values.pop().unwrap_or(Value::Null),
+            _ => values.iter().map(super::show::shown).collect::<Vec<_>>().join(" and ").into(),
+        }
     }
 }
 
@@ -63,50 +79,67 @@ impl Ours {
 pub fn read(root: &Path, published: &Published) -> Result<Vec<Ours>, Failure> {
     let title = root.display().to_string();
     if !is_sweep(root) {
-        return networks(&title, &[root.to_path_buf()], published);
+        return Ok(networks(&title, &[Made::read(root)?], published));
     }
     let mut all = Vec::new();
-    for combination in Summary::read(&Sweep::read(root)?)?.combinations {
-        let done = combination.cells.iter().filter(|cell| cell.results.is_some());
-        let roots: Vec<PathBuf> = done.map(|cell| cell.root.clone()).collect();
+    for combination in Summary::of_folder(root)?.combinations {
         let title = format!("{title}, {}", combination.title());
-        match roots.is_empty() {
+        let done = combination.cells.iter().filter(|cell| cell.results.is_some());
+        // Of many runs, one that cannot be read is no reason to go without the others.
+        let made = |root: &PathBuf| {
+            Made::read(root).map_err(|failure| {
+                tracing::warn!("{title}: left out: {}", failure.message);
+            })
+        };
+        let runs: Vec<Made> = done.filter_map(|cell| made(&cell.root).ok()).collect();
+        match runs.is_empty() {
             true => tracing::warn!("{title}: no cell is done yet"),
-            false => all.extend(networks(&title, &roots, published)?),
+            false => all.extend(networks(&title, &runs, published)),
         }
     }
     Ok(all)
 }
 
+/// What a run directory holds.
+struct Made {
+    config: Value,
+    record: Value,
+    results: Results,
+    /// Test images of each network's confusion matrix.
+    images: ByRole<u64>,
+}
+
+impl Made {
+    fn read(root: &Path) -> Result<Self, Failure> {
+        let mut images = ByRole::default();
+        let results = read_results(root)?;
+        for role in [Role::Student, Role::Teacher] {
+            if let Some(confusion) = read_confusion(root, role)? {
+                images.set(role, confusion.counts().iter().flatten().sum());
+            }
+        }
+        Ok(Self { config: config(root)?, record: read_record(root)?, results, images })
+    }
+}
+
 /// Every network of runs that differ in what is repeated alone.
-fn networks(title: &str, roots: &[PathBuf], published: &Published) -> Result<Vec<Ours>, Failure> {
-    let results = roots.iter().map(|root| read_results(root)).collect::<Result<Vec<_>, _>>()?;
-    let configs = roots.iter().map(|root| config(root)).collect::<Result<Vec<_>, _>>()?;
-    let seeds: Vec<String> = configs.iter().map(|config| config["seed"].to_string()).collect();
+fn networks(title: &str, runs: &[Made], published: &Published) -> Vec<Ours> {
+    let seeds: Vec<String> = runs.iter().map(|run| run.config["seed"].to_string()).collect();
+    let word = if seeds.len() == 1 { "seed" } else { "seeds" };
+    let seeds = format!("{} ({word} {})", seeds.len(), seeds.join(", "));
     let mut networks = Vec::new();
-    let (Some(root), Some(config)) = (roots.first(), configs.first()) else { return Ok(networks) };
     for role in [Role::Student, Role::Teacher] {
         let spread = |at: usize| {
-            let value = |results| (DEFINITIONS.get(at)?.value)(summary_of(results, role)?);
-            Spread::of(&results.iter().filter_map(value).collect::<Vec<_>>())
+            let value = |run: &Made| (DEFINITIONS.get(at)?.value)(summary_of(&run.results, role)?);
+            Spread::of(&runs.iter().filter_map(value).collect::<Vec<_>>())
         };
         let (Some(accuracy), Some(forgetting)) = (spread(0), spread(1)) else { continue };
-        let confusion = read_confusion(root, role)?;
-        let images = confusion.map(|confusion| confusion.counts().iter().flatten().sum::<u64>());
-        let word = if seeds.len() == 1 { "seed" } else { "seeds" };
-        let facts = Facts {
-            config: config.clone(),
-            record: read_record(root)?,
-            results: json!({
-                "seeds": format!("{} ({word} {})", seeds.len(), seeds.join(", ")),
-                "tasks_done": results.iter().map(|results| results.tasks_done).min(),
-                "test_images": images,
-            }),
-        };
-        let subject = subject(&facts, role, published);
+        let facts: Vec<Facts> = runs.iter().map(|run| Facts::of(run, role, &seeds)).collect();
+        let Some(first) = facts.first() else { continue };
+        let subject = subject(first, role, published);
         networks.push(Ours { title: title.into(), role, subject, accuracy, forgetting, facts });
     }
-    Ok(networks)
+    networks
 }
 
 /// The configuration of a run; a list of one distiller is that distiller.
@@ -147,4 +180,30 @@ fn subject(facts: &Facts, role: Role, published: &Published) -> Subject {
         distiller,
         tasks.to_string(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_in_which_runs_differ_has_all_their_values() {
+        let facts = |epochs: u64| Facts {
+            config: json!({ "epochs": epochs, "seed": 1 }),
+            record: Value::Null,
+            results: Value::Null,
+        };
+        let spread = Spread::of(&[1.0, 2.0, 3.0]).expect("values");
+        let ours = Ours {
+            title: "sweep".into(),
+            role: Role::Student,
+            subject: Subject::default(),
+            accuracy: spread,
+            forgetting: spread,
+            facts: vec![facts(5), facts(20), facts(5)],
+        };
+        assert_eq!(ours.value("epochs"), "5 and 20");
+        assert_eq!(ours.value("seed"), 1);
+        assert_eq!(ours.value("batch_size"), Value::Null);
+    }
 }

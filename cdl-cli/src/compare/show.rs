@@ -14,7 +14,7 @@ fn figure(spread: &Spread) -> String {
 }
 
 /// A value as one reads it.
-fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     match value {
         Value::Null => "not set".into(),
         Value::String(text) => text.clone(),

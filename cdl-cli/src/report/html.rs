@@ -40,7 +40,7 @@ const STYLE: &str = "
 body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,'Segoe UI',Helvetica,Arial,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:20px 16px 60px}
 h1{font-size:24px;margin:8px 0 2px;overflow-wrap:anywhere}h2{font-size:18px;margin:34px 0 4px}
-p{margin:2px 0 10px;color:var(--quiet);max-width:75ch}
+p{margin:2px 0 10px;color:var(--quiet);max-width:75ch;overflow-wrap:anywhere}
 .plots{display:flex;flex-wrap:wrap;gap:18px 26px}.plots>div{overflow-x:auto;max-width:100%;flex:0 1 auto}
 .wide{overflow-x:auto}svg{display:block;height:auto}
 table{border-collapse:collapse;font-size:14px}th,td{text-align:left;vertical-align:top;padding:6px 14px 6px 0;border-bottom:1px solid var(--rule)}
@@ -48,7 +48,7 @@ th{font-weight:600}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;
 td.part{padding-left:1.2em}
 td small,th small{display:block;font-weight:400;color:var(--quiet);font-size:12px}code,pre{font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace}
 td code{overflow-wrap:anywhere}pre{overflow-x:auto;border:1px solid var(--rule);padding:10px 12px;border-radius:6px}
-summary{cursor:pointer;padding:4px 0}
+summary{cursor:pointer;padding:4px 0;overflow-wrap:anywhere}
 ";
 
 /// A page as far as its heading; `title` is safe.

@@ -25,7 +25,7 @@ use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
 };
-use crate::{Failure, emit, tensorboard::EventFiles};
+use crate::{Failure, emit, sweep, tensorboard::EventFiles};
 
 /// Arguments of `cdl report`.
 #[derive(Debug, Args)]
@@ -150,6 +150,7 @@ pub fn place_page(root: &Path) -> Result<(), Failure> {
 pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     let mut runs = Vec::new();
     for (number, root) in args.runs.iter().enumerate() {
+        sweep::refuse(root, "report")?;
         let mut run = Run::read(number, root)?;
         if runs.iter().any(|other: &Run| other.name == run.name) {
             run.name += &format!(" ({})", number + 1);

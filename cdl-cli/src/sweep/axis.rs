@@ -1,6 +1,6 @@
 //! What differs from cell to cell of a sweep.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -45,7 +45,7 @@ impl Axis {
             return Err(fail("expected a key like `learner.pool` before the `=`"));
         }
         let value = |value: String| Value {
-            label: label(value.trim_matches('"')),
+            label: label(&value),
             files: Vec::new(),
             sets: vec![format!("{key}={value}")],
         };
@@ -64,14 +64,18 @@ impl Axis {
             _ => (None, text),
         };
         let files: Vec<PathBuf> = files.split(',').map(|file| PathBuf::from(file.trim())).collect();
-        let stem = |file: &Path| file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let value = |file: PathBuf| -> Option<Value> {
-            Some(Value { label: label(&stem(&file)?), files: vec![file], sets: Vec::new() })
-        };
-        let folder = files.first().and_then(|file| stem(file.parent()?));
+        if files.iter().any(|file| file.file_stem().is_none()) {
+            return Err(fail("expected configuration files, separated by commas"));
+        }
+        let folder = files.first().and_then(|file| Some(end_of(file.parent()?, 1)));
+        let folder = folder.filter(|folder| !folder.is_empty());
         let name = name.map(String::from).or(folder).unwrap_or_else(|| "file".into());
-        let values: Option<Vec<Value>> = files.into_iter().map(value).collect();
-        let values = values.ok_or_else(|| fail("expected configuration files, separated by commas"))?;
+        let value = |(file, label): (&PathBuf, String)| Value {
+            label: self::label(&label),
+            files: vec![file.clone()],
+            sets: Vec::new(),
+        };
+        let values = files.iter().zip(told_apart(&files)).map(value).collect();
         Ok(Self { name, values })
     }
 
@@ -108,8 +112,34 @@ fn split(text: &str) -> Option<Vec<String>> {
     whole.then_some(parts)
 }
 
-/// A value as it is shown: a long one by how it begins and eight digits of its SHA-256.
-fn label(value: &str) -> String {
+/// What each file is called by: its stem, and where others have the same, as much of the path before it as tells them
+/// apart.
+fn told_apart(files: &[PathBuf]) -> Vec<String> {
+    let parts = files.iter().map(|file| file.components().count()).max().unwrap_or(1);
+    let name = |file: &PathBuf| {
+        let alone = |parts: &usize| {
+            let same = |other: &&PathBuf| end_of(other, *parts) == end_of(file, *parts);
+            files.iter().filter(same).count() == 1
+        };
+        end_of(file, (1..=parts).find(alone).unwrap_or(1))
+    };
+    files.iter().map(name).collect()
+}
+
+/// The last names of a path, as many as `parts`, without the last one's ending.
+fn end_of(path: &Path, parts: usize) -> String {
+    let whole = path.with_extension("");
+    let names = whole.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+        _ => None,
+    });
+    let names: Vec<String> = names.collect();
+    names[names.len().saturating_sub(parts)..].join("/")
+}
+
+/// A value as it is shown, without its quotes: a long one by how it begins and eight digits of its SHA-256.
+pub fn label(value: &str) -> String {
+    let value = value.trim_matches('"');
     match value.chars().count() > LONGEST {
         true => value.chars().take(LONGEST / 2).chain("...".chars()).collect::<String>() + &digits(value),
         false => value.into(),
@@ -130,6 +160,8 @@ pub fn digits(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -159,7 +191,15 @@ mod tests {
         let files = Axis::of_files("--vary-file", "configs/distiller/one.toml,configs/distiller/two.toml");
         let files = files.map_err(|e| e.message).expect("an axis");
         assert_eq!(parts(&files), ["distiller-one", "distiller-two"]);
+        let same = "method=a/kd.toml,b/x/kd.toml,c/x/kd.toml,./c/none.toml";
+        let same = Axis::of_files("--vary-file", same).map_err(|e| e.message).expect("an axis");
+        let labels: Vec<&str> = same.values.iter().map(|value| value.label.as_str()).collect();
+        assert_eq!(labels, ["a/kd", "b/x/kd", "c/x/kd", "none"]);
+        let parts: BTreeSet<String> = parts(&same).into_iter().collect();
+        assert!(parts.len() == 4 && parts.iter().all(|part| !part.contains('/')), "{parts:?}");
+
         let named = Axis::of_files("--vary-file", "method=a=1/one.toml").map_err(|e| e.message);
-        assert_eq!(parts(&named.expect("an axis")), ["method-one"]);
+        let named = named.expect("an axis");
+        assert_eq!(named.part(&named.values[0]), "method-one");
     }
 }

@@ -1,14 +1,18 @@
 //! `sweep.json`: the cells and what has become of each.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
-use cdl_core::{Config, Error, resume::check_config, run_dir::write_atomic};
-use serde::{Deserialize, Serialize};
+use cdl_core::{
+    Config,
+    resume::check_config,
+    run_dir::{read_results, write_atomic},
+};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Sweep,
-    plan::{Cell, run_folder},
+    Sweep, claim, last_words,
+    plan::{Cell, read_recorded, run_folder},
 };
 use crate::{Failure, first_line, resume::is_finished};
 
@@ -16,14 +20,14 @@ use crate::{Failure, first_line, resume::is_finished};
 const FILE: &str = "sweep.json";
 
 /// What has become of a cell.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
     /// Not begun.
     Waiting,
     /// Begun, and neither finished nor running.
     Stopped,
-    /// A process of this sweep is at it.
+    /// A process is at it.
     Running,
     /// Finished.
     Done,
@@ -32,9 +36,25 @@ pub enum State {
         /// What its process said.
         reason: String,
     },
+    /// Its configuration, or that of its run, cannot be read: nobody can say whether the run is the cell's, so it is left
+    /// alone.
+    Unreadable {
+        /// Which file, and why.
+        reason: String,
+    },
 }
 
-#[derive(Serialize, Deserialize)]
+impl State {
+    /// What went wrong, if something did.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Failed { reason } | Self::Unreadable { reason } => Some(reason),
+            Self::Waiting | Self::Stopped | Self::Running | Self::Done => None,
+        }
+    }
+}
+
+#[derive(Serialize)]
 struct Entry {
     name: String,
     /// Its value of everything that is varied or repeated.
@@ -46,7 +66,7 @@ struct Entry {
     state: State,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 struct Written {
     version: String,
     cells: Vec<Entry>,
@@ -71,35 +91,51 @@ pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     Ok(write_atomic(&sweep.folder.join(FILE), &bytes)?)
 }
 
-/// What has become of each cell, by its run directory; what is only known of a failure comes from the last manifest.
+/// What has become of each cell, by what lies in the sweep's folder.
 pub fn look(sweep: &Sweep) -> Result<Vec<State>, Failure> {
-    let earlier = fs::read(sweep.folder.join(FILE)).ok();
-    let earlier: Option<Written> = earlier.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let failed = |cell: &Cell| {
-        let mut entries = earlier.iter().flat_map(|written| &written.cells);
-        let entry = entries.find(|entry| entry.name == cell.name)?;
-        matches!(entry.state, State::Failed { .. }).then(|| entry.state.clone())
+    let cells = sweep.cells.iter().zip(&sweep.configs);
+    cells.map(|(cell, config)| look_at(&sweep.folder, &cell.name, config)).collect()
+}
+
+fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result<State, Failure> {
+    let root = run_folder(folder, cell);
+    let begun = root.join("run.json").exists();
+    let config = match config {
+        Ok(config) => config,
+        Err(reason) => return Ok(State::Unreadable { reason: reason.clone() }),
     };
-    let look = |(cell, config): (&Cell, &Config)| {
-        let root = run_folder(&sweep.folder, &cell.name);
-        if !root.join("run.json").exists() {
-            return Ok(failed(cell).unwrap_or(State::Waiting));
+    if begun {
+        let file = root.join("config.toml");
+        match read_recorded(&file) {
+            Ok(Some(recorded)) => check_same(&root, &recorded, config)?,
+            Ok(None) => return Ok(not_told(format!("{} is missing", file.display()), &root)),
+            Err(reason) => return Ok(not_told(reason, &root)),
         }
-        check_same(&root, config)?;
-        Ok(match is_finished(&root, config) {
-            true => State::Done,
-            false => failed(cell).unwrap_or(State::Stopped),
-        })
-    };
-    sweep.cells.iter().zip(&sweep.configs).map(look).collect()
+        if is_finished(&root, config) {
+            return Ok(State::Done);
+        }
+    }
+    if claim::is_held(folder, cell) {
+        return Ok(State::Running);
+    }
+    // Results that cannot be read are made again when the cell goes on.
+    let damaged = || read_results(&root).err().filter(|_| root.join("results.json").exists());
+    let failed = last_words::read(folder, cell).or_else(|| Some(first_line(&damaged()?)));
+    Ok(match failed {
+        Some(reason) => State::Failed { reason },
+        None if begun => State::Stopped,
+        None => State::Waiting,
+    })
+}
+
+fn not_told(reason: String, root: &Path) -> State {
+    let again = "without that folder the cell is run again";
+    State::Unreadable { reason: format!("{reason}; {again}: {}", root.display()) }
 }
 
 /// Refuses a run directory that holds another run than the cell's.
-fn check_same(root: &Path, config: &Config) -> Result<(), Failure> {
-    let file = root.join("config.toml");
-    let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
-    let recorded = Config::recorded(&file, &text).map_err(Failure::before_writing)?;
-    check_config(&recorded, config).map_err(|error| {
+fn check_same(root: &Path, recorded: &Config, config: &Config) -> Result<(), Failure> {
+    check_config(recorded, config).map_err(|error| {
         Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
     })
 }

@@ -2,6 +2,8 @@
 
 mod axis;
 mod cell;
+mod claim;
+mod last_words;
 mod manifest;
 mod page;
 mod plan;
@@ -25,13 +27,16 @@ use clap::{Args, ValueEnum};
 use self::{
     axis::{Axis, Value},
     manifest::State,
-    plan::{Cell, Plan},
+    plan::{Cell, Given, Plan},
 };
 pub use self::{
     statistics::Spread,
     summary::{Summary, summary_of},
 };
 use crate::{Failure, emit, logging::Log, signals::Signals};
+
+/// As many runs are named as can be read.
+const SOME: usize = 3;
 
 /// Arguments of `cdl sweep`.
 #[derive(Debug, Args)]
@@ -68,10 +73,10 @@ pub struct SweepArgs {
     /// Repeat every combination with these values of a key, as with seeds; may be repeated
     #[arg(long, value_name = "KEY=A,B,...")]
     repeat: Vec<String>,
-    /// Combination that the others are compared with; may be repeated [default: the first]
+    /// Combination that the others are compared with; may be repeated [default: that of before, or the first]
     #[arg(long, value_name = "KEY=VALUE")]
     baseline: Vec<String>,
-    /// Cells that run at once; the threads are shared out among them [default: 1]
+    /// Cells that run at once; the threads are shared out among them [default: as before, or 1]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
     /// Folder of the sweep [default: one under sweeps/ named after the command]
@@ -86,12 +91,18 @@ pub struct SweepArgs {
     /// Run nothing: write a script that runs the cells elsewhere
     #[arg(long, value_enum, value_name = "WHERE", conflicts_with = "cell")]
     emit: Option<Emit>,
-    /// Run one cell, counted from 0, in this process
+    /// Run one cell, by its name or counted from 0, in this process
     #[arg(long, value_name = "N", requires = "resume")]
-    cell: Option<usize>,
+    cell: Option<String>,
     /// Stop when standard input ends
     #[arg(long, hide = true, requires = "cell")]
     leash: bool,
+}
+
+impl SweepArgs {
+    fn given(&self) -> Given<'_> {
+        Given { baseline: &self.baseline, jobs: self.jobs }
+    }
 }
 
 /// Where cells can run.
@@ -106,16 +117,16 @@ pub struct Sweep {
     folder: PathBuf,
     plan: Plan,
     cells: Vec<Cell>,
-    configs: Vec<Config>,
+    /// What cannot be read is told by its reason.
+    configs: Vec<Result<Config, String>>,
 }
 
 impl Sweep {
-    /// The sweep in `folder`.
+    /// The sweep in `folder`, to be looked at: no plugin that it names is loaded.
     pub fn read(folder: &Path) -> Result<Self, Failure> {
         let plan = Plan::read(folder)?;
         let cells = plan.cells();
-        let configs = cells.iter().map(|cell| plan::read_config(folder, &cell.name));
-        let configs = configs.collect::<Result<_, _>>()?;
+        let configs = cells.iter().map(|cell| plan::look_at_config(folder, &cell.name)).collect();
         Ok(Self { folder: folder.into(), plan, cells, configs })
     }
 
@@ -141,23 +152,48 @@ pub fn is_sweep(folder: &Path) -> bool {
     folder.join(plan::FILE).exists()
 }
 
+/// Refuses a sweep's folder where a run's is expected; `command` is one that takes a run.
+pub fn refuse(folder: &Path, command: &str) -> Result<(), Failure> {
+    if !is_sweep(folder) {
+        return Ok(());
+    }
+    let names = Plan::read(folder)?.cells().into_iter().map(|cell| cell.name);
+    let begun: Vec<String> =
+        names.filter(|name| plan::run_folder(folder, name).join("run.json").exists()).collect();
+    let place = folder.display();
+    let runs = match &begun[..] {
+        [] => "none of its runs has begun".into(),
+        [first, ..] => {
+            let more = begun.len().saturating_sub(SOME);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let some = begun.iter().take(SOME).map(String::as_str).collect::<Vec<_>>().join(", ");
+            format!(
+                "its runs are in {place}/cells: {some}{more}; one of them: cdl {command} {place}/cells/{first}"
+            )
+        }
+    };
+    Err(Failure::mistake(format!(
+        "{place} is a sweep, not a run; {runs}; all of them in tables and on {place}/sweep.html: cdl sweep --resume \
+         {place} --collect"
+    )))
+}
+
 /// Runs a grid, or what is left of it.
 pub fn sweep(args: &SweepArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     if args.jobs == Some(0) {
         return Err(Failure::mistake("--jobs 0: expected at least 1".into()));
     }
-    let (sweep, _lock) = match (&args.resume, args.cell) {
-        (Some(folder), Some(number)) => {
-            return cell::run_cell(folder, number, args.leash, log, quiet);
+    let (sweep, _lock) = match (&args.resume, &args.cell) {
+        (Some(folder), Some(cell)) => {
+            return cell::run_cell(folder, cell, args.leash, log, quiet);
         }
         (Some(folder), None) => {
-            let mut sweep = Sweep::read(folder)?;
-            if !args.baseline.is_empty() {
-                sweep.plan.baseline.clone_from(&args.baseline);
-                sweep.plan.baseline()?;
+            let (mut sweep, lock) = open(folder)?;
+            let before = sweep.plan.clone();
+            sweep.plan.settle(args.given())?;
+            if sweep.plan != before {
+                sweep.plan.save(folder)?;
             }
-            sweep.plan.jobs = args.jobs.unwrap_or(sweep.plan.jobs);
-            let lock = lock(folder)?;
             (sweep, lock)
         }
         (None, _) => begin(args)?,
@@ -167,6 +203,11 @@ pub fn sweep(args: &SweepArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
         None if args.collect => {
             let states = manifest::look(&sweep)?;
             manifest::write(&sweep, &states)?;
+            for (cell, state) in sweep.cells.iter().zip(&states) {
+                if let Some(reason) = state.reason() {
+                    tracing::warn!("{} failed: {reason}", cell.name);
+                }
+            }
             collect(&sweep, &states)
         }
         None => work(&sweep),
@@ -179,9 +220,16 @@ pub fn resume(folder: &Path, sets: &[String]) -> Result<(), Failure> {
         let reason = "the cells of a sweep keep their configurations; resume a cell by its own directory";
         return Err(Failure::mistake(format!("--set {set}: {reason}")));
     }
-    let sweep = Sweep::read(folder)?;
-    let _lock = lock(folder)?;
+    let (sweep, _lock) = open(folder)?;
     work(&sweep)
+}
+
+/// The sweep in `folder`, which no other process works on then.
+fn open(folder: &Path) -> Result<(Sweep, fs::File), Failure> {
+    // Nothing is written to what is no sweep.
+    Plan::read(folder)?;
+    let lock = lock(folder)?;
+    Ok((Sweep::read(folder)?, lock))
 }
 
 /// Plans a sweep, and writes the plan once all of it holds.
@@ -208,7 +256,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     for text in &args.repeat {
         repeat.push(Axis::of_key("--repeat", text)?);
     }
-    let plan = Plan {
+    let mut plan = Plan {
         configs: args.configs.clone(),
         sets: args.sets.clone(),
         baseline: args.baseline.clone(),
@@ -232,6 +280,9 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     }
     fs::create_dir_all(&folder).map_err(|source| Error::Io { file: folder.clone(), source })?;
     let lock = lock(&folder)?;
+    if is_sweep(&folder) {
+        plan.continues(Plan::read(&folder)?, &folder, args.given())?;
+    }
     plan.write(&folder, &cells)?;
     Ok((Sweep::read(&folder)?, lock))
 }
@@ -265,26 +316,40 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
         return Err(Failure { message, code });
     }
     collect(sweep, &states)?;
-    let failed: Vec<String> = (sweep.cells.iter().zip(&states))
-        .filter_map(|(cell, state)| match state {
-            State::Failed { reason } => Some(format!("\n  {}: {reason}", cell.name)),
-            _ => None,
-        })
-        .collect();
-    match failed.is_empty() {
-        true => Ok(()),
-        false => Err(Failure::working(format!(
-            "{} of {} cells failed; their logs are in {folder}/logs, and `cdl resume {folder}` tries them again{}",
-            failed.len(),
-            states.len(),
-            failed.concat()
-        ))),
-    }
+    all_done(sweep, &states)
+}
+
+/// Names what is not done, and says how it goes on.
+fn all_done(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
+    let word = |state: &State| match state {
+        State::Done => None,
+        State::Running => Some("another process is at it".to_string()),
+        State::Waiting | State::Stopped => Some("saved and stopped".into()),
+        State::Failed { reason } | State::Unreadable { reason } => Some(reason.clone()),
+    };
+    let left = sweep.cells.iter().zip(states);
+    let left: Vec<String> =
+        left.filter_map(|(cell, state)| Some(format!("\n  {}: {}", cell.name, word(state)?))).collect();
+    let failed = states.iter().filter(|state| state.reason().is_some()).count();
+    let (folder, cells) = (sweep.folder.display(), states.len());
+    let head = match (left.len(), failed) {
+        (0, _) => return Ok(()),
+        (left, 0) => format!("{left} of {cells} cells are not done; `cdl resume {folder}` goes on with them"),
+        (left, failed) => {
+            let others = left - failed;
+            let others = if others > 0 { format!(", {others} more are not done") } else { String::new() };
+            format!(
+                "{failed} of {cells} cells failed{others}; their logs are in {folder}/logs, and `cdl resume {folder}` \
+                 tries them again"
+            )
+        }
+    };
+    Err(Failure::working(head + &left.concat()))
 }
 
 /// Writes tables, figure and page of all cells that are done.
 fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
-    let summary = Summary::read(sweep)?;
+    let summary = Summary::read(sweep, states)?;
     if summary.done() == 0 {
         tracing::warn!("no cell is done yet: there is nothing to tabulate");
         return Ok(());
@@ -300,6 +365,6 @@ fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     place("summary.json", &tables::json(&summary)?)?;
     let figure = page::figure(&summary);
     place("accuracy.svg", &figure.standalone())?;
-    place("sweep.html", &page::page(sweep, &summary, states, &figure)?)?;
+    place("sweep.html", &page::page(sweep, &summary, states, &figure))?;
     emit(&(tables::text(&summary) + &format!("tables, figure and page are in {}\n", sweep.folder.display())))
 }

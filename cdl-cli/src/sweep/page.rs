@@ -3,13 +3,10 @@
 use cdl_core::{DEFINITIONS, Role};
 
 use super::{Sweep, manifest::State, statistics::Spread, summary::Summary};
-use crate::{
-    Failure,
-    report::{
-        html::{escape, head},
-        place_page,
-        plot::{Axes, Plot, Series, banded},
-    },
+use crate::report::{
+    html::{escape, head},
+    place_page,
+    plot::{Axes, Plot, Series, banded},
 };
 
 /// Accuracy after each task: means, in bands of one standard deviation.
@@ -42,7 +39,7 @@ pub fn figure(summary: &Summary) -> Plot {
 }
 
 /// The whole page; every cell that is done gets a page of its own, to which it leads.
-pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -> Result<String, Failure> {
+pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -> String {
     let mut page = head(&escape(&summary.name));
     page += &format!("<p>{} of {} cells done.</p>\n", summary.done(), summary.cells());
     page += "<h2>Means</h2>\n<p>In percent, ± sample standard deviation over the repetitions. Below each value stands its \
@@ -55,13 +52,13 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
              are one standard deviation to either side.</p>\n<div class=\"plots\"><div>";
     page += &figure.inline();
     page += "</div></div>\n<h2>Cells</h2>\n";
-    page += &cells(sweep, summary, states)?;
+    page += &cells(sweep, summary, states);
     let plan = std::fs::read_to_string(sweep.folder.join(super::plan::FILE)).unwrap_or_default();
     page += &format!(
         "<h2>Plan</h2>\n<details><summary>sweep.toml</summary><pre>{}</pre></details>\n",
         escape(&plan)
     );
-    Ok(page + "</main>\n</body>\n</html>\n")
+    page + "</main>\n</body>\n</html>\n"
 }
 
 /// A row for each combination, a column for each definition.
@@ -108,7 +105,7 @@ fn means(summary: &Summary, role: Role) -> String {
 }
 
 /// A row for each cell: what has become of it, its published figures, and the way to its own page.
-fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Result<String, Failure> {
+fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> String {
     let mut table = String::from("<div class=\"wide\"><table>\n<thead><tr><th>cell</th><th>state</th>");
     let shown = &DEFINITIONS[..2];
     for role in summary.roles() {
@@ -120,20 +117,26 @@ fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Result<String, F
     let outcomes = summary.combinations.iter().flat_map(|combination| &combination.cells);
     for ((cell, outcome), state) in sweep.cells.iter().zip(outcomes).zip(states) {
         let name = escape(&cell.name);
-        let name = match outcome.results.is_some() {
-            true => {
-                place_page(&outcome.root)?;
-                format!("<a href=\"cells/{name}/report.html\">{name}</a>")
+        // What cannot be read of one run is no reason to go without the page of all.
+        let (name, missing) = match outcome.results.as_ref().map(|_| place_page(&outcome.root)) {
+            Some(Ok(())) => (format!("<a href=\"cells/{name}/report.html\">{name}</a>"), None),
+            Some(Err(failure)) => {
+                tracing::warn!("{} has no page of its own: {}", cell.name, failure.message);
+                (name, Some(failure.message))
             }
-            false => name,
+            None => (name, None),
         };
-        let state = match state {
-            State::Done => "done".into(),
-            State::Waiting => "not begun".into(),
-            State::Stopped => "stopped".into(),
-            State::Running => "running".into(),
-            State::Failed { reason } => format!("failed<small>{}</small>", escape(reason)),
+        let word = match state {
+            State::Done => "done",
+            State::Waiting => "not begun",
+            State::Stopped => "stopped",
+            State::Running => "running",
+            State::Failed { .. } => "failed",
+            State::Unreadable { .. } => "unreadable",
         };
+        let reason = state.reason().or(missing.as_deref());
+        let reason = reason.map(|reason| format!("<small>{}</small>", escape(reason)));
+        let state = format!("{word}{}", reason.unwrap_or_default());
         table += &format!("<tr><td>{name}</td><td>{state}</td>");
         for role in summary.roles() {
             for definition in shown {
@@ -143,5 +146,5 @@ fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Result<String, F
         }
         table += "</tr>\n";
     }
-    Ok(table + "</tbody>\n</table></div>\n")
+    table + "</tbody>\n</table></div>\n"
 }

@@ -10,7 +10,7 @@ use std::{
 use cdl_core::{Config, Draft, Error, resume::check_config, run_dir::write_atomic};
 use serde::{Deserialize, Serialize};
 
-use super::axis::{Axis, Value, digits};
+use super::axis::{self, Axis, Value, digits};
 use crate::{Failure, first_line, plugin};
 
 /// The plan's file; a folder that has it is a sweep's.
@@ -110,12 +110,18 @@ impl Plan {
                 let names: Vec<&str> = self.vary.iter().map(|axis| axis.name.as_str()).collect();
                 fail(format!("nothing that is varied is called `{name}`; varied: {}", names.join(", ")))
             })?;
+            let label = axis::label(label);
+            let values: Vec<&str> = self.vary[at].values.iter().map(|value| value.label.as_str()).collect();
+            if !values.contains(&label.as_str()) {
+                let values = values.join(", ");
+                return Err(fail(format!("no combination has this value; `{name}` is one of {values}")));
+            }
             wanted.push((at, label));
         }
         let fits = |labels: &Vec<String>| {
             wanted.iter().all(|(at, label)| labels.get(*at).is_some_and(|own| own == label))
         };
-        self.combinations().iter().position(fits).ok_or_else(|| fail("no combination has this value".into()))
+        self.combinations().iter().position(fits).ok_or_else(|| fail("no combination has all of this".into()))
     }
 
     /// What is wrong with the axes themselves.
@@ -222,40 +228,59 @@ impl Plan {
         toml::to_string(self).map_err(|e| Failure::working(format!("{FILE}: {e}")))
     }
 
-    /// Writes the plan and every cell's configuration into `folder`, which is new, or one of a sweep whose cells are all
-    /// among these and unchanged: a sweep may grow.
-    pub fn write(&self, folder: &Path, cells: &[(Cell, Config)]) -> Result<(), Failure> {
-        if folder.join(FILE).exists() {
-            let earlier = Self::read(folder)?;
-            let gone: Vec<String> = (earlier.cells().into_iter().map(|cell| cell.name))
-                .filter(|name| !cells.iter().any(|(cell, _)| cell.name == *name))
-                .collect();
-            if let Some(first) = gone.first() {
-                return Err(Failure::mistake(format!(
-                    "{}: holds another sweep: {} of its cells, such as {first}, are not among those asked for; a \
-                     sweep may grow but not change; give another --out",
-                    folder.display(),
-                    gone.len()
-                )));
-            }
+    /// Takes over from the plan of `folder`, which this one is to replace, what the command does not give; refuses to lose
+    /// any of its cells: a sweep may grow.
+    pub fn continues(&mut self, earlier: Self, folder: &Path, given: Given<'_>) -> Result<(), Failure> {
+        let cells: BTreeSet<String> = self.cells().into_iter().map(|cell| cell.name).collect();
+        let gone: Vec<String> =
+            earlier.cells().into_iter().map(|cell| cell.name).filter(|name| !cells.contains(name)).collect();
+        if let Some(first) = gone.first() {
+            return Err(Failure::mistake(format!(
+                "{}: holds another sweep: {} of its cells, such as {first}, are not among those asked for; a \
+                 sweep may grow but not change; give another --out",
+                folder.display(),
+                gone.len()
+            )));
         }
+        (self.baseline, self.jobs) = (earlier.baseline, earlier.jobs);
+        self.settle(given)
+    }
+
+    /// Sets what the command gives and no cell depends on.
+    pub fn settle(&mut self, given: Given<'_>) -> Result<(), Failure> {
+        if !given.baseline.is_empty() {
+            self.baseline = given.baseline.into();
+        }
+        self.jobs = given.jobs.unwrap_or(self.jobs);
+        self.baseline().map(|_| ())
+    }
+
+    /// Writes the plan alone.
+    pub fn save(&self, folder: &Path) -> Result<(), Failure> {
+        Ok(write_atomic(&folder.join(FILE), self.to_toml()?.as_bytes())?)
+    }
+
+    /// Writes the plan and every cell's configuration into `folder`, which is new, or one of a sweep that this one
+    /// [continues](Self::continues); the configurations of its cells have to be the same.
+    pub fn write(&self, folder: &Path, cells: &[(Cell, Config)]) -> Result<(), Failure> {
         // All are compared before any is written.
         let mut fresh = Vec::new();
         for (cell, config) in cells {
             let file = config_file(folder, &cell.name);
-            match fs::read_to_string(&file) {
-                Ok(text) => {
-                    let begun = Config::recorded(&file, &text).map_err(Failure::before_writing)?;
-                    check_config(config, &begun).map_err(|error| {
-                        let other = "the sweep in this folder was begun with another configuration";
-                        Failure::mistake(format!("{}: {other}: {}", cell.name, first_line(&error)))
-                    })?;
+            match read_recorded(&file) {
+                Ok(Some(begun)) => check_config(config, &begun).map_err(|error| {
+                    let other = "the sweep in this folder was begun with another configuration";
+                    Failure::mistake(format!("{}: {other}: {}", cell.name, first_line(&error)))
+                })?,
+                Ok(None) => fresh.push((file, config.to_toml()?)),
+                // Whether a run that was begun is the cell's is seen by the run's own configuration.
+                Err(reason) => {
+                    tracing::warn!("{reason}; it is written anew");
+                    fresh.push((file, config.to_toml()?));
                 }
-                Err(e) if e.kind() == ErrorKind::NotFound => fresh.push((file, config.to_toml()?)),
-                Err(source) => return Err(Error::Io { file, source }.into()),
             }
         }
-        write_atomic(&folder.join(FILE), self.to_toml()?.as_bytes())?;
+        self.save(folder)?;
         let configs = folder.join("configs");
         fs::create_dir_all(&configs).map_err(|source| Error::Io { file: configs, source })?;
         for (file, toml) in fresh {
@@ -263,6 +288,15 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// What a command says of a sweep besides its cells.
+#[derive(Debug, Clone, Copy)]
+pub struct Given<'a> {
+    /// Nothing if it is to stay as it is.
+    pub baseline: &'a [String],
+    /// See `baseline`.
+    pub jobs: Option<usize>,
 }
 
 /// Where a cell's configuration lies, as it was when the sweep was begun.
@@ -275,13 +309,33 @@ pub fn run_folder(folder: &Path, cell: &str) -> PathBuf {
     folder.join("cells").join(cell)
 }
 
-/// A cell's configuration, whatever files and the environment say now; with the plugins that it names.
-pub fn read_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
+/// A configuration that the sweep or a run of it has recorded, to be looked at: no plugin is loaded for it. `None` where
+/// there is none; what cannot be read is told in one line.
+pub fn read_recorded(file: &Path) -> Result<Option<Config>, String> {
+    let text = match fs::read_to_string(file) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|e| format!("{}: {e}", file.display()))?,
+    };
+    let config = Config::recorded_without_plugins(file, &text);
+    config.map(Some).map_err(|error| first_line(&error))
+}
+
+/// The same of a cell, which has to have one.
+pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
     let file = config_file(folder, cell);
     let again = "give the whole command again, it writes what is missing";
-    let text = fs::read_to_string(&file)
-        .map_err(|e| Failure::mistake(format!("{}: {e}; {again}", file.display())))?;
+    match read_recorded(&file) {
+        Ok(found) => found.ok_or_else(|| format!("{} is missing; {again}", file.display())),
+        Err(reason) => Err(format!("{reason}; {again}")),
+    }
+}
+
+/// A cell's configuration, whatever files and the environment say now; with the plugins that it names, to be run.
+pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
+    look_at_config(folder, cell).map_err(Failure::mistake)?;
+    let file = config_file(folder, cell);
     plugin::load_named(&[&file], &[])?;
+    let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
     Config::recorded(&file, &text).map_err(Failure::before_writing)
 }
 
@@ -326,7 +380,7 @@ mod tests {
         plan.baseline.push("distiller.name=one".into());
         assert_eq!(of(&plan), Ok(3));
         plan.baseline = vec!["distiller=two".into()];
-        assert!(of(&plan).is_err_and(|message| message.contains("no combination")));
+        assert!(of(&plan).is_err_and(|message| message.contains("`distiller` is one of none, one")));
         plan.baseline = vec!["pool=5".into()];
         assert!(of(&plan).is_err_and(|message| message.contains("varied: distiller, learner.pool")));
     }

@@ -11,12 +11,16 @@ use std::{
 };
 
 use cdl_core::Error;
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
-    Sweep,
+    Sweep, claim, last_words,
     manifest::{self, State},
 };
-use crate::{Failure, signals::Signals};
+use crate::{
+    BUSY, Failure,
+    signals::{STOPPED, Signals},
+};
 
 /// How often it is looked whether a process has ended.
 const PACE: Duration = Duration::from_millis(20);
@@ -34,49 +38,66 @@ struct Running {
     since: Instant,
 }
 
-/// Runs all cells that are not done, `jobs` at once with `threads` each, and keeps the manifest.
+/// Runs all cells that are not done, `jobs` at once with `threads` each, and keeps the manifest. Those that another process
+/// is at are left to it; if it has ended when all others have, they are looked at once more.
 pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signals) -> Result<(), Failure> {
-    let mut waiting: VecDeque<usize> =
-        (0..states.len()).filter(|&number| states[number] != State::Done).collect();
+    let open = |state: &State| !matches!(state, State::Done | State::Unreadable { .. });
+    let mut waiting: VecDeque<usize> = (0..states.len()).filter(|&number| open(&states[number])).collect();
     let mut running: Vec<Running> = Vec::new();
-    let mut ended = states.len() - waiting.len();
-    if ended > 0 {
-        tracing::info!("{ended} of {} cells are done already", states.len());
+    let done = states.iter().filter(|state| **state == State::Done).count();
+    if done > 0 {
+        tracing::info!("{done} of {} cells are done already", states.len());
     }
+    let mut ended = states.len() - waiting.len();
     loop {
         let stop = signals.asked().is_some();
         while !stop && running.len() < sweep.plan.jobs {
             let Some(number) = waiting.pop_front() else { break };
-            running.push(start(sweep, number, threads)?);
-            states[number] = State::Running;
+            states[number] = match start(sweep, number, threads) {
+                Ok(cell) => {
+                    running.push(cell);
+                    State::Running
+                }
+                Err(failure) => {
+                    ended += 1;
+                    let state = State::Failed { reason: failure.message };
+                    tell(sweep, number, &state, ended, Duration::ZERO);
+                    state
+                }
+            };
             manifest::write(sweep, states)?;
         }
         if stop {
             running.iter_mut().for_each(|cell| drop(cell.child.stdin.take()));
         }
         if running.is_empty() {
-            return Ok(());
+            let free = |&number: &usize| {
+                states[number] == State::Running && !claim::is_held(&sweep.folder, &sweep.cells[number].name)
+            };
+            waiting.extend((0..states.len()).filter(free));
+            if stop || waiting.is_empty() {
+                return Ok(());
+            }
+            continue;
         }
         sleep(PACE);
         let mut at = 0;
         while at < running.len() {
-            let Some(status) = running[at].child.try_wait().map_err(|e| lost(sweep, &running[at], &e))?
-            else {
-                at += 1;
-                continue;
+            let state = match running[at].child.try_wait() {
+                Ok(None) => {
+                    at += 1;
+                    continue;
+                }
+                Ok(Some(status)) => outcome(sweep, status, &running[at], signals.asked().is_some()),
+                Err(e) => State::Failed { reason: format!("its process cannot be waited for: {e}") },
             };
             let cell = running.swap_remove(at);
-            ended += 1;
-            let state = outcome(status, &cell, signals.asked().is_some());
-            tell(sweep, &cell, &state, ended);
+            ended += usize::from(state != State::Running);
+            tell(sweep, cell.number, &state, ended, cell.since.elapsed());
             states[cell.number] = state;
             manifest::write(sweep, states)?;
         }
     }
-}
-
-fn lost(sweep: &Sweep, cell: &Running, error: &std::io::Error) -> Failure {
-    Failure::working(format!("{}: its process cannot be waited for: {error}", sweep.cells[cell.number].name))
 }
 
 /// Starts this program on one cell.
@@ -113,11 +134,18 @@ fn start(sweep: &Sweep, number: usize, threads: usize) -> Result<Running, Failur
 }
 
 /// What an ended process says of its cell.
-fn outcome(status: ExitStatus, cell: &Running, asked: bool) -> State {
+fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> State {
     match status.code() {
         Some(0) => State::Done,
-        Some(130 | 143) | None if asked => State::Stopped,
-        _ => State::Failed { reason: said(cell).unwrap_or_else(|| ending(status)) },
+        Some(code) if code == i32::from(BUSY) => State::Running,
+        Some(code) if [SIGINT, SIGTERM].contains(&(code - STOPPED)) => State::Stopped,
+        None if asked => State::Stopped,
+        _ => {
+            let reason = said(cell).unwrap_or_else(|| ending(status));
+            // One that was killed could not.
+            last_words::leave(&sweep.folder, &sweep.cells[cell.number].name, &reason);
+            State::Failed { reason }
+        }
     }
 }
 
@@ -142,15 +170,18 @@ fn ending(status: ExitStatus) -> String {
     format!("its process ended with {status} and said nothing")
 }
 
-/// One line about a cell that has ended.
-fn tell(sweep: &Sweep, cell: &Running, state: &State, ended: usize) {
-    let (name, count) = (&sweep.cells[cell.number].name, sweep.cells.len());
-    let seconds = cell.since.elapsed().as_secs_f64();
+/// One line about a cell that has ended, or could not be begun.
+fn tell(sweep: &Sweep, number: usize, state: &State, ended: usize, took: Duration) {
+    let (name, count) = (&sweep.cells[number].name, sweep.cells.len());
     match state {
         State::Done => {
-            tracing::info!("{ended}/{count} {name}: {}{seconds:.1} s", sweep.headline(cell.number));
+            let seconds = took.as_secs_f64();
+            tracing::info!("{ended}/{count} {name}: {}{seconds:.1} s", sweep.headline(number));
         }
-        State::Failed { reason } => tracing::warn!("{ended}/{count} {name} failed: {reason}"),
-        _ => tracing::info!("{name}: saved and stopped"),
+        State::Running => tracing::warn!("{name}: another process is at it; the others go on"),
+        State::Stopped | State::Waiting => tracing::info!("{name}: saved and stopped"),
+        State::Failed { reason } | State::Unreadable { reason } => {
+            tracing::warn!("{ended}/{count} {name} failed: {reason}");
+        }
     }
 }

@@ -18,21 +18,19 @@ pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
     manifest::write(sweep, &states)?;
     let file = sweep.folder.join(FILE);
     write_atomic(&file, script(sweep)?.as_bytes())?;
-    let folder = sweep.folder.display();
-    print(&format!(
-        "{file}\n  start:   sbatch {file}\n  collect: cdl sweep --resume {folder} --collect\n",
-        file = file.display()
-    ))
+    let (file, folder) = (quoted(&file)?, quoted(&sweep.folder)?);
+    print(&format!("{file}\n  start:   sbatch {file}\n  collect: cdl sweep --resume {folder} --collect\n"))
 }
 
-/// A job for each cell. Being told to stop, by the time limit or by preemption, a cell saves its run; the job then puts
-/// itself into the queue again and goes on from there.
+/// A job for each cell, which it calls by its name: numbers change when the sweep grows. Being told to stop, by the time
+/// limit or by preemption, a cell saves its run; the job then puts itself into the queue again and goes on from there.
 fn script(sweep: &Sweep) -> Result<String, Failure> {
     let lost = |what: &str, e: std::io::Error| Failure::working(format!("{what} cannot be found: {e}"));
     let program = std::env::current_exe().map_err(|e| lost("this program", e))?;
     let here = std::env::current_dir().map_err(|e| lost("the working directory", e))?;
     let last = sweep.cells.len().saturating_sub(1);
     let (program, here, folder) = (quoted(&program)?, quoted(&here)?, quoted(&sweep.folder)?);
+    let names: String = sweep.cells.iter().map(|cell| format!("    {}\n", cell.name)).collect();
     Ok(format!(
         "#!/bin/bash
 #SBATCH --job-name=cdl-sweep
@@ -47,20 +45,40 @@ fn script(sweep: &Sweep) -> Result<String, Failure> {
 
 # A job of this array runs one cell of a sweep. Told to stop, the cell saves its run; queued again, it goes on.
 # When all are done, tables and figure: cdl sweep --resume {folder} --collect
+cells=(
+{names})
 cd {here} || exit 1
 threads=\"${{SLURM_CPUS_PER_TASK:-}}\"
-{program} ${{threads:+--threads \"$threads\"}} sweep --resume {folder} --cell \"$SLURM_ARRAY_TASK_ID\" &
+name=\"${{cells[SLURM_ARRAY_TASK_ID]:?the sweep has the cells 0 to {last}}}\"
+
+# A signal is passed on once, for a second one would end the cell before it has saved its run.
+told= passed= cell=
+pass() {{
+    told=1
+    if [ -n \"$cell\" ] && [ -z \"$passed\" ]; then
+        passed=1
+        kill -TERM \"$cell\" 2>/dev/null
+    fi
+}}
+trap pass TERM INT
+{program} ${{threads:+--threads \"$threads\"}} sweep --resume {folder} --cell \"$name\" &
 cell=$!
-trap 'kill -TERM \"$cell\" 2>/dev/null' TERM INT
+[ -z \"$told\" ] || pass
 wait \"$cell\"
 code=$?
-# A signal ends the first wait; the cell is given the time to save.
-while kill -0 \"$cell\" 2>/dev/null; do
+# A wait that a signal has ended says nothing of the cell; the next one gives it the time to save, and has its own code.
+while [ -n \"$told\" ]; do
+    told=
     wait \"$cell\"
     code=$?
 done
+# 143 is a cell that was told to stop and is not finished.
 if [ \"$code\" = 143 ] && command -v scontrol >/dev/null; then
     scontrol requeue \"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}\"
+fi
+# What has killed the cell kept it from saying so.
+if [ \"$code\" -gt 128 ] && [ \"$code\" != 130 ] && [ \"$code\" != 143 ]; then
+    echo \"its process was ended by signal $((code - 128))\" > {folder}/logs/\"$name\".failure
 fi
 exit \"$code\"
 "

@@ -1,6 +1,6 @@
 //! What the cells of a sweep came to, combination by combination.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cdl_core::{
     Definition, Role,
@@ -9,10 +9,11 @@ use cdl_core::{
 
 use super::{
     Sweep,
+    manifest::{self, State},
     plan::run_folder,
     statistics::{Spread, differences},
 };
-use crate::{Failure, resume::is_finished};
+use crate::Failure;
 
 /// All combinations with the results of their cells.
 pub struct Summary {
@@ -97,8 +98,20 @@ impl Combination {
 }
 
 impl Summary {
-    /// Reads the results of all cells that are done.
-    pub fn read(sweep: &Sweep) -> Result<Self, Failure> {
+    /// What the sweep in `folder` came to. Nothing of it is changed, and no plugin that it names is loaded.
+    pub fn of_folder(folder: &Path) -> Result<Self, Failure> {
+        let sweep = Sweep::read(folder)?;
+        let states = manifest::look(&sweep)?;
+        for (cell, state) in sweep.cells.iter().zip(&states) {
+            if let State::Unreadable { reason } = state {
+                tracing::warn!("{} is left out: {reason}", cell.name);
+            }
+        }
+        Self::read(&sweep, &states)
+    }
+
+    /// Reads the results of all cells that are done by `states`.
+    pub fn read(sweep: &Sweep, states: &[State]) -> Result<Self, Failure> {
         let names = |axes: &[super::Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
         let mut combinations: Vec<Combination> = sweep
             .plan
@@ -106,9 +119,9 @@ impl Summary {
             .into_iter()
             .map(|labels| Combination { labels, cells: Vec::with_capacity(sweep.plan.repetitions()) })
             .collect();
-        for (cell, config) in sweep.cells.iter().zip(&sweep.configs) {
+        for (cell, state) in sweep.cells.iter().zip(states) {
             let root = run_folder(&sweep.folder, &cell.name);
-            let results = is_finished(&root, config).then(|| read_results(&root)).transpose()?;
+            let results = (*state == State::Done).then(|| read_results(&root)).transpose()?;
             let labels = cell.values.iter().skip(sweep.plan.vary.len()).map(|value| value.label.clone());
             let outcome = Outcome { name: cell.name.clone(), labels: labels.collect(), root, results };
             if let Some(combination) = combinations.get_mut(cell.combination) {

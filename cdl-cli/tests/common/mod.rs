@@ -1,5 +1,8 @@
 //! Running the program as a user does.
 
+#[allow(dead_code, reason = "not every test that shares this file needs it")]
+pub mod sweeps;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},

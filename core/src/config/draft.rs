@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Config,
+    Config, Unregistered,
     keys::{check_run_keys, lookup, misplaced, parse_run},
     layers::{environment, merge, read_file, split_set},
 };
@@ -80,7 +80,7 @@ impl Draft {
             }
         };
         let mut config = Config { run, files, layers };
-        for (section, error) in config.complete() {
+        for (section, error) in config.complete(Unregistered::Refused) {
             draft.faulty.insert(section);
             draft.mistakes.push(error);
         }

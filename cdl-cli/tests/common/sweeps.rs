@@ -1,0 +1,129 @@
+//! Sweeps, and what they leave.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use super::{TINY, cdl, command, said};
+
+/// Everything that is written about a sweep and says nothing of when and where it ran.
+const TABLES: [&str; 5] = ["sweep.csv", "sweep.md", "sweep.tex", "summary.json", "accuracy.svg"];
+
+pub fn path(path: &Path) -> &str {
+    path.to_str().expect("UTF-8 path")
+}
+
+/// `cdl sweep` of the quickstart into `dir`, a matter of seconds.
+pub fn sweep<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
+    [&["sweep", "configs/quickstart.toml", "--out", path(dir)][..], &TINY, more].concat()
+}
+
+pub fn done(args: &[&str]) -> Output {
+    let output = cdl(args);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    output
+}
+
+pub fn json(file: &Path) -> Value {
+    serde_json::from_slice(&fs::read(file).expect("file")).expect("JSON")
+}
+
+pub fn text(file: &Path) -> String {
+    fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+}
+
+pub fn tables(dir: &Path) -> Vec<String> {
+    TABLES.iter().map(|name| text(&dir.join(name))).collect()
+}
+
+/// State of every cell by name.
+pub fn states(dir: &Path) -> Vec<(String, String)> {
+    let manifest = json(&dir.join("sweep.json"));
+    let cells = manifest["cells"].as_array().expect("cells").iter();
+    let word = |value: &Value| value.as_str().expect("text").to_string();
+    cells.map(|cell| (word(&cell["name"]), word(&cell["state"]))).collect()
+}
+
+/// State of one cell, and the reason beside it.
+pub fn state(dir: &Path, cell: &str) -> (String, String) {
+    let manifest = json(&dir.join("sweep.json"));
+    let found = manifest["cells"].as_array().expect("cells").iter().find(|entry| entry["name"] == cell);
+    let found = found.unwrap_or_else(|| panic!("no cell {cell}"));
+    let word = |key: &str| found[key].as_str().unwrap_or_default().to_string();
+    (word("state"), word("reason"))
+}
+
+/// Takes a cell as the process of another sweep does that was killed and saves its run (`leashed`), or as any other
+/// process does, until the file is closed: no sweep ends before.
+pub fn hold(dir: &Path, cell: &str, leashed: bool) -> File {
+    let logs = dir.join("logs");
+    fs::create_dir_all(&logs).expect("folder");
+    let mut file = File::create(logs.join(format!("{cell}.lock"))).expect("file");
+    file.lock().expect("lock");
+    write!(file, "1{}", if leashed { " leashed" } else { "" }).expect("written");
+    file
+}
+
+/// A process that does not outlive its test.
+pub struct Started(Option<Child>);
+
+impl Started {
+    pub fn new(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("starts")))
+    }
+
+    pub fn of(args: &[&str]) -> Self {
+        Self::new(command().args(args))
+    }
+
+    /// Waits until a file is there and has something in it, which it keeps.
+    pub fn wait_for(&mut self, file: impl Fn() -> Option<PathBuf>) {
+        let there = || file().is_some_and(|file| fs::metadata(file).is_ok_and(|about| about.len() > 0));
+        while !there() {
+            let ended = self.0.as_mut().expect("a process").try_wait().expect("child");
+            assert!(ended.is_none(), "it ended before: {}", said(&self.end()));
+            sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Asks it to stop.
+    pub fn stop(self) -> Output {
+        let id = self.0.as_ref().expect("a process").id();
+        assert!(Command::new("kill").args(["-TERM", &id.to_string()]).status().expect("kill").success());
+        self.wait()
+    }
+
+    pub fn kill(mut self) -> Output {
+        self.0.as_mut().expect("a process").kill().expect("SIGKILL");
+        self.wait()
+    }
+
+    pub fn wait(mut self) -> Output {
+        self.end()
+    }
+
+    fn end(&mut self) -> Output {
+        self.0.take().expect("a process").wait_with_output().expect("end")
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+        }
+    }
+}
+
+/// A file of the first cell of `dir` that has it.
+pub fn of_any_cell(dir: &Path, name: &str) -> Option<PathBuf> {
+    let cells = fs::read_dir(dir.join("cells")).ok()?;
+    cells.flatten().map(|cell| cell.path().join(name)).find(|file| file.exists())
+}
