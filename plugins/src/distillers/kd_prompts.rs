@@ -60,13 +60,13 @@ impl KdPrompts {
         check::halves("length", config.length)?;
         let mut rng = context.rng.clone();
         let width = context.student.width;
-        check::room(&[("length", config.length)], context.student.depth * width)?;
         let prompts = (0..config.layers.min(context.student.depth))
             .map(|layer| {
                 let (name, rows) =
                     (format!("kd_prompt.kd_p_{layer}"), if layer == 0 { 1 } else { config.length });
                 if layer > 0 {
                     check::as_saved(context.saved, &[("length", rows, &name, 0)])?;
+                    check::room(&[("length", rows)], context.student.depth * width)?;
                 }
                 let value =
                     rng.derive(&layer.to_string()).uniform(&[rows, width], 0.0, 1.0, context.device)?;

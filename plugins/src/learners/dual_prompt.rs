@@ -98,7 +98,6 @@ impl DualPrompt {
         )?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
-        check::room(&[("pool", pool), ("e_length", e_length)], EXPERT_BLOCKS.len() * width)?;
         check::room(&[("g_length", g_length)], GENERAL_BLOCKS.len() * width)?;
         let within = |block: &usize| *block < context.backbone.depth;
         let general = GENERAL_BLOCKS
@@ -124,6 +123,7 @@ impl DualPrompt {
                         ("query_width", context.query_width, &e_k, 1),
                     ],
                 )?;
+                check::room(&[("pool", pool), ("e_length", e_length)], EXPERT_BLOCKS.len() * width)?;
                 let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
                 let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
                 Ok(Experts {
