@@ -58,6 +58,9 @@ pub struct BenchArgs {
     /// (--batch), memory
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["configs", "sets", "teacher", "student", "input"])]
     inference: Vec<PathBuf>,
+    /// Where to compute: auto, cpu, cuda or cuda:N [default: as the configuration says; with --inference auto]
+    #[arg(long)]
+    device: Option<String>,
     /// One line of JSON instead of tables (with --inference one for each network)
     #[arg(long)]
     json: bool,
@@ -94,13 +97,16 @@ impl Step {
 /// Times steps and prints what they took.
 pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     if !args.inference.is_empty() {
-        let passes = bench_inference::Passes { batch: args.batch, timed: args.steps, warmup: args.warmup };
+        let device = args.device.as_deref().unwrap_or("auto");
+        let (timed, warmup) = (args.steps, args.warmup);
+        let passes = bench_inference::Passes { batch: args.batch, device, timed, warmup };
         return bench_inference::bench(&args.inference, &passes, args.json);
     }
     let mut sets = args.sets.clone();
     for (network, size) in [("teacher", &args.teacher), ("student", &args.student)] {
         sets.extend(size.as_ref().map(|size| format!("{network}.weights=\"random:{size}\"")));
     }
+    sets.extend(args.device.as_ref().map(|device| format!("device={device:?}")));
     sets.extend(args.batch.map(|batch| format!("batch_size={batch}")));
     let config = match args.configs.is_empty() {
         true => Config::parse("configs/bench.toml", CONFIG, &sets).map_err(Failure::before_writing)?,

@@ -2,20 +2,27 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use cdl_core::{Predictor, candle_core::Tensor, device, memory};
+use cdl_core::{
+    Predictor, Seen,
+    candle_core::{Device, Tensor},
+    device::{self, Precision},
+    memory,
+};
 use serde_json::{Value, json};
 
-use crate::{Failure, emit};
+use crate::{Failure, emit, predict::batch_size};
 
 /// Images in a batch unless said otherwise.
 const BATCH: usize = 32;
 /// Single images that are timed for every batch that is.
 const SINGLES: u32 = 4;
 
-/// How many passes of what size.
-pub struct Passes {
+/// How many passes of what size, and where.
+pub struct Passes<'a> {
     /// Images in a batch.
     pub batch: Option<usize>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: &'a str,
     /// Batches that are timed.
     pub timed: u32,
     /// Batches before them.
@@ -23,11 +30,12 @@ pub struct Passes {
 }
 
 /// Measures one network after the other, each alone in memory.
-pub fn bench(folders: &[PathBuf], passes: &Passes, as_json: bool) -> Result<(), Failure> {
-    let batch = passes.batch.unwrap_or(BATCH).max(1);
+pub fn bench(folders: &[PathBuf], passes: &Passes<'_>, as_json: bool) -> Result<(), Failure> {
+    let device = device::open(passes.device, Precision::Float32)?;
+    let batch = passes.batch.unwrap_or(BATCH);
     let mut lines = Vec::new();
     for folder in folders {
-        let line = measure(folder, batch, passes)?;
+        let line = measure(folder, batch, passes, &device)?;
         if as_json {
             emit(&format!("{line}\n"))?;
         }
@@ -36,14 +44,16 @@ pub fn bench(folders: &[PathBuf], passes: &Passes, as_json: bool) -> Result<(), 
     if as_json { Ok(()) } else { emit(&table(&lines, batch)) }
 }
 
-fn measure(folder: &PathBuf, batch: usize, passes: &Passes) -> Result<Value, Failure> {
+fn measure(folder: &PathBuf, batch: usize, passes: &Passes<'_>, device: &Device) -> Result<Value, Failure> {
     let fresh = memory::forget_peak();
-    let model = Predictor::load(folder).map_err(Failure::before_writing)?;
+    device::forget_peak(device);
+    let model = Predictor::load_on(folder, device).map_err(Failure::before_writing)?;
+    let batch = batch_size(&model, "--batch", Some(batch))?;
     let description = model.description();
     let side = description.transform.image_size;
     let grey = |images: usize| -> Result<Tensor, Failure> {
         let blank = cdl_core::image::RgbImage::from_pixel(side as u32, side as u32, [128; 3].into());
-        Ok(model.pixels(&vec![blank; images])?)
+        Ok(model.pixels(&vec![Seen::of(&blank, &description.transform); images])?)
     };
     let time = |pixels: &Tensor, timed: u32| -> Result<f64, Failure> {
         for _ in 0..passes.warmup {

@@ -11,6 +11,7 @@ use clap::Args;
 use crate::{
     Failure, emit,
     eval::{Restored, restored},
+    place,
 };
 
 /// Arguments of `cdl export`.
@@ -45,6 +46,7 @@ pub struct ExportArgs {
 
 /// Writes the folders.
 pub fn export(args: &ExportArgs) -> Result<(), Failure> {
+    refuse_places(args)?;
     let Restored { config, experiment, task, .. } = restored("export", &args.run_dir, args.task, &args.sets)?;
     // Variables of the environment and an edited file are overrides too; another setting is another network.
     check_config(&config, &recorded(&args.run_dir)?)?;
@@ -54,26 +56,40 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
         let (role, run) = (role.as_str(), args.run_dir.display());
         return Err(Failure::mistake(format!("--{role}: the run in {run} has not trained the {role}")));
     }
-    if args.student.is_some() && args.student == args.teacher {
-        return Err(Error::setting("--teacher", "the same folder", "expected one of its own").into());
-    }
-    let mut text = String::new();
     for (role, folder) in wanted() {
         export::write(&experiment, &config, role, &task, folder, args.overwrite)?;
         let model = Predictor::load_on(folder, &experiment.device)?;
         let (frozen, trained) = model.weight_bytes()?;
-        text += &format!(
+        // Told at once: it is there whatever becomes of the next.
+        emit(&format!(
             "{} after task {} of {}, {} classes: {} ({:.1} MB frozen, {:.1} MB trained)\n",
             role.as_str(),
             task.index + 1,
-            task.count,
+            experiment.stream.tasks().len(),
             model.classes().len(),
             folder.display(),
             frozen as f64 / 1e6,
             trained as f64 / 1e6,
-        );
+        ))?;
     }
-    emit(&text)
+    Ok(())
+}
+
+/// Refuses folders that cannot be made, and one for both networks or in the other, however they are written.
+fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
+    let absolute = |folder: &PathBuf| std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
+    for (option, folder) in [("--student", &args.student), ("--teacher", &args.teacher)] {
+        folder.as_ref().map_or(Ok(()), |folder| place::folder(option, folder))?;
+    }
+    match args.student.as_ref().map(absolute).zip(args.teacher.as_ref().map(absolute)) {
+        Some((student, teacher)) if student.starts_with(&teacher) || teacher.starts_with(&student) => {
+            let (student, teacher) = (student.display(), teacher.display());
+            let reason =
+                format!("--teacher {teacher}: expected a folder apart from that of --student, {student}");
+            Err(Failure::mistake(reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The configuration that a run was made with.

@@ -22,6 +22,7 @@ mod explain;
 mod export;
 mod list;
 mod logging;
+mod place;
 mod plugin;
 mod predict;
 mod profile;

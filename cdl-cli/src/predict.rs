@@ -3,9 +3,8 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    Prediction, Predictor,
+    Error, Prediction, Predictor, Seen,
     device::{self, Precision},
-    image::RgbImage,
     transform,
 };
 use cdl_plugins::image_files;
@@ -13,7 +12,7 @@ use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{Failure, emit, first_line, logging::Log, progress::Spinner};
+use crate::{Failure, emit, logging::Log, progress::Spinner};
 
 /// Arguments of `cdl predict`.
 #[derive(Debug, Args)]
@@ -24,7 +23,7 @@ Examples:
 
 JSON has a line for each image: {\"image\": PATH, \"predictions\": [{\"class\": NAME, \"index\": N, \"probability\": P,
 \"logit\": L}, ...]}, the best first, or {\"image\": PATH, \"error\": REASON}. `probability` is the softmax over all classes that
-the network has learned, `logit` what the run's own network computes.
+the network has learned, `logit` what the run's own network computes. What of a path is no UTF-8 is U+FFFD there.
 
 Images that cannot be read are named, the others go on; the exit code is 2 then.")]
 pub struct PredictArgs {
@@ -39,9 +38,9 @@ pub struct PredictArgs {
     /// A table for people, or lines of JSON
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Images in a batch [default: as in the run]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    batch_size: Option<u32>,
+    /// Images in a batch, as far as memory allows [default: as in the run]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -67,34 +66,22 @@ enum Line<'a> {
 /// Predicts image after image.
 pub fn predict(args: &PredictArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
     let device = device::open(&args.device, Precision::Float32)?;
-    let model = Predictor::load_on(&args.model, &device).map_err(Failure::before_writing)?;
-    let batch_size = args.batch_size.map_or(model.description().batch_size, |size| size as usize).max(1);
     let files = files(&args.images)?;
+    let model = Predictor::load_on(&args.model, &device).map_err(Failure::before_writing)?;
+    let batch_size = batch_size(&model, "--batch-size", args.batch_size)?;
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or_default();
+    let table = Table::of(&names);
     let spinner = Spinner::new(log, quiet, "images");
     let mut unread = 0;
     for (files, names) in files.chunks(batch_size).zip(names.chunks(batch_size)) {
-        let read: Vec<Result<RgbImage, cdl_core::Error>> = files
-            .par_iter()
-            .map(|file| {
-                let image = transform::open(file);
-                spinner.one();
-                image
-            })
-            .collect();
-        let mut images = Vec::new();
-        let read: Vec<Result<(), String>> = read
-            .into_iter()
-            .map(|image| image.map(|image| images.push(image)).map_err(|e| first_line(&e)))
-            .collect();
-        let mut answers = model.predict(&images, args.top as usize)?.into_iter();
+        let (images, read) = read(&model, files, &|| spinner.one());
+        let mut answers = model.predict_seen(&images, args.top as usize)?.into_iter();
         let mut text = String::new();
         for (name, read) in names.iter().zip(read) {
             let answer = match read {
                 Ok(()) => answers.next().unwrap_or_default(),
                 Err(error) => {
-                    tracing::warn!("{error}");
+                    tracing::warn!("{}", on_a_line(&error));
                     unread += 1;
                     if args.format == Format::Json {
                         text += &json(&Line::Unread { image: name, error })?;
@@ -104,7 +91,7 @@ pub fn predict(args: &PredictArgs, log: &Log, quiet: bool) -> Result<(), Failure
             };
             text += &match args.format {
                 Format::Json => json(&Line::Answer { image: name, predictions: &answer })?,
-                Format::Table => row(name, width, &answer),
+                Format::Table => table.row(name, &answer),
             };
         }
         emit(&text)?;
@@ -113,6 +100,51 @@ pub fn predict(args: &PredictArgs, log: &Log, quiet: bool) -> Result<(), Failure
     match unread {
         0 => Ok(()),
         _ => Err(Failure::mistake(format!("{unread} of {} images cannot be read", files.len()))),
+    }
+}
+
+/// The images of a batch that can be read, and of each file whether it could be. Of an image nothing is kept but what the
+/// network sees: files may be a thousand times larger.
+fn read(
+    model: &Predictor,
+    files: &[PathBuf],
+    seen: &(dyn Fn() + Sync),
+) -> (Vec<Seen>, Vec<Result<(), String>>) {
+    let way = &model.description().transform;
+    let read: Vec<Result<Seen, Error>> = files
+        .par_iter()
+        .map(|file| {
+            let image = transform::open(file).map(|image| Seen::of(&image, way));
+            seen();
+            image
+        })
+        .collect();
+    let mut images = Vec::new();
+    let read = read
+        .into_iter()
+        .map(|image| image.map(|image| images.push(image)).map_err(|e| e.to_string()))
+        .collect();
+    (images, read)
+}
+
+/// The number of images in a batch: as asked for by `option`, if there is room for them, else as in the run, or what there is
+/// room for.
+pub fn batch_size(model: &Predictor, option: &str, asked: Option<usize>) -> Result<usize, Failure> {
+    let (most, run) = (model.most_images(), model.description().batch_size.max(1));
+    match asked {
+        Some(size) if (1..=most).contains(&size) => Ok(size),
+        Some(size) => {
+            let expected = format!("expected 1 to {most}, the images for which there is room here");
+            let (origin, key) = ("command line".into(), option.into());
+            Err(Error::Setting { origin, key, value: size.to_string(), expected }.into())
+        }
+        None if run > most => {
+            tracing::warn!(
+                "there is no room here for {run} images in a batch, as in the run: {most} are taken"
+            );
+            Ok(most)
+        }
+        None => Ok(run),
     }
 }
 
@@ -125,7 +157,7 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             continue;
         }
         let before = all.len();
-        all.extend(image_files::below(path)?);
+        all.extend(image_files::below(path).map_err(Failure::before_writing)?);
         if all.len() == before {
             return Err(Failure::mistake(format!("{}: holds no images", path.display())));
         }
@@ -133,10 +165,30 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(all)
 }
 
-fn row(name: &str, width: usize, answer: &[Prediction]) -> String {
-    let classes: Vec<String> =
-        answer.iter().map(|p| format!("{} {:.1} %", p.class, 100.0 * p.probability)).collect();
-    format!("{name:width$}  {}\n", classes.join(", "))
+/// Rows of a table.
+struct Table {
+    /// Characters of the longest name.
+    width: usize,
+}
+
+impl Table {
+    fn of(names: &[String]) -> Self {
+        Self { width: names.iter().map(|name| on_a_line(name).chars().count()).max().unwrap_or_default() }
+    }
+
+    fn row(&self, name: &str, answer: &[Prediction]) -> String {
+        let classes: Vec<String> = answer
+            .iter()
+            .map(|p| format!("{} {:.1} %", on_a_line(&p.class), 100.0 * p.probability))
+            .collect();
+        format!("{:width$}  {}\n", on_a_line(name), classes.join(", "), width = self.width)
+    }
+}
+
+/// `name` on one line, with nothing in it that a terminal would obey.
+fn on_a_line(name: &str) -> String {
+    let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    name.chars().map(shown).collect()
 }
 
 fn json(line: &Line<'_>) -> Result<String, Failure> {

@@ -10,11 +10,13 @@ use crate::logging::Log;
 /// Progress through all steps of a run.
 pub struct Progress {
     bar: ProgressBar,
+    /// Tasks that the run does.
+    tasks: usize,
 }
 
 impl Progress {
-    /// For a run of `steps` training steps, `done` of which are.
-    pub fn new(log: &Log, steps: usize, done: usize, quiet: bool) -> Self {
+    /// For a run of `tasks` tasks and `steps` training steps, of which `done` are done.
+    pub fn new(log: &Log, tasks: usize, steps: usize, done: usize, quiet: bool) -> Self {
         let bar = if quiet || !std::io::stderr().is_terminal() {
             ProgressBar::hidden()
         } else {
@@ -26,12 +28,12 @@ impl Progress {
         bar.set_position(done as u64);
         // What was done before says nothing about the time that is left.
         bar.reset_eta();
-        Self { bar }
+        Self { bar, tasks }
     }
 
     /// A step is done.
     pub fn step(&self, role: Role, task: &Task, epoch: usize) {
-        let task = format!("task {}/{}", task.index + 1, task.count);
+        let task = format!("task {}/{}", task.index + 1, self.tasks);
         self.bar.set_message(format!("{task} {} epoch {}", role.as_str(), epoch + 1));
         self.bar.inc(1);
     }

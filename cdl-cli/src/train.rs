@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use cdl_core::{
-    Config, Error, Event, Experiment, Role, RunState, Skipped,
+    Config, Error, Event, Experiment, Role, RunState, Skipped, Task,
     run_dir::{Results, RunDir},
 };
 
@@ -115,8 +115,9 @@ fn progress(experiment: &Experiment, from: &RunState, log: &Log, quiet: bool) ->
     let batches = |task: usize| experiment.stream.train_count(task) / settings.batch_size;
     let before =
         |position: cdl_core::Position| position.steps_before(settings.roles.len(), settings.epochs, batches);
-    let all = before(cdl_core::Position::of_task(experiment.stream.tasks().len()));
-    Progress::new(log, all, before(from.position), quiet)
+    let tasks = experiment.stream.tasks().len();
+    let all = before(cdl_core::Position::of_task(tasks));
+    Progress::new(log, tasks, all, before(from.position), quiet)
 }
 
 /// Accuracies, time and memory of a run that is done.
@@ -140,7 +141,7 @@ fn introduce(config: &Config, experiment: &Experiment) {
     tracing::info!(
         "{}: {} classes in {} tasks, {} training and {} test images of {} px",
         run.stream.name,
-        stream.classes().len(),
+        stream.tasks().last().map_or(0, Task::seen),
         stream.tasks().len(),
         count(&|task| stream.train_count(task)),
         count(&|task| stream.test_count(task)),

@@ -59,10 +59,29 @@ fn values_out_of_range_or_of_another_type() {
         &["`stream.transform.train = \"crop\"`", "random_resized_crop"],
     );
     refused(&set("learner.pool=2"), &["`learner.pool = 2`", "5 tasks"]);
+    // More than any memory holds.
+    for (key, method) in
+        [("pool", "coda_prompt"), ("length", "coda_prompt"), ("pool", "l2p"), ("g_length", "dual_prompt")]
+    {
+        let (name, size) = (format!("learner.name={method}"), format!("learner.{key}=1000000000000"));
+        let words = format!("`learner.{key} = 1000000000000` is not valid: expected less");
+        refused(&["--set", &name, "--set", &size], &[&words, "GB are free"]);
+    }
+    refused(&set("distiller.length=1000000000000"), &["`distiller.length = 1000000000000`", "GB are free"]);
     refused(&set("distiller.alpha=1.5"), &["`distiller.alpha = 1.5`", "0 to 1"]);
     refused(&set("student.depth=9"), &["`student.depth = 9`", "1 to 5"]);
     refused(&set("stream.transform.image_size=30"), &["`stream.transform.image_size = 30`", "patch size 4"]);
     refused(&set("device=gpu"), &["device `gpu`", "expected auto, cpu, cuda"]);
+    refused(&set("precision=tf16"), &["precision", "tf16", "float32"]);
+    for precision in ["bf16", "tf32"] {
+        let wanted = format!("precision={precision}");
+        let value = format!("`precision = {precision}`");
+        let on_cpu = ["--set", &wanted, "--set", "device=cpu"];
+        refused(&on_cpu, &["--set", &value, "expected float32 on the CPU (device `cpu`)"]);
+        if !cfg!(feature = "cuda") {
+            refused(&set(&wanted), &["--set", &value, "built without CUDA (docs/gpu.md says how to get one"]);
+        }
+    }
     refused(&set("batch_size=21"), &["`batch_size = 21`", "at most 20"]);
     refused(&set("train_teacher=false"), &["train_teacher", "`kd_prompts` learns from the teacher"]);
     refused(&set("no-equals-sign"), &["--set no-equals-sign", "key=value"]);
@@ -336,8 +355,9 @@ fn run_directories_that_cannot_be_used() {
     let other = folder.path().join("other");
     fs::create_dir(&other).expect("folder");
     fs::write(other.join("thesis.tex"), "years of work").expect("file");
-    refuse(&other, &[], "--overwrite");
-    refuse(&other, &["--overwrite"], "not a run");
+    // It would not help, and is not advised.
+    refuse(&other, &[], "holds something that is not a run; choose another\n");
+    refuse(&other, &["--overwrite"], "holds something that is not a run; choose another\n");
     assert!(other.join("thesis.tex").exists(), "what is not ours stays");
 }
 

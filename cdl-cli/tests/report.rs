@@ -44,6 +44,13 @@ fn prompts_are_drawn(page: &str, dir: &Path, results: &Value, role: &str) {
     for pool in pools {
         assert_eq!(pool["images"], serde_json::json!([10, 10]), "two test images of each of five classes");
         assert!(page.contains(&format!("{role}, {}: mean weight", pool["pool"].as_str().expect("name"))));
+        let weights = pool["mean_weights"].as_array().expect("rows").iter();
+        let weights =
+            weights.flat_map(|row| row.as_array().expect("row")).map(|w| w.as_f64().expect("weight"));
+        let largest = weights.fold(0.0, |largest: f64, weight| largest.max(weight.abs()));
+        assert!(largest >= 0.01, "{largest}");
+        let scale = format!(">-{largest:.2}</text>");
+        assert!(page.contains(&scale), "the scale ends at the largest: {scale}");
         for (task, row) in pool["mean_weights"].as_array().expect("rows").iter().enumerate() {
             for (prompt, weight) in row.as_array().expect("row").iter().enumerate() {
                 let weight = weight.as_f64().expect("weight");
@@ -163,7 +170,72 @@ fn what_is_no_finished_run_is_named() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let output = cdl(&["report", folder.path().to_str().expect("UTF-8 path")]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("has the run finished a task?"), "{}", said(&output));
+    assert!(said(&output).contains("is it a run?"), "{}", said(&output));
+}
+
+#[test]
+fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    run(&dir, &[]);
+    let path = dir.to_str().expect("UTF-8 path");
+    let taken = dir.join("log.txt").display().to_string();
+    let deeper = format!("{taken}/deeper");
+    for (option, place, words) in [
+        ("--tables", &taken, "--tables "),
+        ("--tables", &deeper, "log.txt is none"),
+        ("--figures", &taken, "--figures "),
+        ("--tensorboard", &deeper, "--tensorboard "),
+        ("--out", &deeper, "--out "),
+        ("--out", &path.to_string(), "expected the name of a file"),
+    ] {
+        let output = cdl(&["report", path, option, place]);
+        assert_eq!(output.status.code(), Some(2), "{option} {place}: {}", said(&output));
+        assert!(said(&output).contains(words), "{option} {place}: {}", said(&output));
+        assert!(output.stdout.is_empty() && !dir.join("report.html").exists(), "{option} {place}");
+    }
+    let new = dir.join("new/page.html");
+    let output = cdl(&["report", path, "--out", new.to_str().expect("UTF-8 path")]);
+    assert!(output.status.success() && new.exists(), "{}", said(&output));
+}
+
+#[test]
+fn a_run_that_is_not_done_is_shown_as_far_as_it_is() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let (dir, events) = (folder.path().join("run"), folder.path().join("events"));
+    run(&dir, &[]);
+    let path = dir.to_str().expect("UTF-8 path");
+    let report = |words: &str| {
+        let tensorboard = events.to_str().expect("UTF-8 path");
+        let tables = events.join("tables").display().to_string();
+        let output = cdl(&["report", path, "--tensorboard", tensorboard, "--tables", &tables]);
+        assert!(output.status.success(), "{}", said(&output));
+        let page = fs::read_to_string(dir.join("report.html")).expect("page");
+        assert!(page.contains(words), "{words} in {}", page.split("<h2>").next().expect("head"));
+        (page, said(&output))
+    };
+    let (page, told) = report("; 2 of 2 tasks done, ");
+    assert!(!page.contains("stopped") && !told.contains("tasks done"), "{told}");
+
+    // As if the stream had more tasks.
+    let file = dir.join("results.json");
+    let whole = fs::read_to_string(&file).expect("results");
+    fs::write(&file, whole.replace("\"tasks\": 2", "\"tasks\": 5")).expect("results");
+    let (_, told) = report("; 2 of 5 tasks done, stopped, ");
+    assert!(told.contains("run: 2 of 5 tasks done, stopped"), "{told}");
+    let lock = cdl_core::run_dir::lock(&dir).expect("lock");
+    report("; 2 of 5 tasks done, still running, ");
+    // It learns the first task.
+    fs::remove_file(&file).expect("removed");
+    let metrics = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
+    let first = metrics.lines().next().expect("a line");
+    fs::write(dir.join("metrics.jsonl"), format!("{first}\n{{\"task\"")).expect("metrics");
+    let (page, _) =
+        report("; 0 of 2 tasks done, still running in task 1 after epoch 1 of 1 of the teacher</p>");
+    assert!(page.contains("<h2>Losses</h2>") && !page.contains("<h2>Accuracy matrix</h2>"));
+    drop(lock);
+    fs::write(dir.join("metrics.jsonl"), "").expect("metrics");
+    report("; 0 of 2 tasks done, stopped</p>");
 }
 
 #[test]

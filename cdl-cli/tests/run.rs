@@ -192,3 +192,33 @@ fn a_section_with_another_name_replaces_the_whole_section() {
     assert!(output.status.success(), "{}", said(&output));
     assert!(text.contains("distiller.name = \"kd\"") && !text.contains("distiller.layers"), "{text}");
 }
+
+/// Of a stream of five tasks two are run: nothing that is said counts the others.
+#[test]
+fn a_run_that_stops_early_counts_the_tasks_that_it_does() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let (dir, student) = (folder.path().join("run"), folder.path().join("student"));
+    let (path, student) = (dir.to_str().expect("path"), student.to_str().expect("path"));
+    let short = ["--set", "stream.tasks=5", "--set", "stream.max_tasks=2", "--set", "batch_size=8"];
+    let args = [&["configs/quickstart.toml"][..], &common::TINY, &short].concat();
+    let checked = cdl(&[&["check"][..], &args, &["--steps", "0"]].concat());
+    let table = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(table.contains("4 classes in 2 tasks"), "{table}");
+    let output = cdl(&[&["run"][..], &args, &["--run-dir", path]].concat());
+    let told = said(&output);
+    assert!(output.status.success(), "{told}");
+    for words in ["4 classes in 2 tasks", "task 1/2 teacher", "task 2/2 student", "task 2/2 done"] {
+        assert!(told.contains(words), "{words} in {told}");
+    }
+    assert!(!told.contains("/5 "), "{told}");
+    let results = json(&dir.join("results.json"));
+    assert_eq!((&results["tasks"], &results["tasks_done"]), (&2.into(), &2.into()));
+    let metrics = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
+    assert!(metrics.lines().all(|line| line.contains("\"tasks\":2,")), "{metrics}");
+    let exported = cdl(&["export", path, "--student", student]);
+    let exported = String::from_utf8_lossy(&exported.stdout).into_owned();
+    assert!(exported.contains("student after task 2 of 2, 4 classes"), "{exported}");
+    assert!(cdl(&["report", path]).status.success());
+    let page = fs::read_to_string(dir.join("report.html")).expect("page");
+    assert!(page.contains("2 of 2 tasks done,"));
+}

@@ -73,7 +73,10 @@ impl Precision {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Missing {
     /// The program was built without CUDA.
-    #[error("this build has no CUDA support; build with `--features cuda`, or use cpu")]
+    #[error(
+        "this program is built without CUDA (docs/gpu.md says how to get one that is: `--features cuda`, or \
+         `tools/cuda.sh build` where CUDA is not installed)"
+    )]
     Build,
     /// A library cannot be loaded.
     #[error("{library} cannot be loaded ({reason}): {what}")]
@@ -108,15 +111,26 @@ impl Missing {
 /// An unknown name, a device that this build or machine does not have, or a precision that it does not know.
 pub fn open(name: &str, precision: Precision) -> Result<Device> {
     let fail = |reason: String| Error::Device { device: name.into(), reason };
+    let cpu = |why: &str| match precision {
+        Precision::Float32 => Ok(Device::Cpu),
+        precision => {
+            let expected = format!("expected float32 on the CPU{why}; tf32 and bf16 are for GPUs");
+            Err(Error::setting("precision", precision.as_str(), expected))
+        }
+    };
     let device = match name {
-        "cpu" => Device::Cpu,
-        "auto" => cuda::open(0).unwrap_or_else(|missing| {
-            match missing.is_ordinary() {
-                true => tracing::debug!("no GPU: {missing}"),
-                false => tracing::warn!("no GPU can be used, computing on the CPU: {missing}"),
+        "cpu" => cpu(" (device `cpu`)")?,
+        "auto" => match cuda::open(0) {
+            Ok(device) => device,
+            Err(missing) => {
+                let device = cpu(&format!(", where device `auto` computes: {missing}"))?;
+                match missing.is_ordinary() {
+                    true => tracing::debug!("no GPU: {missing}"),
+                    false => tracing::warn!("no GPU can be used, computing on the CPU: {missing}"),
+                }
+                device
             }
-            Device::Cpu
-        }),
+        },
         _ => {
             let ordinal = match name.strip_prefix("cuda") {
                 Some("") => Some(0),
@@ -127,10 +141,6 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
             cuda::open(ordinal).map_err(|missing| fail(missing.to_string()))?
         }
     };
-    if device.is_cpu() && precision != Precision::Float32 {
-        let expected = format!("expected float32 on the CPU (device `{name}`); tf32 and bf16 are for GPUs");
-        return Err(Error::setting("precision", precision.as_str(), expected));
-    }
     precision_on(&device, precision);
     Ok(device)
 }

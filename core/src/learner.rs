@@ -81,6 +81,9 @@ pub struct LearnerContext<'a> {
     pub device: &'a Device,
     /// Generator for initial values.
     pub rng: Rng,
+    /// Where a model comes from elsewhere, what [`Learner::restore`] will be given: sizes that the settings say are to be
+    /// those of these tensors ([`check::as_saved`](crate::check::as_saved)) before anything of that size is made.
+    pub saved: Option<&'a StateDict>,
 }
 
 /// A prompt method with a classifier.

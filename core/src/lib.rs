@@ -63,7 +63,7 @@ pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output
 pub use error::{Error, Result};
 pub use eval::{Accuracies, Confusions, Tested, Tester};
 pub use experiment::{Experiment, RunRecord};
-pub use export::{Prediction, Predictor};
+pub use export::{Prediction, Predictor, Seen};
 pub use guard::catch;
 pub use injection::{BlockInjection, Injection, Kv};
 pub use layers::{LayerNorm, Linear};

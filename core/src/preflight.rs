@@ -55,7 +55,7 @@ pub struct Report {
 pub struct Data {
     /// The stream's name.
     pub stream: String,
-    /// Number of classes.
+    /// Number of classes that the tasks bring.
     pub classes: usize,
     /// Side of an image in pixels, as the networks see it.
     pub image_size: usize,
@@ -213,7 +213,7 @@ impl Report {
         }
         Ok(Data {
             stream: run.stream.name.clone(),
-            classes: stream.classes().len(),
+            classes: tasks.iter().map(|task| task.classes).sum(),
             image_size: stream.image_size(),
             tasks,
             split_sha256: stream.fingerprint().into(),

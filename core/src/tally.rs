@@ -15,7 +15,7 @@ use crate::{Role, Task};
 pub struct EpochReport {
     /// Task from 0.
     pub task: usize,
-    /// Number of tasks.
+    /// Number of tasks of the run, where it stops early of those that it does.
     pub tasks: usize,
     /// Who learned.
     pub role: Role,
@@ -70,11 +70,11 @@ impl Tally {
         Self { seconds: self.seconds + running, started: None, ..self.clone() }
     }
 
-    /// What the epoch came to.
+    /// What the epoch came to, of a task of so many that the run does.
     pub(crate) fn report(
         &self,
         role: Role,
-        task: &Task,
+        (task, tasks): (&Task, usize),
         epoch: usize,
         epochs: usize,
         lr: f64,
@@ -83,7 +83,7 @@ impl Tally {
         let steps = self.steps.max(1) as f64;
         EpochReport {
             task: task.index,
-            tasks: task.count,
+            tasks,
             role,
             epoch,
             epochs,

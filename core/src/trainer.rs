@@ -173,7 +173,8 @@ impl Trainer {
                 }))?;
             }
             self.check_finite(role, task, epoch, steps)?;
-            on(Event::Epoch(&std::mem::take(&mut now.tally).report(role, task, epoch, epochs, lr)))?;
+            let of = (task, stream.tasks().len());
+            on(Event::Epoch(&std::mem::take(&mut now.tally).report(role, of, epoch, epochs, lr)))?;
             now.position = now.position.next_epoch(epochs);
             let optimizer = Some(&optimizer).filter(|_| epoch + 1 < epochs);
             on(Event::Between(Moment { trainer: self, stream, state: now, optimizer }))?;

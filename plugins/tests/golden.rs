@@ -260,6 +260,7 @@ impl Walk {
                 mode: Mode::Published,
                 device: &device,
                 rng: Rng::new(0),
+                saved: None,
             };
             registry::learner(learner, &learner_settings, &context)
         };
@@ -273,6 +274,7 @@ impl Walk {
             mode: Mode::Published,
             device: &device,
             rng: Rng::new(0),
+            saved: None,
         };
         let distiller: Box<dyn Distiller> = registry::distiller(distiller, &distiller_settings, &context)?;
         let settings = TrainSettings {

@@ -36,7 +36,7 @@ fn by_cell(confusion: &Confusion, title: &str) -> Plot {
         classes.iter().zip(counts).map(cell).collect()
     };
     let cells: Vec<Vec<Option<Cell>>> = classes.iter().zip(confusion.counts()).map(row).collect();
-    plot::heat(title, (classes, classes), ("true class", "predicted class"), &cells)
+    plot::heat(title, (classes, classes), ("true class", "predicted class"), &cells, None)
 }
 
 /// Marked off by tasks. A small share of many classes would not be seen: shades are square roots.

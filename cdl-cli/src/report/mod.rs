@@ -16,7 +16,9 @@ use std::{
 
 use cdl_core::{
     Confusion, EpochReport, Error, Role, Summary,
-    run_dir::{Results, read_confusion, read_epochs, read_record, read_results, write_atomic},
+    run_dir::{
+        Results, is_held, read_confusion, read_epochs, read_record, read_results_so_far, write_atomic,
+    },
 };
 use clap::{Args, ValueEnum};
 
@@ -25,7 +27,7 @@ use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
 };
-use crate::{Failure, emit, sweep, tensorboard::EventFiles};
+use crate::{Failure, emit, place, sweep, tensorboard::EventFiles};
 
 /// Arguments of `cdl report`.
 #[derive(Debug, Args)]
@@ -33,7 +35,9 @@ use crate::{Failure, emit, sweep, tensorboard::EventFiles};
 Examples:
   cdl report runs/quickstart
   cdl report runs/alone runs/kd --out compared.html --figures figures --tables tables
-  cdl report runs/quickstart --figures figures --format png")]
+  cdl report runs/quickstart --figures figures --format png
+
+A run that is not done is shown as far as it is.")]
 pub struct ReportArgs {
     /// Directories of runs; with several, differences are those from the first
     #[arg(required = true, value_name = "RUN")]
@@ -67,6 +71,8 @@ pub struct Run {
     /// From 0.
     number: usize,
     name: String,
+    /// How far it is, in words.
+    progress: String,
     results: Results,
     record: serde_json::Value,
     epochs: Vec<EpochReport>,
@@ -78,7 +84,7 @@ pub struct Run {
 
 impl Run {
     fn read(number: usize, root: &Path) -> Result<Self, Failure> {
-        let results = read_results(root)?;
+        let results = read_results_so_far(root)?;
         let file = root.join("config.toml");
         let fail = |reason: String| Error::Config { origin: file.display().to_string(), reason };
         let config = fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
@@ -92,7 +98,8 @@ impl Run {
         let whole = fs::canonicalize(root).unwrap_or_else(|_| root.into());
         let name = whole.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
         let (record, epochs) = (read_record(root)?, read_epochs(root)?);
-        Ok(Self { number, name, results, record, epochs, confusions, config, values })
+        let progress = progress(root, &results, &values, epochs.last());
+        Ok(Self { number, name, progress, results, record, epochs, confusions, config, values })
     }
 
     fn summary(&self, role: Role) -> Option<&Summary> {
@@ -110,15 +117,19 @@ impl Run {
     /// How far it came, on what, and what it took.
     fn headline(&self) -> String {
         let of = |key: &str| self.values.get(key).map_or("?", String::as_str).trim_matches('"');
-        let Results { tasks_done, tasks, wall_seconds, .. } = self.results;
+        let seconds = match self.results.tasks_done {
+            0 => String::new(),
+            _ => format!(", {:.1} s", self.results.wall_seconds),
+        };
         let memory =
             self.results.peak_memory_bytes.map(|bytes| format!(", {:.0} MB at most", bytes as f64 / 1e6));
         format!(
-            "{}: {}, learner {}, seed {}; {tasks_done} of {tasks} tasks done, {wall_seconds:.1} s{}",
+            "{}: {}, learner {}, seed {}; {}{seconds}{}",
             self.name,
             of("stream.name"),
             of("learner.name"),
             of("seed"),
+            self.progress,
             memory.unwrap_or_default()
         )
     }
@@ -127,6 +138,29 @@ impl Run {
         let names = self.record.get("classes").and_then(|classes| classes.as_array());
         names.into_iter().flatten().map(|name| name.as_str().unwrap_or("?").to_string()).collect()
     }
+}
+
+/// How far the run in `root` is, with its last line of `metrics.jsonl` where it has begun another task.
+fn progress(
+    root: &Path,
+    results: &Results,
+    values: &BTreeMap<String, String>,
+    last: Option<&EpochReport>,
+) -> String {
+    let done = results.tasks_done;
+    // Runs of earlier versions have the stream's tasks in their results.
+    let most = values.get("stream.max_tasks").and_then(|most| most.parse().ok());
+    let tasks = results.tasks.min(most.unwrap_or(usize::MAX));
+    let mut text = format!("{done} of {tasks} tasks done");
+    if done < tasks {
+        text += if is_held(root) { ", still running" } else { ", stopped" };
+        if let Some(last) = last.filter(|last| last.task >= done) {
+            let EpochReport { task, role, epoch, epochs, .. } = last;
+            let (task, epoch) = (task + 1, epoch + 1);
+            text += &format!(" in task {task} after epoch {epoch} of {epochs} of the {}", role.as_str());
+        }
+    }
+    text
 }
 
 fn flatten(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, String>) {
@@ -148,6 +182,11 @@ pub fn place_page(root: &Path) -> Result<(), Failure> {
 
 /// Reads runs and writes what was asked for.
 pub fn report(args: &ReportArgs) -> Result<(), Failure> {
+    let out = args.out.clone().unwrap_or_else(|| match &args.runs[..] {
+        [run] => run.join("report.html"),
+        _ => "report.html".into(),
+    });
+    refuse_places(args, &out)?;
     let mut runs = Vec::new();
     for (number, root) in args.runs.iter().enumerate() {
         sweep::refuse(root, "report")?;
@@ -157,37 +196,38 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         }
         runs.push(run);
     }
+    for run in runs.iter().filter(|run| run.results.tasks_done < run.results.tasks) {
+        tracing::info!("{}: {}", run.name, run.progress);
+    }
     let sections = sections(&runs);
-    let out = args.out.clone().unwrap_or_else(|| match &args.runs[..] {
-        [run] => run.join("report.html"),
-        _ => "report.html".into(),
-    });
-    write_atomic(&out, html::page(&runs, &sections).as_bytes())?;
-    let mut told = format!("{}\n", out.display());
-    let mut place = |folder: &Path, name: &str, bytes: &[u8]| -> Result<(), Failure> {
+    let mut told = String::new();
+    let mut put = |folder: &Path, name: &Path, bytes: &[u8]| -> Result<(), Failure> {
         let file = folder.join(name);
-        let made = fs::create_dir_all(folder);
-        made.map_err(|source| Error::Io { file: folder.into(), source })?;
+        if !folder.as_os_str().is_empty() {
+            fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
+        }
         write_atomic(&file, bytes)?;
         told += &format!("{}\n", file.display());
         Ok(())
     };
+    let (folder, name) = (out.parent().unwrap_or(Path::new("")), out.file_name().unwrap_or_default());
+    put(folder, name.as_ref(), html::page(&runs, &sections).as_bytes())?;
     if let Some(folder) = &args.figures {
         for (name, plot) in sections.iter().flat_map(|section| &section.plots) {
             let svg = plot.standalone();
             if args.format != Format::Png {
-                place(folder, &format!("{name}.svg"), svg.as_bytes())?;
+                put(folder, format!("{name}.svg").as_ref(), svg.as_bytes())?;
             }
             if args.format != Format::Svg {
-                place(folder, &format!("{name}.png"), &raster::png(&svg)?)?;
+                put(folder, format!("{name}.png").as_ref(), &raster::png(&svg)?)?;
             }
         }
     }
     if let Some(folder) = &args.tables {
-        place(folder, "summary.csv", tables::csv(&runs)?.as_bytes())?;
-        place(folder, "summary.md", tables::markdown(&runs).as_bytes())?;
-        place(folder, "summary.tex", tables::latex(&runs).as_bytes())?;
-        place(folder, "cost.csv", cost::csv(&runs)?.as_bytes())?;
+        put(folder, "summary.csv".as_ref(), tables::csv(&runs)?.as_bytes())?;
+        put(folder, "summary.md".as_ref(), tables::markdown(&runs).as_bytes())?;
+        put(folder, "summary.tex".as_ref(), tables::latex(&runs).as_bytes())?;
+        put(folder, "cost.csv".as_ref(), cost::csv(&runs)?.as_bytes())?;
     }
     if let Some(folder) = &args.tensorboard {
         for (run, root) in runs.iter().zip(&args.runs) {
@@ -199,12 +239,25 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     emit(&told)
 }
 
+/// Refuses places for the results that cannot be had, before anything is written.
+fn refuse_places(args: &ReportArgs, out: &Path) -> Result<(), Failure> {
+    if args.out.is_some() {
+        place::file("--out", out)?;
+    }
+    let folders =
+        [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
+    for (option, folder) in folders {
+        folder.as_ref().map_or(Ok(()), |folder| place::folder(option, folder))?;
+    }
+    Ok(())
+}
+
 fn sections(runs: &[Run]) -> Vec<Section> {
     vec![
         Section {
             title: "Accuracy after each task",
             note: "Mean over the tasks seen so far.",
-            plots: vec![("accuracy".into(), progress(runs))],
+            plots: drawn("accuracy", runs, accuracy),
         },
         Section {
             title: "Accuracy matrix",
@@ -214,7 +267,7 @@ fn sections(runs: &[Run]) -> Vec<Section> {
         Section {
             title: "Forgetting by task",
             note: "Accuracy right after a task was learned, less that after the last task: A[j][j] - A[T-1][j].",
-            plots: vec![("forgetting".into(), forgetting(runs))],
+            plots: drawn("forgetting", runs, forgetting),
         },
         Section {
             title: "Accuracy by class",
@@ -228,8 +281,9 @@ fn sections(runs: &[Run]) -> Vec<Section> {
         },
         Section {
             title: "Prompts",
-            note: "Which prompts of each pool the test images take after the last task, by task of the image. Shades are \
-                   shares of a task's images, or of the largest mean weight where each image weighs all prompts.",
+            note: "Which prompts of each pool the test images take after the last task, by task of the image: the share of a \
+                   task's images, or the mean weight with its sign where each image weighs all prompts. The scale of \
+                   shades stands below each; that of weights goes to the largest of the pool.",
             plots: each_network(runs, prompts::plots),
         },
         Section {
@@ -295,7 +349,12 @@ fn mean(row: &[f64]) -> Option<f64> {
     if row.is_empty() { None } else { Some(row.iter().sum::<f64>() / row.len() as f64) }
 }
 
-fn progress(runs: &[Run]) -> Plot {
+/// A plot of all runs under its name, if any of them has finished a task.
+fn drawn(name: &str, runs: &[Run], of: fn(&[Run]) -> Plot) -> Vec<(String, Plot)> {
+    if most_tasks(runs) == 0 { Vec::new() } else { vec![(name.into(), of(runs))] }
+}
+
+fn accuracy(runs: &[Run]) -> Plot {
     let series = series(runs, |run, role| {
         Some(run.summary(role)?.accuracy_matrix.rows().iter().map(|row| mean(row)).collect())
     });
@@ -327,8 +386,13 @@ fn matrix(run: &Run, role: Role, title: &str) -> Option<(String, Plot)> {
             row.iter().enumerate().map(|(task, value)| Some(cell(after, task, *value))).collect()
         })
         .collect();
-    let plot =
-        plot::heat(&format!("{title}, accuracy in %"), (&names, &names), ("after task", "task"), &cells);
+    let plot = plot::heat(
+        &format!("{title}, accuracy in %"),
+        (&names, &names),
+        ("after task", "task"),
+        &cells,
+        None,
+    );
     Some((format!("accuracy_matrix_{}", role.as_str()), plot))
 }
 

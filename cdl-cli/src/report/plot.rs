@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 pub use self::{
     band::banded,
-    heat::{Cell, Picture, heat, picture},
+    heat::{Cell, Key, Picture, heat, picture},
 };
 use super::html::escape;
 

@@ -4,7 +4,7 @@ use cdl_core::{PoolUse, Role, UseTable};
 
 use super::{
     Run, file_name, numbers,
-    plot::{self, Cell, Plot},
+    plot::{self, Cell, Key, Plot},
 };
 
 /// A heat map for each pool of a network.
@@ -30,7 +30,7 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
                 tip: format!("{place}: {:.1} % of the images", 100.0 * value),
             },
             UseTable::MeanWeights(_) => Cell {
-                shade: value.abs() / largest.max(f64::MIN_POSITIVE),
+                shade: value / largest.max(f64::MIN_POSITIVE),
                 label: format!("{value:.2}").replace("-0.00", "0.00"),
                 tip: format!("{place}: mean weight {value:.4}"),
             },
@@ -41,10 +41,24 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
             row.iter().enumerate().map(|(prompt, value)| Some(cell(task, prompt, *value))).collect()
         })
         .collect();
-    let what = match &pool.table {
-        UseTable::Counts(_) => "% of images",
-        UseTable::MeanWeights(_) => "mean weight",
+    let (what, key) = match &pool.table {
+        UseTable::Counts(_) => ("% of images", shares()),
+        UseTable::MeanWeights(_) => ("mean weight", weights(largest)),
     };
     let names = (&numbers(rows.len())[..], &numbers(prompts)[..]);
-    plot::heat(&format!("{title}, {}: {what}", pool.pool), names, ("image's task", "prompt"), &cells)
+    let title = format!("{title}, {}: {what}", pool.pool);
+    plot::heat(&title, names, ("image's task", "prompt"), &cells, Some(&key))
+}
+
+fn shares() -> Key {
+    let what = "shade: share of the task's images that take the prompt".into();
+    Key { what, ends: ("0 %".into(), "100 %".into()), signed: false }
+}
+
+/// Up to the `largest` of this pool, whatever its sign.
+fn weights(largest: f64) -> Key {
+    let what = "shade: mean weight; below zero brown, with a stroke or a minus".into();
+    let end =
+        if largest < 0.01 && largest > 0.0 { format!("{largest:.1e}") } else { format!("{largest:.2}") };
+    Key { what, ends: (format!("-{end}"), end), signed: true }
 }

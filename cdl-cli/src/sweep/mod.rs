@@ -33,7 +33,7 @@ pub use self::{
     statistics::Spread,
     summary::{Summary, summary_of},
 };
-use crate::{Failure, emit, logging::Log, signals::Signals};
+use crate::{Failure, emit, logging::Log, place, signals::Signals};
 
 /// As many runs are named as can be read.
 const SOME: usize = 3;
@@ -266,7 +266,10 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     };
     let cells = plan.resolve()?;
     let folder = match &args.out {
-        Some(folder) => folder.clone(),
+        Some(folder) => {
+            place::folder("--out", folder)?;
+            folder.clone()
+        }
         None => plan.default_folder()?,
     };
     // Of a sweep that was killed before its plan was written, there is a lock at most.

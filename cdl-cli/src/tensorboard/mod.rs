@@ -16,7 +16,7 @@ use std::{
 
 use cdl_core::{
     Accuracies, AccuracyMatrix, DEFINITIONS, EpochReport, Error, Result, Role,
-    run_dir::{read_epochs, read_record, read_results},
+    run_dir::{read_epochs, read_record, read_results, read_results_so_far},
 };
 
 use self::event::{Event, Value};
@@ -57,7 +57,7 @@ impl EventFiles {
     /// # Errors
     /// Records of the run that cannot be read, a place that cannot be written.
     pub fn convert(root: &Path, folder: &Path) -> Result<()> {
-        let results = read_results(root)?;
+        let results = read_results_so_far(root)?;
         let matrix =
             |summary: Option<cdl_core::Summary>| summary.map(|s| s.accuracy_matrix).unwrap_or_default();
         let accuracies = Accuracies { teacher: matrix(results.teacher), student: matrix(results.student) };

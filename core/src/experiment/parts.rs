@@ -188,7 +188,12 @@ impl<'a> Builder<'a> {
     }
 
     fn device(&mut self) {
-        let device = device::open(&self.config.run.device, self.config.run.precision);
+        let device = device::open(&self.config.run.device, self.config.run.precision).map_err(|e| match e {
+            Error::Setting { key, value, expected, .. } => {
+                Error::Setting { origin: self.config.origin(&key), key, value, expected }
+            }
+            error => error,
+        });
         self.parts.device = self.note(device);
     }
 
@@ -285,6 +290,7 @@ impl<'a> Builder<'a> {
             mode: run.mode,
             device: &self.parts.device.clone().unwrap_or(Device::Cpu),
             rng: learner_rng(&self.rng, role),
+            saved: None,
         };
         let learner = registry::learner(&section.name, &section.settings, &context)
             .map_err(|e| self.config.locate(&place, e));
@@ -337,6 +343,7 @@ impl<'a> Builder<'a> {
             mode: run.mode,
             device: &self.parts.device.clone().unwrap_or(Device::Cpu),
             rng: distiller_rng(&self.rng, index),
+            saved: None,
         };
         let distiller = registry::distiller(&section.name, &section.settings, &context)
             .map_err(|e| self.config.locate(place, e))?;

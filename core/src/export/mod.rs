@@ -5,11 +5,13 @@
 //! classes.json                class names in the order of the logits
 //! trained.safetensors         prompts and heads: what the run trained, as far as predicting needs it
 //! network/                    the frozen network: model.safetensors and config.json
-//! query/                      likewise, the network that makes the query, where it is another one
+//! query/                      likewise, the network that makes the query, where it is another one and is asked
 //! SHA256SUMS                  of all of them, in the form of sha256sum
 //! ```
 
+mod build;
 mod predictor;
+mod read;
 mod write;
 
 use std::{ops::Range, path::Path};
@@ -17,7 +19,7 @@ use std::{ops::Range, path::Path};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    predictor::{Prediction, Predictor},
+    predictor::{Prediction, Predictor, Seen},
     write::write,
 };
 use crate::{
@@ -57,8 +59,11 @@ pub struct Description {
     pub batch_size: usize,
     /// The frozen network.
     pub network: FrozenNetwork,
-    /// The network that makes the query, where it is not the same.
+    /// The network that makes the query, where it is not the same and predicting asks for a query.
     pub query: Option<FrozenNetwork>,
+    /// Width of the query that the learner was built for, where it is not that of the networks here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_width: Option<usize>,
     /// The prompt method.
     pub learner: Section,
     /// The distillation methods that have a part in predicting.

@@ -1,27 +1,26 @@
 //! Using the folder.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 use rayon::prelude::*;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
-use super::{CLASSES, Description, FORMAT, FrozenNetwork, MODEL, NETWORK, QUERY, TRAINED, fail};
+use super::{
+    Description, MODEL, NETWORK, QUERY, TRAINED,
+    build::{Builder, check_plugins},
+    fail, read,
+};
 use crate::{
-    Backbone, BackboneContext, BackboneSpec, Distiller, DistillerContext, Error, Learner, LearnerContext,
-    Network, Query, Result, Rng, Role, Stack, StateDict, Task,
+    Backbone, BackboneSpec, Distiller, Error, Network, Query, Result, Role, Stack, StateDict,
     device::{self, Precision},
-    experiment::{distiller_rng, learner_rng},
-    hub::checksum,
-    manifest::{self, Manifest},
-    plugin, registry,
+    memory,
     transform::{TransformConfig, write_pixels},
 };
+
+/// Images of the largest batch, whatever the machine has.
+const LARGEST_BATCH: usize = 1 << 16;
 
 /// A class with how well an image fits it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,6 +33,17 @@ pub struct Prediction {
     pub probability: f32,
     /// As the run's network computes it.
     pub logit: f32,
+}
+
+/// An image as a network sees it: a square of 8-bit pixels.
+#[derive(Debug, Clone)]
+pub struct Seen(RgbImage);
+
+impl Seen {
+    /// An image, however large, as a network with this [`Description::transform`] sees it.
+    pub fn of(image: &RgbImage, transform: &TransformConfig) -> Self {
+        Self(transform.test(image))
+    }
 }
 
 /// An exported model, ready to be asked.
@@ -74,25 +84,32 @@ impl Predictor {
     /// As [`Predictor::load`].
     pub fn load_on(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let folder = folder.as_ref();
-        let description = read_description(folder)?;
-        let classes: Vec<String> = read_json(&folder.join(CLASSES))?;
+        let description = read::description(folder)?;
+        let classes = read::classes(folder)?;
         let task = description.task(classes.len()).map_err(|reason| fail(&folder.join(MODEL), reason))?;
         check_plugins(folder, &description)?;
-        let builder =
-            Builder { folder, description: &description, classes: classes.len(), task: &task, device };
+        let file = folder.join(TRAINED);
+        let trained = StateDict::read(&file, device)?;
+        let builder = Builder {
+            folder,
+            description: &description,
+            trained: &trained,
+            classes: classes.len(),
+            task: &task,
+            device,
+        };
         let backbone = builder.backbone(description.role, NETWORK, &description.network)?;
         let query = match &description.query {
             Some(query) => Some(builder.backbone(Role::Student, QUERY, query)?),
             None => None,
         };
-        let file = folder.join(TRAINED);
-        let trained = StateDict::read(&file, device)?;
         let in_file = |error: Error| match error {
             Error::State { owner, reason } => fail(&file, format!("{owner}: {reason}")),
             error => error,
         };
-        let asked = query.as_ref().unwrap_or(&backbone).spec().width;
-        let mut learner = builder.learner(backbone.spec(), asked)?;
+        let own = query.as_ref().unwrap_or(&backbone).spec().width;
+        let query_width = description.query_width.unwrap_or(own);
+        let mut learner = builder.learner(backbone.spec(), query_width)?;
         learner.restore(&task, &trained).map_err(in_file)?;
         let mut distiller = builder.distillers(backbone.spec(), learner.as_ref())?;
         distiller.restore(&trained).map_err(in_file)?;
@@ -131,11 +148,28 @@ impl Predictor {
         Ok((frozen, self.trained_bytes))
     }
 
+    /// The most images of a batch for which there is room: on the CPU as far as memory is free, after an estimate of what
+    /// a pass through the network takes; anywhere no more than 65,536.
+    pub fn most_images(&self) -> usize {
+        let free = memory::available_bytes().filter(|_| self.device.is_cpu());
+        free.map_or(LARGEST_BATCH, |free| most_images(free, self.network.backbone.spec()))
+    }
+
     /// The `top` classes for each image, the best first.
     ///
     /// # Errors
     /// What goes wrong in a method or in a tensor operation.
     pub fn predict(&self, images: &[RgbImage], top: usize) -> Result<Vec<Vec<Prediction>>> {
+        let transform = &self.description.transform;
+        let seen: Vec<Seen> = images.par_iter().map(|image| Seen::of(image, transform)).collect();
+        self.predict_seen(&seen, top)
+    }
+
+    /// The same of images that are transformed already.
+    ///
+    /// # Errors
+    /// As [`Predictor::predict`].
+    pub fn predict_seen(&self, images: &[Seen], top: usize) -> Result<Vec<Vec<Prediction>>> {
         if images.is_empty() {
             return Ok(Vec::new());
         }
@@ -143,18 +177,22 @@ impl Predictor {
         Ok(logits.iter().map(|logits| best(logits, self.classes(), top)).collect())
     }
 
-    /// Images as the network sees them, `(B, 3, S, S)` in `[0, 1]`.
+    /// Pixels `(B, 3, S, S)` in `[0, 1]` of images as this network sees them.
     ///
     /// # Errors
-    /// What goes wrong in a tensor operation.
-    pub fn pixels(&self, images: &[RgbImage]) -> Result<Tensor> {
-        let transform: &TransformConfig = &self.description.transform;
-        let side = transform.image_size;
+    /// What goes wrong in a tensor operation, as with images that another network sees.
+    pub fn pixels(&self, images: &[Seen]) -> Result<Tensor> {
+        let side = self.description.transform.image_size;
+        if let Some(Seen(other)) = images.iter().find(|Seen(square)| square.width() as usize != side) {
+            let promise =
+                format!("it is a square of {side} px, as this network sees it, not of {}", other.width());
+            return Err(Error::Promise { plugin: "an image".into(), promise });
+        }
         let mut values = vec![0f32; images.len() * 3 * side * side];
         images
             .par_iter()
             .zip(values.par_chunks_exact_mut(3 * side * side))
-            .for_each(|(image, values)| write_pixels(&transform.test(image), values));
+            .for_each(|(Seen(square), values)| write_pixels(square, values));
         device::upload(values, (images.len(), 3, side, side), &self.device)
     }
 
@@ -173,162 +211,18 @@ impl Predictor {
     }
 }
 
-/// Builds what a description names.
-struct Builder<'a> {
-    folder: &'a Path,
-    description: &'a Description,
-    classes: usize,
-    task: &'a Task,
-    device: &'a Device,
-}
-
-impl Builder<'_> {
-    fn backbone(&self, role: Role, name: &str, network: &FrozenNetwork) -> Result<Arc<dyn Backbone>> {
-        let folder = self.folder.join(name);
-        let context = BackboneContext {
-            role,
-            image_size: self.description.transform.image_size,
-            mode: self.description.mode,
-            device: self.device,
-            precision: device::precision_on(self.device, self.description.precision),
-            folder: Some(&folder),
-        };
-        let built = registry::backbone(&network.plugin, &network.settings, &context);
-        let backbone = built.map_err(|error| self.known(error))?;
-        let spec = BackboneSpec { provenance: network.spec.provenance.clone(), ..backbone.spec().clone() };
-        match spec == network.spec {
-            true => Ok(backbone),
-            false => Err(fail(&folder, format!("is a network of other sizes than {MODEL} says"))),
-        }
-    }
-
-    fn learner(&self, backbone: &BackboneSpec, query_width: usize) -> Result<Box<dyn Learner>> {
-        let Description { role, mode, seed, ref learner, .. } = *self.description;
-        let context = LearnerContext {
-            role,
-            backbone,
-            query_width,
-            classes: self.classes,
-            tasks: self.task.count,
-            mode,
-            device: self.device,
-            rng: learner_rng(&Rng::new(seed), role),
-        };
-        registry::learner(&learner.name, &learner.settings, &context).map_err(|error| self.known(error))
-    }
-
-    fn distillers(&self, student: &BackboneSpec, learner: &dyn Learner) -> Result<Stack> {
-        let mut built: Vec<(String, f64, Box<dyn Distiller>)> = Vec::new();
-        for kept in &self.description.distillers {
-            let missing = || fail(&self.folder.join(MODEL), "has distillers, and no `teacher`");
-            let context = DistillerContext {
-                teacher: self.description.teacher.as_ref().ok_or_else(missing)?,
-                student,
-                learner,
-                tasks: self.task.count,
-                mode: self.description.mode,
-                device: self.device,
-                rng: distiller_rng(&Rng::new(self.description.seed), kept.index),
-            };
-            let section = &kept.section;
-            let distiller = registry::distiller(&section.name, &section.settings, &context);
-            built.push((section.name.clone(), section.weight, distiller.map_err(|error| self.known(error))?));
-        }
-        Stack::new(built)
-    }
-
-    /// The error, with the plugins that are wanted where a name is not known.
-    fn known(&self, error: Error) -> Error {
-        let plugins = self.description.plugins.iter();
-        let wanted: Vec<String> =
-            plugins.map(|plugin| format!("{} {}", plugin.name, plugin.version)).collect();
-        match error {
-            unknown @ Error::UnknownName { .. } if !wanted.is_empty() => {
-                let reason =
-                    format!("{unknown}; it was made with the plugin {}, see --plugin", wanted.join(", "));
-                fail(self.folder, reason)
-            }
-            error => error,
-        }
-    }
-}
-
-/// Refuses another library under the name of one that the model was made with. Methods that are linked in are taken as they
-/// are.
-fn check_plugins(folder: &Path, description: &Description) -> Result<()> {
-    let loaded = plugin::loaded();
-    let other = description.plugins.iter().find_map(|wanted| {
-        let found = loaded.iter().find(|loaded| loaded.manifest.name == wanted.name)?;
-        (found.sha256 != wanted.sha256).then_some((wanted, found))
-    });
-    match other {
-        None => Ok(()),
-        Some((wanted, found)) => {
-            let reason = format!(
-                "was made with the plugin {} of the SHA-256 {}; that of {} is {}",
-                wanted.name,
-                wanted.sha256,
-                found.file.display(),
-                found.sha256
-            );
-            Err(fail(&folder.join(MODEL), reason))
-        }
-    }
-}
-
-/// `model.json` of a folder whose files are those that were written.
-fn read_description(folder: &Path) -> Result<Description> {
-    let file = folder.join(MODEL);
-    let value: serde_json::Value = read_json(&file)?;
-    match value["format"].as_u64() {
-        Some(FORMAT) => {}
-        Some(other) => {
-            let reason = format!("has format {other}, and this version of cdl reads {FORMAT}");
-            return Err(fail(&file, reason));
-        }
-        None => return Err(fail(&file, "has no `format`: it is no exported model")),
-    }
-    let sums_file = folder.join(manifest::NAME);
-    let sums = Manifest::read(&sums_file).map_err(|error| match error {
-        Error::Io { file, source } => fail(&file, format!("cannot be read: {source}")),
-        error => error,
-    })?;
-    let listed = |name: &str| -> Result<()> {
-        let file: PathBuf = folder.join(name);
-        let Some(sum) = sums.0.get(name) else {
-            return Err(fail(&sums_file, format!("does not list {name}")));
-        };
-        if !file.is_file() {
-            return Err(fail(&file, "is missing; export the model again"));
-        }
-        let (_, found) = checksum(&file)?;
-        match found == *sum {
-            true => Ok(()),
-            false => {
-                let list = manifest::NAME;
-                Err(fail(
-                    &file,
-                    format!("is damaged: its SHA-256 is {found}, in {list} {sum}; export it again"),
-                ))
-            }
-        }
-    };
-    listed(MODEL)?;
-    let description: Description = serde_json::from_value(value).map_err(|e| fail(&file, e.to_string()))?;
-    description.transform.validate().map_err(|reason| fail(&file, reason))?;
-    description.files().iter().try_for_each(|name| listed(name))?;
-    Ok(description)
-}
-
-fn read_json<T: DeserializeOwned>(file: &Path) -> Result<T> {
-    let bytes = fs::read(file).map_err(|e| {
-        fail(file, format!("cannot be read ({e}); expected a folder that `cdl export` has made"))
-    })?;
-    serde_json::from_slice(&bytes).map_err(|e| fail(file, format!("is damaged: {e}")))
-}
-
+/// Bytes of tensors.
 fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> usize {
     tensors.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+}
+
+/// How many images there is room for in `free` bytes: of each, the pixels, a block's activations (the residual and what it
+/// is normalised to, queries, keys and values, the hidden layer and what comes back), and the scores of its attention.
+fn most_images(free: u64, spec: &BackboneSpec) -> usize {
+    let [side, width, heads, tokens] =
+        [spec.image_size, spec.width, spec.heads, spec.patches + 1].map(|size| size as u64);
+    let numbers = 3 * side * side + 12 * tokens * width + heads * tokens * tokens;
+    usize::try_from(free / (4 * numbers)).unwrap_or(LARGEST_BATCH).clamp(1, LARGEST_BATCH)
 }
 
 /// The `top` of `classes` by their logits, the first of equal ones first.
@@ -350,6 +244,7 @@ fn best(logits: &[f32], classes: &[String], top: usize) -> Vec<Prediction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Normalization, hub::Provenance};
 
     #[test]
     fn the_best_come_first_and_only_classes_that_were_learned() {
@@ -358,5 +253,25 @@ mod tests {
         let found: Vec<_> = best.iter().map(|p| (p.class.as_str(), p.index, p.logit)).collect();
         assert_eq!(found, [("b", 1, (3f32).ln()), ("a", 0, 0.0)]);
         assert!((best[0].probability - 0.6).abs() < 1e-6 && (best[1].probability - 0.2).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_batch_has_room_in_memory_and_an_end_anywhere() {
+        // ViT-B/16 at 224 px: 8.0 MB for 197 tokens of width 768, and 1.9 MB for the scores of twelve heads.
+        let spec = BackboneSpec {
+            plugin: "test".into(),
+            width: 768,
+            depth: 12,
+            heads: 12,
+            patch_size: 16,
+            image_size: 224,
+            patches: 196,
+            normalization: Normalization::NONE,
+            provenance: Provenance::of_bytes("test", &[]),
+        };
+        let one = 4 * (3 * 224 * 224 + 12 * 197 * 768 + 12 * 197 * 197);
+        assert_eq!(most_images(10 * one + 1, &spec), 10);
+        assert_eq!(most_images(0, &spec), 1, "one image is always tried");
+        assert_eq!(most_images(u64::MAX, &spec), LARGEST_BATCH);
     }
 }

@@ -1,20 +1,21 @@
 //! Writing the folder.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::Serialize;
 
 use super::{
     CLASSES, Description, FORMAT, FrozenNetwork, Kept, MODEL, NETWORK, Predictor, QUERY, TRAINED, fail,
 };
 use crate::{
-    Backbone, Config, DistillerContext, Error, Experiment, Pass, QuerySource, Result, Rng, Role, StateDict,
-    Task,
+    Backbone, Config, DistillerContext, Error, Experiment, Pass, Query, QuerySource, Result, Rng, Role,
+    StateDict, Task,
     atomic::{settle, sync_below, write_atomic},
     experiment::{PluginRecord, distiller_rng},
     hub::checksum,
@@ -69,11 +70,13 @@ pub fn write(
 
 /// Whether an exported model is there that is to be replaced.
 fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
-    match fs::read_dir(root) {
-        Ok(mut entries) => match (entries.next().is_some(), overwrite) {
-            (false, _) => Ok(false),
-            (true, true) => only_exported(root).map(|()| true),
-            (true, false) => Err(fail(root, "already exists; choose another folder or add --overwrite")),
+    match fs::read_dir(root).map(|mut entries| entries.next().is_some()) {
+        Ok(false) => Ok(false),
+        // What --overwrite would not replace is refused in the same words without it.
+        Ok(true) => match (only_exported(root), overwrite) {
+            (Err(stranger), _) => Err(stranger),
+            (Ok(()), true) => Ok(true),
+            (Ok(()), false) => Err(fail(root, "already exists; choose another folder or add --overwrite")),
         },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(e) => Err(fail(root, format!("cannot be used: {e}"))),
@@ -125,6 +128,9 @@ fn describe(
         Role::Teacher => (Vec::new(), trainer.teacher.learner.state()?),
         Role::Student => student(experiment, config)?,
     };
+    let students_query = role == Role::Teacher && trainer.settings.query == QuerySource::Student;
+    let asks = students_query && asks_for_query(experiment, role)?;
+    let query_width = trainer.querying(role).spec().width;
     let transform = stream.transform().unwrap_or_else(|| {
         tracing::warn!(
             "the stream `{}` does not say how its images are made from files: they will be resized to a square of {} px",
@@ -143,10 +149,8 @@ fn describe(
         transform,
         batch_size: run.batch_size,
         network: frozen(role)?,
-        query: match (role, trainer.settings.query) {
-            (Role::Teacher, QuerySource::Student) => Some(frozen(Role::Student)?),
-            _ => None,
-        },
+        query: if asks { Some(frozen(Role::Student)?) } else { None },
+        query_width: (students_query && !asks).then_some(query_width),
         learner: run.learner(role).0,
         teacher: (!distillers.is_empty()).then(|| trainer.teacher.backbone.spec().clone()),
         distillers,
@@ -159,6 +163,19 @@ fn describe(
     let loaded = run.loaded_plugins().into_iter().filter(|loaded| needs(&description, loaded));
     let plugins = loaded.map(PluginRecord::of).collect();
     Ok((Description { plugins, ..description }, trained))
+}
+
+/// Whether the learner of `role` looks at the query when it predicts. If not, the network that makes it is not needed.
+fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
+    let trainer = &experiment.trainer;
+    let learner = match role {
+        Role::Teacher => &trainer.teacher.learner,
+        Role::Student => &trainer.student.learner,
+    };
+    let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
+    let asked = Cell::new(false);
+    learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
+    Ok(asked.get())
 }
 
 /// Whether a model uses a method of a loaded plugin.
@@ -187,6 +204,7 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
             mode: run.mode,
             device: &experiment.device,
             rng: distiller_rng(&Rng::new(run.seed), index),
+            saved: None,
         };
         let mut distiller = registry::distiller(&section.name, &section.settings, &context)?;
         distiller.restore(&all)?;

@@ -20,18 +20,7 @@ pub fn lock(root: &Path) -> Result<File> {
     let mut file = file.map_err(crate::error::io(&path))?;
     match file.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder);
-            let holder = match holder.trim().parse::<u32>() {
-                Ok(process) => format!("process {process} is writing to it"),
-                Err(_) => "another process is writing to it".into(),
-            };
-            return Err(Error::RunDir {
-                dir: root.into(),
-                reason: format!("{holder}; wait for it or end it"),
-            });
-        }
+        Err(TryLockError::WouldBlock) => return Err(held(root, &mut file)),
         // Some network file systems have no locks.
         Err(TryLockError::Error(e)) => {
             tracing::warn!("{} cannot be locked, so two processes could write there: {e}", path.display());
@@ -44,6 +33,27 @@ pub fn lock(root: &Path) -> Result<File> {
 
 /// Whether another process is writing to the directory, which need not be there.
 pub fn is_held(root: &Path) -> bool {
-    let file = File::open(root.join(".lock"));
-    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    check_free(root).is_err()
+}
+
+/// Refuses a directory that another process is writing to; it need not be there.
+///
+/// # Errors
+/// Who has its lock.
+pub(super) fn check_free(root: &Path) -> Result<()> {
+    let Ok(mut file) = File::open(root.join(".lock")) else { return Ok(()) };
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(held(root, &mut file)),
+        _ => Ok(()),
+    }
+}
+
+fn held(root: &Path, file: &mut File) -> Error {
+    let mut holder = String::new();
+    let _ = file.read_to_string(&mut holder);
+    let holder = match holder.trim().parse::<u32>() {
+        Ok(process) => format!("process {process} is writing to it"),
+        Err(_) => "another process is writing to it".into(),
+    };
+    Error::RunDir { dir: root.into(), reason: format!("{holder}; wait for it or end it") }
 }

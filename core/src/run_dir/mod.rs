@@ -38,12 +38,15 @@ use crate::{
 
 pub use self::{
     lock::{is_held, lock},
-    read::{check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results},
+    read::{
+        check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
+        read_results_so_far,
+    },
 };
 pub use crate::atomic::write_atomic;
 
 /// What `results.json` holds.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// The student's accuracies in percent, `null` if it was not trained.
     pub student: Option<Summary>,
@@ -60,9 +63,9 @@ pub struct Results {
     /// Numbers trained, and multiply-adds of one image.
     #[serde(default)]
     pub cost: ByRole<Cost>,
-    /// Tasks finished and tasks in all.
+    /// Tasks finished.
     pub tasks_done: usize,
-    /// Number of tasks of the stream.
+    /// Number of tasks of the run: those of the stream, or of these the first `stream.max_tasks`.
     pub tasks: usize,
     /// Seconds since the run began, without those between a stop and going on.
     pub wall_seconds: f64,
@@ -92,6 +95,8 @@ pub struct RunDir {
     /// The configuration that the run was begun with, in TOML.
     config: String,
     checkpoints: Checkpoints,
+    /// After which it stops, whatever the stream has.
+    max_tasks: usize,
     /// Locked as long as it is open.
     _lock: File,
 }
@@ -155,7 +160,8 @@ impl RunDir {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => taken(root),
             e => e,
         })?;
-        Ok(Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, _lock: lock })
+        let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
+        Ok(Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock })
     }
 
     /// Opens the directory of a run that is to go on: its newest good checkpoint, if there is one, with the
@@ -188,7 +194,8 @@ impl RunDir {
         };
         let begun = Config::recorded(&origin, &toml)?;
         let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
-        let run = Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, _lock: lock };
+        let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
+        let run = Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock };
         Ok((run, checkpoint, begun))
     }
 
@@ -296,7 +303,7 @@ impl RunDir {
             prompt_use: tested.prompt_use.clone(),
             cost,
             tasks_done: task.index + 1,
-            tasks: task.count,
+            tasks: task.count.min(self.max_tasks),
             wall_seconds,
             peak_memory_bytes: crate::memory::peak_bytes(),
             skipped_images,
@@ -312,6 +319,10 @@ impl RunDir {
         write_atomic(&self.root.join("results.json"), &json(&results)?)?;
         Ok(results)
     }
+}
+
+fn max_tasks(config: &Config) -> usize {
+    config.run.max_tasks().unwrap_or(usize::MAX)
 }
 
 fn taken(root: &Path) -> Error {
@@ -339,11 +350,13 @@ pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
         Err(e) => return Err(fail(format!("cannot be used: {e}"))),
     };
+    if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
+        return Err(fail("already exists and holds something that is not a run; choose another".into()));
+    }
+    // What --overwrite would not replace is refused in the same words without it.
+    lock::check_free(root)?;
     if occupied && !overwrite {
         return Err(taken(root));
-    }
-    if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
-        return Err(fail("holds something that is not a run; --overwrite only replaces runs".into()));
     }
     let parent = nearest_folder(root.parent().unwrap_or(root));
     let metadata = fs::metadata(parent).map_err(|e| fail(format!("cannot be written: {e}")))?;

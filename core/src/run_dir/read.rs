@@ -12,6 +12,21 @@ pub fn read_results(root: &Path) -> Result<Results> {
     read_json(root, "results.json", "has the run finished a task?")
 }
 
+/// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
+///
+/// # Errors
+/// A directory that is no run's, or files that cannot be read.
+pub fn read_results_so_far(root: &Path) -> Result<Results> {
+    let record = read_record(root)?;
+    match root.join("results.json").exists() {
+        true => read_results(root),
+        false => {
+            let tasks = record["tasks"].as_array().map_or(0, Vec::len);
+            Ok(Results { tasks, ..Results::default() })
+        }
+    }
+}
+
 /// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
 ///
 /// # Errors

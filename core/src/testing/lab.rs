@@ -116,6 +116,7 @@ impl Lab {
             mode: self.mode,
             device: &Device::Cpu,
             rng: self.rng.derive(role.as_str()),
+            saved: None,
         }
     }
 
@@ -129,6 +130,7 @@ impl Lab {
             mode: self.mode,
             device: &Device::Cpu,
             rng: self.rng.derive("distiller"),
+            saved: None,
         }
     }
 

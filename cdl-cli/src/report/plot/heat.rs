@@ -8,9 +8,9 @@ use image::{ImageFormat, Rgb, RgbImage};
 use super::{Plot, cut, heading, line, text, wide};
 use crate::report::html::escape;
 
-/// A cell of a heat map: how dark, from 0 to 1, what is written in it, and its tip.
+/// A cell of a heat map: how dark, what is written in it, and its tip.
 pub struct Cell {
-    /// From 0 to 1.
+    /// From 0 to 1; where values have a sign, from -1 to 1.
     pub shade: f64,
     /// Written where there is room.
     pub label: String,
@@ -18,13 +18,26 @@ pub struct Cell {
     pub tip: String,
 }
 
-/// Rows of cells, with names beside and above them.
+/// What the shades of a heat map stand for, drawn below it.
+pub struct Key {
+    /// What is shaded.
+    pub what: String,
+    /// Names of the least shade and of the darkest.
+    pub ends: (String, String),
+    /// Shades go from -1 by 0, which is white, to 1, not from 0: below zero cells have another colour, and a stroke that
+    /// tells them apart in grey as well.
+    pub signed: bool,
+}
+
+/// Rows of cells, with names beside and above them, and what their shades stand for.
 pub fn heat(
     title: &str,
     names: (&[String], &[String]),
     axes: (&str, &str),
     rows: &[Vec<Option<Cell>>],
+    key: Option<&Key>,
 ) -> Plot {
+    let signed = key.is_some_and(|key| key.signed);
     let (beside, above) = names;
     let size = match above.len() {
         0..=12 => 46.0,
@@ -71,11 +84,14 @@ pub fn heat(
                 body,
                 "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{size}\" height=\"{down}\" fill=\"{}\" \
                  stroke=\"var(--page)\"><title>{}</title></rect>",
-                shade(cell.shade),
+                shade(cell.shade, signed),
                 escape(&cell.tip)
             );
+            if size <= 20.0 && cell.shade < 0.0 {
+                body += &stroke((x + size / 2.0, y + down / 2.0), cell.shade);
+            }
             if size > 20.0 {
-                let ink = if cell.shade > 0.5 { "#ffffff" } else { "#10161c" };
+                let ink = ink(cell.shade);
                 let more = format!(
                     " fill=\"{ink}\" pointer-events=\"none\"{}",
                     if size < 40.0 { " font-size=\"10.5\"" } else { "" }
@@ -87,7 +103,63 @@ pub fn heat(
     let width = (left + across + 16.0).max(wide(title) * 1.25 + 24.0);
     // The name of the rows may be longer than they are high together.
     let height = (top + high + 12.0).max(middle + wide(axes.0) / 2.0 + 6.0);
-    Plot { title: title.into(), width, height, body }
+    match key {
+        None => Plot { title: title.into(), width, height, body },
+        Some(key) => {
+            let (drawn, width) = scale(key, height + 4.0, width);
+            Plot { title: title.into(), width, height: height + 52.0, body: body + &drawn }
+        }
+    }
+}
+
+/// The shades in a row with the names of their ends, below `top`; gives back the width of the plot too, of `width` or more.
+fn scale(key: &Key, top: f64, width: f64) -> (String, f64) {
+    const STEPS: u32 = 20;
+    const STEP: f64 = 10.0;
+    let (low, high) = (wide(&key.ends.0) + 18.0, wide(&key.ends.1) + 16.0);
+    let mut drawn = text(10.0, top + 12.0, "start", " fill=\"var(--quiet)\"", &key.what);
+    let y = top + 20.0;
+    for step in 0..=STEPS {
+        let share = f64::from(step) / f64::from(STEPS);
+        let value = if key.signed { 2.0 * share - 1.0 } else { share };
+        let x = low + f64::from(step) * STEP;
+        let _ = write!(
+            drawn,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{STEP}\" height=\"14\" fill=\"{}\"/>",
+            shade(value, key.signed)
+        );
+        // Zero lies in the middle of the middle step.
+        if value < -0.01 {
+            drawn += &stroke((x + STEP / 2.0, y + 7.0), value);
+        } else if key.signed && value < 0.01 {
+            drawn += &text(x + STEP / 2.0, y + 26.0, "middle", " font-size=\"10\"", "0");
+        }
+    }
+    let end = low + f64::from(STEPS + 1) * STEP;
+    let _ = write!(
+        drawn,
+        "<rect x=\"{low:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"14\" fill=\"none\" stroke=\"var(--quiet)\"/>",
+        end - low
+    );
+    drawn += &text(low - 6.0, y + 11.0, "end", "", &key.ends.0);
+    drawn += &text(end + 6.0, y + 11.0, "start", "", &key.ends.1);
+    (drawn, width.max(end + high).max(wide(&key.what) + 20.0))
+}
+
+/// What can be read on a shade.
+fn ink(shade: f64) -> &'static str {
+    if shade.abs() > 0.5 { "#ffffff" } else { "#10161c" }
+}
+
+/// The mark of a cell below zero.
+fn stroke((x, y): (f64, f64), shade: f64) -> String {
+    format!(
+        "<line x1=\"{:.1}\" y1=\"{y:.1}\" x2=\"{:.1}\" y2=\"{y:.1}\" stroke=\"{}\" stroke-width=\"1.4\" \
+         pointer-events=\"none\"/>",
+        x - 2.5,
+        x + 2.5,
+        ink(shade)
+    )
 }
 
 /// Cells of a square heat map that is too large to draw one by one.
@@ -139,15 +211,28 @@ pub fn picture(title: &str, axes: (&str, &str), Picture { shades, groups }: &Pic
     Some(Plot { title: title.into(), width, height: top + side + 12.0, body })
 }
 
-/// From pale to dark blue.
-fn colour(share: f64) -> [u8; 3] {
+const PALE: [f64; 3] = [232.0, 239.0, 247.0];
+const WHITE: [f64; 3] = [255.0; 3];
+const BLUE: [f64; 3] = [8.0, 58.0, 120.0];
+/// As dark as the blue.
+const BROWN: [f64; 3] = [122.0, 44.0, 4.0];
+
+fn between(from: [f64; 3], to: [f64; 3], share: f64) -> [u8; 3] {
     let share = share.clamp(0.0, 1.0);
-    [(232.0, 8.0), (239.0, 58.0), (247.0, 120.0)]
-        .map(|(pale, dark): (f64, f64)| (pale + (dark - pale) * share).round() as u8)
+    [0, 1, 2].map(|channel| (from[channel] + (to[channel] - from[channel]) * share).round() as u8)
 }
 
-fn shade(share: f64) -> String {
-    let [r, g, b] = colour(share);
+/// From pale to dark blue.
+fn colour(share: f64) -> [u8; 3] {
+    between(PALE, BLUE, share)
+}
+
+/// With a sign from dark brown by white to dark blue.
+fn shade(value: f64, signed: bool) -> String {
+    let [r, g, b] = match signed {
+        true => between(WHITE, if value < 0.0 { BROWN } else { BLUE }, value.abs()),
+        false => colour(value),
+    };
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 
@@ -171,5 +256,31 @@ mod tests {
         }
         assert_eq!(image.get_pixel(1, 0).0, [8, 58, 120]);
         assert!(picture("t", ("a", "b"), &Picture { shades: &[], groups: &[] }).is_none());
+    }
+
+    #[test]
+    fn signs_are_seen_in_colour_and_in_grey() {
+        let cell = |shade: f64| Some(Cell { shade, label: String::new(), tip: "tip".into() });
+        let names: Vec<String> = (0..30).map(|number| number.to_string()).collect();
+        let row: Vec<Option<Cell>> = (0..30).map(|number| cell(f64::from(number) / 15.0 - 1.0)).collect();
+        let key = Key { what: "weight".into(), ends: ("-0.5".into(), "0.5".into()), signed: true };
+        let below = &names[..1];
+        let plot = heat("t", (below, &names), ("a", "b"), &[row], Some(&key));
+        let (cells, scale) = plot.body.split_once(">weight<").expect("what is shaded is said");
+        // 15 of 30 are below zero, and 10 of 21 on the scale.
+        assert_eq!(cells.matches("stroke-width=\"1.4\"").count(), 15);
+        assert_eq!(scale.matches("stroke-width=\"1.4\"").count(), 10);
+        for text in ["#7a2c04", "#ffffff", "#083a78", ">-0.5<", ">0.5<", ">0<"] {
+            assert!(scale.contains(text), "{text} in {scale}");
+        }
+        let light = |value: f64| {
+            let colour = shade(value, true);
+            let channel = |at: usize| f64::from(u8::from_str_radix(&colour[at..at + 2], 16).expect("hex"));
+            0.299 * channel(1) + 0.587 * channel(3) + 0.114 * channel(5)
+        };
+        assert!((light(-1.0) - light(1.0)).abs() < 20.0, "{} {}", light(-1.0), light(1.0));
+        assert!(light(0.0) > 254.0 && light(-0.5) > light(-0.9) && light(0.5) > light(0.9));
+        let plain = heat("t", (below, &names), ("a", "b"), &[], None);
+        assert!(plain.height + 40.0 < plot.height);
     }
 }

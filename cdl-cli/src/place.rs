@@ -1,0 +1,63 @@
+//! Where results go: a place that cannot be had is refused before any work, as a mistake of whoever named it.
+
+use std::path::Path;
+
+use crate::Failure;
+
+/// Refuses a folder that cannot be made since something that is no folder is in its way; `option` named it.
+pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
+    if path.as_os_str().is_empty() {
+        return Err(Failure::mistake(format!("{option}: expected a folder, found an empty name")));
+    }
+    let named = path.ancestors().filter(|part| !part.as_os_str().is_empty());
+    match named.into_iter().find(|part| part.symlink_metadata().is_ok()) {
+        Some(there) if !there.is_dir() => {
+            let (path, there) = (path.display(), there.display());
+            Err(Failure::mistake(format!("{option} {path}: expected a folder, and {there} is none")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a file that cannot be made since it is a folder, or since its folder cannot be.
+pub fn file(option: &str, path: &Path) -> Result<(), Failure> {
+    if path.is_dir() || path.file_name().is_none() {
+        let path = path.display();
+        return Err(Failure::mistake(format!(
+            "{option} {path}: expected the name of a file, found a folder"
+        )));
+    }
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => folder(option, parent),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_way_is_named() {
+        let root = tempfile::tempdir().expect("temporary folder");
+        let taken = root.path().join("taken");
+        std::fs::write(&taken, "").expect("file");
+        let said = |done: Result<(), Failure>| {
+            done.err().map_or(String::new(), |f| format!("{} {}", f.code, f.message))
+        };
+        assert_eq!(said(folder("--tables", &root.path().join("new/folder"))), "");
+        assert_eq!(said(file("--out", &root.path().join("new/page.html"))), "");
+        assert_eq!(said(file("--out", &taken)), "", "a file gives way to another");
+        assert_eq!(said(file("--out", "page.html".as_ref())), "");
+        for (words, failed) in [
+            ("taken is none", folder("--tables", &taken)),
+            ("taken is none", folder("--tables", &taken.join("deeper/still"))),
+            ("taken is none", file("--out", &taken.join("page.html"))),
+            ("found a folder", file("--out", root.path())),
+            ("empty name", folder("--tables", "".as_ref())),
+        ] {
+            let said = said(failed);
+            assert!(said.starts_with("2 --") && said.contains(words), "{said}");
+        }
+    }
+}
