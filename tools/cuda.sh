@@ -24,7 +24,7 @@ export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFO
 without_quantised() {
   cat > "$root/$1" <<'SCRIPT'
 #!/usr/bin/env bash
-output='' object='' folder=. library='' source='' objects=()
+output='' object='' folder=. library='' source='' version='' objects=()
 all=("$@")
 while [ $# -gt 0 ]; do
   case $1 in
@@ -47,7 +47,8 @@ if [ "$object" ] && [[ $(basename "$source") =~ ^(moe_|mmvq_gguf|mmq_) ]]; then
       grep -oE '\bfn +[a-z0-9_]+ *\(' src/ffi.rs | grep -oE '[a-z0-9_]+ *\(' | tr -d ' (' | sort -u |
         sed 's/.*/void &(void) { fputs("&: not in this build\\n", stderr); abort(); }/'
     fi
-  } | exec cc -x c -O1 -fPIC -c -o "$output" -
+  } | cc -x c -O1 -fPIC -c -o "$output" -
+  exit
 fi
 SCRIPT
   cat >> "$root/$1"
@@ -58,7 +59,7 @@ SCRIPT
 # found by name.
 stand_in() {
   without_quantised stand-in-nvcc <<'SCRIPT'
-if [ "${version:-}" ]; then echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit; fi
+if [ "$version" ]; then echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit; fi
 if [ "$library" ]; then rm -f "$output"; exec ar cr "$output" "${objects[@]}"; fi
 : > "${output:-$folder/$(basename "$source" .cu).ptx}"
 SCRIPT

@@ -6,6 +6,7 @@
 # CXX  a C++20 compiler, g++ by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
+self=$PWD/tools/$(basename "$0")
 
 CXX=${CXX:-g++}
 root=$PWD/target/cuda/emulated
@@ -14,8 +15,9 @@ sources=$kernels/emulation/card
 registry() { cargo metadata --format-version 1 --locked --all-features | grep -oE "\"[^\"]*/$1-[0-9][^\"/]*/Cargo.toml\"" | head -1 | tr -d '"' | xargs dirname; }
 candle=$(registry candle-kernels)/src
 cudarc=$(registry cudarc)/src
+bindings=("$cudarc"/{driver,cublas,cublaslt,curand,nvrtc}/sys/mod.rs)
 
-state=$(cat "$0" "$kernels"/*.cu* "$kernels"/emulation/*.h "$sources"/* "$candle"/*.cu* | sha256sum)
+state=$({ "$CXX" --version; cat "$self" "$kernels"/*.cu* "$kernels"/emulation/*.h "$sources"/* "$candle"/*.cu* "${bindings[@]}"; } | sha256sum)
 if [ -e "$root/state" ] && [ "$state" = "$(cat "$root/state")" ]; then
     echo "$root"
     exit
@@ -44,7 +46,7 @@ kernel() {
         sed 's/extern __shared__ int \([a-z_]*\)\[\];/int* \1 = reinterpret_cast<int*>(dynamic_shared());/' "$source"
     } > "$out.cpp"
     "$CXX" "${flags[@]}" "$@" -E -P "$out.cpp" | tr '\n' ' ' | grep -oE 'extern "C" +void +[A-Za-z0-9_]+ *\(' |
-        sed -E 's/.* ([A-Za-z0-9_]+) *\(/static card::Register entry_\1("\1", \1, '"$meets"');/' > "$out.entries"
+        sed -E 's/.* ([A-Za-z0-9_]+) *\(/static card::Register entry_\1("\1", \1, '"$meets"');/' > "$out.entries" || true
     [ -s "$out.entries" ] || { echo "$source: no kernels found" >&2; return 1; }
     { cat "$out.entries"; echo '}'; } >> "$out.cpp"
     "$CXX" "${flags[@]}" "$@" -c "$out.cpp" -o "$out.o"
@@ -71,11 +73,10 @@ for one in "${all[@]}"; do wait "$one"; done
 {
     echo '#include <stdio.h>'
     echo '#include <stdlib.h>'
-    grep -ohE '\bfn (cu|cublas|cublasLt|curand|nvrtc)[A-Z][A-Za-z0-9_]*\(' \
-        "$cudarc"/{driver,cublas,cublaslt,curand,nvrtc}/sys/mod.rs | sed 's/fn //; s/(//' | sort -u |
+    grep -ohE '\bfn (cu|cublas|cublasLt|curand|nvrtc)[A-Z][A-Za-z0-9_]*\(' "${bindings[@]}" | sed 's/fn //; s/(//' | sort -u |
         sed 's/.*/__attribute__((weak)) void &(void) { fputs("the card: & is not modelled\\n", stderr); abort(); }/'
 } > "$root/objects/missing.c"
-"${CC:-cc}" -fPIC -w -c "$root/objects/missing.c" -o "$root/objects/missing.o"
+"$CXX" -x c -fPIC -w -c "$root/objects/missing.c" -o "$root/objects/missing.o"
 
 "$CXX" -shared -Wl,-soname,libcard.so "$root"/objects/*.o -o "$root/lib64/libcard.so"
 for library in cuda.so cuda.so.1 cublas.so cublas.so.13 cublasLt.so cublasLt.so.13 curand.so curand.so.10 nvrtc.so cudart.so; do

@@ -25,14 +25,14 @@ const NEEDED: [Needed; 4] = [
 // Bindings of a named release take libraries of its major version: another one has other functions under the same names.
 // A build that asked the compiler for the release has linked its libraries, and the loader has chosen them already.
 const CUBLAS: &[&str] = match RELEASE {
+    Some([b'1', b'3', ..]) => &["libcublas.so.13"],
     Some([b'1', b'2', ..]) => &["libcublas.so.12"],
-    Some(_) => &["libcublas.so.13"],
-    None => &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
+    _ => &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
 };
 const CUBLAS_LT: &[&str] = match RELEASE {
+    Some([b'1', b'3', ..]) => &["libcublasLt.so.13"],
     Some([b'1', b'2', ..]) => &["libcublasLt.so.12"],
-    Some(_) => &["libcublasLt.so.13"],
-    None => &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+    _ => &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
 };
 const RELEASE: Option<&[u8]> = match option_env!("CUDARC_CUDA_VERSION") {
     Some(release) => Some(release.as_bytes()),

@@ -40,9 +40,16 @@ struct Matrix {
         }
     }
 
+    /// Ends the program unless all of it lies within one allocation.
+    void inside(const void* p, const char* what) const {
+        const size_t size = type == bfloat16 ? 2 : type == float32 ? 4 : 8;
+        const size_t numbers = (count - 1) * stride + (columns - 1) * leading + rows;
+        card::inside(reinterpret_cast<uint64_t>(p), numbers * size, what);
+    }
+
     bool known() const {
         const bool numbers = type == float32 || type == float64 || type == bfloat16;
-        return numbers && rows > 0 && columns > 0 && leading >= static_cast<int64_t>(rows) && count > 0;
+        return numbers && rows > 0 && columns > 0 && leading >= static_cast<int64_t>(rows) && count > 0 && stride >= 0;
     }
 };
 
@@ -64,6 +71,10 @@ struct Product {
     }
 
     void operator()() const {
+        a.inside(a_at, "the left factor of a product");
+        b.inside(b_at, "the right factor of a product");
+        c.inside(c_at, "a product");
+        if (bias) Matrix{c.type, c.rows, 1, static_cast<int64_t>(c.rows)}.inside(bias, "the bias of a product");
         const int64_t inner = transpose_a ? a.rows : a.columns;
         std::vector<double> left(c.rows * inner), right(inner * c.columns);
         for (int64_t batch = 0; batch < c.count; ++batch) {

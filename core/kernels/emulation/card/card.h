@@ -39,6 +39,9 @@ template <class... A> struct Register {
     }
 };
 
+/// Ends the program unless `bytes` from `pointer` lie within one allocation.
+void inside(uint64_t pointer, size_t bytes, const char* what);
+
 /// Ends the program with a sentence: what a card would answer with a crash or with nothing at all.
 [[noreturn]] void fail(const std::string& what);
 

@@ -50,8 +50,10 @@ struct Freed {
     size_t bytes;
 };
 
-struct Queue {
+struct Queue : std::enable_shared_from_this<Queue> {
     std::deque<card::Work> work;
+    /// How much of it was ever put in, and how much was begun.
+    size_t queued = 0, begun = 0;
 };
 
 /// Everything, under one lock: the emulation runs one block at a time.
@@ -63,7 +65,7 @@ struct Card {
     std::map<uintptr_t, size_t> pinned;
     std::map<std::string, card::Kernel> kernels;
     std::map<std::string, size_t> launched;
-    std::set<Queue*> queues;
+    std::set<std::shared_ptr<Queue>> queues;
 };
 
 Card& card_() {
@@ -81,9 +83,7 @@ int the_context;
 uint64_t release_threshold = 0;
 
 Queue* new_queue() {
-    Queue* queue = new Queue;
-    card_().queues.insert(queue);
-    return queue;
+    return card_().queues.insert(std::make_shared<Queue>()).first->get();
 }
 
 /// The stream behind a handle: 0 and 1 are the default stream's, 2 stands for the calling thread's own.
@@ -100,12 +100,19 @@ Queue& queue_of(void* stream) {
     }
 }
 
-void finish(Queue& queue) {
-    while (!queue.work.empty()) {
+/// Does the first `until` pieces of work that were ever put in. What came later is not done: who waits for too little is to
+/// get wrong numbers.
+void finish(Queue& queue, size_t until = SIZE_MAX) {
+    while (!queue.work.empty() && queue.begun < until) {
         card::Work work = std::move(queue.work.front());
         queue.work.pop_front();
+        ++queue.begun;
         work();
     }
+}
+
+void finish_all() {
+    for (const auto& queue : card_().queues) finish(*queue);
 }
 
 emulation::Order order() {
@@ -120,16 +127,6 @@ emulation::Order order() {
 }
 
 unsigned char* address(uint64_t pointer) { return reinterpret_cast<unsigned char*>(pointer); }
-
-/// Ends the program unless `bytes` from `pointer` lie within one allocation.
-void inside(uint64_t pointer, size_t bytes, const char* what) {
-    if (bytes == 0) return;
-    auto& memory = card_().memory;
-    auto next = memory.upper_bound(pointer);
-    if (next == memory.begin()) card::fail(std::string(what) + " outside of the card's memory");
-    const auto& [start, allocation] = *std::prev(next);
-    if (pointer + bytes > start + allocation.bytes) card::fail(std::string(what) + " beyond the end of an allocation");
-}
 
 Status allocate(uint64_t* pointer, size_t bytes) {
     if (bytes == 0) return invalid_value;
@@ -150,14 +147,20 @@ void untouched(const unsigned char* from, size_t bytes, const char* what) {
     }
 }
 
+void guards_untouched(uint64_t pointer, size_t bytes) {
+    untouched(address(pointer) - GUARD, GUARD, "a write before the beginning of an allocation");
+    untouched(address(pointer) + bytes, GUARD, "a write beyond the end of an allocation");
+}
+
+void untouched(const Freed& freed) { untouched(freed.memory, freed.bytes, "a write into memory that was freed"); }
+
 void release(uint64_t pointer) {
     Card& card = card_();
     const auto found = card.memory.find(pointer);
     if (found == card.memory.end()) card::fail("freed twice, or never allocated");
     const size_t bytes = found->second.bytes;
     unsigned char* memory = address(pointer) - GUARD;
-    untouched(memory, GUARD, "a write before the beginning of an allocation");
-    untouched(memory + GUARD + bytes, GUARD, "a write beyond the end of an allocation");
+    guards_untouched(pointer, bytes);
     card.memory.erase(found);
     card.used -= bytes;
     memset(memory, FILL, bytes + 2 * GUARD);
@@ -167,7 +170,7 @@ void release(uint64_t pointer) {
         const Freed oldest = card.freed.front();
         card.freed.pop_front();
         card.freed_bytes -= oldest.bytes;
-        untouched(oldest.memory, oldest.bytes, "a write into memory that was freed");
+        untouched(oldest);
         free(oldest.memory);
     }
 }
@@ -178,6 +181,18 @@ bool is_pinned(const void* host, size_t bytes) {
     return next != card_().pinned.begin() && from + bytes <= std::prev(next)->first + std::prev(next)->second;
 }
 
+/// All places of a grid or a block, in the order in which they run.
+std::vector<dim3> in_order(dim3 size) {
+    static std::mt19937 random(7);
+    std::vector<dim3> all;
+    for (unsigned z = 0; z < size.z; ++z)
+        for (unsigned y = 0; y < size.y; ++y)
+            for (unsigned x = 0; x < size.x; ++x) all.push_back({x, y, z});
+    if (order() == emulation::Order::backward) std::reverse(all.begin(), all.end());
+    if (order() == emulation::Order::shuffled) std::shuffle(all.begin(), all.end(), random);
+    return all;
+}
+
 void run(const card::Kernel& kernel, dim3 grid, dim3 threads, unsigned shared, const card::Work& thread) {
     if (kernel.meets) {
         emulation::launch(grid, threads, shared, order(), thread);
@@ -185,16 +200,11 @@ void run(const card::Kernel& kernel, dim3 grid, dim3 threads, unsigned shared, c
     }
     gridDim = grid;
     blockDim = threads;
-    const auto count = [](dim3 d) { return static_cast<size_t>(d.x) * d.y * d.z; };
-    const auto place = [](dim3 d, size_t i) {
-        return dim3{unsigned(i % d.x), unsigned(i / d.x % d.y), unsigned(i / d.x / d.y)};
-    };
-    const size_t blocks = count(grid), each = count(threads);
-    const bool backward = order() != emulation::Order::forward;
-    for (size_t b = 0; b < blocks; ++b) {
-        blockIdx = place(grid, backward ? blocks - 1 - b : b);
-        for (size_t t = 0; t < each; ++t) {
-            threadIdx = place(threads, backward ? each - 1 - t : t);
+    const std::vector<dim3> places = in_order(threads);
+    for (const dim3& block : in_order(grid)) {
+        blockIdx = block;
+        for (const dim3& place : places) {
+            threadIdx = place;
             thread();
         }
     }
@@ -219,10 +229,22 @@ void enqueue(void* stream, Work work) {
     Locked locked;
     Queue& queue = queue_of(stream);
     queue.work.push_back(std::move(work));
+    ++queue.queued;
     if (queue.work.size() > LONGEST) fail("a stream that nobody waits for");
 }
 
+void inside(uint64_t pointer, size_t bytes, const char* what) {
+    if (bytes == 0) return;
+    auto& memory = card_().memory;
+    auto next = memory.upper_bound(pointer);
+    if (next == memory.begin()) fail(std::string(what) + " outside of the card's memory");
+    const auto& [start, allocation] = *std::prev(next);
+    if (pointer + bytes > start + allocation.bytes) fail(std::string(what) + " beyond the end of an allocation");
+}
+
 } // namespace card
+
+using card::inside;
 
 #define NEEDS_CONTEXT                                                                                                  \
     Locked locked;                                                                                                     \
@@ -305,7 +327,7 @@ API cuCtxGetCurrent(void** context) {
 
 API cuCtxSynchronize() {
     NEEDS_CONTEXT;
-    for (Queue* queue : card_().queues) finish(*queue);
+    finish_all();
     return success;
 }
 
@@ -348,10 +370,9 @@ API cuStreamCreate(void** stream, unsigned) {
 
 API cuStreamDestroy_v2(void* stream) {
     NEEDS_CONTEXT;
-    Queue* queue = static_cast<Queue*>(stream);
+    const auto queue = static_cast<Queue*>(stream)->shared_from_this();
     finish(*queue);
     card_().queues.erase(queue);
-    delete queue;
     return success;
 }
 
@@ -368,8 +389,9 @@ API cuStreamIsCapturing(void*, int* status) {
 
 /// An event is a place in a stream: whoever waits for it waits for all that came before.
 struct Event {
-    Queue* queue = nullptr;
-    std::chrono::steady_clock::time_point when;
+    std::shared_ptr<Queue> queue;
+    size_t until = 0;
+    std::shared_ptr<std::chrono::steady_clock::time_point> when;
 };
 
 API cuEventCreate(Event** event, unsigned) {
@@ -385,26 +407,28 @@ API cuEventDestroy_v2(Event* event) {
 
 API cuEventRecord(Event* event, void* stream) {
     NEEDS_CONTEXT;
-    event->queue = &queue_of(stream);
-    card::enqueue(stream, [event] { event->when = std::chrono::steady_clock::now(); });
+    event->queue = queue_of(stream).shared_from_this();
+    event->when = std::make_shared<std::chrono::steady_clock::time_point>();
+    card::enqueue(stream, [when = event->when] { *when = std::chrono::steady_clock::now(); });
+    event->until = event->queue->queued;
     return success;
 }
 
 API cuEventSynchronize(Event* event) {
     NEEDS_CONTEXT;
-    if (event->queue) finish(*event->queue);
+    if (event->queue) finish(*event->queue, event->until);
     return success;
 }
 
 API cuStreamWaitEvent(void* stream, Event* event, unsigned) {
     NEEDS_CONTEXT;
-    Queue* queue = event->queue;
-    if (queue && queue != &queue_of(stream)) card::enqueue(stream, [queue] { finish(*queue); });
+    if (event->queue) card::enqueue(stream, [queue = event->queue, until = event->until] { finish(*queue, until); });
     return success;
 }
 
 API cuEventElapsedTime_v2(float* milliseconds, Event* from, Event* to) {
-    *milliseconds = std::chrono::duration<float, std::milli>(to->when - from->when).count();
+    if (!from->when || !to->when) return invalid_value;
+    *milliseconds = std::chrono::duration<float, std::milli>(*to->when - *from->when).count();
     return success;
 }
 
@@ -426,7 +450,7 @@ API cuMemFreeAsync(uint64_t pointer, void* stream) {
 
 API cuMemFree_v2(uint64_t pointer) {
     NEEDS_CONTEXT;
-    for (Queue* queue : card_().queues) finish(*queue);
+    finish_all();
     release(pointer);
     return success;
 }
@@ -442,7 +466,7 @@ API cuMemHostAlloc(void** host, size_t bytes, unsigned) {
 API cuMemFreeHost(void* host) {
     NEEDS_CONTEXT;
     // It waits for everything, as the driver does.
-    for (Queue* queue : card_().queues) finish(*queue);
+    finish_all();
     card_().pinned.erase(reinterpret_cast<uintptr_t>(host));
     free(host);
     return success;
@@ -544,7 +568,10 @@ API cuLaunchKernel(Named* function, unsigned gx, unsigned gy, unsigned gz, unsig
     return success;
 }
 
-__attribute__((destructor)) static void count_launches() {
+/// At the program's end: looks at all memory once more, and counts the launches.
+__attribute__((destructor)) static void finish_card() {
+    for (const auto& [pointer, allocation] : card_().memory) guards_untouched(pointer, allocation.bytes);
+    for (const Freed& freed : card_().freed) untouched(freed);
     const char* file = getenv("CARD_LAUNCHES");
     if (!file) return;
     std::ofstream out(file, std::ios::app);
