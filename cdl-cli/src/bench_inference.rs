@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{Failure, emit, predict::batch_size};
 
-/// Images in a batch unless said otherwise.
+/// Images in a batch unless said otherwise, where there is room for them.
 const BATCH: usize = 32;
 /// Single images that are timed for every batch that is.
 const SINGLES: u32 = 4;
@@ -32,23 +32,25 @@ pub struct Passes<'a> {
 /// Measures one network after the other, each alone in memory.
 pub fn bench(folders: &[PathBuf], passes: &Passes<'_>, as_json: bool) -> Result<(), Failure> {
     let device = device::open(passes.device, Precision::Float32)?;
-    let batch = passes.batch.unwrap_or(BATCH);
     let mut lines = Vec::new();
     for folder in folders {
-        let line = measure(folder, batch, passes, &device)?;
+        let line = measure(folder, passes, &device)?;
         if as_json {
             emit(&format!("{line}\n"))?;
         }
         lines.push(line);
     }
-    if as_json { Ok(()) } else { emit(&table(&lines, batch)) }
+    if as_json { Ok(()) } else { emit(&table(&lines)) }
 }
 
-fn measure(folder: &PathBuf, batch: usize, passes: &Passes<'_>, device: &Device) -> Result<Value, Failure> {
+fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Value, Failure> {
     let fresh = memory::forget_peak();
     device::forget_peak(device);
     let model = Predictor::load_on(folder, device).map_err(Failure::before_writing)?;
-    let batch = batch_size(&model, "--batch", Some(batch))?;
+    let batch = match passes.batch {
+        Some(asked) => batch_size(&model, "--batch", Some(asked))?,
+        None => BATCH.min(model.most_images()),
+    };
     let description = model.description();
     let side = description.transform.image_size;
     let grey = |images: usize| -> Result<Tensor, Failure> {
@@ -93,7 +95,12 @@ fn measure(folder: &PathBuf, batch: usize, passes: &Passes<'_>, device: &Device)
     }))
 }
 
-fn table(lines: &[Value], batch: usize) -> String {
+/// Where batches differ for want of room, the heading has that of each network.
+fn table(lines: &[Value]) -> String {
+    let mut batches: Vec<String> = lines.iter().map(|line| line["batch"].to_string()).collect();
+    if batches.windows(2).all(|pair| pair[0] == pair[1]) {
+        batches.truncate(1);
+    }
     let first = |key: &str| lines.first().and_then(|line| line[key].as_str()).unwrap_or_default();
     let mut text = format!(
         "{}, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
@@ -103,7 +110,7 @@ fn table(lines: &[Value], batch: usize) -> String {
         "blocks",
         "width",
         "1 image, ms",
-        format!("images/s, of {batch}"),
+        format!("images/s, of {}", batches.join(", ")),
         "frozen MB",
         "trained MB",
         "peak MB",
@@ -124,4 +131,18 @@ fn table(lines: &[Value], batch: usize) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heading_has_the_batches_that_were_measured() {
+        let table = |batches: &[usize]| {
+            table(&batches.iter().map(|batch| json!({ "model": "m", "batch": batch })).collect::<Vec<_>>())
+        };
+        assert!(table(&[7, 7]).contains(" images/s, of 7 "));
+        assert!(table(&[32, 7, 7]).contains(" images/s, of 32, 7, 7 "));
+    }
 }

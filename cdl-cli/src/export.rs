@@ -77,11 +77,12 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
 
 /// Refuses folders that cannot be made, and one for both networks or in the other, however they are written.
 fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
-    let absolute = |folder: &PathBuf| std::path::absolute(folder).unwrap_or_else(|_| folder.clone());
     for (option, folder) in [("--student", &args.student), ("--teacher", &args.teacher)] {
         folder.as_ref().map_or(Ok(()), |folder| place::folder(option, folder))?;
     }
-    match args.student.as_ref().map(absolute).zip(args.teacher.as_ref().map(absolute)) {
+    let [student, teacher] =
+        [&args.student, &args.teacher].map(|folder| folder.as_deref().map(place::resolved));
+    match student.zip(teacher) {
         Some((student, teacher)) if student.starts_with(&teacher) || teacher.starts_with(&student) => {
             let (student, teacher) = (student.display(), teacher.display());
             let reason =

@@ -1,10 +1,13 @@
 //! Where results go: a place that cannot be had is refused before any work, as a mistake of whoever named it.
 
-use std::path::Path;
+use std::{
+    fs,
+    path::{Component, Path, PathBuf},
+};
 
 use crate::Failure;
 
-/// Refuses a folder that cannot be made since something that is no folder is in its way; `option` named it.
+/// Refuses a folder that cannot be made since something that is no folder is in its way; `option` says what it is for.
 pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
     if path.as_os_str().is_empty() {
         return Err(Failure::mistake(format!("{option}: expected a folder, found an empty name")));
@@ -19,7 +22,7 @@ pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Refuses a file that cannot be made since it is a folder, or since its folder cannot be.
+/// Refuses a file that cannot be made since it is a folder, or since its folder cannot be; `option` as of [`folder`].
 pub fn file(option: &str, path: &Path) -> Result<(), Failure> {
     if path.is_dir() || path.file_name().is_none() {
         let path = path.display();
@@ -31,6 +34,22 @@ pub fn file(option: &str, path: &Path) -> Result<(), Failure> {
         Some(parent) => folder(option, parent),
         None => Ok(()),
     }
+}
+
+/// Where `path` leads once what is missing of it has been made: without links and `..`, so that one place has one name.
+pub fn resolved(path: &Path) -> PathBuf {
+    let mut place = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
+        match part {
+            // What is before it is no link any more, or will be made as a folder.
+            Component::ParentDir => {
+                place.pop();
+            }
+            part => place.push(part),
+        }
+        place = fs::canonicalize(&place).unwrap_or(place);
+    }
+    place
 }
 
 #[cfg(test)]
@@ -58,6 +77,26 @@ mod tests {
         ] {
             let said = said(failed);
             assert!(said.starts_with("2 --") && said.contains(words), "{said}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn one_place_has_one_name() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let root = fs::canonicalize(folder.path()).expect("folder");
+        fs::create_dir_all(root.join("deep/er")).expect("folder");
+        std::os::unix::fs::symlink("deep/er", root.join("link")).expect("link");
+        for (path, place) in [
+            ("new", "new"),
+            ("new/../x", "x"),
+            ("new/../link/x", "deep/er/x"),
+            ("link", "deep/er"),
+            ("link/../x", "deep/x"),
+            ("link/new/../../x", "deep/x"),
+            ("./deep//er/.", "deep/er"),
+        ] {
+            assert_eq!(resolved(&folder.path().join(path)), root.join(place), "{path}");
         }
     }
 }

@@ -260,3 +260,31 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
     let left: Vec<_> = fs::read_dir(folder.path().join("models")).expect("folder").collect();
     assert_eq!(left.len(), 2, "nothing unfinished is left: {left:?}");
 }
+
+/// Looked at before the run is.
+#[cfg(unix)]
+#[test]
+fn the_networks_have_folders_apart_however_they_are_written() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    fs::create_dir(at("x")).expect("folder");
+    std::os::unix::fs::symlink(folder.path(), at("link")).expect("link");
+    let refused = |student: &str, teacher: &str| {
+        let output = cdl(&["export", &at("run"), "--student", &at(student), "--teacher", &at(teacher)]);
+        assert_eq!(output.status.code(), Some(2), "{student}, {teacher}: {}", said(&output));
+        said(&output).contains("expected a folder apart from that of --student")
+    };
+    for (student, teacher) in [
+        ("x", "y/../x"),
+        ("new", "y/../new"),
+        ("x", "link/x"),
+        ("link/new", "new"),
+        ("y/../link/new/deeper", "new"),
+        ("new", "link/x/../new"),
+    ] {
+        assert!(refused(student, teacher), "{student}, {teacher}");
+    }
+    for (student, teacher) in [("x", "link/new"), ("x", "x/../y"), ("y/../x", "y")] {
+        assert!(!refused(student, teacher), "{student}, {teacher}");
+    }
+}

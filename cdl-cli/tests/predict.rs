@@ -8,10 +8,13 @@ mod exports;
 
 use std::fs;
 
-use cdl_core::image::RgbImage;
+use cdl_core::{
+    candle_core::{DType, Device, Tensor, safetensors},
+    image::RgbImage,
+};
 use common::{cdl, said};
 use exports::{describe, done, exported, lines, list, run, sums, text};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn images_are_read_from_files_and_folders_and_bad_ones_are_named() {
@@ -84,6 +87,8 @@ fn nothing_is_kept_of_a_large_image_but_what_the_network_sees() {
     let output = std::process::Command::new("sh")
         .args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_cdl")])
         .args(["predict", text(&model), text(&images), "--batch-size", "24", "--threads", "1"])
+        // What a GPU's driver maps would count.
+        .args(["--device", "cpu"])
         .output()
         .expect("cdl starts");
     assert!(output.status.success(), "{}", said(&output));
@@ -135,6 +140,8 @@ fn inference_is_measured_for_each_folder() {
     let table =
         done(&["bench", "--inference", text(&model), "--batch", "4", "--steps", "1", "--device", "cpu"]);
     assert!(String::from_utf8_lossy(&table.stdout).contains("images/s, of 4"));
+    let usual = done(&["bench", "--inference", text(&model), "--steps", "1", "--json"]);
+    assert_eq!(lines(&usual)[0]["batch"], 32);
     for command in [vec!["bench", "--inference", text(&model)], vec!["predict", text(&model), text(&image)]] {
         let refused = |device: &str, words: &str| {
             let output = cdl(&[&command[..], &["--device", device]].concat());
@@ -397,5 +404,30 @@ fn sizes_are_believed_only_if_the_tensors_have_them() {
         fs::write(model.join("classes.json"), serde_json::to_vec(&names).expect("JSON")).expect("file");
         list(&model);
         refused(&["classes.json: `classes = 3000000` is not valid: expected 10, as `last.weight` was saved"]);
+    }
+}
+
+/// An export never keeps these methods, and a folder from elsewhere may name them.
+#[test]
+fn the_width_of_a_teacher_is_that_of_what_was_learned_for_it() {
+    let (_folder, model, image) = exported();
+    let trained = model.join("trained.safetensors");
+    for (distiller, name) in
+        [("fitnets", "project_t_s.proj.weight"), ("review_kd", "ReviewKD_layers.abfs.0.proj2.weight")]
+    {
+        let mut tensors = safetensors::load(&trained, &Device::Cpu).expect("tensors");
+        let five = Tensor::zeros((5, 7), DType::F32, &Device::Cpu).expect("tensor");
+        tensors.insert(name.into(), five);
+        safetensors::save(&tensors, &trained).expect("file");
+        describe(&model, &|value| {
+            value["teacher"] = value["network"]["spec"].clone();
+            value["teacher"]["width"] = 65536.into();
+            value["distillers"] = json!([{ "index": 0, "section": { "name": distiller } }]);
+        });
+        let output = cdl(&["predict", text(&model), text(&image)]);
+        let words =
+            format!("model.json: `teacher.width = 65536` is not valid: expected 5, as `{name}` was saved");
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(&words), "{}", said(&output));
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{TINY, cdl, said};
+use common::{TINY, cdl, command, said};
 use serde_json::Value;
 
 fn run(dir: &Path, more: &[&str]) {
@@ -163,6 +163,15 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
     let latex = fs::read_to_string(Path::new(&tables).join("summary.tex")).expect("table");
     assert!(latex.contains("\\toprule") && latex.contains("a<b>\\&\\_1 & student"), "{latex}");
     assert!(Path::new(&tables).join("summary.md").exists());
+
+    // A bare name is one in the working directory.
+    for (more, name) in [(vec!["--out", "both.html"], "both.html"), (vec![], "report.html")] {
+        let output = command().current_dir(&folder).arg("report").args(runs).args(more).output();
+        let output = output.expect("cdl starts");
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{name}\n"));
+        assert_eq!(fs::read_to_string(folder.path().join(name)).expect("page"), page);
+    }
 }
 
 #[test]
@@ -194,6 +203,24 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
         assert!(said(&output).contains(words), "{option} {place}: {}", said(&output));
         assert!(output.stdout.is_empty() && !dir.join("report.html").exists(), "{option} {place}");
     }
+    // Where the results go that are not named themselves.
+    let (events, tables) = (folder.path().join("events"), folder.path().join("tables"));
+    let tables = ["--tables", tables.to_str().expect("UTF-8 path")];
+    for taken in ["run", "other/run/student"] {
+        let taken = events.join(taken);
+        fs::create_dir_all(taken.parent().expect("folder")).expect("folder");
+        fs::write(&taken, "").expect("file");
+        let (events, _) = taken.to_str().expect("UTF-8 path").rsplit_once("/run").expect("a run's folder");
+        let output = cdl(&[&["report", path, "--tensorboard", events][..], &tables].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(&format!("{} is none", taken.display())), "{}", said(&output));
+        assert!(!dir.join("report.html").exists() && !Path::new(tables[1]).exists());
+    }
+    fs::create_dir(dir.join("report.html")).expect("folder");
+    let output = cdl(&[&["report", path][..], &tables].concat());
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("report.html: expected the name of a file"), "{}", said(&output));
+    assert!(output.stdout.is_empty() && !Path::new(tables[1]).exists());
     let new = dir.join("new/page.html");
     let output = cdl(&["report", path, "--out", new.to_str().expect("UTF-8 path")]);
     assert!(output.status.success() && new.exists(), "{}", said(&output));

@@ -134,6 +134,26 @@ fn a_cell_of_another_process_is_left_to_it_and_the_others_go_on() {
     assert_eq!(tables(&dir), tables(&whole));
 }
 
+#[test]
+fn a_cell_that_looks_free_and_cannot_be_taken_is_tried_once_more() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("grid");
+    let args = sweep(&dir, &["--seeds", "1,2"]);
+    done(&[&args[..], &["--emit", "slurm"]].concat());
+    drop(hold(&dir, "seed-1", false));
+    // Shared, as by one who only looks: no other who looks sees it, and no process takes the cell.
+    let looker = fs::File::open(dir.join("logs/seed-1.lock")).expect("lock");
+    looker.lock_shared().expect("locked");
+    let output = cdl(&args);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("seed-1: another process is at it\n"), "{}", said(&output));
+    assert_eq!(said(&output).matches("seed-1: another process is at it; the others go on").count(), 2);
+    assert_eq!(states(&dir), [("seed-1".into(), "running".into()), ("seed-2".into(), "done".into())]);
+    drop(looker);
+    done(&args);
+    assert_eq!(state(&dir, "seed-1").0, "done");
+}
+
 /// Runs the script as one job of the array, with a `scontrol` that only says what it was called with.
 fn job(script: &Path, index: usize, bin: &Path) -> Command {
     let mut job = Command::new("bash");

@@ -20,7 +20,7 @@ pub(crate) const UNFINISHED: &str = ".cdl-";
 /// # Errors
 /// A place that cannot be written.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(UNFINISHED);
@@ -39,13 +39,18 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(crate::error::io(path))
 }
 
+/// The folder of what `path` names: a bare name is in the working directory, which no empty name opens.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Moves a folder that is whole to its place `root`. With `replace`, the folder that is there is put aside first, put
 /// back where the move fails, and removed where it does not.
 ///
 /// # Errors
 /// A place that is not empty, or that cannot be written.
 pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
-    let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = folder_of(root);
     let earlier = match replace {
         false => None,
         true => {
@@ -108,4 +113,16 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_bare_name_can_be_opened() {
+        for (path, folder) in [("both.html", "."), ("runs/both.html", "runs"), ("/both.html", "/")] {
+            assert_eq!(folder_of(path.as_ref()), Path::new(folder), "{path}");
+        }
+    }
 }

@@ -25,6 +25,9 @@ pub fn halves(key: &str, rows: usize) -> Result<()> {
 
 /// There is room in memory for as many numbers as the settings `sizes` and `numbers` come to when multiplied; otherwise the
 /// largest of the settings is refused.
+///
+/// It is the host's memory that is looked at, whatever the device is: initial values are drawn there before a GPU has them.
+/// What a GPU has free is not asked.
 pub fn room(sizes: &[(&str, usize)], numbers: usize) -> Result<()> {
     let free = memory::available_bytes().unwrap_or(1 << 40) as f64;
     let bytes = sizes.iter().map(|(_, size)| *size as f64).product::<f64>() * numbers as f64 * 4.0;

@@ -186,7 +186,6 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         [run] => run.join("report.html"),
         _ => "report.html".into(),
     });
-    refuse_places(args, &out)?;
     let mut runs = Vec::new();
     for (number, root) in args.runs.iter().enumerate() {
         sweep::refuse(root, "report")?;
@@ -196,6 +195,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         }
         runs.push(run);
     }
+    refuse_places(args, &out, &runs)?;
     for run in runs.iter().filter(|run| run.results.tasks_done < run.results.tasks) {
         tracing::info!("{}: {}", run.name, run.progress);
     }
@@ -240,14 +240,17 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
 }
 
 /// Refuses places for the results that cannot be had, before anything is written.
-fn refuse_places(args: &ReportArgs, out: &Path) -> Result<(), Failure> {
-    if args.out.is_some() {
-        place::file("--out", out)?;
-    }
+fn refuse_places(args: &ReportArgs, out: &Path, runs: &[Run]) -> Result<(), Failure> {
+    place::file(if args.out.is_some() { "--out" } else { "the page" }, out)?;
     let folders =
         [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
     for (option, folder) in folders {
         folder.as_ref().map_or(Ok(()), |folder| place::folder(option, folder))?;
+    }
+    let Some(folder) = &args.tensorboard else { return Ok(()) };
+    for run in runs.iter().map(|run| folder.join(&run.name)) {
+        place::folder("--tensorboard", &run.join(Role::Student.as_str()))?;
+        place::folder("--tensorboard", &run.join(Role::Teacher.as_str()))?;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ impl Axis {
             return Err(fail("expected configuration files, separated by commas"));
         }
         let folder = files.first().and_then(|file| Some(end_of(file.parent()?, 1)));
-        let folder = folder.filter(|folder| !folder.is_empty());
+        let folder = folder.filter(|folder| !folder.is_empty() && folder != "..");
         let name = name.map(String::from).or(folder).unwrap_or_else(|| "file".into());
         let value = |(file, label): (&PathBuf, String)| Value {
             label: self::label(&label),
@@ -126,12 +126,13 @@ fn told_apart(files: &[PathBuf]) -> Vec<String> {
     files.iter().map(name).collect()
 }
 
-/// The last names of a path, as many as `parts`, without the last one's ending.
+/// The last names of a path, as many as `parts`, without the last one's ending. The root is an empty one.
 fn end_of(path: &Path, parts: usize) -> String {
     let whole = path.with_extension("");
     let names = whole.components().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
-        _ => None,
+        Component::Normal(_) | Component::ParentDir => Some(part.as_os_str().to_string_lossy().into_owned()),
+        Component::RootDir => Some(String::new()),
+        Component::CurDir | Component::Prefix(_) => None,
     });
     let names: Vec<String> = names.collect();
     names[names.len().saturating_sub(parts)..].join("/")
@@ -197,6 +198,15 @@ mod tests {
         assert_eq!(labels, ["a/kd", "b/x/kd", "c/x/kd", "none"]);
         let parts: BTreeSet<String> = parts(&same).into_iter().collect();
         assert!(parts.len() == 4 && parts.iter().all(|part| !part.contains('/')), "{parts:?}");
+
+        let labels = |text: &str| {
+            let axis = Axis::of_files("--vary-file", text).map_err(|e| e.message).expect("an axis");
+            (axis.name, axis.values.into_iter().map(|value| value.label).collect::<Vec<_>>().join(" "))
+        };
+        let outside = labels("m=../a/kd.toml,a/kd.toml,/a/kd.toml,../../a/kd.toml");
+        assert_eq!(outside, ("m".into(), "../a/kd a/kd /a/kd ../../a/kd".into()));
+        assert_eq!(labels("../kd.toml,kd.toml,/kd.toml"), ("file".into(), "../kd kd /kd".into()));
+        assert_eq!(labels("a/kd.toml,./a/kd.toml"), ("a".into(), "kd kd".into()), "one file is one");
 
         let named = Axis::of_files("--vary-file", "method=a=1/one.toml").map_err(|e| e.message);
         let named = named.expect("an axis");

@@ -91,6 +91,25 @@ fn open(path: &Path) -> Result<File, Failure> {
 /// Whether a process is at the cell.
 pub fn is_held(folder: &Path, cell: &str) -> bool {
     let file = File::open(file(folder, cell));
-    file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    // Not alone: others who look are not at it, and NFS lets only them lock a file alone who may write to it.
+    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
         || run_dir::is_held(&run_folder(folder, cell))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_looks_sees_a_process_at_the_cell_and_no_others_who_look() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (folder, cell) = (folder.path(), "seed-1");
+        assert!(!is_held(folder, cell), "nobody was ever there");
+        let taken = take(folder, cell, false).map_err(|e| e.message).expect("free");
+        assert!(is_held(folder, cell));
+        drop(taken);
+        let looker = File::open(file(folder, cell)).expect("the lock's file");
+        looker.lock_shared().expect("locked");
+        assert!(!is_held(folder, cell));
+    }
 }

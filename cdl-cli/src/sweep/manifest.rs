@@ -52,6 +52,15 @@ impl State {
             Self::Waiting | Self::Stopped | Self::Running | Self::Done => None,
         }
     }
+
+    /// What went wrong and what becomes of the cell, to stand after its name.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Failed { reason } => Some(format!("failed: {reason}")),
+            Self::Unreadable { reason } => Some(format!("cannot be read and is left alone: {reason}")),
+            Self::Waiting | Self::Stopped | Self::Running | Self::Done => None,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -138,4 +147,71 @@ fn check_same(root: &Path, recorded: &Config, config: &Config) -> Result<(), Fai
     check_config(recorded, config).map_err(|error| {
         Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
     })
+}
+
+/// How many cells are not done and what becomes of them; `None` where all are.
+pub fn what_is_left(folder: &Path, states: &[State]) -> Option<String> {
+    let count = |is: fn(&State) -> bool| states.iter().filter(|state| is(state)).count();
+    let failed = count(|state| matches!(state, State::Failed { .. }));
+    let unreadable = count(|state| matches!(state, State::Unreadable { .. }));
+    let others = count(|state| *state != State::Done) - failed - unreadable;
+    let (folder, cells) = (folder.display(), states.len());
+    let are = |count: usize| if count == 1 { "is" } else { "are" };
+    let open = match (failed, others) {
+        (0, 0) => None,
+        (0, others) => {
+            Some(format!("{others} of {cells} cells are not done; `cdl resume {folder}` goes on with them"))
+        }
+        (failed, others) => {
+            let others =
+                if others > 0 { format!(", {others} more {} not done", are(others)) } else { String::new() };
+            Some(format!(
+                "{failed} of {cells} cells failed{others}; their logs are in {folder}/logs, and `cdl resume {folder}` \
+                 tries them again"
+            ))
+        }
+    };
+    let alone = format!("cannot be read and {} left alone", are(unreadable));
+    match (open, unreadable) {
+        (open, 0) => open,
+        (None, unreadable) => Some(format!("{unreadable} of {cells} cells {alone}")),
+        (Some(open), unreadable) => Some(format!("{open}; {unreadable} {alone}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_resume_goes_on_with_and_what_it_leaves_alone_are_counted_apart() {
+        let failed = || State::Failed { reason: "x".into() };
+        let damaged = || State::Unreadable { reason: "y".into() };
+        let again = "their logs are in grid/logs, and `cdl resume grid` tries them again";
+        let go_on = "`cdl resume grid` goes on with them";
+        let many = [damaged(), failed(), failed(), damaged(), State::Waiting, State::Stopped];
+        for (states, expected) in [
+            (
+                vec![State::Stopped, State::Running, State::Done],
+                format!("2 of 3 cells are not done; {go_on}"),
+            ),
+            (vec![failed(), State::Done], format!("1 of 2 cells failed; {again}")),
+            (vec![failed(), State::Waiting], format!("1 of 2 cells failed, 1 more is not done; {again}")),
+            (vec![damaged(), State::Done], "1 of 2 cells cannot be read and is left alone".into()),
+            (vec![damaged(), damaged()], "2 of 2 cells cannot be read and are left alone".into()),
+            (
+                vec![damaged(), State::Waiting],
+                format!("1 of 2 cells are not done; {go_on}; 1 cannot be read and is left alone"),
+            ),
+            (
+                many.into(),
+                format!(
+                    "2 of 6 cells failed, 2 more are not done; {again}; 2 cannot be read and are left alone"
+                ),
+            ),
+        ] {
+            assert_eq!(what_is_left(Path::new("grid"), &states), Some(expected));
+        }
+        assert_eq!(what_is_left(Path::new("grid"), &[State::Done, State::Done]), None);
+    }
 }

@@ -204,8 +204,8 @@ pub fn sweep(args: &SweepArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
             let states = manifest::look(&sweep)?;
             manifest::write(&sweep, &states)?;
             for (cell, state) in sweep.cells.iter().zip(&states) {
-                if let Some(reason) = state.reason() {
-                    tracing::warn!("{} failed: {reason}", cell.name);
+                if let Some(trouble) = state.trouble() {
+                    tracing::warn!("{} {trouble}", cell.name);
                 }
             }
             collect(&sweep, &states)
@@ -333,21 +333,10 @@ fn all_done(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     let left = sweep.cells.iter().zip(states);
     let left: Vec<String> =
         left.filter_map(|(cell, state)| Some(format!("\n  {}: {}", cell.name, word(state)?))).collect();
-    let failed = states.iter().filter(|state| state.reason().is_some()).count();
-    let (folder, cells) = (sweep.folder.display(), states.len());
-    let head = match (left.len(), failed) {
-        (0, _) => return Ok(()),
-        (left, 0) => format!("{left} of {cells} cells are not done; `cdl resume {folder}` goes on with them"),
-        (left, failed) => {
-            let others = left - failed;
-            let others = if others > 0 { format!(", {others} more are not done") } else { String::new() };
-            format!(
-                "{failed} of {cells} cells failed{others}; their logs are in {folder}/logs, and `cdl resume {folder}` \
-                 tries them again"
-            )
-        }
-    };
-    Err(Failure::working(head + &left.concat()))
+    match manifest::what_is_left(&sweep.folder, states) {
+        None => Ok(()),
+        Some(head) => Err(Failure::working(head + &left.concat())),
+    }
 }
 
 /// Writes tables, figure and page of all cells that are done.

@@ -49,6 +49,7 @@ pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signal
         tracing::info!("{done} of {} cells are done already", states.len());
     }
     let mut ended = states.len() - waiting.len();
+    let mut looked_again = false;
     loop {
         let stop = signals.asked().is_some();
         while !stop && running.len() < sweep.plan.jobs {
@@ -71,13 +72,15 @@ pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signal
             running.iter_mut().for_each(|cell| drop(cell.child.stdin.take()));
         }
         if running.is_empty() {
+            if stop || looked_again {
+                return Ok(());
+            }
+            // Once: what looks free here may be taken for the process that is to run it.
+            looked_again = true;
             let free = |&number: &usize| {
                 states[number] == State::Running && !claim::is_held(&sweep.folder, &sweep.cells[number].name)
             };
             waiting.extend((0..states.len()).filter(free));
-            if stop || waiting.is_empty() {
-                return Ok(());
-            }
             continue;
         }
         sleep(PACE);
@@ -180,8 +183,8 @@ fn tell(sweep: &Sweep, number: usize, state: &State, ended: usize, took: Duratio
         }
         State::Running => tracing::warn!("{name}: another process is at it; the others go on"),
         State::Stopped | State::Waiting => tracing::info!("{name}: saved and stopped"),
-        State::Failed { reason } | State::Unreadable { reason } => {
-            tracing::warn!("{ended}/{count} {name} failed: {reason}");
+        State::Failed { .. } | State::Unreadable { .. } => {
+            tracing::warn!("{ended}/{count} {name} {}", state.trouble().unwrap_or_default());
         }
     }
 }

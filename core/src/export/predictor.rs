@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_batch_has_room_in_memory_and_an_end_anywhere() {
-        // ViT-B/16 at 224 px: 8.0 MB for 197 tokens of width 768, and 1.9 MB for the scores of twelve heads.
+        // ViT-B/16 at 224 px: 7.9 MB for the pixels and 197 tokens of width 768, and 1.9 MB for the scores of twelve heads.
         let spec = BackboneSpec {
             plugin: "test".into(),
             width: 768,
