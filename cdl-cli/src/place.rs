@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read,
     path::{Component, Path, PathBuf},
 };
 
@@ -34,6 +35,22 @@ pub fn file(option: &str, path: &Path) -> Result<(), Failure> {
         Some(parent) => folder(option, parent),
         None => Ok(()),
     }
+}
+
+/// As [`file`], and refuses a file that is there and is no HTML page: nothing else gives way to a report.
+pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
+    const BEGINNING: &[u8] = b"<!doctype html";
+    file(option, path)?;
+    let mut beginning = [0; BEGINNING.len()];
+    let read = match path.is_file() {
+        true => fs::File::open(path).and_then(|mut file| file.read(&mut beginning)).unwrap_or(0),
+        false => 0,
+    };
+    if beginning[..read].eq_ignore_ascii_case(&BEGINNING[..read]) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Failure::mistake(format!("{option} {path}: expected a page or a new name, and that file is no page")))
 }
 
 /// Where `path` leads once what is missing of it has been made: without links and `..`, so that one place has one name.

@@ -196,6 +196,7 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
         ("--figures", &taken, "--figures "),
         ("--tensorboard", &deeper, "--tensorboard "),
         ("--out", &deeper, "--out "),
+        ("--out", &taken, "that file is no page"),
         ("--out", &path.to_string(), "expected the name of a file"),
     ] {
         let output = cdl(&["report", path, option, place]);

@@ -241,7 +241,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
 
 /// Refuses places for the results that cannot be had, before anything is written.
 fn refuse_places(args: &ReportArgs, out: &Path, runs: &[Run]) -> Result<(), Failure> {
-    place::file(if args.out.is_some() { "--out" } else { "the page" }, out)?;
+    place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
     let folders =
         [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
     for (option, folder) in folders {
