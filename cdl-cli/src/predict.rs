@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use cdl_core::{
     Error, Prediction, Predictor, Seen,
     device::{self, Precision},
+    export::LARGEST_BATCH,
     transform,
 };
 use cdl_plugins::image_files;
@@ -130,11 +131,12 @@ fn read(
 /// The number of images in a batch: as asked for by `option`, if there is room for them, else as in the run, or what there is
 /// room for.
 pub fn batch_size(model: &Predictor, option: &str, asked: Option<usize>) -> Result<usize, Failure> {
-    let (most, run) = (model.most_images(), model.description().batch_size.max(1));
+    let (most, run) = (model.most_images(), model.description().batch_size);
     match asked {
         Some(size) if (1..=most).contains(&size) => Ok(size),
         Some(size) => {
-            let expected = format!("expected 1 to {most}, the images for which there is room here");
+            let why = if most < LARGEST_BATCH { ", the images for which there is room here" } else { "" };
+            let expected = format!("expected 1 to {most}{why}");
             let (origin, key) = ("command line".into(), option.into());
             Err(Error::Setting { origin, key, value: size.to_string(), expected }.into())
         }

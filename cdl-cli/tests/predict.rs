@@ -266,12 +266,20 @@ fn what_is_damaged_is_named() {
             ["model.json", "`tasks` has 4..10"],
         ),
         (
+            "a batch of nothing",
+            Box::new(|| {
+                edit("model.json", "\"batch_size\": 10", "\"batch_size\": 0");
+                reckon()
+            }),
+            ["model.json", "`batch_size = 0` is not valid: expected 1 or more"],
+        ),
+        (
             "a learner that is not there",
             Box::new(|| {
                 edit("model.json", "coda_prompt", "koda_prompt");
                 reckon()
             }),
-            ["koda_prompt", "did you mean `coda_prompt`"],
+            ["model.json", "`learner.name`: unknown learner `koda_prompt` (did you mean `coda_prompt`"],
         ),
         (
             "a setting that does not fit",

@@ -86,17 +86,23 @@ impl Builder<'_> {
     }
 
     /// The error of a method whose settings stand under `section`, with the file and the key where what it refuses
-    /// stands, or with the plugins that are wanted where a name is not known.
+    /// stands, and with the plugins that are wanted where a name is not known.
     fn located(&self, section: &str, error: Error) -> Error {
         let file = self.folder.join(MODEL);
         let wanted: Vec<String> = (self.description.plugins.iter())
             .map(|plugin| format!("{} {}", plugin.name, plugin.version))
             .collect();
         match error {
-            unknown @ Error::UnknownName { .. } if !wanted.is_empty() => {
-                let reason =
-                    format!("{unknown}; it was made with the plugin {}, see --plugin", wanted.join(", "));
-                fail(self.folder, reason)
+            unknown @ Error::UnknownName { .. } => {
+                let key = match section.strip_suffix(".settings") {
+                    Some(network) => format!("{network}.plugin"),
+                    None => format!("{section}.name"),
+                };
+                let plugins = match &wanted[..] {
+                    [] => String::new(),
+                    wanted => format!("; it was made with the plugin {}, see --plugin", wanted.join(", ")),
+                };
+                fail(&file, format!("`{key}`: {unknown}{plugins}"))
             }
             // Not settings, but what the method is built for.
             Error::Setting { key, value, expected, .. } if key == "classes" => {

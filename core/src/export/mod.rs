@@ -19,7 +19,7 @@ use std::{ops::Range, path::Path};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    predictor::{Prediction, Predictor, Seen},
+    predictor::{LARGEST_BATCH, Prediction, Predictor, Seen},
     write::write,
 };
 use crate::{

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Images of the largest batch, whatever the machine has.
-const LARGEST_BATCH: usize = 1 << 16;
+pub const LARGEST_BATCH: usize = 1 << 16;
 
 /// A class with how well an image fits it.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -69,6 +69,9 @@ pub(super) fn description(folder: &Path) -> Result<Description> {
     listed(MODEL)?;
     let description: Description = typed(&file, value)?;
     description.transform.validate().map_err(|reason| fail(&file, reason))?;
+    if description.batch_size == 0 {
+        return Err(setting(&file, "batch_size", "0", "expected 1 or more".into()));
+    }
     if let Some(teacher) = &description.teacher {
         teacher_sizes(&file, teacher)?;
     }
