@@ -106,6 +106,15 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(self::said(&refused).contains("--overwrite"), "{}", self::said(&refused));
     assert_equal(&first, &again);
+    let notes = first.join("notes.md");
+    fs::write(&notes, "thoughts").expect("written");
+    for more in [&[][..], &["--overwrite"]] {
+        let refused = run(&first, more);
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(self::said(&refused).contains("holds `notes.md` beside a run"), "{}", self::said(&refused));
+    }
+    fs::remove_file(&notes).expect("removed");
+    assert_equal(&first, &again);
     let replaced =
         run(&first, &["--overwrite", "--set", "distiller.name=none", "--set", "train_teacher=false"]);
     assert!(replaced.status.success(), "{}", self::said(&replaced));

@@ -81,13 +81,7 @@ fn cells_at_work_save_themselves_when_the_sweep_is_stopped() {
 
 /// Of the quickstart, so long that it ends only by being told to.
 fn sweep_of_hours(dir: &Path) -> Vec<&str> {
-    let mut args = sweep(dir, &[]);
-    args.retain(|arg| *arg != "epochs=1");
-    // What is left of `--set epochs=1`.
-    let at = args.windows(2).position(|pair| pair == ["--set", "--set"]).expect("the option");
-    args.remove(at);
-    args.extend(ENDLESS);
-    args
+    sweep(dir, &ENDLESS)
 }
 
 #[test]

@@ -5,18 +5,16 @@ use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
     thread::sleep,
-    time::Duration,
 };
 
-use cdl_core::{Error, run_dir};
+use cdl_core::{
+    Error,
+    run_dir::{self, LOOKS, PACE},
+};
 
 use super::plan::run_folder;
 use crate::{BUSY, Failure};
 
-/// How often it is looked whether a cell is free.
-const PACE: Duration = Duration::from_millis(50);
-/// A cell that looks taken is looked at as often: who only looks whether it is has it for a moment too.
-const LOOKS: usize = 4;
 /// Stands after the number of a process that ends when its sweep does.
 const LEASHED: &str = " leashed";
 
@@ -90,10 +88,7 @@ fn open(path: &Path) -> Result<File, Failure> {
 
 /// Whether a process is at the cell.
 pub fn is_held(folder: &Path, cell: &str) -> bool {
-    let file = File::open(file(folder, cell));
-    // Not alone: others who look are not at it, and NFS lets only them lock a file alone who may write to it.
-    file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
-        || run_dir::is_held(&run_folder(folder, cell))
+    run_dir::held_file(&file(folder, cell)).is_some() || run_dir::is_held(&run_folder(folder, cell))
 }
 
 #[cfg(test)]

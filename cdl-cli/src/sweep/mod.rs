@@ -168,7 +168,7 @@ pub fn refuse(folder: &Path, command: &str) -> Result<(), Failure> {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             let some = begun.iter().take(SOME).map(String::as_str).collect::<Vec<_>>().join(", ");
             format!(
-                "its runs are in {place}/cells: {some}{more}; one of them: cdl {command} {place}/cells/{first}"
+                "its runs are in {place}/cells: {some}{more}; cdl {command} takes one of them, as {place}/cells/{first}"
             )
         }
     };
@@ -255,6 +255,11 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     }
     for text in &args.repeat {
         repeat.push(Axis::of_key("--repeat", text)?);
+    }
+    if vary.is_empty() && repeat.is_empty() {
+        let expected =
+            "expected --vary, --vary-file, --seeds, --orders or --repeat; one run is made by cdl run";
+        return Err(Failure::mistake(format!("nothing is varied: {expected}")));
     }
     let mut plan = Plan {
         configs: args.configs.clone(),

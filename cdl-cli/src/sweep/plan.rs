@@ -132,6 +132,10 @@ impl Plan {
                 let again = "is varied twice; give all its values at once, or another NAME to files";
                 return Err(Failure::mistake(format!("`{}` {again}", axis.name)));
             }
+            let mut labels = BTreeSet::new();
+            if let Some(again) = axis.values.iter().find(|value| !labels.insert(&value.label)) {
+                return Err(Failure::mistake(format!("`{}`: {} is given twice", axis.name, again.label)));
+            }
             for key in axis.keys() {
                 let fixed = |set: &&String| set.split_once('=').is_some_and(|(fixed, _)| fixed.trim() == key);
                 if let Some(set) = self.sets.iter().find(fixed) {
@@ -171,7 +175,9 @@ impl Plan {
                 match Config::load(&files, &sets).and_then(|config| Ok((config.to_toml()?, config))) {
                     Ok((toml, config)) => {
                         if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
-                            found.push(format!("is there twice, as `{other}`: a value is given twice"));
+                            found.push(format!(
+                                "has the name of another cell, `{other}`: no file could tell them apart"
+                            ));
                         } else if let Some(other) = runs.insert(toml, cell.name.clone()) {
                             found.push(format!("would be the same run as {other}"));
                         }

@@ -11,9 +11,9 @@ use std::{
 use crate::{Error, Result};
 
 /// How long is waited between two looks at a lock that is taken.
-const PACE: Duration = Duration::from_millis(50);
+pub const PACE: Duration = Duration::from_millis(50);
 /// A lock that looks taken is looked at as often: who only looks whether it is has it for a moment too.
-const LOOKS: usize = 4;
+pub const LOOKS: usize = 4;
 
 /// Takes the lock of a directory, so that no two processes write there. It is given up when the file is closed, which the
 /// system does for a process that ends in any way.
@@ -54,7 +54,7 @@ fn lock_after(root: &Path, mut wait: impl FnMut()) -> Result<File> {
 
 /// Whether another process is writing to the directory, which need not be there.
 pub fn is_held(root: &Path) -> bool {
-    check_free(root).is_err()
+    held_file(&root.join(".lock")).is_some()
 }
 
 /// Refuses a directory that another process is writing to; it need not be there.
@@ -62,12 +62,15 @@ pub fn is_held(root: &Path) -> bool {
 /// # Errors
 /// Who has its lock.
 pub(super) fn check_free(root: &Path) -> Result<()> {
-    let Ok(mut file) = File::open(root.join(".lock")) else { return Ok(()) };
-    // Not alone: others who look are no writers, and NFS lets only them lock a file alone who may write to it.
-    match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => Err(held(root, &mut file)),
-        _ => Ok(()),
-    }
+    held_file(&root.join(".lock")).map_or(Ok(()), |mut file| Err(held(root, &mut file)))
+}
+
+/// A file, which need not be there, if another process has locked it for itself.
+pub fn held_file(path: &Path) -> Option<File> {
+    let file = File::open(path).ok()?;
+    // Not alone: others who look hold nothing, and NFS lets only them lock a file alone who may write to it.
+    let locked = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    locked.then_some(file)
 }
 
 fn held(root: &Path, file: &mut File) -> Error {

@@ -12,6 +12,7 @@
 //! tensorboard/              event files, with `record.tensorboard`; written by the program
 //! checkpoints/              the newest checkpoints, as long as the run is not done
 //! log.txt                   everything that was logged
+//! report.html               the page that `cdl report` makes of it, if asked
 //! .lock                     held by the process that writes here
 //! ```
 
@@ -37,13 +38,31 @@ use crate::{
 };
 
 pub use self::{
-    lock::{is_held, lock},
+    lock::{LOOKS, PACE, held_file, is_held, lock},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
     },
 };
 pub use crate::atomic::write_atomic;
+
+/// All that may stand in a run directory.
+const NAMES: [&str; 14] = [
+    "config.toml",
+    "run.json",
+    "metrics.jsonl",
+    "results.json",
+    "accuracy_student.csv",
+    "accuracy_teacher.csv",
+    "confusion_student.csv",
+    "confusion_teacher.csv",
+    "models",
+    "tensorboard",
+    "checkpoints",
+    "log.txt",
+    "report.html",
+    ".lock",
+];
 
 /// What `results.json` holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -341,19 +360,26 @@ fn taken(root: &Path) -> Error {
 /// in it, and no run to be replaced.
 ///
 /// # Errors
-/// A directory that is not empty, unless it holds a run and `overwrite` is set; a place below something that is no
-/// folder, or that is read-only.
+/// A directory that is not empty, unless it holds a run and nothing else and `overwrite` is set; a place below something
+/// that is no folder, or that is read-only.
 pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let occupied = match fs::read_dir(root) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+    let entries: Vec<String> = match fs::read_dir(root) {
+        Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into()).collect(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
         Err(e) => return Err(fail(format!("cannot be used: {e}"))),
     };
+    let occupied = !entries.is_empty();
     if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
         return Err(fail("already exists and holds something that is not a run; choose another".into()));
     }
     // What --overwrite would not replace is refused in the same words without it.
+    let ours = |name: &str| NAMES.contains(&name) || name.starts_with(UNFINISHED);
+    if let Some(stranger) = entries.iter().filter(|name| !ours(name)).min() {
+        return Err(fail(format!(
+            "already exists and holds `{stranger}` beside a run, which would be lost; move it away or choose another"
+        )));
+    }
     lock::check_free(root)?;
     if occupied && !overwrite {
         return Err(taken(root));
