@@ -6,13 +6,13 @@ use std::{
 };
 
 use cdl_core::{
-    Config, Experiment, RunState,
+    Config, Error, Experiment, RunState,
     resume::{check_config, check_record},
-    run_dir::{RunDir, read_results},
+    run_dir::{RunDir, read_record, read_results},
 };
 use clap::Args;
 
-use crate::{Failure, emit, load_config, logging::Log, sweep, train::Training};
+use crate::{Failure, emit, first_line, load_config, logging::Log, sweep, train::Training};
 
 /// Arguments of `cdl resume`.
 #[derive(Debug, Args)]
@@ -40,6 +40,7 @@ pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> 
     if sweep::is_sweep(root) {
         return sweep::resume(root, &args.sets);
     }
+    read_record(root)?;
     let config = load_config(&[root.join("config.toml")], &args.sets)?;
     go_on(root, &config, start, log, quiet)
 }
@@ -48,6 +49,12 @@ pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> 
 pub fn is_finished(root: &Path, config: &Config) -> bool {
     let limit = config.run.max_tasks().unwrap_or(usize::MAX);
     read_results(root).is_ok_and(|results| results.tasks_done >= results.tasks.min(limit))
+}
+
+/// What is wrong with the results of a run. Without a checkpoint it may be a finished one, which is not trained anew because
+/// a file of it was damaged.
+pub fn damaged_results(root: &Path) -> Option<Error> {
+    read_results(root).err().filter(|_| root.join("results.json").exists())
 }
 
 /// The same of the run in `root`, with `config` as it is now.
@@ -60,6 +67,12 @@ pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log, quiet: boo
         return emit(&format!("the run in {} is finished\n", root.display()));
     }
     let (mut directory, checkpoint, begun) = RunDir::open(root, config)?;
+    if let Some(error) = damaged_results(root).filter(|_| checkpoint.is_none()) {
+        return Err(Failure::mistake(format!(
+            "{}; the run may be finished: put the file right, or remove it for the run to start from its beginning",
+            first_line(&error)
+        )));
+    }
     check_config(config, &begun)?;
     let mut experiment = Experiment::build(config).map_err(Failure::before_writing)?;
     check_record(root, &experiment.record(config)?)?;

@@ -188,7 +188,7 @@ fn what_the_table_does_not_have_is_said_with_what_comes_nearest() {
 
     let output = cdl(&["compare", folder.path().to_str().expect("UTF-8 path"), "--paper"]);
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("has the run finished a task?"), "{}", said(&output));
+    assert!(said(&output).contains("is it a run?"), "{}", said(&output));
 }
 
 #[test]

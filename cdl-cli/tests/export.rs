@@ -251,7 +251,7 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
         (vec!["export", text(&run), "--student", "x", "--teacher", "x/y"], "expected a folder apart"),
         (vec!["export", text(&run)], "--student"),
         (vec!["export", text(&run), "--student", "x", "--task", "3"], "expected 1 to 2"),
-        (vec!["export", text(&student), "--student", "x"], "results.json"),
+        (vec!["export", text(&student), "--student", "x"], "is it a run?"),
     ] {
         let output = cdl(&args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

@@ -314,6 +314,17 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     assert!(said(&output).contains("the run starts from its beginning"), "{}", said(&output));
     assert_equal(&all, &reference, "all damaged");
 
+    // A finished run keeps no checkpoint, and is not trained anew because its results are damaged.
+    let finished = folder.path().join("finished");
+    copy(&reference, &finished);
+    let results = finished.join("results.json");
+    fs::write(&results, "{").expect("written");
+    let path = finished.to_str().expect("path");
+    refused(&["resume", path], &["results.json", "the run may be finished"]);
+    fs::remove_file(&results).expect("removed");
+    finish(&resume_args(&finished));
+    assert_equal(&finished, &reference, "results removed");
+
     // Without a checkpoint the configuration is that of the file, which must be the one that the run was begun with.
     let edited = folder.path().join("edited");
     copy(&dir, &edited);
@@ -382,7 +393,7 @@ fn what_could_change_the_result_is_refused_and_what_cannot_is_not() {
     let reference = folder.path().join("whole");
     whole(&reference);
     assert_equal(&dir, &reference, "harmless changes");
-    refused(&["resume", "configs"], &["configs/config.toml", "cannot be read"]);
+    refused(&["resume", "configs"], &["configs: run.json cannot be read", "is it a run?"]);
 }
 
 #[test]

@@ -166,7 +166,8 @@ fn all_mistakes_of_all_cells_are_named_before_anything_is_written() {
         ],
     );
     refused(&["--vary", "distiller=none,kd"], &["its name is `distiller.name`"]);
-    refused(&["--seeds", "1,1"], &["a value is given twice"]);
+    refused(&["--seeds", "1,1"], &["`seed`: 1 is given twice"]);
+    refused(&[], &["nothing is varied: expected --vary"]);
     refused(&["--vary", "optimizer.lr=1e-3,0.001"], &["would be the same run as optimizer.lr-1e-3"]);
     refused(&["--vary", "seed=1,2", "--seeds", "3"], &["`seed` is varied twice"]);
     refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is varied as well"]);
@@ -250,6 +251,13 @@ fn one_damaged_file_costs_its_cell_alone() {
     assert!(said(&output).contains("distiller-none--seed-1 has no page of its own: "), "{}", said(&output));
     assert!(text(&dir.join("sweep.html")).contains("metrics.jsonl"));
     assert_eq!(tables(&dir), whole);
+
+    // Results that are damaged are no reason to train anew.
+    let results = damage(&cell("distiller-none--seed-1", "results.json"));
+    let output = cdl(&["resume", path(&dir)]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("1 of 4 cells cannot be read and is left alone"), "{}", said(&output));
+    fs::write(cell("distiller-none--seed-1", "results.json"), results).expect("written");
 
     // A configuration of the sweep, one of a run, and a log that is none.
     damage(&dir.join("configs/distiller-none--seed-2.toml"));
@@ -347,7 +355,7 @@ fn files_of_one_name_are_told_apart_by_their_folders() {
     );
     let again = format!("method={},{}", path(&files[0]), path(&files[0]));
     let output = cdl(&sweep(&folder.path().join("twice"), &["--vary-file", &again]));
-    assert!(said(&output).contains("a value is given twice"), "{}", said(&output));
+    assert!(said(&output).contains("`method`: kd is given twice"), "{}", said(&output));
 }
 
 #[test]
@@ -372,6 +380,6 @@ fn commands_that_take_a_run_say_that_a_sweep_is_none() {
     grid(&["--emit", "slurm"]);
     refused("none of its runs has begun");
     grid(&[]);
-    refused("grid/cells: seed-1, seed-2; one of them: cdl ");
+    refused(" takes one of them, as ");
     assert!(!boots.exists() && !dir.join("report.html").exists());
 }

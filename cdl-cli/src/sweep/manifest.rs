@@ -2,11 +2,7 @@
 
 use std::path::Path;
 
-use cdl_core::{
-    Config,
-    resume::check_config,
-    run_dir::{read_results, write_atomic},
-};
+use cdl_core::{Config, resume::check_config, run_dir::write_atomic};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -14,7 +10,10 @@ use super::{
     Sweep, claim, last_words,
     plan::{Cell, read_recorded, run_folder},
 };
-use crate::{Failure, first_line, resume::is_finished};
+use crate::{
+    Failure, first_line,
+    resume::{damaged_results, is_finished},
+};
 
 /// The file.
 const FILE: &str = "sweep.json";
@@ -127,10 +126,11 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
     if claim::is_held(folder, cell) {
         return Ok(State::Running);
     }
-    // Results that cannot be read are made again when the cell goes on.
-    let damaged = || read_results(&root).err().filter(|_| root.join("results.json").exists());
-    let failed = last_words::read(folder, cell).or_else(|| Some(first_line(&damaged()?)));
-    Ok(match failed {
+    // With a checkpoint the cell goes on, and writes them again.
+    if let Some(error) = damaged_results(&root).filter(|_| !root.join("checkpoints").exists()) {
+        return Ok(not_told(first_line(&error), &root));
+    }
+    Ok(match last_words::read(folder, cell) {
         Some(reason) => State::Failed { reason },
         None if begun => State::Stopped,
         None => State::Waiting,

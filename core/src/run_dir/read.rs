@@ -9,7 +9,11 @@ use crate::{ByRole, Confusion, EpochReport, Error, PoolUse, Result, Role, RunRec
 
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
-    read_json(root, "results.json", "has the run finished a task?")
+    let hint = match root.join("run.json").exists() {
+        true => "has the run finished a task?",
+        false => "is it a run?",
+    };
+    read_json(root, "results.json", hint)
 }
 
 /// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
