@@ -298,26 +298,43 @@ fn memory_on_the_gpu_stays_flat() {
     assert_eq!(most[4], most[29], "{most:?}");
 }
 
-/// The thread that sends lives on while the numbers are looked at, and has sent others from the same memory by then: its
-/// end would wait for everything that is under way.
+/// What `make` makes, looked at by another thread while the one that made it lives on: its end would wait for everything
+/// that is under way.
+fn elsewhere<T: Send, R>(make: impl FnOnce() -> T + Send, look: impl FnOnce(T) -> R) -> R {
+    let (made, arrived) = mpsc::channel();
+    let (looked_at, until) = mpsc::channel::<()>();
+    std::thread::scope(move |scope| {
+        scope.spawn(move || {
+            made.send(make()).unwrap();
+            let _ = until.recv();
+        });
+        let seen = look(arrived.recv().unwrap());
+        drop(looked_at);
+        seen
+    })
+}
+
+/// Two lots of one size: the second is sent from the same memory while the first may be under way.
 #[test]
 fn images_arrive_as_they_were_sent_from_any_thread() {
     let _alone = alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     for size in [7usize, 100_000, 13] {
-        let sent = |first: f32| -> Vec<f32> { (0..size).map(|i| first + i as f32 * 0.5).collect() };
-        let (uploaded, arrived) = mpsc::channel();
-        let (looked_at, go_on) = mpsc::channel::<()>();
-        std::thread::scope(|scope| {
-            let gpu = &gpu;
-            scope.spawn(move || {
-                let both = [1.0, 2.0].map(|first| device::upload(sent(first), size, gpu).unwrap());
-                uploaded.send(both).unwrap();
-                go_on.recv().unwrap();
-            });
-            let there = arrived.recv().unwrap().map(|tensor| tensor.to_vec1::<f32>());
-            looked_at.send(()).unwrap();
-            assert_eq!(there.map(|numbers| numbers.unwrap()), [sent(1.0), sent(2.0)]);
-        });
+        let lot = |first: f32| -> Vec<f32> { (0..size).map(|i| first + i as f32 * 0.5).collect() };
+        let send = || [1.0, 2.0].map(|first| device::upload(lot(first), size, &gpu).unwrap());
+        let arrived = elsewhere(send, |lots| lots.map(|lot| lot.to_vec1::<f32>().unwrap()));
+        assert_eq!(arrived, [lot(1.0), lot(2.0)]);
     }
+}
+
+#[test]
+fn a_network_that_another_thread_has_made_is_whole() {
+    let _alone = alone();
+    let Some(gpu) = gpu(Precision::Float32) else { return };
+    let made = || network(Precision::Float32, false, &gpu);
+    let numbers_of = |vit: Vit| {
+        let (values, gradients) = pass(&vit, &gpu);
+        values.iter().chain(&gradients).map(numbers).collect::<Vec<_>>()
+    };
+    assert_eq!(elsewhere(made, numbers_of), numbers_of(made()));
 }
