@@ -68,6 +68,9 @@ fn values_out_of_range_or_of_another_type() {
         refused(&["--set", &name, "--set", &size], &[&words, "GB are free"]);
     }
     refused(&set("distiller.length=1000000000000"), &["`distiller.length = 1000000000000`", "GB are free"]);
+    refused(&set("teacher.weights=nosuch"), &["--set", "`teacher.weights = nosuch`", "no file or folder"]);
+    let folder = ["--set", "stream.name=image_folder", "--set", "stream.path=nosuch"];
+    refused(&folder, &["--set", "`stream.path = nosuch`", "expected the folder with the images"]);
     refused(&set("distiller.alpha=1.5"), &["`distiller.alpha = 1.5`", "0 to 1"]);
     refused(&set("student.depth=9"), &["`student.depth = 9`", "1 to 5"]);
     refused(&set("stream.transform.image_size=30"), &["`stream.transform.image_size = 30`", "patch size 4"]);

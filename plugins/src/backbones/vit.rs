@@ -156,7 +156,10 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
             PRESETS.iter().find(|(n, _)| *n == name).ok_or_else(|| unknown(source, name, &names))?.1
         }
     };
-    let files = hub::fetch(&hub::WeightSource::from_str(source)?)?;
+    let files = hub::fetch(&hub::WeightSource::from_str(source)?).map_err(|error| match error {
+        nowhere @ hub::HubError::NoPath { .. } => Error::setting("weights", source, nowhere.to_string()),
+        error => error.into(),
+    })?;
     let mut weights = VitWeights::read(&files.weights, files.config.as_deref())?;
     if let Some(file) = &files.preprocessor {
         weights = weights.with_preprocessor(file)?;

@@ -13,6 +13,16 @@ pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
 /// Extensions that count as images in a folder; others are passed over.
 const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
 
+/// Refuses a stream's `path` that leads to no folder; `what` says what is to be in it.
+pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
+    let there = match (path.as_os_str().is_empty(), path.is_dir()) {
+        (true, _) => "",
+        (false, false) => ", and there is none",
+        (false, true) => return Ok(()),
+    };
+    Err(Error::setting("path", path.display(), format!("expected the folder with {what}{there}")))
+}
+
 /// Image files by class folder, sorted; an empty class folder stays in as an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     let mut classes = Folders::new();

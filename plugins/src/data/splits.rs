@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    folder::{Files, Folders, scan},
+    folder::{Files, Folders, check_path, scan},
     split_list::{self, Labels, in_order},
 };
 
@@ -81,9 +81,7 @@ pub(crate) struct Splits {
 impl SplitConfig {
     /// The splits by the lists in the settings, if there are any.
     pub(crate) fn listed(&self) -> Result<Option<Splits>> {
-        if self.path.as_os_str().is_empty() {
-            return Err(Error::setting("path", "", "expected a folder"));
-        }
+        check_path(&self.path, "the images")?;
         let alone = |missing: &str, given: &str| {
             Err(Error::setting(missing, "", format!("expected together with `{given}`")))
         };

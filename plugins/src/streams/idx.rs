@@ -13,6 +13,8 @@ use flate2::read::GzDecoder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::data::folder::check_path;
+
 /// Settings of `idx`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -80,9 +82,7 @@ cdl_core::register!(Stream {
 
 fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     let path = &config.path;
-    if path.as_os_str().is_empty() {
-        return Err(Error::setting("path", "", "expected the folder with the IDX files"));
-    }
+    check_path(path, "the IDX files")?;
     let open = |split: &str| -> Result<IdxSet> {
         let images = open(path, &format!("{split}-images-idx3-ubyte"))?;
         let labels = open(path, &format!("{split}-labels-idx1-ubyte"))?;
