@@ -19,14 +19,17 @@ steps=("$@")
 
 # build NAME FLAGS...: the checks and the kernels' own sources, into $work/NAME/check
 build() {
-    local out=$work/$1 source
+    local out=$work/$1 source one all=()
     shift
     mkdir -p "$out"
     # No strict aliasing: as in CUDA, memory is bytes until a kernel says what they are. No fortified longjmp: fibers
     # jump between stacks.
     local flags=(-std=c++20 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -U_FORTIFY_SOURCE -I. "$@")
-    for source in "${KERNELS[@]}"; do "$CXX" "${flags[@]}" -x c++ -c "$source.cu" -o "$out/$source.o"; done
-    for source in emulation/*.cpp; do "$CXX" "${flags[@]}" -c "$source" -o "$out/$(basename "$source").o"; done
+    for source in "${KERNELS[@]/%/.cu}" emulation/*.cpp; do
+        "$CXX" "${flags[@]}" -x c++ -c "$source" -o "$out/$(basename "$source").o" &
+        all+=($!)
+    done
+    for one in "${all[@]}"; do wait "$one"; done
     "$CXX" "$@" "$out"/*.o -o "$out/check"
 }
 
@@ -50,9 +53,8 @@ ptx() {
     done
 }
 
-for step in "${steps[@]}"; do
-    echo "== $step"
-    case $step in
+check() {
+    case $1 in
     emulation)
         build plain -O2
         "$work/plain/check"
@@ -63,8 +65,24 @@ for step in "${steps[@]}"; do
         ;;
     ptx) ptx ;;
     *)
-        echo "no step $step: emulation, sanitized or ptx" >&2
+        echo "no step $1: emulation, sanitized or ptx" >&2
         exit 2
         ;;
     esac
+}
+
+# At the same time; what they say is told one after the other.
+running=()
+for step in "${steps[@]}"; do
+    check "$step" > "$work/$step.log" 2>&1 &
+    running+=($!)
 done
+failed=0
+for i in "${!steps[@]}"; do
+    status=0
+    wait "${running[i]}" || status=$?
+    echo "== ${steps[i]}"
+    cat "$work/${steps[i]}.log"
+    if ((status)); then failed=$status; fi
+done
+exit "$failed"

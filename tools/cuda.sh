@@ -120,15 +120,15 @@ case ${1:-} in
     ls -l "$root/cdl"
     ;;
   package)
-    build build -p cdl-cli --features cuda
     package=$root/package
     rm -rf "$package"
     mkdir -p "$package"
-    strip -o "$package/cdl" "$root/build/$triple/release/cdl"
-    for test in cdl-core:cuda cdl-plugins:golden; do
-      binary=$(build test --no-run --message-format=json -p "${test%:*}" --features cuda --test "${test#*:}" |
-        grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4)
-      strip -o "$package/test-${test#*:}" "$binary"
+    # All at once: by itself, each would have its dependencies built anew, with the features that it alone asks for.
+    build build --workspace --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda --bin cdl --test cuda --test golden \
+      --message-format=json-render-diagnostics > "$root/package.json"
+    for binary in cdl test-cuda test-golden; do
+      strip -o "$package/$binary" "$(grep -F "\"name\":\"${binary#test-}\"" "$root/package.json" |
+        grep -o '"executable":"[^"]*"' | tail -1 | cut -d'"' -f4)"
     done
     gzip -9 "$package"/cdl "$package"/test-*
     cp tools/gpu_check.sh "$package"

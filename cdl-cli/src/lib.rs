@@ -160,7 +160,14 @@ fn load_config<P: AsRef<std::path::Path>>(
     sets: &[String],
 ) -> Result<cdl_core::Config, Failure> {
     plugin::load_named(configs, sets)?;
-    cdl_core::Config::load(configs, sets).map_err(Failure::before_writing)
+    cdl_core::Config::load(configs, sets).map_err(|error| {
+        let mut failure = Failure::before_writing(error);
+        let more = cdl_core::Draft::load(configs, sets).mistakes.len().saturating_sub(1);
+        if more > 0 {
+            failure.message += &format!(" (and {more} more: see `cdl check`)");
+        }
+        failure
+    })
 }
 
 /// The exit code of a process that was to run a cell of a sweep and leaves it to another.

@@ -45,6 +45,12 @@ fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
 }
 
 #[test]
+fn further_mistakes_are_counted() {
+    refused(&["--set", "epochs=0", "--set", "batchsize=3"], &["(and 1 more: see `cdl check`)"]);
+    refused(&["configs"], &["configs: is a folder; expected a configuration"]);
+}
+
+#[test]
 fn values_out_of_range_or_of_another_type() {
     refused(&set("optimizer.lr=nan"), &["`optimizer.lr = NaN`", "finite number above 0"]);
     refused(&set("optimizer.lr=-1"), &["`optimizer.lr = -1`"]);

@@ -10,13 +10,13 @@ fn resident() -> usize {
     statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("resident pages")
 }
 
-/// The quickstart's methods and networks, in batches of four.
+/// The quickstart's methods and networks, in batches of two.
 #[test]
 fn steps_do_not_raise_resident_memory() -> Result<()> {
     cdl_plugins::link();
     // Steps alone: the cache of images fills up during the first epochs, and a worker of every epoch has an arena of
     // the allocator's.
-    let sets = ["batch_size=4", "stream.input.cache_mb=0", "stream.input.workers=0"].map(String::from);
+    let sets = ["batch_size=2", "stream.input.cache_mb=0", "stream.input.workers=0"].map(String::from);
     let config = Config::load(&["../configs/quickstart.toml"], &sets)?;
     let Experiment { stream, mut trainer, .. } = Experiment::build(&config)?;
     let task = stream.tasks()[0].clone();
@@ -26,7 +26,7 @@ fn steps_do_not_raise_resident_memory() -> Result<()> {
         optimizers.push((role, Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?));
     }
     let key = |epoch| EpochKey { task: 0, role: Role::Student, epoch };
-    let batches = (0..).flat_map(|epoch| stream.train_batches(key(epoch), 4));
+    let batches = (0..).flat_map(|epoch| stream.train_batches(key(epoch), 2));
     // The allocator keeps freed memory for a while and gives it back at times of its own, so single readings swing by
     // a tenth in a process this small. What a leak raises is the floor. The heap takes its time to settle: over 5,000
     // steps the floor rose by 2 % until step 500, by 1 % more until step 3,000, and by no page after that.

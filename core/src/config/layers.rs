@@ -73,6 +73,9 @@ pub(super) fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<L
     let by = open.last().map(|by| format!(" (extended by {})", by.display())).unwrap_or_default();
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}{by}"));
     let identity = file.canonicalize().map_err(unreadable)?;
+    if identity.is_dir() {
+        return Err(fail(format!("is a folder; expected a configuration, a file of TOML{by}")));
+    }
     if open.contains(&identity) {
         return Err(fail("extends itself, by way of the files that it extends".into()));
     }
