@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use common::{SMALL, cdl, said};
 
@@ -48,6 +48,43 @@ fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
 fn further_mistakes_are_counted() {
     refused(&["--set", "epochs=0", "--set", "batchsize=3"], &["(and 1 more: see `cdl check`)"]);
     refused(&["configs"], &["configs: is a folder; expected a configuration"]);
+}
+
+/// Names that `text` reads from the environment (Rust), or hands over there (shell).
+fn variables(text: &str) -> impl Iterator<Item = String> + '_ {
+    ["var(\"", "var_os(\"", "from_env(\"", "export "].into_iter().flat_map(move |before| {
+        text.split(before).skip(1).flat_map(|after| {
+            let names = after.split('\n').next().unwrap_or_default().split([' ', '=', '"', ':', '$', '{']);
+            names.filter(|name| name.starts_with("CDL_")).map(String::from)
+        })
+    })
+}
+
+#[test]
+fn variables_that_the_sources_read_are_not_taken_for_settings() {
+    fn collect(folder: &Path, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(folder).expect("a folder of sources") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|end| end == "rs" || end == "sh") {
+                found.extend(variables(&fs::read_to_string(path).expect("source")));
+            }
+        }
+    }
+    let mut found = BTreeSet::new();
+    for folder in ["core/src", "core/tests", "plugins/src", "plugins/tests", "cdl-cli/src", "tools"] {
+        collect(&common::repository().join(folder), &mut found);
+    }
+    for known in ["CDL_CUDA_LIBS", "CDL_GOLDEN_DIR", "CDL_LOG", "CDL_REQUIRE_GPU", "CDL_SIMD"] {
+        assert!(found.contains(known), "{known} is not among {found:?}");
+    }
+    for name in found {
+        let mut command = common::command();
+        let output =
+            command.args(["explain", "configs/quickstart.toml"]).env(&name, "").output().expect("cdl");
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", said(&output));
+    }
 }
 
 #[test]

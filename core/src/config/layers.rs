@@ -21,8 +21,9 @@ const NAMED: [&str; 9] = [
     "optimizer",
     "schedule",
 ];
-/// Environment variables with the prefix `CDL_` that are not settings.
-const RESERVED: [&str; 5] = ["golden_dir", "models_dir", "plugin_path", "log", "simd"];
+/// Environment variables with the prefix `CDL_` that are not settings; the program and its tests read them elsewhere.
+const RESERVED: [&str; 8] =
+    ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
 /// One layer of values with where they came from.
 pub(super) struct Layer {
