@@ -100,7 +100,7 @@ build() {
 case ${1:-} in
   check)
     stand_in
-    cargo clippy --release --workspace --all-targets --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
+    cargo clippy --release --workspace --exclude cdl-fuzz --all-targets --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
       "${apart[@]}" -- -D warnings
     ;;
   emulated)
