@@ -133,7 +133,10 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     let core = &core.ok_or_else(|| missing("cdl-core"))?.id;
     let mut files = BTreeMap::new();
     for package in below(core, metadata) {
-        for artifact in by_package.get(package).into_iter().flatten() {
+        // What build scripts use as well was made twice: the one for them, without optimisation, does not count.
+        let mut made = by_package.get(package).cloned().unwrap_or_default();
+        made.sort_by_key(|artifact| artifact.profile.opt_level != "0");
+        for artifact in made {
             if let Some(file) = metadata_file(artifact) {
                 files.insert(package, (copy_into(file, &sdk)?, artifact.features.clone()));
             }
@@ -159,14 +162,13 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     Ok(())
 }
 
-/// What the compiler reads of a crate: metadata, a procedural macro, or the whole where cargo made nothing less. Crates
-/// that only build scripts use are compiled without optimisation.
+/// What the compiler reads of a crate: metadata, a procedural macro, or the whole where cargo made nothing less.
 fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     let with = |extension: &str| artifact.filenames.iter().find(|file| file.extension() == Some(extension));
     let macros = artifact.target.kind.contains(&TargetKind::ProcMacro);
     let library =
         artifact.target.crate_types.iter().any(|kind| matches!(kind, CrateType::Lib | CrateType::RLib));
-    let file = match (macros, library && artifact.profile.opt_level != "0") {
+    let file = match (macros, library) {
         (true, _) => artifact.filenames.first(),
         (false, true) => with("rmeta").or_else(|| with("rlib")),
         (false, false) => None,
@@ -185,10 +187,17 @@ fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a Packa
         .collect()
 }
 
-/// `package` and everything below it.
+/// `package` and everything below it, but for what procedural macros link: they are whole.
 fn below<'a>(package: &'a PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
+    let is_macro = |package: &&cargo_metadata::Package| {
+        package.targets.iter().any(|target| target.kind.contains(&TargetKind::ProcMacro))
+    };
+    let macros: BTreeSet<_> = metadata.packages.iter().filter(is_macro).map(|package| &package.id).collect();
     let (mut seen, mut open) = (BTreeSet::from([package]), vec![package]);
     while let Some(package) = open.pop() {
+        if macros.contains(package) {
+            continue;
+        }
         open.extend(direct(package, metadata).into_iter().filter(|dependency| seen.insert(dependency)));
     }
     seen

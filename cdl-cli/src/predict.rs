@@ -158,11 +158,15 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             all.push(path.clone());
             continue;
         }
-        let before = all.len();
-        all.extend(image_files::below(path).map_err(Failure::before_writing)?);
-        if all.len() == before {
+        let below = image_files::below(path).map_err(Failure::before_writing)?;
+        if below.images.is_empty() {
             return Err(Failure::mistake(format!("{}: holds no images", path.display())));
         }
+        if below.others > 0 {
+            let (path, others) = (path.display(), below.others);
+            tracing::info!("{path}: files passed over, whose names do not end as those of images: {others}");
+        }
+        all.extend(below.images);
     }
     Ok(all)
 }

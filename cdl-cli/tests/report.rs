@@ -217,6 +217,13 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
         assert!(said(&output).contains(&format!("{} is none", taken.display())), "{}", said(&output));
         assert!(!dir.join("report.html").exists() && !Path::new(tables[1]).exists());
     }
+    for below in ["report.html", "report.html/tables"] {
+        let below = dir.join(below).display().to_string();
+        let output = cdl(&["report", path, "--tables", &below]);
+        assert_eq!(output.status.code(), Some(2), "{below}: {}", said(&output));
+        assert!(said(&output).contains("report.html becomes the page"), "{}", said(&output));
+        assert!(!dir.join("report.html").exists());
+    }
     fs::create_dir(dir.join("report.html")).expect("folder");
     let output = cdl(&[&["report", path][..], &tables].concat());
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));

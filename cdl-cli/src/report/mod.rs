@@ -244,8 +244,16 @@ fn refuse_places(args: &ReportArgs, out: &Path, runs: &[Run]) -> Result<(), Fail
     place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
     let folders =
         [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
+    let page = place::resolved(out);
     for (option, folder) in folders {
-        folder.as_ref().map_or(Ok(()), |folder| place::folder(option, folder))?;
+        let Some(folder) = folder else { continue };
+        place::folder(option, folder)?;
+        if place::resolved(folder).starts_with(&page) {
+            let (folder, out) = (folder.display(), out.display());
+            return Err(Failure::mistake(format!(
+                "{option} {folder}: expected a folder, and {out} becomes the page"
+            )));
+        }
     }
     let Some(folder) = &args.tensorboard else { return Ok(()) };
     for run in runs.iter().map(|run| folder.join(&run.name)) {

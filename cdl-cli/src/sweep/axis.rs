@@ -113,7 +113,7 @@ fn split(text: &str) -> Option<Vec<String>> {
 }
 
 /// What each file is called by: its stem, and where others have the same, as much of the path before it as tells them
-/// apart.
+/// apart, or its name with its ending.
 fn told_apart(files: &[PathBuf]) -> Vec<String> {
     let parts = files.iter().map(|file| file.components().count()).max().unwrap_or(1);
     let name = |file: &PathBuf| {
@@ -121,7 +121,8 @@ fn told_apart(files: &[PathBuf]) -> Vec<String> {
             let same = |other: &&PathBuf| end_of(other, *parts) == end_of(file, *parts);
             files.iter().filter(same).count() == 1
         };
-        end_of(file, (1..=parts).find(alone).unwrap_or(1))
+        let whole = || file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (1..=parts).find(alone).map_or_else(whole, |parts| end_of(file, parts))
     };
     files.iter().map(name).collect()
 }
@@ -205,8 +206,13 @@ mod tests {
         };
         let outside = labels("m=../a/kd.toml,a/kd.toml,/a/kd.toml,../../a/kd.toml");
         assert_eq!(outside, ("m".into(), "../a/kd a/kd /a/kd ../../a/kd".into()));
+        assert_eq!(labels("a/kd.toml,a/kd.conf,b/kd.toml").1, "kd.toml kd.conf b/kd");
         assert_eq!(labels("../kd.toml,kd.toml,/kd.toml"), ("file".into(), "../kd kd /kd".into()));
-        assert_eq!(labels("a/kd.toml,./a/kd.toml"), ("a".into(), "kd kd".into()), "one file is one");
+        assert_eq!(
+            labels("a/kd.toml,./a/kd.toml"),
+            ("a".into(), "kd.toml kd.toml".into()),
+            "one file is one"
+        );
 
         let named = Axis::of_files("--vary-file", "method=a=1/one.toml").map_err(|e| e.message);
         let named = named.expect("an axis");

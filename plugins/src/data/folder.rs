@@ -28,10 +28,8 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     let mut classes = Folders::new();
     for class in list(folder)? {
         if class.is_dir() {
-            let mut files = Vec::new();
-            collect(&class, &mut files)?;
             let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            classes.insert(name, files);
+            classes.insert(name, Below::of(&class)?.images);
         }
     }
     if classes.is_empty() {
@@ -40,30 +38,44 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     Ok(classes)
 }
 
-/// Image files below a folder, at any depth, sorted within each folder.
-pub(crate) fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    collect_below(folder, &mut Vec::new(), files)
+/// What lies below a folder, at any depth, hidden files and folders left out.
+#[derive(Debug, Default)]
+pub struct Below {
+    /// Image files, sorted within each folder.
+    pub images: Vec<PathBuf>,
+    /// How many files have other endings.
+    pub others: usize,
 }
 
-/// The same below `above`, the folders on the way: a link back to one of them leads nowhere new.
-fn collect_below(folder: &Path, above: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> Result<()> {
-    let fail =
-        |e: std::io::Error| Error::Data { file: folder.into(), reason: format!("cannot be read: {e}") };
-    let own = folder.canonicalize().map_err(fail)?;
-    if above.contains(&own) {
-        return Ok(());
+impl Below {
+    pub(crate) fn of(folder: &Path) -> Result<Self> {
+        let mut below = Self::default();
+        below.collect(folder, &mut Vec::new())?;
+        Ok(below)
     }
-    above.push(own);
-    for path in list(folder)? {
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
-        if path.is_dir() {
-            collect_below(&path, above, files)?;
-        } else if EXTENSIONS.contains(&extension.as_str()) {
-            files.push(path);
+
+    /// Those below `above`, the folders on the way: a link back to one of them leads nowhere new.
+    fn collect(&mut self, folder: &Path, above: &mut Vec<PathBuf>) -> Result<()> {
+        let fail =
+            |e: std::io::Error| Error::Data { file: folder.into(), reason: format!("cannot be read: {e}") };
+        let own = folder.canonicalize().map_err(fail)?;
+        if above.contains(&own) {
+            return Ok(());
         }
+        above.push(own);
+        for path in list(folder)? {
+            let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+            if path.is_dir() {
+                self.collect(&path, above)?;
+            } else if EXTENSIONS.contains(&extension.as_str()) {
+                self.images.push(path);
+            } else {
+                self.others += 1;
+            }
+        }
+        above.pop();
+        Ok(())
     }
-    above.pop();
-    Ok(())
 }
 
 /// Entries of a folder in name order, hidden ones left out.
@@ -139,9 +151,9 @@ mod tests {
         for name in ["one", "two"] {
             std::os::unix::fs::symlink(root.path(), inner.join(name)).map_err(fail)?;
         }
-        let mut files = Vec::new();
-        collect(root.path(), &mut files)?;
-        assert_eq!(files, [inner.join("a.png")]);
+        std::fs::write(inner.join("notes"), "").map_err(fail)?;
+        let below = Below::of(root.path())?;
+        assert_eq!((below.images, below.others), (vec![inner.join("a.png")], 1));
         Ok(())
     }
 }

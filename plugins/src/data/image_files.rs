@@ -10,16 +10,15 @@ use cdl_core::{Error, Result, Rng, run_dir::write_atomic, transform::decode};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+pub use super::folder::Below;
 use super::folder::{self, Folders};
 
-/// The image files below a folder, at any depth, sorted within each folder; files of other names are passed over.
+/// The image files below a folder; files of other names are passed over.
 ///
 /// # Errors
 /// Folders that cannot be read.
-pub fn below(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    folder::collect(root, &mut files)?;
-    Ok(files)
+pub fn below(root: &Path) -> Result<Below> {
+    Below::of(root)
 }
 
 /// What was found in a folder of images.
@@ -36,7 +35,7 @@ pub struct Found {
 /// # Errors
 /// Folders that cannot be read.
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
-    let files = below(root)?;
+    let files = below(root)?.images;
     let decoded: Vec<Option<Error>> = files
         .par_iter()
         .map(|file| {
