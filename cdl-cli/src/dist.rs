@@ -94,7 +94,7 @@ fn source_tree() -> Result<PathBuf, Failure> {
 
 /// Builds, and tells what cargo made or found made.
 fn build(source: &Path) -> Result<Vec<Artifact>, Failure> {
-    let arguments = ["build", "--release", "-p", "cdl-cli", "--features", "dynamic", "--bin", "cdl-dynamic"];
+    let arguments = ["build", "--release", "-p", "cdl-dynamic"];
     let mut cargo = cargo();
     cargo.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(source);
     artifacts(&mut cargo)?.ok_or_else(|| Failure::working("cargo could not build the program".into()))

@@ -6,9 +6,6 @@
 //! Exit codes: 0 done, 1 failed while working, 2 the user's mistake, 75 the cell of a sweep that another process is at, 130
 //! and 143 stopped by SIGINT and SIGTERM.
 
-#[cfg(feature = "dynamic")]
-use cdl_dylib as _;
-
 mod bench;
 mod bench_inference;
 mod bench_input;
@@ -215,6 +212,12 @@ impl Failure {
 /// The error in one line; candle adds a backtrace when it is asked for one.
 fn first_line(error: &cdl_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_string()
+}
+
+/// As [`main`], for a program whose `cdl-core` is the shared library `cdl-dylib`: it loads plugins.
+pub fn main_with_plugins() -> ExitCode {
+    plugin::share();
+    main()
 }
 
 /// Runs the program on the command line's arguments, with the built-in plugins and whatever else is linked in.

@@ -448,7 +448,7 @@ fn a_library_with_its_own_cdl_core_is_refused() {
     let folder = dist.folder("alone");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.args(["build", "--release", "-p", "cdl-cli", "--features", "dynamic", "--bin", "cdl-dynamic"]);
+    build.args(["build", "--release", "-p", "cdl-dynamic"]);
     build.arg("--message-format=json").current_dir(source_tree());
     let output = build.output().unwrap();
     let library = String::from_utf8(output.stdout).unwrap().lines().find_map(|line| {

@@ -8,6 +8,7 @@ pub mod sdk;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ const SEARCH: &str = "CDL_PLUGIN_PATH";
 /// What a process says that has loaded a library and lives.
 const LOADED: &str = "loaded\n";
 /// Whether this program shares `cdl-core` with plugins.
-const DYNAMIC: bool = cfg!(feature = "dynamic");
+static SHARED: AtomicBool = AtomicBool::new(false);
 
 /// The commands of `cdl plugin`.
 #[derive(Debug, Subcommand)]
@@ -67,6 +68,11 @@ impl PluginCommand {
     }
 }
 
+/// Says that this program shares `cdl-core` with plugins.
+pub fn share() {
+    SHARED.store(true, Ordering::Relaxed);
+}
+
 /// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. Of what merely lies in a folder, a library that
 /// cannot be loaded is left out with a warning: most commands do not need it.
 pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
@@ -100,7 +106,7 @@ fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
 /// Loads one plugin, after another process has shown that it can be loaded at all.
 fn load(file: &Path) -> Result<plugin::Loaded, Failure> {
     let fail = |reason: String| Failure::from(Error::from(PluginError { file: file.into(), reason }));
-    if !DYNAMIC {
+    if !SHARED.load(Ordering::Relaxed) {
         return Err(fail(
             "this `cdl` is linked as a whole and loads no plugins; `cdl dist DIR` makes one that does, DIR/bin/cdl"
                 .into(),

@@ -2,6 +2,6 @@
 //!
 //! A program that loads plugins and the plugins themselves must have one registry, one counter of tensor ids and one
 //! thread pool between them. They have, when both take `cdl-core` from here. All else links `cdl-core` statically, the program
-//! without its feature `dynamic` too.
+//! `cdl` of `cdl-cli` too.
 
 pub use cdl_core::*;
