@@ -355,7 +355,7 @@ fn files_of_one_name_are_told_apart_by_their_folders() {
     );
     let again = format!("method={},{}", path(&files[0]), path(&files[0]));
     let output = cdl(&sweep(&folder.path().join("twice"), &["--vary-file", &again]));
-    assert!(said(&output).contains("`method`: kd is given twice"), "{}", said(&output));
+    assert!(said(&output).contains("`method`: kd.toml is given twice"), "{}", said(&output));
 }
 
 #[test]
