@@ -31,11 +31,10 @@ mod signals;
 mod sweep;
 mod table;
 mod tensorboard;
-mod threads;
 mod toolchain;
 mod train;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -250,9 +249,15 @@ pub fn main() -> ExitCode {
         Command::Plugin(command) => command.run(&cli.plugins),
         Command::Dist(args) => dist::dist(&args),
     };
-    let done = threads::settle(cli.threads)
-        .and_then(|()| if loads { plugin::load_all(&cli.plugins) } else { Ok(()) })
-        .and_then(|()| {
+    let settled = match cli.threads.map(NonZeroUsize::new) {
+        Some(None) => Err(Failure::mistake("--threads 0: expected at least 1".into())),
+        threads => {
+            cdl_core::threads::settle(threads.flatten());
+            Ok(())
+        }
+    };
+    let done =
+        settled.and_then(|()| if loads { plugin::load_all(&cli.plugins) } else { Ok(()) }).and_then(|()| {
             // What a plugin's panic could not return from where it happened, it returns here.
             cdl_core::catch(|| Ok(work())).map_err(Failure::before_writing)?
         });

@@ -48,6 +48,7 @@ mod state;
 mod stream;
 mod tally;
 pub mod testing;
+pub mod threads;
 mod trainer;
 pub mod transform;
 pub mod unpack;

@@ -9,9 +9,10 @@
 use std::{env, path::Path};
 
 use anyhow::{Context, Result};
-use cdl_core::{Predictor, transform};
+use cdl_core::{Predictor, threads, transform};
 
 fn main() -> Result<()> {
+    threads::settle(None);
     let mut arguments = env::args_os().skip(1);
     let folder = arguments.next().context("expected the folder of an exported network, then images")?;
     cdl_plugins::link();

@@ -1,35 +1,32 @@
 //! How many threads compute.
 
-use std::{env, process::Command};
-
-use crate::Failure;
+use std::{env, num::NonZeroUsize, process::Command, thread::available_parallelism};
 
 /// Threads of candle's own pool for elementwise operations, which waits by spinning. For tensors of our sizes it gains
 /// nothing on an idle machine, and on a busy one it doubles the time of a step.
 const CANDLE: &str = "CANDLE_NUM_THREADS";
-/// Threads of everything else, read by rayon and by candle's matrix product.
+/// Threads of everything else, read by rayon and by candle's matrix product, which counts the machine's processors anew for
+/// each product where the variable is missing.
 const RAYON: &str = "RAYON_NUM_THREADS";
 
-/// Settles both numbers for the process.
+/// Settles both numbers for the process: `threads` compute, else as many as the environment says or the machine has, and
+/// candle's own pool has one. To be called first in `main`; as without it, an image through a small student takes half as
+/// long again.
 ///
 /// Both are read from the environment, at first use and by other threads, so they have to be there from the start: the
-/// program replaces itself with one that has them. Where that is impossible it goes on as it is.
-pub fn settle(threads: Option<usize>) -> Result<(), Failure> {
-    if threads == Some(0) {
-        return Err(Failure::mistake("--threads 0: expected at least 1".into()));
-    }
+/// program replaces itself with one that has them, with the same arguments. Where that is impossible it goes on as it is.
+pub fn settle(threads: Option<NonZeroUsize>) {
     let rayon = env::var(RAYON).ok();
-    let available = || Some(std::thread::available_parallelism().ok()?.to_string());
+    let available = || available_parallelism().ok().map(|count| count.to_string());
     let wanted = threads.map(|count| count.to_string()).or_else(|| rayon.clone()).or_else(available);
-    let candle = env::var(CANDLE).unwrap_or_else(|_| "1".into());
     if rayon == wanted && env::var_os(CANDLE).is_some() {
-        return Ok(());
+        return;
     }
-    let (Ok(program), Some(wanted)) = (env::current_exe(), wanted) else { return Ok(()) };
+    let candle = env::var(CANDLE).unwrap_or_else(|_| "1".into());
+    let (Ok(program), Some(wanted)) = (env::current_exe(), wanted) else { return };
     let mut command = Command::new(program);
     command.args(env::args_os().skip(1)).env(CANDLE, candle).env(RAYON, wanted);
     replace(&mut command);
-    Ok(())
 }
 
 /// Becomes `command`; returns only if that fails.
