@@ -264,6 +264,22 @@ fn a_job_is_queued_again_if_its_cell_is_not_finished_and_only_then() {
 }
 
 #[test]
+fn a_job_whose_cell_is_not_saved_is_not_queued_again() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("grid");
+    let unsaved = ["--set", "checkpoint.off=true", "--emit", "slurm"];
+    done(&[&sweep_of_hours(&dir)[..], &unsaved].concat());
+    let script = dir.join("sweep.slurm");
+    assert!(text(&script).contains("#SBATCH --no-requeue\n"));
+    let (bin, called) = queue(folder.path());
+    let mut child = Started::new(&mut job(&script, 0, &bin));
+    child.wait_for(|| of_any_cell(&dir, "metrics.jsonl"));
+    let output = child.stop();
+    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
+    assert!(said(&output).contains("not saved") && !called.exists(), "{}", said(&output));
+}
+
+#[test]
 fn a_cell_that_fails_in_a_job_is_collected_as_failed_with_what_it_said() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
