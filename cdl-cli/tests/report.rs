@@ -224,6 +224,11 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
         assert!(said(&output).contains("report.html becomes the page"), "{}", said(&output));
         assert!(!dir.join("report.html").exists());
     }
+    let both = dir.join("t/../t/summary.csv").display().to_string();
+    let output =
+        cdl(&["report", path, "--out", &both, "--tables", dir.join("t").to_str().expect("UTF-8 path")]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("t/summary.csv is written as well") && !dir.join("t").exists());
     fs::create_dir(dir.join("report.html")).expect("folder");
     let output = cdl(&[&["report", path][..], &tables].concat());
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));

@@ -200,34 +200,42 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         tracing::info!("{}: {}", run.name, run.progress);
     }
     let sections = sections(&runs);
-    let mut told = String::new();
-    let mut put = |folder: &Path, name: &Path, bytes: &[u8]| -> Result<(), Failure> {
-        let file = folder.join(name);
-        if !folder.as_os_str().is_empty() {
-            fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
-        }
-        write_atomic(&file, bytes)?;
-        told += &format!("{}\n", file.display());
-        Ok(())
-    };
-    let (folder, name) = (out.parent().unwrap_or(Path::new("")), out.file_name().unwrap_or_default());
-    put(folder, name.as_ref(), html::page(&runs, &sections).as_bytes())?;
+    let page = html::page(&runs, &sections).into_bytes();
+    let mut files = Vec::new();
     if let Some(folder) = &args.figures {
         for (name, plot) in sections.iter().flat_map(|section| &section.plots) {
             let svg = plot.standalone();
-            if args.format != Format::Png {
-                put(folder, format!("{name}.svg").as_ref(), svg.as_bytes())?;
-            }
             if args.format != Format::Svg {
-                put(folder, format!("{name}.png").as_ref(), &raster::png(&svg)?)?;
+                files.push((folder.join(format!("{name}.png")), raster::png(&svg)?));
+            }
+            if args.format != Format::Png {
+                files.push((folder.join(format!("{name}.svg")), svg.into_bytes()));
             }
         }
     }
     if let Some(folder) = &args.tables {
-        put(folder, "summary.csv".as_ref(), tables::csv(&runs)?.as_bytes())?;
-        put(folder, "summary.md".as_ref(), tables::markdown(&runs).as_bytes())?;
-        put(folder, "summary.tex".as_ref(), tables::latex(&runs).as_bytes())?;
-        put(folder, "cost.csv".as_ref(), cost::csv(&runs)?.as_bytes())?;
+        let tables = [
+            ("summary.csv", tables::csv(&runs)?),
+            ("summary.md", tables::markdown(&runs)),
+            ("summary.tex", tables::latex(&runs)),
+            ("cost.csv", cost::csv(&runs)?),
+        ];
+        files.extend(tables.map(|(name, text)| (folder.join(name), text.into_bytes())));
+    }
+    let place = place::resolved(&out);
+    if let Some((file, _)) = files.iter().find(|(file, _)| place::resolved(file) == place) {
+        let (out, file) = (out.display(), file.display());
+        return Err(Failure::mistake(format!(
+            "--out {out}: expected another name, {file} is written as well"
+        )));
+    }
+    let mut told = String::new();
+    for (file, bytes) in [(out, page)].into_iter().chain(files) {
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
+        }
+        write_atomic(&file, &bytes)?;
+        told += &format!("{}\n", file.display());
     }
     if let Some(folder) = &args.tensorboard {
         for (run, root) in runs.iter().zip(&args.runs) {

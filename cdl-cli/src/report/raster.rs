@@ -35,7 +35,10 @@ pub fn png(svg: &str) -> Result<Vec<u8>, Failure> {
     pixels.fill(Color::WHITE);
     resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
     // On white nothing is left transparent.
-    let opaque = pixels.data().chunks_exact(4).flat_map(|pixel| pixel.iter().take(3).copied()).collect();
+    let mut opaque = Vec::with_capacity(pixels.data().len() / 4 * 3);
+    for [r, g, b, _] in pixels.data().as_chunks().0 {
+        opaque.extend_from_slice(&[*r, *g, *b]);
+    }
     let image = RgbImage::from_raw(width, height, opaque).ok_or_else(|| fail("pixels are missing".into()))?;
     let mut file = Cursor::new(Vec::new());
     DynamicImage::from(image).write_to(&mut file, ImageFormat::Png).map_err(|e| fail(e.to_string()))?;
