@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::OnceLock,
 };
 
@@ -19,19 +19,30 @@ fn source_tree() -> PathBuf {
 
 /// A folder made by `cdl dist`, moved away from where it was made; and the plugin of `examples/plugin`, built by it.
 struct Dist {
-    root: tempfile::TempDir,
+    root: PathBuf,
     plugin: PathBuf,
+}
+
+/// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a shell
+/// waits for the end of what this process never writes.
+fn folder_of_this_process() -> PathBuf {
+    let folder = tempfile::tempdir().unwrap().keep();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "cat; rm -rf -- \"$1\"", "sh"]).arg(&folder).stdin(Stdio::piped());
+    let waiting = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::mem::forget(waiting);
+    folder
 }
 
 impl Dist {
     fn get() -> &'static Self {
         static DIST: OnceLock<Dist> = OnceLock::new();
         DIST.get_or_init(|| {
-            let root = tempfile::tempdir().unwrap();
-            let made = root.path().join("made");
+            let root = folder_of_this_process();
+            let made = root.join("made");
             let output = Command::new(LINKED).arg("dist").arg(&made).current_dir(source_tree()).output().unwrap();
             assert!(output.status.success(), "{}", text(&output));
-            fs::rename(&made, root.path().join("moved")).unwrap();
+            fs::rename(&made, root.join("moved")).unwrap();
             let mut dist = Self { root, plugin: PathBuf::new() };
             // Its sources alone, without the workspace around them.
             let crate_dir = dist.folder("plugin");
@@ -49,18 +60,18 @@ impl Dist {
 
     /// An empty folder of this name, apart from the source tree.
     fn folder(&self, name: &str) -> PathBuf {
-        let folder = self.root.path().join(name);
+        let folder = self.root.join(name);
         fs::create_dir(&folder).unwrap();
         folder
     }
 
     fn installed(&self) -> PathBuf {
-        self.root.path().join("moved")
+        self.root.join("moved")
     }
 
     fn cdl(&self) -> Command {
         let mut command = Command::new(self.installed().join("bin/cdl"));
-        command.current_dir(self.root.path()).env_remove("CDL_PLUGIN_PATH");
+        command.current_dir(&self.root).env_remove("CDL_PLUGIN_PATH");
         command
     }
 
@@ -165,7 +176,7 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     for (name, mut command, plugin) in
         [("linked", Command::new(LINKED), None), ("loaded", dist.cdl(), Some(&dist.plugin))]
     {
-        let dir = dist.root.path().join(name);
+        let dir = dist.root.join(name);
         let mut arguments = dist.quickstart();
         arguments.insert(1, overlay.display().to_string());
         command.arg("run").args(&arguments).arg("--run-dir").arg(&dir);
@@ -188,7 +199,7 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     assert_eq!(record["plugins"][0]["name"], "cdl-example-plugin");
     assert!(expect(0, dist.cdl().arg("eval").arg(&runs[1])).contains("as recorded by the run"));
     // So does its student, away from the run.
-    let (student, images) = (dist.root.path().join("student"), dist.folder("images"));
+    let (student, images) = (dist.root.join("student"), dist.folder("images"));
     expect(0, dist.cdl().arg("export").arg(&runs[1]).arg("--student").arg(&student));
     fs::write(images.join("grey.pgm"), [b"P5 28 28 255\n".to_vec(), vec![99; 784]].concat()).unwrap();
     let predict = |command: &mut Command| {
@@ -492,16 +503,16 @@ fn what_goes_wrong_inside_a_plugin_is_an_error_with_its_name() {
     let early = dist.write("early", DEPENDENCIES, &distiller("early", "panic!(\"cannot be built\")"));
     let said = expect(2, &mut run(&dist.build(&early), "early", "run_early"));
     assert!(said.contains("distiller `early` panicked in `build`: cannot be built"), "{said}");
-    assert!(!dist.root.path().join("run_early").exists());
+    assert!(!dist.root.join("run_early").exists());
     // A method that panics in the second task: the first task's results stay.
     let late = dist.write("late", DEPENDENCIES, &distiller("late", "Ok(Box::new(M))"));
     let said = expect(1, &mut run(&dist.build(&late), "late", "run_late"));
     assert!(said.contains("distiller `late` panicked in `loss`: lost in task two"), "{said}");
     assert!(said.contains("1 finished task(s)"), "{said}");
     let results: serde_json::Value =
-        serde_json::from_slice(&fs::read(dist.root.path().join("run_late/results.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(dist.root.join("run_late/results.json")).unwrap()).unwrap();
     assert_eq!(results["tasks_done"], 1);
-    assert!(dist.root.path().join("run_late/models/task_1/student.safetensors").exists());
+    assert!(dist.root.join("run_late/models/task_1/student.safetensors").exists());
 }
 
 #[test]
@@ -561,18 +572,15 @@ fn a_program_that_is_linked_as_a_whole_says_that_it_loads_nothing() {
     .unwrap();
     let said = expect(2, Command::new(LINKED).arg("explain").arg(&config));
     assert!(said.contains("named.toml") && said.contains("loads no plugins"), "{said}");
-    let said = expect(2, Command::new(LINKED).args(["plugin", "build"]).arg(dist.root.path()));
+    let said = expect(2, Command::new(LINKED).args(["plugin", "build"]).arg(&dist.root));
     assert!(said.contains("nothing beside it to build plugins with"), "{said}");
     for (name, expected) in [("while", "expected a name like"), ("kd", "there is a distiller of this name")] {
         let said = expect(2, Command::new(LINKED).args(["plugin", "new", name, "--kind", "distiller"]));
         assert!(said.contains(expected), "{said}");
     }
     // Nothing of the user's is removed.
-    let said = expect(2, Command::new(LINKED).arg("dist").arg(dist.root.path()).current_dir(source_tree()));
+    let said = expect(2, Command::new(LINKED).arg("dist").arg(&dist.root).current_dir(source_tree()));
     assert!(said.contains("did not make"), "{said}");
-    let said = expect(
-        2,
-        Command::new(LINKED).arg("dist").arg(dist.root.path().join("x")).current_dir(dist.root.path()),
-    );
+    let said = expect(2, Command::new(LINKED).arg("dist").arg(dist.root.join("x")).current_dir(&dist.root));
     assert!(said.contains("is not in the source tree"), "{said}");
 }
