@@ -21,7 +21,7 @@ done
 logs=$(mkdir -p "${1:-logs}" && cd "${1:-logs}" && pwd)
 steps=${STEPS:-10}
 IFS=, read -ra all_sizes <<< "${SIZES:-base small 64,large base 32}"
-export CDL_REQUIRE_GPU=1 CANDLE_NUM_THREADS=1
+export CDL_REQUIRE_GPU=1 CANDLE_NUM_THREADS=1 RAYON_NUM_THREADS=${RAYON_NUM_THREADS:-$(nproc)}
 
 wheels=$(python3 -c 'import nvidia.cu13 as m; print(list(m.__path__)[0] + "/lib")' 2>/dev/null || true)
 export CDL_CUDA_LIBS=${CDL_CUDA_LIBS:-$wheels}
