@@ -35,9 +35,9 @@ pub fn png(svg: &str) -> Result<Vec<u8>, Failure> {
     pixels.fill(Color::WHITE);
     resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
     // On white nothing is left transparent.
-    let mut opaque = Vec::with_capacity(pixels.data().len() / 4 * 3);
-    for [r, g, b, _] in pixels.data().as_chunks().0 {
-        opaque.extend_from_slice(&[*r, *g, *b]);
+    let mut opaque = vec![0; pixels.data().len() / 4 * 3];
+    for (opaque, [r, g, b, _]) in opaque.as_chunks_mut().0.iter_mut().zip(pixels.data().as_chunks().0) {
+        *opaque = [*r, *g, *b];
     }
     let image = RgbImage::from_raw(width, height, opaque).ok_or_else(|| fail("pixels are missing".into()))?;
     let mut file = Cursor::new(Vec::new());
