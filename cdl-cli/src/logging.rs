@@ -54,11 +54,9 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
         (_, true) => "debug",
         _ => "info",
     };
-    // The hub client and what looks at certificates tell of errors as well, at each retry; ours says what matters.
+    // The hub client reports every retry as an error of its own; ours says what matters.
     let terminal = tracing_subscriber::fmt::layer().event_format(Short).with_writer(log.clone()).with_filter(
-        EnvFilter::new(format!(
-            "warn,hf_hub=off,rustls_platform_verifier=off,cdl={level},cdl_core={level},cdl_plugins={level}"
-        )),
+        EnvFilter::new(format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}")),
     );
     let filter = EnvFilter::try_from_env("CDL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,cdl=debug,cdl_core=debug"));

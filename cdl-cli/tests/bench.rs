@@ -28,6 +28,18 @@ fn what_is_computed_twice_counts_once() {
     }
 }
 
+/// Said, or as many as there are; the program begins anew to have them so.
+#[test]
+fn as_many_threads_compute_as_are_said() {
+    let all = std::thread::available_parallelism().expect("a number").to_string();
+    for (more, threads) in [(&[][..], all.as_str()), (&["--threads", "1"], "1"), (&["--threads", "3"], "3")] {
+        assert_eq!(
+            measured(&[more, &["--device", "cpu"]].concat())["device"],
+            format!("cpu, {threads} threads")
+        );
+    }
+}
+
 #[test]
 fn an_unknown_set_of_instructions_is_told_once() {
     let with = |level: &str| {

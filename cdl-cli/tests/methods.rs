@@ -59,7 +59,8 @@ fn every_learner_runs_with_every_distiller() {
     for learner in &learners {
         for distiller in &distillers {
             let args = learner.iter().chain(distiller).map(String::as_str);
-            let args: Vec<&str> = args.chain(["--set", "stream.train_per_class=2"]).collect();
+            let args: Vec<&str> =
+                args.chain(["--set", "batch_size=5", "--set", "stream.train_per_class=2"]).collect();
             let (said, _, results) = run(&args);
             assert!(said.contains("task 2/2 student epoch 1/1"), "{args:?}: {said}");
             for role in ["teacher", "student"] {

@@ -224,11 +224,17 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
         assert!(said(&output).contains("report.html becomes the page"), "{}", said(&output));
         assert!(!dir.join("report.html").exists());
     }
-    let both = dir.join("t/../t/summary.csv").display().to_string();
-    let output =
-        cdl(&["report", path, "--out", &both, "--tables", dir.join("t").to_str().expect("UTF-8 path")]);
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("t/summary.csv is written as well") && !dir.join("t").exists());
+    let t = dir.join("t").display().to_string();
+    for (page, option, words) in [
+        ("t/../t/summary.csv", "--tables", "t/summary.csv is written as well"),
+        ("t/summary.csv/page.html", "--tables", "t/summary.csv is written as well"),
+        ("t/run", "--tensorboard", "t/run/student becomes a folder"),
+    ] {
+        let page = dir.join(page).display().to_string();
+        let output = cdl(&["report", path, "--out", &page, option, &t]);
+        assert_eq!(output.status.code(), Some(2), "{page}: {}", said(&output));
+        assert!(said(&output).contains(words) && !dir.join("t").exists(), "{page}: {}", said(&output));
+    }
     fs::create_dir(dir.join("report.html")).expect("folder");
     let output = cdl(&[&["report", path][..], &tables].concat());
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));

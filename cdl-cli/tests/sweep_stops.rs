@@ -267,16 +267,19 @@ fn a_job_is_queued_again_if_its_cell_is_not_finished_and_only_then() {
 fn a_job_whose_cell_is_not_saved_is_not_queued_again() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
-    let unsaved = ["--set", "checkpoint.off=true", "--emit", "slurm"];
-    done(&[&sweep_of_hours(&dir)[..], &unsaved].concat());
+    let both = ["--vary", "checkpoint.off=true,false", "--emit", "slurm"];
+    done(&[&sweep_of_hours(&dir)[..], &both].concat());
     let script = dir.join("sweep.slurm");
-    assert!(text(&script).contains("#SBATCH --no-requeue\n"));
     let (bin, called) = queue(folder.path());
-    let mut child = Started::new(&mut job(&script, 0, &bin));
-    child.wait_for(|| of_any_cell(&dir, "metrics.jsonl"));
-    let output = child.stop();
-    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
-    assert!(said(&output).contains("not saved") && !called.exists(), "{}", said(&output));
+    for (cell, queued) in [(0, false), (2, true)] {
+        let mut child = Started::new(&mut job(&script, cell, &bin));
+        child.wait_for(|| of_any_cell(&dir, "metrics.jsonl"));
+        let output = child.stop();
+        assert_eq!(output.status.code(), Some(143), "{}", said(&output));
+        assert_eq!(said(&output).contains("not saved"), !queued, "{}", said(&output));
+        assert_eq!(called.exists(), queued, "{cell}");
+        fs::remove_dir_all(dir.join("cells")).expect("removed");
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! How much memory this process has used, and how much there is.
 
-use sysinfo::{CGroupLimits, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, System};
+use std::{fs, path::Path};
 
 /// The most bytes that were ever resident, where the system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
@@ -12,43 +12,93 @@ pub fn peak_bytes() -> Option<u64> {
 
 /// Begins anew: [`peak_bytes`] is then of what is resident from now on. Whether the system can (Linux).
 pub fn forget_peak() -> bool {
-    cfg!(target_os = "linux") && std::fs::write("/proc/self/clear_refs", "5").is_ok()
+    cfg!(target_os = "linux") && fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 /// Bytes that this process could take now without driving others out or being ended for it: what the machine has available,
-/// and no more than the limit of a container or of a batch system's job (cgroups of both versions) leaves. Where the system
-/// does not tell, `None`.
+/// and no more than a container's or a batch job's limit leaves. Where the system does not tell (it is not Linux), `None`.
 pub fn available_bytes() -> Option<u64> {
-    let mut system = System::new();
-    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
-    let available = Some(system.available_memory()).filter(|bytes| *bytes > 0)?;
-    let own = sysinfo::get_current_pid().ok().and_then(|id| {
-        system.refresh_processes_specifics(
-            ProcessesToUpdate::Some(&[id]),
-            false,
-            ProcessRefreshKind::nothing(),
-        );
-        system.process(id)?.cgroup_limits()
-    });
-    // In a container, the group may have a name that only the host knows: then it is what is mounted.
-    let limits = own.or_else(|| system.cgroup_limits());
-    Some(limits.map_or(available, |limits| within(available, &limits)))
+    let memory = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let left = left_by_groups(&groups, Path::new("/sys/fs/cgroup")).unwrap_or(u64::MAX);
+    Some(left.min(kibibytes.saturating_mul(1024)))
 }
 
-/// Files that the system keeps in memory count for a group, but make way: what is left is the limit less what is not of files.
-fn within(available: u64, limits: &CGroupLimits) -> u64 {
-    available.min(limits.total_memory.saturating_sub(limits.rss))
+/// What limits leave to a process whose control groups are `groups` (of `/proc/self/cgroup`), below `mount`: the least that
+/// is left in its own group or in one around it, whoever else is in there. `None` without a limit.
+///
+/// A container may see its own group as the whole tree, under a name that only the host has: then it is the root's files that
+/// count.
+fn left_by_groups(groups: &str, mount: &Path) -> Option<u64> {
+    let left = groups.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, group) = (fields.next()?, fields.next()?);
+        let second = controllers.is_empty();
+        if !second && !controllers.split(',').any(|controller| controller == "memory") {
+            return None;
+        }
+        let root = if second { mount.into() } else { mount.join("memory") };
+        let own = root.join(group.trim_start_matches('/'));
+        own.ancestors()
+            .take_while(|group| group.starts_with(&root))
+            .filter_map(|group| left_in(group, second))
+            .min()
+    });
+    left.min()
+}
+
+/// What the limit of this group leaves, of the second version of control groups or of the first. Pages of files make way.
+fn left_in(group: &Path, second: bool) -> Option<u64> {
+    let (limit, used, inactive, active) = match second {
+        true => ("memory.max", "memory.current", "inactive_file ", "active_file "),
+        false => {
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ", "total_active_file ")
+        }
+    };
+    let number = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
+    let (limit, used) = (number(limit)?, number(used)?);
+    let counts = fs::read_to_string(group.join("memory.stat")).unwrap_or_default();
+    let count = |name: &str| {
+        let count = counts.lines().find_map(|line| line.strip_prefix(name)?.parse::<u64>().ok());
+        count.unwrap_or(0)
+    };
+    Some(limit.saturating_sub(used.saturating_sub(count(inactive).saturating_add(count(active)))))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn group(folder: &Path, files: &[(&str, &str)]) {
+        fs::create_dir_all(folder).expect("folder");
+        files.iter().for_each(|(name, text)| fs::write(folder.join(name), text).expect("file"));
+    }
+
     #[test]
-    fn a_group_has_what_its_limit_leaves_whatever_files_it_has_read() {
-        let limits = |total_memory, rss| CGroupLimits { total_memory, free_memory: 0, free_swap: 0, rss };
-        assert_eq!(within(10, &limits(8, 3)), 5);
-        assert_eq!(within(4, &limits(8, 3)), 4);
-        assert_eq!(within(4, &limits(2, 3)), 0);
+    fn the_least_that_a_limit_leaves_counts_and_files_make_way() {
+        let mount = tempfile::tempdir().expect("temporary folder");
+        let left = |groups: &str| left_by_groups(groups, mount.path());
+        assert_eq!(left("0::/job/step\n"), None);
+        let stat = "anon 300\ninactive_file 150\nactive_file 50\n";
+        let job = [("memory.max", "1000\n"), ("memory.current", "600\n"), ("memory.stat", stat)];
+        group(&mount.path().join("job"), &job);
+        let step = mount.path().join("job/step");
+        group(&step, &[("memory.max", "max\n"), ("memory.current", "10\n")]);
+        assert_eq!(left("0::/job/step\n"), Some(600), "others are in the job, too");
+        fs::write(step.join("memory.max"), "500\n").expect("file");
+        assert_eq!(left("0::/job/step\n"), Some(490));
+        assert_eq!(left("0::/job/step/without/files\n"), Some(490));
+        assert_eq!(left("0::/\n"), None);
+        fs::write(step.join("memory.current"), "501\n").expect("file");
+        assert_eq!(left("0::/job/step\n"), Some(0));
+
+        let first = mount.path().join("memory");
+        let stat = "inactive_file 1\ntotal_inactive_file 20\ntotal_active_file 30\n";
+        let own = [("memory.limit_in_bytes", "200"), ("memory.usage_in_bytes", "100"), ("memory.stat", stat)];
+        group(&first, &own);
+        let hybrid = "9:name=systemd:/\n4:cpu,memory:/docker/only the host knows\n0::/\n";
+        assert_eq!(left(hybrid), Some(150), "a container's group is mounted as the root");
     }
 }

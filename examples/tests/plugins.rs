@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::OnceLock,
@@ -24,11 +25,11 @@ struct Dist {
 }
 
 /// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a shell
-/// waits for the end of what this process never writes.
+/// waits, out of reach of Ctrl-C, for the end of what this process never writes.
 fn folder_of_this_process() -> PathBuf {
     let folder = tempfile::tempdir().unwrap().keep();
     let mut shell = Command::new("sh");
-    shell.args(["-c", "cat; rm -rf -- \"$1\"", "sh"]).arg(&folder).stdin(Stdio::piped());
+    shell.args(["-c", "cat; rm -rf -- \"$1\"", "sh"]).arg(&folder).stdin(Stdio::piped()).process_group(0);
     let waiting = shell.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     std::mem::forget(waiting);
     folder

@@ -12,7 +12,9 @@ const CDL: &str = env!("CARGO_BIN_EXE_with_plugin");
 
 fn done(program: &str, args: &[&str]) -> Output {
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("CDL_") || name.ends_with("_NUM_THREADS"))
+    {
         command.env_remove(name);
     }
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -16,13 +16,8 @@ fn steps_do_not_raise_resident_memory() -> Result<()> {
     cdl_plugins::link();
     // Steps alone: the cache of images fills up during the first epochs, and a worker of every epoch has an arena of
     // the allocator's.
-    let sets = [
-        "batch_size=2",
-        "stream.input.cache_mb=0",
-        "stream.input.workers=0",
-        "teacher.weights=embedded:micro_student",
-    ];
-    let config = Config::load(&["../configs/quickstart.toml"], &sets.map(String::from))?;
+    let sets = ["batch_size=2", "stream.input.cache_mb=0", "stream.input.workers=0"].map(String::from);
+    let config = Config::load(&["../configs/quickstart.toml"], &sets)?;
     let Experiment { stream, mut trainer, .. } = Experiment::build(&config)?;
     let task = stream.tasks()[0].clone();
     trainer.begin_task(&task)?;

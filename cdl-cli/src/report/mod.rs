@@ -205,11 +205,11 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     if let Some(folder) = &args.figures {
         for (name, plot) in sections.iter().flat_map(|section| &section.plots) {
             let svg = plot.standalone();
+            if args.format != Format::Png {
+                files.push((folder.join(format!("{name}.svg")), svg.clone().into_bytes()));
+            }
             if args.format != Format::Svg {
                 files.push((folder.join(format!("{name}.png")), raster::png(&svg)?));
-            }
-            if args.format != Format::Png {
-                files.push((folder.join(format!("{name}.svg")), svg.into_bytes()));
             }
         }
     }
@@ -223,7 +223,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         files.extend(tables.map(|(name, text)| (folder.join(name), text.into_bytes())));
     }
     let place = place::resolved(&out);
-    if let Some((file, _)) = files.iter().find(|(file, _)| place::resolved(file) == place) {
+    if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(place::resolved(file))) {
         let (out, file) = (out.display(), file.display());
         return Err(Failure::mistake(format!(
             "--out {out}: expected another name, {file} is written as well"
@@ -265,8 +265,15 @@ fn refuse_places(args: &ReportArgs, out: &Path, runs: &[Run]) -> Result<(), Fail
     }
     let Some(folder) = &args.tensorboard else { return Ok(()) };
     for run in runs.iter().map(|run| folder.join(&run.name)) {
-        place::folder("--tensorboard", &run.join(Role::Student.as_str()))?;
-        place::folder("--tensorboard", &run.join(Role::Teacher.as_str()))?;
+        for events in [Role::Student, Role::Teacher].map(|role| run.join(role.as_str())) {
+            place::folder("--tensorboard", &events)?;
+            if place::resolved(&events).starts_with(&page) {
+                let (events, out) = (events.display(), out.display());
+                return Err(Failure::mistake(format!(
+                    "--out {out}: expected another name, {events} becomes a folder"
+                )));
+            }
+        }
     }
     Ok(())
 }

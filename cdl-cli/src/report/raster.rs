@@ -34,10 +34,10 @@ pub fn png(svg: &str) -> Result<Vec<u8>, Failure> {
         Pixmap::new(width, height).ok_or_else(|| fail(format!("{width} x {height} pixels are too many")))?;
     pixels.fill(Color::WHITE);
     resvg::render(&tree, Transform::from_scale(SCALE, SCALE), &mut pixels.as_mut());
-    // On white nothing is left transparent.
+    // On white nothing is left transparent. Without growing: this crate is built with little optimisation.
     let mut opaque = vec![0; pixels.data().len() / 4 * 3];
-    for (opaque, [r, g, b, _]) in opaque.as_chunks_mut().0.iter_mut().zip(pixels.data().as_chunks().0) {
-        *opaque = [*r, *g, *b];
+    for (pixel, [r, g, b, _]) in opaque.as_chunks_mut().0.iter_mut().zip(pixels.data().as_chunks().0) {
+        *pixel = [*r, *g, *b];
     }
     let image = RgbImage::from_raw(width, height, opaque).ok_or_else(|| fail("pixels are missing".into()))?;
     let mut file = Cursor::new(Vec::new());

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use cdl_core::run_dir::write_atomic;
+use cdl_core::{Config, run_dir::write_atomic};
 
-use super::{Sweep, manifest};
+use super::{Sweep, manifest, plan::Cell};
 use crate::{Failure, emit as print};
 
 /// The script.
@@ -23,8 +23,8 @@ pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
 }
 
 /// A job for each cell, which it calls by its name: numbers change when the sweep grows. Being told to stop, by the time
-/// limit or by preemption, a cell saves its run; the job then puts itself into the queue again and goes on from there. Where
-/// runs are not to be saved it does not, for it would never come to an end.
+/// limit or by preemption, a cell saves its run; the job then puts itself into the queue again and goes on from there.
+/// A cell that is not to be saved is not queued again: it would begin anew until the time limit, each time.
 fn script(sweep: &Sweep) -> Result<String, Failure> {
     let lost = |what: &str, e: std::io::Error| Failure::working(format!("{what} cannot be found: {e}"));
     let program = std::env::current_exe().map_err(|e| lost("this program", e))?;
@@ -32,37 +32,28 @@ fn script(sweep: &Sweep) -> Result<String, Failure> {
     let last = sweep.cells.len().saturating_sub(1);
     let (program, here, folder) = (quoted(&program)?, quoted(&here)?, quoted(&sweep.folder)?);
     let names: String = sweep.cells.iter().map(|cell| format!("    {}\n", cell.name)).collect();
-    let saved = !sweep.configs.iter().flatten().any(|config| config.run.checkpoint.off);
-    let (requeue, stopped) = match saved {
-        true => ("requeue", "the cell saves its run; queued again, it goes on."),
-        false => ("no-requeue", "the cell ends: `checkpoint.off = true`, so it is not queued again."),
+    let unsaved = |(cell, config): (&Cell, &Result<Config, String>)| {
+        config.as_ref().is_ok_and(|config| config.run.checkpoint.off).then(|| format!("{} ", cell.name))
     };
-    let again = match saved {
-        true => {
-            "# 143 is a cell that was told to stop and is not finished.
-if [ \"$code\" = 143 ] && command -v scontrol >/dev/null; then
-    scontrol requeue \"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}\"
-fi
-"
-        }
-        false => "",
-    };
+    let unsaved: String = sweep.cells.iter().zip(&sweep.configs).filter_map(unsaved).collect();
     Ok(format!(
         "#!/bin/bash
 #SBATCH --job-name=cdl-sweep
 #SBATCH --array=0-{last}
 #SBATCH --signal=B:TERM@{NOTICE}
-#SBATCH --{requeue}
+#SBATCH --requeue
 #SBATCH --open-mode=append
 # What a cell needs here; options of sbatch win over these lines.
 #SBATCH --time=24:00:00
 #SBATCH --cpus-per-task=8
 ##SBATCH --gres=gpu:1
 
-# A job of this array runs one cell of a sweep. Told to stop, {stopped}
+# A job of this array runs one cell of a sweep. Told to stop, the cell saves its run; queued again, it goes on.
 # When all are done, tables and figure: cdl sweep --resume {folder} --collect
 cells=(
 {names})
+# Those with `checkpoint.off = true`.
+unsaved=\" {unsaved}\"
 cd {here} || exit 1
 threads=\"${{SLURM_CPUS_PER_TASK:-}}\"
 name=\"${{cells[SLURM_ARRAY_TASK_ID]:?the sweep has the cells 0 to {last}}}\"
@@ -88,7 +79,11 @@ while [ -n \"$told\" ]; do
     wait \"$cell\"
     code=$?
 done
-{again}# What has killed the cell kept it from saying so.
+# 143 is a cell that was told to stop and is not finished. One that was not saved would begin anew, and never end.
+if [ \"$code\" = 143 ] && [[ \"$unsaved\" != *\" $name \"* ]] && command -v scontrol >/dev/null; then
+    scontrol requeue \"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}\"
+fi
+# What has killed the cell kept it from saying so.
 if [ \"$code\" -gt 128 ] && [ \"$code\" != 130 ] && [ \"$code\" != 143 ]; then
     echo \"its process was ended by signal $((code - 128))\" > {folder}/logs/\"$name\".failure
 fi

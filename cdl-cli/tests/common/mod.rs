@@ -17,7 +17,9 @@ pub fn repository() -> PathBuf {
 #[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CDL_")) {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("CDL_") || name.ends_with("_NUM_THREADS"))
+    {
         command.env_remove(name);
     }
     command.current_dir(repository());
