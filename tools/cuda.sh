@@ -102,7 +102,7 @@ case ${1:-} in
     stand_in
     # Of the tests, those that the feature changes.
     cargo clippy --release --workspace --exclude cdl-fuzz --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
-      "${apart[@]}" --lib --bins --test cuda --test mistakes --test predict -- -D warnings
+      "${apart[@]}" --lib --bins --test cuda --test cli -- -D warnings
     ;;
   emulated)
     tools/emulated_gpu.sh > /dev/null

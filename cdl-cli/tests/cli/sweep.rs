@@ -1,15 +1,11 @@
 //! Grids of runs, through the program.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-#![cfg(unix)]
-
-mod common;
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use common::{
+use crate::common::{
     TINY, cdl, said,
     sweeps::{done, json, path, state, states, sweep, tables, text},
 };

@@ -1,11 +1,8 @@
 //! Runs as a page, figures and tables, through the program.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{fs, path::Path};
 
-use common::{TINY, cdl, command, said};
+use crate::common::{TINY, cdl, command, said};
 use serde_json::Value;
 
 fn run(dir: &Path, more: &[&str]) {

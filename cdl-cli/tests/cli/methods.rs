@@ -1,11 +1,8 @@
 //! Every combination of methods, and the ways to combine them, through the program.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{fs, path::Path};
 
-use common::{TINY, cdl, repository, said};
+use crate::common::{TINY, cdl, repository, said};
 use serde_json::Value;
 
 /// Runs the quickstart with `more`, tiny, and gives back what it said, what it recorded and its results.

@@ -1,11 +1,8 @@
 //! `cdl bench` as its user runs it. Times are not tested, what is counted is.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::process::Command;
 
-use common::{cdl, repository, said};
+use crate::common::{cdl, repository, said};
 use serde_json::Value;
 
 const TINY: [&str; 10] =
@@ -52,7 +49,7 @@ fn an_unknown_set_of_instructions_is_told_once() {
     assert_eq!(said.matches("CDL_SIMD=avx1024").count(), 1, "{said}");
     assert!(said.contains("portable"), "the known ones are named: {said}");
     let output = with("portable");
-    assert!(!common::said(&output).contains("CDL_SIMD"));
+    assert!(!said(&output).contains("CDL_SIMD"));
     let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(line["mode"], "portable");
 }

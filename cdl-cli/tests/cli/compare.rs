@@ -1,8 +1,5 @@
 //! Runs beside the published table, through the program. No run of published length is made here: a run directory is made
 //! as such a run would write it.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,8 +7,8 @@ use std::{
     path::Path,
 };
 
+use crate::common::{TINY, cdl, repository, said};
 use cdl_core::{AccuracyMatrix, Config};
-use common::{TINY, cdl, repository, said};
 use serde_json::{Value, json};
 
 /// A file beside the table, by lines of column and cell.

@@ -1,11 +1,8 @@
 //! `cdl check`: all mistakes at once, and true counts.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{fs, path::Path, process::Output};
 
-use common::{cdl, repository, said};
+use crate::common::{cdl, repository, said};
 use serde_json::Value;
 
 fn check(more: &[&str]) -> Output {

@@ -1,11 +1,8 @@
 //! Whole runs through the program.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{fs, path::Path};
 
-use common::{SMALL, cdl, said};
+use crate::common::{SMALL, TINY, cdl, repository, said};
 use serde_json::Value;
 
 fn run(dir: &Path, more: &[&str]) -> std::process::Output {
@@ -127,7 +124,7 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
 fn a_run_with_weights_of_transformers_says_which() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
-    let weights = common::repository().join("plugins/tests/fixtures/vit/transformers_vit");
+    let weights = repository().join("plugins/tests/fixtures/vit/transformers_vit");
     let set = format!("student.weights={}", weights.display());
     let output = run(&dir, &["--set", &set, "--set", "train_teacher=false", "--set", "distiller.name=none"]);
     assert!(output.status.success(), "{}", said(&output));
@@ -209,7 +206,7 @@ fn a_run_that_stops_early_counts_the_tasks_that_it_does() {
     let (dir, student) = (folder.path().join("run"), folder.path().join("student"));
     let (path, student) = (dir.to_str().expect("path"), student.to_str().expect("path"));
     let short = ["--set", "stream.tasks=5", "--set", "stream.max_tasks=2", "--set", "batch_size=8"];
-    let args = [&["configs/quickstart.toml"][..], &common::TINY, &short].concat();
+    let args = [&["configs/quickstart.toml"][..], &TINY, &short].concat();
     let checked = cdl(&[&["check"][..], &args, &["--steps", "0"]].concat());
     let table = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(table.contains("4 classes in 2 tasks"), "{table}");

@@ -1,11 +1,8 @@
 //! The table of published options names what there is, and its example commands mean what it says.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use common::{TINY, cdl, repository, said};
+use crate::common::{TINY, cdl, repository, said};
 
 /// Options of the published program.
 const YAML: &str = "dataset first_split_size other_split_size schedule schedule_type batch_size optimizer lr momentum \

@@ -41,7 +41,6 @@ pub fn lines(output: &Output) -> Vec<Value> {
 }
 
 /// The folder of an exported student, beside an image that it can be asked about.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn exported() -> (TempDir, PathBuf, PathBuf) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let run = run(&folder, &["configs/baseline/student_alone.toml"]);
@@ -55,7 +54,6 @@ pub fn exported() -> (TempDir, PathBuf, PathBuf) {
 }
 
 /// Digests and names of a list.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn sums(folder: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(folder.join("SHA256SUMS")).expect("sums");
     let pair = |line: &str| line.split_once("  ").map(|(sum, name)| (sum.to_string(), name.to_string()));
@@ -63,7 +61,6 @@ pub fn sums(folder: &Path) -> Vec<(String, String)> {
 }
 
 /// Changes `model.json`, and the checksums with it.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn describe(model: &Path, change: &dyn Fn(&mut Value)) {
     let file = model.join("model.json");
     let mut value: Value = serde_json::from_slice(&fs::read(&file).expect("file")).expect("JSON");
@@ -73,7 +70,6 @@ pub fn describe(model: &Path, change: &dyn Fn(&mut Value)) {
 }
 
 /// Lists the files of a folder as they are now: whoever changes a file can change its checksum as well.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn list(model: &Path) {
     let line = |(_, name): (String, String)| {
         let sum = Sha256::digest(fs::read(model.join(&name)).expect("file"));

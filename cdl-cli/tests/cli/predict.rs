@@ -1,19 +1,14 @@
 //! `cdl predict` and `cdl bench --inference` on exported networks: what they read, how much of it at once, and which
 //! folders they refuse.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-#[path = "common/exports.rs"]
-mod exports;
 
 use std::fs;
 
+use crate::common::exports::{describe, done, exported, lines, list, run, sums, text};
+use crate::common::{cdl, said};
 use cdl_core::{
     candle_core::{DType, Device, Tensor, safetensors},
     image::RgbImage,
 };
-use common::{cdl, said};
-use exports::{describe, done, exported, lines, list, run, sums, text};
 use serde_json::{Value, json};
 
 #[test]

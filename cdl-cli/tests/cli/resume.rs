@@ -1,8 +1,4 @@
 //! Runs that are killed or stopped and go on: they end with the bytes of one that never was.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-#![cfg(unix)]
-
-mod common;
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::common::{cdl, command, repository, said};
 use cdl_core::{Checkpoint, Rng};
-use common::{cdl, command, said};
 use serde_json::Value;
 
 /// Two tasks, two epochs of four steps: 32 steps.
@@ -179,7 +175,7 @@ fn runs_killed_at_random_moments_end_as_whole_ones_with_every_method_that_has_st
     killed_cases(4, &HALF);
 }
 
-/// `cargo test --release -p cdl-cli --test resume -- --ignored`: a quarter of an hour.
+/// `cargo test --release -p cdl-cli --test cli -- --ignored resume`: a quarter of an hour.
 #[test]
 #[ignore = "takes minutes"]
 fn fifty_kills_over_the_quickstart() {
@@ -427,8 +423,7 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_loses_nothing() {
     let program = limited.get_program().to_str().expect("UTF-8 path");
     // 200 blocks of 512 or 1,024 bytes; every checkpoint has more than a megabyte.
     let script = format!("trap '' XFSZ; ulimit -f 200; exec '{program}' resume '{path}'");
-    let output =
-        Command::new("sh").args(["-c", &script]).current_dir(common::repository()).output().expect("sh");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(repository()).output().expect("sh");
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     let words = ["checkpoints/", "File too large", "0 finished task(s) are in", "go on with: cdl resume"];
     for word in words {

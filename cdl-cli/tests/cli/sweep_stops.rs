@@ -1,9 +1,5 @@
 //! Sweeps that are stopped, killed, shared out among processes, or run as a job array. No test hopes for a moment: a cell
 //! that must not be finished yet is one that the test holds, or one that would take hours.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-#![cfg(unix)]
-
-mod common;
 
 use std::{
     fs,
@@ -12,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{
+use crate::common::{
     cdl, command, said,
     sweeps::{Started, done, hold, json, of_any_cell, path, state, states, sweep, tables, text},
 };

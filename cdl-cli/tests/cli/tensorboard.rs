@@ -1,7 +1,4 @@
 //! Event files and `metrics.jsonl`: read back, they say the same, also after a run was stopped and went on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{TINY, cdl, repository, said};
+use crate::common::{TINY, cdl, command, repository, said};
 use serde_json::Value;
 
 /// One value of an event file: wall time, and the number or the size of the picture and its file.
@@ -250,7 +247,7 @@ fn a_run_that_was_killed_shows_every_epoch_once() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [run, converted] = [far_down(folder.path()).join("run"), folder.path().join("converted")];
     let sets = ["--set", "epochs=6", "--set", "record.tensorboard=true", "--set", "checkpoint.every_steps=1"];
-    let mut child = common::command()
+    let mut child = command()
         .args(["--verbose", "run", "configs/quickstart.toml", "--run-dir", text(&run)])
         .args([&TINY[..], &sets].concat())
         .stderr(Stdio::piped())

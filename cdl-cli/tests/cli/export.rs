@@ -1,16 +1,11 @@
 //! Exported networks through the program: they predict what the run's networks do, to the bit, when nothing of the run is
 //! left.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
-#[path = "common/exports.rs"]
-mod exports;
 
 use std::{fs, path::Path};
 
+use crate::common::exports::{done, lines, run, text};
+use crate::common::{cdl, said};
 use cdl_core::{Config, Experiment, Role, candle_core::Tensor, image::RgbImage, run_dir::read_model};
-use common::{cdl, said};
-use exports::{done, lines, run, text};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

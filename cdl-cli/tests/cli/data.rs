@@ -1,7 +1,4 @@
 //! `cdl data verify` and `cdl data split` on a folder of images.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{
     fs,
@@ -9,7 +6,7 @@ use std::{
     process::Output,
 };
 
-use common::{cdl, said};
+use crate::common::{cdl, said};
 
 /// 10 images of each of two classes, one of them a folder deeper, with a name that a list could take for a comment.
 fn images(root: &Path) -> PathBuf {

@@ -1,11 +1,8 @@
 //! A user's mistakes: each gets one clear sentence and exit code 2, and nothing is written.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use common::{SMALL, cdl, said};
+use crate::common::{SMALL, cdl, command, repository, said};
 
 /// Runs the small quickstart with `more`; expects refusal with all of `words`, and no run directory.
 fn refused(more: &[&str], words: &[&str]) {
@@ -74,13 +71,13 @@ fn variables_that_the_sources_read_are_not_taken_for_settings() {
     }
     let mut found = BTreeSet::new();
     for folder in ["core/src", "core/tests", "plugins/src", "plugins/tests", "cdl-cli/src", "tools"] {
-        collect(&common::repository().join(folder), &mut found);
+        collect(&repository().join(folder), &mut found);
     }
     for known in ["CDL_CUDA_LIBS", "CDL_GOLDEN_DIR", "CDL_LOG", "CDL_REQUIRE_GPU", "CDL_SIMD"] {
         assert!(found.contains(known), "{known} is not among {found:?}");
     }
     for name in found {
-        let mut command = common::command();
+        let mut command = command();
         let output =
             command.args(["explain", "configs/quickstart.toml"]).env(&name, "").output().expect("cdl");
         assert_eq!(output.status.code(), Some(0), "{name}: {}", said(&output));
@@ -250,7 +247,7 @@ fn weights_that_are_missing_truncated_or_do_not_fit() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("path").to_string();
     refused(&set(&format!("teacher.weights={}", path("none.safetensors"))), &["none.safetensors"]);
-    let assets = common::repository().join("plugins/assets/micro_vit");
+    let assets = repository().join("plugins/assets/micro_vit");
     let bytes = fs::read(assets.join("teacher.safetensors")).expect("weights");
     fs::write(path("short.safetensors"), &bytes[..bytes.len() / 2]).expect("file");
     let short = format!("teacher.weights={}", path("short.safetensors"));
@@ -297,7 +294,7 @@ fn weights_that_are_missing_truncated_or_do_not_fit() {
 
 #[test]
 fn weights_by_torch_that_are_damaged_or_no_vit() {
-    let fixtures = common::repository().join("plugins/tests/fixtures/vit");
+    let fixtures = repository().join("plugins/tests/fixtures/vit");
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("path").to_string();
     let bytes = fs::read(fixtures.join("torch_vit/pytorch_model.bin")).expect("weights");

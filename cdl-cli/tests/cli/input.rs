@@ -1,11 +1,8 @@
 //! Images on their way into a run: threads, memory, and files that cannot be read.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{fs, path::Path, process::Output};
 
-use common::{cdl, said};
+use crate::common::{cdl, said};
 use serde_json::{Value, json};
 
 /// A folder of two classes, each with eight training images and four test images, all different.

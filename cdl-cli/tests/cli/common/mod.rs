@@ -1,6 +1,7 @@
 //! Running the program as a user does.
 
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
+pub mod exports;
+#[cfg(unix)]
 pub mod sweeps;
 
 use std::{
@@ -14,7 +15,6 @@ pub fn repository() -> PathBuf {
 }
 
 /// The program, to be run in the repository with nothing of the caller's environment that could change a configuration.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
     for (name, _) in
@@ -27,7 +27,6 @@ pub fn command() -> Command {
 }
 
 /// `cdl ARGS`.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub fn cdl(args: &[&str]) -> Output {
     command().args(args).output().expect("cdl starts")
 }
@@ -38,7 +37,6 @@ pub fn said(output: &Output) -> String {
 }
 
 /// Options that make the quickstart a matter of seconds.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub const SMALL: [&str; 8] = [
     "--set",
     "epochs=1",
@@ -51,7 +49,6 @@ pub const SMALL: [&str; 8] = [
 ];
 
 /// Two tasks of five classes, two steps each: a run in about a second.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub const TINY: [&str; 10] = [
     "--set",
     "epochs=1",

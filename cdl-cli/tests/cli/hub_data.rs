@@ -1,7 +1,4 @@
 //! A parquet data set from a loopback hub, through the program.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::{
     fs,
@@ -13,7 +10,7 @@ use std::{
     thread,
 };
 
-use common::{repository, said};
+use crate::common::{repository, said};
 use sha2::{Digest, Sha256};
 
 /// Port 1 is reserved and nothing listens there: connections are refused at once.

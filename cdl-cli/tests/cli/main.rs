@@ -1,0 +1,24 @@
+//! The program as its users run it. One binary, so that it is linked once and all its tests share the processors.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod bench;
+mod check;
+mod common;
+mod compare;
+mod data;
+mod export;
+mod hub_data;
+mod input;
+mod methods;
+mod mistakes;
+mod predict;
+mod published_options;
+mod report;
+#[cfg(unix)]
+mod resume;
+mod run;
+#[cfg(unix)]
+mod sweep;
+#[cfg(unix)]
+mod sweep_stops;
+mod tensorboard;
