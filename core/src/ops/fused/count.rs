@@ -1,12 +1,16 @@
 //! What was computed, and how fast this machine could compute it.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
 use rayon::prelude::*;
 
+use super::panel::Pool;
 use super::tile::{Left, Level, Order, PANEL, Right, STRIP, product};
 use crate::ops::kernel::{View, gemm};
 
@@ -43,14 +47,16 @@ pub struct Rates {
 
 /// Measures both for about `seconds` each; the plain product is that of `(tokens, inputs)` with `(inputs, outputs)`.
 pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> Rates {
-    const DEPTH: usize = 256;
+    const DEPTH: usize = 128;
     const ROUNDS: usize = 2000;
     let threads = rayon::current_num_threads();
-    let (a, b) = (vec![0.5; STRIP * DEPTH], vec![0.5; PANEL * DEPTH]);
-    let level = Level::best();
+    let (pool, level) = (Arc::<Pool>::default(), Level::best());
+    let (mut a, mut b) = (pool.zeros(STRIP * DEPTH), pool.zeros(PANEL * DEPTH));
+    a.fill(0.5);
+    b.fill(0.5);
     let kernel = rate(seconds, 2 * threads * ROUNDS * STRIP * PANEL * DEPTH, || {
         (0..threads).into_par_iter().for_each(|_| {
-            let mut c = vec![0.0; STRIP * PANEL];
+            let mut c = pool.zeros(STRIP * PANEL);
             for _ in 0..ROUNDS {
                 let left = Left { data: &a, order: Order::Columns, stride: STRIP };
                 let right = Right { data: &b, stride: PANEL };

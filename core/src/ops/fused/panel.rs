@@ -14,7 +14,7 @@ use std::{
 
 use multiversion::multiversion;
 
-use super::tile::{GROUP, PANEL};
+use super::tile::{GROUP, LINE, PANEL};
 use crate::ops::kernel::{exp_f32, normal_f32};
 
 /// Which tokens of every image a set of panels holds.
@@ -61,8 +61,9 @@ struct Shelves {
 /// Memory on loan from a [`Pool`]; its first contents are arbitrary.
 #[derive(Debug)]
 pub struct Buffer {
-    /// At least `len` floats.
+    /// At least `len` floats from `start` on, where a line of the cache begins: registers are loaded from one line each.
     data: Vec<f32>,
+    start: usize,
     len: usize,
     pool: Arc<Pool>,
 }
@@ -81,10 +82,12 @@ impl Pool {
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         // The smallest that is large enough, unless much of it would lie idle.
-        let found = shelves.free.range_mut(len..=len + len / 4).find_map(|(_, shelf)| shelf.pop());
+        let size = len + LINE;
+        let found = shelves.free.range_mut(size..=size + size / 4).find_map(|(_, shelf)| shelf.pop());
         drop(shelves);
-        let data = found.map_or_else(|| vec![0.0; len], |(_, data)| data);
-        Buffer { data, len, pool: self.clone() }
+        let data = found.map_or_else(|| vec![0.0; size], |(_, data)| data);
+        let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        Buffer { data, start, len, pool: self.clone() }
     }
 
     /// `len` zeros.
@@ -118,13 +121,13 @@ impl Drop for Buffer {
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.data[..self.len]
+        &self.data[self.start..][..self.len]
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.data[..self.len]
+        &mut self.data[self.start..][..self.len]
     }
 }
 
@@ -468,6 +471,23 @@ pub fn softmax_backward(
             for i in 0..LANES {
                 g[i] = w[i] * (g[i] - delta[i]) * scale;
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_begins_with_a_line_and_is_used_again() {
+        let pool = Arc::<Pool>::default();
+        for len in [1, 48, 1000, 100_000] {
+            let first = pool.take(len);
+            assert_eq!((first.as_ptr() as usize % 64, first.len()), (0, len));
+            let place = first.as_ptr();
+            drop(first);
+            assert_eq!(pool.zeros(len).as_ptr(), place);
         }
     }
 }

@@ -195,6 +195,9 @@ fn kernel(level: Level, order: Order, groups: usize) -> Kernel {
 /// A register of floats.
 trait Vector: Copy {
     const LANES: usize;
+    /// Whether the loop over the depth has room for asking for weights (measured): with fewer and shorter products in each
+    /// round it takes as long as the products.
+    const ASKS: bool;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
     /// `LANES` floats from `at`.
@@ -208,6 +211,8 @@ trait Vector: Copy {
 /// How far ahead weights are asked for, in floats and in strips (measured).
 const AHEAD: usize = 512;
 const STRIPS_AHEAD: usize = 4;
+/// Floats in a line of the cache.
+pub const LINE: usize = 16;
 
 /// Asks for the cache line at `at`, wherever that is.
 #[inline(always)]
@@ -219,6 +224,52 @@ fn prefetch(at: *const f32) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// Asks for what will be read soon.
+#[inline]
+pub fn soon(floats: &[f32]) {
+    floats.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
+}
+
+/// One step of the depth: `R` elements from `a`, `row` apart, times `C` registers from `b`. What there is less of is
+/// held in registers.
+///
+/// # Safety
+/// See [`registers`].
+#[inline(always)]
+unsafe fn step<V: Vector, const R: usize, const C: usize>(
+    sums: &mut [[V; C]; R],
+    a: *const f32,
+    row: usize,
+    b: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if R < C {
+            let mut left = [V::splat(0.0); R];
+            for (i, left) in left.iter_mut().enumerate() {
+                *left = V::splat(*a.add(i * row));
+            }
+            for j in 0..C {
+                let right = V::load(b.add(j * V::LANES));
+                for i in 0..R {
+                    sums[i][j] = sums[i][j].add_product(left[i], right);
+                }
+            }
+        } else {
+            let mut right = [V::splat(0.0); C];
+            for (j, right) in right.iter_mut().enumerate() {
+                *right = V::load(b.add(j * V::LANES));
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let left = V::splat(*a.add(i * row));
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = sum.add_product(left, right);
+                }
+            }
+        }
+    }
 }
 
 /// `R` rows by `C` registers of the result.
@@ -248,39 +299,28 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
                 }
             }
         }
-        let mut b = b;
-        let mut one = |at: *const f32, row_stride: usize| {
-            let mut right = [V::splat(0.0); C];
-            for (j, right) in right.iter_mut().enumerate() {
-                *right = V::load(b.add(j * V::LANES));
-            }
-            for (i, row) in sums.iter_mut().enumerate() {
-                let left = V::splat(*at.add(i * row_stride));
-                for (sum, right) in row.iter_mut().zip(right) {
-                    *sum = sum.add_product(left, right);
-                }
-            }
-            b = b.add(b_stride);
-        };
         match ORDER {
             COLUMNS => {
                 for k in 0..depth {
-                    prefetch(a.wrapping_add(k * a_stride + AHEAD));
-                    one(a.add(k * a_stride), 1);
+                    if V::ASKS {
+                        prefetch(a.wrapping_add(k * a_stride + AHEAD));
+                    }
+                    step(&mut sums, a.add(k * a_stride), 1, b.add(k * b_stride));
                 }
             }
             ROWS => {
                 for k in 0..depth {
-                    one(a.add(k), a_stride);
+                    step(&mut sums, a.add(k), a_stride, b.add(k * b_stride));
                 }
             }
             _ => {
                 for strip in 0..depth / STRIP {
                     for k in 0..STRIP {
-                        if k % 2 == 0 {
+                        if V::ASKS && k % 2 == 0 {
                             prefetch(a.wrapping_add((strip + STRIPS_AHEAD) * a_stride + k * STRIP));
                         }
-                        one(a.add(strip * a_stride + k), STRIP);
+                        let b = b.add((strip * STRIP + k) * b_stride);
+                        step(&mut sums, a.add(strip * a_stride + k), STRIP, b);
                     }
                 }
             }
@@ -293,9 +333,10 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
     }
 }
 
-/// Eight rows by `G` groups of columns out of tiles that fit the registers.
+/// Eight rows by `G` groups of columns, out of tiles that fit the registers: for one, two and three groups so many rows by
+/// so many registers (measured).
 macro_rules! tiles {
-    ($vector:ty, $rows:literal, $feature:literal) => {
+    ($vector:ty, $feature:literal, $($groups:literal => $rows:literal x $registers:literal),*) => {
         /// See [`Kernel`](super::Kernel).
         ///
         /// # Safety
@@ -312,44 +353,25 @@ macro_rules! tiles {
             c_stride: usize,
             add: bool,
         ) {
-            const LANES: usize = <$vector as Vector>::LANES;
             let row = match ORDER {
                 COLUMNS => 1,
                 ROWS => a_stride,
                 _ => STRIP,
             };
-            for i in (0..STRIP).step_by($rows) {
-                let mut column = 0;
-                while column < G * GROUP {
-                    // SAFETY: the caller's promise, for a part of the tile.
-                    unsafe {
-                        let (a, b) = (a.add(i * row), b.add(column));
-                        let c = c.add(i * c_stride + column);
-                        let left = (G * GROUP - column) / LANES;
-                        column += LANES
-                            * match left {
-                                1 => {
-                                    registers::<$vector, ORDER, $rows, 1>(
-                                        depth, a, a_stride, b, b_stride, c, c_stride, add,
-                                    );
-                                    1
-                                }
-                                3 => {
-                                    registers::<$vector, ORDER, $rows, 3>(
-                                        depth, a, a_stride, b, b_stride, c, c_stride, add,
-                                    );
-                                    3
-                                }
-                                _ => {
-                                    registers::<$vector, ORDER, $rows, 2>(
-                                        depth, a, a_stride, b, b_stride, c, c_stride, add,
-                                    );
-                                    2
-                                }
-                            };
+            $(if G == $groups {
+                for i in (0..STRIP).step_by($rows) {
+                    for column in (0..G * GROUP).step_by($registers * <$vector as Vector>::LANES) {
+                        // SAFETY: the caller's promise, for a part of the tile.
+                        unsafe {
+                            let (a, b) = (a.add(i * row), b.add(column));
+                            let c = c.add(i * c_stride + column);
+                            registers::<$vector, ORDER, $rows, $registers>(
+                                depth, a, a_stride, b, b_stride, c, c_stride, add,
+                            );
+                        }
                     }
                 }
-            }
+            })*
         }
     };
 }
@@ -361,6 +383,7 @@ mod avx512 {
 
     impl Vector for __m512 {
         const LANES: usize = 16;
+        const ASKS: bool = true;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: only called from functions compiled for AVX-512; likewise below.
@@ -383,7 +406,7 @@ mod avx512 {
         }
     }
 
-    tiles!(__m512, 8, "avx512f");
+    tiles!(__m512, "avx512f", 1 => 8 x 1, 2 => 8 x 2, 3 => 8 x 3);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -393,6 +416,7 @@ mod avx2 {
 
     impl Vector for __m256 {
         const LANES: usize = 8;
+        const ASKS: bool = false;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             // SAFETY: only called from functions compiled for AVX2 with FMA; likewise below.
@@ -415,7 +439,7 @@ mod avx2 {
         }
     }
 
-    tiles!(__m256, 4, "avx2,fma");
+    tiles!(__m256, "avx2,fma", 1 => 4 x 2, 2 => 4 x 2, 3 => 2 x 6);
 }
 
 mod portable {
@@ -427,6 +451,7 @@ mod portable {
 
     impl Vector for Four {
         const LANES: usize = 4;
+        const ASKS: bool = false;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             Self([x; 4])
@@ -451,7 +476,7 @@ mod portable {
         }
     }
 
-    tiles!(Four, 4, "sse2");
+    tiles!(Four, "sse2", 1 => 4 x 2, 2 => 4 x 2, 3 => 4 x 2);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 
 use super::{
     count, panel,
-    tile::{Left, Level, Order, PANEL, Right, STRIP, product},
+    tile::{LINE, Left, Level, Order, PANEL, Right, STRIP, product, soon},
 };
 use crate::Result;
 
@@ -84,15 +84,20 @@ impl Frozen {
     ) {
         let rows = outputs.len();
         count::add(rows * tokens * self.inputs);
+        let panels = panel::panels(tokens);
         let step = depth_step(level, Order::Columns);
         for depth in (0..self.inputs).step_by(step) {
             let depths = step.min(self.inputs - depth);
             for row in (0..rows).step_by(STRIP) {
                 let output = outputs.start + row;
                 let data = &self.data[output / STRIP * self.stride() + depth * STRIP..];
+                let next = data.get(self.stride()..).unwrap_or_default();
+                let next = &next[..next.len().min(depths * STRIP)];
                 let left = Left { data, order: Order::Columns, stride: STRIP };
-                for panel in 0..panel::panels(tokens) {
+                for panel in 0..panels {
+                    soon(share(next, panel, panels));
                     let at = (panel * rows + row) * PANEL;
+                    soon_tile(y, at + rows * PANEL);
                     let result = &mut y[at..][..STRIP * PANEL];
                     if depth == 0 {
                         for (i, result) in result.chunks_exact_mut(PANEL).enumerate() {
@@ -127,14 +132,22 @@ impl Frozen {
     ) {
         let rows = outputs.len();
         count::add(rows * tokens * self.inputs);
+        let panels = panel::panels(tokens);
         let step = depth_step(level, Order::Strips);
         for depth in (0..rows).step_by(step) {
             let depths = step.min(rows - depth);
             for row in (0..self.inputs).step_by(STRIP) {
                 let data = &self.data[(outputs.start + depth) / STRIP * self.stride() + row * STRIP..];
                 let left = Left { data, order: Order::Strips, stride: self.stride() };
-                for panel in 0..panel::panels(tokens) {
-                    let result = &mut dx[(panel * self.inputs + row) * PANEL..][..STRIP * PANEL];
+                for panel in 0..panels {
+                    for strip in 0..depths / STRIP {
+                        // Eight rows on; of the last rows' strip it is the gap.
+                        let next = &data[strip * self.stride() + STRIP * STRIP..];
+                        soon(share(&next[..next.len().min(STRIP * STRIP)], panel, panels));
+                    }
+                    let at = (panel * self.inputs + row) * PANEL;
+                    soon_tile(dx, at + self.inputs * PANEL);
+                    let result = &mut dx[at..][..STRIP * PANEL];
                     let right = Right { data: &dy[(panel * rows + depth) * PANEL..], stride: PANEL };
                     let size = (STRIP, panel::columns(panel, tokens), depths);
                     product(level, size, left, right, result, PANEL, depth > 0);
@@ -152,5 +165,19 @@ fn depth_step(level: Level, order: Order) -> usize {
     match (level, order) {
         (Level::Avx512, Order::Columns) => 768,
         _ => 128,
+    }
+}
+
+/// Part `number` of `parts` of `floats`, in whole lines of the cache: what the next strip needs is asked for a part with
+/// each panel.
+fn share(floats: &[f32], number: usize, parts: usize) -> &[f32] {
+    let border = |number: usize| (number * floats.len().div_ceil(LINE) / parts * LINE).min(floats.len());
+    &floats[border(number)..border(number + 1)]
+}
+
+/// Asks for the part of a result, from `at` on, that comes next: a product begins with it.
+fn soon_tile(panels: &[f32], at: usize) {
+    if let Some(next) = panels.get(at..) {
+        soon(&next[..next.len().min(STRIP * PANEL)]);
     }
 }
