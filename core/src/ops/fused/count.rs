@@ -10,8 +10,10 @@ use std::{
 
 use rayon::prelude::*;
 
-use super::panel::Pool;
-use super::tile::{Left, Level, Order, PANEL, Right, STRIP, product};
+use super::{
+    panel::Pool,
+    tile::{Left, Level, Order, PANEL, Right, STRIP, product},
+};
 use crate::ops::kernel::{View, gemm};
 
 static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
@@ -39,7 +41,7 @@ pub fn multiply_adds() -> u64 {
 /// Floating-point operations a second that this machine reaches, all threads together.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
-    /// Of the product kernel on operands that stay in the cache: nothing can be faster.
+    /// Of the product kernel on operands that stay in the first cache: nothing here is faster.
     pub kernel: f64,
     /// Of a plain matrix product of the size of a layer, by the library that candle computes with.
     pub matmul: f64,

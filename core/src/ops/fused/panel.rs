@@ -86,6 +86,7 @@ impl Pool {
         let found = shelves.free.range_mut(size..=size + size / 4).find_map(|(_, shelf)| shelf.pop());
         drop(shelves);
         let data = found.map_or_else(|| vec![0.0; size], |(_, data)| data);
+        // An allocator need not know how far it is; then registers are loaded from two lines.
         let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         Buffer { data, start, len, pool: self.clone() }
     }

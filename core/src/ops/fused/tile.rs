@@ -94,6 +94,11 @@ impl Level {
         })
     }
 
+    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should.
+    pub fn asks(self) -> bool {
+        self == Self::Avx512
+    }
+
     /// Lower-case name.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -195,8 +200,8 @@ fn kernel(level: Level, order: Order, groups: usize) -> Kernel {
 /// A register of floats.
 trait Vector: Copy {
     const LANES: usize;
-    /// Whether the loop over the depth has room for asking for weights (measured): with fewer and shorter products in each
-    /// round it takes as long as the products.
+    /// Whether the loop over the depth asks for the weights that it will read (measured: where a round has fewer products,
+    /// asking takes longer than they do). See [`Level::asks`].
     const ASKS: bool;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
@@ -226,7 +231,7 @@ fn prefetch(at: *const f32) {
     let _ = at;
 }
 
-/// Asks for what will be read soon.
+/// Asks for what will be read soon, sixteen floats at a time.
 #[inline]
 pub fn soon(floats: &[f32]) {
     floats.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
@@ -236,7 +241,7 @@ pub fn soon(floats: &[f32]) {
 /// held in registers.
 ///
 /// # Safety
-/// See [`registers`].
+/// The processor has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
 #[inline(always)]
 unsafe fn step<V: Vector, const R: usize, const C: usize>(
     sums: &mut [[V; C]; R],
@@ -359,6 +364,11 @@ macro_rules! tiles {
                 _ => STRIP,
             };
             $(if G == $groups {
+                // The parts make the tile and nothing beside it.
+                const {
+                    assert!(STRIP % $rows == 0);
+                    assert!($groups * GROUP % ($registers * <$vector as Vector>::LANES) == 0);
+                }
                 for i in (0..STRIP).step_by($rows) {
                     for column in (0..G * GROUP).step_by($registers * <$vector as Vector>::LANES) {
                         // SAFETY: the caller's promise, for a part of the tile.

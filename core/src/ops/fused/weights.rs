@@ -91,7 +91,7 @@ impl Frozen {
             for row in (0..rows).step_by(STRIP) {
                 let output = outputs.start + row;
                 let data = &self.data[output / STRIP * self.stride() + depth * STRIP..];
-                let next = data.get(self.stride()..).unwrap_or_default();
+                let next = if level.asks() { None } else { data.get(self.stride()..) }.unwrap_or_default();
                 let next = &next[..next.len().min(depths * STRIP)];
                 let left = Left { data, order: Order::Columns, stride: STRIP };
                 for panel in 0..panels {
@@ -140,8 +140,8 @@ impl Frozen {
                 let data = &self.data[(outputs.start + depth) / STRIP * self.stride() + row * STRIP..];
                 let left = Left { data, order: Order::Strips, stride: self.stride() };
                 for panel in 0..panels {
-                    for strip in 0..depths / STRIP {
-                        // Eight rows on; of the last rows' strip it is the gap.
+                    let strips = if level.asks() { 0 } else { depths / STRIP };
+                    for strip in 0..strips {
                         let next = &data[strip * self.stride() + STRIP * STRIP..];
                         soon(share(&next[..next.len().min(STRIP * STRIP)], panel, panels));
                     }
@@ -168,16 +168,30 @@ fn depth_step(level: Level, order: Order) -> usize {
     }
 }
 
-/// Part `number` of `parts` of `floats`, in whole lines of the cache: what the next strip needs is asked for a part with
+/// Part `number` of `parts` of `floats`, sixteen at a time: what the next strip's products read is asked for a part with
 /// each panel.
 fn share(floats: &[f32], number: usize, parts: usize) -> &[f32] {
     let border = |number: usize| (number * floats.len().div_ceil(LINE) / parts * LINE).min(floats.len());
     &floats[border(number)..border(number + 1)]
 }
 
-/// Asks for the part of a result, from `at` on, that comes next: a product begins with it.
+/// Asks for what the next panel's product adds to or writes, from `at` on: it comes from far, and sums wait for it.
 fn soon_tile(panels: &[f32], at: usize) {
     if let Some(next) = panels.get(at..) {
         soon(&next[..next.len().min(STRIP * PANEL)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_make_the_whole_in_order() {
+        for (len, parts) in [(0, 3), (16, 9), (64, 9), (1024, 9), (1030, 7), (5, 1)] {
+            let floats: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let shares: Vec<f32> = (0..parts).flat_map(|part| share(&floats, part, parts).to_vec()).collect();
+            assert_eq!(shares, floats, "{parts} parts");
+        }
     }
 }
