@@ -243,6 +243,7 @@ pub fn soon(floats: &[f32]) {
 /// # Safety
 /// The processor has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "a column of rows that are arrays")]
 unsafe fn step<V: Vector, const R: usize, const C: usize>(
     sums: &mut [[V; C]; R],
     a: *const f32,
