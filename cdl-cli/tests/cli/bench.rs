@@ -49,7 +49,7 @@ fn an_unknown_set_of_instructions_is_told_once() {
     assert_eq!(said.matches("CDL_SIMD=avx1024").count(), 1, "{said}");
     assert!(said.contains("portable"), "the known ones are named: {said}");
     let output = with("portable");
-    assert!(!said(&output).contains("CDL_SIMD"));
+    assert!(!crate::common::said(&output).contains("CDL_SIMD"));
     let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(line["mode"], "portable");
 }
