@@ -100,7 +100,7 @@ build() {
 case ${1:-} in
   check)
     stand_in
-    # Of the tests, those that the feature changes.
+    # Of the tests, those with something that the feature changes.
     cargo clippy --release --workspace --exclude cdl-fuzz --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
       "${apart[@]}" --lib --bins --test cuda --test cli -- -D warnings
     ;;

@@ -3,8 +3,8 @@
 
 use std::{fs, path::Path};
 
-use crate::common::exports::{done, lines, run, text};
-use crate::common::{cdl, said};
+use crate::common::exports::{lines, run, text};
+use crate::common::{cdl, done, said};
 use cdl_core::{Config, Experiment, Role, candle_core::Tensor, image::RgbImage, run_dir::read_model};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use crate::common::exports::{describe, done, exported, lines, list, run, sums, text};
-use crate::common::{cdl, said};
+use crate::common::exports::{describe, exported, lines, list, run, sums, text};
+use crate::common::{cdl, done, said};
 use cdl_core::{
     candle_core::{DType, Device, Tensor, safetensors},
     image::RgbImage,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use crate::common::{
-    TINY, cdl, said,
-    sweeps::{done, json, path, state, states, sweep, tables, text},
+    TINY, cdl, done, said,
+    sweeps::{json, path, state, states, sweep, tables, text},
 };
 use serde_json::Value;
 

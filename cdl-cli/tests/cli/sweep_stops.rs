@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::common::{
-    cdl, command, said,
-    sweeps::{Started, done, hold, json, of_any_cell, path, state, states, sweep, tables, text},
+    cdl, command, done, said,
+    sweeps::{Started, hold, json, of_any_cell, path, state, states, sweep, tables, text},
 };
 
 /// Four cells; the last of them is `LAST`.

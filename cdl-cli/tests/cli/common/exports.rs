@@ -11,7 +11,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::common::{TINY, cdl, said};
+use crate::common::{TINY, cdl, done, said};
 
 /// A tiny run of the quickstart with `more`, in `folder/run`.
 pub fn run(folder: &TempDir, more: &[&str]) -> PathBuf {
@@ -25,13 +25,6 @@ pub fn run(folder: &TempDir, more: &[&str]) -> PathBuf {
 /// Of a path.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8 path")
-}
-
-/// `cdl ARGS`, which works.
-pub fn done(args: &[&str]) -> Output {
-    let output = cdl(args);
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
-    output
 }
 
 /// What it printed, a value a line.

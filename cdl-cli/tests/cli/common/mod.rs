@@ -31,6 +31,13 @@ pub fn cdl(args: &[&str]) -> Output {
     command().args(args).output().expect("cdl starts")
 }
 
+/// `cdl ARGS`, which works.
+pub fn done(args: &[&str]) -> Output {
+    let output = cdl(args);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    output
+}
+
 /// What it said on standard error.
 pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()

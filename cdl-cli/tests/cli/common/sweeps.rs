@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{TINY, cdl, command, said};
+use super::{TINY, command, said};
 
 /// Everything that is written about a sweep and says nothing of when and where it ran.
 const TABLES: [&str; 5] = ["sweep.csv", "sweep.md", "sweep.tex", "summary.json", "accuracy.svg"];
@@ -23,12 +23,6 @@ pub fn path(path: &Path) -> &str {
 /// `cdl sweep` of the quickstart into `dir`, a matter of seconds.
 pub fn sweep<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     [&["sweep", "configs/quickstart.toml", "--out", path(dir)][..], &TINY, more].concat()
-}
-
-pub fn done(args: &[&str]) -> Output {
-    let output = cdl(args);
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
-    output
 }
 
 pub fn json(file: &Path) -> Value {

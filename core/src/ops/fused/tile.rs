@@ -96,7 +96,13 @@ impl Level {
 
     /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should.
     pub fn asks(self) -> bool {
-        self == Self::Avx512
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => <std::arch::x86_64::__m512 as Vector>::ASKS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => <std::arch::x86_64::__m256 as Vector>::ASKS,
+            _ => portable::Four::ASKS,
+        }
     }
 
     /// Lower-case name.
