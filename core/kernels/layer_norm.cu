@@ -86,9 +86,10 @@ __device__ void forward_row(const T* x_row, const float* gamma, const float* bet
     });
 }
 
-/// With x̂ the normalised row and g = γ dy: `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation`.
+/// With x̂ the normalised row and g = γ dy: `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation + plus`.
 template <class T, int V, int PIECES>
-__device__ void backward_row(const T* x_row, const float* gamma, const T* dy_row, T* dx, unsigned width, float eps) {
+__device__ void backward_row(const T* x_row, const float* gamma, const T* dy_row, const T* plus, T* dx, unsigned width,
+                             float eps) {
     const Row<T, V, PIECES> x(x_row, width), dy(dy_row, width);
     const Statistics s = statistics(x, eps);
     float values[V], gradient[V], scale[V];
@@ -114,10 +115,12 @@ __device__ void backward_row(const T* x_row, const float* gamma, const T* dy_row
     });
     const float mean = sum_over<32>(sum) / width, projection = sum_over<32>(product) / width;
     x.each_piece([&](int p, unsigned column) {
+        float past[V] = {};
+        if (plus) load(plus + column, past);
         piece(p, column);
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-            gradient[e] = (gradient[e] - mean - values[e] * projection) * s.inverse_deviation;
+            gradient[e] = (gradient[e] - mean - values[e] * projection) * s.inverse_deviation + past[e];
         }
         store(dx + column, gradient);
     });
@@ -143,16 +146,18 @@ __device__ void forward(const T* x, const float* gamma, const float* beta, T* y,
 }
 
 template <class T>
-__device__ void backward(const T* x, const float* gamma, const T* dy, T* dx, unsigned rows, unsigned width,
-                         float eps) {
+__device__ void backward(const T* x, const float* gamma, const T* dy, const T* plus, T* dx, unsigned rows,
+                         unsigned width, float eps) {
     const size row = row_of_warp();
     if (row >= rows) return;
     const bool held = width <= WIDEST_HELD && width % VECTOR<T> == 0 && aligned(x) && aligned(gamma) &&
-                      aligned(dy) && aligned(dx);
+                      aligned(dy) && aligned(plus) && aligned(dx);
+    const size first = row * width;
+    const T* own_plus = plus ? plus + first : nullptr;
     if (held) {
-        backward_row<T, VECTOR<T>, PIECES<T>>(x + row * width, gamma, dy + row * width, dx + row * width, width, eps);
+        backward_row<T, VECTOR<T>, PIECES<T>>(x + first, gamma, dy + first, own_plus, dx + first, width, eps);
     } else {
-        backward_row<T, 1, 0>(x + row * width, gamma, dy + row * width, dx + row * width, width, eps);
+        backward_row<T, 1, 0>(x + first, gamma, dy + first, own_plus, dx + first, width, eps);
     }
 }
 
@@ -166,10 +171,10 @@ __device__ void backward(const T* x, const float* gamma, const T* dy, T* dx, uns
                                     unsigned width, float eps) {                                                       \
         forward<T>(x, gamma, beta, y, rows, width, eps);                                                               \
     }                                                                                                                  \
-    /** The gradient of `x`; its statistics are computed again. */                                                     \
-    ENTRY layer_norm_backward_##NAME(const T* x, const float* gamma, const T* dy, T* dx, unsigned rows,                \
+    /** The gradient of `x`, and `plus` added unless that is null; the statistics of `x` are computed again. */         \
+    ENTRY layer_norm_backward_##NAME(const T* x, const float* gamma, const T* dy, const T* plus, T* dx, unsigned rows, \
                                      unsigned width, float eps) {                                                      \
-        backward<T>(x, gamma, dy, dx, rows, width, eps);                                                               \
+        backward<T>(x, gamma, dy, plus, dx, rows, width, eps);                                                         \
     }
 
 LAYER_NORM(float, f32)

@@ -42,10 +42,10 @@ impl Injection {
         let block = |block: &crate::BlockInjection| -> Result<BlockLengths> {
             let mut lengths = BlockLengths { cls_add: block.cls_add.is_some(), ..Default::default() };
             for kv in [&block.prefix, &block.suffix].into_iter().flatten() {
-                lengths.rows += kv.k.dim(1)?;
+                lengths.rows += kv.count()?;
             }
             let mut all = [&block.prefix, &block.suffix, &block.cls_add].into_iter().flatten();
-            lengths.trained = all.any(|kv| kv.k.track_op() || kv.v.track_op());
+            lengths.trained = all.any(crate::Kv::is_trained);
             Ok(lengths)
         };
         Ok(Lengths {

@@ -1,29 +1,105 @@
 //! Prompts as data. A method says *what* enters the frozen network and where; the backbone applies it.
 
+use std::{collections::HashMap, ops::Range};
+
 use candle_core::Tensor;
 
 use crate::{Result, Selection};
 
-/// Keys and values that join a block's own, each `(B, P, D)`, or `(1, P, D)` when all images share them.
+/// Keys and values that join a block's own, each `(B, P, D)`, or `(1, P, D)` when all images share them. The backbone splits
+/// them into heads.
 #[derive(Debug, Clone)]
-pub struct Kv {
-    /// Keys, split into heads by the backbone.
-    pub k: Tensor,
-    /// Values, split into heads by the backbone.
-    pub v: Tensor,
+pub struct Kv(pub(crate) Parts);
+
+/// Where keys and values are.
+#[derive(Debug, Clone)]
+pub(crate) enum Parts {
+    /// In rows of `all` `(B or 1, R, D)`: keys, then as many values. Prompts that stay in one tensor, many blocks' even, cost a
+    /// backbone a few operations together.
+    Rows {
+        all: Tensor,
+        rows: Range<usize>,
+    },
+    Apart {
+        k: Tensor,
+        v: Tensor,
+    },
 }
 
 impl Kv {
+    /// Keys and values of one shape.
+    pub fn new(k: Tensor, v: Tensor) -> Self {
+        Self(Parts::Apart { k, v })
+    }
+
     /// Splits prompts `(B or 1, L, D)` into keys (the first `L / 2` rows) and values (the rest), as the published
-    /// methods do; `L` must be even.
+    /// methods do.
+    ///
+    /// # Errors
+    /// An odd `L`.
     pub fn halves(prompts: &Tensor) -> Result<Self> {
-        let half = prompts.dim(1)? / 2;
-        Ok(Self { k: prompts.narrow(1, 0, half)?, v: prompts.narrow(1, half, prompts.dim(1)? - half)? })
+        Self::rows(prompts, 0..prompts.dim(1)?)
+    }
+
+    /// The same of some rows of `all` `(B or 1, R, D)`, which may hold the prompts of other blocks too.
+    ///
+    /// # Errors
+    /// An odd number of rows, or rows beyond the end.
+    pub fn rows(all: &Tensor, rows: Range<usize>) -> Result<Self> {
+        let (_, count, _) = all.dims3()?;
+        if rows.end > count || !rows.len().is_multiple_of(2) {
+            let wrong = format!(
+                "rows {rows:?} of {count} as keys and as many values: expected an even number of them"
+            );
+            return Err(candle_core::Error::Msg(wrong).into());
+        }
+        Ok(Self(Parts::Rows { all: all.clone(), rows }))
+    }
+
+    /// The keys.
+    pub fn k(&self) -> Result<Tensor> {
+        Ok(match &self.0 {
+            Parts::Rows { all, rows } => all.narrow(1, rows.start, rows.len() / 2)?,
+            Parts::Apart { k, .. } => k.clone(),
+        })
+    }
+
+    /// The values.
+    pub fn v(&self) -> Result<Tensor> {
+        Ok(match &self.0 {
+            Parts::Rows { all, rows } => all.narrow(1, rows.start + rows.len() / 2, rows.len() / 2)?,
+            Parts::Apart { v, .. } => v.clone(),
+        })
+    }
+
+    /// How many keys there are, `P`.
+    pub fn count(&self) -> Result<usize> {
+        Ok(match &self.0 {
+            Parts::Rows { rows, .. } => rows.len() / 2,
+            Parts::Apart { k, .. } => k.dim(1)?,
+        })
+    }
+
+    /// Whether a gradient goes to any of it.
+    pub fn is_trained(&self) -> bool {
+        match &self.0 {
+            Parts::Rows { all, .. } => all.track_op(),
+            Parts::Apart { k, v } => k.track_op() || v.track_op(),
+        }
+    }
+
+    /// The same of other tensors.
+    fn map(&self, f: &mut impl FnMut(&Tensor) -> Tensor) -> Self {
+        Self(match &self.0 {
+            Parts::Rows { all, rows } => Parts::Rows { all: f(all), rows: rows.clone() },
+            Parts::Apart { k, v } => Parts::Apart { k: f(k), v: f(v) },
+        })
     }
 
     fn then(self, other: Self) -> Result<Self> {
-        let batch = self.k.dim(0)?.max(other.k.dim(0)?);
-        Ok(Self { k: join(&self.k, &other.k, batch)?, v: join(&self.v, &other.v, batch)? })
+        let (k, v) = (self.k()?, self.v()?);
+        let batch = k.dim(0)?.max(other.k()?.dim(0)?);
+        Ok(Self::new(join(&k, &other.k()?, batch)?, join(&v, &other.v()?, batch)?))
     }
 }
 
@@ -71,6 +147,24 @@ impl Injection {
         Ok(self.tokens.as_ref().map(|tokens| tokens.dim(1)).transpose()?.unwrap_or(0))
     }
 
+    /// Prompts without gradients, so that the forward pass builds no graph, and without a penalty.
+    pub(crate) fn detach(self) -> Self {
+        // What was one tensor stays one.
+        let mut seen = HashMap::new();
+        let mut cut = |tensor: &Tensor| seen.entry(tensor.id()).or_insert_with(|| tensor.detach()).clone();
+        let mut of_block = |block: BlockInjection| BlockInjection {
+            prefix: block.prefix.map(|kv| kv.map(&mut cut)),
+            suffix: block.suffix.map(|kv| kv.map(&mut cut)),
+            cls_add: block.cls_add.map(|kv| kv.map(&mut cut)),
+        };
+        Self {
+            blocks: self.blocks.into_iter().map(&mut of_block).collect(),
+            tokens: self.tokens.map(|tokens| tokens.detach()),
+            penalty: None,
+            selections: self.selections,
+        }
+    }
+
     /// Both at once: prompts and tokens of `self` come first, CLS additions and penalties are summed, selections
     /// stand side by side.
     pub fn merge(mut self, other: Self) -> Result<Self> {
@@ -79,7 +173,7 @@ impl Injection {
             ours.prefix = both(ours.prefix.take(), theirs.prefix, Kv::then)?;
             ours.suffix = both(ours.suffix.take(), theirs.suffix, Kv::then)?;
             ours.cls_add = both(ours.cls_add.take(), theirs.cls_add, |a, b| {
-                Ok(Kv { k: a.k.broadcast_add(&b.k)?, v: a.v.broadcast_add(&b.v)? })
+                Ok(Kv::new(a.k()?.broadcast_add(&b.k()?)?, a.v()?.broadcast_add(&b.v()?)?))
             })?;
         }
         self.tokens = both(self.tokens, other.tokens, |a, b| {
@@ -115,7 +209,7 @@ mod tests {
 
     fn kv(batch: usize, value: f32) -> Result<Kv> {
         let t = Tensor::full(value, (batch, 2, 3), &Device::Cpu)?;
-        Ok(Kv { k: t.clone(), v: t })
+        Ok(Kv::new(t.clone(), t))
     }
 
     #[test]
@@ -130,7 +224,7 @@ mod tests {
         let merged = a.merge(b)?;
         assert_eq!(merged.penalty.as_ref().map(|p| p.to_scalar::<f32>()).transpose()?, Some(5.0));
         assert!(merged.blocks[0].suffix.is_some());
-        let prefix = merged.blocks[1].prefix.as_ref().map(|kv| kv.k.clone());
+        let prefix = merged.blocks[1].prefix.as_ref().map(Kv::k).transpose()?;
         let keys = prefix.map(|k| k.to_vec3::<f32>()).transpose()?.unwrap_or_default();
         assert_eq!(keys.len(), 4);
         assert_eq!(keys[3].iter().map(|row| row[0]).collect::<Vec<_>>(), [1.0, 1.0, 2.0, 2.0]);

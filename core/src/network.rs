@@ -4,10 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::Tensor;
 
-use crate::{
-    Backbone, BlockInjection, Distiller, Features, Injection, Kv, Learner, Output, Pass, Query, Result,
-    Selection, Taps,
-};
+use crate::{Backbone, Distiller, Features, Learner, Output, Pass, Query, Result, Selection, Taps};
 
 /// A frozen network with the learner that prompts it.
 pub struct Network {
@@ -35,7 +32,7 @@ impl Network {
         taps: &Taps,
     ) -> Result<Passed> {
         let _span = tracing::debug_span!("teacher forward").entered();
-        let injection = detach(self.learner.inject(query, pass)?);
+        let injection = self.learner.inject(query, pass)?.detach();
         let features = self.backbone.forward(pixels, &injection, taps)?.detach();
         let logits = self.learner.logits(&features)?.detach();
         let output = Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits };
@@ -57,7 +54,7 @@ impl Network {
         let learners = injection.token_count()?;
         let mut injection = injection.merge(distiller.inject(pass)?)?;
         if pass == Pass::Test {
-            injection = detach(injection);
+            injection = injection.detach();
         }
         let features = self.backbone.forward(pixels, &injection, taps)?;
         // The learner's tokens come first, the distiller's follow; each is shown its own.
@@ -100,23 +97,4 @@ fn own_tokens(features: &Features, injected: usize, own: Range<usize>) -> Result
     };
     let norm = features.norm.as_ref().map(images).transpose()?;
     Ok(Features { cls: features.cls.clone(), tokens, blocks, norm })
-}
-
-/// Prompts without gradients, so that the forward pass builds no graph.
-fn detach(injection: Injection) -> Injection {
-    let cut = |kv: Kv| Kv { k: kv.k.detach(), v: kv.v.detach() };
-    Injection {
-        blocks: injection
-            .blocks
-            .into_iter()
-            .map(|block| BlockInjection {
-                prefix: block.prefix.map(cut),
-                suffix: block.suffix.map(cut),
-                cls_add: block.cls_add.map(cut),
-            })
-            .collect(),
-        tokens: injection.tokens.map(|tokens| tokens.detach()),
-        penalty: None,
-        selections: injection.selections,
-    }
 }

@@ -323,13 +323,12 @@ impl Learner for Slipping {
             Slip::GradientMissing => self.prompts.tensor().detach(),
             _ => self.prompts.tensor().clone(),
         };
-        let mut kv = Kv::halves(&prompts)?;
-        if self.slip == Slip::KeysWithoutGradient {
-            kv.k = kv.k.detach();
-        }
-        if self.slip == Slip::KeysAndValuesDiffer {
-            kv.v = kv.v.narrow(1, 0, 1)?;
-        }
+        let kv = Kv::halves(&prompts)?;
+        let kv = match self.slip {
+            Slip::KeysWithoutGradient => Kv::new(kv.k()?.detach(), kv.v()?),
+            Slip::KeysAndValuesDiffer => Kv::new(kv.k()?, kv.v()?.narrow(1, 0, 1)?),
+            _ => kv,
+        };
         match self.slip {
             Slip::TwoVectorsAdded => injection.block_mut(0).cls_add = Some(kv),
             Slip::BlockBeyondDepth => injection.block_mut(7).prefix = Some(kv),

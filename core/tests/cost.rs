@@ -70,13 +70,13 @@ fn multiply_adds_are_those_of_the_architecture() -> Result<()> {
     let mut var = |rows: usize| -> Result<Tensor> {
         Ok(Var::from_tensor(&rng.uniform(&[1, rows, 32], -1.0, 1.0, &Device::Cpu)?)?.as_tensor().clone())
     };
-    let kv = Kv { k: var(3)?, v: var(3)? };
+    let kv = Kv::new(var(3)?, var(3)?);
     let mut rows = Injection::none();
     rows.block_mut(0).prefix = Some(kv.clone());
-    rows.block_mut(0).suffix = Some(Kv { k: var(2)?, v: var(2)? });
+    rows.block_mut(0).suffix = Some(Kv::new(var(2)?, var(2)?));
     rows.block_mut(1).prefix = Some(kv);
     let mut cls = Injection::none();
-    cls.block_mut(0).cls_add = Some(Kv { k: var(1)?, v: var(1)? });
+    cls.block_mut(0).cls_add = Some(Kv::new(var(1)?, var(1)?));
     let tokens = Injection { tokens: Some(var(4)?), ..Injection::none() };
     let lengths = rows.lengths()?;
     assert_eq!(lengths.blocks[0], BlockLengths { rows: 5, cls_add: false, trained: true });

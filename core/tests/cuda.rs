@@ -197,9 +197,9 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
     ];
     let t = |index: usize| vars[index].as_tensor().clone();
     let mut injection = Injection::none();
-    injection.block_mut(0).prefix = Some(Kv { k: t(0), v: t(1).broadcast_as((BATCH, 5, 192)).unwrap() });
-    injection.block_mut(2).suffix = Some(Kv { k: t(2).broadcast_as((BATCH, 3, 192)).unwrap(), v: t(3) });
-    injection.block_mut(4).cls_add = Some(Kv { k: t(4), v: t(5) });
+    injection.block_mut(0).prefix = Some(Kv::new(t(0), t(1).broadcast_as((BATCH, 5, 192)).unwrap()));
+    injection.block_mut(2).suffix = Some(Kv::new(t(2).broadcast_as((BATCH, 3, 192)).unwrap(), t(3)));
+    injection.block_mut(4).cls_add = Some(Kv::new(t(4), t(5)));
     injection.tokens = Some(t(6));
     let features = vit.forward(&pixels, &injection, &Taps::block(3)).unwrap();
     let outputs = vec![features.cls, features.tokens.unwrap(), features.blocks[&3].clone()];

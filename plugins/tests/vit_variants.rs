@@ -73,6 +73,6 @@ fn additions_reach_the_key_and_value_of_cls() -> Result<()> {
     let variant = Variant::read("layer_scale")?;
     let vector = |name: &str| variant.expected[name].reshape((1, 1, ()));
     let mut injection = Injection::none();
-    injection.block_mut(0).cls_add = Some(Kv { k: vector("add_k")?, v: vector("add_v")? });
+    injection.block_mut(0).cls_add = Some(Kv::new(vector("add_k")?, vector("add_v")?));
     variant.compare(&injection, "tokens_cls_add")
 }

@@ -12,8 +12,7 @@ using size = unsigned long long;
 extern "C" {
 #define DECLARE(T, NAME)                                                                                               \
     void gelu_forward_##NAME(const T*, T*, size);                                                                      \
-    void gelu_backward_##NAME(const T*, const T*, T*, size);                                                           \
-    void add_bias_##NAME(T*, const T*, size, unsigned);
+    void gelu_backward_##NAME(const T*, const T*, T*, size);
 DECLARE(float, f32)
 DECLARE(bf16, bf16)
 }
@@ -24,9 +23,8 @@ template <class T> struct Kernels {
     std::string name;
     void (*gelu)(const T*, T*, size);
     void (*gelu_backward)(const T*, const T*, T*, size);
-    void (*add_bias)(T*, const T*, size, unsigned);
 };
-#define KERNELS(NAME) {#NAME, gelu_forward_##NAME, gelu_backward_##NAME, add_bias_##NAME}
+#define KERNELS(NAME) {#NAME, gelu_forward_##NAME, gelu_backward_##NAME}
 const Kernels<float> F32 = KERNELS(f32);
 const Kernels<bf16> BF16 = KERNELS(bf16);
 
@@ -42,7 +40,7 @@ Values inputs(std::mt19937& random, size_t count) {
 template <class T> struct Checks {
     Bench& bench;
     const Kernels<T>& kernels;
-    const double unit = UNIT<T>, bound = UNIT<T> + 4.0 * UNIT<float>;
+    const double bound = UNIT<T> + 4.0 * UNIT<float>;
 
     /// `run(out)` launches a kernel that writes `out`.
     template <class F>
@@ -72,32 +70,11 @@ template <class T> struct Checks {
         });
     }
 
-    void bias(size_t rows, unsigned width, size_t offset, unsigned blocks) {
-        const std::string at = std::to_string(rows) + " x " + std::to_string(width) + " offset " +
-                               std::to_string(offset);
-        const size_t n = rows * width;
-        Buffer<T> x(inputs(bench.random, n), offset & 1);
-        Buffer<T> bias(normal(bench.random, width), offset >> 1 & 1);
-        const Expected sum = reference::add_bias(x.values(), bias.values());
-        check("add_bias", at, sum, offset, unit, [&](Buffer<T>& y, Order order) {
-            memcpy(y.data(), x.data(), n * sizeof(T));
-            emulation::launch({blocks}, {256}, 0, order, [&] { kernels.add_bias(y.data(), bias.data(), rows, width); });
-            return intact(bias, y);
-        });
-    }
-
     void all() {
         for (size_t n : {1, 3, 4, 7, 8, 9, 255, 256, 2048, 2051, 9000}) {
             for (size_t offset : {0, 1, 2, 4}) gelu(n, offset, 1);
             gelu(n, 0, 3);
         }
-        for (unsigned width : {1u, 7u, 8u, 48u, 192u, 768u}) {
-            for (size_t rows : {1, 5, 17}) {
-                for (size_t offset : {0, 1, 2, 4}) bias(rows, width, offset, 1 + rows % 3);
-            }
-        }
-        // Several vectors a thread, each in another column.
-        bias(60, 200, 0, 1);
     }
 };
 

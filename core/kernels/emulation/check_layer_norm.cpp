@@ -11,7 +11,7 @@ using reference::Values;
 extern "C" {
 #define DECLARE(T, NAME)                                                                                               \
     void layer_norm_forward_##NAME(const T*, const float*, const float*, T*, unsigned, unsigned, float);               \
-    void layer_norm_backward_##NAME(const T*, const float*, const T*, T*, unsigned, unsigned, float);
+    void layer_norm_backward_##NAME(const T*, const float*, const T*, const T*, T*, unsigned, unsigned, float);
 DECLARE(float, f32)
 DECLARE(bf16, bf16)
 }
@@ -21,12 +21,13 @@ namespace {
 template <class T> struct Kernels {
     std::string name;
     void (*forward)(const T*, const float*, const float*, T*, unsigned, unsigned, float);
-    void (*backward)(const T*, const float*, const T*, T*, unsigned, unsigned, float);
+    void (*backward)(const T*, const float*, const T*, const T*, T*, unsigned, unsigned, float);
 };
 const Kernels<float> F32 = {"f32", layer_norm_forward_f32, layer_norm_backward_f32};
 const Kernels<bf16> BF16 = {"bf16", layer_norm_forward_bf16, layer_norm_backward_bf16};
 
-/// `offset` has a bit for each tensor that is not aligned: 1 for x, 2 for gamma, 4 for beta and dy, 8 for the output.
+/// `offset` has a bit for each tensor that is not aligned: 1 for x, 2 for gamma, 4 for beta and dy, 8 for the output, 16 for
+/// `plus`.
 template <class T>
 void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned width, double mean, size_t offset) {
     const float eps = 1e-6f;
@@ -41,7 +42,7 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned widt
 
     const std::string forward = "layer_norm_forward_" + kernels.name;
     in_all_orders(bench.table, forward, at, [&](Order order) {
-        Buffer<T> y(n, offset >> 3);
+        Buffer<T> y(n, offset >> 3 & 1);
         emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
             kernels.forward(x.data(), gamma.data(), beta.data(), y.data(), rows, width, eps);
         });
@@ -54,24 +55,28 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned widt
     });
 
     const std::string backward = "layer_norm_backward_" + kernels.name;
-    in_all_orders(bench.table, backward, at, [&](Order order) {
-        Buffer<T> dx(n, offset >> 3);
-        emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
-            kernels.backward(x.data(), gamma.data(), dy.data(), dx.data(), rows, width, eps);
+    for (size_t past : {size_t{0}, n}) {
+        Buffer<T> plus(normal(bench.random, past), offset >> 4 & 1);
+        const std::string of = at + (past ? " plus" : "");
+        in_all_orders(bench.table, backward, of, [&](Order order) {
+            Buffer<T> dx(n, offset >> 3 & 1);
+            emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
+                kernels.backward(x.data(), gamma.data(), dy.data(), plus.pointer(), dx.data(), rows, width, eps);
+            });
+            if (!intact(x, gamma, dy, plus, dx)) bench.table.miss(backward, of + ": wrote where it must not");
+            if (order == Order::forward) {
+                const Expected expected = reference::layer_norm_backward(x.values(), g, dy.values(), plus.values(), eps);
+                bench.table.compare(backward, of, dx.values(), expected, width, false, bound);
+            }
+            return dx.content();
         });
-        if (!intact(x, gamma, dy, dx)) bench.table.miss(backward, at + ": wrote where it must not");
-        if (order == Order::forward) {
-            const Expected expected = reference::layer_norm_backward(x.values(), g, dy.values(), eps);
-            bench.table.compare(backward, at, dx.values(), expected, width, false, bound);
-        }
-        return dx.content();
-    });
+    }
 }
 
 template <class T> void check_all(Bench& bench, const Kernels<T>& kernels) {
     for (unsigned width : {1u, 7u, 8u, 48u, 192u, 384u, 768u, 1024u, 1280u, 1288u, 1408u}) {
         for (unsigned rows : {1u, 5u}) check(bench, kernels, rows, width, 0.0, 0);
-        for (size_t offset : {1, 2, 4, 8}) check(bench, kernels, 2, width, 0.0, offset);
+        for (size_t offset : {1, 2, 4, 8, 16}) check(bench, kernels, 2, width, 0.0, offset);
         check(bench, kernels, 3, width, 100.0, 0);
     }
 }

@@ -36,15 +36,6 @@ inline Expected gelu_backward(const Values& x, const Values& dy) {
     return dx;
 }
 
-/// `x + bias`, measured against itself.
-inline Expected add_bias(const Values& x, const Values& bias) {
-    Expected y(x.size());
-    for (size_t i = 0; i < x.size(); ++i) {
-        y.value[i] = x[i] + bias[i % bias.size()], y.size[i] = fabs(y.value[i]);
-    }
-    return y;
-}
-
 struct Normalised {
     Values x;
     double deviation;
@@ -72,8 +63,9 @@ inline Expected layer_norm(const Values& x, const Values& gamma, const Values& b
     return y;
 }
 
-/// `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation` with `g = γ dy`.
-inline Expected layer_norm_backward(const Values& x, const Values& gamma, const Values& dy, double eps) {
+/// `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation + plus` with `g = γ dy`; `plus` may be empty.
+inline Expected layer_norm_backward(const Values& x, const Values& gamma, const Values& dy, const Values& plus,
+                                    double eps) {
     const size_t width = gamma.size();
     Expected dx(x.size());
     for (size_t at = 0; at < x.size(); at += width) {
@@ -86,8 +78,78 @@ inline Expected layer_norm_backward(const Values& x, const Values& gamma, const 
         }
         for (size_t i = 0; i < width; ++i) {
             const double g = gamma[i] * dy[at + i], along = row.x[i] * projection;
-            dx.value[at + i] = (g - mean - along) / row.deviation;
-            dx.size[at + i] = hypot(g, hypot(mean, along)) / row.deviation;
+            const double past = plus.empty() ? 0.0 : plus[at + i];
+            dx.value[at + i] = (g - mean - along) / row.deviation + past;
+            dx.size[at + i] = hypot(past, hypot(g, hypot(mean, along)) / row.deviation);
+        }
+    }
+    return dx;
+}
+
+/// Images `(B, C, S, S)` as patches `(B, G G, C p p)`, of each channel `(x - mean) * scale`, measured against itself; `mean` and
+/// `scale` may be empty.
+inline Expected cut_patches(const Values& pixels, const Values& mean, const Values& scale, size_t channels, size_t side,
+                            size_t patch) {
+    Expected y;
+    const size_t grid = side / patch, images = pixels.size() / (channels * side * side);
+    for (size_t b = 0; b < images; ++b) {
+        for (size_t row = 0; row < grid; ++row) {
+            for (size_t column = 0; column < grid; ++column) {
+                for (size_t c = 0; c < channels; ++c) {
+                    for (size_t i = 0; i < patch; ++i) {
+                        for (size_t j = 0; j < patch; ++j) {
+                            double x = pixels[((b * channels + c) * side + row * patch + i) * side + column * patch + j];
+                            if (!mean.empty()) x = (x - mean[c]) * scale[c];
+                            y.value.push_back(x), y.size.push_back(fabs(x));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    return y;
+}
+
+/// `prefix`, then `embedded + positions`, for each image, measured against itself.
+inline Expected put_together(const Values& embedded, const Values& prefix, const Values& positions) {
+    Expected y;
+    for (size_t at = 0; at < embedded.size(); at += positions.size()) {
+        for (double x : prefix) y.value.push_back(x), y.size.push_back(fabs(x));
+        for (size_t i = 0; i < positions.size(); ++i) {
+            y.value.push_back(embedded[at + i] + positions[i]), y.size.push_back(fabs(y.value.back()));
+        }
+    }
+    return y;
+}
+
+/// For each image, the rows of `own`, or of `shared` counted on from there, that `places` names; measured against themselves.
+inline Expected gather_rows(const Values& own, const Values& shared, const std::vector<unsigned>& places, size_t images,
+                            size_t own_rows, size_t width) {
+    Expected y;
+    for (size_t b = 0; b < images; ++b) {
+        for (size_t place : places) {
+            for (size_t i = 0; i < width; ++i) {
+                const double x = place < own_rows ? own[(b * own_rows + place) * width + i]
+                                                  : shared[(place - own_rows) * width + i];
+                y.value.push_back(x), y.size.push_back(fabs(x));
+            }
+        }
+    }
+    return y;
+}
+
+/// The gradients of both, `own` first; 0 for rows that `places` does not name.
+inline Expected scatter_rows(const Values& dy, const std::vector<unsigned>& places, size_t images, size_t own_rows,
+                             size_t shared_rows, size_t width) {
+    Expected dx((images * own_rows + shared_rows) * width);
+    for (size_t b = 0; b < images; ++b) {
+        for (size_t r = 0; r < places.size(); ++r) {
+            const size_t row = places[r] < own_rows ? b * own_rows + places[r] : images * own_rows + places[r] - own_rows;
+            for (size_t i = 0; i < width; ++i) {
+                const double x = dy[(b * places.size() + r) * width + i];
+                dx.value[row * width + i] += x;
+                dx.size[row * width + i] = hypot(dx.size[row * width + i], x);
+            }
         }
     }
     return dx;

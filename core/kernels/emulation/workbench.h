@@ -161,6 +161,8 @@ struct Bench {
 void check_elementwise(Bench& bench);
 void check_layer_norm(Bench& bench);
 void check_attention(Bench& bench);
+void check_embedding(Bench& bench);
+void check_injection(Bench& bench);
 
 using emulation::Order;
 

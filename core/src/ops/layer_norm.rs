@@ -23,9 +23,17 @@ pub(crate) fn layer_norm_value(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f
     Ok(x.contiguous()?.apply_op1_no_bwd(&op)?)
 }
 
-/// The gradient of the input `x` for that of the output, `dy`.
-pub(crate) fn layer_norm_backward(x: &Tensor, gamma: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
-    Ok(x.contiguous()?.apply_op2_no_bwd(&dy.contiguous()?, &Backward { gamma, eps })?)
+/// The gradient of the input `x` for that of the output, `dy`; `plus`, the gradient that a residual connection sends past
+/// the layer, is added.
+pub(crate) fn layer_norm_backward(
+    x: &Tensor,
+    gamma: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+    plus: &Tensor,
+) -> Result<Tensor> {
+    let plus = plus.contiguous()?;
+    Ok(x.contiguous()?.apply_op2_no_bwd(&dy.contiguous()?, &Backward { gamma, eps, plus: Some(&plus) })?)
 }
 
 struct LayerNorm {
@@ -62,7 +70,7 @@ impl CustomOp1 for LayerNorm {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let backward = Backward { gamma: &self.gamma, eps: self.eps };
+        let backward = Backward { gamma: &self.gamma, eps: self.eps, plus: None };
         x.apply_op2_no_bwd(&dy.contiguous()?, &backward).map(Some)
     }
 }
@@ -71,6 +79,7 @@ impl CustomOp1 for LayerNorm {
 struct Backward<'a> {
     gamma: &'a Tensor,
     eps: f64,
+    plus: Option<&'a Tensor>,
 }
 
 impl CustomOp2 for Backward<'_> {
@@ -93,6 +102,13 @@ impl CustomOp2 for Backward<'_> {
                 let group = start..start + dx.len();
                 T::layer_norm_backward(&x[group.clone()], &gamma, self.eps as T, &dy[group], dx);
             });
+            if let Some(plus) = self.plus {
+                let plus = plus.flatten_all()?.to_vec1::<T>()?;
+                if plus.len() != dx.len() {
+                    bail!("{} numbers to be added to a gradient of shape {:?}", plus.len(), x_layout.dims());
+                }
+                dx.iter_mut().zip(&plus).for_each(|(dx, plus)| *dx += *plus);
+            }
             <T as Real>::storage(dx)
         });
         Ok((dx, x_layout.shape().clone()))
@@ -106,7 +122,7 @@ impl CustomOp2 for Backward<'_> {
         dy: &CudaStorage,
         dy_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let dx = cuda::layer_norm_backward(x, x_layout, self.gamma, self.eps, dy, dy_layout)?;
+        let dx = cuda::layer_norm_backward(x, x_layout, self.gamma, self.eps, dy, dy_layout, self.plus)?;
         Ok((dx, x_layout.shape().clone()))
     }
 }

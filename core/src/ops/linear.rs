@@ -15,42 +15,51 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     if !fused(x) {
         return portable::linear(x, weight, bias);
     }
-    let op = Linear { weight: weight.contiguous()?, bias: bias.map(Tensor::contiguous).transpose()? };
-    Ok(x.contiguous()?.apply_op1(op)?)
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    Ok(x.contiguous()?.apply_op1(Linear { weight: weight.contiguous()?, bias, plus: None })?)
 }
 
-/// The same without a graph, for what has a backward pass of its own.
-pub(crate) fn linear_value(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let op = Linear { weight: weight.contiguous()?, bias: Some(bias.contiguous()?) };
+/// The same without a graph, for what has a backward pass of its own; `plus` `(..., O)`, what a residual connection sends
+/// past the layer, is added.
+pub(crate) fn linear_value(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    plus: Option<&Tensor>,
+) -> Result<Tensor> {
+    let plus = plus.map(Tensor::contiguous).transpose()?;
+    let op = Linear { weight: weight.contiguous()?, bias: Some(bias.contiguous()?), plus };
     Ok(x.contiguous()?.apply_op1_no_bwd(&op)?)
 }
 
 /// `dy W`, the gradient of the input of shape `(..., I)` for that of the output, `dy` `(..., O)`.
 pub(crate) fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
-    let mut shape = dy.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = inputs;
+    Ok(dy.contiguous()?.apply_op1_no_bwd(&Backward { weight: &weight.contiguous()? })?)
+}
+
+/// Rows of a tensor that ends with `from` numbers, and its shape with `to` in their place.
+fn rows(layout: &Layout, from: usize, to: usize) -> candle_core::Result<(usize, Shape)> {
+    let mut shape = layout.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == from => *last = to,
+        _ => bail!("a linear layer takes rows of {from}, not a tensor of shape {:?}", layout.dims()),
     }
-    Ok(dy.reshape(((), outputs))?.matmul(weight)?.reshape(shape)?)
+    Ok((layout.shape().elem_count() / from, shape.into()))
+}
+
+/// The elements of a constant on the CPU.
+macro_rules! on_cpu {
+    ($tensor:expr, $t:ty => $numbers:ident) => {
+        let (storage, layout) = $tensor.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else { bail!("a tensor is not on the CPU") };
+        let $numbers = slice::<$t>(storage, layout)?;
+    };
 }
 
 struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
-}
-
-impl Linear {
-    /// Rows of an input, and the output's shape.
-    fn shape(&self, layout: &Layout) -> candle_core::Result<(usize, Shape)> {
-        let (outputs, inputs) = self.weight.dims2()?;
-        let mut shape = layout.dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == inputs => *last = outputs,
-            _ => bail!("linear layer of {inputs} inputs on a tensor of shape {:?}", layout.dims()),
-        }
-        Ok((layout.shape().elem_count() / inputs, shape.into()))
-    }
+    plus: Option<Tensor>,
 }
 
 impl CustomOp1 for Linear {
@@ -60,21 +69,28 @@ impl CustomOp1 for Linear {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (outputs, inputs) = self.weight.dims2()?;
-        let (rows, shape) = self.shape(layout)?;
+        let (rows, shape) = rows(layout, inputs, outputs)?;
         let y = by_dtype!(x, T => {
             let x = slice::<T>(x, layout)?;
-            let (storage, weight_layout) = self.weight.storage_and_layout();
-            let candle_core::Storage::Cpu(storage) = &*storage else { bail!("weight is not on the CPU") };
-            let weight = slice::<T>(storage, weight_layout)?;
-            let mut y: Vec<T> = match &self.bias {
-                Some(bias) => bias.to_vec1::<T>()?.repeat(rows),
+            on_cpu!(self.weight, T => weight);
+            let mut y = match &self.plus {
+                Some(plus) => plus.flatten_all()?.to_vec1::<T>()?,
                 None => vec![T::default(); rows * outputs],
             };
+            if y.len() != rows * outputs {
+                bail!("{} numbers to be added to an output of shape {shape:?}", y.len());
+            }
+            if let Some(bias) = &self.bias {
+                let bias = bias.to_vec1::<T>()?;
+                for row in y.chunks_exact_mut(outputs) {
+                    row.iter_mut().zip(&bias).for_each(|(y, bias)| *y += *bias);
+                }
+            }
             kernel::gemm(
                 (rows, inputs, outputs),
                 &mut y,
                 outputs,
-                self.bias.is_some(),
+                self.bias.is_some() || self.plus.is_some(),
                 1.0,
                 View::rows(x, inputs),
                 View::rows(weight, inputs).t(),
@@ -87,13 +103,53 @@ impl CustomOp1 for Linear {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (rows, shape) = self.shape(layout)?;
-        Ok((cuda::linear(x, layout, rows, &self.weight, self.bias.as_ref())?, shape))
+        let (outputs, inputs) = self.weight.dims2()?;
+        let (rows, shape) = rows(layout, inputs, outputs)?;
+        let y = cuda::linear(x, layout, rows, &self.weight, self.bias.as_ref(), self.plus.as_ref())?;
+        Ok((y, shape))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let (outputs, _) = self.weight.dims2()?;
-        let dx = dy.reshape(((), outputs))?.matmul(&self.weight)?;
-        dx.reshape(x.shape()).map(Some)
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        dy.contiguous()?.apply_op1_no_bwd(&Backward { weight: &self.weight }).map(Some)
+    }
+}
+
+/// The gradient of the input as an operation on that of the output.
+struct Backward<'a> {
+    weight: &'a Tensor,
+}
+
+impl CustomOp1 for Backward<'_> {
+    fn name(&self) -> &'static str {
+        "frozen-linear-backward"
+    }
+
+    fn cpu_fwd(&self, dy: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        let (rows, shape) = rows(layout, outputs, inputs)?;
+        let dx = by_dtype!(dy, T => {
+            let dy = slice::<T>(dy, layout)?;
+            on_cpu!(self.weight, T => weight);
+            let mut dx = vec![T::default(); rows * inputs];
+            kernel::gemm(
+                (rows, outputs, inputs),
+                &mut dx,
+                inputs,
+                false,
+                1.0,
+                View::rows(dy, outputs),
+                View::rows(weight, inputs),
+                rayon::current_num_threads(),
+            );
+            <T as kernel::Real>::storage(dx)
+        });
+        Ok((dx, shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, dy: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        let (rows, shape) = rows(layout, outputs, inputs)?;
+        Ok((cuda::linear_backward(dy, layout, rows, self.weight)?, shape))
     }
 }

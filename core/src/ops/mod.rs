@@ -13,8 +13,10 @@ mod attention;
 mod cuda;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::probe;
+mod embedding;
 pub mod fused;
 mod gelu;
+mod injected;
 mod kernel;
 mod layer_norm;
 mod linear;
@@ -22,8 +24,10 @@ pub mod portable;
 
 pub use attention::attention;
 pub(crate) use attention::{Attended, attend, attend_backward};
+pub(crate) use embedding::{cut_patches, put_together};
 pub use gelu::gelu;
 pub(crate) use gelu::{gelu_backward, gelu_value};
+pub(crate) use injected::{Source, Sources, side_by_side};
 pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::{layer_norm_backward, layer_norm_value};
 pub use linear::linear;

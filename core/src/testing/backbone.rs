@@ -152,8 +152,7 @@ impl Check<'_> {
         let [prefix, suffix, cls] = prompts;
         let (prefix, suffix, cls) = (prefix?, suffix?, cls?);
         let tokens = kv(&[1, LENGTH, width])?[0].clone();
-        let of =
-            |pair: &[Var; 2]| Some(Kv { k: pair[0].as_tensor().clone(), v: pair[1].as_tensor().clone() });
+        let of = |pair: &[Var; 2]| Some(Kv::new(pair[0].as_tensor().clone(), pair[1].as_tensor().clone()));
         let kinds: [(&str, Vec<&Var>, BlockInjection, Option<Tensor>); 4] = [
             (
                 "prefix",

@@ -128,14 +128,15 @@ impl Check<'_> {
         };
         for block in &injection.blocks {
             for kv in [&block.prefix, &block.suffix, &block.cls_add].into_iter().flatten() {
-                if !fits(&kv.k) || !fits(&kv.v) || kv.k.dims() != kv.v.dims() {
-                    let (k, v, width) = (kv.k.dims(), kv.v.dims(), spec.width);
+                let (k, v) = (kv.k()?, kv.v()?);
+                if !fits(&k) || !fits(&v) || k.dims() != v.dims() {
+                    let (k, v, width) = (k.dims(), v.dims(), spec.width);
                     return self.broken(format!(
                         "keys and values are (B or 1, P, {width}) alike, not {k:?} and {v:?}"
                     ));
                 }
             }
-            if block.cls_add.as_ref().is_some_and(|kv| kv.k.dims()[1] != 1) {
+            if block.cls_add.as_ref().map(crate::Kv::count).transpose()?.is_some_and(|count| count != 1) {
                 return self.broken("one vector is added to the CLS token's key and one to its value");
             }
         }

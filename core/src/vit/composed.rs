@@ -5,14 +5,15 @@ use std::{collections::BTreeMap, sync::Arc};
 use candle_core::{DType, Tensor};
 
 use super::{
-    Block, Linear, Outputs, Stem, prompts,
+    Block, Outputs, Stem, prompts,
     run::{Read, Run, Setting},
 };
 use crate::{
     BackboneSpec, Injection, Normalization, Result, Taps,
     ops::{
+        cut_patches,
         fused::{Prompts, Rows},
-        linear_value,
+        put_together,
     },
 };
 
@@ -52,22 +53,9 @@ impl Composed {
 
     /// Pixels `(B, 3, S, S)` to CLS, registers and patches with their positions, `(B, N, D)`.
     fn embed(&self, pixels: &Tensor) -> Result<Tensor> {
-        let (batch, _, size, _) = pixels.dims4()?;
-        let pixels = match &self.normalize {
-            None => pixels.detach(),
-            Some((mean, scale)) => pixels.detach().broadcast_sub(mean)?.broadcast_mul(scale)?,
-        };
-        let p = self.patch_size;
-        let grid = size / p;
-        let patches = pixels
-            .to_dtype(self.dtype())?
-            .reshape(vec![batch, 3, grid, p, grid, p])?
-            .permute(vec![0, 2, 4, 1, 3, 5])?
-            .reshape((batch, grid * grid, 3 * p * p))?;
-        let Stem { patch: Linear { weight, bias }, prefix, positions } = &self.stem;
-        let patches = linear_value(&patches, weight, bias)?.broadcast_add(positions)?;
-        let (_, count, width) = prefix.dims3()?;
-        Ok(Tensor::cat(&[prefix.broadcast_as((batch, count, width))?, patches], 1)?)
+        let Stem { patch, prefix, positions } = &self.stem;
+        let patches = cut_patches(&pixels.detach(), self.patch_size, self.normalize.as_ref(), self.dtype())?;
+        put_together(prefix, &patch.value(&patches, None)?, positions)
     }
 
     pub(super) fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Outputs> {

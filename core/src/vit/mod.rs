@@ -7,6 +7,7 @@ mod names;
 mod pickle;
 mod portable;
 mod position;
+mod prompts;
 mod pytorch;
 mod run;
 #[cfg(test)]
@@ -18,19 +19,15 @@ pub use weights::{Geometry, VitSizes, VitWeights};
 
 use std::collections::BTreeMap;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
-use self::{composed::Composed, fast::Fast, run::Setting};
+use self::{composed::Composed, fast::Fast, prompts::prompts, run::Setting};
 use crate::{
-    Backbone, BackboneSpec, BlockInjection, Features, Injection, Normalization, Portable, Result, Taps,
+    Backbone, BackboneSpec, Features, Injection, Normalization, Portable, Result, Taps,
     cost::{Lengths, Macs, Transformer},
     device::Precision,
     hub::Provenance,
-    injection::Kv,
-    ops::{
-        self,
-        fused::{Prompts, Rows},
-    },
+    ops,
 };
 
 /// What a [`Vit`] is built with besides its weights.
@@ -286,50 +283,4 @@ impl Backbone for Vit {
     fn portable(&self) -> Result<Option<Portable>> {
         self.checkpoint().map(Some)
     }
-}
-
-/// All rows injected into the first `depth` blocks side by side, and which are whose, as `dtype`.
-fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: DType) -> Result<Prompts> {
-    let mut rows = Vec::new();
-    let mut own = Vec::new();
-    let mut count = 0;
-    for block in injection.blocks.iter().take(depth) {
-        let mut of_block = Rows::default();
-        if let Some(attended) = injected_rows(block, batch)? {
-            of_block.attended = count..count + attended.dim(1)?;
-            count = of_block.attended.end;
-            rows.push(attended);
-        }
-        if let Some(add) = &block.cls_add {
-            of_block.cls = Some(count);
-            count += 1;
-            rows.push(side_by_side(add, batch)?);
-        }
-        own.push(of_block);
-    }
-    let rows = if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 1)?.to_dtype(dtype)?) };
-    let tokens = injection.tokens.as_ref().map(|tokens| {
-        let (_, count, width) = tokens.dims3()?;
-        tokens.broadcast_as((batch, count, width))?.to_dtype(dtype)
-    });
-    Ok(Prompts { tokens: tokens.transpose()?, rows, own })
-}
-
-/// Prefix and suffix keys and values side by side, `(B, P, 2D)`.
-fn injected_rows(injection: &BlockInjection, batch: usize) -> Result<Option<Tensor>> {
-    let rows = [&injection.prefix, &injection.suffix]
-        .into_iter()
-        .flatten()
-        .map(|kv| side_by_side(kv, batch))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(match rows.as_slice() {
-        [] => None,
-        rows => Some(Tensor::cat(rows, 1)?),
-    })
-}
-
-/// Keys and values `(B, P, 2D)`.
-fn side_by_side(Kv { k, v }: &Kv, batch: usize) -> Result<Tensor> {
-    let (_, rows, width) = k.dims3()?;
-    Ok(Tensor::cat(&[k, v], D::Minus1)?.broadcast_as((batch, rows, 2 * width))?)
 }

@@ -14,7 +14,7 @@ use std::{
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Shape, Storage, Tensor};
 
-use super::Block;
+use super::{Block, Linear};
 use crate::{
     Result,
     ops::{
@@ -87,11 +87,18 @@ struct Inner {
     hidden: Tensor,
 }
 
+impl Linear {
+    /// `x Wᵀ + b + plus`.
+    pub(super) fn value(&self, x: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
+        linear_value(x, &self.weight, &self.bias, plus)
+    }
+}
+
 impl Block {
     /// Values inside for `x` `(B, N, D)`; keys and values come from every token, what follows acts on each by itself.
     fn inner(&self, s: Setting, x: &Tensor, rows: Option<&Tensor>, own: &Rows, read: Read) -> Result<Inner> {
         let normal = layer_norm_value(x, &self.norm1.gamma, &self.norm1.beta, s.eps)?;
-        let qkv = linear_value(&normal, &self.qkv.weight, &self.qkv.bias)?;
+        let qkv = self.qkv.value(&normal, None)?;
         if let (Some(rows), Some(at)) = (rows, own.cls) {
             let third = qkv.dim(2)? / 3;
             let cls = qkv.narrow(1, 0, 1)?;
@@ -100,17 +107,15 @@ impl Block {
             qkv.slice_set(&cls.contiguous()?, 1, 0)?;
         }
         let attended = attend(&qkv, self.extra(rows, own)?.as_ref(), s.heads)?;
-        let projected = linear_value(&read.keep(&attended.y)?, &self.proj.weight, &self.proj.bias)?;
-        let middle = (read.keep(x)? + projected)?;
+        let middle = self.proj.value(&read.keep(&attended.y)?, Some(&read.keep(x)?))?;
         let normal = layer_norm_value(&middle, &self.norm2.gamma, &self.norm2.beta, s.eps)?;
-        let hidden = linear_value(&normal, &self.fc1.weight, &self.fc1.bias)?;
+        let hidden = self.fc1.value(&normal, None)?;
         Ok(Inner { qkv, attended, middle, hidden })
     }
 
     /// The output `(B, M, D)`.
     fn output(&self, inner: &Inner) -> Result<Tensor> {
-        let y = linear_value(&gelu_value(&inner.hidden)?, &self.fc2.weight, &self.fc2.bias)?;
-        Ok((&inner.middle + y)?)
+        self.fc2.value(&gelu_value(&inner.hidden)?, Some(&inner.middle))
     }
 
     /// The injected keys and values `(B, P, 2D)`.
@@ -141,7 +146,7 @@ impl Block {
         drop(hidden);
         let d_normal = linear_backward(&self.fc1.weight, &d_hidden)?;
         drop(d_hidden);
-        let d_middle = (dy + layer_norm_backward(&middle, &self.norm2.gamma, s.eps, &d_normal)?)?;
+        let d_middle = layer_norm_backward(&middle, &self.norm2.gamma, s.eps, &d_normal, dy)?;
         drop((middle, d_normal));
         let d_read = linear_backward(&self.proj.weight, &d_middle)?;
         let tokens = x.dim(1)?;
@@ -159,8 +164,8 @@ impl Block {
         }
         let d_normal = linear_backward(&self.qkv.weight, &d_qkv)?;
         drop(d_qkv);
-        let through = layer_norm_backward(x, &self.norm1.gamma, s.eps, &d_normal)?;
-        Ok((d_rows, Some((read.spread(&d_middle, tokens)? + through)?)))
+        let past = read.spread(&d_middle, tokens)?;
+        Ok((d_rows, Some(layer_norm_backward(x, &self.norm1.gamma, s.eps, &d_normal, &past)?)))
     }
 }
 

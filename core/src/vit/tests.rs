@@ -2,10 +2,10 @@
 //! read, on every set of instructions that this machine has.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use candle_core::Var;
+use candle_core::{D, Var};
 
 use super::*;
-use crate::{Rng, device::Precision, ops::fused::Level};
+use crate::{BlockInjection, Kv, Rng, device::Precision, ops::fused::Level};
 
 const SIDE: usize = 28;
 const DEPTH: usize = 4;
@@ -65,6 +65,16 @@ fn composed(vit: &Vit, recompute: bool) -> Vit {
 /// The oracle: the network written down operation by operation, with gradients from candle's graph alone.
 struct Oracle(Vit);
 
+/// The rows that a block attends to besides its tokens, as the definition says.
+fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
+    let rows = [&injection.prefix, &injection.suffix].into_iter().flatten().map(|kv| {
+        let (_, rows, width) = kv.k()?.dims3()?;
+        Ok(Tensor::cat(&[kv.k()?, kv.v()?], D::Minus1)?.broadcast_as((BATCH, rows, 2 * width))?)
+    });
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    Ok(if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 1)?) })
+}
+
 impl Oracle {
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
         let Vit { spec, body: Body::Composed(body), norm, eps, .. } = &self.0 else { panic!("not composed") };
@@ -91,12 +101,13 @@ impl Oracle {
         for (index, block) in blocks.iter().enumerate() {
             let injected = injection.blocks.get(index).cloned().unwrap_or_default();
             let mut qkv = linear(&normal(&x, &block.norm1)?, &block.qkv)?;
-            if let Some(Kv { k, v }) = &injected.cls_add {
+            if let Some(added) = &injected.cls_add {
+                let (k, v) = (added.k()?, added.v()?);
                 let zeros = Tensor::zeros((BATCH, 1, spec.width), DType::F64, &Device::Cpu)?;
-                let cls = (qkv.narrow(1, 0, 1)? + Tensor::cat(&[&zeros, k, v], D::Minus1)?)?;
+                let cls = (qkv.narrow(1, 0, 1)? + Tensor::cat(&[zeros, k, v], D::Minus1)?)?;
                 qkv = Tensor::cat(&[cls, qkv.narrow(1, 1, qkv.dim(1)? - 1)?], 1)?;
             }
-            let extra = injected_rows(&injected, BATCH)?;
+            let extra = attended_rows(&injected)?;
             let attended = ops::portable::attention(&qkv, extra.as_ref(), spec.heads)?;
             x = (x + linear(&attended, &block.proj)?)?;
             let hidden = ops::portable::gelu(&linear(&normal(&x, &block.norm2)?, &block.fc1)?)?;
@@ -170,7 +181,7 @@ impl Case {
     fn injection(&self, vars: &[Tensor]) -> Injection {
         let mut injection = Injection::none();
         let mut vars = vars.iter().cloned();
-        let mut kv = || Kv { k: vars.next().unwrap(), v: vars.next().unwrap() };
+        let mut kv = || Kv::new(vars.next().unwrap(), vars.next().unwrap());
         for &(block, ..) in self.prefix {
             injection.block_mut(block).prefix = Some(kv());
         }
@@ -258,7 +269,7 @@ fn a_second_backward_pass_through_one_graph_gives_the_same() {
     let prompt = Rng::new(3).normal(&[1, 2, 48], 1.0, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     let prompt = Var::from_tensor(&prompt).unwrap();
     let mut injection = Injection::none();
-    let kv = Kv { k: prompt.as_tensor().clone(), v: prompt.as_tensor().clone() };
+    let kv = Kv::new(prompt.as_tensor().clone(), prompt.as_tensor().clone());
     injection.block_mut(1).prefix = Some(kv);
     let pixels = Tensor::ones((BATCH, 3, SIDE, SIDE), DType::F64, &Device::Cpu).unwrap();
     let y = vit.forward(&pixels, &injection, &Taps::none()).unwrap().cls.sqr().unwrap().sum_all().unwrap();

@@ -116,9 +116,9 @@ impl Learner for Apt {
             },
         };
         let mut injection = Injection::none();
-        for block in 0..prompts.dim(0)? / 2 {
-            let row = |row: usize| prompts.narrow(0, row, 1)?.unsqueeze(0); // (1, 1, D)
-            injection.block_mut(block).cls_add = Some(Kv { k: row(2 * block)?, v: row(2 * block + 1)? });
+        let all = prompts.unsqueeze(0)?; // (1, 2 N, D)
+        for block in 0..all.dim(1)? / 2 {
+            injection.block_mut(block).cls_add = Some(Kv::rows(&all, 2 * block..2 * block + 2)?);
         }
         Ok(injection)
     }
@@ -244,7 +244,7 @@ mod tests {
             let mut apt = Apt::new(config, &lab.learner_context(Role::Student))?;
             let key = |apt: &Apt, pass| -> Result<Option<Vec<f32>>> {
                 let injection = apt.inject(&query, pass)?;
-                injection.blocks.first().and_then(|b| b.cls_add.as_ref()).map(|kv| numbers(&kv.k)).transpose()
+                injection.blocks.first().and_then(|b| b.cls_add.as_ref()).map(|kv| numbers(&kv.k()?)).transpose()
             };
             let first = key(&apt, Pass::Train)?;
             assert_eq!(key(&apt, Pass::Test)?, None, "nothing is merged yet");

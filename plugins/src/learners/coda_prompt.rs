@@ -119,6 +119,11 @@ impl CodaPrompt {
         Ok(Tensor::cat(&[var.tensor().narrow(0, 0, start)?.detach(), current], 0)?)
     }
 
+    /// Those of all blocks, one block after the other: `(N f, ...)`. What follows is then a few operations for all of them.
+    fn all_used(&self, of: impl Fn(&Block) -> &NamedVar) -> Result<Tensor> {
+        Ok(Tensor::cat(&self.blocks.iter().map(|block| self.used(of(block))).collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
     fn variables(&self) -> Vec<NamedVar> {
         let of = |block: &Block| [block.prompts.clone(), block.keys.clone(), block.attention.clone()];
         let mut vars: Vec<_> = self.blocks.iter().flat_map(of).collect();
@@ -140,19 +145,24 @@ impl Learner for CodaPrompt {
 
     fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let mut injection = Injection::none();
+        let (n, f) = (self.blocks.len(), self.current.end);
+        let p = self.all_used(|block| &block.prompts)?; // (N f, L, D)
+        let k = self.all_used(|block| &block.keys)?; // (N f, Dq)
+        let a = self.all_used(|block| &block.attention)?; // (N f, Dq)
+        let (_, length, width) = p.dims3()?;
+        let p = p.reshape((n, f, length * width))?;
+        let w = component_weights(query.get()?, &k, &a)?; // (B, N f)
+        let w = w.reshape(((), n, f))?.transpose(0, 1)?.contiguous()?; // (N, B, f)
+        let prompts = w.matmul(&p)?.transpose(0, 1)?.reshape(((), n * length, width))?; // (B, N L, D)
         let mut penalties = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
-            let (p, k, a) =
-                (self.used(&block.prompts)?, self.used(&block.keys)?, self.used(&block.attention)?);
-            let (f, length, width) = p.dims3()?;
-            let p = p.flatten_from(1)?;
-            let w = component_weights(query.get()?, &k, &a)?; // (B, f)
-            injection.selections.push(Selection::weighted(&block.keys.name, &w));
-            let prompts = w.matmul(&p)?.reshape(((), length, width))?; // (B, L, D)
-            injection.block_mut(index).prefix = Some(Kv::halves(&prompts)?);
+            injection.selections.push(Selection::weighted(&block.keys.name, &w.get(index)?));
+            let rows = index * length..(index + 1) * length;
+            injection.block_mut(index).prefix = Some(Kv::rows(&prompts, rows)?);
             if pass == Pass::Train && self.config.ortho_penalty > 0.0 && f > 0 {
-                for x in [&k, &a, &p] {
-                    penalties.push(non_orthogonality(x)?);
+                let rows = |t: &Tensor| t.narrow(0, index * f, f);
+                for x in [rows(&k)?, rows(&a)?, p.get(index)?] {
+                    penalties.push(non_orthogonality(&x)?);
                 }
             }
         }

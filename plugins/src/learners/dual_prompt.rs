@@ -229,9 +229,9 @@ mod tests {
             learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;
-            let taken = injection.blocks[2].prefix.as_ref().map(|kv| kv.k.flatten_all()).transpose()?;
+            let taken = injection.blocks[2].prefix.as_ref().map(Kv::k).transpose()?;
             let expert = learner.experts[0].prompts.tensor().get(3)?.narrow(0, 0, 10)?.flatten_all()?;
-            let same = taken.map(|t| t.to_vec1::<f32>()).transpose()? == Some(expert.to_vec1::<f32>()?);
+            let same = taken.map(|t| t.flatten_all()?.to_vec1::<f32>()).transpose()? == Some(expert.to_vec1::<f32>()?);
             assert_eq!(same, untrained, "{candidates:?}");
         }
         Ok(())

@@ -116,7 +116,7 @@ impl Learner for L2p {
             let chosen = take(prompts.tensor(), &nearest)?; // (B, k, L, D)
             let half = self.config.length / 2;
             let rows = |start: usize| chosen.narrow(2, start, half)?.flatten(1, 2); // (B, k L/2, D)
-            injection.block_mut(block).prefix = Some(Kv { k: rows(0)?, v: rows(half)? });
+            injection.block_mut(block).prefix = Some(Kv::new(rows(0)?, rows(half)?));
             if pass == Pass::Train {
                 // Σ over the chosen (1 - cos), mean over the batch.
                 let distance = similarity.gather(&nearest, 1)?.affine(-1.0, 1.0)?;

@@ -53,13 +53,13 @@ struct Matrix {
     }
 };
 
-/// `c = alpha op(a) op(b) + beta c + bias`, the bias one number for each row of `c`.
+/// `c = alpha op(a) op(b) + beta add + bias`, the bias one number for each row of `c`, `add` laid out like it.
 struct Product {
     Matrix a, b, c;
     bool transpose_a, transpose_b;
     double alpha, beta;
     bool tf32;
-    const void *a_at, *b_at;
+    const void *a_at, *b_at, *add_at;
     void* c_at;
     const void* bias = nullptr;
 
@@ -74,6 +74,7 @@ struct Product {
         a.inside(a_at, "the left factor of a product");
         b.inside(b_at, "the right factor of a product");
         c.inside(c_at, "a product");
+        if (beta != 0.0) c.inside(add_at, "what a product is added to");
         if (bias) Matrix{c.type, c.rows, 1, static_cast<int64_t>(c.rows)}.inside(bias, "the bias of a product");
         const int64_t inner = transpose_a ? a.rows : a.columns;
         std::vector<double> left(c.rows * inner), right(inner * c.columns);
@@ -95,7 +96,7 @@ struct Product {
                     for (int64_t k = 0; k < inner; ++k) sum += left[row * inner + k] * right[column * inner + k];
                     sum *= alpha;
                     // What is there is not read where it does not count: it may be NaN.
-                    if (beta != 0.0) sum += beta * c.at(c_at, batch, row, column, false);
+                    if (beta != 0.0) sum += beta * c.at(add_at, batch, row, column, false);
                     if (bias) sum += c.at(bias, 0, row, 0, false);
                     c.put(c_at, batch, row, column, sum);
                 }
@@ -117,7 +118,7 @@ struct Description {
     const void* bias = nullptr;
 };
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 256 == 0; }
 
 } // namespace
 
@@ -156,9 +157,10 @@ API cublasGemmStridedBatchedEx(Handle* handle, int transpose_a, int transpose_b,
                           compute == compute_tf32,
                           a,
                           b,
+                          c,
                           c};
     if (!product.possible()) return invalid_value;
-    card::enqueue(handle->stream, product);
+    card::enqueue(handle->stream, "product", product);
     return success;
 }
 
@@ -178,9 +180,10 @@ API cublasDgemmStridedBatched(Handle* handle, int transpose_a, int transpose_b, 
                           false,
                           a,
                           b,
+                          c,
                           c};
     if (!product.possible()) return invalid_value;
-    card::enqueue(handle->stream, product);
+    card::enqueue(handle->stream, "product", product);
     return success;
 }
 
@@ -246,10 +249,10 @@ API cublasLtMatmul(Handle*, Description* description, const void* alpha, const v
     const bool tf32 = description->compute == compute_tf32;
     if (!tf32 && description->compute != compute_float32) return not_supported;
     // Operands are taken to begin where memory was allocated: wide loads need it.
-    if (!aligned(a) || !aligned(b) || !aligned(d) || (description->bias && !aligned(description->bias))) {
-        card::fail("cuBLASLt: an operand that is not aligned to 16 bytes");
+    if (!aligned(a) || !aligned(b) || !aligned(c) || !aligned(d) || (description->bias && !aligned(description->bias))) {
+        card::fail("cuBLASLt: an operand that is not aligned to 256 bytes");
     }
-    if (c != d || c_layout != d_layout || (workspace_bytes > 0 && !workspace)) return invalid_value;
+    if (c_layout != d_layout || (workspace_bytes > 0 && !workspace)) return invalid_value;
     const Product product{*a_layout,
                           *b_layout,
                           *d_layout,
@@ -260,10 +263,11 @@ API cublasLtMatmul(Handle*, Description* description, const void* alpha, const v
                           tf32,
                           a,
                           b,
+                          c,
                           d,
                           description->epilogue == 4 ? description->bias : nullptr};
     if (!product.possible() || (description->epilogue == 4 && !description->bias)) return invalid_value;
-    card::enqueue(stream, product);
+    card::enqueue(stream, "product", product);
     return success;
 }
 

@@ -13,7 +13,7 @@ namespace card {
 using Work = std::function<void()>;
 
 /// Puts work at the end of a stream (a `CUstream`). It is done when somebody waits for that stream, not before.
-void enqueue(void* stream, Work work);
+void enqueue(void* stream, const std::string& what, Work work);
 
 /// A kernel that can be launched: what it does for one thread, bound to copies of its arguments.
 struct Kernel {

@@ -7,8 +7,8 @@
 //   - what the driver refuses is refused: calls of a thread without a context, grids and blocks beyond the limits, shared
 //     memory beyond what was asked for
 //
-// `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file that the names
-// of launched kernels are counted in.
+// `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file that is told in
+// the end what the card was asked for, kernels, copies and products, and how often; `CARD_TRACE` one that is told in order.
 
 #include <chrono>
 #include <deque>
@@ -64,7 +64,8 @@ struct Card {
     size_t freed_bytes = 0, used = 0, highest = 0;
     std::map<uintptr_t, size_t> pinned;
     std::map<std::string, card::Kernel> kernels;
-    std::map<std::string, size_t> launched;
+    std::map<std::string, size_t> asked;
+    std::ofstream trace{getenv("CARD_TRACE") ? getenv("CARD_TRACE") : ""};
     std::set<std::shared_ptr<Queue>> queues;
 };
 
@@ -225,8 +226,12 @@ void add(const char* name, Kernel kernel) {
     if (!card_().kernels.emplace(name, std::move(kernel)).second) fail(std::string("two kernels are called ") + name);
 }
 
-void enqueue(void* stream, Work work) {
+void enqueue(void* stream, const std::string& what, Work work) {
     Locked locked;
+    if (!what.empty()) {
+        ++card_().asked[what];
+        if (card_().trace.is_open()) card_().trace << what << std::endl;
+    }
     Queue& queue = queue_of(stream);
     queue.work.push_back(std::move(work));
     ++queue.queued;
@@ -409,7 +414,7 @@ API cuEventRecord(Event* event, void* stream) {
     NEEDS_CONTEXT;
     event->queue = queue_of(stream).shared_from_this();
     event->when = std::make_shared<std::chrono::steady_clock::time_point>();
-    card::enqueue(stream, [when = event->when] { *when = std::chrono::steady_clock::now(); });
+    card::enqueue(stream, "", [when = event->when] { *when = std::chrono::steady_clock::now(); });
     event->until = event->queue->queued;
     return success;
 }
@@ -422,7 +427,7 @@ API cuEventSynchronize(Event* event) {
 
 API cuStreamWaitEvent(void* stream, Event* event, unsigned) {
     NEEDS_CONTEXT;
-    if (event->queue) card::enqueue(stream, [queue = event->queue, until = event->until] { finish(*queue, until); });
+    if (event->queue) card::enqueue(stream, "", [queue = event->queue, until = event->until] { finish(*queue, until); });
     return success;
 }
 
@@ -444,7 +449,7 @@ API cuMemAlloc_v2(uint64_t* pointer, size_t bytes) {
 
 API cuMemFreeAsync(uint64_t pointer, void* stream) {
     NEEDS_CONTEXT;
-    card::enqueue(stream, [pointer] { release(pointer); });
+    card::enqueue(stream, "", [pointer] { release(pointer); });
     return success;
 }
 
@@ -474,7 +479,7 @@ API cuMemFreeHost(void* host) {
 
 API cuMemsetD8Async(uint64_t pointer, unsigned char value, size_t bytes, void* stream) {
     NEEDS_CONTEXT;
-    card::enqueue(stream, [=] {
+    card::enqueue(stream, "memset", [=] {
         inside(pointer, bytes, "memset");
         memset(address(pointer), value, bytes);
     });
@@ -484,7 +489,7 @@ API cuMemsetD8Async(uint64_t pointer, unsigned char value, size_t bytes, void* s
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     NEEDS_CONTEXT;
     if (is_pinned(from, bytes)) {
-        card::enqueue(stream, [=] {
+        card::enqueue(stream, "copy to the card", [=] {
             inside(to, bytes, "a copy to the card");
             memcpy(address(to), from, bytes);
         });
@@ -493,7 +498,7 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stre
     // The driver has read pageable memory when it returns.
     const auto* begin = static_cast<const unsigned char*>(from);
     auto staged = std::make_shared<std::vector<unsigned char>>(begin, begin + bytes);
-    card::enqueue(stream, [=] {
+    card::enqueue(stream, "copy to the card, staged", [=] {
         inside(to, bytes, "a copy to the card");
         memcpy(address(to), staged->data(), bytes);
     });
@@ -506,7 +511,7 @@ API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
         inside(from, bytes, "a copy from the card");
         memcpy(to, address(from), bytes);
     };
-    card::enqueue(stream, copy);
+    card::enqueue(stream, "copy from the card", copy);
     // Into pageable memory it returns when the copy is done.
     if (!is_pinned(to, bytes)) finish(queue_of(stream));
     return success;
@@ -514,7 +519,7 @@ API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
 
 API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
     NEEDS_CONTEXT;
-    card::enqueue(stream, [=] {
+    card::enqueue(stream, "copy", [=] {
         inside(from, bytes, "a copy from");
         inside(to, bytes, "a copy to");
         memmove(address(to), address(from), bytes);
@@ -560,20 +565,19 @@ API cuLaunchKernel(Named* function, unsigned gx, unsigned gy, unsigned gz, unsig
                 gy, gz, bx, by, bz, shared);
         return invalid_value;
     }
-    ++card_().launched[name];
     const card::Kernel* launched = &kernel;
-    card::enqueue(stream, [=, thread = kernel.bind(arguments)] {
+    card::enqueue(stream, name, [=, thread = kernel.bind(arguments)] {
         run(*launched, dim3{gx, gy, gz}, dim3{bx, by, bz}, shared, thread);
     });
     return success;
 }
 
-/// At the program's end: looks at all memory once more, and counts the launches.
+/// At the program's end: looks at all memory once more, and says what was asked for.
 __attribute__((destructor)) static void finish_card() {
     for (const auto& [pointer, allocation] : card_().memory) guards_untouched(pointer, allocation.bytes);
     for (const Freed& freed : card_().freed) untouched(freed);
     const char* file = getenv("CARD_LAUNCHES");
     if (!file) return;
     std::ofstream out(file, std::ios::app);
-    for (const auto& [name, count] : card_().launched) out << name << ' ' << count << '\n';
+    for (const auto& [name, count] : card_().asked) out << name << ' ' << count << '\n';
 }

@@ -1,29 +1,22 @@
 //! Attention on a GPU, forward and backward.
 
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor,
+    CudaDevice, CudaStorage, Layout, Result, Storage, Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{
-        CudaStorageSlice, WrapErr,
+        WrapErr,
         cudarc::driver::{
             CudaFunction, LaunchConfig, PushKernelArg,
             sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
         },
     },
-    op::BackpropOp,
 };
-use half::bf16;
 
 use super::{
     super::attention::{Attended, Sizes},
-    ATTENTION, Element, by_dtype, narrow, on_gpu, room, slice,
+    ATTENTION, Element, by_dtype, narrow, nullable, on_gpu, optional, room, slice, tensor,
 };
-
-/// Storage as a tensor without a graph.
-fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
-    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
-}
 
 /// One of attention's kernels, and how it is launched.
 struct Kernel {
@@ -100,16 +93,6 @@ impl Numbers {
     }
 }
 
-/// `extra` as an argument: null where there is nothing.
-macro_rules! injected {
-    ($launch:ident, $extra:ident) => {
-        match &$extra {
-            Some(extra) => $launch.arg(extra),
-            None => $launch.arg(&0u64),
-        }
-    };
-}
-
 /// Output and logarithms of sums of one attention.
 pub(in crate::ops) fn attention(
     qkv: &CudaStorage,
@@ -129,7 +112,7 @@ pub(in crate::ops) fn attention(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&function);
         launch.arg(&qkv);
-        injected!(launch, extra);
+        nullable!(launch, &extra);
         launch.arg(&mut y).arg(&mut log_sums);
         launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
         // SAFETY: the kernel's arguments; `Sizes` has compared the shapes, the outputs are as large as it says.
@@ -185,13 +168,7 @@ pub(in crate::ops) fn attend_backward(
     }
     by_dtype!(qkv_storage, T => {
         let device = qkv_storage.device();
-        let extra = match &injected {
-            None => None,
-            Some((storage, layout)) => match &**storage {
-                Storage::Cuda(storage) => Some(slice::<T>(storage, layout)?),
-                _ => bail!("injected keys and values are not on the GPU"),
-            },
-        };
+        let extra = optional::<T>(&injected)?;
         let qkv = slice::<T>(qkv_storage, qkv_layout)?;
         let (y, dy) = (slice::<T>(y_storage, y_layout)?, slice::<T>(dy_storage, dy_layout)?);
         let log_sums = slice::<f32>(log_sums_storage, log_sums_layout)?;
@@ -215,7 +192,7 @@ pub(in crate::ops) fn attend_backward(
         let Kernel { function, config } = Kernel::new::<T>(device, Side::Queries, &s)?;
         let mut launch = stream.launch_builder(&function);
         launch.arg(&qkv);
-        injected!(launch, extra);
+        nullable!(launch, &extra);
         launch.arg(&dy).arg(&log_sums).arg(&delta).arg(&mut d_qkv);
         launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
         // SAFETY: the kernel's arguments; it writes the queries' third of `d_qkv`, the next the rest.
@@ -228,12 +205,9 @@ pub(in crate::ops) fn attend_backward(
         let Kernel { function, config } = Kernel::new::<T>(device, Side::Keys, &s)?;
         let mut launch = stream.launch_builder(&function);
         launch.arg(&qkv);
-        injected!(launch, extra);
+        nullable!(launch, &extra);
         launch.arg(&dy).arg(&log_sums).arg(&delta).arg(&mut d_qkv);
-        match &mut d_extra {
-            Some(d_extra) => launch.arg(d_extra),
-            None => launch.arg(&0u64),
-        };
+        nullable!(launch, &mut d_extra);
         launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
         // SAFETY: the kernel's arguments; `d_extra` has a row for each of `extra`.
         unsafe { launch.launch(config) }.w()?;

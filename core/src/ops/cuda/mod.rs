@@ -2,26 +2,31 @@
 //! and matrix products of cuBLAS, all on candle's stream. None of them waits for the device.
 
 mod attention;
+mod embedding;
+mod injected;
+mod product;
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc};
+use std::ops::Deref;
 
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Storage, Tensor,
+    CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{
-        CudaDType, CudaStorageSlice, DeviceId, WrapErr,
-        cudarc::{
-            cublaslt::{CudaBlasLT, Matmul, MatmulConfig},
-            driver::{CudaFunction, CudaSlice, CudaView, DeviceRepr, LaunchConfig, PushKernelArg},
-        },
+        CudaDType, WrapErr,
+        cudarc::driver::{CudaFunction, CudaSlice, CudaView, DeviceRepr, LaunchConfig, PushKernelArg},
         gemm_reduced_precision_f32,
     },
+    op::BackpropOp,
 };
 use half::bf16;
 
-pub(super) use self::attention::{attend, attend_backward, attention};
-use crate::panics;
+pub(super) use self::{
+    attention::{attend, attend_backward, attention},
+    embedding::{cut_patches, put_together},
+    injected::{gather_rows, scatter_rows},
+    product::{linear, linear_backward},
+};
 
 /// Kernels compiled for no card in particular.
 struct Module {
@@ -40,6 +45,8 @@ macro_rules! module {
 const ELEMENTWISE: Module = module!("elementwise");
 const LAYER_NORM: Module = module!("layer_norm");
 const ATTENTION: Module = module!("attention");
+const EMBEDDING: Module = module!("embedding");
+const INJECTION: Module = module!("injection");
 
 /// Whether the card takes the kernels of this build.
 pub(crate) fn probe(device: &CudaDevice) -> Result<()> {
@@ -78,12 +85,12 @@ impl Element for bf16 {
 macro_rules! by_dtype {
     ($storage:expr, $t:ident => $body:expr) => {
         match &$storage.slice {
-            CudaStorageSlice::F32(_) => {
+            candle_core::cuda_backend::CudaStorageSlice::F32(_) => {
                 type $t = f32;
                 $body
             }
-            CudaStorageSlice::BF16(_) => {
-                type $t = bf16;
+            candle_core::cuda_backend::CudaStorageSlice::BF16(_) => {
+                type $t = half::bf16;
                 $body
             }
             _ => bail!("operation on {:?} on a GPU, expected f32 or bf16", $storage.dtype()),
@@ -105,6 +112,11 @@ fn slice<'a, T: CudaDType>(storage: &'a CudaStorage, layout: &Layout) -> Result<
 fn room<T: DeviceRepr>(device: &CudaDevice, count: usize) -> Result<CudaSlice<T>> {
     // SAFETY: every caller hands it to a kernel that writes all of it before anything reads it.
     unsafe { device.alloc::<T>(count) }
+}
+
+/// Storage as a tensor without a graph.
+fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }
 
 /// A number as the kernels take it.
@@ -129,6 +141,31 @@ macro_rules! on_gpu {
 }
 
 use on_gpu;
+
+/// The elements of a tensor that may not be there, from its storage and layout.
+fn optional<'a, T: CudaDType>(
+    tensor: &'a Option<(impl Deref<Target = Storage>, &Layout)>,
+) -> Result<Option<CudaView<'a, T>>> {
+    match tensor {
+        None => Ok(None),
+        Some((storage, layout)) => match &**storage {
+            Storage::Cuda(storage) => slice(storage, layout).map(Some),
+            _ => bail!("a tensor is not on the GPU"),
+        },
+    }
+}
+
+/// An argument that may be null.
+macro_rules! nullable {
+    ($launch:ident, $there:expr) => {
+        match $there {
+            Some(there) => $launch.arg(there),
+            None => $launch.arg(&0u64),
+        }
+    };
+}
+
+use nullable;
 
 pub(super) fn gelu(x: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
     by_dtype!(x, T => {
@@ -216,6 +253,7 @@ pub(super) fn layer_norm_backward(
     eps: f64,
     dy: &CudaStorage,
     dy_layout: &Layout,
+    plus: Option<&Tensor>,
 ) -> Result<CudaStorage> {
     on_gpu!(gamma => gamma, gamma_layout);
     let gamma = slice::<f32>(gamma, gamma_layout)?;
@@ -223,134 +261,24 @@ pub(super) fn layer_norm_backward(
     if x_layout.dims().last() != Some(&width) {
         bail!("layer norm of width {width} on a tensor of shape {:?}", x_layout.dims());
     }
+    let plus = plus.map(Tensor::storage_and_layout);
     by_dtype!(x, T => {
         let device = x.device();
         let (rows, width, eps) = (narrow(count / width)?, narrow(width)?, eps as f32);
         let (x, dy) = (slice::<T>(x, x_layout)?, slice::<T>(dy, dy_layout)?);
+        let plus = optional::<T>(&plus)?;
+        if plus.as_ref().is_some_and(|plus| plus.len() != count) {
+            bail!("a gradient of shape {:?} and one of another to be added to it", x_layout.dims());
+        }
         let mut dx = room::<T>(device, count)?;
         let kernel = LAYER_NORM.function(device, &format!("layer_norm_backward_{}", T::SUFFIX))?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
-        launch.arg(&x).arg(&gamma).arg(&dy).arg(&mut dx).arg(&rows).arg(&width).arg(&eps);
-        // SAFETY: the kernel's arguments; `x`, `dy` and `dx` have `rows` rows of `width`, `gamma` one.
+        launch.arg(&x).arg(&gamma).arg(&dy);
+        nullable!(launch, &plus);
+        launch.arg(&mut dx).arg(&rows).arg(&width).arg(&eps);
+        // SAFETY: the kernel's arguments; `x`, `dy`, `plus` and `dx` have `rows` rows of `width`, `gamma` one.
         unsafe { launch.launch(by_row(rows)) }.w()?;
         Ok(CudaStorage::wrap_cuda_slice(dx, device.clone()))
-    })
-}
-
-/// `x Wᵀ + b` for `rows` rows. bf16 and TF32 add the bias within the product; float32 products of cuBLAS that do are
-/// never exact, so there it is added after.
-pub(super) fn linear(
-    x: &CudaStorage,
-    layout: &Layout,
-    rows: usize,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-) -> Result<CudaStorage> {
-    let (outputs, inputs) = weight.dims2()?;
-    let width = narrow(outputs)?;
-    on_gpu!(weight => weight, weight_layout);
-    let device = x.device();
-    let size = (rows, inputs, outputs);
-    // cuBLASLt is told that its operands begin where memory was allocated.
-    let whole = layout.start_offset() == 0 && weight_layout.start_offset() == 0;
-    let bias_is_whole = |bias: &Tensor| bias.layout().start_offset() == 0;
-    match (&x.slice, bias) {
-        (CudaStorageSlice::BF16(_), Some(bias)) if whole && bias_is_whole(bias) => {
-            product_with_bias::<bf16>(x, layout, size, weight, weight_layout, bias)
-        }
-        (CudaStorageSlice::F32(_), Some(bias))
-            if whole && bias_is_whole(bias) && gemm_reduced_precision_f32() =>
-        {
-            product_with_bias::<f32>(x, layout, size, weight, weight_layout, bias)
-        }
-        _ => {
-            let flat = Layout::contiguous_with_offset((rows, inputs), layout.start_offset());
-            let transposed = weight_layout.transpose(0, 1)?;
-            let y = x.matmul(weight, (1, rows, outputs, inputs), &flat, &transposed)?;
-            let Some(bias) = bias else { return Ok(y) };
-            on_gpu!(bias => bias, bias_layout);
-            by_dtype!(x, T => {
-                let bias = slice::<T>(bias, bias_layout)?;
-                if bias.len() != outputs {
-                    bail!("a bias of {} for {outputs} outputs", bias.len());
-                }
-                let mut y = y;
-                let kernel = ELEMENTWISE.function(device, &format!("add_bias_{}", T::SUFFIX))?;
-                let (stream, count) = (device.cuda_stream(), rows as u64);
-                let values = y.as_cuda_slice_mut::<T>()?;
-                let mut launch = stream.launch_builder(&kernel);
-                launch.arg(values).arg(&bias).arg(&count).arg(&width);
-                // SAFETY: the kernel's arguments; `y` has `rows` rows of `width`, the bias one.
-                unsafe { launch.launch(elementwise(rows * outputs, size_of::<T>())) }.w()?;
-                Ok(y)
-            })
-        }
-    }
-}
-
-/// cuBLASLt adds the bias to the rows of column-major matrices, so the product is computed transposed: `Yᵀ = W Xᵀ + b`.
-fn product_with_bias<T: Element>(
-    x: &CudaStorage,
-    layout: &Layout,
-    (rows, inputs, outputs): (usize, usize, usize),
-    weight: &CudaStorage,
-    weight_layout: &Layout,
-    bias: &Tensor,
-) -> Result<CudaStorage>
-where
-    CudaBlasLT: Matmul<T>,
-{
-    let device = x.device();
-    on_gpu!(bias => bias, bias_layout);
-    let (x, weight) = (slice::<T>(x, layout)?, slice::<T>(weight, weight_layout)?);
-    let bias = slice::<T>(bias, bias_layout)?;
-    if x.len() != rows * inputs || weight.len() != outputs * inputs || bias.len() != outputs {
-        bail!(
-            "a linear layer of {inputs} inputs and {outputs} outputs on {rows} rows of {} numbers",
-            x.len()
-        );
-    }
-    let mut y = room::<T>(device, rows * outputs)?;
-    let product = MatmulConfig {
-        transa: true,
-        transb: false,
-        transc: false,
-        m: outputs as u64,
-        n: rows as u64,
-        k: inputs as u64,
-        alpha: 1.0,
-        lda: inputs as i64,
-        ldb: inputs as i64,
-        beta: 0.0,
-        ldc: outputs as i64,
-        stride_a: None,
-        stride_b: None,
-        stride_c: None,
-        stride_bias: None,
-        batch_size: None,
-    };
-    let handle = products(device)?;
-    // SAFETY: the lengths were compared with the sizes above, and `y` is as large as the product.
-    let done = unsafe { handle.matmul(product, &weight, &x, &mut y, Some(&bias), None) };
-    done.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error:?}")))?;
-    Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
-}
-
-/// cuBLASLt on the device, made once for each thread: a thread has a stream of its own, and its products a workspace.
-fn products(device: &CudaDevice) -> Result<Rc<CudaBlasLT>> {
-    thread_local! {
-        static HANDLES: RefCell<HashMap<DeviceId, Rc<CudaBlasLT>>> = RefCell::default();
-    }
-    HANDLES.with_borrow_mut(|handles| {
-        if let Some(handle) = handles.get(&device.id()) {
-            return Ok(handle.clone());
-        }
-        // It panics where there is no room for the workspace.
-        let made = panics::catch(|| CudaBlasLT::new(device.cuda_stream()));
-        let fail = |reason: String| candle_core::Error::Msg(format!("cuBLASLt: {reason}"));
-        let handle = Rc::new(made.map_err(fail)?.map_err(|error| fail(format!("{error:?}")))?);
-        handles.insert(device.id(), handle.clone());
-        Ok(handle)
     })
 }

@@ -1,0 +1,108 @@
+//! What an injection adds to the blocks, as rows of one tensor: then prompts cost the same few operations, forward and back,
+//! however many blocks have some.
+
+use std::{collections::HashMap, ops::Range};
+
+use candle_core::{DType, Tensor, TensorId};
+
+use crate::{
+    Injection, Kv, Result,
+    injection::Parts,
+    ops::{
+        Source, Sources,
+        fused::{Prompts, Rows},
+        side_by_side,
+    },
+};
+
+/// All rows injected into the first `depth` blocks side by side, and which are whose, as `dtype`.
+pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: DType) -> Result<Prompts> {
+    let mut pieces = Pieces { batch, ..Pieces::default() };
+    let mut own = Vec::new();
+    for block in injection.blocks.iter().take(depth) {
+        let first = pieces.places.len();
+        for kv in [&block.prefix, &block.suffix].into_iter().flatten() {
+            pieces.add(kv)?;
+        }
+        let attended = first..pieces.places.len();
+        let cls = block.cls_add.as_ref().map(|kv| pieces.add(kv).map(|()| attended.end)).transpose()?;
+        own.push(Rows { attended, cls });
+    }
+    let tokens = injection.tokens.as_ref().map(|tokens| {
+        let (_, count, width) = tokens.dims3()?;
+        tokens.broadcast_as((batch, count, width))?.to_dtype(dtype)
+    });
+    Ok(Prompts { tokens: tokens.transpose()?, rows: pieces.rows(dtype)?, own })
+}
+
+/// Prompts by whether images share them, and where among them the key and the value of each row are.
+#[derive(Default)]
+struct Pieces {
+    batch: usize,
+    own: Vec<Tensor>,
+    shared: Vec<Tensor>,
+    own_rows: usize,
+    shared_rows: usize,
+    places: Vec<[Source; 2]>,
+    /// Tensors of which parts were taken: where they begin, and which rows are taken.
+    parts: HashMap<TensorId, (Source, Vec<bool>)>,
+}
+
+impl Pieces {
+    fn add(&mut self, kv: &Kv) -> Result<()> {
+        let count = kv.count()?;
+        let (k, v) = match &kv.0 {
+            Parts::Rows { all, rows } => {
+                let keys = self.take_part(all, rows)?;
+                (keys, keys.plus(count))
+            }
+            Parts::Apart { k, v } if k.dim(1)? != v.dim(1)? => {
+                let unequal = format!("keys of shape {:?} with values of shape {:?}", k.dims(), v.dims());
+                return Err(candle_core::Error::Msg(unequal).into());
+            }
+            Parts::Apart { k, v } => (self.take(k)?, self.take(v)?),
+        };
+        self.places.extend((0..count).map(|row| [k.plus(row), v.plus(row)]));
+        Ok(())
+    }
+
+    /// Where the first of these rows of `all` is then. Blocks that take different rows of one tensor share it; a row has one
+    /// place that its gradient comes from.
+    fn take_part(&mut self, all: &Tensor, rows: &Range<usize>) -> Result<Source> {
+        let free = |(_, taken): &(Source, Vec<bool>)| !taken[rows.clone()].contains(&true);
+        let (first, mut taken) = match self.parts.remove(&all.id()).filter(free) {
+            Some(part) => part,
+            None => (self.take(all)?, vec![false; all.dim(1)?]),
+        };
+        taken[rows.clone()].fill(true);
+        self.parts.insert(all.id(), (first, taken));
+        Ok(first.plus(rows.start))
+    }
+
+    /// Where the first row of `prompts` `(B or 1, P, D)` is then.
+    fn take(&mut self, prompts: &Tensor) -> Result<Source> {
+        let (images, rows, _) = prompts.dims3()?;
+        let (pieces, count) = match images == self.batch {
+            true => (&mut self.own, &mut self.own_rows),
+            false => (&mut self.shared, &mut self.shared_rows),
+        };
+        pieces.push(prompts.clone());
+        *count += rows;
+        let first = *count - rows;
+        Ok(if images == self.batch { Source::Own(first) } else { Source::Shared(first) })
+    }
+
+    /// `(B, R, 2D)`; nothing without rows.
+    fn rows(&self, dtype: DType) -> Result<Option<Tensor>> {
+        if self.places.is_empty() {
+            return Ok(None);
+        }
+        let one = |pieces: &[Tensor]| match pieces {
+            [] => Ok(None),
+            pieces => Tensor::cat(pieces, 1).map(Some),
+        };
+        let (own, shared) = (one(&self.own)?, one(&self.shared)?);
+        let sources = Sources { own: own.as_ref(), shared: shared.as_ref() };
+        side_by_side(sources, &self.places, self.batch, dtype).map(Some)
+    }
+}
