@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../core/kernels"
 
 CXX=${CXX:-g++}
-KERNELS=(elementwise layer_norm embedding injection attention)
+KERNELS=(elementwise layer_norm embedding injection rows flat attention)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 steps=("$@")

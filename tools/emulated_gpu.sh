@@ -53,8 +53,8 @@ kernel() {
 }
 
 all=()
-for name in elementwise embedding injection layer_norm attention; do
-    case $name in elementwise | embedding | injection) meets=false ;; *) meets=true ;; esac
+for name in elementwise embedding injection rows flat layer_norm attention; do
+    case $name in elementwise | embedding | injection | flat) meets=false ;; *) meets=true ;; esac
     kernel "$kernels/$name.cu" $meets 'extern "C++"' -I"$kernels" -I"$sources" &
     all+=($!)
 done

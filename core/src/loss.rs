@@ -2,15 +2,17 @@
 
 use std::ops::Range;
 
-use candle_core::{D, Tensor};
-use candle_nn::ops::{log_softmax, softmax};
+use candle_core::Tensor;
 
-use crate::Result;
+use crate::{
+    Result,
+    ops::{log_softmax, softmax},
+};
 
 /// Mean cross-entropy of `logits` `(B, C)` for `labels` `(B,)` with all classes outside `classes` masked out: setting
 /// their logits to minus infinity is the same as leaving them out of the softmax.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor, classes: &Range<usize>) -> Result<Tensor> {
-    let log_p = log_softmax(&logits.narrow(1, classes.start, classes.len())?, D::Minus1)?;
+    let log_p = log_softmax(&logits.narrow(1, classes.start, classes.len())?)?;
     let own = (labels.to_dtype(candle_core::DType::I64)? - classes.start as f64)?;
     Ok(log_p.gather(&own.unsqueeze(1)?, 1)?.mean_all()?.neg()?)
 }
@@ -19,9 +21,9 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, classes: &Range<usize>) -
 /// `(B, C)` (Hinton et al., arXiv 1503.02531, without the factor T²).
 pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let teacher = (teacher / temperature)?;
-    let p = softmax(&teacher, D::Minus1)?;
-    let log_p = log_softmax(&teacher, D::Minus1)?;
-    let log_q = log_softmax(&(student / temperature)?, D::Minus1)?;
+    let p = softmax(&teacher)?;
+    let log_p = log_softmax(&teacher)?;
+    let log_q = log_softmax(&(student / temperature)?)?;
     let batch = student.dim(0)? as f64;
     Ok(((p * (log_p - log_q)?)?.sum_all()? / batch)?)
 }

@@ -6,7 +6,10 @@ use candle_core::{Device, Tensor, backprop::GradStore};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, NamedVar, Result, StateDict, check};
+use crate::{
+    Error, NamedVar, Result, StateDict, check,
+    ops::{flat, set_from_flat},
+};
 
 /// Which update rule. All follow PyTorch's optimisers of the same name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -144,8 +147,8 @@ impl Optimizer {
                 continue;
             }
             // Detached, so that no step's graph outlives it.
-            let gradient = row(of_vars.into_iter())?;
-            let value = row(vars.iter().map(|var| var.tensor()))?;
+            let gradient = flat(&of_vars)?;
+            let value = flat(&vars.iter().map(NamedVar::tensor).collect::<Vec<_>>())?;
             let gradient = match self.config.weight_decay {
                 0.0 => gradient,
                 decay => (gradient + (&value * decay)?)?,
@@ -157,9 +160,7 @@ impl Optimizer {
                 OptimizerName::Rmsprop => moments.rmsprop(&gradient, &self.config)?,
             };
             let value = (value - (step * self.lr)?)?;
-            for (var, place) in places(vars) {
-                var.var.set(&value.narrow(0, place.start, place.len())?.reshape(var.var.shape())?)?;
-            }
+            set_from_flat(&vars.iter().map(|var| &var.var).collect::<Vec<_>>(), &value)?;
         }
         Ok(())
     }
@@ -223,12 +224,6 @@ impl Optimizer {
         self.groups = groups;
         Ok(())
     }
-}
-
-/// Tensors one after the other, `(n,)`, without their graph.
-fn row<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Tensor> {
-    let flat = tensors.map(|tensor| Ok(tensor.detach().flatten_all()?)).collect::<Result<Vec<_>>>()?;
-    Ok(Tensor::cat(&flat, 0)?)
 }
 
 /// Where in their row each of the variables is.

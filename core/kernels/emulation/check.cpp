@@ -1,6 +1,6 @@
 // Runs every entry point of the kernels on the CPU and compares it with double precision. Ends with 1 on any miss.
 //
-//   check [quick] [elementwise] [layer_norm] [attention] [embedding] [injection]
+//   check [quick] [elementwise] [layer_norm] [attention] [embedding] [injection] [rows] [flat]
 //
 // `quick` leaves out the large sizes, for a build with sanitizers; with names, only those files are checked.
 //
@@ -14,7 +14,8 @@
 int main(int count, char** arguments) {
     const std::pair<std::string, void (*)(Bench&)> checks[] = {
         {"elementwise", check_elementwise}, {"layer_norm", check_layer_norm}, {"attention", check_attention},
-        {"embedding", check_embedding},     {"injection", check_injection}};
+        {"embedding", check_embedding},     {"injection", check_injection},
+        {"rows", check_rows},               {"flat", check_flat}};
     Bench bench;
     std::vector<std::string> wanted(arguments + 1, arguments + count);
     bench.quick = std::erase(wanted, "quick") > 0;

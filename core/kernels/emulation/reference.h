@@ -122,6 +122,67 @@ inline Expected put_together(const Values& embedded, const Values& prefix, const
     return y;
 }
 
+/// Rows of `width`. Measured against the largest of what is added and subtracted.
+inline Expected log_softmax(const Values& x, size_t width) {
+    Expected y(x.size());
+    for (size_t at = 0; at < x.size(); at += width) {
+        const double top = *std::max_element(&x[at], &x[at] + width);
+        double sum = 0.0;
+        for (size_t i = 0; i < width; ++i) sum += exp(x[at + i] - top);
+        for (size_t i = 0; i < width; ++i) {
+            y.value[at + i] = x[at + i] - top - log(sum);
+            y.size[at + i] = 1.0 + fabs(x[at + i] - top) + fabs(log(sum));
+        }
+    }
+    return y;
+}
+
+/// For the output `y`.
+inline Expected log_softmax_backward(const Values& y, const Values& dy, size_t width) {
+    Expected dx(y.size());
+    for (size_t at = 0; at < y.size(); at += width) {
+        double sum = 0.0, size = 0.0;
+        for (size_t i = 0; i < width; ++i) sum += dy[at + i], size += fabs(dy[at + i]);
+        for (size_t i = 0; i < width; ++i) {
+            dx.value[at + i] = dy[at + i] - exp(y[at + i]) * sum;
+            dx.size[at + i] = fabs(dy[at + i]) + exp(y[at + i]) * (1.0 + fabs(y[at + i])) * size;
+        }
+    }
+    return dx;
+}
+
+inline double norm(const double* x, size_t width) {
+    double squares = 0.0;
+    for (size_t i = 0; i < width; ++i) squares += x[i] * x[i];
+    return sqrt(squares);
+}
+
+/// Measured against itself.
+inline Expected unit(const Values& x, size_t width, double least) {
+    Expected y(x.size());
+    for (size_t i = 0; i < x.size(); ++i) {
+        y.value[i] = x[i] / std::max(norm(&x[i / width * width], width), least), y.size[i] = fabs(y.value[i]);
+    }
+    return y;
+}
+
+inline Expected unit_backward(const Values& x, const Values& dy, size_t width, double least) {
+    Expected dx(x.size());
+    for (size_t at = 0; at < x.size(); at += width) {
+        const double length = norm(&x[at], width);
+        double along = 0.0, size = 0.0;
+        for (size_t i = 0; i < width && length > least; ++i) {
+            along += x[at + i] / length * dy[at + i], size += fabs(x[at + i] / length * dy[at + i]);
+        }
+        for (size_t i = 0; i < width; ++i) {
+            const double by = std::max(length, least);
+            dx.value[at + i] = (dy[at + i] - x[at + i] / by * along) / by;
+            dx.size[at + i] = (fabs(dy[at + i]) + fabs(x[at + i] / by) * size) / by;
+        }
+    }
+    return dx;
+}
+
 /// For each image, the rows of `own`, or of `shared` counted on from there, that `places` names; measured against themselves.
 inline Expected gather_rows(const Values& own, const Values& shared, const std::vector<unsigned>& places, size_t images,
                             size_t own_rows, size_t width) {

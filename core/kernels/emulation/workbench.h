@@ -163,6 +163,8 @@ void check_layer_norm(Bench& bench);
 void check_attention(Bench& bench);
 void check_embedding(Bench& bench);
 void check_injection(Bench& bench);
+void check_rows(Bench& bench);
+void check_flat(Bench& bench);
 
 using emulation::Order;
 

@@ -14,6 +14,7 @@ mod cuda;
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::probe;
 mod embedding;
+mod flat;
 pub mod fused;
 mod gelu;
 mod injected;
@@ -21,10 +22,12 @@ mod kernel;
 mod layer_norm;
 mod linear;
 pub mod portable;
+mod rows;
 
 pub use attention::attention;
 pub(crate) use attention::{Attended, attend, attend_backward};
 pub(crate) use embedding::{cut_patches, put_together};
+pub(crate) use flat::{flat, set_from_flat};
 pub use gelu::gelu;
 pub(crate) use gelu::{gelu_backward, gelu_value};
 pub(crate) use injected::{Source, Sources, side_by_side};
@@ -32,6 +35,7 @@ pub use layer_norm::layer_norm;
 pub(crate) use layer_norm::{layer_norm_backward, layer_norm_value};
 pub use linear::linear;
 pub(crate) use linear::{linear_backward, linear_value};
+pub use rows::{log_softmax, softmax, unit};
 
 use candle_core::{CpuStorage, DType, Layout, Tensor};
 

@@ -6,8 +6,9 @@
 use cdl_core::{
     Distiller, DistillerContext, LossTerm, Output, Result, Task,
     candle_core::{D, DType, Tensor},
-    candle_nn::ops::log_softmax,
-    check, require_teacher,
+    check,
+    ops::log_softmax,
+    require_teacher,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -101,7 +102,7 @@ impl Parts {
         let total = z.log_sum_exp(D::Minus1)?.unsqueeze(1)?; // (B, 1)
         let own = (z.gather(target, 1)? - &total)?;
         let rest = (without.log_sum_exp(D::Minus1)?.unsqueeze(1)? - total)?;
-        Ok(Self { pair: Tensor::cat(&[own, rest], 1)?, others: log_softmax(&without, D::Minus1)? })
+        Ok(Self { pair: Tensor::cat(&[own, rest], 1)?, others: log_softmax(&without)? })
     }
 }
 

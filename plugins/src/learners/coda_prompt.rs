@@ -10,8 +10,9 @@ use std::ops::Range;
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
     Rng, Selection, StateDict, Task,
-    candle_core::{D, DType, Device, Tensor},
+    candle_core::{DType, Device, Tensor},
     check,
+    ops::unit,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -202,8 +203,7 @@ impl Learner for CodaPrompt {
 ///
 /// `(q ∘ A_m)·K̂_m = q·(A_m ∘ K̂_m)` and `‖q ∘ A_m‖² = q²·A_m²`: two products instead of a `(B, f, Dq)` tensor.
 fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Result<Tensor> {
-    let norm = keys.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
-    let directions = (attention * keys.broadcast_div(&norm)?)?;
+    let directions = (attention * unit(keys)?)?;
     let dots = query.matmul(&directions.t()?)?;
     let norms = query.sqr()?.matmul(&attention.sqr()?.t()?)?.sqrt()?.maximum(1e-12)?;
     Ok((dots / norms)?)

@@ -9,6 +9,7 @@ use cdl_core::{
     Rng, Selection, StateDict, Task,
     candle_core::{D, Device, Tensor},
     check,
+    ops::unit,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -157,10 +158,6 @@ impl Learner for L2p {
 
 /// `cos(q, K_m)` `(B, M)` for queries `(B, Dq)` and keys `(M, Dq)`.
 pub(super) fn cosine(query: &Tensor, keys: &Tensor) -> Result<Tensor> {
-    let unit = |x: &Tensor| {
-        let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
-        x.broadcast_div(&norm)
-    };
     Ok(unit(query)?.matmul(&unit(keys)?.t()?)?)
 }
 

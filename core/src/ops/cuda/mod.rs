@@ -5,6 +5,7 @@ mod attention;
 mod embedding;
 mod injected;
 mod product;
+mod rows;
 
 use std::ops::Deref;
 
@@ -26,6 +27,7 @@ pub(super) use self::{
     embedding::{cut_patches, put_together},
     injected::{gather_rows, scatter_rows},
     product::{linear, linear_backward},
+    rows::{flat, of_pairs_of_rows, of_rows, set_from_flat},
 };
 
 /// Kernels compiled for no card in particular.
@@ -47,6 +49,8 @@ const LAYER_NORM: Module = module!("layer_norm");
 const ATTENTION: Module = module!("attention");
 const EMBEDDING: Module = module!("embedding");
 const INJECTION: Module = module!("injection");
+const ROWS: Module = module!("rows");
+const FLAT: Module = module!("flat");
 
 /// Whether the card takes the kernels of this build.
 pub(crate) fn probe(device: &CudaDevice) -> Result<()> {

@@ -1,0 +1,70 @@
+// What losses and choices of prompts do with rows of numbers, one kernel each way where a graph would have dozens.
+//
+//   log_softmax   y = x - log Σ exp x               dx = dy - exp(y) Σ dy
+//   unit          y = x / max(‖x‖, least)           dx = (dy - y (y · dy)) / ‖x‖, or dy / least where ‖x‖ is not above it
+//
+// Launch contract of every entry point here: block (128), grid (ceil(rows / 4)), no shared memory. A warp takes a row, and
+// reads it again in every pass, from the cache. float32; outputs may be the inputs.
+
+#include "device.cuh"
+
+namespace {
+
+constexpr int WARPS = 4;
+
+/// Calls `f(i)` for this lane's share of a row.
+template <class F> __device__ void each(unsigned width, F f) {
+    for (unsigned i = threadIdx.x % 32; i < width; i += 32) f(i);
+}
+
+template <class F> __device__ float sum_of(unsigned width, F f) {
+    float sum = 0.0f;
+    each(width, [&](unsigned i) { sum += f(i); });
+    return sum_over<32>(sum);
+}
+
+/// Calls `f` with where this warp's row begins.
+template <class F> __device__ void of_warp(unsigned rows, unsigned width, F f) {
+    const size row = blockIdx.x * static_cast<size>(WARPS) + threadIdx.x / 32;
+    if (row < rows) f(row * width);
+}
+
+} // namespace
+
+#define ENTRY extern "C" __global__ void __launch_bounds__(32 * WARPS)
+
+ENTRY log_softmax_forward_f32(const float* x, float* y, unsigned rows, unsigned width) {
+    of_warp(rows, width, [&](size at) {
+        float top = -INFINITY;
+        each(width, [&](unsigned i) { top = fmaxf(top, x[at + i]); });
+        top = max_over<32>(top);
+        const float log_sum = logf(sum_of(width, [&](unsigned i) { return expf(x[at + i] - top); }));
+        each(width, [&](unsigned i) { y[at + i] = x[at + i] - top - log_sum; });
+    });
+}
+
+ENTRY log_softmax_backward_f32(const float* y, const float* dy, float* dx, unsigned rows, unsigned width) {
+    of_warp(rows, width, [&](size at) {
+        const float sum = sum_of(width, [&](unsigned i) { return dy[at + i]; });
+        each(width, [&](unsigned i) { dx[at + i] = dy[at + i] - expf(y[at + i]) * sum; });
+    });
+}
+
+ENTRY unit_forward_f32(const float* x, float* y, unsigned rows, unsigned width, float least) {
+    of_warp(rows, width, [&](size at) {
+        const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
+        each(width, [&](unsigned i) { y[at + i] = x[at + i] / fmaxf(norm, least); });
+    });
+}
+
+ENTRY unit_backward_f32(const float* x, const float* dy, float* dx, unsigned rows, unsigned width, float least) {
+    of_warp(rows, width, [&](size at) {
+        const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
+        // By one factor after the other: their product may be beyond float32.
+        const float along =
+            norm > least ? sum_of(width, [&](unsigned i) { return x[at + i] / norm * dy[at + i]; }) : 0.0f;
+        each(width, [&](unsigned i) {
+            dx[at + i] = norm > least ? (dy[at + i] - x[at + i] / norm * along) / norm : dy[at + i] / least;
+        });
+    });
+}
