@@ -5,7 +5,7 @@
 //            numbers of 64 bits
 //
 // Launch contract of both entry points: block (256), grid (blocks, V), no shared memory; blocks of one tensor share it.
-// float32. Tensors that are aligned to 16 bytes in memory and in the row are quick; others give the same.
+// V <= 65535. float32. Tensors that are aligned to 16 bytes in memory and in the row are quick; others give the same.
 
 #include "device.cuh"
 

@@ -53,18 +53,21 @@ ENTRY log_softmax_backward_f32(const float* y, const float* dy, float* dx, unsig
 ENTRY unit_forward_f32(const float* x, float* y, unsigned rows, unsigned width, float least) {
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
-        each(width, [&](unsigned i) { y[at + i] = x[at + i] / fmaxf(norm, least); });
+        // A norm that is no number stays so.
+        const float by = norm < least ? least : norm;
+        each(width, [&](unsigned i) { y[at + i] = x[at + i] / by; });
     });
 }
 
 ENTRY unit_backward_f32(const float* x, const float* dy, float* dx, unsigned rows, unsigned width, float least) {
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
+        const bool is_short = norm <= least;
         // By one factor after the other: their product may be beyond float32.
         const float along =
-            norm > least ? sum_of(width, [&](unsigned i) { return x[at + i] / norm * dy[at + i]; }) : 0.0f;
+            is_short ? 0.0f : sum_of(width, [&](unsigned i) { return x[at + i] / norm * dy[at + i]; });
         each(width, [&](unsigned i) {
-            dx[at + i] = norm > least ? (dy[at + i] - x[at + i] / norm * along) / norm : dy[at + i] / least;
+            dx[at + i] = is_short ? dy[at + i] / least : (dy[at + i] - x[at + i] / norm * along) / norm;
         });
     });
 }

@@ -47,7 +47,7 @@ impl Kv {
     /// An odd number of rows, or rows beyond the end.
     pub fn rows(all: &Tensor, rows: Range<usize>) -> Result<Self> {
         let (_, count, _) = all.dims3()?;
-        if rows.end > count || !rows.len().is_multiple_of(2) {
+        if rows.start > rows.end || rows.end > count || !rows.len().is_multiple_of(2) {
             let wrong = format!(
                 "rows {rows:?} of {count} as keys and as many values: expected an even number of them"
             );
@@ -228,6 +228,34 @@ mod tests {
         let keys = prefix.map(|k| k.to_vec3::<f32>()).transpose()?.unwrap_or_default();
         assert_eq!(keys.len(), 4);
         assert_eq!(keys[3].iter().map(|row| row[0]).collect::<Vec<_>>(), [1.0, 1.0, 2.0, 2.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn parts_of_one_tensor_stay_parts_of_one() -> Result<()> {
+        let all = Tensor::zeros((1, 6, 3), candle_core::DType::F32, &Device::Cpu)?;
+        let mut injection = Injection::none();
+        injection.block_mut(0).prefix = Some(Kv::rows(&all, 0..2)?);
+        injection.block_mut(1).suffix = Some(Kv::rows(&all, 2..6)?);
+        let detached = injection.detach();
+        let id = |kv: &Option<Kv>| match kv {
+            Some(Kv(Parts::Rows { all, .. })) => Some(all.id()),
+            _ => None,
+        };
+        let first = id(&detached.blocks[0].prefix);
+        assert!(first.is_some());
+        assert_eq!(first, id(&detached.blocks[1].suffix));
+        Ok(())
+    }
+
+    #[test]
+    #[allow(clippy::reversed_empty_ranges, reason = "what is refused")]
+    fn rows_that_are_no_keys_and_values_are_refused() -> Result<()> {
+        let all = Tensor::zeros((1, 6, 3), candle_core::DType::F32, &Device::Cpu)?;
+        for rows in [0..3, 4..8, 4..2] {
+            assert!(Kv::rows(&all, rows.clone()).is_err(), "{rows:?}");
+        }
+        assert!(Kv::halves(&all.narrow(1, 0, 5)?).is_err());
         Ok(())
     }
 }

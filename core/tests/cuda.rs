@@ -159,6 +159,37 @@ fn every_operation_gives_the_cpus_numbers() {
     assert!(misses.is_empty(), "{misses:#?}");
 }
 
+/// Rows of losses and prompts are float32 in every precision.
+#[test]
+fn rows_are_what_they_are_on_the_cpu() {
+    let _alone = alone();
+    let Some(gpu) = gpu(Precision::Float32) else { return };
+    type Operation = fn(&Tensor) -> Result<Tensor>;
+    let operations: [(&str, Operation); 4] = [
+        ("log-softmax", ops::log_softmax),
+        ("softmax", ops::softmax),
+        ("unit", ops::unit),
+        ("unit of columns", |x| ops::unit(&x.t()?)),
+    ];
+    for width in [1, 20, 33, 200] {
+        let x = Rng::new(2).normal(&[5, width], 3.0, &Device::Cpu).unwrap();
+        for (name, operation) in operations {
+            let here = walk(&[x.to_dtype(DType::F64).unwrap()], &|x| operation(&x[0]));
+            let there = walk(&[x.to_device(&gpu).unwrap()], &|x| operation(&x[0]));
+            let error = apart(&there.0, &here.0);
+            println!("{name} {width}: value {error:.1e}");
+            // What is 0 is compared with 0.
+            let left = numbers(
+                &(there.1[0].to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap() - &here.1[0])
+                    .unwrap(),
+            );
+            let most = left.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+            assert!(error < 5e-6 || width == 1, "{name} {width}: {error:e}");
+            assert!(most < 5e-6, "{name} {width}: a gradient is apart by {most:e}");
+        }
+    }
+}
+
 const SIDE: usize = 96;
 const BATCH: usize = 4;
 
@@ -194,6 +225,8 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
         var(&[BATCH, 1, 192]),
         var(&[BATCH, 1, 192]),
         var(&[1, 2, 192]),
+        var(&[1, 6, 192]),
+        var(&[BATCH, 4, 192]),
     ];
     let t = |index: usize| vars[index].as_tensor().clone();
     let mut injection = Injection::none();
@@ -201,6 +234,10 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
     injection.block_mut(2).suffix = Some(Kv::new(t(2).broadcast_as((BATCH, 3, 192)).unwrap(), t(3)));
     injection.block_mut(4).cls_add = Some(Kv::new(t(4), t(5)));
     injection.tokens = Some(t(6));
+    // Parts of one tensor, of which two rows are left out.
+    injection.block_mut(1).suffix = Some(Kv::rows(&t(7), 0..2).unwrap());
+    injection.block_mut(3).prefix = Some(Kv::rows(&t(7), 2..4).unwrap());
+    injection.block_mut(5).prefix = Some(Kv::halves(&t(8)).unwrap());
     let features = vit.forward(&pixels, &injection, &Taps::block(3)).unwrap();
     let outputs = vec![features.cls, features.tokens.unwrap(), features.blocks[&3].clone()];
     let total = outputs.iter().map(scalar).reduce(|a, b| (a + b).unwrap()).unwrap();

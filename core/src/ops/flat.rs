@@ -9,10 +9,8 @@ use crate::Result;
 /// The numbers of `tensors` one after the other, `(n,)`, without their graph.
 pub(crate) fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if let Some(candle_core::Device::Cuda(device)) = tensors.first().map(|tensor| tensor.device())
-        && tensors.iter().all(|tensor| tensor.dtype() == candle_core::DType::F32)
-    {
-        return Ok(cuda::flat(tensors, device)?);
+    if tensors.iter().all(|tensor| takes(tensor)) {
+        return Ok(cuda::flat(tensors)?);
     }
     let flat = tensors.iter().map(|tensor| Ok(tensor.detach().flatten_all()?)).collect::<Result<Vec<_>>>()?;
     Ok(Tensor::cat(&flat, 0)?)
@@ -21,11 +19,8 @@ pub(crate) fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
 /// Gives `vars` the numbers of `row`, in their order.
 pub(crate) fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
-    if on_gpu(row)
-        && row.is_contiguous()
-        && vars.iter().all(|var| var.is_contiguous() && var.dtype() == row.dtype())
-    {
-        return Ok(cuda::set_from_flat(vars, row)?);
+    if takes(row) && vars.iter().all(|var| takes(var) && var.is_contiguous()) {
+        return Ok(cuda::set_from_flat(vars, &row.contiguous()?)?);
     }
     let mut start = 0;
     for var in vars {
@@ -33,4 +28,10 @@ pub(crate) fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
         start += var.elem_count();
     }
     Ok(())
+}
+
+/// Whether there are kernels for it.
+#[cfg(feature = "cuda")]
+fn takes(tensor: &Tensor) -> bool {
+    on_gpu(tensor) && tensor.dtype() == candle_core::DType::F32
 }

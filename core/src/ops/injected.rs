@@ -132,7 +132,11 @@ impl Gather {
 
     /// Gradients of both sources: of those that all images share, sums over the images in their order.
     fn backward(&self, dy: &Tensor) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
-        let width = dy.dim(2)? / 2;
+        let (images, rows, pair) = dy.dims3()?;
+        let width = pair / 2;
+        if (images, 2 * rows) != (self.batch, self.places.len()) {
+            bail!("a gradient of shape {:?} for {} keys and values", dy.dims(), self.places.len());
+        }
         #[cfg(feature = "cuda")]
         if on_gpu(dy) {
             return cuda::scatter_rows(&dy.contiguous()?, &self.places, self.own_rows, self.shared_rows);

@@ -73,29 +73,27 @@ impl CustomOp1 for Linear {
         let y = by_dtype!(x, T => {
             let x = slice::<T>(x, layout)?;
             on_cpu!(self.weight, T => weight);
-            let mut y = match &self.plus {
-                Some(plus) => plus.flatten_all()?.to_vec1::<T>()?,
+            let mut y: Vec<T> = match &self.bias {
+                Some(bias) => bias.to_vec1::<T>()?.repeat(rows),
                 None => vec![T::default(); rows * outputs],
             };
-            if y.len() != rows * outputs {
-                bail!("{} numbers to be added to an output of shape {shape:?}", y.len());
-            }
-            if let Some(bias) = &self.bias {
-                let bias = bias.to_vec1::<T>()?;
-                for row in y.chunks_exact_mut(outputs) {
-                    row.iter_mut().zip(&bias).for_each(|(y, bias)| *y += *bias);
-                }
-            }
             kernel::gemm(
                 (rows, inputs, outputs),
                 &mut y,
                 outputs,
-                self.bias.is_some() || self.plus.is_some(),
+                self.bias.is_some(),
                 1.0,
                 View::rows(x, inputs),
                 View::rows(weight, inputs).t(),
                 rayon::current_num_threads(),
             );
+            if let Some(plus) = &self.plus {
+                on_cpu!(plus, T => plus);
+                if plus.len() != y.len() {
+                    bail!("{} numbers to be added to an output of shape {shape:?}", plus.len());
+                }
+                y.iter_mut().zip(plus).for_each(|(y, plus)| *y += *plus);
+            }
             <T as kernel::Real>::storage(y)
         });
         Ok((y, shape))

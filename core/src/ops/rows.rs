@@ -54,6 +54,18 @@ enum Row {
 }
 
 #[cfg(feature = "cuda")]
+impl Row {
+    /// Forward and backward.
+    fn kernels(self) -> [cuda::RowKernel; 2] {
+        let least = LEAST as f32;
+        match self {
+            Self::LogSoftmax => [cuda::RowKernel::LogSoftmax, cuda::RowKernel::LogSoftmaxBackward],
+            Self::Unit => [cuda::RowKernel::Unit { least }, cuda::RowKernel::UnitBackward { least }],
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
 impl CustomOp1 for Row {
     fn name(&self) -> &'static str {
         match self {
@@ -67,19 +79,14 @@ impl CustomOp1 for Row {
     }
 
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> candle_core::Result<(CudaStorage, Shape)> {
-        let y = match self {
-            Self::LogSoftmax => cuda::of_rows("log_softmax_forward_f32", (x, layout), None)?,
-            Self::Unit => cuda::of_rows("unit_forward_f32", (x, layout), Some(LEAST as f32))?,
-        };
-        Ok((y, layout.shape().clone()))
+        Ok((self.kernels()[0].of(x, layout)?, layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
-        let dx = match self {
-            Self::LogSoftmax => cuda::of_pairs_of_rows("log_softmax_backward_f32", y, &dy, None)?,
-            Self::Unit => cuda::of_pairs_of_rows("unit_backward_f32", x, &dy, Some(LEAST as f32))?,
+        let known = match self {
+            Self::LogSoftmax => y,
+            Self::Unit => x,
         };
-        Ok(Some(dx))
+        self.kernels()[1].of_both(known, &dy.contiguous()?).map(Some)
     }
 }

@@ -25,7 +25,14 @@ pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: 
             pieces.add(kv)?;
         }
         let attended = first..pieces.places.len();
-        let cls = block.cls_add.as_ref().map(|kv| pieces.add(kv).map(|()| attended.end)).transpose()?;
+        let cls = block.cls_add.as_ref().map(|_| attended.end);
+        if let Some(kv) = &block.cls_add {
+            if kv.count()? != 1 {
+                let many = format!("{} vectors for the CLS token's key, expected one", kv.count()?);
+                return Err(candle_core::Error::Msg(many).into());
+            }
+            pieces.add(kv)?;
+        }
         own.push(Rows { attended, cls });
     }
     let tokens = injection.tokens.as_ref().map(|tokens| {

@@ -138,12 +138,23 @@ struct Case {
     tokens: usize,
     taps: &'static [usize],
     norm: bool,
+    /// Whether blocks take parts of two tensors, one that images share and one that they do not: apart, overlapping, and
+    /// some rows not at all.
+    parts: bool,
 }
 
-const NOTHING: Case =
-    Case { name: "", prefix: &[], suffix: &[], cls_add: &[], tokens: 0, taps: &[], norm: false };
+const NOTHING: Case = Case {
+    name: "",
+    prefix: &[],
+    suffix: &[],
+    cls_add: &[],
+    tokens: 0,
+    taps: &[],
+    norm: false,
+    parts: false,
+};
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     Case { name: "prefix from the first block", prefix: &[(0, 3, true), (1, 2, false)], ..NOTHING },
     Case { name: "prefix from the third block", prefix: &[(2, 4, true)], ..NOTHING },
     Case { name: "suffix in the last block alone", suffix: &[(3, 5, false)], ..NOTHING },
@@ -157,8 +168,9 @@ const CASES: [Case; 8] = [
         cls_add: &[1, 3],
         tokens: 1,
         taps: &[1, 2],
-        norm: false,
+        ..NOTHING
     },
+    Case { name: "parts of two tensors", tokens: 1, taps: &[2], parts: true, ..NOTHING },
     Case { name: "all tokens read", prefix: &[(1, 3, true)], tokens: 1, taps: &[3], norm: true, ..NOTHING },
 ];
 
@@ -174,6 +186,9 @@ impl Case {
         values.extend(self.cls_add.iter().flat_map(|_| 0..2).map(|_| draw(&[BATCH, 1, width])));
         if self.tokens > 0 {
             values.push(draw(&[1, self.tokens, width]));
+        }
+        if self.parts {
+            values.extend([BATCH, 1].map(|images| draw(&[images, 14, width])));
         }
         values.iter().map(|value| Var::from_tensor(value).unwrap()).collect()
     }
@@ -192,6 +207,16 @@ impl Case {
             injection.block_mut(block).cls_add = Some(kv());
         }
         injection.tokens = if self.tokens > 0 { vars.next() } else { None };
+        if self.parts {
+            let (own, shared) = (vars.next().unwrap(), vars.next().unwrap());
+            let part = |all: &Tensor, rows| Some(Kv::rows(all, rows).unwrap());
+            injection.block_mut(0).prefix = part(&own, 0..4);
+            injection.block_mut(1).prefix = part(&shared, 0..6);
+            injection.block_mut(1).suffix = part(&own, 4..6);
+            injection.block_mut(2).prefix = part(&own, 2..8);
+            injection.block_mut(2).suffix = part(&shared, 8..10);
+            injection.block_mut(3).cls_add = part(&own, 10..12);
+        }
         injection
     }
 

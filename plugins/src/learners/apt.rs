@@ -7,7 +7,7 @@
 use cdl_core::{
     Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
     Quirk, Result, Rng, Role, StateDict, Task,
-    candle_core::{D, DType, Device, Tensor},
+    candle_core::{DType, Device, Tensor},
     check, ops,
 };
 use schemars::JsonSchema;
@@ -196,9 +196,8 @@ impl AptHead {
 impl Head for AptHead {
     fn logits(&self, token: &Tensor) -> Result<Tensor> {
         let token = ops::layer_norm(token, &self.ones, &self.zeros, 1e-5)?; // (B, D)
-        let weight = self.linear.weight(); // (C, D)
-        let norm = weight.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(1e-12)?;
-        Ok(token.matmul(&weight.broadcast_div(&norm)?.t()?)?.broadcast_add(self.linear.bias())?)
+        let weight = ops::unit(self.linear.weight())?; // (C, D)
+        Ok(token.matmul(&weight.t()?)?.broadcast_add(self.linear.bias())?)
     }
 
     fn trainable(&self) -> Vec<NamedVar> {

@@ -160,7 +160,7 @@ impl Learner for CodaPrompt {
             injection.selections.push(Selection::weighted(&block.keys.name, &w.get(index)?));
             let rows = index * length..(index + 1) * length;
             injection.block_mut(index).prefix = Some(Kv::rows(&prompts, rows)?);
-            if pass == Pass::Train && self.config.ortho_penalty > 0.0 && f > 0 {
+            if pass == Pass::Train && self.config.ortho_penalty > 0.0 {
                 let rows = |t: &Tensor| t.narrow(0, index * f, f);
                 for x in [rows(&k)?, rows(&a)?, p.get(index)?] {
                     penalties.push(non_orthogonality(&x)?);

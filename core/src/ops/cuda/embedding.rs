@@ -4,23 +4,11 @@ use candle_core::{
     CudaStorage, DType, Result, Storage, Tensor,
     backend::BackendStorage,
     bail,
-    cuda_backend::{
-        WrapErr,
-        cudarc::driver::{LaunchConfig, PushKernelArg},
-    },
+    cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
 };
 use half::bf16;
 
-use super::{EMBEDDING, Element, narrow, nullable, on_gpu, optional, room, slice, tensor};
-
-/// A block of 128 threads for each row of each image.
-fn by_image(rows: usize, batch: usize) -> Result<LaunchConfig> {
-    Ok(LaunchConfig {
-        grid_dim: (narrow(rows)?, narrow(batch)?, 1),
-        block_dim: (128, 1, 1),
-        shared_mem_bytes: 0,
-    })
-}
+use super::{EMBEDDING, Element, by_image, narrow, nullable, on_gpu, optional, room, slice, tensor};
 
 /// See [`crate::ops::cut_patches`].
 pub(in crate::ops) fn cut_patches(

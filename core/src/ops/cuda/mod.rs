@@ -1,5 +1,5 @@
 //! The operations on a GPU: launches of the kernels in `core/kernels`, whose sources state how they are to be launched,
-//! and matrix products of cuBLAS, all on candle's stream. None of them waits for the device.
+//! and matrix products of cuBLAS and cuBLASLt, all on candle's stream. None of them waits for the device.
 
 mod attention;
 mod embedding;
@@ -27,7 +27,7 @@ pub(super) use self::{
     embedding::{cut_patches, put_together},
     injected::{gather_rows, scatter_rows},
     product::{linear, linear_backward},
-    rows::{flat, of_pairs_of_rows, of_rows, set_from_flat},
+    rows::{RowKernel, flat, set_from_flat},
 };
 
 /// Kernels compiled for no card in particular.
@@ -126,7 +126,24 @@ fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
 /// A number as the kernels take it.
 fn narrow(number: usize) -> Result<u32> {
     u32::try_from(number)
-        .map_err(|_| candle_core::Error::Msg(format!("{number} rows are more than a kernel takes")))
+        .map_err(|_| candle_core::Error::Msg(format!("{number} is more than a kernel takes")))
+}
+
+/// Blocks of 128 threads: `rows` for each of `images`.
+fn by_image(rows: usize, images: usize) -> Result<LaunchConfig> {
+    Ok(LaunchConfig {
+        grid_dim: (narrow(rows)?, second(images)?, 1),
+        block_dim: (128, 1, 1),
+        shared_mem_bytes: 0,
+    })
+}
+
+/// A grid's second size.
+fn second(number: usize) -> Result<u32> {
+    match u16::try_from(number) {
+        Ok(number) => Ok(number.into()),
+        Err(_) => bail!("{number} images or tensors at once, a GPU takes {}", u16::MAX),
+    }
 }
 
 /// Blocks of 256 threads, each thread for one vector of 16 bytes, up to what fills any card.
@@ -140,7 +157,7 @@ fn elementwise(count: usize, bytes: usize) -> LaunchConfig {
 macro_rules! on_gpu {
     ($tensor:expr => $storage:ident, $layout:ident) => {
         let (storage, $layout) = $tensor.storage_and_layout();
-        let Storage::Cuda($storage) = &*storage else { bail!("a frozen tensor is not on the GPU") };
+        let Storage::Cuda($storage) = &*storage else { bail!("a tensor is not on the GPU") };
     };
 }
 
