@@ -243,7 +243,8 @@ mod tests {
             let mut apt = Apt::new(config, &lab.learner_context(Role::Student))?;
             let key = |apt: &Apt, pass| -> Result<Option<Vec<f32>>> {
                 let injection = apt.inject(&query, pass)?;
-                injection.blocks.first().and_then(|b| b.cls_add.as_ref()).map(|kv| numbers(&kv.k()?)).transpose()
+                let added = injection.blocks.first().and_then(|block| block.cls_add.as_ref());
+                added.map(|kv| numbers(&kv.k()?)).transpose()
             };
             let first = key(&apt, Pass::Train)?;
             assert_eq!(key(&apt, Pass::Test)?, None, "nothing is merged yet");

@@ -122,7 +122,8 @@ impl CodaPrompt {
 
     /// Those of all blocks, one block after the other: `(N f, ...)`. What follows is then a few operations for all of them.
     fn all_used(&self, of: impl Fn(&Block) -> &NamedVar) -> Result<Tensor> {
-        Ok(Tensor::cat(&self.blocks.iter().map(|block| self.used(of(block))).collect::<Result<Vec<_>>>()?, 0)?)
+        let of_blocks = self.blocks.iter().map(|block| self.used(of(block)));
+        Ok(Tensor::cat(&of_blocks.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     fn variables(&self) -> Vec<NamedVar> {

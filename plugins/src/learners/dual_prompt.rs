@@ -230,8 +230,9 @@ mod tests {
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;
             let taken = injection.blocks[2].prefix.as_ref().map(Kv::k).transpose()?;
+            let taken = taken.map(|keys| keys.flatten_all()?.to_vec1::<f32>()).transpose()?;
             let expert = learner.experts[0].prompts.tensor().get(3)?.narrow(0, 0, 10)?.flatten_all()?;
-            let same = taken.map(|t| t.flatten_all()?.to_vec1::<f32>()).transpose()? == Some(expert.to_vec1::<f32>()?);
+            let same = taken == Some(expert.to_vec1::<f32>()?);
             assert_eq!(same, untrained, "{candidates:?}");
         }
         Ok(())
