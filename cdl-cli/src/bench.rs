@@ -4,7 +4,7 @@ use std::{fmt::Write, path::PathBuf, time::Instant};
 
 use cdl_core::{
     BackboneSpec, Batch, Config, EpochKey, Error, Experiment, Optimizer, Result, Rng, Role, Task, Trainer,
-    candle_core::{self, DType, Device},
+    candle_core::{DType, Device},
     device, memory,
     ops::fused,
 };
@@ -186,7 +186,7 @@ fn measure(
     Ok(Step { role, seconds, operations, times: profile.take() })
 }
 
-/// Rates of matrix products on a GPU: of a size that suits it best, and of a layer.
+/// Rates of matrix products on a GPU: at best, and of the size of a layer.
 fn rates_of(
     device: &Device,
     dtype: DType,
@@ -198,19 +198,31 @@ fn rates_of(
         let count = rows * columns;
         few.repeat(count.div_ceil(few.elem_count()))?.narrow(0, 0, count)?.reshape((rows, columns))
     };
-    let rate = |rows: usize, inputs: usize, outputs: usize| {
+    // Seconds of a product, and its rate.
+    let measure = |rows: usize, inputs: usize, outputs: usize| -> Result<(f64, f64)> {
         let (a, b) = (numbers(rows, inputs)?, numbers(inputs, outputs)?);
-        a.matmul(&b)?;
-        device.synchronize()?;
-        let (start, products) = (Instant::now(), 20);
-        for _ in 0..products {
-            a.matmul(&b)?;
-        }
-        device.synchronize()?;
-        let operations = 2.0 * (rows * inputs * outputs * products) as f64;
-        candle_core::Result::Ok(operations / start.elapsed().as_secs_f64())
+        let seconds = |products: u32| -> Result<f64> {
+            device.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..products {
+                a.matmul(&b)?;
+            }
+            device.synchronize()?;
+            Ok(start.elapsed().as_secs_f64() / f64::from(products))
+        };
+        let first = seconds(1)?;
+        let each = seconds(if first < 0.1 { 20 } else { 1 })?;
+        Ok((each, 2.0 * (rows * inputs * outputs) as f64 / each))
     };
-    Ok(fused::Rates { kernel: rate(8192, 8192, 8192)?, matmul: rate(rows, inputs, outputs)? })
+    let mut best = 0.0f64;
+    for size in [1024, 2048, 4096, 8192] {
+        let (seconds, rate) = measure(size, size, size)?;
+        best = best.max(rate);
+        if seconds > 0.1 {
+            break;
+        }
+    }
+    Ok(fused::Rates { kernel: best, matmul: measure(rows, inputs, outputs)?.1 })
 }
 
 fn network(spec: &BackboneSpec) -> &str {

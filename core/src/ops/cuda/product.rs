@@ -18,7 +18,7 @@ use candle_core::{
                 result::{self, CublasError},
                 sys,
             },
-            driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut},
+            driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut, sys::CUdeviceptr},
         },
     },
 };
@@ -220,22 +220,24 @@ impl Products {
         let plus = plus.map(|plus| aligned(device, plus, of_plus)).transpose()?;
 
         let arithmetic = Arithmetic::of::<T>();
+        let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
+        let bias_at = bias.as_ref().map(|(at, _)| *at);
         let plan = match self.plans.entry((product, arithmetic, bias.is_some())) {
-            Entry::Occupied(there) => there.into_mut(),
+            Entry::Occupied(there) => {
+                let plan = there.into_mut();
+                plan.set_bias(bias_at)?;
+                plan
+            }
             Entry::Vacant(place) => {
                 let room = self.workspace.len();
-                place.insert(Plan::new(self.handle.handle, product, arithmetic, bias.is_some(), room)?)
+                place.insert(Plan::new(self.handle.handle, product, arithmetic, bias_at, room)?)
             }
         };
         let (x, _x) = x.device_ptr(&stream);
         let (weight, _weight) = weight.device_ptr(&stream);
         let (y, _y) = y.device_ptr_mut(&stream);
         let (workspace, _workspace) = self.workspace.device_ptr(&stream);
-        let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
         let plus = plus.as_ref().map(|plus| plus.device_ptr(&stream));
-        if let Some((bias, _)) = &bias {
-            plan.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, *bias)?;
-        }
         let (add, factor) = match &plus {
             Some((plus, _)) => (*plus, 1.0f32),
             // Not read.
@@ -272,7 +274,7 @@ impl Plan {
         handle: sys::cublasLtHandle_t,
         product: Product,
         arithmetic: Arithmetic,
-        with_bias: bool,
+        bias: Option<CUdeviceptr>,
         workspace: usize,
     ) -> Result<Self> {
         let (rows, inputs, outputs) = (product.rows as u64, product.inputs as u64, product.outputs as u64);
@@ -300,11 +302,12 @@ impl Plan {
             sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
             i32::from(product.transposed),
         )?;
-        if with_bias {
+        if bias.is_some() {
             plan.set(
                 sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE,
                 sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
             )?;
+            plan.set_bias(bias)?;
         }
         // SAFETY: everything named was made above and lives.
         let found = done(unsafe {
@@ -320,6 +323,12 @@ impl Plan {
         })?;
         plan.algorithm = found.algo;
         Ok(plan)
+    }
+
+    /// Where the bias is from now on, if there is one.
+    fn set_bias(&self, bias: Option<CUdeviceptr>) -> Result<()> {
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        bias.map_or(Ok(()), |bias| self.set(attribute, bias))
     }
 
     fn set<V>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: V) -> Result<()> {
