@@ -3,6 +3,7 @@
 #
 #   tools/cuda.sh check     clippy on everything that the feature compiles; downloads nothing
 #   tools/cuda.sh emulated  the tests of what runs on a GPU, on one that is emulated on the CPU; downloads nothing
+#   tools/cuda.sh requests  what a teacher step and a student step of the published method ask a card for, on the same one
 #   tools/cuda.sh toolkit   CUDA's compiler from PyPI (105 MB, 271 MB unpacked) into target/cuda; prints CUDA_HOME
 #   tools/cuda.sh build     toolkit, and a release binary that starts with and without a driver: target/cuda/cdl
 #   tools/cuda.sh package   build, and target/cuda/package: what tools/gpu_check.sh needs on a machine with a GPU and no Rust
@@ -111,6 +112,22 @@ case ${1:-} in
     cargo test --release --workspace --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda "${apart[@]}" \
       --test cuda --test golden
     ;;
+  requests)
+    tools/emulated_gpu.sh > /dev/null
+    stand_in
+    # Apart, so that it is never taken for a program that needs no such card.
+    export LD_LIBRARY_PATH=$CUDA_HOME/lib64 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/emulated-build}
+    cargo build --release --workspace --bin cdl --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda "${apart[@]}"
+    rm -f "$root"/requests.*
+    # Two steps of each network, then three: what is between is one of each.
+    for steps in 1 2; do
+      CARD_LAUNCHES=$root/requests.$steps "$CARGO_TARGET_DIR/release/cdl" -q bench --teacher tiny --student tiny --batch 1 \
+        --device cuda --set precision=bf16 --warmup 1 --steps $steps --json > /dev/null
+    done
+    awk '{ count = $NF; sub(/ [0-9]+$/, ""); if (NR == FNR) before[$0] = count; else if (count > before[$0]) {
+             print count - before[$0], $0; all += count - before[$0] } }
+         END { print all, "in all" }' "$root"/requests.1 "$root"/requests.2 | sort -rn
+    ;;
   toolkit)
     fetch_toolkit
     echo "$CUDA_HOME"
@@ -138,5 +155,5 @@ case ${1:-} in
     cp -R plugins/tests/fixtures/golden "$package/plugins/tests/fixtures"
     du -sh "$package"
     ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -3,13 +3,13 @@
 use candle_core::{Tensor, Var};
 
 #[cfg(feature = "cuda")]
-use super::{cuda, on_gpu};
+use super::{cuda, float32_on_gpu};
 use crate::Result;
 
 /// The numbers of `tensors` one after the other, `(n,)`, without their graph.
 pub(crate) fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if tensors.iter().all(|tensor| takes(tensor)) {
+    if tensors.iter().all(|tensor| float32_on_gpu(tensor)) {
         return Ok(cuda::flat(tensors)?);
     }
     let flat = tensors.iter().map(|tensor| Ok(tensor.detach().flatten_all()?)).collect::<Result<Vec<_>>>()?;
@@ -19,7 +19,7 @@ pub(crate) fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
 /// Gives `vars` the numbers of `row`, in their order.
 pub(crate) fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
-    if takes(row) && vars.iter().all(|var| takes(var) && var.is_contiguous()) {
+    if float32_on_gpu(row) && vars.iter().all(|var| float32_on_gpu(var) && var.is_contiguous()) {
         return Ok(cuda::set_from_flat(vars, &row.contiguous()?)?);
     }
     let mut start = 0;
@@ -28,10 +28,4 @@ pub(crate) fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
         start += var.elem_count();
     }
     Ok(())
-}
-
-/// Whether there are kernels for it.
-#[cfg(feature = "cuda")]
-fn takes(tensor: &Tensor) -> bool {
-    on_gpu(tensor) && tensor.dtype() == candle_core::DType::F32
 }

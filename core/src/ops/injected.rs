@@ -52,28 +52,20 @@ pub(crate) fn side_by_side(
         Source::Shared(row) => own_rows + row,
     };
     let places = places.iter().flatten().map(number).collect();
-    let gather = |dtype: DType, alone| Gather { places, own_rows, shared_rows, batch, dtype, alone };
+    let gather = |dtype: DType| Gather { places, own_rows, shared_rows, batch, dtype };
     let computed = |source: &Tensor| match source.device().is_cpu() {
         true => source.dtype(),
         false => dtype,
     };
     let rows = match (&own, &shared) {
-        (Some(own), Some(shared)) => own.apply_op2(shared, gather(computed(own), Alone::Neither))?,
-        (Some(own), None) => own.apply_op1(gather(computed(own), Alone::Own))?,
-        (None, Some(shared)) => shared.apply_op1(gather(computed(shared), Alone::Shared))?,
+        (Some(own), Some(shared)) => own.apply_op2(shared, gather(computed(own)))?,
+        (Some(own), None) => own.apply_op1(gather(computed(own)))?,
+        (None, Some(shared)) => shared.apply_op1(gather(computed(shared)))?,
         (None, None) => {
             return Err(candle_core::Error::Msg("injected rows that come from nowhere".into()).into());
         }
     };
     Ok(rows.to_dtype(dtype)?)
-}
-
-/// Which source there is if there is only one.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Alone {
-    Neither,
-    Own,
-    Shared,
 }
 
 struct Gather {
@@ -84,7 +76,6 @@ struct Gather {
     batch: usize,
     /// Of the rows.
     dtype: DType,
-    alone: Alone,
 }
 
 impl Gather {
@@ -166,6 +157,7 @@ impl Gather {
     }
 }
 
+/// Of the one source that has rows.
 impl CustomOp1 for Gather {
     fn name(&self) -> &'static str {
         "injected-rows"
@@ -173,7 +165,7 @@ impl CustomOp1 for Gather {
 
     fn cpu_fwd(&self, source: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let source = Some((source, layout));
-        if self.alone == Alone::Own { self.on_cpu(source, None) } else { self.on_cpu(None, source) }
+        if self.own_rows > 0 { self.on_cpu(source, None) } else { self.on_cpu(None, source) }
     }
 
     #[cfg(feature = "cuda")]
@@ -182,8 +174,8 @@ impl CustomOp1 for Gather {
         source: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> candle_core::Result<(candle_core::CudaStorage, Shape)> {
-        let own = Some((source, layout)).filter(|_| self.alone == Alone::Own);
-        let shared = Some((source, layout)).filter(|_| self.alone == Alone::Shared);
+        let own = Some((source, layout)).filter(|_| self.own_rows > 0);
+        let shared = Some((source, layout)).filter(|_| self.own_rows == 0);
         let (width, shape) = self.shape(own.map(|(_, layout)| layout), shared.map(|(_, layout)| layout))?;
         let rows =
             cuda::gather_rows(own, shared, &self.places, (self.batch, self.own_rows, width), self.dtype)?;

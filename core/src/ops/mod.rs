@@ -56,6 +56,12 @@ fn on_gpu(x: &Tensor) -> bool {
     cfg!(feature = "cuda") && x.device().is_cuda()
 }
 
+/// Whether it is one of a loss, of prompts or of variables there, which are float32 in every precision.
+#[cfg(feature = "cuda")]
+fn float32_on_gpu(x: &Tensor) -> bool {
+    on_gpu(x) && x.dtype() == DType::F32
+}
+
 /// The elements of a contiguous tensor.
 fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
     match layout.contiguous_offsets() {

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Shape};
 use candle_core::{D, Tensor};
 
 #[cfg(feature = "cuda")]
-use super::{cuda, on_gpu};
+use super::{cuda, float32_on_gpu};
 use crate::Result;
 
 /// Norms below this are taken for it.
@@ -15,7 +15,7 @@ const LEAST: f64 = 1e-12;
 /// `x - log Σ exp x` of each row of `x` `(..., C)`.
 pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if takes(x) {
+    if float32_on_gpu(x) {
         return Ok(x.contiguous()?.apply_op1(Row::LogSoftmax)?);
     }
     Ok(candle_nn::ops::log_softmax(x, D::Minus1)?)
@@ -24,7 +24,7 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
 /// `exp x / Σ exp x` of each row of `x` `(..., C)`.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if takes(x) {
+    if float32_on_gpu(x) {
         return Ok(log_softmax(x)?.exp()?);
     }
     Ok(candle_nn::ops::softmax(x, D::Minus1)?)
@@ -33,17 +33,11 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 /// `x / ‖x‖` of each row of `x` `(..., D)`, where norms below 1e-12 are taken for that (PyTorch's `normalize`).
 pub fn unit(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if takes(x) {
+    if float32_on_gpu(x) {
         return Ok(x.contiguous()?.apply_op1(Row::Unit)?);
     }
     let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(LEAST)?;
     Ok(x.broadcast_div(&norm)?)
-}
-
-/// Whether there are kernels for it.
-#[cfg(feature = "cuda")]
-fn takes(x: &Tensor) -> bool {
-    on_gpu(x) && x.dtype() == candle_core::DType::F32
 }
 
 #[cfg(feature = "cuda")]

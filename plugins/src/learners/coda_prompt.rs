@@ -162,8 +162,8 @@ impl Learner for CodaPrompt {
             let rows = index * length..(index + 1) * length;
             injection.block_mut(index).prefix = Some(Kv::rows(&prompts, rows)?);
             if pass == Pass::Train && self.config.ortho_penalty > 0.0 {
-                let rows = |t: &Tensor| t.narrow(0, index * f, f);
-                for x in [rows(&k)?, rows(&a)?, p.get(index)?] {
+                let of_block = |t: &Tensor| t.narrow(0, index * f, f);
+                for x in [of_block(&k)?, of_block(&a)?, p.get(index)?] {
                     penalties.push(non_orthogonality(&x)?);
                 }
             }
