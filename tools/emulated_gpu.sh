@@ -30,7 +30,7 @@ for header in cuda_fp16.h cuda_bf16.h cuda_fp8.h cuda/std/limits; do
 done
 
 # As for check_kernels.sh. Optimised enough for whole runs.
-flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -U_FORTIFY_SOURCE -w)
+flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -w)
 
 # kernel SOURCE MEETS SPACE FLAGS...: SOURCE with its kernels entered by name. MEETS: whether their threads wait for each other.
 # SPACE: what it lies in; functions of the same name are no conflict between CUDA's files.

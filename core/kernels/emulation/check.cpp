@@ -1,8 +1,8 @@
 // Runs every entry point of the kernels on the CPU and compares it with double precision. Ends with 1 on any miss.
 //
-//   check [quick] [elementwise] [layer_norm] [attention] [embedding] [injection] [rows] [flat]
+//   check [elementwise] [layer_norm] [attention] [embedding] [injection] [rows] [flat]
 //
-// `quick` leaves out the large sizes, for a build with sanitizers; with names, only those files are checked.
+// With names, only those files are checked.
 //
 // Bounds. Let u be half the distance from 1 to the next number: 2^-24 for float32, 2^-11 for tf32, 2^-8 for bf16. An
 // error is measured against the root of the sum of the squared terms of what is computed (reference.h): rounding
@@ -18,7 +18,6 @@ int main(int count, char** arguments) {
         {"rows", check_rows},               {"flat", check_flat}};
     Bench bench;
     std::vector<std::string> wanted(arguments + 1, arguments + count);
-    bench.quick = std::erase(wanted, "quick") > 0;
     const bool all = wanted.empty();
     for (const auto& [name, check] : checks) {
         bench.random.seed(1);

@@ -233,7 +233,6 @@ template <class T> void check_all(Bench& bench, Arithmetic arithmetic, const Ker
         run({{1, 20, 5, 2, 16}, kind});
         run({{1, 70, 10, 1, 64}, kind});
     }
-    if (bench.quick) return;
     // A ViT's rows, with prompts of every length in use.
     run({{1, 197, 0, 1, 64}});
     run({{1, 197, 20, 1, 64}});

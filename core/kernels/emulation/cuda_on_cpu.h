@@ -16,7 +16,6 @@
 #pragma once
 
 #include <math.h>
-#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,7 +88,7 @@ struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK]};
     void* fake_stack = nullptr; // the address sanitizer's
-    jmp_buf mark;
+    void* mark[5]; // where it goes on
     bool started = false;
     State state = State::ended;
     Place place;
@@ -102,7 +101,7 @@ struct Block {
     std::vector<Fiber> fibers;
     unsigned current = 0;
     ucontext_t scheduler;
-    jmp_buf scheduler_mark;
+    void* scheduler_mark[5];
     void* fake_stack = nullptr;
     const void* stack_bottom = nullptr;
     size_t stack_size = 0;
@@ -117,23 +116,37 @@ inline Block block;
 inline unsigned threads() { return blockDim.x * blockDim.y * blockDim.z; }
 
 // Fibers begin by `setcontext` and then jump: `swapcontext` asks the system for signal masks every time, half of the
-// run time. The address sanitizer wants to be told of each switch, and does not know such jumps. No function that jumps
-// is inlined: it would take its caller's variables along.
-[[gnu::noinline]] inline void to_scheduler([[maybe_unused]] bool for_good) {
-    Fiber& fiber = block.fibers[block.current];
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, block.stack_bottom, block.stack_size);
-    swapcontext(&fiber.context, &block.scheduler);
-    __sanitizer_finish_switch_fiber(fiber.fake_stack, &block.stack_bottom, &block.stack_size);
+// run time and more. The address sanitizer is told of each switch. It takes the library's jumps for functions that are
+// left for good, so the compiler's own are used, in functions that it does not watch. To callers they are functions of
+// which nothing is known: inlined, they would take the caller's variables along, and other fibers change registers that
+// they do not.
+#if defined(__clang__)
+#define OPAQUE gnu::noinline
 #else
-    if (_setjmp(fiber.mark) == 0) _longjmp(block.scheduler_mark, 1);
+#define OPAQUE gnu::noipa
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#define SWITCHES [[OPAQUE, gnu::no_sanitize_address]]
+inline void leave(void** fake_stack, const void* to, size_t size) { __sanitizer_start_switch_fiber(fake_stack, to, size); }
+inline void arrive(void* fake_stack, const void** from, size_t* size) { __sanitizer_finish_switch_fiber(fake_stack, from, size); }
+#else
+#define SWITCHES [[OPAQUE]]
+inline void leave(void**, const void*, size_t) {}
+inline void arrive(void*, const void**, size_t*) {}
+#endif
+
+// By itself: in a function that has a mark too, the compiler takes the mark for one that is never gone to.
+SWITCHES inline void go_on(void** mark) { __builtin_longjmp(mark, 1); }
+
+SWITCHES inline void to_scheduler(bool for_good) {
+    Fiber& fiber = block.fibers[block.current];
+    leave(for_good ? nullptr : &fiber.fake_stack, block.stack_bottom, block.stack_size);
+    if (__builtin_setjmp(fiber.mark) == 0) go_on(block.scheduler_mark);
+    arrive(block.fibers[block.current].fake_stack, &block.stack_bottom, &block.stack_size);
 }
 
 inline void fiber_main() {
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &block.stack_bottom, &block.stack_size);
-#endif
+    arrive(nullptr, &block.stack_bottom, &block.stack_size);
     (*block.kernel)();
     block.fibers[block.current].state = State::ended;
     to_scheduler(true);
@@ -148,21 +161,17 @@ inline void fiber_main() {
 }
 
 /// Runs a thread until it waits or ends.
-[[gnu::noinline]] inline void resume(unsigned thread) {
+SWITCHES inline void resume(unsigned thread) {
     Fiber& fiber = block.fibers[thread];
     block.current = thread;
     threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&block.fake_stack, fiber.stack.get(), Fiber::STACK);
-    swapcontext(&block.scheduler, &fiber.context);
-    __sanitizer_finish_switch_fiber(block.fake_stack, nullptr, nullptr);
-#else
-    if (_setjmp(block.scheduler_mark) == 0) {
-        if (fiber.started) _longjmp(fiber.mark, 1);
+    leave(&block.fake_stack, fiber.stack.get(), Fiber::STACK);
+    if (__builtin_setjmp(block.scheduler_mark) == 0) {
+        if (fiber.started) go_on(fiber.mark);
         fiber.started = true;
         setcontext(&fiber.context);
     }
-#endif
+    arrive(block.fake_stack, nullptr, nullptr);
 }
 
 inline void wait(State state, Place place) {

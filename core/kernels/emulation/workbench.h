@@ -154,8 +154,6 @@ class Table {
 struct Bench {
     Table table;
     std::mt19937 random;
-    /// Leave out the large sizes.
-    bool quick = false;
 };
 
 void check_elementwise(Bench& bench);
