@@ -127,8 +127,12 @@ inline unsigned threads() { return blockDim.x * blockDim.y * blockDim.z; }
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #define SWITCHES [[OPAQUE, gnu::no_sanitize_address]]
-inline void leave(void** fake_stack, const void* to, size_t size) { __sanitizer_start_switch_fiber(fake_stack, to, size); }
-inline void arrive(void* fake_stack, const void** from, size_t* size) { __sanitizer_finish_switch_fiber(fake_stack, from, size); }
+inline void leave(void** fake_stack, const void* to, size_t size) {
+    __sanitizer_start_switch_fiber(fake_stack, to, size);
+}
+inline void arrive(void* fake_stack, const void** from, size_t* size) {
+    __sanitizer_finish_switch_fiber(fake_stack, from, size);
+}
 #else
 #define SWITCHES [[OPAQUE]]
 inline void leave(void**, const void*, size_t) {}
