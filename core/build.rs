@@ -1,4 +1,4 @@
-//! States what a run-time plugin and the program that loads it must have in common, for `src/plugin/stamp.rs`.
+//! States what a run-time plugin and the program that loads it must have in common, for `src/registry/dynamic/stamp.rs`.
 //!
 //! Rust's symbol names do not cover the layout of types: a plugin built against yesterday's sources would load and
 //! misbehave. The hash written here covers sources, dependencies, features, compiler and code generation. It becomes a
@@ -18,18 +18,15 @@ fn main() -> io::Result<()> {
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
     println!("cargo:rerun-if-changed=src");
-    println!("cargo:rerun-if-changed=kernels");
+    println!("cargo:rerun-if-changed=kernels/src");
+    println!("cargo:rerun-if-changed=kernels/cuda");
     println!("cargo:rerun-if-changed=build.rs");
-    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        compile_kernels(&root.join("kernels"), Path::new(&variable("OUT_DIR")))?;
-    }
 
     let mut hasher = DefaultHasher::new();
     let mut files = sources(&root.join("src"))?;
+    files.extend(sources(&root.join("kernels/src"))?);
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        let compiled = ["cu", "cuh"].map(Some);
-        let kernels = sources(&root.join("kernels"))?.into_iter();
-        files.extend(kernels.filter(|file| compiled.contains(&file.extension().and_then(|e| e.to_str()))));
+        files.extend(sources(&root.join("kernels/cuda"))?);
     }
     for file in files {
         file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().hash(&mut hasher);
@@ -87,43 +84,6 @@ fn main() -> io::Result<()> {
          }} }}\n"
     );
     fs::write(Path::new(&variable("OUT_DIR")).join("stamp.rs"), code)
-}
-
-/// Compiles each CUDA source in `folder` to PTX, which the driver compiles for the card that it finds.
-fn compile_kernels(folder: &Path, out: &Path) -> io::Result<()> {
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
-        println!("cargo:rerun-if-env-changed={name}");
-    }
-    let homes = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(PathBuf::from);
-    let installed = homes.chain([PathBuf::from("/usr/local/cuda")]).map(|home| home.join("bin/nvcc"));
-    let nvcc = env::var_os("NVCC").map(PathBuf::from);
-    let nvcc = nvcc.or_else(|| installed.into_iter().find(|nvcc| nvcc.exists())).unwrap_or("nvcc".into());
-    // Code for this generation runs on it and on all later ones.
-    let generation = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into());
-    if generation.is_empty() || !generation.bytes().all(|digit| digit.is_ascii_digit()) {
-        let message = format!("CUDA_COMPUTE_CAP = {generation:?}: expected digits alone, such as 80 for 8.0");
-        return Err(io::Error::other(message));
-    }
-    println!("cargo:rustc-env=CDL_COMPUTE_CAP={generation}");
-    let mut kernels = sources(folder)?;
-    kernels.retain(|file| file.extension().is_some_and(|extension| extension == "cu"));
-    for source in kernels {
-        let name = source.file_stem().unwrap_or_default();
-        let ptx = out.join(name).with_extension("ptx");
-        let mut compile = Command::new(&nvcc);
-        compile.args(["--ptx", "-O3", "-std=c++17"]);
-        compile.arg(format!("-gencode=arch=compute_{generation},code=compute_{generation}"));
-        compile.arg("-o").arg(ptx).arg(&source);
-        let done = compile.status().map_err(|error| {
-            let message =
-                "the feature `cuda` needs CUDA's compiler; set NVCC or CUDA_HOME, see tools/cuda.sh";
-            io::Error::new(error.kind(), format!("{}: {error}: {message}", nvcc.display()))
-        })?;
-        if !done.success() {
-            return Err(io::Error::other(format!("{} failed on {}", nvcc.display(), source.display())));
-        }
-    }
-    Ok(())
 }
 
 /// All files below `folder`, in order.

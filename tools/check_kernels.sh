@@ -20,8 +20,8 @@ steps=("$@")
 emulation() {
     local source one all=() sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all)
     # No strict aliasing: as in CUDA, memory is bytes until a kernel says what they are.
-    local flags=(-std=c++20 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -I. "${sanitizers[@]}")
-    for source in "${KERNELS[@]/%/.cu}" emulation/*.cpp; do
+    local flags=(-std=c++20 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -Icuda "${sanitizers[@]}")
+    for source in $(printf "cuda/%s.cu " "${KERNELS[@]}") emulation/*.cpp; do
         "$CXX" "${flags[@]}" -x c++ -c "$source" -o "$work/$(basename "$source").o" &
         all+=($!)
     done
@@ -39,7 +39,7 @@ ptx() {
         return
     fi
     for kernel in "${KERNELS[@]}"; do
-        "$nvcc" -std=c++17 -O3 -arch=compute_80 -Werror all-warnings -I. --ptx "$kernel.cu" -o "$work/$kernel.ptx"
+        "$nvcc" -std=c++17 -O3 -arch=compute_80 -Werror all-warnings -Icuda --ptx "cuda/$kernel.cu" -o "$work/$kernel.ptx"
         "$(dirname "$nvcc")/ptxas" -v -arch="${KERNEL_ARCH:-sm_90}" "$work/$kernel.ptx" -o "$work/$kernel.cubin" 2>&1 |
             awk -v arch="${KERNEL_ARCH:-sm_90}" '
                 /Compiling entry/ { gsub("\047", "", $7); name = $7 }

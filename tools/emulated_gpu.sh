@@ -17,7 +17,7 @@ candle=$(registry candle-kernels)/src
 cudarc=$(registry cudarc)/src
 bindings=("$cudarc"/{driver,cublas,cublaslt,curand,nvrtc}/sys/mod.rs)
 
-state=$({ "$CXX" --version; cat "$self" "$kernels"/*.cu* "$kernels"/emulation/*.h "$sources"/* "$candle"/*.cu* "${bindings[@]}"; } | sha256sum)
+state=$({ "$CXX" --version; cat "$self" "$kernels"/cuda/*.cu* "$kernels"/emulation/*.h "$sources"/* "$candle"/*.cu* "${bindings[@]}"; } | sha256sum)
 if [ -e "$root/state" ] && [ "$state" = "$(cat "$root/state")" ]; then
     echo "$root"
     exit
@@ -55,7 +55,7 @@ kernel() {
 all=()
 for name in elementwise embedding injection rows flat layer_norm attention; do
     case $name in elementwise | embedding | injection | flat) meets=false ;; *) meets=true ;; esac
-    kernel "$kernels/$name.cu" $meets 'extern "C++"' -I"$kernels" -I"$sources" &
+    kernel "$kernels/cuda/$name.cu" $meets 'extern "C++"' -I"$kernels/cuda" -I"$sources" &
     all+=($!)
 done
 for name in affine binary cast fill indexing reduce sort ternary unary; do

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 
-use crate::Result;
+use crate::error::Result;
 
 /// A seeded generator (ChaCha8), derived by label: `Rng::new(seed).derive("student/learner")`.
 #[derive(Debug, Clone)]

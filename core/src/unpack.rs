@@ -12,11 +12,10 @@ use tar::{Archive, EntryType, PaxExtensions};
 use zip::ZipArchive;
 
 use crate::{
-    Error, Result,
-    atomic::sync_below,
-    error,
+    error::{self, Error, Result},
     hub::checksum,
-    run_dir::{beside, free_bytes},
+    run::directory::free_bytes,
+    system::atomic::{beside, sync_below},
 };
 
 /// Most bytes of an entry's name or attributes in a tar archive.

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
-    Result, Rng,
-    candle_core::{DType, Device, Tensor, Var},
+    Rng,
+    candle_core::{DType, Device, Result, Tensor, Var},
     ops,
 };
 

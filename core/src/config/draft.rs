@@ -5,12 +5,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Config, Unregistered,
-    keys::{check_run_keys, lookup, misplaced, parse_run},
-    layers::{environment, merge, read_file, split_set},
+use crate::registry::lookup;
+use crate::{
+    config::{
+        Config, Unregistered,
+        keys::{check_run_keys, misplaced, parse_run},
+        layers::{environment, merge, read_file, split_set},
+    },
+    error::Error,
+    registry::Settings,
 };
-use crate::{Error, registry::Settings};
 
 /// What could be read of a configuration.
 #[derive(Debug)]

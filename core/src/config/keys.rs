@@ -1,13 +1,12 @@
 //! Which keys there are, checked against the schemas of the types that hold them.
 
-use std::collections::HashSet;
-
 use figment::Figment;
 
-use super::{DistillerSection, NetworkSection, RunConfig, Section, layers::origin};
+use crate::registry::check_keys;
+use crate::registry::lookup;
 use crate::{
-    Error, Result,
-    error::nearest,
+    config::{DistillerSection, NetworkSection, RunConfig, Section, layers::origin},
+    error::{Error, Result},
     registry::{self, Settings},
 };
 
@@ -114,77 +113,4 @@ pub(super) fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Res
         let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
         Error::Setting { origin, key, value, expected: reason }
     })
-}
-
-/// The value at a dotted key.
-pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Value> {
-    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
-    match (table.get(first)?, rest) {
-        (value, None) => Some(value),
-        (toml::Value::Table(table), Some(rest)) => lookup(table, rest),
-        _ => None,
-    }
-}
-
-/// Refuses keys of `table` that `schema` does not define, at any depth.
-///
-/// # Errors
-/// [`Error::UnknownKey`] for the first such key, with the nearest valid one; `origin` is used as is.
-pub(crate) fn check_keys(
-    schema: &serde_json::Value,
-    table: &Settings,
-    path: &str,
-    origin: &str,
-) -> Result<()> {
-    check_at(schema, schema, table, path, origin)
-}
-
-fn check_at(
-    root: &serde_json::Value,
-    schema: &serde_json::Value,
-    table: &Settings,
-    path: &str,
-    origin: &str,
-) -> Result<()> {
-    let mut known: HashSet<&str> = HashSet::new();
-    let mut open = false;
-    let mut parts = vec![schema];
-    let mut properties = Vec::new();
-    while let Some(part) = parts.pop() {
-        if let Some(reference) = part.get("$ref").and_then(|r| r.as_str()) {
-            parts.extend(root.pointer(reference.trim_start_matches('#')));
-        }
-        for list in ["allOf", "anyOf", "oneOf"] {
-            parts.extend(part.get(list).and_then(|l| l.as_array()).into_iter().flatten());
-        }
-        if let Some(map) = part.get("properties").and_then(|p| p.as_object()) {
-            known.extend(map.keys().map(String::as_str));
-            properties.push(map);
-        }
-        open |= part.get("additionalProperties").is_some_and(|a| a != &serde_json::Value::Bool(false));
-    }
-    for (key, value) in table {
-        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        if !known.contains(key.as_str()) {
-            if open {
-                continue;
-            }
-            let mut names: Vec<String> = known.iter().map(|name| name.to_string()).collect();
-            names.sort();
-            return Err(Error::UnknownKey {
-                origin: origin.into(),
-                key: full,
-                nearest: nearest(key, known.iter().copied()),
-                known: names,
-            });
-        }
-        if let toml::Value::Table(inner) = value {
-            for map in &properties {
-                if let Some(schema) = map.get(key) {
-                    check_at(root, schema, inner, &full, origin)?;
-                }
-            }
-        }
-    }
-    Ok(())
 }

@@ -7,7 +7,7 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
 const NAMED: [&str; 9] = [

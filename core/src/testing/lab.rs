@@ -6,15 +6,17 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Error, Features, Head, Injection, Kv,
-    Learner, LearnerContext, Linear, LossTerm, Mode, NamedVar, Network, Normalization, OptimizerConfig,
-    Output, Pass, Query, QuerySource, Result, Rng, Role, ScheduleConfig, Stack, StateDict, Task, TaskStream,
-    TrainSettings, Trainer,
-    device::Precision,
-    hub::Provenance,
-    loss::kl_divergence,
+    error::{Error, Result},
+    nn::{Linear, kl_divergence},
     registry::{self, Settings},
-    require_teacher,
+    rng::Rng,
+    system::device::Precision,
+    train::{Network, OptimizerConfig, ScheduleConfig, Stack, TrainSettings, Trainer},
+    traits::{
+        Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Features, Head, Injection, Kv,
+        Learner, LearnerContext, LossTerm, Mode, NamedVar, Normalization, Output, Pass, Provenance, Query,
+        QuerySource, Role, StateDict, Task, TaskStream, require_teacher,
+    },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 

@@ -4,7 +4,7 @@ use std::{io::Cursor, path::Path};
 
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Limits, Pixel, RgbImage};
 
-use crate::{Error, panics};
+use crate::{error::Error, system::panics};
 
 /// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
 /// file can claim, and even hold, far more.

@@ -16,8 +16,8 @@ use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::decode::{decode, open};
-use self::resample::{Axis, resample};
+pub use crate::transform::decode::{decode, open};
+use crate::transform::resample::{Axis, resample};
 
 /// Largest accepted `image_size` and `resize`, in pixels: far above any network's input, and low
 /// enough that one image fits in memory.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use image::{RgbImage, imageops};
 use multiversion::multiversion;
 
-use super::{CropBox, Interpolation};
+use crate::transform::{CropBox, Interpolation};
 
 impl Interpolation {
     /// Distance, in pixels, from which on the filter is 0, before it widens.

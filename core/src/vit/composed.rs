@@ -4,17 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Tensor};
 
-use super::{
-    Block, Outputs, Stem, prompts,
-    run::{Read, Run, Setting},
-};
 use crate::{
-    BackboneSpec, Injection, Normalization, Result, Taps,
-    ops::{
-        cut_patches,
-        fused::{Prompts, Rows},
-        put_together,
+    error::Result,
+    traits::{BackboneSpec, Injection, Normalization, Taps},
+    vit::{
+        model::{Block, Outputs, Stem},
+        prompts::prompts,
+        run::{Read, Run, Setting},
     },
+};
+use cdl_kernels::{
+    cut_patches,
+    fused::{Prompts, Rows},
+    put_together,
 };
 
 pub(super) struct Composed {
@@ -55,7 +57,7 @@ impl Composed {
     fn embed(&self, pixels: &Tensor) -> Result<Tensor> {
         let Stem { patch, prefix, positions } = &self.stem;
         let patches = cut_patches(&pixels.detach(), self.patch_size, self.normalize.as_ref(), self.dtype())?;
-        put_together(prefix, &patch.value(&patches, None)?, positions)
+        Ok(put_together(prefix, &patch.value(&patches, None)?, positions)?)
     }
 
     pub(super) fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Outputs> {

@@ -1,15 +1,19 @@
-//! The network by way of [`ops::fused`](crate::ops::fused): a run of blocks is one operation, from one tapped block to
+//! The network by way of [`ops::fused`](cdl_kernels::fused): a run of blocks is one operation, from one tapped block to
 //! the next.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Block, Linear, Norm, Outputs, Stem, prompts};
 use crate::{
-    BackboneSpec, Injection, Normalization, Result, Taps,
-    ops::fused::{self, Blocks, Embedding, Frozen, Input, Tokens},
+    error::Result,
+    traits::{BackboneSpec, Injection, Normalization, Taps},
+    vit::{
+        model::{Block, Linear, Norm, Outputs, Stem},
+        prompts::prompts,
+    },
 };
+use cdl_kernels::fused::{self, Blocks, Embedding, Frozen, Input, Tokens};
 
 pub(super) struct Fast {
     embedding: Embedding,

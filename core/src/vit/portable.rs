@@ -6,9 +6,11 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
-use super::{Vit, VitOptions, VitWeights, weights};
 use crate::{
-    Backbone, Error, Normalization, Portable, Result, StateDict, device::Precision, hub::Provenance,
+    error::{Error, Result},
+    system::device::Precision,
+    traits::{Backbone, Normalization, Portable, Provenance, StateDict},
+    vit::{Vit, VitOptions, VitWeights, weights},
 };
 
 impl Vit {

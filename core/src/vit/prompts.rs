@@ -6,13 +6,13 @@ use std::{collections::HashMap, ops::Range};
 use candle_core::{DType, Tensor, TensorId};
 
 use crate::{
-    Injection, Kv, Result,
-    injection::Parts,
-    ops::{
-        Source, Sources,
-        fused::{Prompts, Rows},
-        side_by_side,
-    },
+    error::Result,
+    traits::{Injection, Kv, Parts},
+};
+use cdl_kernels::{
+    Source, Sources,
+    fused::{Prompts, Rows},
+    side_by_side,
 };
 
 /// All rows injected into the first `depth` blocks side by side, and which are whose, as `dtype`.
@@ -110,6 +110,6 @@ impl Pieces {
         };
         let (own, shared) = (one(&self.own)?, one(&self.shared)?);
         let sources = Sources { own: own.as_ref(), shared: shared.as_ref() };
-        side_by_side(sources, &self.places, self.batch, dtype).map(Some)
+        Ok(Some(side_by_side(sources, &self.places, self.batch, dtype)?))
     }
 }

@@ -14,13 +14,13 @@ use std::{
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Shape, Storage, Tensor};
 
-use super::{Block, Linear};
 use crate::{
-    Result,
-    ops::{
-        Attended, attend, attend_backward, fused::Rows, gelu_backward, gelu_value, layer_norm_backward,
-        layer_norm_value, linear_backward, linear_value,
-    },
+    error::Result,
+    vit::model::{Block, Linear},
+};
+use cdl_kernels::{
+    Attended, attend, attend_backward, fused::Rows, gelu_backward, gelu_value, layer_norm_backward,
+    layer_norm_value, linear_backward, linear_value,
 };
 
 /// What all blocks of a network share.
@@ -90,7 +90,7 @@ struct Inner {
 impl Linear {
     /// `x Wᵀ + b + plus`.
     pub(super) fn value(&self, x: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
-        linear_value(x, &self.weight, &self.bias, plus)
+        Ok(linear_value(x, &self.weight, &self.bias, plus)?)
     }
 }
 

@@ -1,0 +1,88 @@
+//! What was computed, and how fast this machine could compute it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use rayon::prelude::*;
+
+use super::{
+    panel::Pool,
+    tile::{Left, Level, Order, PANEL, Right, STRIP, product},
+};
+use crate::kernel::{View, gemm};
+
+static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
+static AGAIN: AtomicU64 = AtomicU64::new(0);
+
+/// Notes so many multiply-adds.
+pub(super) fn add(count: usize) {
+    MULTIPLY_ADDS.fetch_add(count as u64, Ordering::Relaxed);
+}
+
+/// Does `work`, whose multiply-adds have been noted before. Nothing else may compute meanwhile, or it is not counted.
+pub(super) fn again<T>(work: impl FnOnce() -> T) -> T {
+    let before = MULTIPLY_ADDS.load(Ordering::Relaxed);
+    let done = work();
+    AGAIN.fetch_add(MULTIPLY_ADDS.load(Ordering::Relaxed) - before, Ordering::Relaxed);
+    done
+}
+
+/// Multiply-adds of all products of this process so far: those that the result needs, padding and what is computed
+/// twice left out.
+pub fn multiply_adds() -> u64 {
+    MULTIPLY_ADDS.load(Ordering::Relaxed).saturating_sub(AGAIN.load(Ordering::Relaxed))
+}
+
+/// Floating-point operations a second that this machine reaches, all threads together.
+#[derive(Debug, Clone, Copy)]
+pub struct Rates {
+    /// Of the product kernel on operands that stay in the first cache: nothing here is faster.
+    pub kernel: f64,
+    /// Of a plain matrix product of the size of a layer, by the library that candle computes with.
+    pub matmul: f64,
+}
+
+/// Measures both for about `seconds` each; the plain product is that of `(tokens, inputs)` with `(inputs, outputs)`.
+pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> Rates {
+    const DEPTH: usize = 128;
+    const ROUNDS: usize = 2000;
+    let threads = rayon::current_num_threads();
+    let (pool, level) = (Arc::<Pool>::default(), Level::best());
+    let (mut a, mut b) = (pool.zeros(STRIP * DEPTH), pool.zeros(PANEL * DEPTH));
+    a.fill(0.5);
+    b.fill(0.5);
+    let kernel = rate(seconds, 2 * threads * ROUNDS * STRIP * PANEL * DEPTH, || {
+        (0..threads).into_par_iter().for_each(|_| {
+            let mut c = pool.zeros(STRIP * PANEL);
+            for _ in 0..ROUNDS {
+                let left = Left { data: &a, order: Order::Columns, stride: STRIP };
+                let right = Right { data: &b, stride: PANEL };
+                product(level, (STRIP, PANEL, DEPTH), left, right, &mut c, PANEL, false);
+            }
+        });
+    });
+    let (x, w) = (vec![0.5; tokens * inputs], vec![0.5; inputs * outputs]);
+    let mut y = vec![0f32; tokens * outputs];
+    let matmul = rate(seconds, 2 * tokens * inputs * outputs, || {
+        let (x, w) = (View::rows(&x, inputs), View::rows(&w, outputs));
+        gemm((tokens, inputs, outputs), &mut y, outputs, false, 1.0, x, w, threads);
+    });
+    Rates { kernel, matmul }
+}
+
+/// `operations` a second of what `f` does, once begun.
+fn rate(seconds: f64, operations: usize, mut f: impl FnMut()) -> f64 {
+    f();
+    let start = Instant::now();
+    let mut done = 0;
+    while done == 0 || start.elapsed().as_secs_f64() < seconds {
+        f();
+        done += operations;
+    }
+    done as f64 / start.elapsed().as_secs_f64()
+}

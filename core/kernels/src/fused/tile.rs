@@ -1,0 +1,570 @@
+//! The product kernel of the frozen network's fast path: register tiles for AVX-512, AVX2 with FMA, and a portable one.
+//!
+//! Everything is a product `C = A B` (or `C += A B`) in which `B` and `C` have tokens side by side: rows of at most
+//! [`PANEL`] columns that lie next to each other. `A`, mostly weights, is read one element at a time and multiplied
+//! with a whole row of `B`. Each entry of `C` is one chain of multiply-adds in the order of the depth, so it does not
+//! depend on how the work is split. AVX2 and AVX-512 give the same bits; the portable kernel, which has no fused
+//! multiply-add, rounds every product as well, so its last digits differ.
+
+use std::sync::OnceLock;
+
+/// Tokens that are computed together; a whole number of registers of every kernel.
+pub const PANEL: usize = 48;
+/// Rows of `C` in one tile.
+pub const STRIP: usize = 8;
+/// Columns are computed in groups of this many.
+pub const GROUP: usize = 16;
+
+/// How `A` lies in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Element `(row, depth)` at `depth * stride + row`.
+    Columns,
+    /// Element `(row, depth)` at `row * stride + depth`.
+    Rows,
+    /// Strips of eight of the depth: element `(row, depth)` at `depth / 8 * stride + row * 8 + depth % 8`.
+    Strips,
+}
+
+const COLUMNS: u8 = 0;
+const ROWS: u8 = 1;
+const STRIPS: u8 = 2;
+
+/// The left operand.
+#[derive(Debug, Clone, Copy)]
+pub struct Left<'a> {
+    /// From its first element.
+    pub data: &'a [f32],
+    /// How it lies.
+    pub order: Order,
+    /// See [`Order`].
+    pub stride: usize,
+}
+
+/// The right operand or the result: rows `stride` apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Right<'a> {
+    /// From its first element.
+    pub data: &'a [f32],
+    /// Distance of rows.
+    pub stride: usize,
+}
+
+/// A set of instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// 512-bit registers.
+    Avx512,
+    /// 256-bit registers and fused multiply-add.
+    Avx2,
+    /// What every machine has.
+    Portable,
+}
+
+impl Level {
+    /// The levels that this machine has, the fastest first.
+    pub fn available() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "nothing to add elsewhere"))]
+        let mut levels = vec![Self::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.insert(0, Self::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f") {
+                levels.insert(0, Self::Avx512);
+            }
+        }
+        levels
+    }
+
+    /// The fastest level, or that which the environment variable `CDL_SIMD` names (`avx512`, `avx2`, `portable`); a
+    /// warning says so if this machine has no such level.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let available = Self::available();
+            let Ok(asked) = std::env::var("CDL_SIMD") else { return available[0] };
+            available.iter().copied().find(|level| level.as_str() == asked).unwrap_or_else(|| {
+                let known: Vec<&str> = available.iter().map(|level| level.as_str()).collect();
+                let (known, best) = (known.join(", "), available[0].as_str());
+                tracing::warn!("CDL_SIMD={asked}: this machine has {known}; {best} is used");
+                available[0]
+            })
+        })
+    }
+
+    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should.
+    pub fn asks(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => <std::arch::x86_64::__m512 as Vector>::ASKS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => <std::arch::x86_64::__m256 as Vector>::ASKS,
+            _ => portable::Four::ASKS,
+        }
+    }
+
+    /// Lower-case name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+}
+
+/// `c = a b`, or `c += a b` if `add`: `rows` (a multiple of [`STRIP`]) by `columns` (at most [`PANEL`]), over `depth`.
+/// Columns are rounded up to whole [`GROUP`]s, which operands and result must have room for.
+///
+/// # Panics
+/// If an operand does not cover its matrix, which is an error in the caller's arithmetic.
+#[inline]
+pub fn product(
+    level: Level,
+    (rows, columns, depth): (usize, usize, usize),
+    a: Left<'_>,
+    b: Right<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+    add: bool,
+) {
+    let groups = columns.div_ceil(GROUP);
+    let wide = groups * GROUP;
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!(rows.is_multiple_of(STRIP) && (1..=3).contains(&groups), "{rows} rows, {columns} columns");
+    assert!((rows - 1) * c_stride + wide <= c.len() && c_stride >= wide, "result outside its slice");
+    if depth > 0 {
+        assert!((depth - 1) * b.stride + wide <= b.data.len(), "right operand outside its slice");
+        let last = match a.order {
+            Order::Columns => (depth - 1) * a.stride + rows - 1,
+            Order::Rows => (rows - 1) * a.stride + depth - 1,
+            Order::Strips => {
+                assert!(depth.is_multiple_of(STRIP));
+                (depth / STRIP - 1) * a.stride + rows * STRIP - 1
+            }
+        };
+        assert!(last < a.data.len(), "left operand outside its slice");
+    }
+    let kernel = kernel(level, a.order, groups);
+    for row in (0..rows).step_by(STRIP) {
+        let offset = match a.order {
+            Order::Columns => row,
+            Order::Rows => row * a.stride,
+            Order::Strips => row * STRIP,
+        };
+        // SAFETY: the asserts above show that every element that the kernel reads or writes, rows `row..row + 8` of
+        // `a` and `c` and `wide` columns of `b` and `c`, lies inside the slices; `c` is borrowed mutably and so apart
+        // from both operands; levels come from `Level::available`, so this
+        // machine has the kernel's instructions.
+        unsafe {
+            kernel(
+                depth,
+                a.data.as_ptr().add(if depth > 0 { offset } else { 0 }),
+                a.stride,
+                b.data.as_ptr(),
+                b.stride,
+                c.as_mut_ptr().add(row * c_stride),
+                c_stride,
+                add,
+            );
+        }
+    }
+}
+
+/// `(depth, a, a's stride, b, b's stride, c, c's stride, add)`.
+type Kernel = unsafe fn(usize, *const f32, usize, *const f32, usize, *mut f32, usize, bool);
+
+fn kernel(level: Level, order: Order, groups: usize) -> Kernel {
+    macro_rules! pick {
+        ($module:ident) => {
+            match (order, groups) {
+                (Order::Columns, 1) => $module::tile::<COLUMNS, 1>,
+                (Order::Columns, 2) => $module::tile::<COLUMNS, 2>,
+                (Order::Columns, _) => $module::tile::<COLUMNS, 3>,
+                (Order::Rows, 1) => $module::tile::<ROWS, 1>,
+                (Order::Rows, 2) => $module::tile::<ROWS, 2>,
+                (Order::Rows, _) => $module::tile::<ROWS, 3>,
+                (Order::Strips, 1) => $module::tile::<STRIPS, 1>,
+                (Order::Strips, 2) => $module::tile::<STRIPS, 2>,
+                (Order::Strips, _) => $module::tile::<STRIPS, 3>,
+            }
+        };
+    }
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => pick!(avx512),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => pick!(avx2),
+        _ => pick!(portable),
+    }
+}
+
+/// A register of floats.
+trait Vector: Copy {
+    const LANES: usize;
+    /// Whether the loop over the depth asks for the weights that it will read (measured: where a round has fewer products,
+    /// asking takes longer than they do). See [`Level::asks`].
+    const ASKS: bool;
+    /// All lanes `x`.
+    unsafe fn splat(x: f32) -> Self;
+    /// `LANES` floats from `at`.
+    unsafe fn load(at: *const f32) -> Self;
+    /// `LANES` floats to `at`.
+    unsafe fn store(self, at: *mut f32);
+    /// `a * b + self`.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+/// How far ahead weights are asked for, in floats and in strips (measured).
+const AHEAD: usize = 512;
+const STRIPS_AHEAD: usize = 4;
+/// Floats in a line of the cache.
+pub const LINE: usize = 16;
+
+/// Asks for the cache line at `at`, wherever that is.
+#[inline(always)]
+fn prefetch(at: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint: it reads nothing and no address makes it fail; every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Asks for what will be read soon, sixteen floats at a time.
+#[inline]
+pub fn soon(floats: &[f32]) {
+    floats.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
+}
+
+/// One step of the depth: `R` elements from `a`, `row` apart, times `C` registers from `b`. What there is less of is
+/// held in registers.
+///
+/// # Safety
+/// The processor has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "a column of rows that are arrays")]
+unsafe fn step<V: Vector, const R: usize, const C: usize>(
+    sums: &mut [[V; C]; R],
+    a: *const f32,
+    row: usize,
+    b: *const f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if R < C {
+            let mut left = [V::splat(0.0); R];
+            for (i, left) in left.iter_mut().enumerate() {
+                *left = V::splat(*a.add(i * row));
+            }
+            for j in 0..C {
+                let right = V::load(b.add(j * V::LANES));
+                for i in 0..R {
+                    sums[i][j] = sums[i][j].add_product(left[i], right);
+                }
+            }
+        } else {
+            let mut right = [V::splat(0.0); C];
+            for (j, right) in right.iter_mut().enumerate() {
+                *right = V::load(b.add(j * V::LANES));
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let left = V::splat(*a.add(i * row));
+                for (sum, right) in sums.iter_mut().zip(right) {
+                    *sum = sum.add_product(left, right);
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows by `C` registers of the result.
+///
+/// # Safety
+/// The processor has the instructions of `V`, and `a`, `b` and `c` point to matrices that cover the tile.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
+    depth: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+    add: bool,
+) {
+    // SAFETY: the caller's promise; every offset below is that of an element of the tile, of row `k < depth` of `b`, or
+    // of column `k` of `a`.
+    unsafe {
+        let mut sums = [[V::splat(0.0); C]; R];
+        if add {
+            for (i, row) in sums.iter_mut().enumerate() {
+                for (j, sum) in row.iter_mut().enumerate() {
+                    *sum = V::load(c.add(i * c_stride + j * V::LANES));
+                }
+            }
+        }
+        match ORDER {
+            COLUMNS => {
+                for k in 0..depth {
+                    if V::ASKS {
+                        prefetch(a.wrapping_add(k * a_stride + AHEAD));
+                    }
+                    step(&mut sums, a.add(k * a_stride), 1, b.add(k * b_stride));
+                }
+            }
+            ROWS => {
+                for k in 0..depth {
+                    step(&mut sums, a.add(k), a_stride, b.add(k * b_stride));
+                }
+            }
+            _ => {
+                for strip in 0..depth / STRIP {
+                    for k in 0..STRIP {
+                        if V::ASKS && k % 2 == 0 {
+                            prefetch(a.wrapping_add((strip + STRIPS_AHEAD) * a_stride + k * STRIP));
+                        }
+                        let b = b.add((strip * STRIP + k) * b_stride);
+                        step(&mut sums, a.add(strip * a_stride + k), STRIP, b);
+                    }
+                }
+            }
+        }
+        for (i, row) in sums.iter().enumerate() {
+            for (j, sum) in row.iter().enumerate() {
+                sum.store(c.add(i * c_stride + j * V::LANES));
+            }
+        }
+    }
+}
+
+/// Eight rows by `G` groups of columns, out of tiles that fit the registers: for one, two and three groups so many rows by
+/// so many registers (measured).
+macro_rules! tiles {
+    ($vector:ty, $feature:literal, $($groups:literal => $rows:literal x $registers:literal),*) => {
+        /// See [`Kernel`](super::Kernel).
+        ///
+        /// # Safety
+        /// See [`registers`].
+        #[cfg_attr(target_arch = "x86_64", target_feature(enable = $feature))]
+        #[allow(clippy::too_many_arguments)]
+        pub unsafe fn tile<const ORDER: u8, const G: usize>(
+            depth: usize,
+            a: *const f32,
+            a_stride: usize,
+            b: *const f32,
+            b_stride: usize,
+            c: *mut f32,
+            c_stride: usize,
+            add: bool,
+        ) {
+            let row = match ORDER {
+                COLUMNS => 1,
+                ROWS => a_stride,
+                _ => STRIP,
+            };
+            $(if G == $groups {
+                // The parts make the tile and nothing beside it.
+                const {
+                    assert!(STRIP % $rows == 0);
+                    assert!($groups * GROUP % ($registers * <$vector as Vector>::LANES) == 0);
+                }
+                for i in (0..STRIP).step_by($rows) {
+                    for column in (0..G * GROUP).step_by($registers * <$vector as Vector>::LANES) {
+                        // SAFETY: the caller's promise, for a part of the tile.
+                        unsafe {
+                            let (a, b) = (a.add(i * row), b.add(column));
+                            let c = c.add(i * c_stride + column);
+                            registers::<$vector, ORDER, $rows, $registers>(
+                                depth, a, a_stride, b, b_stride, c, c_stride, add,
+                            );
+                        }
+                    }
+                }
+            })*
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+        const ASKS: bool = true;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: only called from functions compiled for AVX-512; likewise below.
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self {
+            // SAFETY: as above; the caller promises sixteen floats at `at`.
+            unsafe { _mm512_loadu_ps(at) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            // SAFETY: as above.
+            unsafe { _mm512_storeu_ps(at, self) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+    }
+
+    tiles!(__m512, "avx512f", 1 => 8 x 1, 2 => 8 x 2, 3 => 8 x 3);
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+        const ASKS: bool = false;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: only called from functions compiled for AVX2 with FMA; likewise below.
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self {
+            // SAFETY: as above; the caller promises eight floats at `at`.
+            unsafe { _mm256_loadu_ps(at) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            // SAFETY: as above.
+            unsafe { _mm256_storeu_ps(at, self) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as above.
+            unsafe { _mm256_fmadd_ps(a, b, self) }
+        }
+    }
+
+    tiles!(__m256, "avx2,fma", 1 => 4 x 2, 2 => 4 x 2, 3 => 2 x 6);
+}
+
+mod portable {
+    use super::*;
+
+    /// Four floats, which compilers know how to keep in a register on most machines.
+    #[derive(Clone, Copy)]
+    pub struct Four([f32; 4]);
+
+    impl Vector for Four {
+        const LANES: usize = 4;
+        const ASKS: bool = false;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Self([x; 4])
+        }
+        #[inline(always)]
+        unsafe fn load(at: *const f32) -> Self {
+            // SAFETY: the caller promises four floats at `at`; arrays of floats need a float's alignment.
+            unsafe { Self(at.cast::<[f32; 4]>().read()) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, at: *mut f32) {
+            // SAFETY: as above.
+            unsafe { at.cast::<[f32; 4]>().write(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            let mut sum = self.0;
+            for (sum, (a, b)) in sum.iter_mut().zip(a.0.into_iter().zip(b.0)) {
+                *sum += a * b;
+            }
+            Self(sum)
+        }
+    }
+
+    tiles!(Four, "sse2", 1 => 4 x 2, 2 => 4 x 2, 3 => 4 x 2);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+    use rand_distr::StandardNormal;
+
+    fn random(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+        (0..count).map(|_| rng.sample(StandardNormal)).collect()
+    }
+
+    #[test]
+    fn every_level_order_and_width_agrees_with_a_plain_product() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        for (rows, columns, depth) in
+            [(8, 48, 64usize), (16, 5, 24), (24, 17, 8), (8, 33, 205), (8, 16, 1), (16, 48, 0)]
+        {
+            for order in [Order::Columns, Order::Rows, Order::Strips] {
+                if order == Order::Strips && !depth.is_multiple_of(STRIP) {
+                    continue;
+                }
+                let stride = match order {
+                    Order::Columns => rows + 3,
+                    Order::Rows => depth + 5,
+                    Order::Strips => rows * STRIP + 16,
+                };
+                let at = |row: usize, k: usize| match order {
+                    Order::Columns => k * stride + row,
+                    Order::Rows => row * stride + k,
+                    Order::Strips => k / STRIP * stride + row * STRIP + k % STRIP,
+                };
+                let a = random(&mut rng, stride * rows.max(depth) + rows * STRIP);
+                let b = random(&mut rng, depth * 50 + 48);
+                let before = random(&mut rng, rows * 52);
+                let mut fused: Option<[Vec<f32>; 2]> = None;
+                for level in Level::available() {
+                    let mut results = [before.clone(), before.clone()];
+                    for (c, add) in results.iter_mut().zip([false, true]) {
+                        let left = Left { data: &a, order, stride };
+                        product(
+                            level,
+                            (rows, columns, depth),
+                            left,
+                            Right { data: &b, stride: 50 },
+                            c,
+                            52,
+                            add,
+                        );
+                        for row in 0..rows {
+                            for column in 0..columns {
+                                let start = if add { before[row * 52 + column] as f64 } else { 0.0 };
+                                let exact = (0..depth)
+                                    .map(|k| a[at(row, k)] as f64 * b[k * 50 + column] as f64)
+                                    .fold(start, |sum, term| sum + term);
+                                let found = c[row * 52 + column] as f64;
+                                assert!((found - exact).abs() < 1e-4, "{level:?} {order:?} {found} {exact}");
+                            }
+                        }
+                        // Nothing is written beyond the last group of columns.
+                        let beyond = columns.div_ceil(GROUP) * GROUP;
+                        assert!((0..rows).all(|row| c[row * 52 + beyond..][..52 - beyond]
+                            == before[row * 52 + beyond..][..52 - beyond]));
+                    }
+                    if level != Level::Portable {
+                        let first = fused.get_or_insert_with(|| results.clone());
+                        assert!(*first == results, "{level:?} {order:?}: other bits than another level's");
+                    }
+                }
+            }
+        }
+    }
+}

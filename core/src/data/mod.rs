@@ -1,0 +1,16 @@
+//! Streams of tasks over labelled images: splits, batches, rehearsal, and decoding ahead of the networks.
+
+mod ahead;
+mod batches;
+mod cache;
+mod image_stream;
+mod input;
+mod inspect;
+mod ordered;
+mod rehearsal;
+mod source;
+mod tasks;
+
+pub use image_stream::{ImageSet, ImageStream};
+pub use input::{InputSettings, OnError};
+pub use tasks::{ClassOrder, TaskSettings};

@@ -1,0 +1,271 @@
+//! What accuracies mean: every definition in use, by name.
+
+use serde::{Deserialize, Serialize};
+
+/// `A[i][j]`: accuracy in percent on task `j`'s test set after learning task `i >= j`, over all classes seen.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Vec<f64>>", into = "Vec<Vec<f64>>")]
+pub struct AccuracyMatrix(Vec<Vec<f64>>);
+
+impl TryFrom<Vec<Vec<f64>>> for AccuracyMatrix {
+    type Error = String;
+
+    fn try_from(rows: Vec<Vec<f64>>) -> Result<Self, String> {
+        match rows.iter().enumerate().find(|(index, row)| row.len() != index + 1) {
+            None => Ok(Self(rows)),
+            Some((index, row)) => Err(format!(
+                "row {} of an accuracy matrix has {} entries, expected {}",
+                index + 1,
+                row.len(),
+                index + 1
+            )),
+        }
+    }
+}
+
+impl From<AccuracyMatrix> for Vec<Vec<f64>> {
+    fn from(matrix: AccuracyMatrix) -> Self {
+        matrix.0
+    }
+}
+
+/// Summary of a matrix, all in percent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The matrix itself, row `i` with `i + 1` entries.
+    pub accuracy_matrix: AccuracyMatrix,
+    /// Published definition: `mean_j A[T-1][j]`.
+    pub average_accuracy: f64,
+    /// Published definition: `Σ_j (A[j][j] - A[T-1][j]) / T`.
+    pub forgetting: f64,
+    /// `mean_i mean_{j<=i} A[i][j]`.
+    pub average_incremental_accuracy: f64,
+    /// `mean_{j<T-1} (max_i A[i][j] - A[T-1][j])`; 0 for a single task.
+    pub forgetting_from_best: f64,
+    /// `mean_{j<T-1} (A[T-1][j] - A[j][j])`; 0 for a single task.
+    pub backward_transfer: f64,
+    /// Always `null`. It compares the accuracy on a task before that task is learned with an untrained network's; here
+    /// a class can only be answered once its task has come, so that accuracy is 0 by construction.
+    #[serde(default)]
+    pub forward_transfer: Option<f64>,
+}
+
+/// One meaning of what a run achieved. `T` tasks, `A[i][j]` as in [`AccuracyMatrix`], both counted from 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Definition {
+    /// The field of [`Summary`].
+    pub name: &'static str,
+    /// For people.
+    pub title: &'static str,
+    /// In plain text.
+    pub formula: &'static str,
+    /// For LaTeX's mathematics mode.
+    pub latex: &'static str,
+    /// Its value, if it has one.
+    pub value: fn(&Summary) -> Option<f64>,
+}
+
+/// Every definition, in the order of [`Summary`].
+pub const DEFINITIONS: [Definition; 6] = [
+    Definition {
+        name: "average_accuracy",
+        title: "Average accuracy (published)",
+        formula: "mean over j of A[T-1][j]",
+        latex: r"\frac{1}{T}\sum_{j} A_{T-1,j}",
+        value: |summary| Some(summary.average_accuracy),
+    },
+    Definition {
+        name: "forgetting",
+        title: "Forgetting (published)",
+        formula: "sum over j of (A[j][j] - A[T-1][j]) / T",
+        latex: r"\frac{1}{T}\sum_{j} (A_{j,j}-A_{T-1,j})",
+        value: |summary| Some(summary.forgetting),
+    },
+    Definition {
+        name: "average_incremental_accuracy",
+        title: "Average incremental accuracy",
+        formula: "mean over i of the mean over j <= i of A[i][j]",
+        latex: r"\frac{1}{T}\sum_{i}\frac{1}{i+1}\sum_{j\le i} A_{i,j}",
+        value: |summary| Some(summary.average_incremental_accuracy),
+    },
+    Definition {
+        name: "forgetting_from_best",
+        title: "Forgetting from best",
+        formula: "mean over j < T-1 of (max over i of A[i][j] - A[T-1][j])",
+        latex: r"\frac{1}{T-1}\sum_{j<T-1} (\max_{i} A_{i,j}-A_{T-1,j})",
+        value: |summary| Some(summary.forgetting_from_best),
+    },
+    Definition {
+        name: "backward_transfer",
+        title: "Backward transfer",
+        formula: "mean over j < T-1 of (A[T-1][j] - A[j][j])",
+        latex: r"\frac{1}{T-1}\sum_{j<T-1} (A_{T-1,j}-A_{j,j})",
+        value: |summary| Some(summary.backward_transfer),
+    },
+    Definition {
+        name: "forward_transfer",
+        title: "Forward transfer",
+        formula: "not defined: classes of later tasks cannot be answered yet",
+        latex: r"\text{not defined: classes of later tasks cannot be answered yet}",
+        value: |summary| summary.forward_transfer,
+    },
+];
+
+impl AccuracyMatrix {
+    /// Adds the row after another task: accuracy on each task so far.
+    pub fn push(&mut self, row: Vec<f64>) {
+        self.0.push(row);
+    }
+
+    /// Rows, each one longer than the one before.
+    pub fn rows(&self) -> &[Vec<f64>] {
+        &self.0
+    }
+
+    /// The matrix as it was after `tasks` tasks.
+    pub fn first(&self, tasks: usize) -> Self {
+        Self(self.0.iter().take(tasks).cloned().collect())
+    }
+
+    /// All definitions at once; `None` before the first task.
+    pub fn summary(&self) -> Option<Summary> {
+        let last = self.0.last()?;
+        let tasks = self.0.len();
+        let mean = |values: &[f64]| match values.len() {
+            0 => 0.0,
+            n => values.iter().sum::<f64>() / n as f64,
+        };
+        let first: Vec<f64> = (0..tasks).map(|j| self.0[j][j]).collect();
+        let best: Vec<f64> =
+            (0..tasks).map(|j| self.0[j..].iter().map(|row| row[j]).fold(f64::MIN, f64::max)).collect();
+        let before_last = tasks - 1;
+        let past = |from: &[f64], to: &[f64]| -> Vec<f64> {
+            from.iter().zip(to).take(before_last).map(|(from, to)| from - to).collect()
+        };
+        Some(Summary {
+            accuracy_matrix: self.clone(),
+            average_accuracy: mean(last),
+            forgetting: first.iter().zip(last).map(|(first, last)| first - last).sum::<f64>() / tasks as f64,
+            average_incremental_accuracy: mean(&self.0.iter().map(|row| mean(row)).collect::<Vec<_>>()),
+            forgetting_from_best: mean(&past(&best, last)),
+            backward_transfer: mean(&past(last, &first)),
+            forward_transfer: None,
+        })
+    }
+
+    /// The matrix as CSV with a header; what is not defined yet is left empty.
+    pub fn to_csv(&self) -> String {
+        let tasks = self.0.len();
+        let mut csv = String::from("after_task");
+        for j in 1..=tasks {
+            csv += &format!(",task_{j}");
+        }
+        csv.push('\n');
+        for (i, row) in self.0.iter().enumerate() {
+            csv += &(i + 1).to_string();
+            for j in 0..tasks {
+                csv.push(',');
+                csv += &row.get(j).map(f64::to_string).unwrap_or_default();
+            }
+            csv.push('\n');
+        }
+        csv
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_definition_on_an_example_worked_by_hand() {
+        let mut matrix = AccuracyMatrix::default();
+        assert!(matrix.summary().is_none());
+        for row in [vec![90.0], vec![92.0, 80.0], vec![60.0, 70.0, 50.0]] {
+            matrix.push(row);
+        }
+        let summary = matrix.summary();
+        let Some(s) = summary else { panic!("a matrix with rows has a summary") };
+        assert_eq!(s.average_accuracy, 60.0);
+        assert_eq!(s.forgetting, (30.0 + 10.0 + 0.0) / 3.0);
+        assert_eq!(s.average_incremental_accuracy, (90.0 + 86.0 + 60.0) / 3.0);
+        assert_eq!(s.forgetting_from_best, (32.0 + 10.0) / 2.0);
+        assert_eq!(s.backward_transfer, (-30.0 - 10.0) / 2.0);
+        assert_eq!(matrix.to_csv(), "after_task,task_1,task_2,task_3\n1,90,,\n2,92,80,\n3,60,70,50\n");
+    }
+
+    #[test]
+    fn definitions_have_the_names_and_values_of_the_summary() {
+        let mut matrix = AccuracyMatrix::default();
+        matrix.push(vec![90.0]);
+        matrix.push(vec![70.0, 40.0]);
+        let summary = matrix.summary().expect("a matrix with rows has a summary");
+        let json = serde_json::to_value(&summary).expect("JSON");
+        let fields: Vec<&String> = json.as_object().expect("object").keys().skip(1).collect();
+        assert_eq!(fields, DEFINITIONS.map(|definition| definition.name));
+        for definition in DEFINITIONS {
+            assert_eq!(json[definition.name].as_f64(), (definition.value)(&summary), "{}", definition.name);
+        }
+    }
+
+    /// As the formulas are written, term by term.
+    fn plainly(a: &[Vec<f64>]) -> [f64; 5] {
+        let t = a.len();
+        let (mut average, mut forgetting, mut incremental, mut best, mut backward) =
+            (0.0, 0.0, 0.0, 0.0, 0.0);
+        for (i, row) in a.iter().enumerate() {
+            let mut sum = 0.0;
+            for accuracy in row {
+                sum += accuracy;
+            }
+            incremental += sum / (i + 1) as f64 / t as f64;
+        }
+        for j in 0..t {
+            average += a[t - 1][j] / t as f64;
+            forgetting += (a[j][j] - a[t - 1][j]) / t as f64;
+            if j + 1 < t {
+                let mut most = a[j][j];
+                for row in &a[j..] {
+                    most = if row[j] > most { row[j] } else { most };
+                }
+                best += (most - a[t - 1][j]) / (t - 1) as f64;
+                backward += (a[t - 1][j] - a[j][j]) / (t - 1) as f64;
+            }
+        }
+        [average, forgetting, incremental, best, backward]
+    }
+
+    #[test]
+    fn random_matrices_agree_with_the_formulas_written_out() {
+        let mut rng = crate::rng::Rng::new(3);
+        for round in 0..200 {
+            let mut matrix = AccuracyMatrix::default();
+            for i in 0..=round % 12 {
+                matrix
+                    .push((0..=i).map(|_| (50.0 + 25.0 * rng.standard_normal()).clamp(0.0, 100.0)).collect());
+            }
+            let s = matrix.summary().expect("a matrix with rows has a summary");
+            let found = DEFINITIONS.map(|definition| (definition.value)(&s));
+            for (found, plain) in found.into_iter().flatten().zip(plainly(matrix.rows())) {
+                assert!((found - plain).abs() < 1e-9, "{found} {plain} {matrix:?}");
+            }
+            assert_eq!(found.into_iter().flatten().count(), 5);
+        }
+    }
+
+    #[test]
+    fn rows_of_other_lengths_are_no_matrix() {
+        let read = |text: &str| serde_json::from_str::<AccuracyMatrix>(text).map_err(|e| e.to_string());
+        assert!(read("[[50.0],[60.0,70.0]]").is_ok());
+        let refused = read("[[50.0],[60.0]]");
+        assert!(refused.is_err_and(|e| e.contains("row 2 of an accuracy matrix has 1 entries, expected 2")));
+    }
+
+    #[test]
+    fn a_single_task_forgets_nothing() {
+        let mut matrix = AccuracyMatrix::default();
+        matrix.push(vec![75.0]);
+        let forgotten = matrix.summary().map(|s| (s.forgetting, s.forgetting_from_best, s.backward_transfer));
+        assert_eq!(forgotten, Some((0.0, 0.0, 0.0)));
+    }
+}

@@ -1,0 +1,140 @@
+//! What a network takes each class for.
+
+use crate::error::{Error, Result};
+
+/// Test images by true class and predicted class, among the classes seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Confusion {
+    /// Class names in stream order.
+    classes: Vec<String>,
+    /// `counts[t][p]`: images of class `t` that were taken for class `p`.
+    counts: Vec<Vec<u64>>,
+}
+
+impl Confusion {
+    /// No images yet, among these classes.
+    pub fn new(classes: &[String]) -> Self {
+        Self { classes: classes.to_vec(), counts: vec![vec![0; classes.len()]; classes.len()] }
+    }
+
+    /// Adds images by their true classes and their predicted ones; classes that are none of these are passed over.
+    pub fn add(&mut self, labels: &[u32], predicted: &[u32]) {
+        for (&label, &predicted) in labels.iter().zip(predicted) {
+            let count = self.counts.get_mut(label as usize).and_then(|row| row.get_mut(predicted as usize));
+            if let Some(count) = count {
+                *count += 1;
+            }
+        }
+    }
+
+    /// Class names in stream order.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Images by true class, and in each row by predicted class.
+    pub fn counts(&self) -> &[Vec<u64>] {
+        &self.counts
+    }
+
+    /// Share of each class's images that were taken for it, in percent; `None` for a class without test images.
+    pub fn class_accuracy(&self) -> Vec<Option<f64>> {
+        let share = |(class, row): (usize, &Vec<u64>)| match row.iter().sum::<u64>() {
+            0 => None,
+            images => Some(100.0 * row.get(class).copied().unwrap_or(0) as f64 / images as f64),
+        };
+        self.counts.iter().enumerate().map(share).collect()
+    }
+
+    /// A row for each true class, a column for each predicted one, with a header of class names.
+    ///
+    /// # Errors
+    /// None that is known; the CSV writer's are passed on.
+    pub fn to_csv(&self) -> Result<Vec<u8>> {
+        let fail = |reason: String| Error::State { owner: "confusion matrix".into(), reason };
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        let header = std::iter::once("true_class").chain(self.classes.iter().map(String::as_str));
+        csv.write_record(header).map_err(|e| fail(e.to_string()))?;
+        for (class, row) in self.classes.iter().zip(&self.counts) {
+            let cells = std::iter::once(class.clone()).chain(row.iter().map(u64::to_string));
+            csv.write_record(cells).map_err(|e| fail(e.to_string()))?;
+        }
+        csv.into_inner().map_err(|e| fail(e.to_string()))
+    }
+
+    /// Reads what [`Confusion::to_csv`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with it, in a sentence: no CSV, not square, or cells that are no counts.
+    pub fn from_csv(bytes: &[u8]) -> Result<Self, String> {
+        let mut csv = csv::Reader::from_reader(bytes);
+        let header = csv.headers().map_err(|e| e.to_string())?;
+        let classes: Vec<String> = header.iter().skip(1).map(String::from).collect();
+        let mut counts = Vec::new();
+        for record in csv.records() {
+            let record = record.map_err(|e| e.to_string())?;
+            let count = |cell: &str| {
+                cell.parse().map_err(|_| format!("line {}: `{cell}` is no count", counts.len() + 2))
+            };
+            counts.push(record.iter().skip(1).map(count).collect::<Result<Vec<u64>, String>>()?);
+        }
+        if counts.len() != classes.len() {
+            return Err(format!("it has {} columns of classes and {} rows", classes.len(), counts.len()));
+        }
+        Ok(Self { classes, counts })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    #[test]
+    fn an_example_worked_by_hand() {
+        let names = ["cat", "dog, large", "a \"bird\""].map(String::from);
+        let mut confusion = Confusion::new(&names);
+        confusion.add(&[0, 0, 0, 0, 1, 1], &[0, 0, 0, 2, 0, 1]);
+        // Classes that are not among these.
+        confusion.add(&[3, 0], &[0, 3]);
+        assert_eq!(confusion.counts(), [vec![3, 0, 1], vec![1, 1, 0], vec![0, 0, 0]]);
+        assert_eq!(confusion.class_accuracy(), [Some(75.0), Some(50.0), None]);
+        let csv = confusion.to_csv().expect("CSV");
+        let expected = "true_class,cat,\"dog, large\",\"a \"\"bird\"\"\"\ncat,3,0,1\n\"dog, large\",1,1,0\n\"a \
+                        \"\"bird\"\"\",0,0,0\n";
+        assert_eq!(String::from_utf8(csv.clone()).expect("UTF-8"), expected);
+        assert_eq!(Confusion::from_csv(&csv), Ok(confusion));
+    }
+
+    #[test]
+    fn random_predictions_are_counted_as_a_plain_count_has_them() {
+        let mut rng = Rng::new(7);
+        let names: Vec<String> = (0..5).map(|class| class.to_string()).collect();
+        let mut classes = || (0..300).map(|_| (rng.standard_normal().abs() * 2.0).min(4.0) as u32).collect();
+        let (labels, predicted): (Vec<u32>, Vec<u32>) = (classes(), classes());
+        let mut confusion = Confusion::new(&names);
+        for start in (0..300).step_by(7) {
+            let end = (start + 7).min(300);
+            confusion.add(&labels[start..end], &predicted[start..end]);
+        }
+        for (truth, row) in confusion.counts().iter().enumerate() {
+            for (taken, count) in row.iter().enumerate() {
+                let pair = (truth as u32, taken as u32);
+                let plain = labels.iter().zip(&predicted).filter(|&(&t, &p)| (t, p) == pair).count();
+                assert_eq!(*count, plain as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_confusion_matrix_is_refused() {
+        for (bytes, part) in [
+            ("true_class,a,b\na,1,2\n", "2 columns"),
+            ("true_class,a\na,x\n", "`x`"),
+            ("t,a\na,1,2\n", "fields"),
+        ] {
+            let refused = Confusion::from_csv(bytes.as_bytes()).expect_err("no matrix");
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Measures of a run: accuracies and forgetting by their definitions, confusion matrices, use of prompts.
+
+mod accuracy;
+mod confusion;
+mod prompt_use;
+
+pub use accuracy::{AccuracyMatrix, DEFINITIONS, Definition, Summary};
+pub use confusion::Confusion;
+pub(crate) use prompt_use::UseTally;
+pub use prompt_use::{PoolUse, UseTable};

@@ -1,0 +1,180 @@
+//! Which prompts of a pool images take: what a method says of a batch, and what a test makes of that.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::traits::Selection;
+use crate::traits::Taken;
+
+/// What test images took of one pool of prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PoolUse {
+    /// The pool, as the method calls it.
+    pub pool: String,
+    /// Images by their task.
+    pub images: Vec<u64>,
+    /// What they took.
+    #[serde(flatten)]
+    pub table: UseTable,
+}
+
+/// By task of the image, and in each row by prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UseTable {
+    /// Images that took the prompt.
+    Counts(Vec<Vec<u64>>),
+    /// Mean weight of the prompt over the images.
+    MeanWeights(Vec<Vec<f64>>),
+}
+
+/// Sums over the images of a test.
+#[derive(Debug, Default)]
+pub(crate) struct UseTally {
+    pools: Vec<Pool>,
+}
+
+#[derive(Debug)]
+struct Pool {
+    name: String,
+    weighted: bool,
+    size: usize,
+    /// Images by task, and the sums of their rows.
+    tasks: Vec<(u64, Vec<f64>)>,
+}
+
+impl UseTally {
+    /// Adds what `images` images of `task` took.
+    ///
+    /// # Errors
+    /// As [`Selection::rows`]; a pool that has changed its size or kind, or comes twice.
+    pub(crate) fn add(&mut self, task: usize, images: usize, selections: &[Selection]) -> Result<()> {
+        for (index, selection) in selections.iter().enumerate() {
+            let broken = |promise: &str| {
+                let plugin = format!("what is said of the pool `{}`", selection.pool);
+                Err(Error::Promise { plugin, promise: promise.into() })
+            };
+            if selections[..index].iter().any(|other| other.pool == selection.pool) {
+                return broken("the name of a pool is its own");
+            }
+            let rows = selection.rows(images)?;
+            let Some(size) = rows.first().map(Vec::len) else { continue };
+            let weighted = matches!(selection.taken, Taken::Weighted(_));
+            let at = match self.pools.iter().position(|pool| pool.name == selection.pool) {
+                Some(at) => at,
+                None => {
+                    let name = selection.pool.clone();
+                    self.pools.push(Pool { name, weighted, size, tasks: Vec::new() });
+                    self.pools.len() - 1
+                }
+            };
+            let pool = &mut self.pools[at];
+            if (pool.weighted, pool.size) != (weighted, size) {
+                return broken("its prompts are as many, and taken in the same way, throughout a test");
+            }
+            if pool.tasks.len() <= task {
+                pool.tasks.resize_with(task + 1, || (0, vec![0.0; size]));
+            }
+            let (count, sums) = &mut pool.tasks[task];
+            *count += images as u64;
+            for row in rows {
+                sums.iter_mut().zip(row).for_each(|(sum, taken)| *sum += taken);
+            }
+        }
+        Ok(())
+    }
+
+    /// What they took together.
+    pub(crate) fn finish(self) -> Vec<PoolUse> {
+        let of = |Pool { name, weighted, tasks, .. }: Pool| {
+            let images = tasks.iter().map(|(images, _)| *images).collect();
+            let row = |(images, sums): &(u64, Vec<f64>)| -> Vec<f64> {
+                sums.iter().map(|sum| sum / (*images).max(1) as f64).collect()
+            };
+            let table = match weighted {
+                true => UseTable::MeanWeights(tasks.iter().map(row).collect()),
+                false => {
+                    let counts = |(_, sums): &(u64, Vec<f64>)| sums.iter().map(|sum| *sum as u64).collect();
+                    UseTable::Counts(tasks.iter().map(counts).collect())
+                }
+            };
+            PoolUse { pool: name, images, table }
+        };
+        self.pools.into_iter().map(of).collect()
+    }
+}
+
+impl PoolUse {
+    /// By task of the image and by prompt: the share of images that took it, or its mean weight.
+    pub fn rows(&self) -> Vec<Vec<f64>> {
+        match &self.table {
+            UseTable::MeanWeights(rows) => rows.clone(),
+            UseTable::Counts(rows) => {
+                let share = |(row, images): (&Vec<u64>, &u64)| -> Vec<f64> {
+                    row.iter().map(|count| *count as f64 / (*images).max(1) as f64).collect()
+                };
+                rows.iter().zip(&self.images).map(share).collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    fn chosen(numbers: &[[u32; 2]]) -> Result<Selection> {
+        Ok(Selection::chosen(
+            "keys",
+            &Tensor::from_vec(numbers.concat(), (numbers.len(), 2), &Device::Cpu)?,
+            4,
+        ))
+    }
+
+    #[test]
+    fn choices_are_counted_by_task_and_prompt() -> Result<()> {
+        let weights = |rows: &[[f32; 3]]| -> Result<Selection> {
+            Ok(Selection::weighted("other", &Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu)?))
+        };
+        let mut tally = UseTally::default();
+        tally.add(0, 2, &[chosen(&[[0, 1], [1, 3]])?, weights(&[[0.5, 0.0, -1.0], [0.25, 0.5, 0.0]])?])?;
+        // One row for three images.
+        tally.add(2, 3, &[chosen(&[[3, 2]])?, weights(&[[1.0, 0.0, 0.5]])?])?;
+        tally.add(2, 1, &[chosen(&[[0, 2]])?, weights(&[[0.0, 0.0, 0.5]])?])?;
+        let found = tally.finish();
+        let counts = vec![vec![1, 2, 0, 1], vec![0; 4], vec![1, 0, 4, 3]];
+        let keys = PoolUse { pool: "keys".into(), images: vec![2, 0, 4], table: UseTable::Counts(counts) };
+        let means = vec![vec![0.375, 0.25, -0.5], vec![0.0; 3], vec![0.75, 0.0, 0.5]];
+        let other =
+            PoolUse { pool: "other".into(), images: vec![2, 0, 4], table: UseTable::MeanWeights(means) };
+        assert_eq!(keys.rows()[2], [0.25, 0.0, 1.0, 0.75]);
+        assert_eq!(found, [keys, other]);
+        let json = serde_json::to_string(&found).map_err(|e| Error::Tasks(e.to_string()))?;
+        assert!(json.contains(r#""images":[2,0,4],"counts":[[1,2,0,1],"#), "{json}");
+        assert_eq!(serde_json::from_str::<Vec<PoolUse>>(&json).ok(), Some(found));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() -> Result<()> {
+        let weights = Tensor::new(&[[1f32, f32::NAN]], &Device::Cpu)?;
+        let words = |selections: &[Selection]| {
+            let found = UseTally::default().add(0, 3, selections);
+            found.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        assert!(words(&[chosen(&[[0, 4]])?]).contains("takes one of 4 prompts from 0, not 4"));
+        assert!(words(&[chosen(&[[2, 2]])?]).contains("prompt 2 once"));
+        assert!(
+            words(&[chosen(&[[0, 1], [0, 1]])?]).contains("a row for each of 3 images, or one, not [2, 2]")
+        );
+        assert!(words(&[Selection::weighted("w", &weights)]).contains("finite numbers, not NaN"));
+        assert!(words(&[Selection::chosen("w", &weights, 2)]).contains("by number (u32), not F32"));
+        assert!(words(&[chosen(&[[0, 1]])?, chosen(&[[0, 1]])?]).contains("the name of a pool is its own"));
+        let mut tally = UseTally::default();
+        tally.add(0, 1, &[chosen(&[[0, 1]])?])?;
+        let numbers = Tensor::new(&[[0u32]], &Device::Cpu)?;
+        assert!(tally.add(0, 1, &[Selection::chosen("keys", &numbers, 5)]).is_err());
+        Ok(())
+    }
+}

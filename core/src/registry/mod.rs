@@ -1,0 +1,13 @@
+//! Plugins by name: registration, settings, guards against panics, and loading at run time.
+
+pub mod dynamic;
+mod entry;
+mod guard;
+pub mod ranges;
+mod settings;
+
+pub use entry::{Build, Entry, Kind, backbone, distiller, entries, find, learner, optional, stream};
+pub(crate) use guard::backward;
+pub use guard::catch;
+pub use settings::{Settings, complete, defaults_of, parse, schema_of};
+pub(crate) use settings::{check_keys, lookup};

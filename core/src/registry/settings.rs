@@ -1,0 +1,142 @@
+//! Settings of a plugin as written in a configuration: read into its type, refused with the key and the nearest valid one.
+
+use std::collections::HashSet;
+
+use schemars::JsonSchema;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::error::{Error, Result, nearest};
+
+/// Settings of one plugin as written in a configuration, its `name` left out.
+pub type Settings = toml::Table;
+
+/// JSON schema of a settings type.
+pub fn schema_of<C: JsonSchema>() -> serde_json::Value {
+    schemars::schema_for!(C).to_value()
+}
+
+/// A settings type's defaults as a table.
+pub fn defaults_of<C: Default + Serialize>() -> Result<Settings> {
+    to_table(&C::default())
+}
+
+/// What was written, checked and with defaults filled in.
+pub fn complete<C: DeserializeOwned + JsonSchema + Serialize>(settings: &Settings) -> Result<Settings> {
+    to_table(&parse::<C>(settings)?)
+}
+
+fn to_table(value: &impl Serialize) -> Result<Settings> {
+    Settings::try_from(value).map_err(|e| Error::Config {
+        origin: "settings".into(),
+        reason: format!("cannot be written as TOML: {e}"),
+    })
+}
+
+/// Reads settings, refusing unknown keys and naming the key of a wrong value.
+pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C> {
+    check_keys(&schema_of::<C>(), settings, "", "configuration")?;
+    serde_path_to_error::deserialize(toml::Value::Table(settings.clone())).map_err(|e| {
+        // Inside flattened structs serde loses the path; then the key is the one without which all is well.
+        let key = Some(e.path().to_string()).filter(|key| lookup(settings, key).is_some());
+        let reason = e.into_inner().to_string();
+        let reason = reason.lines().next().unwrap_or_default().to_string();
+        match key.or_else(|| culprit(settings, &|rest| C::deserialize(toml::Value::Table(rest)).is_ok())) {
+            Some(key) => {
+                let value = lookup(settings, &key).map(|v| v.to_string()).unwrap_or_default();
+                Error::setting(&key, value, reason)
+            }
+            None => Error::Config { origin: "configuration".into(), reason },
+        }
+    })
+}
+
+/// The dotted key without which `good` accepts the table.
+fn culprit(table: &Settings, good: &dyn Fn(Settings) -> bool) -> Option<String> {
+    let without = |key: &String| {
+        let mut rest = table.clone();
+        rest.remove(key);
+        rest
+    };
+    let key = table.keys().find(|key| good(without(key)))?;
+    let inner = table[key].as_table().and_then(|inner| {
+        culprit(inner, &|rest| {
+            let mut all = table.clone();
+            all.insert(key.clone(), toml::Value::Table(rest));
+            good(all)
+        })
+    });
+    Some(inner.map_or_else(|| key.clone(), |inner| format!("{key}.{inner}")))
+}
+
+/// The value at a dotted key.
+pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Value> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+    match (table.get(first)?, rest) {
+        (value, None) => Some(value),
+        (toml::Value::Table(table), Some(rest)) => lookup(table, rest),
+        _ => None,
+    }
+}
+
+/// Refuses keys of `table` that `schema` does not define, at any depth.
+///
+/// # Errors
+/// [`Error::UnknownKey`] for the first such key, with the nearest valid one; `origin` is used as is.
+pub(crate) fn check_keys(
+    schema: &serde_json::Value,
+    table: &Settings,
+    path: &str,
+    origin: &str,
+) -> Result<()> {
+    check_at(schema, schema, table, path, origin)
+}
+
+fn check_at(
+    root: &serde_json::Value,
+    schema: &serde_json::Value,
+    table: &Settings,
+    path: &str,
+    origin: &str,
+) -> Result<()> {
+    let mut known: HashSet<&str> = HashSet::new();
+    let mut open = false;
+    let mut parts = vec![schema];
+    let mut properties = Vec::new();
+    while let Some(part) = parts.pop() {
+        if let Some(reference) = part.get("$ref").and_then(|r| r.as_str()) {
+            parts.extend(root.pointer(reference.trim_start_matches('#')));
+        }
+        for list in ["allOf", "anyOf", "oneOf"] {
+            parts.extend(part.get(list).and_then(|l| l.as_array()).into_iter().flatten());
+        }
+        if let Some(map) = part.get("properties").and_then(|p| p.as_object()) {
+            known.extend(map.keys().map(String::as_str));
+            properties.push(map);
+        }
+        open |= part.get("additionalProperties").is_some_and(|a| a != &serde_json::Value::Bool(false));
+    }
+    for (key, value) in table {
+        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if !known.contains(key.as_str()) {
+            if open {
+                continue;
+            }
+            let mut names: Vec<String> = known.iter().map(|name| name.to_string()).collect();
+            names.sort();
+            return Err(Error::UnknownKey {
+                origin: origin.into(),
+                key: full,
+                nearest: nearest(key, known.iter().copied()),
+                known: names,
+            });
+        }
+        if let toml::Value::Table(inner) = value {
+            for map in &properties {
+                if let Some(schema) = map.get(key) {
+                    check_at(root, schema, inner, &full, origin)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! Reading a run directory, and comparing it with an experiment.
+
+use std::{fs, path::Path};
+
+use serde::de::DeserializeOwned;
+
+use crate::{
+    error::{Error, Result},
+    metrics::{Confusion, PoolUse},
+    run::{
+        RunRecord,
+        directory::{Results, confusion_file, model_dir, model_file, prompt_use_file},
+    },
+    train::EpochReport,
+    traits::{ByRole, Role, StateDict},
+};
+
+/// Reads `results.json` of a run.
+pub fn read_results(root: &Path) -> Result<Results> {
+    let hint = match root.join("run.json").exists() {
+        true => "has the run finished a task?",
+        false => "is it a run?",
+    };
+    read_json(root, "results.json", hint)
+}
+
+/// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
+///
+/// # Errors
+/// A directory that is no run's, or files that cannot be read.
+pub fn read_results_so_far(root: &Path) -> Result<Results> {
+    let record = read_record(root)?;
+    match root.join("results.json").exists() {
+        true => read_results(root),
+        false => {
+            let tasks = record["tasks"].as_array().map_or(0, Vec::len);
+            Ok(Results { tasks, ..Results::default() })
+        }
+    }
+}
+
+/// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
+///
+/// # Errors
+/// A file that cannot be read, or is no confusion matrix.
+pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
+    let file = confusion_file(root, role);
+    let bytes = match fs::read(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(crate::error::io(&file))?,
+    };
+    let fail = |reason: String| Error::Data { file: file.clone(), reason };
+    Confusion::from_csv(&bytes).map(Some).map_err(fail)
+}
+
+/// Reads which prompts the test images took after task `task` (from 0); `None` where the run has not noted it.
+///
+/// # Errors
+/// A file that cannot be read, or holds something else.
+pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<PoolUse>>>> {
+    let models = model_dir(root, task);
+    let file = prompt_use_file(&models);
+    let bytes = match fs::read(&file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(crate::error::io(&file))?,
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Data { file, reason: e.to_string() })
+}
+
+/// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
+///
+/// # Errors
+/// A file that cannot be read, or a line that is no report, by its number.
+pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
+    let path = root.join("metrics.jsonl");
+    let text = fs::read_to_string(&path).map_err(crate::error::io(&path))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let report = |(index, line): (usize, &str)| {
+        serde_json::from_str(line)
+            .map_err(|e| Error::Data { file: path.clone(), reason: format!("line {}: {e}", index + 1) })
+    };
+    whole.lines().enumerate().map(report).collect()
+}
+
+/// Reads `run.json` of a run.
+///
+/// # Errors
+/// A directory without one, or one that is no JSON.
+pub fn read_record(root: &Path) -> Result<serde_json::Value> {
+    read_json(root, "run.json", "is it a run?")
+}
+
+/// Refuses an experiment whose data or weights are not those that the run in `root` was made with.
+///
+/// # Errors
+/// What differs, with the SHA-256 of both.
+pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
+    let recorded = read_record(root)?;
+    let now = serde_json::to_value(record)
+        .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
+    // Of lists, all checksums: files may lie elsewhere than they did.
+    for (what, field) in [
+        ("images and tasks", "/split_sha256"),
+        ("the files of the data set", "/data"),
+        ("the plugins", "/plugins"),
+        ("the teacher's weights", "/teacher/provenance/sha256"),
+        ("the student's weights", "/student/provenance/sha256"),
+    ] {
+        let sha256 = |record: &serde_json::Value| match record.pointer(field) {
+            Some(serde_json::Value::String(sha256)) => sha256.clone(),
+            Some(serde_json::Value::Array(entries)) => {
+                let sums = entries.iter().filter_map(|entry| entry["sha256"].as_str());
+                sums.collect::<Vec<_>>().join(", ")
+            }
+            _ => "none".to_string(),
+        };
+        let (recorded, now) = (sha256(&recorded), sha256(&now));
+        if recorded != now {
+            let reason =
+                format!("{what} are not those of the run: their SHA-256 is {now}, in run.json {recorded}");
+            return Err(Error::RunDir { dir: root.into(), reason });
+        }
+    }
+    Ok(())
+}
+
+fn read_json<T: DeserializeOwned>(root: &Path, name: &str, hint: &str) -> Result<T> {
+    let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
+    let bytes =
+        fs::read(root.join(name)).map_err(|e| fail(format!("{name} cannot be read ({e}); {hint}")))?;
+    serde_json::from_slice(&bytes).map_err(|e| fail(format!("{name}: {e}")))
+}
+
+/// Reads the model of `role` after task `task` (from 0).
+pub fn read_model(root: &Path, task: usize, role: Role, device: &candle_core::Device) -> Result<StateDict> {
+    StateDict::read(&model_file(&model_dir(root, task), role), device)
+}

@@ -1,0 +1,189 @@
+//! From a configuration to everything that a run needs; whatever can be wrong is found here, before anything is
+//! written.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::run::builder::{Parts, Until};
+use crate::{
+    config::Config,
+    error::Result,
+    registry::dynamic,
+    system::device,
+    train::Trainer,
+    traits::{BackboneSpec, DataRecord, Normalization, QuerySource, Role, TaskStream},
+};
+
+/// A run that is ready to start.
+pub struct Experiment {
+    /// The tasks.
+    pub stream: Box<dyn TaskStream>,
+    /// The networks and how to train them.
+    pub trainer: Trainer,
+    /// Where it computes.
+    pub device: Device,
+}
+
+/// What was run, for the run directory.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunRecord {
+    /// Version of this software.
+    pub version: String,
+    /// When the run began (RFC 3339).
+    pub started: String,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// `published` or `corrected`.
+    pub mode: crate::traits::Mode,
+    /// Where it computed.
+    pub device: String,
+    /// Kernels of the frozen networks: a set of the CPU's instructions, or `cuda`. Results differ in last digits; those of
+    /// the CPU's sets but for `portable` are equal.
+    pub kernels: String,
+    /// Quirks of the published code, and whether each was in force.
+    pub quirks: BTreeMap<String, bool>,
+    /// Plugins loaded at run time that the run uses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub plugins: Vec<PluginRecord>,
+    /// The large network, with the origin of its weights.
+    pub teacher: BackboneSpec,
+    /// The small network, with the origin of its weights.
+    pub student: BackboneSpec,
+    /// Class names in stream order.
+    pub classes: Vec<String>,
+    /// Classes of each task.
+    pub tasks: Vec<std::ops::Range<usize>>,
+    /// SHA-256 over classes, order and membership of training and test images.
+    pub split_sha256: String,
+    /// The files that the images come from, with repository, revision and SHA-256.
+    pub data: Vec<DataRecord>,
+    /// Tensors and numbers trained in the first task.
+    pub trained: Vec<TrainedTensor>,
+}
+
+/// A plugin that was loaded at run time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PluginRecord {
+    /// Name of its package.
+    pub name: String,
+    /// Version of its package.
+    pub version: String,
+    /// SHA-256 of the library.
+    pub sha256: String,
+}
+
+/// One trainable tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrainedTensor {
+    /// Whose.
+    pub role: Role,
+    /// Name in the saved models.
+    pub name: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+}
+
+impl PluginRecord {
+    pub(crate) fn of(loaded: dynamic::Loaded) -> Self {
+        let dynamic::Manifest { name, version, .. } = loaded.manifest;
+        Self { name, version, sha256: loaded.sha256 }
+    }
+}
+
+impl Experiment {
+    /// Builds stream, networks and methods.
+    ///
+    /// # Errors
+    /// Whatever the plugins refuse, with the configuration key and its origin; batches larger than a task.
+    pub fn build(config: &Config) -> Result<Self> {
+        let (parts, mistakes) = Parts::build(config, &BTreeSet::new(), Until::First);
+        match mistakes.into_iter().next() {
+            Some(error) => Err(error),
+            None => parts.assemble(config),
+        }
+    }
+
+    /// Bytes that the models of all tasks and the checkpoints will take, a little more for everything else.
+    pub fn disk_bytes(&self, config: &Config) -> Result<u64> {
+        let numbers = |role: Role| -> Result<usize> {
+            Ok(self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum())
+        };
+        let mut models = 0;
+        let mut checkpoint = numbers(Role::Teacher)? + numbers(Role::Student)?;
+        let mut moments = 0;
+        for &role in &self.trainer.settings.roles {
+            models += numbers(role)?;
+            // No update rule keeps more than three numbers for each that is trained.
+            let vars = self.trainer.trainable(role);
+            moments = moments.max(3 * vars.iter().map(|var| var.tensor().elem_count()).sum::<usize>());
+        }
+        checkpoint += moments;
+        // A new one is whole before an old one goes.
+        let kept = if config.run.checkpoint.off { 0 } else { config.run.checkpoint.keep.saturating_add(1) };
+        let all = models * self.stream.tasks().len() + checkpoint.saturating_mul(kept);
+        Ok((all.saturating_mul(size_of::<f32>()) as u64).saturating_add(1 << 20))
+    }
+
+    /// Departures of the published code from the papers, and whether each is in force.
+    fn quirks(&self, config: &Config) -> BTreeMap<String, bool> {
+        let Trainer { teacher, student, settings, .. } = &self.trainer;
+        let mut quirks = BTreeMap::new();
+        let mut note = |name: String, on: bool| quirks.insert(name, on);
+        note(
+            "repeated_first_rate".into(),
+            settings.epochs > 1 && settings.schedule.repeats_first_rate(settings.mode),
+        );
+        for (name, on) in self.stream.quirks() {
+            note(name.into(), on);
+        }
+        for &role in &settings.roles {
+            let network = match role {
+                Role::Teacher => teacher,
+                Role::Student => student,
+            };
+            let unnormalised = network.backbone.spec().normalization == Normalization::NONE;
+            note(format!("{}/unnormalised_pixels", role.as_str()), unnormalised);
+            if role == Role::Teacher {
+                note("teacher/students_query".into(), settings.query == QuerySource::Student);
+            }
+            let (learner, _) = config.run.learner(role);
+            for (name, on) in network.learner.quirks() {
+                note(format!("{}/{}/{name}", role.as_str(), learner.name), on);
+            }
+        }
+        quirks
+    }
+
+    /// What to write down about this run.
+    ///
+    /// # Errors
+    /// Files of the data set that are no longer there.
+    pub fn record(&self, config: &Config) -> Result<RunRecord> {
+        let trained = config
+            .run
+            .roles()
+            .into_iter()
+            .flat_map(|role| self.trainer.trainable(role).into_iter().map(move |var| (role, var)))
+            .map(|(role, var)| TrainedTensor { role, shape: var.tensor().dims().to_vec(), name: var.name })
+            .collect();
+        Ok(RunRecord {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started: jiff::Timestamp::now().to_string(),
+            seed: config.run.seed,
+            mode: config.run.mode,
+            device: device::describe(&self.device),
+            kernels: device::kernels(&self.device).into(),
+            quirks: self.quirks(config),
+            plugins: config.run.loaded_plugins().into_iter().map(PluginRecord::of).collect(),
+            teacher: self.trainer.teacher.backbone.spec().clone(),
+            student: self.trainer.student.backbone.spec().clone(),
+            classes: self.stream.classes().to_vec(),
+            tasks: self.stream.tasks().iter().map(|task| task.classes.clone()).collect(),
+            split_sha256: self.stream.fingerprint().into(),
+            data: self.stream.files()?,
+            trained,
+        })
+    }
+}

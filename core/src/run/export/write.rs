@@ -1,0 +1,265 @@
+//! Writing the folder.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Tensor};
+use serde::Serialize;
+
+use crate::{
+    config::Config,
+    error::{Error, Result},
+    hub::{
+        checksum,
+        checksum_list::{self, Manifest},
+    },
+    registry::{self, Kind, dynamic::Loaded},
+    rng::Rng,
+    run::{
+        Experiment, PluginRecord,
+        builder::distiller_rng,
+        export::{
+            CLASSES, Description, FORMAT, FrozenNetwork, Kept, MODEL, NETWORK, Predictor, QUERY, TRAINED,
+            fail,
+        },
+    },
+    system::atomic::{beside, settle, sync_below, write_atomic},
+    traits::{Backbone, DistillerContext, Pass, Query, QuerySource, Role, StateDict, Task},
+    transform::{TestTransform, TransformConfig},
+};
+
+/// Images on which the folder is tried before it is put into its place.
+const TRIED: usize = 4;
+
+/// Writes the network `role` of `experiment`, which is as it was after `task`, into the new folder `root`: whole or not at
+/// all, and only if what is read from there predicts the same bytes.
+///
+/// # Errors
+/// A folder that is not empty, unless `overwrite` is set and an exported model is in it; a backbone that cannot be
+/// exported; a place that cannot be written.
+pub fn write(
+    experiment: &Experiment,
+    config: &Config,
+    role: Role,
+    task: &Task,
+    root: &Path,
+    overwrite: bool,
+) -> Result<Description> {
+    let replace = occupied(root, overwrite)?;
+    let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
+    let fresh = beside(parent)?;
+    let folder = fresh.path();
+    let (description, trained) = describe(experiment, config, role, task)?;
+    network(experiment, role, root, &folder.join(NETWORK))?;
+    if description.query.is_some() {
+        network(experiment, Role::Student, root, &folder.join(QUERY))?;
+    }
+    write_atomic(&folder.join(TRAINED), &trained.to_bytes()?)?;
+    write_atomic(&folder.join(CLASSES), &json(root, &experiment.stream.classes())?)?;
+    write_atomic(&folder.join(MODEL), &json(root, &description)?)?;
+    let sums: Result<BTreeMap<String, String>> = description
+        .files()
+        .into_iter()
+        .map(|name| Ok((name.clone(), checksum(&folder.join(name))?.1)))
+        .collect();
+    Manifest(sums?).write(&folder.join(checksum_list::NAME))?;
+    check(experiment, role, folder)?;
+    sync_below(folder)?;
+    settle(fresh, root, replace)?;
+    Ok(description)
+}
+
+/// Whether an exported model is there that is to be replaced.
+fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
+    match fs::read_dir(root).map(|mut entries| entries.next().is_some()) {
+        Ok(false) => Ok(false),
+        // What --overwrite would not replace is refused in the same words without it.
+        Ok(true) => match (only_exported(root), overwrite) {
+            (Err(stranger), _) => Err(stranger),
+            (Ok(()), true) => Ok(true),
+            (Ok(()), false) => Err(fail(root, "already exists; choose another folder or add --overwrite")),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(fail(root, format!("cannot be used: {e}"))),
+    }
+}
+
+/// Refuses a folder that holds anything but an exported model.
+fn only_exported(root: &Path) -> Result<()> {
+    let stranger =
+        |file: &Path, what: &str| fail(file, format!("{what}: it is not overwritten; choose another folder"));
+    let model = root.join(MODEL);
+    let bytes = fs::read(&model).unwrap_or_default();
+    let Ok(description) = serde_json::from_slice::<Description>(&bytes) else {
+        return Err(stranger(&model, "is not the description of an exported model"));
+    };
+    let mut known: Vec<PathBuf> = description.files().iter().map(|name| root.join(name)).collect();
+    known.push(root.join(checksum_list::NAME));
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(crate::error::io(&folder))? {
+            let path = entry.map_err(crate::error::io(&folder))?.path();
+            if path.is_dir() && known.iter().any(|file| file.starts_with(&path)) {
+                folders.push(path);
+            } else if !known.contains(&path) {
+                return Err(stranger(&path, "is no part of an exported model"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the folder holds besides frozen networks and names.
+fn describe(
+    experiment: &Experiment,
+    config: &Config,
+    role: Role,
+    task: &Task,
+) -> Result<(Description, StateDict)> {
+    let (run, trainer, stream) = (&config.run, &experiment.trainer, experiment.stream.as_ref());
+    let frozen = |role: Role| -> Result<FrozenNetwork> {
+        let section = run.network(role);
+        Ok(FrozenNetwork {
+            plugin: section.name.clone(),
+            settings: section.settings.clone(),
+            spec: backbone(experiment, role).spec().clone(),
+        })
+    };
+    let (distillers, trained) = match role {
+        Role::Teacher => (Vec::new(), trainer.teacher.learner.state()?),
+        Role::Student => student(experiment, config)?,
+    };
+    let students_query = role == Role::Teacher && trainer.settings.query == QuerySource::Student;
+    let asks = students_query && asks_for_query(experiment, role)?;
+    let query_width = trainer.querying(role).spec().width;
+    let transform = stream.transform().unwrap_or_else(|| {
+        tracing::warn!(
+            "the stream `{}` does not say how its images are made from files: they will be resized to a square of {} px",
+            run.stream.name,
+            stream.image_size()
+        );
+        let image_size = stream.image_size();
+        TransformConfig { image_size, test: TestTransform::Resize, ..TransformConfig::default() }
+    });
+    let description = Description {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        role,
+        tasks: stream.tasks().iter().take(task.index + 1).map(|task| task.classes.clone()).collect(),
+        task_count: task.count,
+        transform,
+        batch_size: run.batch_size,
+        network: frozen(role)?,
+        query: if asks { Some(frozen(Role::Student)?) } else { None },
+        query_width: (students_query && !asks).then_some(query_width),
+        learner: run.learner(role).0,
+        teacher: (!distillers.is_empty()).then(|| trainer.teacher.backbone.spec().clone()),
+        distillers,
+        seed: run.seed,
+        mode: run.mode,
+        precision: run.precision,
+        plugins: Vec::new(),
+        split_sha256: stream.fingerprint().into(),
+    };
+    let loaded = run.loaded_plugins().into_iter().filter(|loaded| needs(&description, loaded));
+    let plugins = loaded.map(PluginRecord::of).collect();
+    Ok((Description { plugins, ..description }, trained))
+}
+
+/// Whether the learner of `role` looks at the query when it predicts. If not, the network that makes it is not needed.
+fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
+    let trainer = &experiment.trainer;
+    let learner = match role {
+        Role::Teacher => &trainer.teacher.learner,
+        Role::Student => &trainer.student.learner,
+    };
+    let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
+    let asked = Cell::new(false);
+    learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
+    Ok(asked.get())
+}
+
+/// Whether a model uses a method of a loaded plugin.
+fn needs(model: &Description, loaded: &Loaded) -> bool {
+    let networks = [Some(&model.network), model.query.as_ref()].into_iter().flatten();
+    let mut used: Vec<(Kind, &str)> =
+        networks.map(|network| (Kind::Backbone, network.plugin.as_str())).collect();
+    used.push((Kind::Learner, &model.learner.name));
+    used.extend(model.distillers.iter().map(|kept| (Kind::Distiller, kept.section.name.as_str())));
+    loaded.entries.iter().any(|entry| used.contains(&(entry.build.kind(), entry.name)))
+}
+
+/// The student's distillation methods that inject something at test or have a word in the prediction, and what the learner
+/// and they have trained.
+fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, StateDict)> {
+    let (run, trainer) = (&config.run, &experiment.trainer);
+    let all = trainer.state(Role::Student)?;
+    let mut trained = trainer.student.learner.state()?;
+    let mut kept = Vec::new();
+    for (index, section) in run.distillers().iter().enumerate() {
+        let context = DistillerContext {
+            teacher: trainer.teacher.backbone.spec(),
+            student: trainer.student.backbone.spec(),
+            learner: trainer.student.learner.as_ref(),
+            tasks: experiment.stream.tasks().first().map_or(1, |task| task.count),
+            mode: run.mode,
+            device: &experiment.device,
+            rng: distiller_rng(&Rng::new(run.seed), index),
+            saved: None,
+        };
+        let mut distiller = registry::distiller(&section.name, &section.settings, &context)?;
+        distiller.restore(&all)?;
+        let injection = distiller.inject(Pass::Test)?;
+        if distiller.predicts() || injection.tokens.is_some() || !injection.blocks.is_empty() {
+            trained.extend(distiller.state()?);
+            kept.push(Kept { index, section: section.clone() });
+        }
+    }
+    Ok((kept, trained))
+}
+
+fn backbone(experiment: &Experiment, role: Role) -> &dyn Backbone {
+    match role {
+        Role::Teacher => experiment.trainer.teacher.backbone.as_ref(),
+        Role::Student => experiment.trainer.student.backbone.as_ref(),
+    }
+}
+
+/// Writes a frozen network into `folder`.
+fn network(experiment: &Experiment, role: Role, root: &Path, folder: &PathBuf) -> Result<()> {
+    let backbone = backbone(experiment, role);
+    let portable = backbone.portable()?.ok_or_else(|| {
+        let plugin = &backbone.spec().plugin;
+        fail(root, format!("the backbone `{plugin}` cannot be exported: it does not implement `portable`"))
+    })?;
+    fs::create_dir_all(folder).map_err(crate::error::io(folder))?;
+    portable.write(folder)
+}
+
+/// Refuses a folder from which other logits come than from the run's networks.
+fn check(experiment: &Experiment, role: Role, folder: &Path) -> Result<()> {
+    let Some(batch) = experiment.stream.test_batches(0, TRIED).next() else { return Ok(()) };
+    let pixels = batch?.pixels;
+    let values = |logits: Tensor| -> Result<Vec<f32>> { Ok(logits.flatten_all()?.to_vec1()?) };
+    let ours = values(experiment.trainer.predict(role, &pixels)?)?;
+    let exported = values(Predictor::load_on(folder, &experiment.device)?.logits(&pixels)?)?;
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    if bits(&ours) != bits(&exported) {
+        return Err(Error::Promise {
+            plugin: format!("the {} of this run", role.as_str()),
+            promise: "built again from its files, a model predicts the same".into(),
+        });
+    }
+    Ok(())
+}
+
+fn json(root: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| fail(root, e.to_string()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}

@@ -1,0 +1,13 @@
+//! A run: built from a configuration, checked, written to a directory, saved, resumed and exported.
+
+pub(crate) mod builder;
+pub mod checkpoint;
+pub mod directory;
+mod experiment;
+pub mod export;
+pub mod preflight;
+pub mod resume;
+
+pub(crate) use checkpoint::Checkpoints;
+pub use checkpoint::{About, Checkpoint, Unusable};
+pub use experiment::{Experiment, PluginRecord, RunRecord, TrainedTensor};

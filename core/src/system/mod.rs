@@ -1,0 +1,12 @@
+//! The machine: devices, memory, threads, and files that are written whole or not at all.
+
+pub mod atomic;
+pub mod device;
+pub mod memory;
+pub mod panics;
+pub mod threads;
+
+/// Lower-case hexadecimal digits of `bytes`.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

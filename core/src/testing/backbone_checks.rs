@@ -1,0 +1,232 @@
+//! What a backbone promises.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::{
+    error::{self, Error, Result},
+    registry::{self, Kind},
+    rng::Rng,
+    system::device::Precision,
+    testing::{promise, read_settings},
+    traits::{
+        Backbone, BackboneContext, BackboneSpec, BlockInjection, Features, Injection, Kv, Mode, Role, Taps,
+    },
+};
+
+/// Side of the images, which the usual patch sizes divide.
+const SIDE: usize = 224;
+/// Prompt tokens of each kind.
+const LENGTH: usize = 2;
+
+/// Checks the backbone registered as `name`, with `settings` in TOML, on images of 224 px: what it says of itself, the
+/// shapes of what it gives back, that a batch is computed image by image, that injected prompts of every kind change the
+/// output and get right gradients, that nothing is random, that its weights stay as they are, and, if it
+/// can be exported, that it is the same when it is built from its own files.
+///
+/// # Errors
+/// The first promise that it breaks, or whatever it fails with itself.
+pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
+    let settings = read_settings(Kind::Backbone, name, settings)?;
+    let build = |folder: Option<&Path>| {
+        let context = BackboneContext {
+            role: Role::Student,
+            image_size: SIDE,
+            mode: Mode::Published,
+            device: &Device::Cpu,
+            precision: Precision::Float32,
+            folder,
+        };
+        registry::backbone(name, &settings, &context)
+    };
+    let backbone = build(None)?;
+    let check = Check { name, backbone: backbone.as_ref() };
+    check.spec()?;
+    let before = bytes(backbone.as_ref())?;
+    let pixels = Rng::new(5).uniform(&[2, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
+    let plain = check.shapes(&pixels, &Injection::none(), 0)?;
+    check.rows(&pixels, &plain)?;
+    check.again(&pixels, &plain, build(None)?.as_ref())?;
+    if let Some(portable) = backbone.portable()? {
+        let folder = tempfile::tempdir().map_err(error::io(std::env::temp_dir()))?;
+        portable.write(folder.path())?;
+        let moved = build(Some(folder.path()))?;
+        let same = BackboneSpec { provenance: moved.spec().provenance.clone(), ..backbone.spec().clone() };
+        check.promise(*moved.spec() == same, "built from its own files it has the same sizes")?;
+        check
+            .promise(bytes(moved.as_ref())? == before, "built from its own files it has the same weights")?;
+        check.again(&pixels, &plain, moved.as_ref())?;
+    }
+    check.prompts(&pixels, &plain)?;
+    check.promise(bytes(backbone.as_ref())? == before, "its weights stay as they are")
+}
+
+/// Every frozen tensor's name and values.
+fn bytes(backbone: &dyn Backbone) -> Result<Vec<(String, Vec<f32>)>> {
+    let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+    backbone.weights()?.into_iter().map(|(name, tensor)| Ok((name, values(&tensor)?))).collect()
+}
+
+fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
+    Ok((a - b)?.abs()?.flatten_all()?.max(0)?.to_dtype(DType::F64)?.to_scalar()?)
+}
+
+struct Check<'a> {
+    name: &'a str,
+    backbone: &'a dyn Backbone,
+}
+
+impl Check<'_> {
+    fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
+        promise(self.name, kept, what)
+    }
+
+    fn spec(&self) -> Result<()> {
+        let spec = self.backbone.spec();
+        self.promise(spec.plugin == self.name, format!("its spec names it, and not `{}`", spec.plugin))?;
+        self.promise(spec.image_size == SIDE, "its spec has the image size that it was built for")?;
+        self.promise(spec.depth > 0 && spec.patches > 0, "its spec has blocks and patches")?;
+        self.promise(
+            spec.heads > 0 && spec.width.is_multiple_of(spec.heads.max(1)),
+            "its heads share its width evenly",
+        )
+    }
+
+    /// The features of `pixels` with everything tapped, `extra` tokens injected.
+    fn shapes(&self, pixels: &Tensor, injection: &Injection, extra: usize) -> Result<Features> {
+        let spec = self.backbone.spec();
+        let taps = Taps { blocks: (0..spec.depth).collect(), norm: true };
+        let features = self.backbone.forward(pixels, injection, &taps)?;
+        let batch = pixels.dim(0)?;
+        self.promise(features.cls.dims() == [batch, spec.width], "the CLS token has the shape (B, D)")?;
+        self.promise(
+            features.blocks.keys().copied().eq(0..spec.depth),
+            "the output of every block that is tapped comes back",
+        )?;
+        let norm = features.norm.as_ref();
+        self.promise(norm.is_some(), "the tokens after the final norm come back where they are tapped")?;
+        let least = 1 + spec.patches + extra;
+        for tokens in features.blocks.values().chain(norm) {
+            let fits = matches!(tokens.dims(), [b, n, d] if *b == batch && *n >= least && *d == spec.width);
+            self.promise(
+                fits,
+                format!("block outputs have the shape (B, N + K, D), not {:?}", tokens.dims()),
+            )?;
+        }
+        let tokens = features.tokens.as_ref().map_or(0, |tokens| tokens.dim(1).unwrap_or(0));
+        self.promise(tokens == extra, "injected tokens come back, and no others")?;
+        let sum = features.cls.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
+        self.promise(sum.is_finite(), "features are finite numbers")?;
+        Ok(features)
+    }
+
+    fn rows(&self, pixels: &Tensor, batch: &Features) -> Result<()> {
+        for row in 0..pixels.dim(0)? {
+            let alone =
+                self.backbone.forward(&pixels.narrow(0, row, 1)?, &Injection::none(), &Taps::none())?;
+            let near = distance(&alone.cls, &batch.cls.narrow(0, row, 1)?)? < 1e-3;
+            self.promise(near, "an image's features do not depend on the others of its batch")?;
+        }
+        Ok(())
+    }
+
+    fn again(&self, pixels: &Tensor, first: &Features, other: &dyn Backbone) -> Result<()> {
+        for backbone in [self.backbone, other] {
+            let again = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
+            self.promise(
+                distance(&again.cls, &first.cls)? == 0.0,
+                "nothing is random, in building it or in using it",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Every kind of prompt, in the first and in the last block.
+    fn prompts(&self, pixels: &Tensor, plain: &Features) -> Result<()> {
+        let (width, depth) = (self.backbone.spec().width, self.backbone.spec().depth);
+        let mut rng = Rng::new(6);
+        let mut var = |dims: &[usize]| -> Result<Var> {
+            Ok(Var::from_tensor(&rng.uniform(dims, -1.0, 1.0, &Device::Cpu)?)?)
+        };
+        let mut kv = |dims: &[usize]| -> Result<[Var; 2]> { Ok([var(dims)?, var(dims)?]) };
+        let prompts = [LENGTH, LENGTH, 1].map(|length| kv(&[1, length, width]));
+        let [prefix, suffix, cls] = prompts;
+        let (prefix, suffix, cls) = (prefix?, suffix?, cls?);
+        let tokens = kv(&[1, LENGTH, width])?[0].clone();
+        let of = |pair: &[Var; 2]| Some(Kv::new(pair[0].as_tensor().clone(), pair[1].as_tensor().clone()));
+        let kinds: [(&str, Vec<&Var>, BlockInjection, Option<Tensor>); 4] = [
+            (
+                "prefix",
+                prefix.iter().collect(),
+                BlockInjection { prefix: of(&prefix), ..Default::default() },
+                None,
+            ),
+            (
+                "suffix",
+                suffix.iter().collect(),
+                BlockInjection { suffix: of(&suffix), ..Default::default() },
+                None,
+            ),
+            (
+                "CLS addition",
+                cls.iter().collect(),
+                BlockInjection { cls_add: of(&cls), ..Default::default() },
+                None,
+            ),
+            ("token", vec![&tokens], BlockInjection::default(), Some(tokens.as_tensor().clone())),
+        ];
+        for (kind, vars, block, tokens) in kinds {
+            for at in [0, depth - 1] {
+                let mut blocks = vec![BlockInjection::default(); depth];
+                blocks[at] = block.clone();
+                let injection = Injection { blocks, tokens: tokens.clone(), ..Injection::none() };
+                let extra = tokens.as_ref().map_or(0, |_| LENGTH);
+                let features = self.shapes(pixels, &injection, extra)?;
+                self.promise(
+                    distance(&features.cls, &plain.cls)? > 0.0,
+                    format!("a {kind} in block {at} has an effect"),
+                )?;
+                self.gradients(pixels, &injection, &vars, &format!("{kind} in block {at}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The gradient of a sum over the CLS tokens along itself, against the difference of two passes.
+    fn gradients(&self, pixels: &Tensor, injection: &Injection, vars: &[&Var], what: &str) -> Result<()> {
+        let value = || -> Result<Tensor> {
+            let cls = self.backbone.forward(pixels, injection, &Taps::none())?.cls;
+            // Weights that differ: a layer norm's outputs have a constant sum.
+            let weights = Rng::new(7).uniform(cls.dims(), -1.0, 1.0, &Device::Cpu)?;
+            Ok((cls * weights)?.sum_all()?)
+        };
+        let number = |value: Tensor| -> Result<f64> { Ok(value.to_dtype(DType::F64)?.to_scalar()?) };
+        let gradients = value()?.backward()?;
+        for var in vars {
+            let gradient = gradients.get(var.as_tensor());
+            let gradient = gradient.ok_or_else(|| Error::Promise {
+                plugin: format!("`{}`", self.name),
+                promise: format!("a {what} gets a gradient"),
+            })?;
+            let norm = number(gradient.sqr()?.sum_all()?.sqrt()?)?;
+            self.promise(
+                norm.is_finite() && norm > 0.0,
+                format!("a {what} gets a gradient that is not zero"),
+            )?;
+            let (start, step) = (var.as_tensor().copy()?, 1e-2);
+            let at = |side: f64| -> Result<f64> {
+                var.set(&(&start + (gradient * (side * step / norm))?)?)?;
+                number(value()?)
+            };
+            let slope = (at(1.0)? - at(-1.0)?) / (2.0 * step);
+            var.set(&start)?;
+            let near = (slope - norm).abs() <= 0.05 * norm + 1e-3;
+            self.promise(
+                near,
+                format!("the gradient of a {what} is a derivative: {norm:.4}, by differences {slope:.4}"),
+            )?;
+        }
+        Ok(())
+    }
+}

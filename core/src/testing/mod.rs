@@ -1,0 +1,228 @@
+//! The conformance kit: what a plugin promises by implementing one of the four traits, checked in one line.
+//!
+//! ```ignore
+//! #[test]
+//! fn it_keeps_its_promises() -> cdl_core::Result<()> {
+//!     cdl_core::testing::check_distiller("my_method", "alpha = 0.5")
+//! }
+//! ```
+//!
+//! [`check_backbone`] and [`check_stream`] say themselves what they check. A learner or distiller is found by its
+//! registered name and run on a [`Lab`]: two tiny random vision transformers and a stream
+//! of random pixels in three tasks. Checked are
+//!
+//! - its settings: documented, and refused if unknown;
+//! - the shapes of what it returns, in all passes, with networks of several sizes, both modes, either query, and all
+//!   classes learned at once as with rehearsal;
+//! - that what it says of prompts taken from pools can be so, for every image;
+//! - its gradients against finite differences of the loss, in the first task;
+//! - that everything it trains gets a gradient and moves, and nothing else changes;
+//! - that a seed decides everything;
+//! - that a state saved in the middle of a task or at its end restores it, and an incomplete one is refused;
+//! - that evaluation leaves no trace.
+//!
+//! The first broken promise is returned as [`Error::Promise`]. A method that stops gradients on purpose turns the
+//! finite differences off by [`Conformance`].
+
+mod backbone_checks;
+mod lab;
+mod method_checks;
+mod stream_checks;
+
+use candle_core::{DType, Tensor};
+use sha2::{Digest, Sha256};
+
+pub use crate::testing::{
+    backbone_checks::check_backbone,
+    lab::{Lab, Noise, Shape},
+    stream_checks::check_stream,
+};
+use crate::{
+    error::{Error, Result},
+    registry::{self, Kind, Settings},
+    testing::{
+        lab::{distiller_trainer, learner_trainer},
+        method_checks::Check,
+    },
+    train::{Optimizer, Stack, Trainer},
+    traits::{Role, TaskStream},
+};
+
+/// Checks the learner registered as `name`, with `settings` in TOML, by all of [`Conformance`].
+///
+/// # Errors
+/// The first promise that it breaks, or whatever it fails with itself.
+pub fn check_learner(name: &str, settings: &str) -> Result<()> {
+    Conformance { settings, ..Default::default() }.learner(name)
+}
+
+/// Checks the distiller registered as `name`, with `settings` in TOML, by all of [`Conformance`].
+///
+/// # Errors
+/// The first promise that it breaks, or whatever it fails with itself.
+pub fn check_distiller(name: &str, settings: &str) -> Result<()> {
+    Conformance { settings, ..Default::default() }.distiller(name)
+}
+
+/// Checks a registered learner with a registered distiller, with settings in TOML: everything that is trained gets a
+/// gradient and moves, nothing else changes, a saved state restores them, evaluation leaves no trace.
+///
+/// # Errors
+/// The first promise that they break, or whatever they fail with themselves.
+pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> {
+    let settings = [
+        read_settings(Kind::Learner, learner.0, learner.1)?,
+        read_settings(Kind::Distiller, distiller.0, distiller.1)?,
+    ];
+    let build = |seed: u64, lab: Lab| {
+        lab.seeded(seed).trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]))
+    };
+    let check = Check { plugin: format!("`{}` with `{}`", learner.0, distiller.0), build: &build };
+    check.what_is_trained_moves_and_nothing_else(Lab::new(3)?)?;
+    check.a_saved_state_restores_it()?;
+    check.evaluation_leaves_no_trace()
+}
+
+/// What is checked of a plugin, and with which settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Conformance<'a> {
+    /// Its settings in TOML.
+    pub settings: &'a str,
+    /// Whether gradients are compared with finite differences; not for methods that stop or reverse them on purpose.
+    pub finite_differences: bool,
+}
+
+impl Default for Conformance<'_> {
+    fn default() -> Self {
+        Self { settings: "", finite_differences: true }
+    }
+}
+
+impl Conformance<'_> {
+    /// Checks the learner registered as `name`.
+    ///
+    /// # Errors
+    /// The first promise that it breaks, or whatever it fails with itself.
+    pub fn learner(&self, name: &str) -> Result<()> {
+        let settings = read_settings(Kind::Learner, name, self.settings)?;
+        let build = |seed: u64, lab: Lab| learner_trainer(&lab.seeded(seed), name, &settings);
+        let check = Check { plugin: format!("`{name}`"), build: &build };
+        for lab in Lab::variants()? {
+            check.learner_shapes(lab)?;
+        }
+        if self.finite_differences {
+            check.gradients_are_derivatives(&[Role::Teacher, Role::Student])?;
+        }
+        check.everything()
+    }
+
+    /// Checks the distiller registered as `name`.
+    ///
+    /// # Errors
+    /// The first promise that it breaks, or whatever it fails with itself.
+    pub fn distiller(&self, name: &str) -> Result<()> {
+        let settings = read_settings(Kind::Distiller, name, self.settings)?;
+        let alone = |seed: u64, lab: Lab| distiller_trainer(&lab.seeded(seed), name, &settings);
+        // As a run uses it.
+        let build = |seed: u64, lab: Lab| -> Result<Trainer> {
+            let Trainer { teacher, student, distiller, settings, rng } = alone(seed, lab)?;
+            let distiller = Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?);
+            Ok(Trainer { teacher, student, distiller, settings, rng })
+        };
+        let check = Check { plugin: format!("`{name}`"), build: &build };
+        for lab in Lab::variants()? {
+            check.distiller_shapes(lab)?;
+        }
+        if self.finite_differences {
+            check.gradients_are_derivatives(&[Role::Student])?;
+        }
+        check.everything()?;
+        check.prediction_is_announced(&alone(1, Lab::new(1)?)?)
+    }
+}
+
+/// SHA-256 over the gradients of a registered learner or distiller in the first step of a task, and over all parameters
+/// after that step: equal digests mean equal to the byte. So one can tell whether a method computes the same linked in and
+/// loaded, or on two machines.
+///
+/// # Errors
+/// Whatever the method fails with; a kind of plugin that trains nothing.
+pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String> {
+    let settings = read_settings(kind, name, settings)?;
+    let lab = Lab::new(1)?;
+    let mut trainer = match kind {
+        Kind::Learner => learner_trainer(&lab, name, &settings)?,
+        Kind::Distiller => distiller_trainer(&lab, name, &settings)?,
+        Kind::Backbone | Kind::Stream => {
+            let promise = format!("it is a {kind} and trains nothing");
+            return Err(Error::Promise { plugin: format!("`{name}`"), promise });
+        }
+    };
+    let noise = Noise::new(1);
+    let task = &noise.tasks()[0];
+    trainer.begin_task(task)?;
+    let mut digest = Sha256::new();
+    let mut add = |name: &str, tensor: &Tensor| -> Result<()> {
+        digest.update(name);
+        for value in tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()? {
+            digest.update(value.to_le_bytes());
+        }
+        Ok(())
+    };
+    for role in [Role::Teacher, Role::Student] {
+        let vars = trainer.trainable(role);
+        let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
+        let loss = trainer.loss(role, task, &noise.batch(0, 0)?)?;
+        let gradients = loss.total.backward()?;
+        for var in &vars {
+            if let Some(gradient) = gradients.get(var.tensor()) {
+                add(&var.name, gradient)?;
+            }
+        }
+        optimizer.step(&gradients)?;
+        for (name, tensor) in trainer.state(role)?.iter() {
+            add(name, tensor)?;
+        }
+    }
+    Ok(crate::system::hex(&digest.finalize()))
+}
+
+/// Reads settings as a configuration would, and checks that they can be described to a user.
+fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
+    let entry = registry::find(kind, name)?;
+    let broken = |promise: String| Err(Error::Promise { plugin: format!("`{name}`"), promise });
+    let taken: &[&str] = match kind {
+        Kind::Distiller => &["name", "weight"],
+        Kind::Backbone => &["name", "learner"],
+        Kind::Learner | Kind::Stream => &["name"],
+    };
+    let schema = (entry.schema)();
+    for (key, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
+        if taken.contains(&key.as_str()) {
+            return broken(format!(
+                "a setting of a {kind} cannot be called `{key}`: configurations use that key themselves"
+            ));
+        }
+        if property.get("description").is_none() {
+            return broken(format!(
+                "its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"
+            ));
+        }
+    }
+    let mut unknown = Settings::new();
+    unknown.insert("no such setting".into(), toml::Value::Boolean(true));
+    if (entry.complete)(&unknown).is_ok() {
+        return broken("a setting that does not exist is refused".into());
+    }
+    let settings: Settings = toml::from_str(settings)
+        .map_err(|e| Error::Config { origin: "settings".into(), reason: e.to_string() })?;
+    (entry.complete)(&settings)
+}
+
+/// The error of a promise that is not kept.
+fn promise(plugin: &str, kept: bool, promise: impl Into<String>) -> Result<()> {
+    match kept {
+        true => Ok(()),
+        false => Err(Error::Promise { plugin: format!("`{plugin}`"), promise: promise.into() }),
+    }
+}

@@ -1,0 +1,131 @@
+//! What a stream promises.
+
+use candle_core::{Device, Tensor};
+
+use crate::{
+    error::Result,
+    registry::{self, Kind},
+    rng::Rng,
+    testing::{promise, read_settings},
+    traits::{Batch, EpochKey, Mode, Role, StreamContext, TaskStream},
+};
+
+/// Images in a batch; few streams have fewer in a task.
+const BATCH: usize = 3;
+
+/// Checks the stream registered as `name`, with `settings` in TOML: tasks that share out all classes in order, as many
+/// images as it says, shapes and ranges of pixels, labels of the task, and that a seed decides everything. Its images are
+/// all read.
+///
+/// # Errors
+/// The first promise that it breaks, or whatever it fails with itself.
+pub fn check_stream(name: &str, settings: &str) -> Result<()> {
+    let settings = read_settings(Kind::Stream, name, settings)?;
+    let build = || {
+        let context = StreamContext { mode: Mode::Published, device: &Device::Cpu, rng: Rng::new(3) };
+        registry::stream(name, &settings, &context)
+    };
+    let (stream, twin) = (build()?, build()?);
+    let check = Check { name, stream: stream.as_ref() };
+    check.tasks()?;
+    check.promise(
+        stream.fingerprint() == twin.fingerprint(),
+        "equal settings and seeds give equal fingerprints",
+    )?;
+    for task in 0..stream.tasks().len() {
+        check.training(task, twin.as_ref())?;
+        check.tests(task, twin.as_ref())?;
+    }
+    Ok(())
+}
+
+struct Check<'a> {
+    name: &'a str,
+    stream: &'a dyn TaskStream,
+}
+
+impl Check<'_> {
+    fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
+        promise(self.name, kept, what)
+    }
+
+    fn tasks(&self) -> Result<()> {
+        let (tasks, classes) = (self.stream.tasks(), self.stream.classes().len());
+        self.promise(!tasks.is_empty(), "it has tasks")?;
+        let mut next = 0;
+        for (index, task) in tasks.iter().enumerate() {
+            self.promise(task.index == index && task.count >= tasks.len(), "tasks are numbered in order")?;
+            self.promise(task.classes.start == next, "tasks take up the classes in order, each once")?;
+            self.promise(
+                task.classes.end > next && task.classes.end <= classes,
+                "every task has classes, all of them named",
+            )?;
+            next = task.classes.end;
+        }
+        Ok(())
+    }
+
+    fn training(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
+        let key = EpochKey { task, role: Role::Student, epoch: 1 };
+        let classes = self.stream.train_classes(task);
+        let mut batches = 0;
+        let mut other = twin.train_batches(key, BATCH);
+        for batch in self.stream.train_batches(key, BATCH) {
+            let batch = batch?;
+            self.promise(batch.len() == BATCH, "training batches are full")?;
+            self.batch(&batch, classes.clone())?;
+            self.same(&batch, other.next().transpose()?)?;
+            batches += 1;
+        }
+        let said = self.stream.train_count(task) / BATCH;
+        self.promise(
+            batches == said,
+            format!("an epoch of task {task} has {said} batches, as it says, and not {batches}"),
+        )
+    }
+
+    fn tests(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
+        let classes = self.stream.tasks()[task].classes.clone();
+        let mut images = 0;
+        let mut other = twin.test_batches(task, BATCH);
+        for batch in self.stream.test_batches(task, BATCH) {
+            let batch = batch?;
+            self.batch(&batch, classes.clone())?;
+            self.same(&batch, other.next().transpose()?)?;
+            images += batch.len();
+        }
+        let said = self.stream.test_count(task);
+        self.promise(
+            images == said,
+            format!("task {task} has {said} test images, as it says, and not {images}"),
+        )
+    }
+
+    fn batch(&self, batch: &Batch, classes: std::ops::Range<usize>) -> Result<()> {
+        let side = self.stream.image_size();
+        let shape = [batch.len(), 3, side, side];
+        self.promise(
+            batch.pixels.dims() == shape,
+            format!("pixels have the shape {shape:?}, not {:?}", batch.pixels.dims()),
+        )?;
+        let extreme = |tensor: Tensor| -> Result<f32> { Ok(tensor.to_scalar::<f32>()?) };
+        let flat = batch.pixels.flatten_all()?;
+        let range = (extreme(flat.min(0)?)?, extreme(flat.max(0)?)?);
+        self.promise(range.0 >= 0.0 && range.1 <= 1.0, format!("pixels lie in [0, 1], not in {range:?}"))?;
+        let labels = batch.labels.to_vec1::<u32>()?;
+        let foreign = labels.iter().find(|&&label| !classes.contains(&(label as usize)));
+        self.promise(foreign.is_none(), format!("labels lie in {classes:?}, and not {foreign:?}"))
+    }
+
+    fn same(&self, batch: &Batch, twin: Option<Batch>) -> Result<()> {
+        let equal = match twin {
+            None => false,
+            Some(twin) => {
+                let pixels = |batch: &Batch| batch.pixels.flatten_all()?.to_vec1::<f32>();
+                pixels(batch)? == pixels(&twin)?
+                    && batch.labels.to_vec1::<u32>()? == twin.labels.to_vec1::<u32>()?
+            }
+        };
+        self.promise(equal, "a seed decides every batch")
+    }
+}

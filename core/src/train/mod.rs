@@ -1,0 +1,24 @@
+//! Training: the loop over tasks, the losses of a batch, the optimiser, and the test after each task.
+
+mod cost;
+mod distiller_stack;
+mod epoch;
+mod evaluator;
+mod network;
+mod optimizer;
+mod position;
+mod schedule;
+mod trainer;
+
+pub use cost::{Cost, InferenceMacs, TrainingMacs};
+pub use distiller_stack::Stack;
+pub use epoch::{EpochReport, Tally};
+pub(crate) use evaluator::count_right;
+pub use evaluator::{Accuracies, Confusions, Tested, Tester};
+pub use network::Network;
+pub(crate) use network::Passed;
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerName};
+pub use position::{Moment, Position, RunState};
+pub use schedule::{ScheduleConfig, ScheduleName};
+pub(crate) use trainer::Queries;
+pub use trainer::{BatchLoss, Event, TrainSettings, Trainer};

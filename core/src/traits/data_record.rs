@@ -1,0 +1,69 @@
+//! What a run record says about the files of a data set.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::{Result, io},
+    traits::Provenance,
+};
+
+/// What a SHA-256 was taken of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hashed {
+    /// The bytes of the one file.
+    Contents,
+    /// A line `length path` for each of many files, paths relative to the data set's folder, in the order of the images.
+    NamesAndSizes,
+}
+
+/// A file of a data set, or a folder of files.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DataRecord {
+    /// Where it came from, its length and SHA-256; of many files the sum of their lengths.
+    #[serde(flatten)]
+    pub provenance: Provenance,
+    /// Number of files.
+    pub files: usize,
+    /// What the SHA-256 is of.
+    pub hashed: Hashed,
+}
+
+impl DataRecord {
+    /// One file, known by its contents.
+    pub fn file(provenance: Provenance) -> Self {
+        Self { provenance, files: 1, hashed: Hashed::Contents }
+    }
+
+    /// The bytes of one file as it was read.
+    pub fn of_bytes(path: &Path, bytes: &[u8]) -> Self {
+        Self::file(Provenance::of_bytes(&path.display().to_string(), bytes))
+    }
+
+    /// Many files below `root`, known by their names and sizes.
+    ///
+    /// # Errors
+    /// A file that is not there.
+    pub fn of_files<'a>(root: &Path, files: impl Iterator<Item = &'a PathBuf>) -> Result<Self> {
+        let mut hash = Sha256::new();
+        let (mut count, mut bytes) = (0, 0);
+        for file in files {
+            let length = fs::metadata(file).map_err(io(file))?.len();
+            let name = file.strip_prefix(root).unwrap_or(file).display();
+            hash.update(format!("{length} {name}\n"));
+            count += 1;
+            bytes += length;
+        }
+        let source = root.display().to_string();
+        let sha256 = crate::system::hex(&hash.finalize());
+        let provenance =
+            Provenance { file: source.clone(), source, repository: None, revision: None, bytes, sha256 };
+        Ok(Self { provenance, files: count, hashed: Hashed::NamesAndSizes })
+    }
+}

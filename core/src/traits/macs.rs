@@ -1,0 +1,119 @@
+//! Multiply-adds of a vision transformer, from the lengths of what is injected.
+
+use candle_core::Tensor;
+
+use crate::{
+    error::Result,
+    traits::{BackboneSpec, BlockInjection, Injection, Kv},
+};
+
+/// How much is injected into a pass, for one image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lengths {
+    /// Extra tokens.
+    pub tokens: usize,
+    /// Whether they are trained.
+    pub trained_tokens: bool,
+    /// By block, from the first; blocks beyond the end get nothing.
+    pub blocks: Vec<BlockLengths>,
+}
+
+/// How much is injected into one block.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BlockLengths {
+    /// Keys (and as many values) before and after the image's.
+    pub rows: usize,
+    /// Whether something is added to the CLS token's key and value.
+    pub cls_add: bool,
+    /// Whether any of it is trained.
+    pub trained: bool,
+}
+
+impl Injection {
+    /// How much this is, and what of it is trained.
+    pub fn lengths(&self) -> Result<Lengths> {
+        let block = |block: &BlockInjection| -> Result<BlockLengths> {
+            let mut lengths = BlockLengths { cls_add: block.cls_add.is_some(), ..Default::default() };
+            for kv in [&block.prefix, &block.suffix].into_iter().flatten() {
+                lengths.rows += kv.count()?;
+            }
+            let mut all = [&block.prefix, &block.suffix, &block.cls_add].into_iter().flatten();
+            lengths.trained = all.any(Kv::is_trained);
+            Ok(lengths)
+        };
+        Ok(Lengths {
+            tokens: self.token_count()?,
+            trained_tokens: self.tokens.as_ref().is_some_and(Tensor::track_op),
+            blocks: self.blocks.iter().map(block).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Multiply-adds of one image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Macs {
+    /// From pixels to features.
+    pub forward: u64,
+    /// From the gradients of the features to those of what is trained.
+    pub backward: u64,
+}
+
+/// Sizes of a vision transformer, as far as its cost goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transformer {
+    /// Token width `D`.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Width of the MLP's hidden layer.
+    pub hidden: usize,
+    /// Tokens of an image without injected ones: CLS, registers and patches.
+    pub tokens: usize,
+    /// Patches of an image.
+    pub patches: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+}
+
+impl Transformer {
+    /// A plain one of these sizes: no registers, hidden layers of `4 D`.
+    pub fn plain(spec: &BackboneSpec) -> Self {
+        let &BackboneSpec { width, depth, patch_size, patches, .. } = spec;
+        Self { width, depth, hidden: 4 * width, tokens: 1 + patches, patches, patch_size }
+    }
+
+    /// Multiply-adds of one image with so much injected.
+    pub fn macs(&self, lengths: &Lengths) -> Macs {
+        let [d, h, patches, side] =
+            [self.width, self.hidden, self.patches, self.patch_size].map(|n| n as u64);
+        let (n, extra) = ((self.tokens + lengths.tokens) as u64, lengths.tokens as u64);
+        let of = |block: usize| lengths.blocks.get(block).copied().unwrap_or_default();
+        let rows = |block: usize| of(block).rows as u64;
+        // Products with the weights: queries, keys and values; projection; both layers of the MLP.
+        let (qkv, proj, mlp) = (3 * d * d, d * d, 2 * d * h);
+        let blocks = 0..self.depth;
+        let forward = |block: usize| n * (qkv + proj + mlp) + 2 * n * (n + rows(block)) * d;
+        let forward = patches * 3 * side * side * d + blocks.clone().map(forward).sum::<u64>();
+
+        let first = match lengths.trained_tokens {
+            true => Some(0),
+            false => blocks.clone().find(|&block| of(block).trained),
+        };
+        let backward = |first: usize| {
+            // Of all queries, keys and values: dA, dV, dQ and dK.
+            let whole = |block: usize| n * (qkv + proj + mlp) + 4 * n * (n + rows(block)) * d;
+            // Of the trained ones alone, injected as tokens (with their queries) or as keys and values.
+            let tokens = if lengths.trained_tokens { extra } else { 0 };
+            let trained = match of(first) {
+                block if block.trained => block.rows as u64 + u64::from(block.cls_add),
+                _ => 0,
+            };
+            let keys = n + rows(first);
+            n * (proj + mlp)
+                + (n * keys + 2 * n * (tokens + trained) + tokens * keys) * d
+                + tokens * qkv
+                + (first + 1..self.depth).map(whole).sum::<u64>()
+        };
+        Macs { forward, backward: first.map_or(0, backward) }
+    }
+}

@@ -1,0 +1,33 @@
+//! The four extension points and the data that they exchange: what a method is given and what it returns.
+
+mod backbone;
+mod data_record;
+mod distiller;
+mod injection;
+mod learner;
+mod macs;
+mod mode;
+mod provenance;
+mod query;
+mod role;
+mod selection;
+mod state;
+mod stream;
+
+pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Portable, Taps};
+pub use data_record::{DataRecord, Hashed};
+pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
+pub(crate) use injection::Parts;
+pub use injection::{BlockInjection, Injection, Kv};
+pub use learner::{Head, Learner, LearnerContext, NamedVar, Pass, Quirk};
+pub use macs::{BlockLengths, Lengths, Macs, Transformer};
+pub use mode::Mode;
+pub use provenance::Provenance;
+pub use query::{Query, QuerySource};
+pub use role::{ByRole, Role};
+pub use selection::{Selection, Taken};
+pub use state::StateDict;
+pub(crate) use stream::RNG;
+pub use stream::{
+    Batch, Batches, ClassCount, EpochKey, Inspection, LeftOut, Skipped, StreamContext, Task, TaskStream,
+};

@@ -1,0 +1,345 @@
+//! The fast network and the composed one against candle's graph in float64: values and gradients, for everything that can be injected and
+//! read, on every set of instructions that this machine has.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use candle_core::{D, Var};
+
+use super::*;
+use crate::{
+    rng::Rng,
+    system::device::Precision,
+    traits::{BlockInjection, Kv},
+    vit::VitSizes,
+};
+use cdl_kernels::fused::Level;
+
+const SIDE: usize = 28;
+const DEPTH: usize = 4;
+/// With 50 tokens an image, panels and shares begin and end in the middle of images.
+const BATCH: usize = 5;
+
+fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
+    let sizes = VitSizes { width, depth: DEPTH, patch_size: 4, image_size: SIDE };
+    let options = VitOptions {
+        heads: Some(heads),
+        depth: None,
+        image_size: SIDE,
+        normalization: Normalization { mean: [0.4, 0.5, 0.6], std: [0.3, 0.25, 0.2] },
+        checkpoint_blocks: recompute,
+        precision: Precision::Float32,
+    };
+    let weights = VitWeights::random("fast", sizes).unwrap();
+    Vit::new("vit", &weights, &options, Provenance::of_bytes("fast", b"fast"), &Device::Cpu).unwrap()
+}
+
+fn at_level(mut vit: Vit, level: Level) -> Vit {
+    vit.body = match vit.body {
+        Body::Fast(fast) => Body::Fast(fast.with_level(level)),
+        Body::Composed(_) => panic!("these sizes suit the fast path"),
+    };
+    vit
+}
+
+/// The same network out of operations with a backward pass of their own, in float64.
+fn composed(vit: &Vit, recompute: bool) -> Vit {
+    let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
+    let linear = |l: &Linear| Linear { weight: wide(&l.weight), bias: wide(&l.bias) };
+    let norm = |n: &Norm| Norm { gamma: wide(&n.gamma), beta: wide(&n.beta) };
+    let Body::Fast(fast) = &vit.body else { panic!("these sizes suit the fast path") };
+    let (stem, blocks) = fast.layers().unwrap();
+    let stem =
+        Stem { patch: linear(&stem.patch), prefix: wide(&stem.prefix), positions: wide(&stem.positions) };
+    let blocks = blocks.iter().map(|b| Block {
+        norm1: norm(&b.norm1),
+        qkv: linear(&b.qkv),
+        proj: linear(&b.proj),
+        norm2: norm(&b.norm2),
+        fc1: linear(&b.fc1),
+        fc2: linear(&b.fc2),
+    });
+    let setting = Setting { heads: vit.spec.heads, eps: vit.eps, recompute };
+    let body = Composed::new(stem, blocks.collect(), &vit.spec, setting).unwrap();
+    Vit {
+        spec: vit.spec.clone(),
+        body: Body::Composed(body),
+        norm: norm(&vit.norm),
+        eps: vit.eps,
+        sizes: vit.sizes,
+    }
+}
+
+/// The oracle: the network written down operation by operation, with gradients from candle's graph alone.
+struct Oracle(Vit);
+
+/// The rows that a block attends to besides its tokens, as the definition says.
+fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
+    let rows = [&injection.prefix, &injection.suffix].into_iter().flatten().map(|kv| {
+        let (_, rows, width) = kv.k()?.dims3()?;
+        Ok(Tensor::cat(&[kv.k()?, kv.v()?], D::Minus1)?.broadcast_as((BATCH, rows, 2 * width))?)
+    });
+    let rows = rows.collect::<Result<Vec<_>>>()?;
+    Ok(if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 1)?) })
+}
+
+impl Oracle {
+    fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
+        let Vit { spec, body: Body::Composed(body), norm, eps, .. } = &self.0 else { panic!("not composed") };
+        let (stem, blocks) = body.layers();
+        let linear = |x: &Tensor, l: &Linear| cdl_kernels::portable::linear(x, &l.weight, Some(&l.bias));
+        let normal = |x: &Tensor, n: &Norm| cdl_kernels::portable::layer_norm(x, &n.gamma, &n.beta, *eps);
+        let channel =
+            |v: [f32; 3]| Tensor::new(&v, &Device::Cpu)?.to_dtype(DType::F64)?.reshape((1, 3, 1, 1));
+        let pixels = pixels
+            .broadcast_sub(&channel(spec.normalization.mean)?)?
+            .broadcast_mul(&channel(spec.normalization.std.map(|s| 1.0 / s))?)?;
+        let (p, grid) = (spec.patch_size, SIDE / spec.patch_size);
+        let patches = pixels
+            .reshape(vec![BATCH, 3, grid, p, grid, p])?
+            .permute(vec![0, 2, 4, 1, 3, 5])?
+            .reshape((BATCH, grid * grid, 3 * p * p))?;
+        let patches = linear(&patches, &stem.patch)?.broadcast_add(&stem.positions)?;
+        let prefix = stem.prefix.broadcast_as((BATCH, stem.prefix.dim(1)?, spec.width))?;
+        let mut x = Tensor::cat(&[prefix, patches], 1)?;
+        if let Some(tokens) = &injection.tokens {
+            x = Tensor::cat(&[x, tokens.broadcast_as((BATCH, tokens.dim(1)?, spec.width))?], 1)?;
+        }
+        let mut tapped = BTreeMap::new();
+        for (index, block) in blocks.iter().enumerate() {
+            let injected = injection.blocks.get(index).cloned().unwrap_or_default();
+            let mut qkv = linear(&normal(&x, &block.norm1)?, &block.qkv)?;
+            if let Some(added) = &injected.cls_add {
+                let (k, v) = (added.k()?, added.v()?);
+                let zeros = Tensor::zeros((BATCH, 1, spec.width), DType::F64, &Device::Cpu)?;
+                let cls = (qkv.narrow(1, 0, 1)? + Tensor::cat(&[zeros, k, v], D::Minus1)?)?;
+                qkv = Tensor::cat(&[cls, qkv.narrow(1, 1, qkv.dim(1)? - 1)?], 1)?;
+            }
+            let extra = attended_rows(&injected)?;
+            let attended = cdl_kernels::portable::attention(&qkv, extra.as_ref(), spec.heads)?;
+            x = (x + linear(&attended, &block.proj)?)?;
+            let hidden = cdl_kernels::portable::gelu(&linear(&normal(&x, &block.norm2)?, &block.fc1)?)?;
+            x = (x + linear(&hidden, &block.fc2)?)?;
+            if taps.blocks.contains(&index) {
+                tapped.insert(index, x.clone());
+            }
+        }
+        let x = normal(&x, norm)?;
+        let tokens = injection.token_count()?;
+        Ok(Features {
+            cls: x.narrow(1, 0, 1)?.squeeze(1)?,
+            tokens: if tokens > 0 { Some(x.narrow(1, x.dim(1)? - tokens, tokens)?) } else { None },
+            blocks: tapped,
+            norm: taps.norm.then_some(x),
+        })
+    }
+}
+
+/// What is injected: shapes by place.
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    /// Blocks with keys and values, rows, and whether every image has its own.
+    prefix: &'static [(usize, usize, bool)],
+    suffix: &'static [(usize, usize, bool)],
+    cls_add: &'static [usize],
+    tokens: usize,
+    taps: &'static [usize],
+    norm: bool,
+    /// Whether blocks take parts of two tensors, one that images share and one that they do not: apart, overlapping, and
+    /// some rows not at all.
+    parts: bool,
+}
+
+const NOTHING: Case = Case {
+    name: "",
+    prefix: &[],
+    suffix: &[],
+    cls_add: &[],
+    tokens: 0,
+    taps: &[],
+    norm: false,
+    parts: false,
+};
+
+const CASES: [Case; 9] = [
+    Case { name: "prefix from the first block", prefix: &[(0, 3, true), (1, 2, false)], ..NOTHING },
+    Case { name: "prefix from the third block", prefix: &[(2, 4, true)], ..NOTHING },
+    Case { name: "suffix in the last block alone", suffix: &[(3, 5, false)], ..NOTHING },
+    Case { name: "vectors on CLS", cls_add: &[0, 1, 2, 3], ..NOTHING },
+    Case { name: "a vector on CLS of the last block", cls_add: &[3], ..NOTHING },
+    Case { name: "tokens", tokens: 2, ..NOTHING },
+    Case {
+        name: "everything, with taps",
+        prefix: &[(0, 3, true), (3, 2, true)],
+        suffix: &[(1, 1, false), (2, 6, true)],
+        cls_add: &[1, 3],
+        tokens: 1,
+        taps: &[1, 2],
+        ..NOTHING
+    },
+    Case { name: "parts of two tensors", tokens: 1, taps: &[2], parts: true, ..NOTHING },
+    Case { name: "all tokens read", prefix: &[(1, 3, true)], tokens: 1, taps: &[3], norm: true, ..NOTHING },
+];
+
+impl Case {
+    /// Trainable tensors in order: keys and values by place, then tokens.
+    fn vars(&self, width: usize) -> Vec<Var> {
+        let mut rng = Rng::new(5);
+        let mut draw = |shape: &[usize]| rng.normal(shape, 1.0, &Device::Cpu).unwrap();
+        let mut values = Vec::new();
+        for &(_, rows, own) in self.prefix.iter().chain(self.suffix) {
+            values.extend((0..2).map(|_| draw(&[if own { BATCH } else { 1 }, rows, width])));
+        }
+        values.extend(self.cls_add.iter().flat_map(|_| 0..2).map(|_| draw(&[BATCH, 1, width])));
+        if self.tokens > 0 {
+            values.push(draw(&[1, self.tokens, width]));
+        }
+        if self.parts {
+            values.extend([BATCH, 1].map(|images| draw(&[images, 14, width])));
+        }
+        values.iter().map(|value| Var::from_tensor(value).unwrap()).collect()
+    }
+
+    fn injection(&self, vars: &[Tensor]) -> Injection {
+        let mut injection = Injection::none();
+        let mut vars = vars.iter().cloned();
+        let mut kv = || Kv::new(vars.next().unwrap(), vars.next().unwrap());
+        for &(block, ..) in self.prefix {
+            injection.block_mut(block).prefix = Some(kv());
+        }
+        for &(block, ..) in self.suffix {
+            injection.block_mut(block).suffix = Some(kv());
+        }
+        for &block in self.cls_add {
+            injection.block_mut(block).cls_add = Some(kv());
+        }
+        injection.tokens = if self.tokens > 0 { vars.next() } else { None };
+        if self.parts {
+            let (own, shared) = (vars.next().unwrap(), vars.next().unwrap());
+            let part = |all: &Tensor, rows| Some(Kv::rows(all, rows).unwrap());
+            injection.block_mut(0).prefix = part(&own, 0..4);
+            injection.block_mut(1).prefix = part(&shared, 0..6);
+            injection.block_mut(1).suffix = part(&own, 4..6);
+            injection.block_mut(2).prefix = part(&own, 2..8);
+            injection.block_mut(2).suffix = part(&shared, 8..10);
+            injection.block_mut(3).cls_add = part(&own, 10..12);
+        }
+        injection
+    }
+
+    /// All outputs asked for, in one row, and the gradient of every variable.
+    fn run(&self, vit: &Vit, dtype: DType) -> (Vec<f64>, Vec<Vec<f64>>) {
+        self.through(vit.spec.width, dtype, |pixels, injection, taps| vit.forward(pixels, injection, taps))
+    }
+
+    fn through(
+        &self,
+        width: usize,
+        dtype: DType,
+        forward: impl Fn(&Tensor, &Injection, &Taps) -> Result<Features>,
+    ) -> (Vec<f64>, Vec<Vec<f64>>) {
+        let pixels = Rng::new(6).normal(&[BATCH, 3, SIDE, SIDE], 1.0, &Device::Cpu).unwrap();
+        let vars: Vec<Var> = self
+            .vars(width)
+            .iter()
+            .map(|var| Var::from_tensor(&var.as_tensor().to_dtype(dtype).unwrap()).unwrap())
+            .collect();
+        let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let taps = Taps { blocks: self.taps.iter().copied().collect(), norm: self.norm };
+        let features = forward(&pixels.to_dtype(dtype).unwrap(), &self.injection(&tensors), &taps).unwrap();
+        let mut outputs = vec![features.cls];
+        outputs.extend(features.tokens);
+        outputs.extend(features.blocks.into_values());
+        outputs.extend(features.norm);
+        let all: Vec<Tensor> = outputs.iter().map(|t| t.flatten_all().unwrap()).collect();
+        let all = Tensor::cat(&all, 0).unwrap();
+        // Every output has its own weight, so that no gradient can hide behind another.
+        let count = all.elem_count();
+        let weights: Vec<f64> = (0..count).map(|i| ((i * 7 + 3) % 11) as f64 / 11.0 - 0.4).collect();
+        let weights = Tensor::new(weights, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let gradients = (&all * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let numbers =
+            |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
+        (numbers(&all), vars.iter().map(|var| numbers(gradients.get(var).expect(self.name))).collect())
+    }
+}
+
+fn apart(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+    (difference / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
+}
+
+/// Values and gradients of the oracle.
+fn exact(case: &Case, vit: &Vit) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let oracle = Oracle(composed(vit, false));
+    case.through(vit.spec.width, DType::F64, |pixels, injection, taps| {
+        oracle.forward(pixels, injection, taps)
+    })
+}
+
+#[test]
+fn the_composed_network_gives_the_values_and_gradients_of_the_graph() {
+    let vit = vit(48, 3, false);
+    for case in CASES {
+        let (values, gradients) = exact(&case, &vit);
+        for recompute in [false, true] {
+            let (found, found_gradients) = case.run(&composed(&vit, recompute), DType::F64);
+            let error = apart(&found, &values);
+            assert!(error < 1e-13, "{}: values are apart by {error:e}", case.name);
+            for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
+                let error = apart(found, exact);
+                assert!(error < 1e-12, "{}: gradient {index} is apart by {error:e}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_backward_pass_through_one_graph_gives_the_same() {
+    let vit = composed(&vit(48, 3, false), false);
+    let prompt = Rng::new(3).normal(&[1, 2, 48], 1.0, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+    let prompt = Var::from_tensor(&prompt).unwrap();
+    let mut injection = Injection::none();
+    let kv = Kv::new(prompt.as_tensor().clone(), prompt.as_tensor().clone());
+    injection.block_mut(1).prefix = Some(kv);
+    let pixels = Tensor::ones((BATCH, 3, SIDE, SIDE), DType::F64, &Device::Cpu).unwrap();
+    let y = vit.forward(&pixels, &injection, &Taps::none()).unwrap().cls.sqr().unwrap().sum_all().unwrap();
+    let gradient = || y.backward().unwrap().get(&prompt).unwrap().to_vec3::<f64>().unwrap();
+    assert_eq!(gradient(), gradient());
+}
+
+#[test]
+fn every_level_gives_the_values_and_gradients_of_the_graph() {
+    // Heads of 16 and of 40 channels: whole registers, and a part of one.
+    for (width, heads) in [(48, 3), (80, 2)] {
+        let of_graph = vit(width, heads, false);
+        for case in CASES {
+            let (values, gradients) = exact(&case, &of_graph);
+            for level in Level::available() {
+                let (found, found_gradients) =
+                    case.run(&at_level(vit(width, heads, false), level), DType::F32);
+                let name = format!("{}, width {width}, {}", case.name, level.as_str());
+                let error = apart(&found, &values);
+                assert!(error < 2e-6, "{name}: values are apart by {error:e}");
+                for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
+                    let error = apart(found, exact);
+                    assert!(error < 1e-5, "{name}: gradient {index} is apart by {error:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_and_recomputation_change_no_bit() {
+    for case in CASES {
+        let on = |threads: usize, recompute: bool| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| case.run(&vit(48, 3, recompute), DType::F32))
+        };
+        let one = on(1, false);
+        for (threads, recompute) in [(2, false), (3, false), (16, false), (2, true)] {
+            assert_eq!(one, on(threads, recompute), "{}: {threads} threads, {recompute}", case.name);
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! Reading a ViT's tensors out of safetensors or a PyTorch state dict, any float type widened to float32.
+
+mod config_file;
+mod names;
+mod pickle;
+pub mod position_embedding;
+mod pytorch;
+
+use std::{collections::HashMap, path::Path};
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{
+    error::{Error, Result},
+    rng::Rng,
+    traits::Normalization,
+    vit::weights::{config_file::CheckpointConfig, names::block_number, position_embedding::resample},
+};
+
+/// The tensors of a checkpoint, with what the files beside it say.
+pub struct VitWeights {
+    source: String,
+    /// By timm's names.
+    tensors: HashMap<String, Tensor>,
+    /// What the file calls them.
+    called: HashMap<String, String>,
+    config: CheckpointConfig,
+    /// Eps of the layer norms.
+    eps: f64,
+}
+
+/// Eps of the layer norms in timm's networks.
+const EPS: f64 = 1e-6;
+
+/// Sizes that follow from the tensors' shapes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// Token width `D`.
+    pub width: usize,
+    /// Width of the MLP's hidden layer.
+    pub hidden: usize,
+    /// Blocks in the file.
+    pub depth: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Register tokens.
+    pub registers: usize,
+    /// Position embeddings that do not belong to patches: 1 (CLS), 1 + registers, or 0.
+    prefix_positions: usize,
+    /// Side of the grid of position embeddings in the file.
+    pub(crate) grid: usize,
+}
+
+/// Sizes of a network that has no checkpoint; the hidden layer has four times the width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VitSizes {
+    /// Token width `D`.
+    pub width: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Side of the image in pixels, which decides the number of position embeddings.
+    pub image_size: usize,
+}
+
+impl VitWeights {
+    /// Random weights, the same for the same `name`, of deviation 1/√(inputs), so that attention is uneven and GELU is
+    /// used on both sides of zero.
+    pub fn random(name: &str, sizes: VitSizes) -> Result<Self> {
+        let VitSizes { width, depth, patch_size: patch, image_size } = sizes;
+        let rng = Rng::new(0).derive(name);
+        let mut tensors = HashMap::new();
+        let mut add = |name: String, shape: &[usize], mean: f64, std: f32| -> Result<()> {
+            let value = rng.derive(&name).normal(shape, std, &Device::Cpu)?;
+            tensors.insert(name, (value + mean)?);
+            Ok(())
+        };
+        let of_inputs = |inputs: usize| 1.0 / (inputs as f32).sqrt();
+        add("cls_token".into(), &[1, 1, width], 0.0, 0.5)?;
+        add("pos_embed".into(), &[1, 1 + (image_size / patch).pow(2), width], 0.0, 0.5)?;
+        let pixels = 3 * patch * patch;
+        add("patch_embed.proj.weight".into(), &[width, 3, patch, patch], 0.0, of_inputs(pixels))?;
+        add("patch_embed.proj.bias".into(), &[width], 0.0, 0.2)?;
+        let norms = (0..depth).flat_map(|b| [format!("blocks.{b}.norm1"), format!("blocks.{b}.norm2")]);
+        for norm in norms.chain(["norm".to_string()]) {
+            add(format!("{norm}.weight"), &[width], 1.0, 0.2)?;
+            add(format!("{norm}.bias"), &[width], 0.0, 0.2)?;
+        }
+        for block in 0..depth {
+            for (part, outputs, inputs) in [
+                ("attn.qkv", 3 * width, width),
+                ("attn.proj", width, width),
+                ("mlp.fc1", 4 * width, width),
+                ("mlp.fc2", width, 4 * width),
+            ] {
+                let name = format!("blocks.{block}.{part}");
+                add(format!("{name}.weight"), &[outputs, inputs], 0.0, of_inputs(inputs))?;
+                add(format!("{name}.bias"), &[outputs], 0.0, 0.2)?;
+            }
+        }
+        let (called, config) = (HashMap::new(), CheckpointConfig::default());
+        Ok(Self { source: name.into(), tensors, called, config, eps: EPS })
+    }
+
+    /// Reads a safetensors file or a PyTorch state dict and, if there is one, the `config.json` of either library.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is not a plain ViT by any of the known namings; the message lists the tensors
+    /// that are missing and those that such a network does not have.
+    pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
+        let bytes = read(file)?;
+        let config = config.map(read).transpose()?;
+        Self::from_bytes(file.display().to_string(), &bytes, config.as_deref())
+    }
+
+    /// The same from memory; `source` names it in messages.
+    pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
+        let wrong = |reason: String| Error::Weights { file: source.clone(), reason: bounded(reason) };
+        let named = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
+        let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
+        let eps = config.eps.unwrap_or(named.eps);
+        Ok(Self { source, tensors: named.tensors, called: named.called, config, eps })
+    }
+
+    /// Takes the normalisation from transformers' `preprocessor_config.json`, unless `config.json` had one.
+    pub fn with_preprocessor(mut self, file: &Path) -> Result<Self> {
+        let found = config_file::preprocessor(&read(file)?).map_err(|reason| self.wrong(reason))?;
+        self.config.normalization = self.config.normalization.or(found);
+        Ok(self)
+    }
+
+    /// Mean and standard deviation that the checkpoint was trained with, if its configuration tells.
+    pub fn normalization(&self) -> Option<Normalization> {
+        self.config.normalization
+    }
+
+    /// Eps of the layer norms: as `config.json` says, else as the library that has these names does.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+
+    fn wrong(&self, reason: impl Into<String>) -> Error {
+        Error::Weights { file: self.source.clone(), reason: reason.into() }
+    }
+
+    fn find(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor `{name}`")))
+    }
+
+    /// What the file calls the tensor `name`.
+    fn called<'n>(&'n self, name: &'n str) -> &'n str {
+        self.called.get(name).map_or(name, String::as_str)
+    }
+
+    /// The tensor `name` in float32, which must have the shape `expected`.
+    fn tensor(&self, name: &str, expected: &[usize], device: &Device) -> Result<Tensor> {
+        let tensor = self.find(name)?;
+        if tensor.dims() != expected {
+            return Err(self.wrong(format!(
+                "`{}` has shape {:?}, expected {expected:?} for this network's width",
+                self.called(name),
+                tensor.dims()
+            )));
+        }
+        Ok(tensor.to_dtype(DType::F32)?.to_device(device)?.contiguous()?)
+    }
+
+    /// Sizes that the shapes show.
+    pub fn geometry(&self) -> Result<Geometry> {
+        let misshapen = |name: &str, dims: &[usize], expected: &str| {
+            self.wrong(format!("`{}` has shape {dims:?}, expected {expected}", self.called(name)))
+        };
+        const PATCH: &str = "patch_embed.proj.weight";
+        let (width, patch_size) = match *self.find(PATCH)?.dims() {
+            [width, 3, side, other] if width > 0 && side == other && side > 0 => (width, side),
+            ref dims => return Err(misshapen(PATCH, dims, "(D, 3, p, p)")),
+        };
+        let depth =
+            self.tensors.keys().filter_map(|name| block_number(name)).max().map_or(0, |last| last + 1);
+        let rows_of = |name: &str| match self.find(name)?.dims() {
+            &[1, rows, _] => Ok(rows),
+            dims => Err(misshapen(name, dims, "(1, rows, D)")),
+        };
+        const HIDDEN: &str = "blocks.0.mlp.fc1.weight";
+        let hidden = match self.find(HIDDEN)?.dims() {
+            &[hidden, _] if hidden > 0 => hidden,
+            dims => return Err(misshapen(HIDDEN, dims, "(hidden, D)")),
+        };
+        let registers = if self.tensors.contains_key("reg_token") { rows_of("reg_token")? } else { 0 };
+        let rows = rows_of("pos_embed")?;
+        let square = |n: usize| (n.isqrt() * n.isqrt() == n).then(|| n.isqrt());
+        // timm leaves the CLS token's position out of some checkpoints with registers, and keeps all in others.
+        let layout = [1, 1 + registers, 0]
+            .into_iter()
+            .find_map(|prefix| rows.checked_sub(prefix).and_then(square).map(|grid| (prefix, grid)));
+        let Some((prefix_positions, grid)) = layout.filter(|&(_, grid)| grid > 0) else {
+            let name = self.called("pos_embed");
+            return Err(self.wrong(format!("`{name}` has {rows} rows, which are no square of patches")));
+        };
+        Ok(Geometry { width, hidden, depth, patch_size, registers, prefix_positions, grid })
+    }
+
+    /// The number of blocks to build.
+    pub(super) fn depth(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
+        match wanted {
+            None => Ok(geometry.depth),
+            Some(depth) if (1..=geometry.depth).contains(&depth) => Ok(depth),
+            Some(depth) => Err(Error::setting(
+                "depth",
+                depth,
+                format!("expected 1 to {}, the blocks in {}", geometry.depth, self.source),
+            )),
+        }
+    }
+
+    /// The number of heads: as set, as the checkpoint's configuration says, or as networks of this width have.
+    pub(super) fn heads(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
+        let width = geometry.width;
+        match wanted.or(self.config.heads).or(usual_heads(width)) {
+            Some(heads) if heads > 0 && width.is_multiple_of(heads) => Ok(heads),
+            Some(heads) => {
+                Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
+            }
+            None => Err(self.wrong(format!(
+                "the width {width} does not tell the number of attention heads; set `heads`"
+            ))),
+        }
+    }
+
+    /// Patches along one side of the image.
+    pub(super) fn grid(&self, geometry: &Geometry, image_size: usize) -> Result<usize> {
+        let patch = geometry.patch_size;
+        if image_size == 0 || !image_size.is_multiple_of(patch) {
+            let down = (image_size / patch).max(1) * patch;
+            return Err(Error::setting(
+                "image_size",
+                image_size,
+                format!(
+                    "expected a multiple of the patch size {patch} of {}, for instance {down}",
+                    self.source
+                ),
+            ));
+        }
+        Ok(image_size / patch)
+    }
+
+    /// Weight `(outputs, inputs)` and bias `(outputs,)` of `{name}`.
+    pub(super) fn linear(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        Ok((
+            self.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?,
+            self.tensor(&format!("{name}.bias"), &[outputs], device)?,
+        ))
+    }
+
+    /// A linear layer with LayerScale folded in, if the file has it.
+    pub(super) fn scaled(
+        &self,
+        name: &str,
+        weight: Tensor,
+        bias: Tensor,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        if !self.tensors.contains_key(name) {
+            return Ok((weight, bias));
+        }
+        let gamma = self.tensor(name, &[weight.dim(0)?], device)?;
+        Ok((weight.broadcast_mul(&gamma.unsqueeze(1)?)?, (bias * gamma)?))
+    }
+
+    /// Scale and shift of a layer norm.
+    pub(super) fn norm(&self, name: &str, width: usize, device: &Device) -> Result<(Tensor, Tensor)> {
+        Ok((
+            self.tensor(&format!("{name}.weight"), &[width], device)?,
+            self.tensor(&format!("{name}.bias"), &[width], device)?,
+        ))
+    }
+
+    /// The patch convolution as a linear layer: `(D, 3 p p)` and `(D,)`.
+    pub(super) fn patch_embedding(&self, geometry: &Geometry, device: &Device) -> Result<(Tensor, Tensor)> {
+        let Geometry { width, patch_size: p, .. } = *geometry;
+        let weight = self.tensor("patch_embed.proj.weight", &[width, 3, p, p], device)?;
+        let bias = self.tensor("patch_embed.proj.bias", &[width], device)?;
+        Ok((weight.reshape((width, 3 * p * p))?, bias))
+    }
+
+    /// CLS and register tokens with their positions `(1, 1 + R, D)`, and the patches' positions `(1, grid², D)`.
+    pub(super) fn positions(
+        &self,
+        geometry: &Geometry,
+        grid: usize,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        let Geometry { width, registers, prefix_positions, grid: from, .. } = *geometry;
+        let rows = prefix_positions + from * from;
+        let all = self.tensor("pos_embed", &[1, rows, width], &Device::Cpu)?;
+        let mut prefix = self.tensor("cls_token", &[1, 1, width], &Device::Cpu)?;
+        if registers > 0 {
+            let registers = self.tensor("reg_token", &[1, registers, width], &Device::Cpu)?;
+            prefix = Tensor::cat(&[prefix, registers], 1)?;
+        }
+        if prefix_positions > 0 {
+            let own = all.narrow(1, 0, prefix_positions)?;
+            let bare = 1 + registers - prefix_positions;
+            prefix = (prefix + own.pad_with_zeros(1, 0, bare)?)?;
+        }
+        let mut patches = all.narrow(1, prefix_positions, from * from)?;
+        if from != grid {
+            let values = patches.flatten_all()?.to_vec1::<f32>()?;
+            let values = resample(&values, from, grid, width);
+            patches = Tensor::from_vec(values, (1, grid * grid, width), &Device::Cpu)?;
+        }
+        Ok((prefix.to_device(device)?, patches.contiguous()?.to_device(device)?))
+    }
+}
+
+/// Heads of the published networks: of width 64 up to ViT-L, and 16 of them in those that are wider.
+fn usual_heads(width: usize) -> Option<usize> {
+    match width {
+        1152 | 1280 | 1408 | 1664 => Some(16),
+        64..=1024 | 1536 if width.is_multiple_of(64) => Some(width / 64),
+        _ => None,
+    }
+}
+
+/// The beginning of a reason, which may quote names and objects out of the file, of any length.
+fn bounded(mut reason: String) -> String {
+    const MOST: usize = 2000;
+    if let Some((end, _)) = reason.char_indices().nth(MOST) {
+        reason.truncate(end);
+        reason.push_str(" ... (the rest is left out)");
+    }
+    reason
+}
+
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
+    let fail = |e: std::io::Error| Error::Weights { file: file.display().to_string(), reason: e.to_string() };
+    std::fs::read(file).map_err(fail)
+}
+
+/// The tensors of a file, whichever of the two formats it has.
+fn tensors(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
+    if pytorch::is_archive(bytes) {
+        return pytorch::read(bytes);
+    }
+    if pytorch::is_legacy(bytes) {
+        return Err(
+            "in the format of PyTorch before 1.6; load it and `torch.save` it with a later one".into()
+        );
+    }
+    candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| {
+        format!("not a complete safetensors file, nor one of `torch.save` ({e}); fetch or copy it again")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_of_the_published_widths() {
+        let known = [(192, 3), (384, 6), (512, 8), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1536, 24)];
+        for (width, heads) in known {
+            assert_eq!(usual_heads(width), Some(heads), "{width}");
+        }
+        assert_eq!(usual_heads(100), None);
+        assert_eq!(usual_heads(2048), None);
+    }
+}

@@ -1,0 +1,252 @@
+//! PyTorch state dicts (`torch.save`), read without running anything.
+//!
+//! The file is a zip archive: raw numbers, one entry for each storage, and a pickle that says which tensor is where in
+//! them. [`check`] goes through the pickle first, candle's reader turns it into plain data, and only the few calls that
+//! make tensors are understood.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{Cursor, Read},
+};
+
+use candle_core::{
+    DType, Device, Tensor,
+    pickle::{Object, Stack},
+};
+use zip::ZipArchive;
+
+use crate::vit::weights::pickle::check;
+
+/// Keys under which training scripts keep the weights.
+const NESTED: [&str; 3] = ["state_dict", "model", "model_state_dict"];
+
+/// Tensors may share numbers, but all together are no larger than so many times the file.
+const MOST_SHARING: usize = 4;
+
+/// Whether a file begins like `torch.save`'s of today.
+pub(super) fn is_archive(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04")
+}
+
+/// Whether a file begins like those that `torch.save` wrote before version 1.6.
+pub(super) fn is_legacy(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x80\x02\x8a\x0a")
+}
+
+/// All tensors of a state dict, at the top or under one of [`NESTED`]; the message begins after the file's name.
+pub(super) fn read(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
+    let mut archive = Archive::open(bytes)?;
+    let pickle = archive.entry("data.pkl")?;
+    check(&pickle)?;
+    let broken = |e: candle_core::Error| format!("its pickle cannot be read: {e}");
+    let mut stack = Stack::empty();
+    stack.read_loop(&mut pickle.as_slice()).map_err(broken)?;
+    let mut storages: BTreeMap<String, Vec<(String, View)>> = BTreeMap::new();
+    let mut allowed = bytes.len().saturating_mul(MOST_SHARING);
+    for (name, value) in state_dict(stack.finalize().map_err(broken)?)? {
+        let Some((storage, view)) = View::of(&value) else { continue };
+        let bytes = view.bytes().and_then(|bytes| allowed.checked_sub(bytes));
+        allowed = bytes.ok_or_else(|| format!("`{name}` is larger than the file: {:?}", view.shape))?;
+        storages.entry(storage).or_default().push((name, view));
+    }
+    let mut tensors = HashMap::new();
+    for (storage, views) in storages {
+        let numbers = archive.entry(&format!("data/{storage}"))?;
+        for (name, view) in views {
+            let tensor = view.tensor(&numbers).ok_or_else(|| {
+                format!("`{name}`, {:?}, is not within the {} bytes it refers to", view.shape, numbers.len())
+            })?;
+            tensors.insert(name, tensor);
+        }
+    }
+    Ok(tensors)
+}
+
+/// The zip archive, with the folder that all its entries are in.
+struct Archive<'b> {
+    zip: ZipArchive<Cursor<&'b [u8]>>,
+    folder: String,
+    /// What the entries yet to be read may have in all: `torch.save` compresses nothing and stores nothing twice.
+    left: usize,
+}
+
+impl<'b> Archive<'b> {
+    fn open(bytes: &'b [u8]) -> Result<Self, String> {
+        let zip = ZipArchive::new(Cursor::new(bytes))
+            .map_err(|e| format!("not a complete PyTorch file ({e}); fetch or copy it again"))?;
+        let names = zip.file_names().filter_map(|name| name.ok());
+        let pickle = names.filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl")).min();
+        let Some(pickle) = pickle else {
+            return Err("a zip archive without `data.pkl`, which `torch.save` writes".into());
+        };
+        let folder = pickle.trim_end_matches("data.pkl").to_string();
+        let mut archive = Self { zip, folder, left: bytes.len() };
+        let order = format!("{}byteorder", archive.folder);
+        if archive.zip.index_for_name(&order).is_some() && archive.entry("byteorder")? != b"little" {
+            return Err("its numbers are big-endian; save it again on an ordinary machine".into());
+        }
+        Ok(archive)
+    }
+
+    fn entry(&mut self, name: &str) -> Result<Vec<u8>, String> {
+        let fail = |reason: String| format!("its entry `{name}` cannot be read: {reason}");
+        let entry = self.zip.by_name(&format!("{}{name}", self.folder)).map_err(|e| fail(e.to_string()))?;
+        let mut bytes = Vec::new();
+        entry.take(self.left as u64 + 1).read_to_end(&mut bytes).map_err(|e| fail(e.to_string()))?;
+        let left = self.left.checked_sub(bytes.len());
+        self.left = left.ok_or_else(|| fail("the entries have more than the file".into()))?;
+        Ok(bytes)
+    }
+}
+
+/// The names and values of the dictionary that holds tensors.
+fn state_dict(object: Object) -> Result<Vec<(String, Object)>, String> {
+    let mut object = object;
+    loop {
+        let entries = match object {
+            Object::Dict(entries) => entries,
+            Object::Build { .. } | Object::Reduce { .. } => {
+                return Err("holds a Python object, which only its own code could make; save its \
+                     `state_dict()` instead"
+                    .into());
+            }
+            _ => {
+                return Err(
+                    "holds no dictionary of tensors, as `torch.save(model.state_dict())` would".into()
+                );
+            }
+        };
+        let mut entries: Vec<(String, Object)> =
+            entries.into_iter().filter_map(|(key, value)| Some((key.unicode().ok()?, value))).collect();
+        if entries.iter().any(|(_, value)| View::of(value).is_some()) {
+            return Ok(entries);
+        }
+        let nested = |key: &str| {
+            entries.iter().position(|(name, value)| name == key && matches!(value, Object::Dict(_)))
+        };
+        let Some(nested) = NESTED.iter().find_map(|key| nested(key)) else {
+            let mut keys: Vec<_> = entries.iter().map(|(key, _)| format!("`{key}`")).take(8).collect();
+            keys.sort();
+            return Err(format!(
+                "holds no tensors at the top or under `{}`; its keys are: {}",
+                NESTED.join("`, `"),
+                if keys.is_empty() { "none".into() } else { keys.join(", ") },
+            ));
+        };
+        object = entries.swap_remove(nested).1;
+    }
+}
+
+/// Where a tensor's numbers are within a storage; offset and strides count elements.
+struct View {
+    dtype: DType,
+    offset: usize,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+}
+
+impl View {
+    /// The storage and the place of a tensor. `None` for whatever else stands in a dictionary, for types that
+    /// no weight has, and for tensors without numbers.
+    fn of(value: &Object) -> Option<(String, Self)> {
+        let (call, arguments) = called(value)?;
+        let (storage, offset, shape, strides) = match (call, arguments) {
+            // A parameter: the tensor, whether it learns, hooks.
+            (("torch._utils", "_rebuild_parameter"), [tensor, ..]) => return Self::of(tensor),
+            // A subclass or a tensor with attributes: the call that makes it, its class, that call's arguments.
+            (("torch._tensor", "_rebuild_from_type_v2"), [call, _, Object::Tuple(arguments), ..]) => {
+                match (class(call)?, arguments.as_slice()) {
+                    (("torch._utils", "_rebuild_tensor_v2"), [storage, offset, shape, strides, ..]) => {
+                        (storage, offset, shape, strides)
+                    }
+                    (("torch._utils", "_rebuild_parameter"), [tensor, ..]) => return Self::of(tensor),
+                    _ => return None,
+                }
+            }
+            (("torch._utils", "_rebuild_tensor_v2"), [storage, offset, shape, strides, ..]) => {
+                (storage, offset, shape, strides)
+            }
+            _ => return None,
+        };
+        let Object::PersistentLoad(storage) = storage else { return None };
+        let Object::Tuple(storage) = &**storage else { return None };
+        let [_, kind, Object::Unicode(key), ..] = storage.as_slice() else { return None };
+        let dtype = match class(kind)? {
+            ("torch", "FloatStorage") => DType::F32,
+            ("torch", "DoubleStorage") => DType::F64,
+            ("torch", "HalfStorage") => DType::F16,
+            ("torch", "BFloat16Storage") => DType::BF16,
+            ("torch", "LongStorage") => DType::I64,
+            ("torch", "IntStorage") => DType::I32,
+            ("torch", "ByteStorage") => DType::U8,
+            _ => return None,
+        };
+        let view = Self { dtype, offset: whole(offset)?, shape: wholes(shape)?, strides: wholes(strides)? };
+        let sound = view.shape.len() == view.strides.len() && !view.shape.contains(&0);
+        sound.then(|| (key.clone(), view))
+    }
+
+    /// What the tensor takes by itself; `None` if that is no number.
+    fn bytes(&self) -> Option<usize> {
+        self.shape.iter().try_fold(self.dtype.size_in_bytes(), |all, &n| all.checked_mul(n))
+    }
+
+    /// The tensor, copied out of its storage; `None` if it reaches beyond.
+    fn tensor(&self, storage: &[u8]) -> Option<Tensor> {
+        let size = self.dtype.size_in_bytes();
+        let count = self.bytes()? / size;
+        let mut packed = Vec::with_capacity(self.bytes()?);
+        let mut index = vec![0; self.shape.len()];
+        // Rows of the last axis are copied whole where they lie side by side, as they nearly always do.
+        let row = match (self.shape.last(), self.strides.last()) {
+            (Some(&length), Some(1)) => length.max(1),
+            _ => 1,
+        };
+        for _ in 0..count / row {
+            let place =
+                index.iter().zip(&self.strides).try_fold(self.offset, |at, (i, stride): (&usize, _)| {
+                    at.checked_add(i.checked_mul(*stride)?)
+                })?;
+            let start = place.checked_mul(size)?;
+            packed.extend_from_slice(storage.get(start..start.checked_add(row * size)?)?);
+            let outer = if row > 1 { self.shape.len() - 1 } else { self.shape.len() };
+            for axis in (0..outer).rev() {
+                index[axis] += 1;
+                if index[axis] < self.shape[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+        Tensor::from_raw_buffer(&packed, self.dtype, &self.shape, &Device::Cpu).ok()
+    }
+}
+
+/// The function and the arguments of a call that the pickle asks for.
+fn called(value: &Object) -> Option<((&str, &str), &[Object])> {
+    let Object::Reduce { callable, args } = value else { return None };
+    let Object::Tuple(args) = &**args else { return None };
+    Some((class(callable)?, args))
+}
+
+fn class(object: &Object) -> Option<(&str, &str)> {
+    match object {
+        Object::Class { module_name, class_name } => Some((module_name, class_name)),
+        _ => None,
+    }
+}
+
+fn whole(object: &Object) -> Option<usize> {
+    match *object {
+        Object::Int(n) => n.try_into().ok(),
+        Object::Long(n) => n.try_into().ok(),
+        _ => None,
+    }
+}
+
+fn wholes(object: &Object) -> Option<Vec<usize>> {
+    match object {
+        Object::Tuple(numbers) => numbers.iter().map(whole).collect(),
+        _ => None,
+    }
+}
