@@ -83,7 +83,6 @@ pub mod testing;
 pub mod train;
 pub mod traits;
 pub mod transform;
-pub mod unpack;
 pub mod vit;
 
 pub use cdl_kernels as ops;
