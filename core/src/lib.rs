@@ -33,6 +33,7 @@ mod network;
 pub mod ops;
 mod optim;
 pub mod panics;
+pub mod pickle;
 pub mod plugin;
 mod position;
 pub mod preflight;

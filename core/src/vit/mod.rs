@@ -4,7 +4,6 @@ mod composed;
 mod config;
 mod fast;
 mod names;
-mod pickle;
 mod portable;
 mod position;
 mod prompts;
