@@ -74,6 +74,7 @@ pub mod error;
 pub mod hub;
 pub mod metrics;
 pub mod nn;
+pub mod pickle;
 pub mod prelude;
 pub mod registry;
 pub mod rng;
