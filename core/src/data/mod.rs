@@ -1,6 +1,5 @@
 //! Streams of tasks over labelled images: splits, batches, rehearsal, and decoding ahead of the networks.
 
-mod ahead;
 mod batches;
 mod cache;
 mod image_stream;
@@ -13,4 +12,5 @@ mod tasks;
 
 pub use image_stream::{ImageSet, ImageStream};
 pub use input::{InputSettings, OnError};
+pub(crate) use tasks::STREAM_RNG;
 pub use tasks::{ClassOrder, TaskSettings};
