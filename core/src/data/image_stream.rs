@@ -107,8 +107,14 @@ impl ImageStream {
         let (order, mut tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
-        if settings.max_tasks == Some(0) {
-            return Err(Error::setting("max_tasks", 0, "expected at least 1"));
+        for (key, limit) in [
+            ("max_tasks", settings.max_tasks),
+            ("train_per_class", settings.train_per_class),
+            ("test_per_class", settings.test_per_class),
+        ] {
+            if limit == Some(0) {
+                return Err(Error::setting(key, 0, "expected at least 1"));
+            }
         }
         tasks.truncate(settings.max_tasks.unwrap_or(usize::MAX));
         let train: Arc<dyn ImageSet> = train.into();
@@ -157,12 +163,6 @@ impl ImageStream {
                 }
             }
         };
-        if settings.train_per_class == Some(0) {
-            return Err(Error::setting("train_per_class", 0, "expected at least 1"));
-        }
-        if settings.test_per_class == Some(0) {
-            return Err(Error::setting("test_per_class", 0, "expected at least 1"));
-        }
         let train = sort(train, "training", false, settings.train_per_class)?;
         let test = sort(test, "test", true, settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();

@@ -3,7 +3,7 @@
 mod batches;
 mod cache;
 mod image_stream;
-mod input;
+mod input_settings;
 mod inspect;
 mod ordered;
 mod rehearsal;
@@ -11,6 +11,6 @@ mod source;
 mod tasks;
 
 pub use image_stream::{ImageSet, ImageStream};
-pub use input::{InputSettings, OnError};
+pub use input_settings::{InputSettings, OnError};
 pub(crate) use tasks::STREAM_RNG;
 pub use tasks::{ClassOrder, TaskSettings};

@@ -52,17 +52,18 @@ pub fn fetch(
             let revision = revision.as_deref().unwrap_or(DEFAULT_REVISION);
             let repository = Repository::<RepoTypeDataset>::open(source.to_string(), repo, revision)?;
             let snapshot = repository.files(choose, seen)?;
-            snapshot.into_iter().map(|file| Ok(repository.checked(file)?)).collect()
+            let checked = |Cached { commit, name, path }| -> Result<DataFile, HubError> {
+                let provenance = repository.checked(&path, &name, commit)?;
+                Ok(DataFile { name, path, provenance })
+            };
+            snapshot.into_iter().map(|file| Ok(checked(file)?)).collect()
         }
     }
 }
 
 fn of_folder(source: &WeightSource, folder: &Path, name: String) -> Result<DataFile, HubError> {
     let path = folder.join(&name);
-    let (bytes, sha256) = checksum(&path)?;
-    let source = source.to_string();
-    let provenance =
-        Provenance { source, repository: None, revision: None, file: name.clone(), bytes, sha256 };
+    let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
     Ok(DataFile { name, path, provenance })
 }
 
@@ -187,20 +188,5 @@ impl Repository<RepoTypeDataset> {
             Cached { commit: commit.clone(), name, path }
         });
         Ok(Some(files.collect()))
-    }
-
-    /// The file with its checksum, which must be the one that the hub lists.
-    fn checked(&self, Cached { commit, name, path }: Cached) -> Result<DataFile, HubError> {
-        let (bytes, sha256) = checksum(&path)?;
-        self.verify(&path, &sha256)?;
-        let provenance = Provenance {
-            source: self.wanted.clone(),
-            repository: Some(self.handle.repo_path()),
-            revision: Some(commit),
-            file: name.clone(),
-            bytes,
-            sha256,
-        };
-        Ok(DataFile { name, path, provenance })
     }
 }

@@ -176,36 +176,16 @@ fn from_path(wanted: String, path: &Path) -> Result<WeightFiles, HubError> {
         return Err(HubError::NotAFile { path: path.to_owned() });
     };
 
-    let (bytes, sha256) = checksum(&weights)?;
-    Ok(WeightFiles {
-        provenance: Provenance {
-            source: wanted,
-            repository: None,
-            revision: None,
-            file: file_name(&weights),
-            bytes,
-            sha256,
-        },
-        weights,
-        config,
-        preprocessor,
-    })
+    let provenance = Provenance::local(&wanted, &file_name(&weights), checksum(&weights)?);
+    Ok(WeightFiles { provenance, weights, config, preprocessor })
 }
 
 fn from_hub(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, HubError> {
     let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
     let snapshot = repository.snapshot()?;
-    let (bytes, sha256) = checksum(&snapshot.weights)?;
-    repository.verify(&snapshot.weights, &sha256)?;
+    let provenance = repository.checked(&snapshot.weights, &file_name(&snapshot.weights), snapshot.commit)?;
     Ok(WeightFiles {
-        provenance: Provenance {
-            source: repository.wanted,
-            repository: Some(repo.to_owned()),
-            revision: Some(snapshot.commit),
-            file: file_name(&snapshot.weights),
-            bytes,
-            sha256,
-        },
+        provenance,
         weights: snapshot.weights,
         config: snapshot.config,
         preprocessor: snapshot.preprocessor,
@@ -367,18 +347,24 @@ impl<T: RepoType> Repository<T> {
         self.handle.download_file().filename(file).revision(revision).send()
     }
 
-    /// Compares the weights with the checksum that the hub lists for them. The client stores what
-    /// a server sends in answer to a download without looking at it, an error page included.
-    fn verify(&self, file: &Path, found: &str) -> Result<(), HubError> {
+    /// Origin of the cached file `file`, called `name` in the repository, whose checksum must be the one that the hub
+    /// lists. The client stores what a server sends in answer to a download without looking at it, an error page
+    /// included.
+    fn checked(&self, file: &Path, name: &str, commit: String) -> Result<Provenance, HubError> {
+        let (bytes, found) = checksum(file)?;
         match listed_checksum(file) {
             Some(promised) if promised != found => Err(HubError::Damaged {
                 wanted: self.wanted.clone(),
                 file: file.to_owned(),
                 folder: self.cache_folder(),
                 promised,
-                found: found.to_owned(),
+                found,
             }),
-            _ => Ok(()),
+            _ => Ok(Provenance {
+                repository: Some(self.handle.repo_path()),
+                revision: Some(commit),
+                ..Provenance::local(&self.wanted, name, (bytes, found))
+            }),
         }
     }
 
@@ -451,7 +437,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The length of a file and its SHA-256.
+/// Length and SHA-256 of a file.
 pub(crate) fn checksum(path: &Path) -> Result<(u64, String), HubError> {
     let unreadable = |reason| HubError::Unreadable { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(unreadable)?;

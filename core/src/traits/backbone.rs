@@ -106,7 +106,7 @@ impl Taps {
     }
 
     /// What either of the two wants.
-    pub fn union(mut self, other: Self) -> Self {
+    pub(crate) fn union(mut self, other: Self) -> Self {
         self.blocks.extend(other.blocks);
         self.norm |= other.norm;
         self
