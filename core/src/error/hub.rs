@@ -50,6 +50,16 @@ pub enum HubError {
         path: PathBuf,
     },
 
+    /// A repository, in a build that cannot fetch any.
+    #[error(
+        "`{wanted}` is a repository on the hub, and this build has no hub support: build with the \
+         cargo feature `hub`, or name a file or folder"
+    )]
+    NoClient {
+        /// The source as written.
+        wanted: String,
+    },
+
     /// A file that exists and cannot be read.
     #[error("cannot read `{}`: {reason}; check the file and its permissions", path.display())]
     Unreadable {

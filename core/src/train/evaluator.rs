@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::Result,
     metrics::{AccuracyMatrix, Confusion, PoolUse, UseTally},
-    train::{Queries, Trainer},
+    train::Trainer,
     traits::{ByRole, Query, Role, Task, TaskStream},
 };
 
@@ -54,7 +54,7 @@ pub struct Tested {
 /// first time and kept, a row of numbers for each image.
 #[derive(Debug, Default)]
 pub struct Tester {
-    /// By task and batch, in the order of [`Queries::each`]; `None` where no learner asked.
+    /// By task and batch, in the order of [`Queries::each`](super::queries::Queries::each); `None` where no learner asked.
     queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
     /// Test images left out when they were computed: one more, and all that follow stand elsewhere.
     skipped: usize,
@@ -88,7 +88,7 @@ impl Tester {
                     self.queries.clear();
                     self.skipped = skipped;
                 }
-                let mut queries = Queries::new(trainer, &batch.pixels);
+                let mut queries = trainer.queries(&batch.pixels);
                 let known = self.queries.entry((seen.index, number)).or_default();
                 for (query, known) in queries.each().zip(known.iter()) {
                     if let Some(known) = known {

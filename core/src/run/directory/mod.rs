@@ -126,7 +126,7 @@ pub struct RunDir {
 impl RunDir {
     /// `runs/<config>-seed<seed>-<UTC time>`, with a number after it if that is there already.
     pub fn default_path(config: &Config) -> PathBuf {
-        let time = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%Y%m%d-%H%M%S");
+        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
         let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
         let numbered = (2..).map(|number| format!("{name}-{number}"));
         let mut paths =
