@@ -117,7 +117,7 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     let task = stream.tasks()[0].clone();
     trainer.begin_task(&task)?;
     let key = EpochKey { task: 0, role: Role::Teacher, epoch: 0 };
-    let batch = stream.train_batches(key, config.run.batch_size).next();
+    let batch = stream.train_batches(key, config.run.batch_size, 0).next();
     let batch = batch.ok_or_else(|| Error::Tasks("the first task fills no batch".into()))??;
 
     device::forget_peak(&device);

@@ -18,7 +18,7 @@ pub struct Pass {
 /// Reads images of the first task as training and testing do, with nothing else to compute.
 pub fn measure(stream: &dyn TaskStream, batch_size: usize) -> Result<Vec<Pass>> {
     let key = EpochKey { task: 0, role: Role::Teacher, epoch: 0 };
-    let train = || stream.train_batches(key, batch_size);
+    let train = || stream.train_batches(key, batch_size, 0);
     let test = || stream.test_batches(0, batch_size);
     let mut passes = Vec::new();
     let (images, rate) = read(train(), |_, seconds| seconds > LIMIT)?;

@@ -12,7 +12,7 @@ use std::{
 
 use cdl_core::{
     Backbone, BackboneContext, BackboneSpec, Batch, Batches, EpochKey, Features, Injection, Normalization,
-    Result, Rng, StreamContext, Taps, Task, TaskStream,
+    Result, Rng, StreamContext, StreamRecord, Taps, Task, TaskStream,
     candle_core::{Device, Tensor},
     hub::Provenance,
     testing,
@@ -185,6 +185,7 @@ enum StreamFault {
     PixelsOutOfRange,
     LabelOfOtherTask,
     PixelsRandom,
+    FirstIgnored,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
@@ -269,13 +270,16 @@ impl TaskStream for Stream {
         if self.fault == StreamFault::TestCountWrong { 5 } else { 4 }
     }
 
-    fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    fn record(&self) -> Result<StreamRecord> {
+        Ok(StreamRecord::of(&self.fingerprint))
     }
 
-    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
+    fn train_batches(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
         let size = if self.fault == StreamFault::BatchShort { batch_size - 1 } else { batch_size };
-        Box::new((0..6 / batch_size).map(move |step| self.batch(key.task, &format!("train {step}"), size)))
+        let first = if self.fault == StreamFault::FirstIgnored { 0 } else { first };
+        Box::new(
+            (first..6 / batch_size).map(move |step| self.batch(key.task, &format!("train {step}"), size)),
+        )
     }
 
     fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_> {
@@ -299,6 +303,7 @@ fn every_broken_promise_of_a_stream_is_found() {
         ("pixels_out_of_range", "pixels lie in [0, 1]"),
         ("label_of_other_task", "labels lie in 0..2"),
         ("pixels_random", "a seed decides every batch"),
+        ("first_ignored", "an epoch goes on with the batches that are left"),
     ] {
         assert_found(testing::check_stream, fault, promise);
     }

@@ -11,8 +11,8 @@ use std::{
 
 use candle_core::Device;
 use cdl_core::{
-    Batch, EpochKey, Error, ImageSet, ImageStream, InputSettings, Mode, OnError, Result, Rng, Role, Skipped,
-    StreamContext, TaskSettings, TaskStream, transform::TransformConfig,
+    Batch, EpochKey, Error, ImageFiles, ImageSet, ImageStream, InputSettings, Mode, OnError, Result, Rng,
+    Role, Skipped, StreamContext, TaskSettings, TaskStream, transform::TransformConfig,
 };
 use image::{Rgb, RgbImage};
 
@@ -118,7 +118,7 @@ fn everything(stream: &ImageStream) -> Vec<Result<Numbers, String>> {
     let mut take = |batch: Result<Batch>| all.push(batch.map(|b| numbers(&b)).map_err(|e| e.to_string()));
     for task in 0..TASKS {
         for epoch in 0..2 {
-            stream.train_batches(key(task, epoch), 5).for_each(&mut take);
+            stream.train_batches(key(task, epoch), 5, 0).for_each(&mut take);
         }
         for seen in 0..=task {
             stream.test_batches(seen, 5).for_each(&mut take);
@@ -164,10 +164,10 @@ fn finding_damage_ahead_of_the_run_changes_nothing_either() {
     let late = stream(&images, &images, settings(2, 1, OnError::Skip));
     let early = stream(&images, &images, settings(2, 1, OnError::Skip));
     early.verify().unwrap();
-    assert_eq!(early.skipped(), Skipped { train: 5, test: 5 });
-    assert_eq!(late.skipped(), Skipped::default());
+    assert_eq!(early.left_out().count(), Skipped { train: 5, test: 5 });
+    assert_eq!(late.left_out().count(), Skipped::default());
     assert!(everything(&early) == everything(&late));
-    assert_eq!(late.skipped(), early.skipped());
+    assert_eq!(late.left_out().count(), early.left_out().count());
 }
 
 /// As a run that goes on needs it: from any batch of an epoch on the same batches come, the same images are left out,
@@ -180,7 +180,7 @@ fn a_pass_begins_at_any_batch_where_it_is_known_what_was_left_out() {
             let whole = stream(&images, &images, input.clone());
             for (task, epoch) in [(0, 0), (0, 1), (1, 0)] {
                 let (mut seen, mut left_out) = (Vec::new(), vec![whole.left_out()]);
-                for batch in whole.train_batches(key(task, epoch), 5) {
+                for batch in whole.train_batches(key(task, epoch), 5, 0) {
                     seen.push(numbers(&batch.unwrap()));
                     left_out.push(whole.left_out());
                 }
@@ -189,13 +189,13 @@ fn a_pass_begins_at_any_batch_where_it_is_known_what_was_left_out() {
                     let again = stream(&images, &images, input.clone());
                     again.leave_out(left_out);
                     let before = images.total();
-                    let batches = again.train_batches_from(key(task, epoch), 5, first);
+                    let batches = again.train_batches(key(task, epoch), 5, first);
                     let rest: Vec<_> = batches.map(|batch| numbers(&batch.unwrap())).collect();
                     assert!(rest == seen[first..], "task {task}, epoch {epoch}, from batch {first}");
                     assert_eq!(again.left_out(), whole.left_out());
-                    assert_eq!(again.skipped(), whole.skipped());
+                    assert_eq!(again.left_out().count(), whole.left_out().count());
                     let decoded = images.total() - before;
-                    let found = whole.skipped().train - left_out.train.len();
+                    let found = whole.left_out().count().train - left_out.train.len();
                     // A last batch that cannot be filled may be begun.
                     assert!(decoded < 5 * rest.len() + found + 5, "{decoded} decoded from batch {first}");
                 }
@@ -209,7 +209,7 @@ fn the_first_damaged_image_in_order_is_named_at_its_batch_and_is_the_last() {
     let sound = Images::new(48);
     let order = |stream: &ImageStream| -> Vec<usize> {
         // The red of an image is its number, and the flip and the crop leave it.
-        let batches = stream.train_batches(key(0, 0), 4).map(|batch| numbers(&batch.unwrap()).0);
+        let batches = stream.train_batches(key(0, 0), 4, 0).map(|batch| numbers(&batch.unwrap()).0);
         let red = batches.flat_map(|p| p.chunks(3 * SIDE * SIDE).map(|i| i[0]).collect::<Vec<_>>());
         red.map(|red| (255.0 * red).round() as usize).collect()
     };
@@ -218,7 +218,7 @@ fn the_first_damaged_image_in_order_is_named_at_its_batch_and_is_the_last() {
     let images = Images::new(48).damaged(&[order[10], order[9], order[17]], Damage::Error);
     for workers in [0, 1, 2, 5] {
         let stream = stream(&images, &sound, settings(workers, 1, OnError::Stop));
-        let batches: Vec<_> = stream.train_batches(key(0, 0), 4).collect();
+        let batches: Vec<_> = stream.train_batches(key(0, 0), 4, 0).collect();
         assert_eq!(batches.len(), 3);
         assert!(batches[..2].iter().all(Result::is_ok));
         let error = batches[2].as_ref().unwrap_err().to_string();
@@ -250,12 +250,12 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
         let stream = stream_of(&some);
         let sizes = |batches: cdl_core::Batches<'_>| batches.map(|b| b.unwrap().len()).collect::<Vec<_>>();
         // 17 images are left.
-        assert_eq!(sizes(stream.train_batches(key(0, 0), 5)), [5, 5, 5]);
+        assert_eq!(sizes(stream.train_batches(key(0, 0), 5, 0)), [5, 5, 5]);
         assert_eq!(sizes(stream.test_batches(0, 5)), [5, 5, 5, 2]);
-        assert_eq!(stream.skipped().test, 7);
+        assert_eq!(stream.left_out().count().test, 7);
 
         let few = Images::new(48).damaged(&first_task[..20], Damage::Error);
-        let error = stream_of(&few).train_batches(key(0, 0), 5).last().unwrap().unwrap_err().to_string();
+        let error = stream_of(&few).train_batches(key(0, 0), 5, 0).last().unwrap().unwrap_err().to_string();
         assert!(error.contains("of 24 training images of task 1, fewer than 5 can be read"), "{error}");
         let all = Images::new(48).damaged(&first_task, Damage::Error);
         let stream = stream_of(&all);
@@ -265,7 +265,7 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
             let error = batches[0].as_ref().unwrap_err().to_string();
             assert!(error.contains("of 24 test images of task 1, fewer than 1 can be read"), "{error}");
         }
-        assert_eq!(stream.skipped(), Skipped { train: 0, test: 24 });
+        assert_eq!(stream.left_out().count(), Skipped { train: 0, test: 24 });
     }
 }
 
@@ -344,7 +344,7 @@ fn a_pass_that_is_left_early_ends_its_threads() {
         let images = Images::new(48);
         let stream = stream(&images, &images, settings(workers, 0, OnError::Stop));
         for taken in 0..4 {
-            let mut batches = stream.train_batches(key(0, 0), 2);
+            let mut batches = stream.train_batches(key(0, 0), 2, 0);
             for _ in 0..taken {
                 batches.next().unwrap().unwrap();
             }

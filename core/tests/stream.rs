@@ -57,7 +57,7 @@ fn numbers(batches: cdl_core::Batches<'_>) -> Vec<usize> {
 
 fn train(stream: &ImageStream, task: usize) -> BTreeSet<usize> {
     let key = EpochKey { task, role: Role::Student, epoch: 0 };
-    numbers(stream.train_batches(key, 1)).into_iter().collect()
+    numbers(stream.train_batches(key, 1, 0)).into_iter().collect()
 }
 
 #[test]
@@ -70,8 +70,12 @@ fn validation_divides_the_training_images_of_each_class() -> Result<()> {
         let all: BTreeSet<usize> = kept.into_iter().chain(held_out).collect();
         assert_eq!(all, (0..10).map(|i| 3 * i + task).collect(), "the training images of class {task}");
     }
-    assert_eq!(divided.fingerprint(), stream(with(0.2), 1)?.fingerprint(), "whatever the run's seed");
-    assert_ne!(divided.fingerprint(), stream(TaskSettings::default(), 0)?.fingerprint());
+    assert_eq!(
+        divided.record()?.fingerprint,
+        stream(with(0.2), 1)?.record()?.fingerprint,
+        "whatever the run's seed"
+    );
+    assert_ne!(divided.record()?.fingerprint, stream(TaskSettings::default(), 0)?.record()?.fingerprint);
 
     // Limits count what is left of each half.
     let limited = TaskSettings { train_per_class: Some(5), test_per_class: Some(1), ..with(0.2) };
@@ -98,7 +102,7 @@ fn a_task_limit_keeps_the_first_tasks_as_they_are() -> Result<()> {
     assert_eq!(two.tasks(), &all.tasks()[..2], "of three tasks still, with as many classes");
     assert_eq!(two.classes(), all.classes());
     let key = EpochKey { task: 1, role: Role::Teacher, epoch: 3 };
-    assert_eq!(numbers(two.train_batches(key, 2)), numbers(all.train_batches(key, 2)));
+    assert_eq!(numbers(two.train_batches(key, 2, 0)), numbers(all.train_batches(key, 2, 0)));
     let more = stream(TaskSettings { max_tasks: Some(9), ..TaskSettings::default() }, 0)?;
     assert_eq!(more.tasks(), all.tasks());
     let none = stream(TaskSettings { max_tasks: Some(0), ..TaskSettings::default() }, 0);

@@ -7,8 +7,8 @@ use std::sync::{
 };
 
 use cdl_core::{
-    Accuracies, Backbone, BackboneSpec, Batches, EpochKey, Features, Injection, Mode, QuerySource, Result,
-    Role, Skipped, Taps, Task, TaskStream, Tester, Trainer,
+    Accuracies, Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection,
+    LeftOut, Mode, QuerySource, Result, Role, StreamRecord, Taps, Task, TaskStream, Tester, Trainer,
     candle_core::Tensor,
     registry::Settings,
     testing::{Lab, Noise},
@@ -125,19 +125,29 @@ impl TaskStream for Losing {
     fn test_count(&self, task: usize) -> usize {
         self.inner.test_count(task)
     }
-    fn fingerprint(&self) -> &str {
-        self.inner.fingerprint()
+    fn record(&self) -> Result<StreamRecord> {
+        self.inner.record()
     }
-    fn skipped(&self) -> Skipped {
-        Skipped { train: 0, test: self.lost.load(Ordering::Relaxed) }
-    }
-    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
-        self.inner.train_batches(key, batch_size)
+    fn train_batches(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
+        self.inner.train_batches(key, batch_size, first)
     }
     fn test_batches(&self, task: usize, _batch_size: usize) -> Batches<'_> {
         // Images stand elsewhere once one before them is gone.
-        Box::new(std::iter::once(self.inner.batch(task, 10_000 + self.skipped().test)))
+        Box::new(std::iter::once(self.inner.batch(task, 10_000 + self.lost.load(Ordering::Relaxed))))
     }
+    fn image_files(&self) -> Option<&dyn ImageFiles> {
+        Some(self)
+    }
+}
+
+impl ImageFiles for Losing {
+    fn inspect(&self, _: usize, _: usize, _: &(dyn Fn() + Sync)) -> Inspection {
+        Inspection::default()
+    }
+    fn left_out(&self) -> LeftOut {
+        LeftOut { train: Vec::new(), test: (0..self.lost.load(Ordering::Relaxed)).collect() }
+    }
+    fn leave_out(&self, _: &LeftOut) {}
 }
 
 #[test]

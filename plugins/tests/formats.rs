@@ -183,9 +183,9 @@ fn without_lists_each_class_is_drawn_into_80_and_20() -> Result<()> {
             assert_eq!((drawn.train_count(task), drawn.test_count(task)), (8, 2), "{name}");
         }
         let again = stream(name, &settings, 1)?;
-        assert_eq!(drawn.fingerprint(), again.fingerprint(), "not by the run's seed");
+        assert_eq!(drawn.record()?.fingerprint, again.record()?.fingerprint, "not by the run's seed");
         let other = stream(name, &format!("split_seed = 1\n{settings}"), 0)?;
-        assert_ne!(drawn.fingerprint(), other.fingerprint());
+        assert_ne!(drawn.record()?.fingerprint, other.record()?.fingerprint);
     }
     Ok(())
 }
@@ -272,7 +272,7 @@ fn memory_validation_task_limit_and_joint_training_work_for_every_stream() -> Re
         assert_eq!(limited.classes(), plain.classes(), "{name}");
 
         let validating = with("validation = 0.5")?;
-        assert_ne!(validating.fingerprint(), plain.fingerprint(), "{name}");
+        assert_ne!(validating.record()?.fingerprint, plain.record()?.fingerprint, "{name}");
         if !settings.contains("per_class = ") {
             let (train, test) = counts(validating.as_ref());
             assert_eq!(train + test, plain.train_count(0), "{name}: the training images, divided");

@@ -26,7 +26,7 @@ fn steps_do_not_raise_resident_memory() -> Result<()> {
         optimizers.push((role, Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?));
     }
     let key = |epoch| EpochKey { task: 0, role: Role::Student, epoch };
-    let batches = (0..).flat_map(|epoch| stream.train_batches(key(epoch), 2));
+    let batches = (0..).flat_map(|epoch| stream.train_batches(key(epoch), 2, 0));
     // The allocator keeps freed memory for a while and gives it back at times of its own, so single readings swing by
     // a tenth in a process this small. What a leak raises is the floor. The heap takes its time to settle: over 5,000
     // steps the floor rose by 2 % until step 500, by 1 % more until step 3,000, and by no page after that.

@@ -10,11 +10,10 @@ use sha2::{Digest, Sha256};
 use crate::{
     data::{
         ClassOrder, InputSettings, TaskSettings,
-        ahead::Ahead,
         batches::{Assembly, Prepared},
         cache::Cache,
         inspect::inspect,
-        ordered::Ordered,
+        ordered::{Ordered, ahead},
         rehearsal::Memory,
         source::Source,
         tasks::order_and_tasks,
@@ -22,10 +21,9 @@ use crate::{
     error::{Error, Result},
     rng::Rng,
     traits::{
-        Batches, ClassCount, DataRecord, EpochKey, Inspection, LeftOut, Quirk, Skipped, StreamContext, Task,
-        TaskStream,
+        Batches, ClassCount, DataRecord, EpochKey, ImageFiles, Inspection, LeftOut, Quirk, StreamContext,
+        StreamRecord, Task, TaskStream,
     },
-    transform::TransformConfig,
 };
 
 /// Number of an image in its set, and its label in stream order.
@@ -109,8 +107,14 @@ impl ImageStream {
         let (order, mut tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
-        if settings.max_tasks == Some(0) {
-            return Err(Error::setting("max_tasks", 0, "expected at least 1"));
+        for (key, limit) in [
+            ("max_tasks", settings.max_tasks),
+            ("train_per_class", settings.train_per_class),
+            ("test_per_class", settings.test_per_class),
+        ] {
+            if limit == Some(0) {
+                return Err(Error::setting(key, 0, "expected at least 1"));
+            }
         }
         tasks.truncate(settings.max_tasks.unwrap_or(usize::MAX));
         let train: Arc<dyn ImageSet> = train.into();
@@ -159,12 +163,6 @@ impl ImageStream {
                 }
             }
         };
-        if settings.train_per_class == Some(0) {
-            return Err(Error::setting("train_per_class", 0, "expected at least 1"));
-        }
-        if settings.test_per_class == Some(0) {
-            return Err(Error::setting("test_per_class", 0, "expected at least 1"));
-        }
         let train = sort(train, "training", false, settings.train_per_class)?;
         let test = sort(test, "test", true, settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();
@@ -194,6 +192,16 @@ impl ImageStream {
         self.train.check(|source, index| source.decode(index).err())?;
         // What is worked out here need not be later, where there is room to keep it.
         self.test.check(|source, index| source.test_square(index).err())
+    }
+
+    /// Images of each class that the tasks use.
+    fn class_counts(&self) -> Vec<ClassCount> {
+        let empty = |name: &String| ClassCount { name: name.clone(), train: 0, test: 0 };
+        let mut counts: Vec<ClassCount> = self.classes.iter().map(empty).collect();
+        self.train.members.iter().flatten().for_each(|&(_, label)| counts[label as usize].train += 1);
+        self.test.members.iter().flatten().for_each(|&(_, label)| counts[label as usize].test += 1);
+        counts.retain(|count| count.train + count.test > 0);
+        counts
     }
 
     /// The batches of a pass over `what`; `prepare` makes the square of an image, given its place in the pass and its
@@ -227,17 +235,15 @@ impl ImageStream {
             Prepared { index, label, square: prepare(&shared, place, index) }
         };
         // Without workers there is nothing to prepare ahead: one batch at once.
-        let ahead = size * if self.input.workers == 0 { 1 } else { self.input.prefetch };
-        let images = Ordered::new(count, self.input.workers, ahead, Arc::new(job));
+        let images_ahead = size * if self.input.workers == 0 { 1 } else { self.input.prefetch };
+        let images = Ordered::new(count, self.input.workers, images_ahead, Arc::new(job));
         let (source, device) = (source.clone(), self.device.clone());
         let assembly = Assembly { source, images, size, partial, device, barren };
         if self.device.is_cpu() || self.input.workers == 0 {
             return Box::new(assembly);
         }
-        match Ahead::new(assembly) {
-            Ok(ahead) => Box::new(ahead),
-            Err(assembly) => Box::new(assembly),
-        }
+        // Copying a batch to a GPU then costs no step any time.
+        Box::new(ahead(assembly))
     }
 }
 
@@ -280,10 +286,6 @@ impl TaskStream for ImageStream {
         self.train.source.side()
     }
 
-    fn transform(&self) -> Option<TransformConfig> {
-        Some(self.test.source.transform().clone())
-    }
-
     fn train_classes(&self, task: usize) -> Range<usize> {
         let Range { start, end } = self.tasks[task].classes;
         if self.memory.size == 0 { start..end } else { 0..end }
@@ -301,63 +303,7 @@ impl TaskStream for ImageStream {
         self.test.members[task].len()
     }
 
-    fn class_counts(&self) -> Vec<ClassCount> {
-        let empty = |name: &String| ClassCount { name: name.clone(), train: 0, test: 0 };
-        let mut counts: Vec<ClassCount> = self.classes.iter().map(empty).collect();
-        let labels =
-            |split: &Split| -> Vec<u32> { split.members.iter().flatten().map(|&(_, l)| l).collect() };
-        labels(&self.train).into_iter().for_each(|label| counts[label as usize].train += 1);
-        labels(&self.test).into_iter().for_each(|label| counts[label as usize].test += 1);
-        counts.retain(|count| count.train + count.test > 0);
-        counts
-    }
-
-    fn fingerprint(&self) -> &str {
-        &self.fingerprint
-    }
-
-    fn files(&self) -> Result<Vec<DataRecord>> {
-        let mut files = Vec::new();
-        for split in [&self.train, &self.test] {
-            for file in split.source.set().files()? {
-                // With a validation split both halves come from the same files.
-                if !files.contains(&file) {
-                    files.push(file);
-                }
-            }
-        }
-        Ok(files)
-    }
-
-    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
-        let mut all = Inspection::default();
-        for Split { source, members } in [&self.train, &self.test] {
-            let found = inspect(source, &members[task], most, seen);
-            all.looked_at += found.looked_at;
-            all.damaged.extend(found.damaged);
-        }
-        all
-    }
-
-    fn skipped(&self) -> Skipped {
-        Skipped { train: self.train.source.damaged().len(), test: self.test.source.damaged().len() }
-    }
-
-    fn left_out(&self) -> LeftOut {
-        let [train, test] = [&self.train, &self.test].map(|s| s.source.damaged().iter().copied().collect());
-        LeftOut { train, test }
-    }
-
-    fn leave_out(&self, images: &LeftOut) {
-        self.train.source.damaged().extend(&images.train);
-        self.test.source.damaged().extend(&images.test);
-    }
-
-    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
-        self.train_batches_from(key, batch_size, 0)
-    }
-
-    fn train_batches_from(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
+    fn train_batches(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
         let EpochKey { task, role, epoch } = key;
         let rng = self.rng.derive(&format!("task {task}, {}, epoch {epoch}", role.as_str()));
         let mut members = self.train.members[task].clone();
@@ -377,6 +323,47 @@ impl TaskStream for ImageStream {
         self.batches(pass, &format!("test images of task {}", task + 1), |source, _, index| {
             source.test_square(index)
         })
+    }
+
+    fn record(&self) -> Result<StreamRecord> {
+        let mut files: Vec<DataRecord> = Vec::new();
+        for split in [&self.train, &self.test] {
+            // With a validation split both halves come from the same files.
+            let new = split.source.set().files()?.into_iter().filter(|file| !files.contains(file));
+            files.extend(new.collect::<Vec<_>>());
+        }
+        Ok(StreamRecord {
+            fingerprint: self.fingerprint.clone(),
+            class_counts: self.class_counts(),
+            files,
+            transform: Some(self.test.source.transform().clone()),
+        })
+    }
+
+    fn image_files(&self) -> Option<&dyn ImageFiles> {
+        Some(self)
+    }
+}
+
+impl ImageFiles for ImageStream {
+    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
+        let mut all = Inspection::default();
+        for Split { source, members } in [&self.train, &self.test] {
+            let found = inspect(source, &members[task], most, seen);
+            all.looked_at += found.looked_at;
+            all.damaged.extend(found.damaged);
+        }
+        all
+    }
+
+    fn left_out(&self) -> LeftOut {
+        let [train, test] = [&self.train, &self.test].map(|s| s.source.damaged().iter().copied().collect());
+        LeftOut { train, test }
+    }
+
+    fn leave_out(&self, images: &LeftOut) {
+        self.train.source.damaged().extend(&images.train);
+        self.test.source.damaged().extend(&images.test);
     }
 }
 

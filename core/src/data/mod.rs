@@ -1,10 +1,9 @@
 //! Streams of tasks over labelled images: splits, batches, rehearsal, and decoding ahead of the networks.
 
-mod ahead;
 mod batches;
 mod cache;
 mod image_stream;
-mod input;
+mod input_settings;
 mod inspect;
 mod ordered;
 mod rehearsal;
@@ -12,5 +11,6 @@ mod source;
 mod tasks;
 
 pub use image_stream::{ImageSet, ImageStream};
-pub use input::{InputSettings, OnError};
+pub use input_settings::{InputSettings, OnError};
+pub(crate) use tasks::STREAM_RNG;
 pub use tasks::{ClassOrder, TaskSettings};

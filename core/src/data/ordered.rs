@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -114,6 +114,16 @@ impl<T> Drop for Ordered<T> {
     }
 }
 
+/// Items of `source`, up to two of them made ahead by a thread of their own.
+pub(super) fn ahead<T: Send + 'static>(
+    source: impl Iterator<Item = T> + Send + 'static,
+) -> impl Iterator<Item = T> {
+    let source = Mutex::new(source);
+    // A panic has been reported where it happened; nothing follows it.
+    let next = move |_| source.lock().ok().and_then(|mut source| source.next());
+    Ordered::new(usize::MAX, 1, 2, Arc::new(next)).map_while(|item| item)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -163,5 +173,20 @@ mod tests {
             drop(results);
             assert_eq!(Arc::strong_count(&alive), 1, "a worker still holds the job");
         }
+    }
+
+    #[test]
+    fn items_of_an_iterator_come_in_order_and_its_thread_ends_early_or_late() {
+        assert!(ahead(0..100).eq(0..100));
+        let made = Arc::new(AtomicUsize::new(0));
+        let counter = made.clone();
+        let endless = std::iter::repeat_with(move || counter.fetch_add(1, Ordering::SeqCst));
+        let mut items = ahead(endless);
+        assert_eq!(items.next(), Some(0));
+        drop(items);
+        let after = made.load(Ordering::SeqCst);
+        // The one taken, one in the queue, and the one at hand.
+        assert!(after <= 4, "{after} were made");
+        assert_eq!(Arc::strong_count(&made), 1, "the thread still holds what it made");
     }
 }

@@ -7,9 +7,12 @@ use crate::{
     data::InputSettings,
     error::{Error, Result, nearest},
     rng::Rng,
-    traits::{Mode, RNG, StreamContext, Task},
+    traits::{Mode, StreamContext, Task},
     transform::TransformConfig,
 };
+
+/// Name by which a stream's generator is derived from the run's.
+pub(crate) const STREAM_RNG: &str = "stream";
 
 /// Order of the classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -98,7 +101,7 @@ pub(super) fn order_and_tasks(
     let mut order: Vec<usize> = (0..classes.len()).collect();
     let shuffled = settings.order(context.mode) == ClassOrder::Shuffled;
     match settings.class_order_seed {
-        Some(seed) if shuffled => Rng::new(seed).derive(RNG).derive("class order").shuffle(&mut order),
+        Some(seed) if shuffled => Rng::new(seed).derive(STREAM_RNG).derive("class order").shuffle(&mut order),
         Some(seed) => {
             let expected = "nothing is drawn, for the class order is fixed; add `class_order = \"shuffled\"`";
             return Err(Error::setting("class_order_seed", seed, expected));
@@ -176,7 +179,7 @@ mod tests {
     fn a_class_order_with_a_seed_of_its_own_is_that_of_a_run_with_this_seed() -> Result<()> {
         let of = |class_order_seed: Option<u64>, mode: Mode| {
             let settings = TaskSettings { tasks: Some(5), class_order_seed, ..Default::default() };
-            let context = StreamContext { rng: Rng::new(3).derive(RNG), ..context(mode) };
+            let context = StreamContext { rng: Rng::new(3).derive(STREAM_RNG), ..context(mode) };
             order_and_tasks(&names(10), &settings, &context).map(|(order, _)| order)
         };
         assert_eq!(of(Some(3), Mode::Corrected)?, of(None, Mode::Corrected)?, "the run's seed is 3");

@@ -32,22 +32,9 @@ const RETRIES: usize = 2;
 /// Repositories, revisions and files that cannot be had, with what to do about it.
 pub(super) fn weights(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, HubError> {
     let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
-    let snapshot = repository.snapshot()?;
-    let (bytes, sha256) = checksum(&snapshot.weights)?;
-    repository.verify(&snapshot.weights, &sha256)?;
-    Ok(WeightFiles {
-        provenance: Provenance {
-            source: repository.wanted,
-            repository: Some(repo.to_owned()),
-            revision: Some(snapshot.commit),
-            file: file_name(&snapshot.weights),
-            bytes,
-            sha256,
-        },
-        weights: snapshot.weights,
-        config: snapshot.config,
-        preprocessor: snapshot.preprocessor,
-    })
+    let Snapshot { commit, weights, config, preprocessor, .. } = repository.snapshot()?;
+    let provenance = repository.checked(&weights, &file_name(&weights), commit)?;
+    Ok(WeightFiles { weights, config, preprocessor, provenance })
 }
 
 /// Fetches those files of a data set repository that `choose` takes from the names of all its files, which are sorted.
@@ -63,7 +50,11 @@ pub(super) fn dataset(
 ) -> crate::error::Result<Vec<DataFile>> {
     let repository = Repository::<RepoTypeDataset>::open(wanted, repo, revision)?;
     let files = repository.files(choose, seen)?;
-    files.into_iter().map(|file| Ok(repository.checked(file)?)).collect()
+    let checked = |CachedFile { commit, name, path }| {
+        let provenance = repository.checked(&path, &name, commit)?;
+        Ok(DataFile { name, path, provenance })
+    };
+    files.into_iter().map(checked).collect()
 }
 
 /// A repository at one revision, and what its error messages need.
@@ -221,18 +212,24 @@ impl<T: RepoType> Repository<T> {
         self.handle.download_file().filename(file).revision(revision).send()
     }
 
-    /// Compares the weights with the checksum that the hub lists for them. The client stores what
-    /// a server sends in answer to a download without looking at it, an error page included.
-    fn verify(&self, file: &Path, found: &str) -> Result<(), HubError> {
+    /// Origin of the cached file `file`, called `name` in the repository. Its checksum must be the one that the hub
+    /// lists: the client stores what a server sends in answer to a download without looking at it, an error page
+    /// included.
+    fn checked(&self, file: &Path, name: &str, commit: String) -> Result<Provenance, HubError> {
+        let (bytes, found) = checksum(file)?;
         match listed_checksum(file) {
             Some(promised) if promised != found => Err(HubError::Damaged {
                 wanted: self.wanted.clone(),
                 file: file.to_owned(),
                 folder: self.cache_folder(),
                 promised,
-                found: found.to_owned(),
+                found,
             }),
-            _ => Ok(()),
+            _ => Ok(Provenance {
+                repository: Some(self.handle.repo_path()),
+                revision: Some(commit),
+                ..Provenance::local(&self.wanted, name, (bytes, found))
+            }),
         }
     }
 
@@ -365,21 +362,6 @@ impl Repository<RepoTypeDataset> {
             CachedFile { commit: commit.clone(), name, path }
         });
         Ok(Some(files.collect()))
-    }
-
-    /// The file with its checksum, which must be the one that the hub lists.
-    fn checked(&self, CachedFile { commit, name, path }: CachedFile) -> Result<DataFile, HubError> {
-        let (bytes, sha256) = checksum(&path)?;
-        self.verify(&path, &sha256)?;
-        let provenance = Provenance {
-            source: self.wanted.clone(),
-            repository: Some(self.handle.repo_path()),
-            revision: Some(commit),
-            file: name.clone(),
-            bytes,
-            sha256,
-        };
-        Ok(DataFile { name, path, provenance })
     }
 }
 

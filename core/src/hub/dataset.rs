@@ -56,10 +56,7 @@ pub fn fetch(
 
 fn of_folder(source: &WeightSource, folder: &Path, name: String) -> Result<DataFile, HubError> {
     let path = folder.join(&name);
-    let (bytes, sha256) = checksum(&path)?;
-    let source = source.to_string();
-    let provenance =
-        Provenance { source, repository: None, revision: None, file: name.clone(), bytes, sha256 };
+    let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
     Ok(DataFile { name, path, provenance })
 }
 

@@ -68,18 +68,6 @@ fn from_path(wanted: String, path: &Path) -> Result<WeightFiles, HubError> {
         return Err(HubError::NotAFile { path: path.to_owned() });
     };
 
-    let (bytes, sha256) = checksum(&weights)?;
-    Ok(WeightFiles {
-        provenance: Provenance {
-            source: wanted,
-            repository: None,
-            revision: None,
-            file: file_name(&weights),
-            bytes,
-            sha256,
-        },
-        weights,
-        config,
-        preprocessor,
-    })
+    let provenance = Provenance::local(&wanted, &file_name(&weights), checksum(&weights)?);
+    Ok(WeightFiles { weights, config, preprocessor, provenance })
 }

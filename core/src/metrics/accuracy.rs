@@ -154,7 +154,7 @@ impl AccuracyMatrix {
     }
 
     /// The matrix as CSV with a header; what is not defined yet is left empty.
-    pub fn to_csv(&self) -> String {
+    pub(crate) fn to_csv(&self) -> String {
         let tasks = self.0.len();
         let mut csv = String::from("after_task");
         for j in 1..=tasks {

@@ -13,12 +13,12 @@ pub struct Confusion {
 
 impl Confusion {
     /// No images yet, among these classes.
-    pub fn new(classes: &[String]) -> Self {
+    pub(crate) fn new(classes: &[String]) -> Self {
         Self { classes: classes.to_vec(), counts: vec![vec![0; classes.len()]; classes.len()] }
     }
 
     /// Adds images by their true classes and their predicted ones; classes that are none of these are passed over.
-    pub fn add(&mut self, labels: &[u32], predicted: &[u32]) {
+    pub(crate) fn add(&mut self, labels: &[u32], predicted: &[u32]) {
         for (&label, &predicted) in labels.iter().zip(predicted) {
             let count = self.counts.get_mut(label as usize).and_then(|row| row.get_mut(predicted as usize));
             if let Some(count) = count {
@@ -50,7 +50,7 @@ impl Confusion {
     ///
     /// # Errors
     /// None that is known; the CSV writer's are passed on.
-    pub fn to_csv(&self) -> Result<Vec<u8>> {
+    pub(crate) fn to_csv(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "confusion matrix".into(), reason };
         let mut csv = csv::Writer::from_writer(Vec::new());
         let header = std::iter::once("true_class").chain(self.classes.iter().map(String::as_str));
@@ -66,7 +66,7 @@ impl Confusion {
     ///
     /// # Errors
     /// What is wrong with it, in a sentence: no CSV, not square, or cells that are no counts.
-    pub fn from_csv(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn from_csv(bytes: &[u8]) -> Result<Self, String> {
         let mut csv = csv::Reader::from_reader(bytes);
         let header = csv.headers().map_err(|e| e.to_string())?;
         let classes: Vec<String> = header.iter().skip(1).map(String::from).collect();

@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 use crate::registry::Settings;
 use crate::{
     error::{Error, Result, nearest},
-    registry::guard,
+    registry::guard::Guarded,
     traits::{
         Backbone, BackboneContext, Distiller, DistillerContext, Learner, LearnerContext, StreamContext,
         TaskStream,
@@ -180,7 +180,9 @@ pub fn find(kind: Kind, name: &str) -> Result<&'static Entry> {
 /// Builds the backbone `name`.
 pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
     match find(Kind::Backbone, name)?.build {
-        Build::Backbone(build) => guard::backbone(name, || build(settings, context)),
+        Build::Backbone(build) => {
+            Ok(Arc::new(Guarded::build(Kind::Backbone, name, || build(settings, context))?))
+        }
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -188,7 +190,9 @@ pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) 
 /// Builds the learner `name`.
 pub fn learner(name: &str, settings: &Settings, context: &LearnerContext<'_>) -> Result<Box<dyn Learner>> {
     match find(Kind::Learner, name)?.build {
-        Build::Learner(build) => guard::learner(name, || build(settings, context)),
+        Build::Learner(build) => {
+            Ok(Box::new(Guarded::build(Kind::Learner, name, || build(settings, context))?))
+        }
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -200,7 +204,9 @@ pub fn distiller(
     context: &DistillerContext<'_>,
 ) -> Result<Box<dyn Distiller>> {
     match find(Kind::Distiller, name)?.build {
-        Build::Distiller(build) => guard::distiller(name, || build(settings, context)),
+        Build::Distiller(build) => {
+            Ok(Box::new(Guarded::build(Kind::Distiller, name, || build(settings, context))?))
+        }
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -208,7 +214,9 @@ pub fn distiller(
 /// Builds the stream `name`.
 pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     match find(Kind::Stream, name)?.build {
-        Build::Stream(build) => guard::stream(name, || build(settings, context)),
+        Build::Stream(build) => {
+            Ok(Box::new(Guarded::build(Kind::Stream, name, || build(settings, context))?))
+        }
         ref other => Err(wrong_kind(name, other)),
     }
 }

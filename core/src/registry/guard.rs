@@ -1,5 +1,5 @@
-//! Panics of plugins become errors that name the plugin and the method, whether it is linked in or loaded: whatever a
-//! method does, the finished tasks of a run stay. The registry puts a guard around everything that it builds.
+//! Guards around plugins: a panic in a plugin's method becomes an error that names the plugin and the method, whether it
+//! is linked in or loaded, so that the finished tasks of a run stay. The registry guards everything that it builds.
 
 use std::{
     any::Any,
@@ -15,23 +15,17 @@ use crate::{
     registry::Kind,
     rng::Rng,
     system::panics,
-    traits::{
-        Backbone, BackboneSpec, Batch, Batches, ClassCount, DataRecord, Distiller, DistillerTaps, EpochKey,
-        Features, Head, Injection, Inspection, Learner, LeftOut, Lengths, LossTerm, Macs, NamedVar, Output,
-        Pass, Portable, Query, Quirk, Skipped, StateDict, Taps, Task, TaskStream,
-    },
-    transform::TransformConfig,
+    traits::*,
 };
 
-/// Runs `run`; a panic of a plugin that could not be returned where it happened is returned here.
+/// Runs `run`; returns a panic of a plugin that could not be returned where it happened.
 ///
 /// # Errors
-/// Those of `run`, and [`Error::Panicked`].
+/// Errors of `run`, and [`Error::Panicked`].
 pub fn catch<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| match panic.downcast::<Error>() {
-        Ok(error) => Err(*error),
-        Err(panic) => resume_unwind(panic),
-    })
+    let panicked =
+        |panic: Box<dyn Any + Send>| panic.downcast().map_or_else(|p| resume_unwind(p), |e| Err(*e));
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(panicked)
 }
 
 /// Runs a backward pass, in which a plugin's own operations may panic.
@@ -39,7 +33,7 @@ pub(crate) fn backward<T>(run: impl FnOnce() -> candle_core::Result<T>) -> Resul
     Name { kind: "loss", plugin: "total".into() }.result("backward", || Ok(run()?))
 }
 
-/// Whose methods are called.
+/// Plugin whose methods are called.
 #[derive(Clone)]
 struct Name {
     kind: &'static str,
@@ -47,290 +41,136 @@ struct Name {
 }
 
 impl Name {
-    fn of(kind: Kind, plugin: &str) -> Self {
-        Self { kind: kind.as_str(), plugin: plugin.into() }
-    }
-
-    fn error(&self, method: &'static str, panic: Box<dyn Any + Send>) -> Error {
-        match panic.downcast::<Error>() {
-            Ok(inner) => *inner,
-            Err(panic) => Error::Panicked {
-                kind: self.kind,
-                plugin: self.plugin.clone(),
-                method,
-                message: panics::first_line(panic.as_ref()).into(),
-            },
-        }
-    }
-
-    /// The result of `run`, or its panic as an error.
+    /// Result of `run`, or its panic as an error.
     fn result<T>(&self, method: &'static str, run: impl FnOnce() -> Result<T>) -> Result<T> {
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(self.error(method, panic)))
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            Err(match panic.downcast() {
+                // A guard further in has named its plugin.
+                Ok(error) => *error,
+                Err(panic) => Error::Panicked {
+                    kind: self.kind,
+                    plugin: self.plugin.clone(),
+                    method,
+                    message: panics::first_line(panic.as_ref()).into(),
+                },
+            })
+        })
     }
 
-    /// The value of `run`; its panic goes on as an error, for [`catch`] or the next guard that can return one.
+    /// Value of `run`; its panic goes on as an error, for [`catch`] or the next guard that can return one.
     fn value<T>(&self, method: &'static str, run: impl FnOnce() -> T) -> T {
-        catch_unwind(AssertUnwindSafe(run))
-            .unwrap_or_else(|panic| resume_unwind(Box::new(self.error(method, panic))))
+        self.result(method, || Ok(run())).unwrap_or_else(|error| resume_unwind(Box::new(error)))
+    }
+
+    /// Batches of `make`, each between guards.
+    fn batches<'a>(&'a self, method: &'static str, make: impl FnOnce() -> Batches<'a>) -> Batches<'a> {
+        let mut batches = self.value(method, make);
+        let next = move || self.result(method, || batches.next().transpose()).transpose();
+        Box::new(std::iter::from_fn(next))
     }
 }
 
 /// A plugin between guards.
-struct Guarded<T> {
+pub(super) struct Guarded<T> {
     name: Name,
     inner: T,
 }
 
-/// Builds a plugin and puts guards around it.
-fn build<T>(kind: Kind, plugin: &str, build: impl FnOnce() -> Result<T>) -> Result<Guarded<T>> {
-    let name = Name::of(kind, plugin);
-    let inner = name.result("build", build)?;
-    Ok(Guarded { name, inner })
+impl<T> Guarded<T> {
+    /// Builds a plugin and puts guards around it.
+    pub(super) fn build(kind: Kind, plugin: &str, build: impl FnOnce() -> Result<T>) -> Result<Self> {
+        let name = Name { kind: kind.as_str(), plugin: plugin.into() };
+        let inner = name.result("build", build)?;
+        Ok(Self { name, inner })
+    }
 }
 
-pub(crate) fn backbone(
-    name: &str,
-    make: impl FnOnce() -> Result<Arc<dyn Backbone>>,
-) -> Result<Arc<dyn Backbone>> {
-    Ok(Arc::new(build(Kind::Backbone, name, make)?))
-}
-
-pub(crate) fn learner(
-    name: &str,
-    make: impl FnOnce() -> Result<Box<dyn Learner>>,
-) -> Result<Box<dyn Learner>> {
-    Ok(Box::new(build(Kind::Learner, name, make)?))
-}
-
-pub(crate) fn distiller(
-    name: &str,
-    make: impl FnOnce() -> Result<Box<dyn Distiller>>,
-) -> Result<Box<dyn Distiller>> {
-    Ok(Box::new(build(Kind::Distiller, name, make)?))
-}
-
-pub(crate) fn stream(
-    name: &str,
-    make: impl FnOnce() -> Result<Box<dyn TaskStream>>,
-) -> Result<Box<dyn TaskStream>> {
-    Ok(Box::new(build(Kind::Stream, name, make)?))
+/// Passes methods of a trait on to the plugin inside. `result` methods return a panic, `value` methods cannot.
+macro_rules! pass_on {
+    ($how:ident: $(fn $method:ident(&$([$mut:tt])? $self:ident $(, $name:ident: $type:ty)*) -> $out:ty;)*) => {$(
+        fn $method(&$($mut)? $self $(, $name: $type)*) -> $out {
+            $self.name.$how(stringify!($method), || $self.inner.$method($($name),*))
+        }
+    )*};
 }
 
 // A method that is not passed on would silently be the trait's default.
 #[deny(clippy::missing_trait_methods)]
 impl Backbone for Guarded<Arc<dyn Backbone>> {
-    fn spec(&self) -> &BackboneSpec {
-        self.name.value("spec", || self.inner.spec())
+    pass_on! { result:
+        fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
+        fn weights(&self) -> Result<Vec<(String, Tensor)>>;
+        fn portable(&self) -> Result<Option<Portable>>;
     }
-
-    fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
-        self.name.result("forward", || self.inner.forward(pixels, injection, taps))
-    }
-
-    fn macs(&self, lengths: &Lengths) -> Macs {
-        self.name.value("macs", || self.inner.macs(lengths))
-    }
-
-    fn weights(&self) -> Result<Vec<(String, Tensor)>> {
-        self.name.result("weights", || self.inner.weights())
-    }
-
-    fn portable(&self) -> Result<Option<Portable>> {
-        self.name.result("portable", || self.inner.portable())
+    pass_on! { value:
+        fn spec(&self) -> &BackboneSpec;
+        fn macs(&self, lengths: &Lengths) -> Macs;
     }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl Learner for Guarded<Box<dyn Learner>> {
-    fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()> {
-        self.name.result("begin_task", || self.inner.begin_task(task, rng))
+    pass_on! { result:
+        fn begin_task(&[mut] self, task: &Task, rng: &mut Rng) -> Result<()>;
+        fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection>;
+        fn logits(&self, features: &Features) -> Result<Tensor>;
+        fn end_task(&[mut] self, task: &Task) -> Result<()>;
+        fn state(&self) -> Result<StateDict>;
+        fn restore(&[mut] self, task: &Task, state: &StateDict) -> Result<()>;
     }
-
-    fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
-        self.name.result("inject", || self.inner.inject(query, pass))
+    pass_on! { value:
+        fn quirks(&self) -> Vec<Quirk>;
+        fn trainable(&self) -> Vec<NamedVar>;
     }
-
-    fn logits(&self, features: &Features) -> Result<Tensor> {
-        self.name.result("logits", || self.inner.logits(features))
-    }
-
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
         let inner = self.name.result("new_head", || self.inner.new_head(name, rng))?;
-        Ok(Box::new(Guarded { name: self.name.clone(), inner }))
-    }
-
-    fn end_task(&mut self, task: &Task) -> Result<()> {
-        self.name.result("end_task", || self.inner.end_task(task))
-    }
-
-    fn quirks(&self) -> Vec<Quirk> {
-        self.name.value("quirks", || self.inner.quirks())
-    }
-
-    fn trainable(&self) -> Vec<NamedVar> {
-        self.name.value("trainable", || self.inner.trainable())
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        self.name.result("state", || self.inner.state())
-    }
-
-    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
-        self.name.result("restore", || self.inner.restore(task, state))
+        Ok(Box::new(Guarded { name: Name { kind: "head of learner", ..self.name.clone() }, inner }))
     }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl Head for Guarded<Box<dyn Head>> {
-    fn logits(&self, token: &Tensor) -> Result<Tensor> {
-        self.name.result("logits of a head", || self.inner.logits(token))
-    }
-
-    fn trainable(&self) -> Vec<NamedVar> {
-        self.name.value("trainable of a head", || self.inner.trainable())
-    }
+    pass_on! { result: fn logits(&self, token: &Tensor) -> Result<Tensor>; }
+    pass_on! { value: fn trainable(&self) -> Vec<NamedVar>; }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl Distiller for Guarded<Box<dyn Distiller>> {
-    fn cross_entropy_weight(&self) -> f64 {
-        self.name.value("cross_entropy_weight", || self.inner.cross_entropy_weight())
+    pass_on! { result:
+        fn inject(&self, pass: Pass) -> Result<Injection>;
+        fn loss(&self, student: &Output, teacher: Option<&Output>, labels: &Tensor, task: &Task)
+            -> Result<Vec<LossTerm>>;
+        fn predict(&self, student: &Output) -> Result<Tensor>;
+        fn state(&self) -> Result<StateDict>;
+        fn restore(&[mut] self, state: &StateDict) -> Result<()>;
     }
-
-    fn needs_teacher(&self) -> bool {
-        self.name.value("needs_teacher", || self.inner.needs_teacher())
-    }
-
-    fn taps(&self) -> DistillerTaps {
-        self.name.value("taps", || self.inner.taps())
-    }
-
-    fn inject(&self, pass: Pass) -> Result<Injection> {
-        self.name.result("inject", || self.inner.inject(pass))
-    }
-
-    fn loss(
-        &self,
-        student: &Output,
-        teacher: Option<&Output>,
-        labels: &Tensor,
-        task: &Task,
-    ) -> Result<Vec<LossTerm>> {
-        self.name.result("loss", || self.inner.loss(student, teacher, labels, task))
-    }
-
-    fn predicts(&self) -> bool {
-        self.name.value("predicts", || self.inner.predicts())
-    }
-
-    fn predict(&self, student: &Output) -> Result<Tensor> {
-        self.name.result("predict", || self.inner.predict(student))
-    }
-
-    fn trainable(&self) -> Vec<NamedVar> {
-        self.name.value("trainable", || self.inner.trainable())
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        self.name.result("state", || self.inner.state())
-    }
-
-    fn restore(&mut self, state: &StateDict) -> Result<()> {
-        self.name.result("restore", || self.inner.restore(state))
+    pass_on! { value:
+        fn cross_entropy_weight(&self) -> f64;
+        fn needs_teacher(&self) -> bool;
+        fn taps(&self) -> DistillerTaps;
+        fn predicts(&self) -> bool;
+        fn trainable(&self) -> Vec<NamedVar>;
     }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl TaskStream for Guarded<Box<dyn TaskStream>> {
-    fn classes(&self) -> &[String] {
-        self.name.value("classes", || self.inner.classes())
+    pass_on! { result: fn record(&self) -> Result<StreamRecord>; }
+    pass_on! { value:
+        fn classes(&self) -> &[String];
+        fn tasks(&self) -> &[Task];
+        fn image_size(&self) -> usize;
+        fn train_count(&self, task: usize) -> usize;
+        fn test_count(&self, task: usize) -> usize;
+        fn train_classes(&self, task: usize) -> Range<usize>;
+        fn quirks(&self) -> Vec<Quirk>;
+        fn image_files(&self) -> Option<&dyn ImageFiles>;
     }
-
-    fn tasks(&self) -> &[Task] {
-        self.name.value("tasks", || self.inner.tasks())
+    fn train_batches(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
+        self.name.batches("train_batches", || self.inner.train_batches(key, batch_size, first))
     }
-
-    fn image_size(&self) -> usize {
-        self.name.value("image_size", || self.inner.image_size())
-    }
-
-    fn transform(&self) -> Option<TransformConfig> {
-        self.name.value("transform", || self.inner.transform())
-    }
-
-    fn train_classes(&self, task: usize) -> Range<usize> {
-        self.name.value("train_classes", || self.inner.train_classes(task))
-    }
-
-    fn quirks(&self) -> Vec<Quirk> {
-        self.name.value("quirks", || self.inner.quirks())
-    }
-
-    fn train_count(&self, task: usize) -> usize {
-        self.name.value("train_count", || self.inner.train_count(task))
-    }
-
-    fn test_count(&self, task: usize) -> usize {
-        self.name.value("test_count", || self.inner.test_count(task))
-    }
-
-    fn fingerprint(&self) -> &str {
-        self.name.value("fingerprint", || self.inner.fingerprint())
-    }
-
-    fn skipped(&self) -> Skipped {
-        self.name.value("skipped", || self.inner.skipped())
-    }
-
-    fn class_counts(&self) -> Vec<ClassCount> {
-        self.name.value("class_counts", || self.inner.class_counts())
-    }
-
-    fn files(&self) -> Result<Vec<DataRecord>> {
-        self.name.result("files", || self.inner.files())
-    }
-
-    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
-        self.name.value("inspect", || self.inner.inspect(task, most, seen))
-    }
-
-    fn left_out(&self) -> LeftOut {
-        self.name.value("left_out", || self.inner.left_out())
-    }
-
-    fn leave_out(&self, images: &LeftOut) {
-        self.name.value("leave_out", || self.inner.leave_out(images));
-    }
-
-    fn train_batches_from(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
-        let batches =
-            self.name.value("train_batches_from", || self.inner.train_batches_from(key, batch_size, first));
-        Box::new(GuardedBatches { name: &self.name, method: "train_batches_from", batches })
-    }
-
-    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_> {
-        let batches = self.name.value("train_batches", || self.inner.train_batches(key, batch_size));
-        Box::new(GuardedBatches { name: &self.name, method: "train_batches", batches })
-    }
-
     fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_> {
-        let batches = self.name.value("test_batches", || self.inner.test_batches(task, batch_size));
-        Box::new(GuardedBatches { name: &self.name, method: "test_batches", batches })
-    }
-}
-
-/// Batches of a stream between guards.
-struct GuardedBatches<'a> {
-    name: &'a Name,
-    method: &'static str,
-    batches: Batches<'a>,
-}
-
-impl Iterator for GuardedBatches<'_> {
-    type Item = Result<Batch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.name.result(self.method, || self.batches.next().transpose()).transpose()
+        self.name.batches("test_batches", || self.inner.test_batches(task, batch_size))
     }
 }
 
@@ -344,7 +184,7 @@ mod tests {
 
     #[test]
     fn the_innermost_plugin_is_named() {
-        let [outer, inner] = ["outer", "inner"].map(|plugin| Name::of(Kind::Learner, plugin));
+        let [outer, inner] = ["outer", "inner"].map(|p| Name { kind: "learner", plugin: p.into() });
         for error in [
             outer.result("method", || panicking(&inner)).unwrap_err(),
             catch(|| panicking(&inner)).unwrap_err(),

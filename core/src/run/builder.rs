@@ -7,6 +7,7 @@ use candle_core::Device;
 
 use crate::{
     config::Config,
+    data::STREAM_RNG,
     error::{Error, Result},
     registry::{self, lookup},
     rng::Rng,
@@ -15,7 +16,7 @@ use crate::{
     train::{Network, Stack, TrainSettings, Trainer},
     traits::{
         Backbone, BackboneContext, BackboneSpec, Distiller, DistillerContext, Learner, LearnerContext,
-        QuerySource, RNG, Role, StreamContext, TaskStream,
+        QuerySource, Role, StreamContext, TaskStream,
     },
 };
 
@@ -207,7 +208,7 @@ impl<'a> Builder<'a> {
     fn stream(&mut self) {
         let run = &self.config.run;
         let device = self.parts.device.clone().unwrap_or(Device::Cpu);
-        let context = StreamContext { mode: run.mode, device: &device, rng: self.rng.derive(RNG) };
+        let context = StreamContext { mode: run.mode, device: &device, rng: self.rng.derive(STREAM_RNG) };
         let stream = registry::stream(&run.stream.name, &run.stream.settings, &context)
             .map_err(|e| self.config.locate("stream", e));
         self.parts.stream = self.note_in("stream", stream);

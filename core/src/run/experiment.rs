@@ -168,6 +168,7 @@ impl Experiment {
             .flat_map(|role| self.trainer.trainable(role).into_iter().map(move |var| (role, var)))
             .map(|(role, var)| TrainedTensor { role, shape: var.tensor().dims().to_vec(), name: var.name })
             .collect();
+        let stream = self.stream.record()?;
         Ok(RunRecord {
             version: env!("CARGO_PKG_VERSION").into(),
             started: jiff::Timestamp::now().to_string(),
@@ -181,8 +182,8 @@ impl Experiment {
             student: self.trainer.student.backbone.spec().clone(),
             classes: self.stream.classes().to_vec(),
             tasks: self.stream.tasks().iter().map(|task| task.classes.clone()).collect(),
-            split_sha256: self.stream.fingerprint().into(),
-            data: self.stream.files()?,
+            split_sha256: stream.fingerprint,
+            data: stream.files,
             trained,
         })
     }

@@ -204,7 +204,8 @@ impl Report {
     ) -> Result<Data> {
         let mut tasks = Vec::new();
         for task in stream.tasks() {
-            let found = stream.inspect(task.index, images, seen);
+            let files = stream.image_files();
+            let found = files.map(|files| files.inspect(task.index, images, seen)).unwrap_or_default();
             tasks.push(TaskReport {
                 classes: task.classes.len(),
                 train: stream.train_count(task.index),
@@ -217,13 +218,14 @@ impl Report {
                 self.mistakes.extend(found.damaged);
             }
         }
+        let record = stream.record()?;
         Ok(Data {
             stream: run.stream.name.clone(),
             classes: tasks.iter().map(|task| task.classes).sum(),
             image_size: stream.image_size(),
             tasks,
-            split_sha256: stream.fingerprint().into(),
-            files: stream.files()?,
+            split_sha256: record.fingerprint,
+            files: record.files,
         })
     }
 }
@@ -249,14 +251,16 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     let mut config = config.clone();
     config.run.stream.put_off_reading();
     let stream = inputs(&config, false)?;
+    let record = stream.record()?;
     let mut all = Verified {
-        classes: stream.class_counts(),
+        classes: record.class_counts,
         looked_at: 0,
-        files: stream.files()?.iter().map(|record| record.files).sum(),
+        files: record.files.iter().map(|record| record.files).sum(),
         damaged: Vec::new(),
     };
+    let Some(files) = stream.image_files() else { return Ok(all) };
     for task in stream.tasks() {
-        let found = stream.inspect(task.index, usize::MAX, seen);
+        let found = files.inspect(task.index, usize::MAX, seen);
         all.looked_at += found.looked_at;
         all.damaged.extend(found.damaged);
     }
@@ -270,7 +274,7 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
     config.run.stream.put_off_reading();
-    inputs(&config, true)?.files()
+    Ok(inputs(&config, true)?.record()?.files)
 }
 
 fn inputs(config: &Config, networks: bool) -> Result<Box<dyn TaskStream>> {
@@ -301,7 +305,7 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
         let mut optimizer = Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?;
         let mut seconds = Vec::new();
         let epochs = (0..).map(|epoch| EpochKey { task: task.index, role, epoch });
-        let mut batches = epochs.flat_map(|key| stream.train_batches(key, batch_size));
+        let mut batches = epochs.flat_map(|key| stream.train_batches(key, batch_size, 0));
         while seconds.len() < skipped + steps {
             let start = Instant::now();
             let Some(batch) = batches.next() else { break };

@@ -17,7 +17,7 @@ pub fn forget_peak() -> bool {
 
 /// Bytes that this process could take now without driving others out or being ended for it: what the machine has available,
 /// and no more than a container's or a batch job's limit leaves. Where the system does not tell (it is not Linux), `None`.
-pub fn available_bytes() -> Option<u64> {
+pub(crate) fn available_bytes() -> Option<u64> {
     let memory = fs::read_to_string("/proc/meminfo").ok()?;
     let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

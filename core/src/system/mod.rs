@@ -4,7 +4,10 @@ pub mod atomic;
 pub mod device;
 pub mod memory;
 pub mod panics;
+mod precision;
 pub mod threads;
+
+pub use precision::Precision;
 
 /// Lower-case hexadecimal digits of `bytes`.
 pub(crate) fn hex(bytes: &[u8]) -> String {

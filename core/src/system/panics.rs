@@ -49,7 +49,7 @@ pub(crate) fn first_line(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Whether a panic of this thread would be caught by [`catch`].
-pub fn are_caught() -> bool {
+pub(crate) fn are_caught() -> bool {
     // A thread that is ending has left every call.
     CATCHING.try_with(Cell::get).is_ok_and(|depth| depth > 0)
 }

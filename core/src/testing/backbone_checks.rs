@@ -8,7 +8,8 @@ use crate::{
     error::{self, Error, Result},
     registry::{self, Kind},
     rng::Rng,
-    system::device::Precision,
+    run::export::write_network,
+    system::Precision,
     testing::{promise, read_settings},
     traits::{
         Backbone, BackboneContext, BackboneSpec, BlockInjection, Features, Injection, Kv, Mode, Role, Taps,
@@ -50,7 +51,7 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     check.again(&pixels, &plain, build(None)?.as_ref())?;
     if let Some(portable) = backbone.portable()? {
         let folder = tempfile::tempdir().map_err(error::io(std::env::temp_dir()))?;
-        portable.write(folder.path())?;
+        write_network(&portable, folder.path())?;
         let moved = build(Some(folder.path()))?;
         let same = BackboneSpec { provenance: moved.spec().provenance.clone(), ..backbone.spec().clone() };
         check.promise(*moved.spec() == same, "built from its own files it has the same sizes")?;

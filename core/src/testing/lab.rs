@@ -15,7 +15,7 @@ use crate::{
     traits::{
         Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Features, Head, Injection, Kv,
         Learner, LearnerContext, LossTerm, Mode, NamedVar, Normalization, Output, Pass, Provenance, Query,
-        QuerySource, Role, StateDict, Task, TaskStream, require_teacher,
+        QuerySource, Role, StateDict, StreamRecord, Task, TaskStream, require_teacher,
     },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
@@ -248,11 +248,11 @@ impl TaskStream for Noise {
     fn test_count(&self, _task: usize) -> usize {
         BATCH
     }
-    fn fingerprint(&self) -> &str {
-        "noise"
+    fn record(&self) -> Result<StreamRecord> {
+        Ok(StreamRecord::of("noise"))
     }
-    fn train_batches(&self, key: EpochKey, _batch_size: usize) -> Batches<'_> {
-        Box::new((0..self.steps).map(move |step| self.batch(key.task, 100 * key.epoch + step)))
+    fn train_batches(&self, key: EpochKey, _batch_size: usize, first: usize) -> Batches<'_> {
+        Box::new((first..self.steps).map(move |step| self.batch(key.task, 100 * key.epoch + step)))
     }
     fn test_batches(&self, task: usize, _batch_size: usize) -> Batches<'_> {
         Box::new(std::iter::once(self.batch(task, 10_000)))

@@ -66,7 +66,7 @@ impl Default for OptimizerConfig {
 
 impl OptimizerConfig {
     /// Refuses values that no run can work with.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         for (key, value) in [("momentum", self.momentum), ("beta2", self.beta2), ("alpha", self.alpha)] {
             if !(0.0..1.0).contains(&value) {
                 return Err(Error::setting(key, value, "expected 0 or more and below 1"));

@@ -28,12 +28,12 @@ impl Position {
     }
 
     /// After the step.
-    pub fn next_step(self) -> Self {
+    pub(crate) fn next_step(self) -> Self {
         Self { step: self.step + 1, ..self }
     }
 
     /// After the epoch, of `epochs` in a phase.
-    pub fn next_epoch(self, epochs: usize) -> Self {
+    pub(crate) fn next_epoch(self, epochs: usize) -> Self {
         match self.epoch + 1 < epochs {
             true => Self { epoch: self.epoch + 1, step: 0, ..self },
             false => Self { phase: self.phase + 1, epoch: 0, step: 0, ..self },

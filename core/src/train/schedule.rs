@@ -46,7 +46,7 @@ impl Default for ScheduleConfig {
 
 impl ScheduleConfig {
     /// Refuses values that no run can work with.
-    pub fn validate(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         if self.name == ScheduleName::Step && self.milestones.is_empty() {
             return Err(Error::setting("milestones", "[]", "a step schedule needs one epoch at least"));
         }
@@ -54,7 +54,7 @@ impl ScheduleConfig {
     }
 
     /// Whether the first two epochs share one rate; only a cosine's can.
-    pub fn repeats_first_rate(&self, mode: Mode) -> bool {
+    pub(crate) fn repeats_first_rate(&self, mode: Mode) -> bool {
         self.name == ScheduleName::Cosine && self.repeat_first_rate.unwrap_or(mode == Mode::Published)
     }
 

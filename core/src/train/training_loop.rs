@@ -106,7 +106,7 @@ impl Trainer {
             optimizer.set_lr(lr);
             now.tally.start();
             let key = EpochKey { task: task.index, role, epoch };
-            for batch in stream.train_batches_from(key, batch_size, now.position.step) {
+            for batch in stream.train_batches(key, batch_size, now.position.step) {
                 let (batch, step) = (batch?, now.position.step);
                 let loss = self.loss(role, task, &batch)?;
                 // Whatever is read comes last: a GPU has its whole step by then.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    system::{atomic::write_atomic, device::Precision},
+    system::Precision,
     traits::{Injection, Lengths, Macs, Mode, Provenance, Role, StateDict, Transformer},
 };
 
@@ -69,29 +69,20 @@ pub struct BackboneContext<'a> {
     pub folder: Option<&'a Path>,
 }
 
-/// A network as files that need nothing else.
+/// Contents of the files that describe a network completely.
 #[derive(Debug, Clone)]
 pub struct Portable {
-    /// The frozen tensors of the blocks that are used, for `model.safetensors`.
+    /// Frozen tensors of the blocks that are used, for `model.safetensors`.
     pub weights: StateDict,
-    /// What building the network needs besides, for `config.json`.
+    /// Everything else that building the network needs, for `config.json`.
     pub config: serde_json::Value,
 }
 
 impl Portable {
-    /// The tensors' file in a network's folder.
+    /// Name of the file of tensors.
     pub const WEIGHTS: &str = "model.safetensors";
-    /// The other one.
+    /// Name of the file with everything else.
     pub const CONFIG: &str = "config.json";
-
-    /// Writes both files into `folder`, which is there.
-    ///
-    /// # Errors
-    /// A place that cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        write_atomic(&folder.join(Self::WEIGHTS), &self.weights.to_bytes()?)?;
-        write_atomic(&folder.join(Self::CONFIG), format!("{:#}\n", self.config).as_bytes())
-    }
 }
 
 /// Which intermediate values a caller wants besides the CLS token.
@@ -115,7 +106,7 @@ impl Taps {
     }
 
     /// What either of the two wants.
-    pub fn union(mut self, other: Self) -> Self {
+    pub(crate) fn union(mut self, other: Self) -> Self {
         self.blocks.extend(other.blocks);
         self.norm |= other.norm;
         self
@@ -180,7 +171,7 @@ pub trait Backbone: Send + Sync {
     /// The frozen tensors by name, to prove that they stay as they are.
     fn weights(&self) -> Result<Vec<(String, Tensor)>>;
 
-    /// The network as files, from which its plugin builds one that computes the same bytes
+    /// Contents of the network's files, from which its plugin builds one that computes the same bytes
     /// ([`BackboneContext::folder`]). `None`: it cannot be exported.
     fn portable(&self) -> Result<Option<Portable>> {
         Ok(None)

@@ -61,9 +61,7 @@ impl DataRecord {
             bytes += length;
         }
         let source = root.display().to_string();
-        let sha256 = crate::system::hex(&hash.finalize());
-        let provenance =
-            Provenance { file: source.clone(), source, repository: None, revision: None, bytes, sha256 };
+        let provenance = Provenance::local(&source, &source, (bytes, crate::system::hex(&hash.finalize())));
         Ok(Self { provenance, files: count, hashed: Hashed::NamesAndSizes })
     }
 }

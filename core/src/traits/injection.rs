@@ -81,7 +81,7 @@ impl Kv {
     }
 
     /// Whether a gradient goes to any of it.
-    pub fn is_trained(&self) -> bool {
+    pub(crate) fn is_trained(&self) -> bool {
         match &self.0 {
             Parts::Rows { all, .. } => all.track_op(),
             Parts::Apart { k, v } => k.track_op() || v.track_op(),
@@ -143,7 +143,7 @@ impl Injection {
     }
 
     /// How many extra tokens there are.
-    pub fn token_count(&self) -> Result<usize> {
+    pub(crate) fn token_count(&self) -> Result<usize> {
         Ok(self.tokens.as_ref().map(|tokens| tokens.dim(1)).transpose()?.unwrap_or(0))
     }
 

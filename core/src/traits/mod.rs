@@ -27,7 +27,7 @@ pub use query::{Query, QuerySource};
 pub use role::{ByRole, Role};
 pub use selection::{Selection, Taken};
 pub use state::StateDict;
-pub(crate) use stream::RNG;
 pub use stream::{
-    Batch, Batches, ClassCount, EpochKey, Inspection, LeftOut, Skipped, StreamContext, Task, TaskStream,
+    Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, LeftOut, Skipped, StreamContext,
+    StreamRecord, Task, TaskStream,
 };

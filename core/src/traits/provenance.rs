@@ -1,11 +1,11 @@
-//! Origin of a file: where it came from, and its SHA-256.
+//! Origin of a file: its source and its SHA-256.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::system::hex;
 
-/// What a run record says about the weights.
+/// Origin of a file, for run records.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The source as written in the config.
@@ -23,15 +23,13 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// For weights that are in memory: `source` names them.
-    pub fn of_bytes(source: &str, weights: &[u8]) -> Self {
-        Self {
-            source: source.into(),
-            repository: None,
-            revision: None,
-            file: source.into(),
-            bytes: weights.len() as u64,
-            sha256: hex(&Sha256::digest(weights)),
-        }
+    /// Origin of a file that comes from no repository.
+    pub(crate) fn local(source: &str, file: &str, (bytes, sha256): (u64, String)) -> Self {
+        Self { source: source.into(), repository: None, revision: None, file: file.into(), bytes, sha256 }
+    }
+
+    /// Origin of bytes that are in memory and are called `source`.
+    pub fn of_bytes(source: &str, bytes: &[u8]) -> Self {
+        Self::local(source, source, (bytes.len() as u64, hex(&Sha256::digest(bytes))))
     }
 }

@@ -23,7 +23,7 @@ pub enum QuerySource {
 
 impl QuerySource {
     /// Where a configuration says nothing: the student's in mode `published`, each one's own in mode `corrected`.
-    pub fn of_mode(mode: Mode) -> Self {
+    pub(crate) fn of_mode(mode: Mode) -> Self {
         match mode {
             Mode::Published => Self::Student,
             Mode::Corrected => Self::Own,

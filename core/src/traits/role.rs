@@ -48,7 +48,7 @@ impl<T> ByRole<T> {
     }
 
     /// Sets that of one network.
-    pub fn set(&mut self, role: Role, value: T) {
+    pub(crate) fn set(&mut self, role: Role, value: T) {
         match role {
             Role::Teacher => self.teacher = Some(value),
             Role::Student => self.student = Some(value),

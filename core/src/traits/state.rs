@@ -45,7 +45,7 @@ impl StateDict {
     }
 
     /// Takes a tensor out.
-    pub fn remove(&mut self, name: &str) -> Option<Tensor> {
+    pub(crate) fn remove(&mut self, name: &str) -> Option<Tensor> {
         self.0.remove(name)
     }
 

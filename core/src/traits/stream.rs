@@ -1,21 +1,16 @@
-//! The stream of tasks: its contract, and [`ImageStream`], which makes one of any set of labelled images.
+//! Contract of a stream of tasks, and the values that it exchanges with the training loop.
 
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
-use crate::traits::DataRecord;
 use crate::{
-    error::Result,
+    error::{Error, Result},
     rng::Rng,
-    traits::{Mode, Quirk, Role},
+    traits::{DataRecord, Mode, Quirk, Role},
     transform::TransformConfig,
 };
-
-/// Derives a stream's generator from the run's.
-pub(crate) const RNG: &str = "stream";
 
 /// One task: a range of the classes in stream order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,10 +52,10 @@ impl Batch {
     }
 }
 
-/// Images of a class.
+/// Number of images of a class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassCount {
-    /// The class.
+    /// Name of the class.
     pub name: String,
     /// Training images, rehearsed ones not counted again.
     pub train: usize,
@@ -68,31 +63,25 @@ pub struct ClassCount {
     pub test: usize,
 }
 
-/// What a look at the images of a task found.
-#[derive(Debug, Default)]
-pub struct Inspection {
-    /// Images that were decoded, or could not be.
-    pub looked_at: usize,
-    /// Those that could not be, in order.
-    pub damaged: Vec<Error>,
+/// Description of a stream's data, for run records and exported models.
+#[derive(Debug, Clone, Default)]
+pub struct StreamRecord {
+    /// SHA-256 over classes, order and membership of both splits: equal splits have equal fingerprints.
+    pub fingerprint: String,
+    /// Images of each class that the tasks use, in stream order; empty where a stream does not count them.
+    pub class_counts: Vec<ClassCount>,
+    /// Files that the images come from; empty where they come from none.
+    pub files: Vec<DataRecord>,
+    /// Transform from an image file to a test image, for use of the models outside the run; `None` where the images
+    /// come from no files.
+    pub transform: Option<TransformConfig>,
 }
 
-/// Number of images that were left out because they could not be read, as far as they have been met.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Skipped {
-    /// Training images.
-    pub train: usize,
-    /// Test images.
-    pub test: usize,
-}
-
-/// The images that were left out, by their number in their set.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// Training images.
-    pub train: Vec<usize>,
-    /// Test images.
-    pub test: Vec<usize>,
+impl StreamRecord {
+    /// Record of images that come from no files.
+    pub fn of(fingerprint: impl Into<String>) -> Self {
+        Self { fingerprint: fingerprint.into(), ..Self::default() }
+    }
 }
 
 /// Names one pass over a task's training images; order and augmentation follow from it and the stream's seed.
@@ -110,6 +99,9 @@ pub struct EpochKey {
 pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch>> + 'a>;
 
 /// Classes arriving task by task.
+///
+/// Most data sets implement [`ImageSet`](crate::data::ImageSet) instead and leave this trait to
+/// [`ImageStream`](crate::data::ImageStream).
 pub trait TaskStream: Send + Sync {
     /// Class names in stream order.
     fn classes(&self) -> &[String];
@@ -120,11 +112,24 @@ pub trait TaskStream: Send + Sync {
     /// Side of the images in pixels.
     fn image_size(&self) -> usize;
 
-    /// How an image file becomes a test image, for use of the models outside the run; `None` where the images come from
-    /// no files.
-    fn transform(&self) -> Option<TransformConfig> {
-        None
-    }
+    /// Number of training images of a task, rehearsed ones included.
+    fn train_count(&self, task: usize) -> usize;
+
+    /// Number of test images of a task.
+    fn test_count(&self, task: usize) -> usize;
+
+    /// Shuffled, augmented training batches of an epoch, without the first `first` of them: a run that was stopped goes
+    /// on in the middle of an epoch. The last incomplete batch is dropped.
+    fn train_batches(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_>;
+
+    /// All test images of a task in a fixed order, the last batch possibly smaller.
+    fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_>;
+
+    /// Description of the data, for run records and exported models.
+    ///
+    /// # Errors
+    /// Files that are no longer there.
+    fn record(&self) -> Result<StreamRecord>;
 
     /// Classes among which a task is learned: its own, or all seen so far where images of earlier ones are rehearsed.
     fn train_classes(&self, task: usize) -> Range<usize> {
@@ -136,63 +141,63 @@ pub trait TaskStream: Send + Sync {
         Vec::new()
     }
 
-    /// Training images of a task, rehearsed ones included.
-    fn train_count(&self, task: usize) -> usize;
-
-    /// Test images of a task.
-    fn test_count(&self, task: usize) -> usize;
-
-    /// Images of each class, in stream order, that the stream's tasks use; none where a stream does not count them.
-    fn class_counts(&self) -> Vec<ClassCount> {
-        Vec::new()
+    /// Images that can turn out to be damaged; `None` for a stream whose images cannot.
+    fn image_files(&self) -> Option<&dyn ImageFiles> {
+        None
     }
+}
 
-    /// SHA-256 over classes, order and membership of both splits: equal splits have equal fingerprints.
-    fn fingerprint(&self) -> &str;
-
-    /// The files that the images come from, with their SHA-256, for the run record; none for images that come from no file.
-    ///
-    /// # Errors
-    /// Files that are no longer there.
-    fn files(&self) -> Result<Vec<DataRecord>> {
-        Ok(Vec::new())
+impl dyn TaskStream + '_ {
+    /// Number of images that have been left out so far because they could not be read.
+    pub fn skipped(&self) -> Skipped {
+        self.image_files().map(|files| files.left_out().count()).unwrap_or_default()
     }
+}
 
-    /// Decodes at most `most` training images and as many test images of a task, and tells `seen` of each. A stream whose
-    /// images cannot be damaged looks at none.
-    fn inspect(&self, _task: usize, _most: usize, _seen: &(dyn Fn() + Sync)) -> Inspection {
-        Inspection::default()
+/// Images that are read from files and may be damaged. [`ImageStream`](crate::data::ImageStream) implements it.
+pub trait ImageFiles {
+    /// Decodes at most `most` training images and as many test images of a task, and calls `seen` after each.
+    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection;
+
+    /// Images that have been left out so far because they could not be read, for a run that is to go on later.
+    fn left_out(&self) -> LeftOut;
+
+    /// Leaves out the images that a run had left out when it was stopped.
+    fn leave_out(&self, images: &LeftOut);
+}
+
+/// Result of decoding images of a task ahead of a run.
+#[derive(Debug, Default)]
+pub struct Inspection {
+    /// Number of images that were decoded, or could not be.
+    pub looked_at: usize,
+    /// Images that could not be decoded, in order.
+    pub damaged: Vec<Error>,
+}
+
+/// Images that were left out, by their number in their set.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Training images.
+    pub train: Vec<usize>,
+    /// Test images.
+    pub test: Vec<usize>,
+}
+
+impl LeftOut {
+    /// Number of images in both sets.
+    pub fn count(&self) -> Skipped {
+        Skipped { train: self.train.len(), test: self.test.len() }
     }
+}
 
-    /// Images that have been left out so far because they could not be read; none unless the stream skips such images.
-    fn skipped(&self) -> Skipped {
-        Skipped::default()
-    }
-
-    /// Which images these are, for a run that is to go on later.
-    fn left_out(&self) -> LeftOut {
-        LeftOut::default()
-    }
-
-    /// Leaves out what a run had left out when it was stopped.
-    fn leave_out(&self, images: &LeftOut) {
-        let _ = images;
-    }
-
-    /// Shuffled, augmented batches; the last incomplete one is dropped.
-    fn train_batches(&self, key: EpochKey, batch_size: usize) -> Batches<'_>;
-
-    /// The same from batch `first` on, where a run goes on in the middle of an epoch. Streams that can leave out the
-    /// work of the batches before do so.
-    fn train_batches_from(&self, key: EpochKey, batch_size: usize, first: usize) -> Batches<'_> {
-        let all = self.train_batches(key, batch_size).enumerate();
-        Box::new(
-            all.filter(move |(number, batch)| *number >= first || batch.is_err()).map(|(_, batch)| batch),
-        )
-    }
-
-    /// All test images of a task in a fixed order, the last batch possibly smaller.
-    fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_>;
+/// Number of images that were left out because they could not be read, as far as they have been met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Training images.
+    pub train: usize,
+    /// Test images.
+    pub test: usize,
 }
 
 /// What a stream is built for.

@@ -60,7 +60,7 @@ pub fn numbers(batch: &Batch) -> Vec<(usize, u32)> {
 /// All training images of a task in one epoch, as numbers with labels.
 pub fn train_numbers(stream: &dyn TaskStream, task: usize) -> BTreeSet<(usize, u32)> {
     let key = EpochKey { task, role: Role::Student, epoch: 0 };
-    stream.train_batches(key, 1).flat_map(|batch| numbers(&batch.unwrap())).collect()
+    stream.train_batches(key, 1, 0).flat_map(|batch| numbers(&batch.unwrap())).collect()
 }
 
 /// All test images of a task in order, as numbers with labels.

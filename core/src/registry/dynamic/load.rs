@@ -11,7 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     error::{Error, PluginError, Result},
-    registry::{Entry, dynamic::Manifest},
+    registry::{
+        Entry,
+        dynamic::plugin_manifest::{Manifest, SELF_CONTAINED},
+    },
 };
 
 /// A library that has been loaded. It stays until the program ends: what it registered points into it.
@@ -94,7 +97,7 @@ fn look(path: &Path) -> Result<(PathBuf, Manifest, String)> {
         return Err(fail("is a folder; expected a shared library made by `cdl plugin build`".into()).into());
     }
     let bytes = std::fs::read(&file).map_err(unreadable)?;
-    let manifest = Manifest::of_library(&bytes).map_err(|e| fail(e.to_string()))?;
+    let manifest = Manifest::of_library(&bytes).map_err(fail)?;
     Ok((file, manifest, crate::system::hex(&Sha256::digest(&bytes))))
 }
 
@@ -113,7 +116,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
     let earlier = Identity::here();
     let theirs = open(&file).map_err(fail)?;
     if !(theirs.is(&Identity::here()) && earlier.tensor < theirs.tensor) {
-        return Err(fail(super::ManifestError::SelfContained.to_string()).into());
+        return Err(fail(SELF_CONTAINED.into()).into());
     }
     let new = |entry: &&'static Entry| !before.iter().any(|old| std::ptr::eq(*old, *entry));
     let entries: Vec<&'static Entry> = registered().into_iter().filter(new).collect();

@@ -14,7 +14,7 @@ mod stamp;
 
 pub use self::{
     load::{Identity, Loaded, inspect, load, loaded, origin_of},
-    plugin_manifest::{Manifest, ManifestError, joined, length},
+    plugin_manifest::{Manifest, joined, length},
     stamp::{IDENTITY, Import, STAMP, SYMBOL},
 };
 pub use crate::error::PluginError;

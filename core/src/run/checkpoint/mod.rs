@@ -97,7 +97,7 @@ impl Checkpoint {
             position: state.position,
             tally: state.tally.stopped(),
             results: state.results.clone(),
-            left_out: stream.left_out(),
+            left_out: stream.image_files().map(|files| files.left_out()).unwrap_or_default(),
             metrics_bytes,
             wall_seconds,
             config: config.into(),
@@ -172,7 +172,9 @@ impl Checkpoint {
         for role in [Role::Teacher, Role::Student] {
             trainer.restore(role, task, &part(&self.tensors, role.as_str()))?;
         }
-        stream.leave_out(&left_out);
+        if let Some(files) = stream.image_files() {
+            files.leave_out(&left_out);
+        }
         let optimizer = Some(part(&self.tensors, "optimizer")).filter(|state| state.iter().next().is_some());
         Ok(RunState { position, tally, results, optimizer })
     }

@@ -18,6 +18,7 @@ use std::{ops::Range, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::run::export::write::write_network;
 pub use crate::run::export::{
     predictor::{LARGEST_BATCH, Prediction, Predictor, Seen},
     write::write,

@@ -28,7 +28,7 @@ use crate::{
         },
     },
     system::atomic::{beside, settle, sync_below, write_atomic},
-    traits::{Backbone, DistillerContext, Pass, Query, QuerySource, Role, StateDict, Task},
+    traits::{Backbone, DistillerContext, Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
 
@@ -137,7 +137,8 @@ fn describe(
     let students_query = role == Role::Teacher && trainer.settings.query == QuerySource::Student;
     let asks = students_query && asks_for_query(experiment, role)?;
     let query_width = trainer.querying(role).spec().width;
-    let transform = stream.transform().unwrap_or_else(|| {
+    let record = stream.record()?;
+    let transform = record.transform.unwrap_or_else(|| {
         tracing::warn!(
             "the stream `{}` does not say how its images are made from files: they will be resized to a square of {} px",
             run.stream.name,
@@ -164,7 +165,7 @@ fn describe(
         mode: run.mode,
         precision: run.precision,
         plugins: Vec::new(),
-        split_sha256: stream.fingerprint().into(),
+        split_sha256: record.fingerprint,
     };
     let loaded = run.loaded_plugins().into_iter().filter(|loaded| needs(&description, loaded));
     let plugins = loaded.map(PluginRecord::of).collect();
@@ -231,14 +232,23 @@ fn backbone(experiment: &Experiment, role: Role) -> &dyn Backbone {
 }
 
 /// Writes a frozen network into `folder`.
-fn network(experiment: &Experiment, role: Role, root: &Path, folder: &PathBuf) -> Result<()> {
+fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> Result<()> {
     let backbone = backbone(experiment, role);
     let portable = backbone.portable()?.ok_or_else(|| {
         let plugin = &backbone.spec().plugin;
         fail(root, format!("the backbone `{plugin}` cannot be exported: it does not implement `portable`"))
     })?;
+    write_network(&portable, folder)
+}
+
+/// Writes a network's files into `folder`, which is made if it is not there.
+///
+/// # Errors
+/// A place that cannot be written.
+pub(crate) fn write_network(network: &Portable, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(crate::error::io(folder))?;
-    portable.write(folder)
+    write_atomic(&folder.join(Portable::WEIGHTS), &network.weights.to_bytes()?)?;
+    write_atomic(&folder.join(Portable::CONFIG), format!("{:#}\n", network.config).as_bytes())
 }
 
 /// Refuses a folder from which other logits come than from the run's networks.

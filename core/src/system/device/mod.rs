@@ -3,9 +3,7 @@
 #[cfg(any(feature = "cuda", test))]
 mod libraries;
 
-use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use candle_core::{Device, DeviceLocation, Shape, Tensor};
 
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -35,40 +33,10 @@ mod cuda {
     }
 }
 
-use crate::error::{Error, Result};
 use cdl_kernels::fused;
 
-/// Numbers of the frozen networks; prompts, heads, losses and optimisers are always float32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// 24 bits of precision, everywhere.
-    #[default]
-    Float32,
-    /// float32, but a GPU's matrix products round their inputs to 11 bits (of heads and prompts too).
-    Tf32,
-    /// Weights and activations of the frozen networks have 8 bits, sums are float32. On a GPU: half the memory.
-    Bf16,
-}
-
-impl Precision {
-    /// The name in a configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Float32 => "float32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// The type of frozen weights and activations.
-    pub fn dtype(self) -> DType {
-        match self {
-            Self::Float32 | Self::Tf32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
+use crate::error::{Error, Result};
+pub use crate::system::Precision;
 
 /// Why there is no GPU to compute on.
 #[derive(Debug, Clone, thiserror::Error)]
