@@ -99,6 +99,16 @@ pub struct Results {
     pub skipped_images: Skipped,
 }
 
+impl Results {
+    /// Accuracies of one network, if it was trained.
+    pub fn of(&self, role: Role) -> Option<&Summary> {
+        match role {
+            Role::Student => self.student.as_ref(),
+            Role::Teacher => self.teacher.as_ref(),
+        }
+    }
+}
+
 /// What `run.json` holds.
 #[derive(Serialize)]
 struct Written<'a> {
