@@ -3,10 +3,9 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::registry::Settings;
 use crate::{
     error::{Error, Result, nearest},
-    registry::guard,
+    registry::{Settings, guard, settings::leaves},
     traits::{
         Backbone, BackboneContext, Distiller, DistillerContext, Learner, LearnerContext, StreamContext,
         TaskStream,
@@ -188,7 +187,9 @@ pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) 
 /// Builds the learner `name`.
 pub fn learner(name: &str, settings: &Settings, context: &LearnerContext<'_>) -> Result<Box<dyn Learner>> {
     match find(Kind::Learner, name)?.build {
-        Build::Learner(build) => guard::learner(name, || build(settings, context)),
+        Build::Learner(build) => {
+            guard::learner(name, || build(settings, context)).map_err(|error| too_large(settings, error))
+        }
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -200,7 +201,9 @@ pub fn distiller(
     context: &DistillerContext<'_>,
 ) -> Result<Box<dyn Distiller>> {
     match find(Kind::Distiller, name)?.build {
-        Build::Distiller(build) => guard::distiller(name, || build(settings, context)),
+        Build::Distiller(build) => {
+            guard::distiller(name, || build(settings, context)).map_err(|error| too_large(settings, error))
+        }
         ref other => Err(wrong_kind(name, other)),
     }
 }
@@ -210,6 +213,21 @@ pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> R
     match find(Kind::Stream, name)?.build {
         Build::Stream(build) => guard::stream(name, || build(settings, context)),
         ref other => Err(wrong_kind(name, other)),
+    }
+}
+
+/// Names the setting that asks for a tensor without memory: the largest that is one of the tensor's sizes.
+fn too_large(settings: &Settings, error: Error) -> Error {
+    let Error::Memory { ref shape, needed, free } = error else { return error };
+    let size = |value: &toml::Value| usize::try_from(value.as_integer()?).ok().filter(|n| shape.contains(n));
+    let sizes = leaves(settings).into_iter().filter_map(|(key, value)| Some((size(value)?, key)));
+    match sizes.max() {
+        Some((value, key)) => {
+            let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
+            let expected = format!("expected less: {needed:.1} GB would be taken, {free:.1} GB are free");
+            Error::setting(&key, value, expected)
+        }
+        None => error,
     }
 }
 
