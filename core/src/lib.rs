@@ -86,6 +86,7 @@ pub mod traits;
 pub mod transform;
 pub mod vit;
 
+pub use cdl_kernels as kernels;
 pub use cdl_kernels as ops;
 pub use config::{CheckpointConfig, Config, Draft, RecordConfig, RunConfig};
 pub use data::*;

@@ -6,10 +6,15 @@ use std::{
 };
 
 use cdl_core::{
-    Distiller, DistillerContext, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, LossTerm,
-    NamedVar, Output, Pass, Query, Result, Rng, Selection, StateDict, Taken, Task,
     candle_core::{DType, Device, Tensor, Var},
-    require_teacher, testing,
+    error::Result,
+    nn::Linear,
+    rng::Rng,
+    testing,
+    traits::{
+        Distiller, DistillerContext, Features, Head, Injection, Kv, Learner, LearnerContext, LossTerm,
+        NamedVar, Output, Pass, Query, Selection, StateDict, Taken, Task, require_teacher,
+    },
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -88,9 +93,12 @@ impl Distiller for Faulty {
         if self.fault == Fault::WeightOutOfRange { 1.5 } else { 1.0 }
     }
 
-    fn taps(&self) -> cdl_core::DistillerTaps {
+    fn taps(&self) -> cdl_core::traits::DistillerTaps {
         let block = if self.fault == Fault::TapBeyondDepth { self.depth } else { self.depth - 1 };
-        cdl_core::DistillerTaps { teacher: cdl_core::Taps::none(), student: cdl_core::Taps::block(block) }
+        cdl_core::traits::DistillerTaps {
+            teacher: cdl_core::traits::Taps::none(),
+            student: cdl_core::traits::Taps::block(block),
+        }
     }
 
     fn inject(&self, pass: Pass) -> Result<Injection> {

@@ -11,11 +11,15 @@ use std::{
 };
 
 use cdl_core::{
-    Backbone, BackboneContext, BackboneSpec, Batch, Batches, EpochKey, Features, Injection, Normalization,
-    Result, Rng, StreamContext, StreamRecord, Taps, Task, TaskStream,
+    StreamRecord,
     candle_core::{Device, Tensor},
-    hub::Provenance,
+    error::Result,
+    rng::Rng,
     testing,
+    traits::{
+        Backbone, BackboneContext, BackboneSpec, Batch, Batches, EpochKey, Features, Injection,
+        Normalization, Provenance, StreamContext, Taps, Task, TaskStream,
+    },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 use schemars::JsonSchema;

@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
-    Backbone, Injection, Kv, Normalization, Result, Rng, Taps,
     candle_core::{Device, Tensor, Var},
-    cost::{BlockLengths, Lengths, Macs, Transformer},
-    device::Precision,
-    hub::Provenance,
-    ops::fused::multiply_adds,
+    error::Result,
+    kernels::fused::multiply_adds,
+    rng::Rng,
+    system::device::Precision,
+    traits::{
+        Backbone, BlockLengths, Injection, Kv, Lengths, Macs, Normalization, Provenance, Taps, Transformer,
+    },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 

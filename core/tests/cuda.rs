@@ -6,12 +6,14 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use cdl_core::{
-    Backbone, Injection, Kv, Linear, NamedVar, Normalization, Optimizer, OptimizerConfig, Result, Rng, Taps,
     candle_core::{DType, Device, Tensor, Var},
-    device::{self, Precision},
-    hub::Provenance,
-    loss::cross_entropy,
-    ops,
+    error::Result,
+    kernels,
+    nn::{Linear, cross_entropy},
+    rng::Rng,
+    system::device::{self, Precision},
+    train::{Optimizer, OptimizerConfig},
+    traits::{Backbone, Injection, Kv, NamedVar, Normalization, Provenance, Taps},
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 

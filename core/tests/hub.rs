@@ -14,7 +14,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use cdl_core::hub::{Provenance, WeightSource, fetch};
+use cdl_core::{
+    hub::{WeightSource, fetch},
+    traits::Provenance,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;

@@ -11,8 +11,12 @@ use std::{
 
 use candle_core::Device;
 use cdl_core::{
-    Batch, EpochKey, Error, ImageFiles, ImageSet, ImageStream, InputSettings, Mode, OnError, Result, Rng,
-    Role, Skipped, StreamContext, TaskSettings, TaskStream, transform::TransformConfig,
+    ImageFiles,
+    data::{ImageSet, ImageStream, InputSettings, OnError, TaskSettings},
+    error::{Error, Result},
+    rng::Rng,
+    traits::{Batch, EpochKey, Mode, Role, Skipped, StreamContext, TaskStream},
+    transform::TransformConfig,
 };
 use image::{Rgb, RgbImage};
 
@@ -248,7 +252,8 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
         let some = Images::new(48).damaged(&first_task[..7], Damage::Error);
         let stream_of = |images: &Images| stream(images, images, settings(workers, 1, OnError::Skip));
         let stream = stream_of(&some);
-        let sizes = |batches: cdl_core::Batches<'_>| batches.map(|b| b.unwrap().len()).collect::<Vec<_>>();
+        let sizes =
+            |batches: cdl_core::traits::Batches<'_>| batches.map(|b| b.unwrap().len()).collect::<Vec<_>>();
         // 17 images are left.
         assert_eq!(sizes(stream.train_batches(key(0, 0), 5, 0)), [5, 5, 5]);
         assert_eq!(sizes(stream.test_batches(0, 5)), [5, 5, 5, 2]);

@@ -6,9 +6,9 @@
 use std::{fs, path::Path};
 
 use cdl_core::{
-    Rng,
     image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder},
-    memory::peak_bytes,
+    rng::Rng,
+    system::memory::peak_bytes,
     transform::{TestTransform, TransformConfig, decode},
 };
 use rand::RngExt;

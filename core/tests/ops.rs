@@ -2,9 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
-    Rng,
     candle_core::{DType, Device, Result, Tensor, Var},
-    ops,
+    kernels,
+    rng::Rng,
 };
 
 fn draw(rng: &mut Rng, shape: &[usize], dtype: DType) -> Tensor {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
-    Error,
+    error::Error,
     registry::{self, Kind},
 };
 use schemars::JsonSchema;
@@ -17,9 +17,9 @@ mod first {
         about: "",
         citation: "",
         config: super::Empty,
-        build: |_c: super::Empty, _x: &cdl_core::DistillerContext<'_>| Err(cdl_core::Error::Tasks(
-            "never built".into()
-        )),
+        build: |_c: super::Empty, _x: &cdl_core::traits::DistillerContext<'_>| Err(
+            cdl_core::error::Error::Tasks("never built".into())
+        ),
     });
 }
 
@@ -29,9 +29,9 @@ mod second {
         about: "",
         citation: "",
         config: super::Empty,
-        build: |_c: super::Empty, _x: &cdl_core::DistillerContext<'_>| Err(cdl_core::Error::Tasks(
-            "never built".into()
-        )),
+        build: |_c: super::Empty, _x: &cdl_core::traits::DistillerContext<'_>| Err(
+            cdl_core::error::Error::Tasks("never built".into())
+        ),
     });
 }
 

@@ -4,9 +4,12 @@
 use std::collections::BTreeSet;
 
 use cdl_core::{
-    EpochKey, ImageSet, ImageStream, Mode, Result, Rng, Role, StreamContext, TaskSettings, TaskStream,
     candle_core::Device,
+    data::{ImageSet, ImageStream, TaskSettings},
+    error::Result,
     image::RgbImage,
+    rng::Rng,
+    traits::{EpochKey, Mode, Role, StreamContext, TaskStream},
     transform::{TestTransform, TrainTransform, TransformConfig},
 };
 
@@ -47,8 +50,8 @@ fn stream(settings: TaskSettings, seed: u64) -> Result<ImageStream> {
     ImageStream::new("numbered", classes, Box::new(train), Box::new(test), &settings, &context)
 }
 
-fn numbers(batches: cdl_core::Batches<'_>) -> Vec<usize> {
-    let pixels = |batch: Result<cdl_core::Batch>| {
+fn numbers(batches: cdl_core::traits::Batches<'_>) -> Vec<usize> {
+    let pixels = |batch: Result<cdl_core::traits::Batch>| {
         let pixels = batch.unwrap().pixels.flatten_from(1).unwrap().narrow(1, 0, 1).unwrap();
         pixels.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };

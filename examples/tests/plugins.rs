@@ -234,13 +234,13 @@ fn gradients_do_not_depend_on_how_many_tensors_the_program_made_before() {
     let folder = dist.folder("host");
     let source = r#"
         extern crate cdl_dylib as _;
-        use cdl_core::{candle_core::{Device, Tensor}, plugin, registry::Kind, testing};
+        use cdl_core::{candle_core::{Device, Tensor}, registry::{Kind, dynamic}, testing};
         fn main() {
             let arguments: Vec<String> = std::env::args().collect();
             for _ in 0..arguments[2].parse::<usize>().unwrap() {
                 Tensor::new(0f32, &Device::Cpu).unwrap();
             }
-            plugin::load(arguments[1].as_ref()).unwrap();
+            dynamic::load(arguments[1].as_ref()).unwrap();
             println!("{}", testing::gradient_digest(Kind::Distiller, "token_hint", "").unwrap());
         }
     "#;
@@ -368,7 +368,7 @@ fn distiller(name: &str, build: &str) -> String {
                  Ok(vec![LossTerm::new(\"none\", (s.logits.sum_all()? * 0.0)?)])\n\
              }}\n\
          }}\n\
-         fn build(_: C, _: &cdl_core::DistillerContext<'_>) -> Result<Box<dyn Distiller>> {{ {build} }}\n\
+         fn build(_: C, _: &cdl_core::traits::DistillerContext<'_>) -> Result<Box<dyn Distiller>> {{ {build} }}\n\
          cdl_core::register!(Distiller {{ name: \"{name}\", about: \"\", citation: \"\", config: C, build: build }});\n"
     )
 }
@@ -402,7 +402,7 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
         path
     };
     let good = fs::read(&dist.plugin).unwrap();
-    let stamp = cdl_core::plugin::STAMP;
+    let stamp = cdl_core::registry::dynamic::STAMP;
     let of = |what: &str| {
         let line = stamp.lines().find(|line| line.starts_with(what)).unwrap();
         line.split_once(' ').unwrap().1.to_string()

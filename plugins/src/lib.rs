@@ -1,30 +1,17 @@
-//! The built-in plugins: frozen networks, prompt methods, distillation methods and data streams. One method, one
-//! file; each registers itself, and every file in the four folders is a module without being named anywhere.
+//! The built-in plugins: frozen networks, prompt methods, distillation methods and data streams.
+//!
+//! One method is one file, which registers itself. To add one, write the file and its `mod` line in the folder's
+//! `mod.rs`; nothing else names it.
 
-/// Frozen networks.
-pub mod backbones {
-    automod::dir!(pub "src/backbones");
-}
-
-/// Prompt methods.
-pub mod learners {
-    automod::dir!(pub "src/learners");
-}
-
-/// Distillation methods.
-pub mod distillers {
-    automod::dir!(pub "src/distillers");
-}
-
-/// Data sets that arrive in tasks.
-pub mod streams {
-    automod::dir!(pub "src/streams");
-}
+pub mod backbones;
+pub mod distillers;
+pub mod learners;
+pub mod streams;
 
 mod data;
 
 pub use data::image_files;
 
-/// Ties the plugins into a program. A crate that nothing refers to may be left out by the linker, and its
-/// registrations with it; calling this keeps them.
+/// Keeps the plugins in a program. The linker may leave out a crate that nothing refers to, and its registrations with
+/// it; a call of this function is such a reference.
 pub fn link() {}

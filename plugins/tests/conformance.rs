@@ -1,7 +1,7 @@
 //! Every registered learner and distiller against the conformance kit, with settings that reach its branches.
 
 use cdl_core::{
-    Result,
+    error::Result,
     registry::{self, Kind},
     testing,
 };

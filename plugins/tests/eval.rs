@@ -7,11 +7,16 @@ use std::sync::{
 };
 
 use cdl_core::{
-    Accuracies, Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection,
-    LeftOut, Mode, QuerySource, Result, Role, StreamRecord, Taps, Task, TaskStream, Tester, Trainer,
+    ImageFiles, StreamRecord,
     candle_core::Tensor,
+    error::Result,
     registry::Settings,
     testing::{Lab, Noise},
+    train::{Accuracies, Tester, Trainer},
+    traits::{
+        Backbone, BackboneSpec, Batches, EpochKey, Features, Injection, Inspection, LeftOut, Mode,
+        QuerySource, Role, Taps, Task, TaskStream,
+    },
 };
 
 /// A network that counts the images it sees without prompts: those whose query is computed.

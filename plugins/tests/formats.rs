@@ -5,7 +5,7 @@ mod common;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use cdl_core::{Result, TaskStream, image::RgbImage};
+use cdl_core::{error::Result, image::RgbImage, traits::TaskStream};
 use common::{failure, fixtures, grey, stream, test_numbers, train_numbers, untouched};
 
 /// Images `numbers` of the fixtures with their labels, their number modulo 2.

@@ -14,11 +14,15 @@ use std::{
 };
 
 use cdl_core::{
-    Backbone, Batch, Distiller, DistillerContext, Injection, Learner, LearnerContext, Mode, Network,
-    Normalization, Optimizer, OptimizerConfig, QuerySource, Result, Rng, Role, ScheduleConfig, StateDict,
-    Taps, Task, TrainSettings, Trainer,
     candle_core::{Device, IndexOp, Tensor, safetensors},
+    error::Result,
     registry::{self, Kind, Settings},
+    rng::Rng,
+    train::{Network, Optimizer, OptimizerConfig, ScheduleConfig, TrainSettings, Trainer},
+    traits::{
+        Backbone, Batch, Distiller, DistillerContext, Injection, Learner, LearnerContext, Mode,
+        Normalization, QuerySource, Role, StateDict, Taps, Task,
+    },
     vit::VitWeights,
 };
 use common::networks::{self, difference};

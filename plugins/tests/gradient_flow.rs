@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use cdl_core::{
-    Error, Event, Injection, Mode, Pass, Query, QuerySource, Result, Role, StateDict, Taps, TaskStream,
-    Trainer,
     candle_core::{Device, Tensor},
+    error::{Error, Result},
     registry::{self, Kind, Settings},
     testing::{self, Lab, Noise, Shape},
+    train::{Event, Trainer},
+    traits::{Injection, Mode, Pass, Query, QuerySource, Role, StateDict, Taps, TaskStream},
 };
 
 fn bytes(tensor: &Tensor) -> Result<Vec<u32>> {

@@ -5,7 +5,10 @@ mod common;
 
 use std::{fs, path::Path};
 
-use cdl_core::{Error, Result, Rng};
+use cdl_core::{
+    error::{Error, Result},
+    rng::Rng,
+};
 use common::{failure, fixtures, stream, untouched};
 
 /// A number below `bound`.

@@ -2,7 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
-use cdl_core::{Config, EpochKey, Experiment, Optimizer, Result, Role};
+use cdl_core::{
+    config::Config,
+    error::Result,
+    run::Experiment,
+    train::Optimizer,
+    traits::{EpochKey, Role},
+};
 
 /// Resident pages of this process.
 fn resident() -> usize {

@@ -4,8 +4,10 @@
 use std::path::Path;
 
 use cdl_core::{
-    NamedVar, Optimizer, OptimizerConfig, Result, StateDict,
     candle_core::{Device, Tensor},
+    error::Result,
+    train::{Optimizer, OptimizerConfig},
+    traits::{NamedVar, StateDict},
 };
 use serde::Deserialize;
 

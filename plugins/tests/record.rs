@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
-    Accuracies, Mode, PoolUse, QuerySource, Result, Role, TaskStream, Tester, Trainer, UseTable,
     candle_core::{D, Tensor},
-    cost::{BlockLengths, InferenceMacs, Lengths, TrainingMacs},
+    error::Result,
+    metrics::{PoolUse, UseTable},
     testing::{Lab, Noise},
+    train::{Accuracies, InferenceMacs, Tester, Trainer, TrainingMacs},
+    traits::{BlockLengths, Lengths, Mode, QuerySource, Role, TaskStream},
 };
 
 fn trainer(source: QuerySource, learner: (&str, &str), distiller: &str) -> Result<Trainer> {
@@ -107,7 +109,7 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
         let lengths = Lengths { blocks: vec![block], ..Lengths::default() };
         let teacher = trainer.teacher.backbone.macs(&lengths);
         // The distiller's token and rows come to the student's.
-        let mut more = trainer.distiller.inject(cdl_core::Pass::Train)?.lengths()?;
+        let mut more = trainer.distiller.inject(cdl_core::traits::Pass::Train)?.lengths()?;
         assert_eq!(
             (more.tokens, more.trained_tokens),
             if distiller == "kd_prompts" { (1, true) } else { (0, false) }

@@ -5,10 +5,13 @@
 use std::collections::BTreeMap;
 
 use cdl_core::{
-    Accuracies, Checkpoint, EpochReport, Event, OptimizerConfig, Position, Result, Rng, Role, RunState,
-    TaskStream, Trainer,
+    error::Result,
     registry::Settings,
+    rng::Rng,
+    run::Checkpoint,
     testing::{Lab, Noise},
+    train::{Accuracies, EpochReport, Event, OptimizerConfig, Position, RunState, Trainer},
+    traits::{Role, TaskStream},
 };
 
 const STEPS: usize = 2;

@@ -5,7 +5,12 @@ mod common;
 
 use std::{collections::BTreeSet, fs, io::Write, path::Path};
 
-use cdl_core::{EpochKey, Result, Role, TaskStream, candle_core::Tensor, image::RgbImage};
+use cdl_core::{
+    candle_core::Tensor,
+    error::Result,
+    image::RgbImage,
+    traits::{EpochKey, Role, TaskStream},
+};
 use common::{failure, stream};
 
 fn idx_header(dims: &[u32]) -> Vec<u8> {

@@ -11,9 +11,10 @@ use std::{
 };
 
 use cdl_core::{
-    Injection, Normalization, Result,
     candle_core::{DType, Device, Tensor, safetensors},
+    error::Result,
     hub::{self, WeightSource},
+    traits::{Injection, Normalization},
     vit::VitWeights,
 };
 use common::networks::{self, difference};

@@ -7,8 +7,9 @@ mod common;
 use std::{collections::HashMap, path::Path};
 
 use cdl_core::{
-    Backbone, Features, Injection, Kv, Normalization, Result, Taps,
     candle_core::{Device, IndexOp, Tensor, safetensors},
+    error::Result,
+    traits::{Backbone, Features, Injection, Kv, Normalization, Taps},
     vit::{Vit, VitWeights},
 };
 use common::networks::{self, difference};

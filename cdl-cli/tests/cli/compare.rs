@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::common::{TINY, cdl, repository, said};
-use cdl_core::{AccuracyMatrix, Config};
+use cdl_core::{config::Config, metrics::AccuracyMatrix};
 use serde_json::{Value, json};
 
 /// A file beside the table, by lines of column and cell.

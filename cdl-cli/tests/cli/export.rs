@@ -5,7 +5,13 @@ use std::{fs, path::Path};
 
 use crate::common::exports::{lines, run, text};
 use crate::common::{cdl, done, said};
-use cdl_core::{Config, Experiment, Role, candle_core::Tensor, image::RgbImage, run_dir::read_model};
+use cdl_core::{
+    candle_core::Tensor,
+    config::Config,
+    image::RgbImage,
+    run::{Experiment, directory::read_model},
+    traits::Role,
+};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 

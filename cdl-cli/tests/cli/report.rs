@@ -266,7 +266,7 @@ fn a_run_that_is_not_done_is_shown_as_far_as_it_is() {
     fs::write(&file, whole.replace("\"tasks\": 2", "\"tasks\": 5")).expect("results");
     let (_, told) = report("; 2 of 5 tasks done, stopped, ");
     assert!(told.contains("run: 2 of 5 tasks done, stopped"), "{told}");
-    let lock = cdl_core::run_dir::lock(&dir).expect("lock");
+    let lock = cdl_core::run::directory::lock(&dir).expect("lock");
     report("; 2 of 5 tasks done, still running, ");
     // It learns the first task.
     fs::remove_file(&file).expect("removed");

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::common::{cdl, command, repository, said};
-use cdl_core::{Checkpoint, Rng};
+use cdl_core::{rng::Rng, run::Checkpoint};
 use serde_json::Value;
 
 /// Two tasks, two epochs of four steps: 32 steps.

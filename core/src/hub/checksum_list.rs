@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The name of such a list in its folder.
-pub(crate) const NAME: &str = "SHA256SUMS";
+pub const NAME: &str = "SHA256SUMS";
 
 /// SHA-256 in lower-case hexadecimal digits by path, with `/` between folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl Manifest {
     ///
     /// # Errors
     /// A place that cannot be written.
-    pub(crate) fn write(&self, file: &Path) -> Result<()> {
+    pub fn write(&self, file: &Path) -> Result<()> {
         let lines: String = self.0.iter().map(|(name, sha256)| format!("{sha256}  {name}\n")).collect();
         write_atomic(file, lines.as_bytes())
     }

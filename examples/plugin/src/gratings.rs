@@ -2,7 +2,9 @@
 //! their stripes, their phase and their noise.
 
 use cdl_core::{
-    ImageSet, ImageStream, Result, Rng, StreamContext, TaskSettings, TaskStream, image::RgbImage,
+    data::{ImageSet, ImageStream, TaskSettings},
+    image::RgbImage,
+    prelude::*,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -88,7 +90,7 @@ fn build(config: GratingsConfig, context: &StreamContext<'_>) -> Result<Box<dyn 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_stream("gratings", "")
     }
 }

@@ -3,11 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use cdl_core::{
-    Backbone, BackboneContext, BackboneSpec, Error, Features, Injection, Normalization, Portable, Result,
-    Taps,
-    candle_core::Tensor,
-    cost::{Lengths, Macs},
-    hub::Provenance,
+    prelude::*,
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 use schemars::JsonSchema;
@@ -113,7 +109,7 @@ impl Backbone for HalfSize {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_backbone("half_size", "")
     }
 }

@@ -1,12 +1,7 @@
 //! `shared_prompts`: prompts that all images and all tasks share, before the keys and values of the first blocks, and a linear
 //! head.
 
-use cdl_core::{
-    Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result, Rng,
-    StateDict, Task,
-    candle_core::{Device, Tensor},
-    check,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -45,7 +40,7 @@ struct SharedPrompts {
 
 impl SharedPrompts {
     fn new(config: SharedPromptsConfig, context: &LearnerContext<'_>) -> Result<Self> {
-        check::halves("length", config.length)?;
+        ranges::halves("length", config.length)?;
         let (width, classes, device) = (context.backbone.width, context.classes, context.device.clone());
         let mut rng = context.rng.clone();
         // Networks may have fewer blocks than were asked for.
@@ -101,7 +96,7 @@ impl Learner for SharedPrompts {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_learner("shared_prompts", "")
     }
 }

@@ -3,13 +3,7 @@
 //!
 //! `α T² KL(teacher ‖ student) + w (1 - cos(W h, CLS_teacher))`, `h` the token after the student's final norm.
 
-use cdl_core::{
-    Distiller, DistillerContext, Injection, Linear, LossTerm, NamedVar, Output, Pass, Result, Task,
-    candle_core::{D, Tensor},
-    check,
-    loss::kl_divergence,
-    require_teacher,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -49,9 +43,9 @@ struct TokenHint {
 
 impl TokenHint {
     fn new(config: TokenHintConfig, context: &DistillerContext<'_>) -> Result<Self> {
-        check::fraction("alpha", config.alpha)?;
-        check::positive("temperature", config.temperature)?;
-        check::non_negative("token_weight", config.token_weight)?;
+        ranges::fraction("alpha", config.alpha)?;
+        ranges::positive("temperature", config.temperature)?;
+        ranges::non_negative("token_weight", config.token_weight)?;
         let (student, teacher, device) = (context.student.width, context.teacher.width, context.device);
         let mut rng = context.rng.clone();
         let token = rng.normal(&[1, 1, student], 0.02, device)?;
@@ -106,7 +100,7 @@ fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::Result<()> {
+    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_distiller("token_hint", "")
     }
 }

@@ -9,7 +9,7 @@
 use std::{env, path::Path};
 
 use anyhow::{Context, Result};
-use cdl_core::{Predictor, threads, transform};
+use cdl_core::{run::export::Predictor, system::threads, transform};
 
 fn main() -> Result<()> {
     threads::settle(None);

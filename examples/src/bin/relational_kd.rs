@@ -11,11 +11,11 @@
 use std::process::ExitCode;
 
 use cdl_core::{
-    Distiller, DistillerContext, LossTerm, Output, Result, Task,
     candle_core::{D, Tensor},
-    check,
-    loss::kl_divergence,
-    require_teacher,
+    error::Result,
+    nn::kl_divergence,
+    registry::ranges,
+    traits::{Distiller, DistillerContext, LossTerm, Output, Task, require_teacher},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,10 +54,10 @@ struct RelationalKd {
 
 impl RelationalKd {
     fn new(config: RelationalKdConfig, _context: &DistillerContext<'_>) -> Result<Self> {
-        check::fraction("alpha", config.alpha)?;
-        check::positive("temperature", config.temperature)?;
-        check::non_negative("distance_weight", config.distance_weight)?;
-        check::non_negative("angle_weight", config.angle_weight)?;
+        ranges::fraction("alpha", config.alpha)?;
+        ranges::positive("temperature", config.temperature)?;
+        ranges::non_negative("distance_weight", config.distance_weight)?;
+        ranges::non_negative("angle_weight", config.angle_weight)?;
         Ok(Self { config })
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io::{Cursor, Write};
 
-use cdl_core::{Result, vit::VitWeights};
+use cdl_core::{error::Result, vit::VitWeights};
 use cdl_fuzz::{judge, start};
 use libfuzzer_sys::fuzz_target;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};

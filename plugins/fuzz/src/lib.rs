@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use cdl_core::{
-    Error, Mode, Result, Rng, StreamContext,
     candle_core::Device,
-    panics,
+    error::{Error, Result},
     registry::{self, Settings},
+    rng::Rng,
+    system::panics,
+    traits::{Mode, StreamContext},
 };
 use tempfile::TempDir;
 

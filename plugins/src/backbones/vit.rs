@@ -4,7 +4,8 @@
 use std::{str::FromStr, sync::Arc};
 
 use cdl_core::{
-    Backbone, BackboneContext, Error, Mode, Normalization, Result, hub,
+    hub,
+    prelude::*,
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
 use schemars::JsonSchema;
@@ -157,7 +158,9 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
         }
     };
     let files = hub::fetch(&hub::WeightSource::from_str(source)?).map_err(|error| match error {
-        nowhere @ hub::HubError::NoPath { .. } => Error::setting("weights", source, nowhere.to_string()),
+        nowhere @ cdl_core::error::HubError::NoPath { .. } => {
+            Error::setting("weights", source, nowhere.to_string())
+        }
         error => error.into(),
     })?;
     let mut weights = VitWeights::read(&files.weights, files.config.as_deref())?;

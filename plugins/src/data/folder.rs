@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{DataRecord, Error, ImageSet, Result, image::RgbImage, transform::decode};
+use cdl_core::{data::ImageSet, image::RgbImage, prelude::*, transform::decode};
 
 /// Image files by class.
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Error, Result, Rng, run_dir::write_atomic, transform::decode};
+use cdl_core::{prelude::*, system::atomic::write_atomic, transform::decode};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 

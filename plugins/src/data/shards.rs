@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use cdl_core::{
-    Error, Result,
     error::nearest,
     hub::{
         WeightSource,
-        data::{DataFile, fetch},
+        dataset::{DataFile, fetch},
     },
+    prelude::*,
 };
 
 use super::table::{self, Columns, EncodedImages, Labels, Table};

@@ -5,7 +5,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use cdl_core::{Error, Result};
+use cdl_core::prelude::*;
 use saphyr_parser::{Event, Parser};
 
 use super::folder::Folders;

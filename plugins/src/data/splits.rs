@@ -6,7 +6,10 @@ use std::{
     slice::from_ref,
 };
 
-use cdl_core::{Error, ImageStream, Result, Rng, StreamContext, TaskSettings, TaskStream};
+use cdl_core::{
+    data::{ImageStream, TaskSettings},
+    prelude::*,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -4,7 +4,7 @@
 use std::{fs::File, path::Path, sync::Arc};
 
 use cdl_core::{
-    DataRecord, Error, ImageSet, Result, hub::data::DataFile, image::RgbImage, panics, transform::decode,
+    data::ImageSet, hub::dataset::DataFile, image::RgbImage, prelude::*, system::panics, transform::decode,
 };
 use parquet::{
     basic::{Compression, LogicalType, Type as Physical},

@@ -3,13 +3,7 @@
 //! The divergence of teacher and student is split in two, weighted apart: how sure the teacher is of the right class
 //! (TCKD, a pair of probabilities), and what it thinks of all the others (NCKD).
 
-use cdl_core::{
-    Distiller, DistillerContext, LossTerm, Output, Result, Task,
-    candle_core::{D, DType, Tensor},
-    check,
-    ops::log_softmax,
-    require_teacher,
-};
+use cdl_core::{kernels::log_softmax, prelude::*};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -51,10 +45,10 @@ struct Dkd {
 
 impl Dkd {
     fn new(config: DkdConfig, _context: &DistillerContext<'_>) -> Result<Self> {
-        check::fraction("alpha", config.alpha)?;
-        check::positive("temperature", config.temperature)?;
-        check::non_negative("tckd_weight", config.tckd_weight)?;
-        check::non_negative("nckd_weight", config.nckd_weight)?;
+        ranges::fraction("alpha", config.alpha)?;
+        ranges::positive("temperature", config.temperature)?;
+        ranges::non_negative("tckd_weight", config.tckd_weight)?;
+        ranges::non_negative("nckd_weight", config.nckd_weight)?;
         Ok(Self { config })
     }
 }
@@ -115,7 +109,6 @@ fn divergence(log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdl_core::candle_core::Device;
 
     /// Both divergences from probabilities, worked out plainly.
     #[test]
@@ -136,7 +129,8 @@ mod tests {
             // Classes of another task stand before those that count.
             let logits = Tensor::new(&[[9.0, z[0], z[1], z[2]]], &Device::Cpu)?;
             let cls = logits.clone();
-            let features = cdl_core::Features { cls, tokens: None, blocks: Default::default(), norm: None };
+            let features =
+                cdl_core::traits::Features { cls, tokens: None, blocks: Default::default(), norm: None };
             Ok(Output { features, logits })
         };
         let labels = Tensor::new(&[1 + y as u32], &Device::Cpu)?;

@@ -3,10 +3,7 @@
 //! Besides soft targets, the student's last block, seen through a learned linear layer, is drawn to the teacher's:
 //! `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
 
-use cdl_core::{
-    Distiller, DistillerContext, DistillerTaps, Linear, LossTerm, NamedVar, Output, Result, Taps, Task,
-    TokenAlignment, candle_core::Tensor, check, require_teacher,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,7 +52,7 @@ impl FitNets {
         let FitNetsConfig { alpha, temperature, feature_weight } = config;
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
-        check::non_negative("feature_weight", feature_weight)?;
+        ranges::non_negative("feature_weight", feature_weight)?;
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let mut rng = context.rng.clone();
         Ok(Self {

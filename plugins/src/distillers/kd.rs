@@ -3,10 +3,7 @@
 //! The student's softened prediction is drawn to the teacher's:
 //! `α T² KL(softmax(t/T) ‖ softmax(s/T))` over the current task's classes.
 
-use cdl_core::{
-    Distiller, DistillerContext, LossTerm, Output, Result, Task, candle_core::Tensor, check,
-    loss::kl_divergence, require_teacher,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -40,8 +37,8 @@ cdl_core::register!(Distiller {
 impl KdConfig {
     /// Refuses weights outside 0 to 1 and temperatures that are not positive.
     pub fn validate(&self) -> Result<()> {
-        check::fraction("alpha", self.alpha)?;
-        check::positive("temperature", self.temperature)
+        ranges::fraction("alpha", self.alpha)?;
+        ranges::positive("temperature", self.temperature)
     }
 
     /// The term `α T² KL` for student and teacher logits `(B, C)`, of which the current task's classes count.

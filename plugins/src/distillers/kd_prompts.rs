@@ -4,10 +4,7 @@
 //! and in every later block keys and values after the image's own. A second head reads the extra token and is drawn to
 //! the teacher, while the learner's head on the CLS token is drawn to the labels. Both predict together.
 
-use cdl_core::{
-    Distiller, DistillerContext, Error, Features, Head, Injection, Kv, LossTerm, NamedVar, Output, Pass,
-    Result, Task, candle_core::Tensor, check, require_teacher,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +54,7 @@ impl KdPrompts {
         if config.layers == 0 {
             return Err(Error::setting("layers", 0, "expected at least 1"));
         }
-        check::halves("length", config.length)?;
+        ranges::halves("length", config.length)?;
         let mut rng = context.rng.clone();
         let width = context.student.width;
         let prompts = (0..config.layers.min(context.student.depth))

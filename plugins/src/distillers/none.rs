@@ -1,6 +1,6 @@
 //! No distillation: the student learns from labels alone. The baseline that shows what a teacher is worth.
 
-use cdl_core::{Distiller, DistillerContext, LossTerm, Output, Result, Task, candle_core::Tensor};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

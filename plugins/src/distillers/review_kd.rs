@@ -3,12 +3,7 @@
 //! Besides soft targets, every block of the student is drawn to a block of the teacher, through levels that pass what
 //! deeper blocks know up to shallower ones: `α T² KL + w · mean over levels of MSE(level, block of the teacher)`.
 
-use cdl_core::{
-    Distiller, DistillerContext, DistillerTaps, LayerNorm, Linear, LossTerm, NamedVar, Output, Result, Rng,
-    Taps, Task, TokenAlignment,
-    candle_core::{Device, Tensor},
-    check, require_teacher,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -120,7 +115,7 @@ impl ReviewKd {
         let ReviewKdConfig { alpha, temperature, review_weight } = config;
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
-        check::non_negative("review_weight", review_weight)?;
+        ranges::non_negative("review_weight", review_weight)?;
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let levels = (0..student.depth.min(teacher.depth))
             .map(|index| Level::new(index, student.width, teacher.width, &context.rng, device))

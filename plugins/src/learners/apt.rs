@@ -4,12 +4,7 @@
 //! In every block one vector is added to the CLS token's key and one to its value; no token is added and no query is
 //! needed. The vectors are trained on from task to task; evaluation uses their running mean over tasks.
 
-use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
-    Quirk, Result, Rng, Role, StateDict, Task,
-    candle_core::{DType, Device, Tensor},
-    check, ops,
-};
+use cdl_core::{kernels, prelude::*};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +64,7 @@ struct Apt {
 
 impl Apt {
     fn new(config: AptConfig, context: &LearnerContext<'_>) -> Result<Self> {
-        check::fraction("ema", config.ema)?;
+        ranges::fraction("ema", config.ema)?;
         let (width, depth, device) = (context.backbone.width, context.backbone.depth, context.device);
         let mut rng = context.rng.clone();
         let prompts = rng.derive("prompts").normal(&[2 * depth, width], 0.02, device)?;
@@ -194,8 +189,8 @@ impl AptHead {
 
 impl Head for AptHead {
     fn logits(&self, token: &Tensor) -> Result<Tensor> {
-        let token = ops::layer_norm(token, &self.ones, &self.zeros, 1e-5)?; // (B, D)
-        let weight = ops::unit(self.linear.weight())?; // (C, D)
+        let token = kernels::layer_norm(token, &self.ones, &self.zeros, 1e-5)?; // (B, D)
+        let weight = kernels::unit(self.linear.weight())?; // (C, D)
         Ok(token.matmul(&weight.t()?)?.broadcast_add(self.linear.bias())?)
     }
 
@@ -208,7 +203,6 @@ impl Head for AptHead {
 mod tests {
     use super::*;
     use cdl_core::{
-        TaskStream,
         candle_core::safetensors,
         testing::{Lab, Noise},
     };

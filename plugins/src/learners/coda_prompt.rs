@@ -7,13 +7,7 @@
 
 use std::ops::Range;
 
-use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
-    Rng, Selection, StateDict, Task,
-    candle_core::{DType, Device, Tensor},
-    check,
-    ops::unit,
-};
+use cdl_core::{kernels::unit, prelude::*};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,8 +68,8 @@ impl CodaPrompt {
             let expected = format!("expected at least one component for each of the {} tasks", context.tasks);
             return Err(Error::setting("pool", config.pool, expected));
         }
-        check::halves("length", config.length)?;
-        check::non_negative("ortho_penalty", config.ortho_penalty)?;
+        ranges::halves("length", config.length)?;
+        ranges::non_negative("ortho_penalty", config.ortho_penalty)?;
         let mut rng = context.rng.clone();
         let (width, query, device) = (context.backbone.width, context.query_width, context.device);
         let zeros = |name: String, shape: &[usize]| NamedVar::zeros(name, shape, device);

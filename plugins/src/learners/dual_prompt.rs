@@ -5,12 +5,7 @@
 //! to tasks. Training uses the current task's expert and draws its key to the query; at test each image takes the
 //! expert whose key is nearest.
 
-use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, Mode, NamedVar, Pass, Query,
-    Quirk, Result, Rng, Selection, StateDict, Task,
-    candle_core::{Device, Tensor},
-    check,
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,8 +85,8 @@ impl DualPrompt {
             let expected = format!("expected at least one expert for each of the {} tasks", context.tasks);
             return Err(Error::setting("pool", pool, expected));
         }
-        check::halves("e_length", e_length)?;
-        check::halves("g_length", g_length)?;
+        ranges::halves("e_length", e_length)?;
+        ranges::halves("g_length", g_length)?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let within = |block: &usize| *block < context.backbone.depth;
@@ -198,7 +193,7 @@ impl Learner for DualPrompt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdl_core::{TaskStream, testing};
+    use cdl_core::testing;
 
     /// An untrained key that is exactly the query wins over the pool, but is out of the running among the seen.
     #[test]
@@ -208,7 +203,7 @@ mod tests {
             |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
         for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
             let mut learner =
-                DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::Role::Student))?;
+                DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::traits::Role::Student))?;
             learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;

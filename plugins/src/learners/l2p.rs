@@ -4,13 +4,7 @@
 //! in cosine; a penalty draws the chosen keys to the query. The prompts enter attention as keys and values, as in the
 //! published code of continual distillation learning, and each image chooses for itself.
 
-use cdl_core::{
-    Error, Features, Head, Injection, Kv, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result,
-    Rng, Selection, StateDict, Task,
-    candle_core::{D, Device, Tensor},
-    check,
-    ops::unit,
-};
+use cdl_core::{kernels::unit, prelude::*};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,7 +65,7 @@ impl L2p {
             let expected = format!("expected 1 to {pool}, the prompts in the pool");
             return Err(Error::setting("top_k", top_k, expected));
         }
-        check::halves("length", length)?;
+        ranges::halves("length", length)?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let blocks = if deep { context.backbone.depth.min(DEEP_BLOCKS) } else { 1 };

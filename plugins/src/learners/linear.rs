@@ -1,10 +1,6 @@
 //! A linear head on the frozen CLS token, without prompts: the lower bound that prompt methods are measured against.
 
-use cdl_core::{
-    Features, Head, Injection, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result, Rng,
-    StateDict, Task,
-    candle_core::{Device, Tensor},
-};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

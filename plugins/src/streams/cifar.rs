@@ -8,8 +8,10 @@ use std::{
 };
 
 use cdl_core::{
-    DataRecord, Error, ImageSet, ImageStream, Result, StreamContext, TaskSettings, TaskStream,
-    error::nearest, image::RgbImage,
+    data::{ImageSet, ImageStream, TaskSettings},
+    error::nearest,
+    image::RgbImage,
+    prelude::*,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

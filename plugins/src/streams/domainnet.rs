@@ -1,6 +1,6 @@
 //! DomainNet: 345 classes in six styles, 586,575 images.
 
-use cdl_core::{Error, Result, StreamContext, TaskStream};
+use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

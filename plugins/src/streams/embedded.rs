@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use cdl_core::{DataRecord, Error, ImageStream, Result, StreamContext, TaskSettings, TaskStream};
+use cdl_core::{
+    data::{ImageStream, TaskSettings},
+    prelude::*,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

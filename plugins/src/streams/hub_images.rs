@@ -1,6 +1,9 @@
 //! Any image-classification data set in parquet files, on the Hugging Face Hub or in a folder.
 
-use cdl_core::{Error, ImageStream, Result, StreamContext, TaskSettings, TaskStream};
+use cdl_core::{
+    data::{ImageStream, TaskSettings},
+    prelude::*,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! Images in one folder for each class, split by folders or by lists.
 
-use cdl_core::{Result, StreamContext, TaskStream};
+use cdl_core::prelude::*;
 
 use crate::data::splits::{SplitConfig, Splits};
 

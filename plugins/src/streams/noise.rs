@@ -1,7 +1,9 @@
 //! Images of noise, to measure and to try things with: nothing to fetch and nothing to learn.
 
 use cdl_core::{
-    ImageSet, ImageStream, Result, Rng, StreamContext, TaskSettings, TaskStream, image::RgbImage,
+    data::{ImageSet, ImageStream, TaskSettings},
+    image::RgbImage,
+    prelude::*,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

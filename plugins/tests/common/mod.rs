@@ -6,9 +6,11 @@ pub mod networks;
 use std::{collections::BTreeSet, path::PathBuf};
 
 use cdl_core::{
-    Batch, EpochKey, Mode, Result, Rng, Role, StreamContext, TaskStream,
     candle_core::Device,
+    error::Result,
     registry::{self, Settings},
+    rng::Rng,
+    traits::{Batch, EpochKey, Mode, Role, StreamContext, TaskStream},
 };
 
 /// A stream by name, with settings in TOML.

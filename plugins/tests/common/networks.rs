@@ -1,17 +1,17 @@
 //! From recorded images through a network, and how far what comes out is from what was recorded.
 
 use cdl_core::{
-    Backbone, Injection, Normalization, Result, Taps,
     candle_core::{DType, Device, Tensor},
-    device::Precision,
-    hub::Provenance,
+    error::Result,
+    system::device::Precision,
+    traits::{Backbone, Injection, Normalization, Provenance, Taps},
     vit::{Vit, VitOptions, VitWeights},
 };
 
 /// Where recorded runs are walked again: `CDL_TEST_DEVICE`, else the CPU.
 pub fn device() -> Device {
     let name = std::env::var("CDL_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
-    cdl_core::device::open(&name, Precision::Float32).expect("CDL_TEST_DEVICE")
+    cdl_core::system::device::open(&name, Precision::Float32).expect("CDL_TEST_DEVICE")
 }
 
 /// The whole network for images of this side.

@@ -1,0 +1,3 @@
+//! Frozen networks.
+
+pub mod vit;

@@ -1,0 +1,8 @@
+//! Distillation methods.
+
+pub mod dkd;
+pub mod fitnets;
+pub mod kd;
+pub mod kd_prompts;
+pub mod none;
+pub mod review_kd;

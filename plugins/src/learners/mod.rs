@@ -1,0 +1,7 @@
+//! Prompt methods and heads.
+
+pub mod apt;
+pub mod coda_prompt;
+pub mod dual_prompt;
+pub mod l2p;
+pub mod linear;
