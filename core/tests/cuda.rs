@@ -122,27 +122,27 @@ fn every_operation_gives_the_cpus_numbers() {
     // All are printed before one is missed.
     let mut misses = Vec::new();
     for shape in [&[3usize, 5, 7][..], &[2, 197, 768]] {
-        misses.extend(compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| ops::gelu(&x[0])));
+        misses.extend(compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| kernels::gelu(&x[0])));
     }
     for width in [7, 48, 192, 768, 1024, 1280] {
         let (name, frozen) = (format!("layer norm {width}"), [&[width][..], &[width]]);
         misses.extend(compare(&name, &[&[2, 33, width]], &frozen, true, |x, frozen| {
-            ops::layer_norm(&x[0], &frozen[0], &frozen[1], 1e-6)
+            kernels::layer_norm(&x[0], &frozen[0], &frozen[1], 1e-6)
         }));
     }
     for (inputs, outputs) in [(7, 5), (192, 576), (768, 3072)] {
         let (name, x) = (format!("linear {inputs} to {outputs}"), [&[3, 50, inputs][..]]);
         let frozen = [&[outputs, inputs][..], &[outputs]];
         misses.extend(compare(&name, &x, &frozen, false, |x, frozen| {
-            ops::linear(&x[0], &frozen[0], Some(&frozen[1]))
+            kernels::linear(&x[0], &frozen[0], Some(&frozen[1]))
         }));
         let name = format!("linear {inputs} to {outputs}, no bias, one row");
         misses.extend(compare(&name, &[&[1, inputs]], &frozen, false, |x, frozen| {
-            ops::linear(&x[0], &frozen[0], None)
+            kernels::linear(&x[0], &frozen[0], None)
         }));
         let name = format!("linear {inputs} to {outputs}, from within");
         misses.extend(compare(&name, &x, &frozen, false, |x, frozen| {
-            ops::linear(&x[0].narrow(0, 1, 2)?, &frozen[0], Some(&frozen[1]))
+            kernels::linear(&x[0].narrow(0, 1, 2)?, &frozen[0], Some(&frozen[1]))
         }));
     }
     for (tokens, heads, head, extra) in
@@ -152,9 +152,9 @@ fn every_operation_gives_the_cpus_numbers() {
         let name = format!("attention {tokens}+{extra}, {heads}x{head}");
         let qkv: &[usize] = &[2, tokens, 3 * width];
         misses.extend(match extra {
-            0 => compare(&name, &[qkv], &[], false, |x, _| ops::attention(&x[0], None, heads)),
+            0 => compare(&name, &[qkv], &[], false, |x, _| kernels::attention(&x[0], None, heads)),
             _ => compare(&name, &[qkv, &[2, extra, 2 * width]], &[], false, |x, _| {
-                ops::attention(&x[0], Some(&x[1]), heads)
+                kernels::attention(&x[0], Some(&x[1]), heads)
             }),
         });
     }
@@ -168,10 +168,10 @@ fn rows_are_what_they_are_on_the_cpu() {
     let Some(gpu) = gpu(Precision::Float32) else { return };
     type Operation = fn(&Tensor) -> Result<Tensor>;
     let operations: [(&str, Operation); 4] = [
-        ("log-softmax", ops::log_softmax),
-        ("softmax", ops::softmax),
-        ("unit", ops::unit),
-        ("unit of columns", |x| ops::unit(&x.t()?)),
+        ("log-softmax", kernels::log_softmax),
+        ("softmax", kernels::softmax),
+        ("unit", kernels::unit),
+        ("unit of columns", |x| kernels::unit(&x.t()?)),
     ];
     for width in [1, 20, 33, 200] {
         let x = Rng::new(2).normal(&[5, width], 3.0, &Device::Cpu).unwrap();

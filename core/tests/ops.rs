@@ -77,14 +77,14 @@ fn linear() {
     check(
         "linear",
         std::slice::from_ref(&x),
-        |x| ops::linear(&x[0], &w, Some(&b)),
-        |x| ops::portable::linear(&x[0], &w, Some(&b)),
+        |x| kernels::linear(&x[0], &w, Some(&b)),
+        |x| kernels::portable::linear(&x[0], &w, Some(&b)),
     );
     check(
         "linear without bias",
         &[x],
-        |x| ops::linear(&x[0], &w, None),
-        |x| ops::portable::linear(&x[0], &w, None),
+        |x| kernels::linear(&x[0], &w, None),
+        |x| kernels::portable::linear(&x[0], &w, None),
     );
 }
 
@@ -97,15 +97,15 @@ fn layer_norm() {
     check(
         "layer_norm",
         &[x],
-        |x| ops::layer_norm(&x[0], &gamma, &beta, 1e-6),
-        |x| ops::portable::layer_norm(&x[0], &gamma, &beta, 1e-6),
+        |x| kernels::layer_norm(&x[0], &gamma, &beta, 1e-6),
+        |x| kernels::portable::layer_norm(&x[0], &gamma, &beta, 1e-6),
     );
 }
 
 #[test]
 fn gelu() {
     let x = (draw(&mut Rng::new(3), &[4, 50], DType::F64) * 2.0).unwrap();
-    check("gelu", &[x], |x| ops::gelu(&x[0]), |x| ops::portable::gelu(&x[0]));
+    check("gelu", &[x], |x| kernels::gelu(&x[0]), |x| kernels::portable::gelu(&x[0]));
 }
 
 #[test]
@@ -116,15 +116,15 @@ fn attention() {
     check(
         "attention",
         std::slice::from_ref(&qkv),
-        |x| ops::attention(&x[0], None, heads),
-        |x| ops::portable::attention(&x[0], None, heads),
+        |x| kernels::attention(&x[0], None, heads),
+        |x| kernels::portable::attention(&x[0], None, heads),
     );
     let extra = draw(&mut rng, &[batch, 4, 2 * width], DType::F64);
     check(
         "attention with prompts",
         &[qkv, extra],
-        |x| ops::attention(&x[0], Some(&x[1]), heads),
-        |x| ops::portable::attention(&x[0], Some(&x[1]), heads),
+        |x| kernels::attention(&x[0], Some(&x[1]), heads),
+        |x| kernels::portable::attention(&x[0], Some(&x[1]), heads),
     );
 }
 
@@ -139,9 +139,9 @@ fn float32_agrees_with_float64() {
     let (w, b) = (draw(&mut rng, &[3 * width, width], DType::F32), draw(&mut rng, &[3 * width], DType::F32));
     let extra = draw(&mut rng, &[batch, 7, 2 * width], DType::F32);
     let network = |x: &Tensor, extra: &Tensor, cast: &dyn Fn(&Tensor) -> Tensor| -> Result<Tensor> {
-        let x = ops::layer_norm(x, &cast(&gamma), &cast(&beta), 1e-6)?;
-        let qkv = (ops::linear(&x, &cast(&w), Some(&cast(&b)))? * 0.1)?;
-        ops::gelu(&ops::attention(&qkv, Some(extra), heads)?)
+        let x = kernels::layer_norm(x, &cast(&gamma), &cast(&beta), 1e-6)?;
+        let qkv = (kernels::linear(&x, &cast(&w), Some(&cast(&b)))? * 0.1)?;
+        kernels::gelu(&kernels::attention(&qkv, Some(extra), heads)?)
     };
     let run = |x: &Tensor, extra: &Tensor, cast: &dyn Fn(&Tensor) -> Tensor| {
         let (x, extra) = (Var::from_tensor(x).unwrap(), Var::from_tensor(extra).unwrap());
@@ -165,20 +165,20 @@ fn frozen_tensors_get_no_gradient_and_no_graph() {
     let mut rng = Rng::new(6);
     let w = Var::from_tensor(&draw(&mut rng, &[4, 4], DType::F32)).unwrap();
     let x = Var::from_tensor(&draw(&mut rng, &[3, 4], DType::F32)).unwrap();
-    let y = ops::linear(x.as_tensor(), w.as_tensor(), None).unwrap();
+    let y = kernels::linear(x.as_tensor(), w.as_tensor(), None).unwrap();
     let gradients = y.sum_all().unwrap().backward().unwrap();
     assert!(gradients.get(&x).is_some());
     assert!(gradients.get(&w).is_none(), "even a variable is a constant as a weight");
-    let y = ops::linear(&x.as_tensor().detach(), w.as_tensor(), None).unwrap();
+    let y = kernels::linear(&x.as_tensor().detach(), w.as_tensor(), None).unwrap();
     assert!(!y.track_op(), "no graph without a trainable input");
 }
 
 #[test]
 fn wrong_shapes_are_errors() {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-    assert!(ops::linear(&zeros(&[2, 3]), &zeros(&[4, 5]), None).is_err());
-    assert!(ops::layer_norm(&zeros(&[2, 3]), &zeros(&[4]), &zeros(&[4]), 1e-6).is_err());
-    assert!(ops::attention(&zeros(&[1, 2, 10]), None, 2).is_err());
-    assert!(ops::attention(&zeros(&[1, 2, 12]), Some(&zeros(&[1, 2, 7])), 2).is_err());
-    assert!(ops::attention(&zeros(&[1, 2, 12]), None, 3).is_err());
+    assert!(kernels::linear(&zeros(&[2, 3]), &zeros(&[4, 5]), None).is_err());
+    assert!(kernels::layer_norm(&zeros(&[2, 3]), &zeros(&[4]), &zeros(&[4]), 1e-6).is_err());
+    assert!(kernels::attention(&zeros(&[1, 2, 10]), None, 2).is_err());
+    assert!(kernels::attention(&zeros(&[1, 2, 12]), Some(&zeros(&[1, 2, 7])), 2).is_err());
+    assert!(kernels::attention(&zeros(&[1, 2, 12]), None, 3).is_err());
 }
