@@ -80,7 +80,7 @@ fn main() -> io::Result<()> {
          macro_rules! __plugin_identity {{ () => {{\n\
          \x20   unsafe extern \"C\" {{ #[link_name = \"cdl_abi_{hash}\"] static CDL_IDENTITY: u8; }}\n\
          \x20   /// Keeps the import.\n\
-         \x20   #[used] static CDL_IMPORT: $crate::plugin::Import = $crate::plugin::Import(&raw const CDL_IDENTITY);\n\
+         \x20   #[used] static CDL_IMPORT: $crate::registry::dynamic::Import = $crate::registry::dynamic::Import(&raw const CDL_IDENTITY);\n\
          }} }}\n"
     );
     fs::write(Path::new(&variable("OUT_DIR")).join("stamp.rs"), code)

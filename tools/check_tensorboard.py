@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
-CELL = 24  # pixels of a task in the picture of the matrix
+NUMBERED = 24  # matrices of more tasks have cells without numbers
 
 
 def float32(value):
@@ -63,6 +63,18 @@ def expected(run, role):
     return points, len(matrix)
 
 
+def size(tasks, role):
+    """Pixels of the picture of a matrix: its cells, the names around them, and no less than the title needs."""
+    if tasks <= NUMBERED:
+        cell, (across, down) = (46 if tasks <= 12 else 32), (34 + 6.7 * len(str(tasks)), 72)
+        title, high = f"{role}, accuracy in %", tasks * min(cell, 38)
+        least = down + high / 2 + 6.7 * len("after task") / 2 + 6
+    else:
+        cell, (across, down) = min(max(600 / tasks, 1), 6), (64, 72)
+        title, high, least = f"{role}, accuracy of {tasks} tasks", tasks * cell, 0
+    return round(max(across + tasks * cell + 16, 6.7 * 1.25 * len(title) + 24)), round(max(down + high + 12, least))
+
+
 def check(run, folder, role):
     events = EventAccumulator(str(folder / role), size_guidance={SCALARS: 0, IMAGES: 0})
     events.Reload()
@@ -81,7 +93,7 @@ def check(run, folder, role):
     for image in images:
         assert image.encoded_image_string.startswith(b"\x89PNG")
         width, height = struct.unpack(">II", image.encoded_image_string[16:24])
-        assert (width, height) == (image.width, image.height) == (image.step * CELL + 1,) * 2, image.step
+        assert (width, height) == (image.width, image.height) == size(image.step, role), image.step
     print(f"{folder / role}: {len(found)} numbers and {len(images)} pictures are as recorded")
 
 

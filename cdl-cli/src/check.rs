@@ -3,7 +3,8 @@
 use std::{fmt::Write, path::PathBuf};
 
 use cdl_core::{
-    Draft, Normalization,
+    Normalization,
+    config::Layers,
     preflight::{self, Data, NetworkReport, Plan, Report, Time},
     run_dir::RunDir,
 };
@@ -47,8 +48,9 @@ pub struct CheckArgs {
 
 /// Looks at everything that a run needs and says all that is wrong.
 pub fn check(args: &CheckArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
-    plugin::load_before_check(&args.configs, &args.sets)?;
-    let draft = Draft::load(&args.configs, &args.sets);
+    let layers = Layers::read(&args.configs, &args.sets);
+    plugin::load_named(&layers)?;
+    let draft = layers.draft();
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
     let run_dir = args.run_dir.clone().unwrap_or_else(default);
     let plan = Plan { steps: args.steps, images: args.images, run_dir: &run_dir, overwrite: args.overwrite };

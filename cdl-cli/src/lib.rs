@@ -36,6 +36,7 @@ mod train;
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
+use cdl_core::config::{Config, Layers};
 use clap::{Args, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -134,31 +135,27 @@ struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    fn load(&self) -> Result<cdl_core::Config, Failure> {
-        let config = load_config(&self.configs, &self.sets)?;
+    fn load(&self) -> Result<Config, Failure> {
+        let layers = Layers::read(&self.configs, &self.sets);
+        let config = load_config(&layers)?;
         // Files in the wrong order would run something else than what was meant.
-        for (at, file) in self.configs.iter().enumerate().take(self.configs.len() - 1) {
-            let others = [&self.configs[..at], &self.configs[at + 1..]].concat();
-            if cdl_core::Config::load(&others, &self.sets).is_ok_and(|other| other.run == config.run) {
-                tracing::warn!(
-                    "{} changes nothing: the files after it say otherwise; the base comes first, then what differs",
-                    file.display()
-                );
-            }
+        for file in layers.without_effect(&config) {
+            tracing::warn!(
+                "{} changes nothing: the files after it say otherwise; the base comes first, then what differs",
+                file.display()
+            );
         }
         Ok(config)
     }
 }
 
-/// Reads a configuration, the plugins that it names loaded before.
-fn load_config<P: AsRef<std::path::Path>>(
-    configs: &[P],
-    sets: &[String],
-) -> Result<cdl_core::Config, Failure> {
-    plugin::load_named(configs, sets)?;
-    cdl_core::Config::load(configs, sets).map_err(|error| {
+/// The configuration of `layers`, the plugins that it names loaded before.
+fn load_config(layers: &Layers) -> Result<Config, Failure> {
+    plugin::load_named(layers)?;
+    let draft = layers.draft();
+    let more = draft.errors.len().saturating_sub(1);
+    draft.finish().map_err(|error| {
         let mut failure = Failure::before_writing(error);
-        let more = cdl_core::Draft::load(configs, sets).mistakes.len().saturating_sub(1);
         if more > 0 {
             failure.message += &format!(" (and {more} more: see `cdl check`)");
         }

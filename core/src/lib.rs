@@ -74,6 +74,7 @@ pub mod error;
 pub mod hub;
 pub mod metrics;
 pub mod nn;
+pub mod pickle;
 pub mod prelude;
 pub mod registry;
 pub mod rng;
@@ -83,7 +84,6 @@ pub mod testing;
 pub mod train;
 pub mod traits;
 pub mod transform;
-pub mod unpack;
 pub mod vit;
 
 pub use cdl_kernels as ops;

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use sha2::{Digest, Sha256};
 
-use crate::error::Result;
+use crate::{error::Result, system::memory};
 
 /// A seeded generator (ChaCha8), derived by label: `Rng::new(seed).derive("student/learner")`.
 #[derive(Debug, Clone)]
@@ -35,16 +35,22 @@ impl Rng {
     }
 
     /// Float32 tensor with entries uniform in `[low, high)`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) where there is no memory for them.
     pub fn uniform(&mut self, shape: &[usize], low: f32, high: f32, device: &Device) -> Result<Tensor> {
-        let count = shape.iter().product();
+        let count = memory::check_size(shape)?;
         let values: Vec<f32> =
             (0..count).map(|_| low + (high - low) * self.generator.random::<f32>()).collect();
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
     /// Float32 tensor with normal entries of mean 0 and standard deviation `std`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) where there is no memory for them.
     pub fn normal(&mut self, shape: &[usize], std: f32, device: &Device) -> Result<Tensor> {
-        let count = shape.iter().product();
+        let count = memory::check_size(shape)?;
         let values: Vec<f32> = (0..count).map(|_| std * self.standard_normal() as f32).collect();
         Ok(Tensor::from_vec(values, shape, device)?)
     }

@@ -260,7 +260,6 @@ impl Walk {
                 mode: Mode::Published,
                 device: &device,
                 rng: Rng::new(0),
-                saved: None,
             };
             registry::learner(learner, &learner_settings, &context)
         };
@@ -274,7 +273,6 @@ impl Walk {
             mode: Mode::Published,
             device: &device,
             rng: Rng::new(0),
-            saved: None,
         };
         let distiller: Box<dyn Distiller> = registry::distiller(distiller, &distiller_settings, &context)?;
         let settings = TrainSettings {

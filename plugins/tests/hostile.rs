@@ -175,7 +175,7 @@ fn pickles_that_promise_too_much_are_refused() {
         (b"\x80\x02}.".to_vec(), "has no entry `data`"),
         (b"\x80\x02tuR.".to_vec(), "no mark"),
         (b"\x80\x02h\x07.".to_vec(), "recalls 7"),
-        ([b"\x80\x02".as_slice(), &[b'N'; (1 << 22) + 1]].concat(), "more than 4194304 objects"),
+        ([b"\x80\x02".as_slice(), &[b'N'; (1 << 22) + 1]].concat(), "more than 4194304 opcodes"),
         // Four images by 3072 become four by 3071, a million by a million, and -1 by 3072; types of other width.
         (replaced(b"K\x04M\x00\x0c", b"K\x04M\xff\x0b"), "shape [4, 3071]"),
         (replaced(b"K\x04M\x00\x0c", b"J\x40\x42\x0f\x00J\x40\x42\x0f\x00"), "shape [1000000, 1000000]"),

@@ -333,8 +333,8 @@ fn hostile_pickles_are_refused() {
         (b"\x80\x02}X\x05\x00\x00\x00epochK\x03s.".to_vec(), "its keys are: `epoch`"),
         (b"\x80\x02]K\x01a.".to_vec(), "no dictionary of tensors"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.".to_vec(), "Python object"),
-        (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "breaks off"),
-        (b"\x80\x04\x95.".to_vec(), "operation 0x95"),
+        (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "truncated"),
+        (b"\x80\x04\x95.".to_vec(), "opcode 0x95"),
     ] {
         says(&refusal(&archive(&pickle)), &[words]);
     }

@@ -1,4 +1,4 @@
-//! `cdl compare`: figures of ours beside published ones.
+//! `cdl compare`: results of runs beside published ones.
 
 mod ours;
 mod published;
@@ -7,15 +7,16 @@ mod show;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use serde_json::Value;
 
 use self::{
     ours::Ours,
-    published::{PARTS, Published, Row, Subject},
+    published::{Published, Subject},
 };
 use crate::{Failure, emit};
 
-/// As many of the nearest subjects are named as can be read.
+/// Number of nearest subjects that can be read at a glance.
 const NEAREST: usize = 3;
 
 /// Arguments of `cdl compare`.
@@ -40,7 +41,7 @@ pub struct CompareArgs {
     format: Format,
 }
 
-/// How it is written.
+/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// For the terminal
@@ -53,94 +54,98 @@ enum Format {
     Json,
 }
 
-/// One network beside what was published.
-struct Comparison<'a> {
+/// One network beside the published rows about the same subject.
+#[derive(Serialize)]
+struct Comparison {
+    #[serde(flatten)]
     ours: Ours,
-    rows: Vec<&'a Row>,
-    /// What differs in the settings, or cannot be known to be the same.
-    settings: Vec<Difference>,
-    /// What is to be said about a row.
+    published: Vec<Beside>,
+    settings_that_differ: Vec<Difference>,
+    /// Notes about the rows.
     notes: Vec<String>,
-    /// Where no row is about the same: those that come nearest.
+    /// Nearest subjects of the table, where no row is about the same.
     nearest: Vec<Subject>,
 }
 
-/// A setting that differs.
+/// Row of the table, and our figures less its figures.
+#[derive(Serialize)]
+struct Beside {
+    version: String,
+    method: String,
+    average_accuracy: f64,
+    forgetting: f64,
+    average_accuracy_difference: f64,
+    forgetting_difference: f64,
+}
+
+/// Setting that differs, or cannot be known to be the same.
+#[derive(Serialize)]
 struct Difference {
     what: String,
     key: String,
     /// Null where it is not set.
     ours: Value,
-    /// Nothing where it is not known.
-    published: Option<Value>,
+    /// Null where it is not set or not known.
+    published: Value,
+    published_is_known: bool,
 }
 
-/// Puts runs beside the published table.
+/// Compares runs with the published table.
 pub fn compare(args: &CompareArgs) -> Result<(), Failure> {
     let published = Published::read()?;
     let mut comparisons = Vec::new();
     for root in &args.runs {
-        for ours in ours::read(root, &published)? {
-            comparisons.push(beside(ours, &published));
-        }
+        comparisons.extend(ours::read(root, &published)?.into_iter().map(|ours| beside(ours, &published)));
     }
     emit(&match args.format {
-        Format::Table => show::text(&comparisons, &published),
-        Format::Markdown => show::markdown(&comparisons, &published),
+        Format::Table | Format::Markdown => show::people(&comparisons, &published, args.format),
         Format::Csv => show::csv(&comparisons)?,
-        Format::Json => show::json(&comparisons)?,
+        Format::Json => format!("{:#}\n", serde_json::json!(comparisons)),
     })
 }
 
-fn beside(ours: Ours, published: &Published) -> Comparison<'_> {
-    let rows = published.rows(&ours.subject);
-    let (mut settings, mut notes): (Vec<Difference>, Vec<String>) = (Vec::new(), Vec::new());
-    for row in &rows {
-        for (setting, value) in published.settings(row, ours.role) {
-            let own = ours.value(&setting.key);
-            if value.as_ref().is_some_and(|value| same(value, &own)) {
-                continue;
-            }
-            // Rows of several versions were made with the same.
-            let known = settings.iter().any(|other| other.what == setting.what && other.published == value);
-            if !known {
-                let (what, key) = (setting.what.clone(), setting.key.clone());
-                settings.push(Difference { what, key, ours: own, published: value });
+fn beside(ours: Ours, table: &Published) -> Comparison {
+    let rows = table.rows(&ours.subject);
+    let nearest = if rows.is_empty() { table.nearest(&ours.subject, NEAREST) } else { Vec::new() };
+    let (mut published, mut notes) = (Vec::new(), Vec::new());
+    let mut settings_that_differ: Vec<Difference> = Vec::new();
+    for row in rows {
+        for (setting, value) in table.settings(row, ours.role) {
+            let own = ours.value(setting.get("key"));
+            let (what, key) = (setting.get("what").to_string(), setting.get("key").to_string());
+            let published_is_known = value.is_some();
+            let published = value.unwrap_or_default();
+            // Rows of several versions were made with the same settings.
+            let told = settings_that_differ.iter().any(|other| {
+                (&other.what, &other.published, other.published_is_known)
+                    == (&what, &published, published_is_known)
+            });
+            if !(told || published_is_known && same(&published, &own)) {
+                settings_that_differ.push(Difference { what, key, ours: own, published, published_is_known });
             }
         }
-        notes.extend(published.note(row).map(|note| format!("{}, {}: {note}", row.version, row.kd)));
+        let (version, method) = (row.get("version").to_string(), row.get("kd").to_string());
+        notes.extend(table.note(row).map(|note| format!("{version}, {method}: {note}")));
+        let (average_accuracy, forgetting) = (row.number("acc"), row.number("forget"));
+        let average_accuracy_difference = ours.average_accuracy.mean - average_accuracy;
+        let forgetting_difference = ours.forgetting.mean - forgetting;
+        published.push(Beside {
+            version,
+            method,
+            average_accuracy,
+            forgetting,
+            average_accuracy_difference,
+            forgetting_difference,
+        });
     }
-    let nearest = if rows.is_empty() { published.nearest(&ours.subject, NEAREST) } else { Vec::new() };
-    Comparison { ours, rows, settings, notes, nearest }
+    Comparison { ours, published, settings_that_differ, notes, nearest }
 }
 
-/// Whether two values are the same, numbers by what they stand for.
+/// Whether two values are the same; 1 and 1.0 are.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         (a, b) => a == b,
     }
-}
-
-/// What keeps one subject from being another.
-fn apart(ours: &Subject, other: &Subject, published: &Published) -> String {
-    let shown = |part: &str, name: &str| match part {
-        "teacher" | "student" if name == published::NOTHING => "none".into(),
-        "teacher" | "student" => published.network(name),
-        _ => name.to_string(),
-    };
-    let parts = PARTS.iter().zip(ours.iter().zip(other)).filter(|(_, (a, b))| a != b);
-    let parts = parts.map(|(part, (a, b))| format!("{part} {} is not {}", shown(part, a), shown(part, b)));
-    parts.collect::<Vec<_>>().join(", ")
-}
-
-/// A subject as one says it.
-fn told(subject: &Subject, published: &Published) -> String {
-    let [dataset, teacher, student, learner, distiller, tasks] = subject;
-    let networks = match teacher.as_str() {
-        published::NOTHING => format!("{} alone", published.network(student)),
-        teacher => format!("{} to {}", published.network(teacher), published.network(student)),
-    };
-    format!("{dataset}, {networks}, {learner}, {distiller}, {tasks} tasks")
 }

@@ -1,19 +1,24 @@
-//! Comparisons as plain text, Markdown, CSV and JSON.
+//! Comparisons as plain text, Markdown and CSV.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Comparison, apart, published::Published, told};
-use crate::{Failure, sweep::Spread, table};
+use super::{
+    Beside, Comparison, Difference, Format,
+    published::{NOTHING, PARTS, Published, Subject},
+};
+use crate::{
+    Failure,
+    report::table_formats::{self, markdown, markdown_safe},
+    sweep::Spread,
+    table,
+};
 
-/// A figure with its deviation, where there are several runs.
+/// Mean with its deviation, where there are several runs.
 fn figure(spread: &Spread) -> String {
-    match spread.deviation {
-        Some(deviation) => format!("{:.2} ± {deviation:.2}", spread.mean),
-        None => format!("{:.2}", spread.mean),
-    }
+    format!("{:.2}{}", spread.mean, spread.deviation_text())
 }
 
-/// A value as one reads it.
+/// Value for people.
 pub fn shown(value: &Value) -> String {
     match value {
         Value::Null => "not set".into(),
@@ -22,205 +27,108 @@ pub fn shown(value: &Value) -> String {
     }
 }
 
-/// The value of a setting that may not be known.
-fn known(value: Option<&Value>) -> String {
-    value.map_or("not stated".into(), shown)
+impl Difference {
+    fn published(&self) -> String {
+        if self.published_is_known { shown(&self.published) } else { "not stated".into() }
+    }
 }
 
-/// The head and rows of our figures beside the published ones.
-fn figures(comparison: &Comparison<'_>) -> Vec<Vec<String>> {
-    let ours = &comparison.ours;
-    let head = ["", "average accuracy", "ours less it", "forgetting", "ours less it"].map(String::from);
-    let runs = if ours.accuracy.n == 1 { "1 run".into() } else { format!("{} runs", ours.accuracy.n) };
-    let (none, own) = (String::new, format!("ours, {runs}"));
-    let mut rows =
-        vec![head.into(), vec![own, figure(&ours.accuracy), none(), figure(&ours.forgetting), none()]];
-    rows.extend(comparison.rows.iter().map(|row| {
-        vec![
-            format!("{}, {}", row.version, row.kd),
-            format!("{:.2}", row.accuracy),
-            format!("{:+.2}", ours.accuracy.mean - row.accuracy),
-            format!("{:.2}", row.forgetting),
-            format!("{:+.2}", ours.forgetting.mean - row.forgetting),
-        ]
-    }));
-    rows
-}
-
-/// The head and rows of settings that differ.
-fn settings(comparison: &Comparison<'_>) -> Vec<Vec<String>> {
-    let head = ["setting", "ours", "published"].map(String::from);
-    let row = |difference: &super::Difference| {
-        let (ours, published) = (shown(&difference.ours), known(difference.published.as_ref()));
-        vec![difference.what.clone(), ours, published]
+/// Subject in words.
+fn told(subject: &Subject, published: &Published) -> String {
+    let [dataset, teacher, student, learner, distiller, tasks] = &subject.0;
+    let networks = match teacher.as_str() {
+        NOTHING => format!("{} alone", published.network(student)),
+        teacher => format!("{} to {}", published.network(teacher), published.network(student)),
     };
-    std::iter::once(head.into()).chain(comparison.settings.iter().map(row)).collect()
+    format!("{dataset}, {networks}, {learner}, {distiller}, {tasks} tasks")
 }
 
-/// What a comparison is about, and why there is no row, if there is none.
-fn title(comparison: &Comparison<'_>, published: &Published) -> (String, Vec<String>) {
-    let ours = &comparison.ours;
-    let title = format!("{}, {}: {}", ours.title, ours.role.as_str(), told(&ours.subject, published));
-    let near = comparison
-        .nearest
-        .iter()
-        .map(|other| format!("{}: {}", told(other, published), apart(&ours.subject, other, published)));
-    (title, near.collect())
+/// Parts in which one subject differs from another.
+fn apart(ours: &Subject, other: &Subject, published: &Published) -> String {
+    let parts = PARTS.iter().zip(ours.0.iter().zip(&other.0)).filter(|(_, (a, b))| a != b);
+    let parts = parts.map(|(part, (a, b))| {
+        let name =
+            |name: &str| if name == NOTHING { "none".to_string() } else { published.network(name).into() };
+        let part = if *part == "dataset" { "data set" } else { part };
+        format!("{part} {} is not {}", name(a), name(b))
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }
 
-/// For the terminal.
-pub fn text(comparisons: &[Comparison<'_>], published: &Published) -> String {
-    let one = |comparison: &Comparison<'_>| {
-        let (title, near) = title(comparison, published);
-        let mut text = format!("{title}\n");
-        if comparison.rows.is_empty() {
-            let ours = &comparison.ours;
-            text += &format!(
-                "no published row is about this; ours: average accuracy {}, forgetting {}\nthe nearest rows:\n",
-                figure(&ours.accuracy),
-                figure(&ours.forgetting)
-            );
-            near.iter().for_each(|near| text += &format!("  {near}\n"));
-            return text;
+/// Tables for the terminal or in Markdown: our figures beside the published ones, then the settings that differ.
+pub fn people(comparisons: &[Comparison], published: &Published, format: Format) -> String {
+    let in_markdown = format == Format::Markdown;
+    let safe = |text: String| if in_markdown { markdown_safe(&text) } else { text };
+    let table = |head: &[&str], mut rows: Vec<Vec<String>>| {
+        let head: Vec<String> = head.iter().copied().map(String::from).collect();
+        if in_markdown {
+            return markdown(head.len(), &head, &rows);
         }
-        text += &table::columns(&figures(comparison));
+        rows.insert(0, head);
+        table::columns(&rows)
+    };
+    let one = |Comparison { ours, published: rows, settings_that_differ, notes, nearest }: &Comparison| {
+        let title = format!("{}, {}: {}", ours.run, ours.role.as_str(), told(&ours.subject, published));
+        let runs = match ours.average_accuracy.n {
+            1 => "ours, 1 run".into(),
+            n => format!("ours, {n} runs"),
+        };
+        let none = String::new;
+        let mut figures =
+            vec![vec![runs, figure(&ours.average_accuracy), none(), figure(&ours.forgetting), none()]];
+        figures.extend(rows.iter().map(|row| {
+            vec![
+                format!("{}, {}", row.version, row.method),
+                format!("{:.2}", row.average_accuracy),
+                format!("{:+.2}", row.average_accuracy_difference),
+                format!("{:.2}", row.forgetting),
+                format!("{:+.2}", row.forgetting_difference),
+            ]
+        }));
+        let head = ["", "average accuracy", "ours less it", "forgetting", "ours less it"];
+        let mut text = if in_markdown { format!("### {}\n\n", safe(title)) } else { format!("{title}\n") };
+        text += &table(&head, figures);
         text.push('\n');
-        text += &table::columns(&settings(comparison));
-        comparison.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
-        text
-    };
-    comparisons.iter().map(one).collect::<Vec<_>>().join("\n")
-}
-
-/// For a page.
-pub fn markdown(comparisons: &[Comparison<'_>], published: &Published) -> String {
-    let safe = |text: &str| text.replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ");
-    let table = |rows: Vec<Vec<String>>| {
-        let mut text = String::new();
-        for (at, row) in rows.iter().enumerate() {
-            let cells: Vec<String> = row.iter().map(|cell| safe(cell)).collect();
-            text += &format!("| {} |\n", cells.join(" | "));
-            if at == 0 {
-                text += &format!("|{}\n", "---|".repeat(row.len()));
+        if rows.is_empty() {
+            text += "no published row is about this; the nearest rows:\n\n";
+            for other in nearest {
+                let other = format!("{}: {}", told(other, published), apart(&ours.subject, other, published));
+                text += &format!("- {}\n", safe(other));
             }
-        }
-        text
-    };
-    let one = |comparison: &Comparison<'_>| {
-        let (title, near) = title(comparison, published);
-        let mut text = format!("### {}\n\n{}", safe(&title), table(figures(comparison)));
-        if comparison.rows.is_empty() {
-            text += "\nNo published row is about this. The nearest rows:\n\n";
-            near.iter().for_each(|near| text += &format!("- {}\n", safe(near)));
             return text;
         }
-        text += &format!("\n{}", table(settings(comparison)));
-        comparison.notes.iter().for_each(|note| text += &format!("\n{}\n", safe(note)));
+        let row = |one: &Difference| vec![one.what.clone(), shown(&one.ours), one.published()];
+        text += &table(&["setting", "ours", "published"], settings_that_differ.iter().map(row).collect());
+        for note in notes {
+            text += &format!("\nnote: {}\n", safe(note.clone()));
+        }
         text
     };
     comparisons.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
 /// A line for each published row, all digits; a network without one has a line without it.
-pub fn csv(comparisons: &[Comparison<'_>]) -> Result<String, Failure> {
-    let fail = |reason: String| Failure::working(format!("CSV: {reason}"));
-    let mut csv = csv::Writer::from_writer(Vec::new());
-    let mut put = |row: &[String]| csv.write_record(row).map_err(|e| fail(e.to_string()));
-    put(&[
-        "run",
-        "network",
-        "dataset",
-        "teacher",
-        "student",
-        "learner",
-        "distiller",
-        "tasks",
-        "n",
-        "average_accuracy",
-        "average_accuracy_deviation",
-        "forgetting",
-        "forgetting_deviation",
-        "version",
-        "published_method",
-        "published_average_accuracy",
-        "published_forgetting",
-        "settings_that_differ",
-    ]
-    .map(String::from))?;
-    for comparison in comparisons {
-        let ours = &comparison.ours;
-        let digits = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
-        let mut own = vec![ours.title.clone(), ours.role.as_str().into()];
-        own.extend(ours.subject.iter().cloned());
-        own.push(ours.accuracy.n.to_string());
-        for spread in [&ours.accuracy, &ours.forgetting] {
-            own.extend([spread.mean.to_string(), digits(spread.deviation)]);
+pub fn csv(comparisons: &[Comparison]) -> Result<String, Failure> {
+    let head = "run,network,dataset,teacher,student,learner,distiller,tasks,n,average_accuracy,average_accuracy_deviation,\
+                forgetting,forgetting_deviation,version,published_method,published_average_accuracy,published_forgetting,\
+                settings_that_differ";
+    let mut lines: Vec<Vec<String>> = Vec::new();
+    for Comparison { ours, published: rows, settings_that_differ, .. } in comparisons {
+        let mut own = vec![ours.run.clone(), ours.role.as_str().into()];
+        own.extend(ours.subject.0.clone());
+        own.extend(ours.average_accuracy.fields());
+        own.extend(ours.forgetting.fields().into_iter().skip(1));
+        let differ =
+            |one: &Difference| format!("{}: {}, published {}", one.what, shown(&one.ours), one.published());
+        let differ = settings_that_differ.iter().map(differ).collect::<Vec<_>>().join("; ");
+        for Beside { version, method, average_accuracy, forgetting, .. } in rows {
+            let figures = [average_accuracy, forgetting].map(f64::to_string);
+            lines.push([&own[..], &[version.clone(), method.clone()], &figures, &[differ.clone()]].concat());
         }
-        let differ: Vec<String> = (comparison.settings.iter())
-            .map(|one| {
-                format!("{}: {}, published {}", one.what, shown(&one.ours), known(one.published.as_ref()))
-            })
-            .collect();
-        for row in &comparison.rows {
-            let theirs = [
-                row.version.clone(),
-                row.kd.clone(),
-                row.accuracy.to_string(),
-                row.forgetting.to_string(),
-                differ.join("; "),
-            ];
-            put(&[&own[..], &theirs].concat())?;
-        }
-        if comparison.rows.is_empty() {
-            put(&[&own[..], &std::array::from_fn::<_, 5, _>(|_| String::new())].concat())?;
+        if rows.is_empty() {
+            own.resize(own.len() + 5, String::new());
+            lines.push(own);
         }
     }
-    let bytes = csv.into_inner().map_err(|e| fail(e.to_string()))?;
-    String::from_utf8(bytes).map_err(|e| fail(e.to_string()))
-}
-
-/// All of it.
-pub fn json(comparisons: &[Comparison<'_>]) -> Result<String, Failure> {
-    let spread =
-        |spread: &Spread| json!({ "n": spread.n, "mean": spread.mean, "deviation": spread.deviation });
-    let subject = |subject: &super::Subject| -> Value {
-        let names = ["dataset", "teacher", "student", "learner", "distiller", "tasks"];
-        names.into_iter().zip(subject).map(|(name, value)| (name.to_string(), json!(value))).collect()
-    };
-    let one = |comparison: &Comparison<'_>| {
-        let ours = &comparison.ours;
-        let row = |row: &&super::Row| {
-            json!({
-                "version": row.version,
-                "method": row.kd,
-                "average_accuracy": row.accuracy,
-                "forgetting": row.forgetting,
-                "average_accuracy_difference": ours.accuracy.mean - row.accuracy,
-                "forgetting_difference": ours.forgetting.mean - row.forgetting,
-            })
-        };
-        let setting = |one: &super::Difference| {
-            let published = one.published.clone();
-            json!({
-                "what": one.what,
-                "key": one.key,
-                "ours": one.ours,
-                "published": published,
-                "published_is_known": one.published.is_some(),
-            })
-        };
-        json!({
-            "run": ours.title,
-            "network": ours.role.as_str(),
-            "subject": subject(&ours.subject),
-            "average_accuracy": spread(&ours.accuracy),
-            "forgetting": spread(&ours.forgetting),
-            "published": comparison.rows.iter().map(row).collect::<Vec<_>>(),
-            "settings_that_differ": comparison.settings.iter().map(setting).collect::<Vec<_>>(),
-            "notes": comparison.notes,
-            "nearest": comparison.nearest.iter().map(subject).collect::<Vec<_>>(),
-        })
-    };
-    let text = serde_json::to_string_pretty(&comparisons.iter().map(one).collect::<Vec<_>>());
-    Ok(text.map_err(|e| Failure::working(format!("JSON: {e}")))? + "\n")
+    table_formats::csv("CSV", head.split(',').map(String::from).collect(), lines)
 }

@@ -2,7 +2,6 @@
 
 mod fetch;
 mod split;
-mod unpack;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -19,8 +18,6 @@ pub enum DataCommand {
     Fetch(fetch::FetchArgs),
     /// See whether all files are there, as listed, and every image can be decoded
     Verify(verify::VerifyArgs),
-    /// Unpack an archive, safely wherever it came from
-    Unpack(unpack::UnpackArgs),
     /// Draw a split of an image folder and write it as two lists
     Split(split::SplitArgs),
 }
@@ -30,7 +27,6 @@ pub fn data(command: &DataCommand, log: &Log, quiet: bool) -> Result<(), Failure
     match command {
         DataCommand::Fetch(args) => fetch::fetch(args, log, quiet),
         DataCommand::Verify(args) => verify::verify(args, log, quiet),
-        DataCommand::Unpack(args) => unpack::unpack(args, log, quiet),
         DataCommand::Split(args) => split::split(args),
     }
 }

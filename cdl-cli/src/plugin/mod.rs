@@ -14,6 +14,7 @@ use std::{
 
 use cdl_core::{
     Error,
+    config::Layers,
     plugin::{self, PluginError},
     registry::Entry,
 };
@@ -85,18 +86,8 @@ pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
 }
 
 /// Loads the plugins that a configuration names.
-pub fn load_named<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<(), Failure> {
-    let named = cdl_core::Config::plugins(configs, sets).map_err(Failure::before_writing)?;
-    load_each(named)
-}
-
-/// The same for `cdl check`, which says itself what else is wrong with a configuration.
-pub fn load_before_check<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<(), Failure> {
-    load_each(cdl_core::Config::plugins(configs, sets).unwrap_or_default())
-}
-
-fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
-    for (file, origin) in named {
+pub fn load_named(layers: &Layers) -> Result<(), Failure> {
+    for (file, origin) in layers.plugins() {
         load(&file)
             .map_err(|failure| Failure { message: format!("{origin}: {}", failure.message), ..failure })?;
     }

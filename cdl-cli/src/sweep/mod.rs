@@ -5,13 +5,13 @@ mod cell;
 mod claim;
 mod last_words;
 mod manifest;
-mod page;
 mod plan;
 mod pool;
 mod slurm;
 mod statistics;
 mod summary;
-mod tables;
+mod sweep_page;
+mod sweep_tables;
 
 use std::{
     fs,
@@ -29,10 +29,7 @@ use self::{
     manifest::State,
     plan::{Cell, Given, Plan},
 };
-pub use self::{
-    statistics::Spread,
-    summary::{Summary, summary_of},
-};
+pub use self::{statistics::Spread, summary::Summary};
 use crate::{Failure, emit, logging::Log, place, signals::Signals};
 
 /// As many runs are named as can be read.
@@ -356,12 +353,15 @@ fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
         tracing::warn!("{left} of {} cells are not done: the tables are without them", states.len());
     }
     let place = |name: &str, text: &str| write_atomic(&sweep.folder.join(name), text.as_bytes());
-    place("sweep.csv", &tables::csv(&summary)?)?;
-    place("sweep.md", &tables::markdown(&summary))?;
-    place("sweep.tex", &tables::latex(&summary))?;
-    place("summary.json", &tables::json(&summary)?)?;
-    let figure = page::figure(&summary);
+    place("sweep.csv", &sweep_tables::csv(&summary)?)?;
+    place("sweep.md", &sweep_tables::markdown(&summary))?;
+    place("sweep.tex", &sweep_tables::latex(&summary))?;
+    place("summary.json", &sweep_tables::json(&summary)?)?;
+    let figure = sweep_page::figure(&summary);
     place("accuracy.svg", &figure.standalone())?;
-    place("sweep.html", &page::page(sweep, &summary, states, &figure))?;
-    emit(&(tables::text(&summary) + &format!("tables, figure and page are in {}\n", sweep.folder.display())))
+    place("sweep.html", &sweep_page::page(sweep, &summary, states, &figure))?;
+    emit(
+        &(sweep_tables::text(&summary)
+            + &format!("tables, figure and page are in {}\n", sweep.folder.display())),
+    )
 }

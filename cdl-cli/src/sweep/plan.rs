@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Config, Draft, Error, resume::check_config, run_dir::write_atomic};
+use cdl_core::{Config, Error, config::Layers, resume::check_config, run_dir::write_atomic};
 use serde::{Deserialize, Serialize};
 
 use super::axis::{self, Axis, Value, digits};
@@ -166,13 +166,17 @@ impl Plan {
             let sets: Vec<String> =
                 self.sets.iter().chain(cell.values.iter().flat_map(|value| &value.sets)).cloned().collect();
             let mut found: Vec<String> = Vec::new();
-            if let Err(failure) = plugin::load_before_check(&files, &sets) {
-                found.push(failure.message);
-            } else {
-                found.extend(Draft::load(&files, &sets).mistakes.iter().map(first_line));
-            }
-            if found.is_empty() {
-                match Config::load(&files, &sets).and_then(|config| Ok((config.to_toml()?, config))) {
+            let layers = Layers::read(&files, &sets);
+            let draft = match plugin::load_named(&layers) {
+                Ok(()) => Some(layers.draft()),
+                Err(failure) => {
+                    found.push(failure.message);
+                    None
+                }
+            };
+            found.extend(draft.iter().flat_map(|draft| &draft.errors).map(first_line));
+            if let Some(draft) = draft.filter(|draft| draft.errors.is_empty()) {
+                match draft.finish().and_then(|config| Ok((config.to_toml()?, config))) {
                     Ok((toml, config)) => {
                         if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
                             found.push(format!(
@@ -322,7 +326,7 @@ pub fn read_recorded(file: &Path) -> Result<Option<Config>, String> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         text => text.map_err(|e| format!("{}: {e}", file.display()))?,
     };
-    let config = Config::recorded_without_plugins(file, &text);
+    let config = Layers::recorded(file, &text).config_without_plugins();
     config.map(Some).map_err(|error| first_line(&error))
 }
 
@@ -340,9 +344,10 @@ pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
 pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
     look_at_config(folder, cell).map_err(Failure::mistake)?;
     let file = config_file(folder, cell);
-    plugin::load_named(&[&file], &[])?;
     let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
-    Config::recorded(&file, &text).map_err(Failure::before_writing)
+    let layers = Layers::recorded(&file, &text);
+    plugin::load_named(&layers)?;
+    layers.config().map_err(Failure::before_writing)
 }
 
 #[cfg(test)]

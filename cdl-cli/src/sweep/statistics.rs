@@ -1,14 +1,15 @@
 //! Means, deviations and intervals of a few runs.
 
+use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// Half of what lies outside the interval, on each side.
+/// Probability outside the interval, on each side.
 const TAIL: f64 = 0.025;
 
-/// What a few values have in common.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// Mean and deviation of a few values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// How many.
+    /// Number of values.
     pub n: usize,
     /// Their mean.
     pub mean: f64,
@@ -17,7 +18,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// `None` without a value.
+    /// Mean and deviation; `None` without a value.
     pub fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
@@ -34,6 +35,21 @@ impl Spread {
         let student = StudentsT::new(0.0, 1.0, self.n.checked_sub(1)? as f64).ok()?;
         let half = student.inverse_cdf(1.0 - TAIL) * self.deviation? / (self.n as f64).sqrt();
         Some((self.mean - half, self.mean + half))
+    }
+
+    /// Number, mean and deviation in all digits.
+    pub fn fields(&self) -> [String; 3] {
+        [self.n.to_string(), self.mean.to_string(), self.deviation.map(|d| d.to_string()).unwrap_or_default()]
+    }
+
+    /// Deviation behind a mean; empty for a single value.
+    pub fn deviation_text(&self) -> String {
+        self.deviation.map(|deviation| format!(" ± {deviation:.2}")).unwrap_or_default()
+    }
+
+    /// Interval behind a mean; empty for a single value.
+    pub fn interval_text(&self) -> String {
+        self.interval().map(|(low, high)| format!(" [{low:.2}, {high:.2}]")).unwrap_or_default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the cells of a sweep came to, combination by combination.
+//! Results of a sweep, combination by combination.
 
 use std::path::{Path, PathBuf};
 
@@ -13,59 +13,54 @@ use super::{
     plan::run_folder,
     statistics::{Spread, differences},
 };
-use crate::Failure;
+use crate::{
+    Failure,
+    report::recorded_run::{ROLES, folder_name},
+};
 
 /// All combinations with the results of their cells.
 pub struct Summary {
-    /// Of the sweep's folder.
+    /// Name of the sweep's folder.
     pub name: String,
-    /// Names of what varies, and of what is repeated.
+    /// Names of the varied axes.
     pub vary: Vec<String>,
-    /// See `vary`.
+    /// Names of the repeated axes.
     pub repeat: Vec<String>,
-    /// In the order of the values.
+    /// Combinations in the order of the values.
     pub combinations: Vec<Combination>,
-    /// Which one the others are compared with.
+    /// Number of the combination that the others are compared with.
     pub baseline: usize,
 }
 
-/// One value of everything that varies, with all its repetitions.
+/// One value of every varied axis, with all repetitions.
 pub struct Combination {
-    /// Its value of everything that varies.
+    /// Its value of each varied axis.
     pub labels: Vec<String>,
-    /// In the order of the repetitions, which is the same for all combinations.
+    /// Cells in the order of the repetitions, which is the same for all combinations.
     pub cells: Vec<Outcome>,
 }
 
-/// One cell.
+/// Outcome of one cell.
 pub struct Outcome {
-    /// Its name.
+    /// Name of the cell.
     pub name: String,
-    /// Its value of everything that is repeated.
+    /// Its value of each repeated axis.
     pub labels: Vec<String>,
     /// Its run directory.
     pub root: PathBuf,
-    /// What it came to, if it is done.
+    /// Its results, if it is done.
     pub results: Option<Results>,
 }
 
 impl Outcome {
     /// The value of a definition for one network.
     pub fn value(&self, role: Role, definition: &Definition) -> Option<f64> {
-        summary_of(self.results.as_ref()?, role).and_then(definition.value)
-    }
-}
-
-/// One network's part of a run's results.
-pub fn summary_of(results: &Results, role: Role) -> Option<&cdl_core::Summary> {
-    match role {
-        Role::Student => results.student.as_ref(),
-        Role::Teacher => results.teacher.as_ref(),
+        (definition.value)(self.results.as_ref()?.of(role)?)
     }
 }
 
 impl Combination {
-    /// As one writes it.
+    /// Name for tables and legends.
     pub fn title(&self) -> String {
         if self.labels.is_empty() { "all".into() } else { self.labels.join(", ") }
     }
@@ -87,7 +82,7 @@ impl Combination {
 
     /// Mean accuracy over the tasks so far after each task, over the repetitions that are done.
     pub fn progress(&self, role: Role) -> Vec<Option<Spread>> {
-        let results = self.cells.iter().filter_map(|cell| summary_of(cell.results.as_ref()?, role));
+        let results = self.cells.iter().filter_map(|cell| cell.results.as_ref()?.of(role));
         let runs: Vec<&[Vec<f64>]> = results.map(|summary| summary.accuracy_matrix.rows()).collect();
         let tasks = runs.iter().map(|rows| rows.len()).max().unwrap_or(0);
         let mean = |row: &Vec<f64>| row.iter().sum::<f64>() / row.len().max(1) as f64;
@@ -98,7 +93,7 @@ impl Combination {
 }
 
 impl Summary {
-    /// What the sweep in `folder` came to. Nothing of it is changed, and no plugin that it names is loaded.
+    /// Reads the sweep in `folder`, without changing it and without loading the plugins that it names.
     pub fn of_folder(folder: &Path) -> Result<Self, Failure> {
         let sweep = Sweep::read(folder)?;
         let states = manifest::look(&sweep)?;
@@ -128,9 +123,8 @@ impl Summary {
                 combination.cells.push(outcome);
             }
         }
-        let whole = std::fs::canonicalize(&sweep.folder).unwrap_or_else(|_| sweep.folder.clone());
         Ok(Self {
-            name: whole.file_name().map_or("sweep".into(), |name| name.to_string_lossy().into_owned()),
+            name: folder_name(&sweep.folder, "sweep"),
             vary: names(&sweep.plan.vary),
             repeat: names(&sweep.plan.repeat),
             combinations,
@@ -140,12 +134,9 @@ impl Summary {
 
     /// The networks that were trained in any cell.
     pub fn roles(&self) -> Vec<Role> {
-        let trained = |role: &Role| {
-            let mut cells = self.combinations.iter().flat_map(|combination| &combination.cells);
-            cells
-                .any(|cell| cell.results.as_ref().is_some_and(|results| summary_of(results, *role).is_some()))
-        };
-        [Role::Student, Role::Teacher].into_iter().filter(trained).collect()
+        let cells = self.combinations.iter().flat_map(|combination| &combination.cells);
+        let results: Vec<&Results> = cells.filter_map(|cell| cell.results.as_ref()).collect();
+        ROLES.into_iter().filter(|role| results.iter().any(|results| results.of(*role).is_some())).collect()
     }
 
     /// Cells that are done.

@@ -3,22 +3,14 @@
 
 use crc_fast::{CrcAlgorithm, checksum};
 
-/// What a summary shows under a tag.
-pub enum Value {
-    /// A number.
-    Scalar(f32),
-    /// A picture.
-    Image(Image),
-}
+use crate::report::raster::Image;
 
-/// An encoded picture.
-pub struct Image {
-    /// In pixels.
-    pub width: u32,
-    /// In pixels.
-    pub height: u32,
-    /// The PNG file, 8-bit RGB.
-    pub png: Vec<u8>,
+/// Value of a tag.
+pub enum Value {
+    /// Number.
+    Scalar(f32),
+    /// Picture.
+    Image(Image),
 }
 
 /// Values at one step.
@@ -27,96 +19,79 @@ pub struct Event {
     pub wall_time: f64,
     /// Place on the horizontal axis.
     pub step: usize,
-    /// By tag.
+    /// Values by tag.
     pub values: Vec<(String, Value)>,
 }
 
-/// What stands at the beginning of every file: the version of the format.
+/// Record at the beginning of every file: the version of the format.
 pub fn first(wall_time: f64) -> Vec<u8> {
-    let mut event = Message::default();
-    event.double(1, wall_time);
-    event.bytes(3, b"brain.Event:2");
-    record(&event.0)
+    record(&Message::default().fixed(1, 1, &wall_time.to_le_bytes()).bytes(3, b"brain.Event:2").0)
 }
 
 impl Event {
-    /// The event as it lies in a file.
+    /// Record of the event in a file.
     pub fn to_record(&self) -> Vec<u8> {
         let mut summary = Message::default();
         for (tag, value) in &self.values {
-            let mut message = Message::default();
-            message.bytes(1, tag.as_bytes());
-            match value {
-                Value::Scalar(number) => message.float(2, *number),
-                Value::Image(image) => {
-                    let mut inner = Message::default();
-                    inner.varint(1, image.height.into());
-                    inner.varint(2, image.width.into());
-                    // RGB.
-                    inner.varint(3, 3);
-                    inner.bytes(4, &image.png);
-                    message.bytes(4, &inner.0);
+            let message = Message::default().bytes(1, tag.as_bytes());
+            let message = match value {
+                Value::Scalar(number) => message.fixed(2, 5, &number.to_le_bytes()),
+                Value::Image(Image { width, height, png }) => {
+                    // The third field is the number of channels.
+                    let size = Message::default()
+                        .varint(1, (*height).into())
+                        .varint(2, (*width).into())
+                        .varint(3, 3);
+                    message.bytes(4, &size.bytes(4, png).0)
                 }
-            }
-            summary.bytes(1, &message.0);
+            };
+            summary = summary.bytes(1, &message.0);
         }
-        let mut event = Message::default();
-        event.double(1, self.wall_time);
-        event.varint(2, self.step as u64);
-        event.bytes(5, &summary.0);
-        record(&event.0)
+        let event = Message::default().fixed(1, 1, &self.wall_time.to_le_bytes());
+        record(&event.varint(2, self.step as u64).bytes(5, &summary.0).0)
     }
 }
 
-/// A TFRecord: length, masked CRC of the length, data, masked CRC of the data, numbers with the lowest byte first.
+/// TFRecord: length, masked CRC of the length, data, masked CRC of the data, numbers with the lowest byte first.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     [&length[..], &masked(&length).to_le_bytes(), data, &masked(data).to_le_bytes()].concat()
 }
 
-/// CRC-32C turned by 15 bits, plus a constant, so that a CRC of data that holds CRCs stays a good one.
+/// CRC-32C rotated by 15 bits plus a constant: the CRC of data that contains CRCs stays a good one.
 fn masked(data: &[u8]) -> u32 {
     let crc = checksum(CrcAlgorithm::Crc32Iscsi, data) as u32;
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// Fields of a protocol buffer message, one after the other. Each begins with its number and kind.
+/// Fields of a protocol buffer message, one after the other. Each begins with its number and wire type.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
 impl Message {
-    fn key(&mut self, field: u64, kind: u64) {
-        self.number(field << 3 | kind);
-    }
-
-    /// Seven bits a byte, the lowest first; the eighth says that more follow.
-    fn number(&mut self, mut value: u64) {
+    /// Seven bits a byte, the lowest first; the eighth bit marks that more follow.
+    fn number(mut self, mut value: u64) -> Self {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
             value >>= 7;
         }
         self.0.push(value as u8);
+        self
     }
 
-    fn varint(&mut self, field: u64, value: u64) {
-        self.key(field, 0);
-        self.number(value);
+    fn varint(self, field: u64, value: u64) -> Self {
+        self.number(field << 3).number(value)
     }
 
-    fn double(&mut self, field: u64, value: f64) {
-        self.key(field, 1);
-        self.0.extend(value.to_le_bytes());
+    /// A double (wire type 1) or a float (5).
+    fn fixed(self, field: u64, wire_type: u64, value: &[u8]) -> Self {
+        let Self(head) = self.number(field << 3 | wire_type);
+        Self([&head, value].concat())
     }
 
-    fn float(&mut self, field: u64, value: f32) {
-        self.key(field, 5);
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn bytes(&mut self, field: u64, value: &[u8]) {
-        self.key(field, 2);
-        self.number(value.len() as u64);
-        self.0.extend(value);
+    fn bytes(self, field: u64, value: &[u8]) -> Self {
+        let Self(head) = self.number(field << 3 | 2).number(value.len() as u64);
+        Self([&head, value].concat())
     }
 }
 

@@ -1,11 +1,11 @@
 //! Event files for TensorBoard: `FOLDER/student/events...` and `FOLDER/teacher/events...`, with the same tags, so that the
 //! two networks share their charts.
 //!
-//! Everything in them follows from `run.json`, `metrics.jsonl` and the accuracy matrices: written as a run goes on, made
-//! anew when it is resumed, or made of a finished run, they have the same bytes. `docs/metrics.md` has the tags.
+//! Their contents follow from `run.json`, `metrics.jsonl` and the accuracy matrices alone: files written during a run, after
+//! it was resumed, or from a finished run have the same bytes. `docs/metrics.md` lists the tags.
 
 mod event;
-mod matrix;
+mod matrix_image;
 
 use std::{
     collections::BTreeMap,
@@ -16,18 +16,18 @@ use std::{
 
 use cdl_core::{
     Accuracies, AccuracyMatrix, DEFINITIONS, EpochReport, Error, Result, Role,
-    run_dir::{read_epochs, read_record, read_results, read_results_so_far},
+    run_dir::{Results, read_epochs, read_record, read_results, read_results_so_far},
 };
 
 use self::event::{Event, Value};
 
-/// The folder in a run directory.
+/// Folder in a run directory.
 const FOLDER: &str = "tensorboard";
 
-/// The event files of one run, open to be added to.
+/// Event files of one run, open for appending.
 pub struct EventFiles {
     folder: PathBuf,
-    /// Seconds since 1970 when the run began.
+    /// Start of the run in seconds since 1970.
     started: f64,
     /// Seconds of training so far.
     trained: f64,
@@ -35,33 +35,17 @@ pub struct EventFiles {
 }
 
 impl EventFiles {
-    /// Files of the run in `root`, which goes on before task `task` (from 0): made anew, with what `metrics.jsonl` has by
-    /// now and the accuracies after the tasks before.
-    ///
-    /// # Errors
-    /// Records of the run that cannot be read, a place that cannot be written.
+    /// Event files of the run in `root` that goes on before task `task` (from 0): made anew from `metrics.jsonl` and the
+    /// accuracies after the tasks before.
     pub fn begin(root: &Path, task: usize) -> Result<Self> {
-        let results = if task == 0 { None } else { Some(read_results(root)?) };
-        let matrix = |summary: Option<&cdl_core::Summary>| {
-            summary.map(|summary| summary.accuracy_matrix.first(task)).unwrap_or_default()
-        };
-        let accuracies = Accuracies {
-            teacher: matrix(results.as_ref().and_then(|results| results.teacher.as_ref())),
-            student: matrix(results.as_ref().and_then(|results| results.student.as_ref())),
-        };
-        Self::replay(root, &root.join(FOLDER), &accuracies)
+        let results = if task == 0 { Results::default() } else { read_results(root)? };
+        Self::replay(root, &root.join(FOLDER), &accuracies(&results, task))
     }
 
-    /// The same files of a run as it is now, in another folder.
-    ///
-    /// # Errors
-    /// Records of the run that cannot be read, a place that cannot be written.
+    /// Writes the same files for a run as it is now, into another folder.
     pub fn convert(root: &Path, folder: &Path) -> Result<()> {
         let results = read_results_so_far(root)?;
-        let matrix =
-            |summary: Option<cdl_core::Summary>| summary.map(|s| s.accuracy_matrix).unwrap_or_default();
-        let accuracies = Accuracies { teacher: matrix(results.teacher), student: matrix(results.student) };
-        Self::replay(root, folder, &accuracies).map(|_| ())
+        Self::replay(root, folder, &accuracies(&results, usize::MAX)).map(|_| ())
     }
 
     fn replay(root: &Path, folder: &Path, accuracies: &Accuracies) -> Result<Self> {
@@ -75,8 +59,7 @@ impl EventFiles {
         let started = started.as_microsecond() as f64 / 1e6;
         let mut events = Self { folder: folder.into(), started, trained: 0.0, files: BTreeMap::new() };
         let epochs = read_epochs(root)?;
-        let tested = [Role::Teacher, Role::Student].map(|role| accuracies.of(role).rows().len());
-        let tested = tested.into_iter().max().unwrap_or_default();
+        let tested = accuracies.teacher.rows().len().max(accuracies.student.rows().len());
         let tasks = epochs.iter().map(|report| report.task + 1).max().unwrap_or_default().max(tested);
         for task in 0..tasks {
             epochs.iter().filter(|report| report.task == task).try_for_each(|report| events.epoch(report))?;
@@ -87,10 +70,7 @@ impl EventFiles {
         Ok(events)
     }
 
-    /// Adds an epoch.
-    ///
-    /// # Errors
-    /// A place that cannot be written.
+    /// Adds the losses and speed of an epoch.
     pub fn epoch(&mut self, report: &EpochReport) -> Result<()> {
         self.trained += report.seconds;
         let mut values: Vec<(String, Value)> = Vec::new();
@@ -108,11 +88,8 @@ impl EventFiles {
         self.add(report.role, report.task * report.epochs + report.epoch + 1, values)
     }
 
-    /// Adds what both networks know after task `task` (from 0): row `task` of their matrices, and what follows from it and
-    /// the rows before.
-    ///
-    /// # Errors
-    /// A place that cannot be written.
+    /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the definitions
+    /// for the rows up to it.
     pub fn task(&mut self, task: usize, accuracies: &Accuracies) -> Result<()> {
         for role in [Role::Teacher, Role::Student] {
             let rows: AccuracyMatrix = accuracies.of(role).first(task + 1);
@@ -126,7 +103,8 @@ impl EventFiles {
                     values.push((format!("summary/{}", definition.name), Value::Scalar(value as f32)));
                 }
             }
-            values.push(("accuracy_matrix".into(), Value::Image(matrix::png(rows.rows())?)));
+            let image = matrix_image::image(role, rows.rows())?;
+            values.extend(image.map(|image| ("accuracy_matrix".into(), Value::Image(image))));
             self.add(role, task + 1, values)?;
         }
         Ok(())
@@ -152,6 +130,13 @@ impl EventFiles {
         let event = Event { wall_time: self.started + self.trained, step, values };
         file.write_all(&event.to_record()).map_err(io(path))
     }
+}
+
+/// First `tasks` rows of both accuracy matrices.
+fn accuracies(results: &Results, tasks: usize) -> Accuracies {
+    let of =
+        |role: Role| results.of(role).map(|summary| summary.accuracy_matrix.first(tasks)).unwrap_or_default();
+    Accuracies { teacher: of(Role::Teacher), student: of(Role::Student) }
 }
 
 /// Removes the event files of an earlier run from a network's folder: TensorBoard would draw both as one.

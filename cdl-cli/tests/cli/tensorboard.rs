@@ -175,13 +175,37 @@ fn check(run: &Path, folder: &Path) {
                     assert_eq!(tag, "accuracy_matrix");
                     let picture = cdl_core::transform::decode(png).expect("PNG");
                     assert_eq!((u64::from(picture.width()), u64::from(picture.height())), (*width, *height));
-                    assert_eq!(*width, step * 24 + 1, "a cell for each task");
+                    matrix_is_shaded(
+                        &picture,
+                        &json(&run.join("results.json"))[role]["accuracy_matrix"],
+                        *step,
+                    );
                 }
             }
         }
         let pictures = points.keys().filter(|(tag, _)| tag == "accuracy_matrix").count() as u64;
         assert_eq!(Some(pictures), json(&run.join("results.json"))["tasks_done"].as_u64());
     }
+}
+
+/// The picture after task `step` has a cell for each task learned and tested, with a shade between pale and dark blue, and
+/// nothing above the diagonal or beside the matrix.
+fn matrix_is_shaded(picture: &image::RgbImage, matrix: &Value, step: u64) {
+    let rows: Vec<Vec<f64>> = serde_json::from_value(matrix.clone()).expect("matrix");
+    // A corner of a cell, where no digit is.
+    let corner = |column: usize, row: usize| {
+        picture.get_pixel_checked(44 + 46 * column as u32, 75 + 38 * row as u32).map(|pixel| pixel.0[0])
+    };
+    let tasks = step as usize;
+    for (i, row) in rows.iter().take(tasks).enumerate() {
+        for j in 0..=tasks {
+            let red = row.get(j).map_or(255.0, |accuracy| 232.0 - (232.0 - 8.0) * accuracy / 100.0);
+            let shade = corner(j, i);
+            assert!(shade.is_none_or(|shade| shade == red.round() as u8), "{shade:?} of {row:?} at {j}");
+            assert!(shade.is_some() || j == tasks, "a cell for each task");
+        }
+    }
+    assert!(corner(0, tasks).is_none_or(|below| below == 255), "no more rows than tasks");
 }
 
 fn text(path: &Path) -> &str {

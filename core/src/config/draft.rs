@@ -1,119 +1,108 @@
-//! A configuration read as far as it can be: everything that is wrong with it at once.
+//! A configuration checked as far as it can be: everything that is wrong with it at once.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
-use crate::registry::lookup;
+use figment::Figment;
+
 use crate::{
-    config::{
-        Config, Unregistered,
-        keys::{check_run_keys, misplaced, parse_run},
-        layers::{environment, merge, read_file, split_set},
-    },
-    error::Error,
-    registry::Settings,
+    config::{Config, Unregistered, keys::parse_run, layers::Layers},
+    error::{Error, Result},
+    registry::{Settings, lookup},
 };
 
-/// What could be read of a configuration.
+/// A configuration and everything that is wrong with it.
 #[derive(Debug)]
 pub struct Draft {
-    /// With the faulty values left out, so that all else can be looked at; `None` where too little is left.
+    /// The configuration without the values that are refused, so that all else can be checked; `None` where too little
+    /// is left.
     pub config: Option<Config>,
-    /// Everything that [`Config::load`] would refuse.
-    pub mistakes: Vec<Error>,
-    /// Sections and top-level keys with a mistake: what they stand for is not what the user meant.
-    pub faulty: BTreeSet<String>,
+    /// Everything that is wrong; of several errors [`Layers::config`] returns the first.
+    pub errors: Vec<Error>,
+}
+
+impl Layers {
+    /// The configuration of these layers.
+    ///
+    /// # Errors
+    /// Layers that could not be read, unknown keys or names, values of the wrong type; each with where it was written.
+    pub fn config(&self) -> Result<Config> {
+        self.draft().finish()
+    }
+
+    /// The configuration of these layers, to be looked at and not to be run: the settings of methods that are not
+    /// registered stay as they were written. So nobody's library is loaded, and its code run, to read its results.
+    ///
+    /// # Errors
+    /// As [`Layers::config`], but for names that are not known.
+    pub fn config_without_plugins(&self) -> Result<Config> {
+        self.drafted(Unregistered::AsWritten).finish()
+    }
+
+    /// The configuration of these layers, as far as it is valid.
+    pub fn draft(&self) -> Draft {
+        self.drafted(Unregistered::Refused)
+    }
+
+    fn drafted(&self, unregistered: Unregistered) -> Draft {
+        let (mut errors, incomplete) = self.unread();
+        // Without one of the files, what the others lack would be reported in its place.
+        if incomplete {
+            return Draft { config: None, errors };
+        }
+        let Draft { config, errors: more } = Draft::of(self.merged(None), &self.files, unregistered);
+        errors.extend(more);
+        Draft { config, errors }
+    }
 }
 
 impl Draft {
-    /// Reads as [`Config::load`] does, and goes on after a mistake.
-    pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Self {
-        let mut draft = Self { config: None, mistakes: Vec::new(), faulty: BTreeSet::new() };
-        let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
-        let mut layers = Vec::new();
-        for file in &files {
-            draft.mistakes.extend(read_file(file, &mut Vec::new(), &mut layers).err());
-        }
-        let whole = draft.mistakes.is_empty();
-        match environment() {
-            Ok(more) => layers.extend(more),
-            Err(error) => draft.mistakes.push(error),
-        }
-        for set in sets {
-            match split_set(set) {
-                Ok(layer) => layers.push(layer),
-                Err(error) => draft.mistakes.push(error),
-            }
-        }
-        // Without one of the files, what the others lack would be reported in its place.
-        if !whole {
-            return draft;
-        }
-        let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
-        let unreadable = |reason: String| Error::Config { origin: origin.clone(), reason };
-        let read = merge(layers).and_then(|layers| {
-            let table: Settings = layers.extract().map_err(|e| unreadable(e.to_string()))?;
-            Ok((layers, table))
+    pub(super) fn of(layers: Figment, files: &[PathBuf], unregistered: Unregistered) -> Self {
+        let mut errors = Vec::new();
+        let config = read(layers, files, &mut errors).map(|mut config| {
+            errors.extend(config.complete(unregistered));
+            config
         });
-        let (layers, mut table) = match read {
-            Ok(read) => read,
-            Err(error) => {
-                draft.mistakes.push(error);
-                return draft;
-            }
-        };
-        while let Err(error) = check_run_keys(&table) {
-            let left_out = refused_key(&error).is_some_and(|key| draft.leave_out(&mut table, key));
-            draft.mistakes.push(misplaced(error, &layers, &origin));
-            if !left_out {
-                return draft;
-            }
-        }
-        let run = loop {
-            match parse_run(&table, &layers, &origin) {
-                Ok(run) => break run,
-                Err(error) => {
-                    let left_out = refused_key(&error).is_some_and(|key| draft.leave_out(&mut table, key));
-                    draft.mistakes.push(error);
-                    if !left_out {
-                        return draft;
-                    }
-                }
-            }
-        };
-        let mut config = Config { run, files, layers };
-        for (section, error) in config.complete(Unregistered::Refused) {
-            draft.faulty.insert(section);
-            draft.mistakes.push(error);
-        }
-        draft.config = Some(config);
-        draft
+        Self { config, errors }
     }
 
-    /// Takes a refused key out of the table; not where it is a section that no run can do without.
-    fn leave_out(&mut self, table: &mut Settings, key: &str) -> bool {
-        let section = key.split_once('.').map_or(key, |(section, _)| section);
-        let needed = ["stream", "teacher", "student", "learner", "distiller"];
-        let named = key.strip_suffix(".name").unwrap_or(key);
-        if needed.contains(&named) {
-            return false;
+    /// The configuration, if nothing is wrong with it.
+    ///
+    /// # Errors
+    /// The first of [`Draft::errors`].
+    pub fn finish(self) -> Result<Config> {
+        match (self.errors.into_iter().next(), self.config) {
+            (None, Some(config)) => Ok(config),
+            (Some(error), _) => Err(error),
+            (None, None) => Err(Error::Config { origin: "configuration".into(), reason: "is empty".into() }),
         }
-        self.faulty.insert(section.into());
-        remove(table, key)
     }
 }
 
-/// The key that an error is about.
-pub(super) fn refused_key(error: &Error) -> Option<&str> {
-    match error {
-        Error::Setting { key, .. } | Error::UnknownKey { key, .. } => Some(key),
-        _ => None,
+/// Reads the keys of a run and leaves out those that are refused; `None` where no run can do without them.
+fn read(layers: Figment, files: &[PathBuf], errors: &mut Vec<Error>) -> Option<Config> {
+    let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+    let mut table: Settings = match layers.extract() {
+        Ok(table) => table,
+        Err(error) => {
+            errors.push(Error::Config { origin, reason: error.to_string() });
+            return None;
+        }
+    };
+    loop {
+        match parse_run(&table, &layers, &origin) {
+            Ok(run) => return Some(Config { run, files: files.into(), layers }),
+            Err((key, error)) => {
+                errors.push(error);
+                // The sections that no run can do without.
+                let needed = ["stream", "teacher", "student", "learner", "distiller"];
+                let key = key.filter(|key| !needed.contains(&key.strip_suffix(".name").unwrap_or(key)))?;
+                remove(&mut table, &key).then_some(())?;
+            }
+        }
     }
 }
 
-/// Takes the value at a dotted key away, if there is one.
+/// Removes the value at a dotted key; whether there was one.
 pub(super) fn remove(table: &mut Settings, key: &str) -> bool {
     if lookup(table, key).is_none() {
         return false;

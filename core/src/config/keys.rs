@@ -37,24 +37,27 @@ pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, 
     }
 }
 
-/// Refuses the first key that a run does not have.
-pub(super) fn check_run_keys(table: &Settings) -> Result<()> {
-    check_keys(&registry::schema_of::<RunConfig>(), table, "", "configuration")
-}
-
-/// Adds to [`check_run_keys`]' error where the key was written, and where it belongs.
-pub(super) fn misplaced(error: Error, figment: &Figment, files: &str) -> Error {
-    match error {
-        Error::UnknownKey { key, nearest, known, .. } => {
-            let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
-            unknown_key(origin, key, nearest, known)
+/// The keys of a run, typed; of a refused one also the key.
+pub(super) fn parse_run(
+    table: &Settings,
+    figment: &Figment,
+    files: &str,
+) -> Result<RunConfig, (Option<String>, Error)> {
+    let refused = |error: Error| (error.key().map(String::from), error);
+    check_keys(&registry::schema_of::<RunConfig>(), table, "", "configuration").map_err(|error| {
+        let (key, error) = refused(error);
+        match error {
+            Error::UnknownKey { key: unknown, nearest, known, .. } => {
+                let origin = origin(figment, &unknown).unwrap_or_else(|| files.to_string());
+                (key, unknown_key(origin, unknown, nearest, known))
+            }
+            other => (key, other),
         }
-        other => other,
-    }
+    })?;
+    typed(table, figment, files).map_err(refused)
 }
 
-pub(super) fn parse_run(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
-    check_run_keys(table).map_err(|error| misplaced(error, figment, files))?;
+fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
     let fail = |reason: String| Error::Config { origin: files.into(), reason };
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {

@@ -7,7 +7,10 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    config::{Config, Draft, Unregistered},
+    error::Error,
+};
 
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
 const NAMED: [&str; 9] = [
@@ -25,8 +28,38 @@ const NAMED: [&str; 9] = [
 const RESERVED: [&str; 8] =
     ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
+/// The layers of a configuration as they were read: files, later ones over earlier ones and each with everything it
+/// extends, then environment variables, then `--set`. Each file is read once.
+#[derive(Debug, Clone, Default)]
+pub struct Layers {
+    /// Files as they were named, the lowest first.
+    pub(super) files: Vec<PathBuf>,
+    /// Layers of each of [`Layers::files`], those of the files that it extends first.
+    of_files: Vec<Vec<Layer>>,
+    /// Layers above all files.
+    overrides: Vec<Layer>,
+    /// Everything that could not be read.
+    unread: Vec<Unread>,
+    /// Whether a file could not be read.
+    pub(super) incomplete: bool,
+}
+
+/// A file, variable or option that could not be read, and why.
+#[derive(Debug, Clone)]
+pub(super) struct Unread {
+    origin: String,
+    reason: String,
+}
+
+impl From<Unread> for Error {
+    fn from(Unread { origin, reason }: Unread) -> Self {
+        Self::Config { origin, reason }
+    }
+}
+
 /// One layer of values with where they came from.
-pub(super) struct Layer {
+#[derive(Debug, Clone)]
+struct Layer {
     metadata: Metadata,
     values: Dict,
     /// Whether it is one of several variables or `--set`, which count as one layer whatever their order.
@@ -43,34 +76,96 @@ impl Provider for Layer {
     }
 }
 
-/// The paths of `files`, and their layers, the lowest first.
-pub(super) fn read_files<P: AsRef<Path>>(files: &[P]) -> Result<(Vec<PathBuf>, Vec<Layer>)> {
-    let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
-    let mut layers = Vec::new();
-    for file in &files {
-        read_file(file, &mut Vec::new(), &mut layers)?;
+impl Layers {
+    /// Reads `files`, the environment and `sets` (`key=value` each). What cannot be read is reported by
+    /// [`Layers::config`] and [`Layers::draft`].
+    pub fn read<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Self {
+        let mut layers = Self::default();
+        for file in files.iter().map(AsRef::as_ref) {
+            let mut of_file = Vec::new();
+            layers.unread.extend(read_file(file, &mut Vec::new(), &mut of_file).err());
+            layers.files.push(file.into());
+            layers.of_files.push(of_file);
+        }
+        layers.incomplete = !layers.unread.is_empty();
+        layers.overridden(sets)
     }
-    Ok((files, layers))
-}
 
-/// A text's values, under the name of its file.
-pub(super) fn text_layer(name: &str, text: &str) -> Result<Layer> {
-    Ok(Layer { metadata: Metadata::named(name.to_string()), values: parse_toml(name, text)?, set: false })
-}
-
-/// What stands above all files: the environment, then `--set`.
-pub(super) fn overrides(sets: &[String]) -> Result<Vec<Layer>> {
-    let mut layers = environment()?;
-    for set in sets {
-        layers.push(split_set(set)?);
+    /// Reads a text, which extends nothing, the environment and `sets`; `name` stands for the text's file.
+    pub fn parse(name: &str, text: &str, sets: &[String]) -> Self {
+        Self::recorded(Path::new(name), text).overridden(sets)
     }
-    Ok(layers)
+
+    /// Reads the configuration that a run has recorded in `file`, whatever the environment contains now.
+    pub fn recorded(file: &Path, text: &str) -> Self {
+        let name = file.display().to_string();
+        let mut layers = Self::default();
+        layers.files.push(file.into());
+        match parse_toml(&name, text) {
+            Ok(values) => {
+                layers.of_files.push(vec![Layer { metadata: Metadata::named(name), values, set: false }]);
+            }
+            Err(error) => layers.unread.push(error),
+        }
+        layers.incomplete = !layers.unread.is_empty();
+        layers
+    }
+
+    /// Adds the environment and `sets` above the files.
+    fn overridden(mut self, sets: &[String]) -> Self {
+        match environment() {
+            Ok(layers) => self.overrides = layers,
+            Err(error) => self.unread.push(error),
+        }
+        for set in sets {
+            match split_set(set) {
+                Ok(layer) => self.overrides.push(layer),
+                Err(error) => self.unread.push(error),
+            }
+        }
+        self
+    }
+
+    /// The plugins that the configuration names, each with where it is named. They have to be loaded
+    /// ([`load`](crate::registry::dynamic::load)) before [`Layers::config`] finds what they register. None where the
+    /// configuration cannot be read or has no list of files there: [`Layers::config`] reports that.
+    pub fn plugins(&self) -> Vec<(PathBuf, String)> {
+        if !self.unread.is_empty() {
+            return Vec::new();
+        }
+        let figment = self.merged(None);
+        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").unwrap_or_default();
+        let origin = origin(&figment, "plugins").unwrap_or_else(|| "configuration".into());
+        plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect()
+    }
+
+    /// The files but for the last without which `config`, which was made of these layers, would be the same: later
+    /// files override every key that they set.
+    pub fn without_effect(&self, config: &Config) -> Vec<&Path> {
+        let last = self.files.len().saturating_sub(1);
+        let same = |at: &usize| {
+            let draft = Draft::of(self.merged(Some(*at)), &self.files, Unregistered::Refused);
+            draft.errors.is_empty() && draft.config.is_some_and(|other| other.run == config.run)
+        };
+        (0..last).filter(same).map(|at| self.files[at].as_path()).collect()
+    }
+
+    /// Everything that could not be read, and whether a file is among it.
+    pub(super) fn unread(&self) -> (Vec<Error>, bool) {
+        (self.unread.iter().cloned().map(Error::from).collect(), self.incomplete)
+    }
+
+    /// All layers, lowest first, without those of file `left_out`.
+    pub(super) fn merged(&self, left_out: Option<usize>) -> Figment {
+        let kept = self.of_files.iter().enumerate().filter(|(at, _)| Some(*at) != left_out);
+        merge(kept.flat_map(|(_, layers)| layers).chain(&self.overrides).cloned().collect())
+    }
 }
 
 /// Pushes the layers of `file`, those it extends first.
-pub(super) fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
+fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<(), Unread> {
     let name = file.display().to_string();
-    let fail = |reason: String| Error::Config { origin: name.clone(), reason };
+    let fail = |reason: String| Unread { origin: name.clone(), reason };
     let by = open.last().map(|by| format!(" (extended by {})", by.display())).unwrap_or_default();
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}{by}"));
     let identity = file.canonicalize().map_err(unreadable)?;
@@ -99,7 +194,7 @@ pub(super) fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<L
 }
 
 /// A file's values; what is no TOML is refused with its place, in one line.
-fn parse_toml(name: &str, text: &str) -> Result<Dict> {
+fn parse_toml(name: &str, text: &str) -> Result<Dict, Unread> {
     toml::from_str(text).map_err(|error| {
         let reason = error.message();
         let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
@@ -107,12 +202,12 @@ fn parse_toml(name: &str, text: &str) -> Result<Dict> {
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
             format!("line {line}, column {column}: ")
         });
-        Error::Config { origin: name.into(), reason: format!("{}{reason}", place.unwrap_or_default()) }
+        Unread { origin: name.into(), reason: format!("{}{reason}", place.unwrap_or_default()) }
     })
 }
 
 /// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
-pub(super) fn environment() -> Result<Vec<Layer>> {
+fn environment() -> Result<Vec<Layer>, Unread> {
     let mut variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("CDL_"))
@@ -129,17 +224,17 @@ pub(super) fn environment() -> Result<Vec<Layer>> {
 }
 
 /// Splits `--set key=value`.
-pub(super) fn split_set(set: &str) -> Result<Layer> {
+fn split_set(set: &str) -> Result<Layer, Unread> {
     let origin = format!("--set {set}");
     match set.split_once('=') {
         Some((key, value)) => parse_set(key.trim(), value, origin),
-        None => Err(Error::Config { origin, reason: "expected key=value".into() }),
+        None => Err(Unread { origin, reason: "expected key=value".into() }),
     }
 }
 
 /// A dotted key and its value as a layer; the value is TOML, or else a string.
-fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
-    let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
+fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer, Unread> {
+    let fail = |reason: &str| Unread { origin: origin.clone(), reason: reason.into() };
     if key.is_empty() || key.split('.').any(str::is_empty) {
         return Err(fail("expected key=value with a key like `learner.pool`"));
     }
@@ -156,7 +251,7 @@ fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
 }
 
 /// All layers, lowest first, less the sections that a higher layer replaces by another name.
-pub(super) fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
+fn merge(mut layers: Vec<Layer>) -> Figment {
     let sets = layers.iter().position(|layer| layer.set).unwrap_or(layers.len());
     // Variables and `--set` count as one layer whatever their order.
     let start = |index: usize, layer: &Layer| if layer.set { sets } else { index };
@@ -194,7 +289,7 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
             layer.values.remove(other);
         }
     }
-    Ok(layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer)))
+    layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
 }
 
 /// The table at a dotted path.

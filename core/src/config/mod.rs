@@ -15,18 +15,19 @@ use figment::Figment;
 
 pub use self::{
     draft::Draft,
+    layers::Layers,
     run_config::{
         CheckpointConfig, DistillerSection, LearnerOverride, NetworkSection, RecordConfig, RunConfig, Section,
     },
 };
 use crate::{
     config::{
-        keys::{common_keys, parse_run, unknown_key},
-        layers::{Layer, merge, origin, overrides, read_files, text_layer},
+        keys::{common_keys, unknown_key},
+        layers::origin,
     },
     error::{Error, Result, nearest},
-    registry::{self, Kind, Settings},
-    traits::{QuerySource, Role},
+    registry::{self, Kind, Settings, leaves},
+    traits::Role,
 };
 
 /// What becomes of the settings of a method that is not registered.
@@ -50,77 +51,12 @@ pub struct Config {
 
 impl Config {
     /// Reads `files`, later ones over earlier ones and each with everything it extends, the environment and `sets`
-    /// (`key=value` each).
+    /// (`key=value` each). The plugins that they name have to be loaded before, see [`Layers::plugins`].
     ///
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
-        let (files, mut layers) = read_files(files)?;
-        layers.extend(overrides(sets)?);
-        Self::of_layers(files, layers, Unregistered::Refused)
-    }
-
-    /// The plugins that a configuration names, each with where it is named. They have to be loaded
-    /// ([`load`](crate::registry::dynamic::load)) before [`Config::load`] finds what they register.
-    ///
-    /// # Errors
-    /// Files that cannot be read, or a list of another type.
-    pub fn plugins<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Vec<(PathBuf, String)>> {
-        let (_, mut layers) = read_files(files)?;
-        layers.extend(overrides(sets)?);
-        let figment = merge(layers)?;
-        if figment.find_value("plugins").is_err() {
-            return Ok(Vec::new());
-        }
-        let origin = origin(&figment, "plugins").unwrap_or_else(|| "configuration".into());
-        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").map_err(|e| Error::Setting {
-            origin: origin.clone(),
-            key: "plugins".into(),
-            value: "...".into(),
-            expected: format!("expected a list of files: {e}"),
-        })?;
-        Ok(plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect())
-    }
-
-    /// The same of a text, which extends nothing; `name` stands for its file.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
-        let mut layers = vec![text_layer(name, text)?];
-        layers.extend(overrides(sets)?);
-        Self::of_layers(vec![name.into()], layers, Unregistered::Refused)
-    }
-
-    /// What a run has recorded in `file`, whatever the environment says now.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
-    pub fn recorded(file: &Path, text: &str) -> Result<Self> {
-        let layer = text_layer(&file.display().to_string(), text)?;
-        Self::of_layers(vec![file.into()], vec![layer], Unregistered::Refused)
-    }
-
-    /// The same, to be looked at and not to be run: the settings of methods that are not registered stay as they were
-    /// recorded. So nobody's library is loaded, and its code run, to read what came of it.
-    ///
-    /// # Errors
-    /// As [`Config::load`], but for names that are not known.
-    pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
-        let layer = text_layer(&file.display().to_string(), text)?;
-        Self::of_layers(vec![file.into()], vec![layer], Unregistered::AsWritten)
-    }
-
-    fn of_layers(files: Vec<PathBuf>, layers: Vec<Layer>, unregistered: Unregistered) -> Result<Self> {
-        let figment = merge(layers)?;
-        let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
-        let table: Settings =
-            figment.extract().map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
-        let mut config = Self { run: parse_run(&table, &figment, &origin)?, files, layers: figment };
-        match config.complete(unregistered).into_iter().next() {
-            Some((_, error)) => Err(error),
-            None => Ok(config),
-        }
+        Layers::read(files, sets).config()
     }
 
     /// A name for runs of this configuration: those of its files.
@@ -149,9 +85,11 @@ impl Config {
     /// Every value as `(dotted key, value, origin)`, in order.
     pub fn explain(&self) -> Result<Vec<(String, String, String)>> {
         let table = self.to_table()?;
-        let mut rows = Vec::new();
-        leaves(&table, "", &mut rows);
-        Ok(rows.into_iter().map(|(key, value)| (key.clone(), value, self.origin(&key))).collect())
+        let row = |(key, value): (String, &toml::Value)| {
+            let origin = self.origin(&key);
+            (key, value.to_string(), origin)
+        };
+        Ok(leaves(&table).into_iter().map(row).collect())
     }
 
     /// The whole configuration as TOML; running it gives the same run.
@@ -198,9 +136,9 @@ impl Config {
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
     }
 
-    /// Fills in the defaults of every plugin's settings and checks what the types cannot. Gives back everything that is
-    /// wrong, with the section that cannot be used because of it.
-    fn complete(&mut self, unregistered: Unregistered) -> Vec<(String, Error)> {
+    /// Fills in the defaults of every plugin's settings and checks what the types cannot. Returns everything that is
+    /// wrong.
+    fn complete(&mut self, unregistered: Unregistered) -> Vec<Error> {
         let mut run = self.run.clone();
         let mut wrong = Vec::new();
         // Every key that is refused is left out, so that those after it are looked at as well.
@@ -208,15 +146,14 @@ impl Config {
             let entry = match registry::find(kind, name) {
                 Ok(entry) => entry,
                 Err(_) if unregistered == Unregistered::AsWritten => return,
-                Err(error) => return wrong.push((section.to_string(), self.locate(section, error))),
+                Err(error) => return wrong.push(self.locate(section, error)),
             };
             loop {
                 match (entry.complete)(settings) {
                     Ok(all) => return *settings = all,
                     Err(error) => {
-                        let left_out =
-                            draft::refused_key(&error).is_some_and(|key| draft::remove(settings, key));
-                        wrong.push((section.to_string(), self.locate(section, error)));
+                        let left_out = error.key().is_some_and(|key| draft::remove(settings, key));
+                        wrong.push(self.locate(section, error));
                         if !left_out {
                             return;
                         }
@@ -239,8 +176,7 @@ impl Config {
                 own.name = Some(learner.name);
             }
         }
-        let many = run.distillers.is_some();
-        let place = |index: usize| if many { format!("distillers[{index}]") } else { "distiller".into() };
+        let place = |index: usize| self.run.distiller_place(index);
         let distillers = run.distiller.iter_mut().chain(run.distillers.iter_mut().flatten());
         for (index, distiller) in distillers.enumerate() {
             complete(&place(index), Kind::Distiller, &distiller.name, &mut distiller.settings);
@@ -248,12 +184,12 @@ impl Config {
         for (index, distiller) in run.distillers().iter().enumerate() {
             if !(distiller.weight.is_finite() && distiller.weight >= 0.0) {
                 let error = Error::setting("weight", distiller.weight, "expected a finite number, 0 or more");
-                wrong.push((place(index), self.locate(&place(index), error)));
+                wrong.push(self.locate(&place(index), error));
             }
         }
         let top = |key: &str, value: &str, expected: &str| {
             let (origin, value, expected) = (self.origin(key), value.into(), expected.into());
-            (key.to_string(), Error::Setting { origin, key: key.into(), value, expected })
+            Error::Setting { origin, key: key.into(), value, expected }
         };
         if run.roles().is_empty() {
             let expected = "with `train_teacher = false` nothing is left to train";
@@ -266,7 +202,7 @@ impl Config {
                 run.plugins.push(loaded.file);
             }
         }
-        run.query = Some(run.query.unwrap_or(QuerySource::of_mode(run.mode)));
+        run.query = Some(run.query_source());
         for (key, value) in [("epochs", run.epochs), ("batch_size", run.batch_size)] {
             if value == 0 {
                 wrong.push(top(key, "0", "expected at least 1"));
@@ -278,20 +214,10 @@ impl Config {
             ("checkpoint", run.checkpoint.validate()),
         ];
         for (section, valid) in valid {
-            wrong.extend(valid.err().map(|error| (section.to_string(), self.locate(section, error))));
+            wrong.extend(valid.err().map(|error| self.locate(section, error)));
         }
         run.schedule.repeat_first_rate = Some(run.schedule.repeats_first_rate(run.mode));
         self.run = run;
         wrong
-    }
-}
-
-fn leaves(table: &Settings, path: &str, rows: &mut Vec<(String, String)>) {
-    for (key, value) in table {
-        let full = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        match value {
-            toml::Value::Table(inner) => leaves(inner, &full, rows),
-            value => rows.push((full, value.to_string())),
-        }
     }
 }

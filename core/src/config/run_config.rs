@@ -217,6 +217,11 @@ impl RunConfig {
         self.distillers.as_deref().unwrap_or(self.distiller.as_slice())
     }
 
+    /// The section that holds distillation method `index`.
+    pub fn distiller_place(&self, index: usize) -> String {
+        if self.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() }
+    }
+
     /// The frozen network of `role`.
     pub fn network(&self, role: Role) -> &NetworkSection {
         match role {
@@ -236,6 +241,11 @@ impl RunConfig {
         };
         section.settings.extend(own.settings.clone());
         (section, format!("{}.learner", role.as_str()))
+    }
+
+    /// The network that makes the teacher's query.
+    pub fn query_source(&self) -> QuerySource {
+        self.query.unwrap_or(QuerySource::of_mode(self.mode))
     }
 
     /// How many tasks it stops after, where it says so (`stream.max_tasks`).

@@ -178,6 +178,20 @@ pub enum Error {
         /// What the panic said.
         message: String,
     },
+    /// A tensor for which there is no memory.
+    #[error(
+        "a tensor of shape {shape:?} would take {:.1} GB of memory, {:.1} GB are free",
+        *needed as f64 / 1e9,
+        *free as f64 / 1e9
+    )]
+    Memory {
+        /// The tensor's shape.
+        shape: Vec<usize>,
+        /// Bytes of the tensor.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+    },
     /// The device asked for is not there.
     #[error("device `{device}`: {reason}")]
     Device {
@@ -208,6 +222,14 @@ impl Error {
             key: key.into(),
             value: value.to_string(),
             expected: expected.into(),
+        }
+    }
+
+    /// The configuration key that the error is about.
+    pub(crate) fn key(&self) -> Option<&str> {
+        match self {
+            Self::Setting { key, .. } | Self::UnknownKey { key, .. } => Some(key),
+            _ => None,
         }
     }
 

@@ -3,10 +3,9 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::registry::Settings;
 use crate::{
     error::{Error, Result, nearest},
-    registry::guard::Guarded,
+    registry::{Settings, guard::Guarded, settings::leaves},
     traits::{
         Backbone, BackboneContext, Distiller, DistillerContext, Learner, LearnerContext, StreamContext,
         TaskStream,
@@ -191,7 +190,8 @@ pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) 
 pub fn learner(name: &str, settings: &Settings, context: &LearnerContext<'_>) -> Result<Box<dyn Learner>> {
     match find(Kind::Learner, name)?.build {
         Build::Learner(build) => {
-            Ok(Box::new(Guarded::build(Kind::Learner, name, || build(settings, context))?))
+            let built = Guarded::build(Kind::Learner, name, || build(settings, context));
+            Ok(Box::new(built.map_err(|error| too_large(settings, error))?))
         }
         ref other => Err(wrong_kind(name, other)),
     }
@@ -205,7 +205,8 @@ pub fn distiller(
 ) -> Result<Box<dyn Distiller>> {
     match find(Kind::Distiller, name)?.build {
         Build::Distiller(build) => {
-            Ok(Box::new(Guarded::build(Kind::Distiller, name, || build(settings, context))?))
+            let built = Guarded::build(Kind::Distiller, name, || build(settings, context));
+            Ok(Box::new(built.map_err(|error| too_large(settings, error))?))
         }
         ref other => Err(wrong_kind(name, other)),
     }
@@ -218,6 +219,21 @@ pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> R
             Ok(Box::new(Guarded::build(Kind::Stream, name, || build(settings, context))?))
         }
         ref other => Err(wrong_kind(name, other)),
+    }
+}
+
+/// Names the setting that asks for a tensor without memory: the largest that is one of the tensor's sizes.
+fn too_large(settings: &Settings, error: Error) -> Error {
+    let Error::Memory { ref shape, needed, free } = error else { return error };
+    let size = |value: &toml::Value| usize::try_from(value.as_integer()?).ok().filter(|n| shape.contains(n));
+    let sizes = leaves(settings).into_iter().filter_map(|(key, value)| Some((size(value)?, key)));
+    match sizes.max() {
+        Some((value, key)) => {
+            let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
+            let expected = format!("expected less: {needed:.1} GB would be taken, {free:.1} GB are free");
+            Error::setting(&key, value, expected)
+        }
+        None => error,
     }
 }
 

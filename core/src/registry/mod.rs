@@ -10,4 +10,4 @@ pub use entry::{Build, Entry, Kind, backbone, distiller, entries, find, learner,
 pub(crate) use guard::backward;
 pub use guard::catch;
 pub use settings::{Settings, complete, defaults_of, parse, schema_of};
-pub(crate) use settings::{check_keys, lookup};
+pub(crate) use settings::{check_keys, leaves, lookup};

@@ -78,6 +78,21 @@ pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Val
     }
 }
 
+/// Every value of a table that is no table itself, with its dotted key, in order.
+pub(crate) fn leaves(table: &Settings) -> Vec<(String, &toml::Value)> {
+    let mut all = Vec::new();
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => {
+                let inner = leaves(inner).into_iter();
+                all.extend(inner.map(|(rest, value)| (format!("{key}.{rest}"), value)));
+            }
+            value => all.push((key.clone(), value)),
+        }
+    }
+    all
+}
+
 /// Refuses keys of `table` that `schema` does not define, at any depth.
 ///
 /// # Errors

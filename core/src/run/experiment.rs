@@ -1,18 +1,19 @@
 //! From a configuration to everything that a run needs; whatever can be wrong is found here, before anything is
 //! written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::run::builder::{Parts, Until};
 use crate::{
     config::Config,
     error::Result,
     registry::dynamic,
+    rng::Rng,
+    run::builder::{self, RunBuilder},
     system::device,
-    train::Trainer,
+    train::{Network, Stack, TrainSettings, Trainer},
     traits::{BackboneSpec, DataRecord, Normalization, QuerySource, Role, TaskStream},
 };
 
@@ -98,11 +99,49 @@ impl Experiment {
     /// # Errors
     /// Whatever the plugins refuse, with the configuration key and its origin; batches larger than a task.
     pub fn build(config: &Config) -> Result<Self> {
-        let (parts, mistakes) = Parts::build(config, &BTreeSet::new(), Until::First);
-        match mistakes.into_iter().next() {
-            Some(error) => Err(error),
-            None => parts.assemble(config),
+        let device = builder::device(config)?;
+        let stream = builder::stream(config, &device)?;
+        builder::check_batches(config, stream.as_ref())?;
+        let builder = RunBuilder::new(config, &device, stream.as_ref());
+        let student = builder.backbone(Role::Student)?;
+        let teacher = builder.backbone(Role::Teacher)?;
+        let teacher_learner = builder.learner(Role::Teacher, teacher.spec(), student.spec())?;
+        let student_learner = builder.learner(Role::Student, student.spec(), student.spec())?;
+        let specs = [teacher.spec(), student.spec()];
+        let mut distillers = Vec::new();
+        for (index, section) in config.run.distillers().iter().enumerate() {
+            let distiller = builder.distiller(index, section, specs, student_learner.as_ref())?;
+            distillers.push((section.name.clone(), section.weight, distiller));
         }
+        let distiller = Stack::new(distillers)?;
+        builder::check_names(config, student_learner.as_ref(), &distiller)?;
+        drop(builder);
+        let teacher = Network { backbone: teacher, learner: teacher_learner };
+        let student = Network { backbone: student, learner: student_learner };
+        Ok(Self::assemble(config, stream, device, teacher, student, distiller))
+    }
+
+    /// The experiment of parts that are built.
+    pub(crate) fn assemble(
+        config: &Config,
+        stream: Box<dyn TaskStream>,
+        device: Device,
+        teacher: Network,
+        student: Network,
+        distiller: Stack,
+    ) -> Self {
+        let run = &config.run;
+        let settings = TrainSettings {
+            epochs: run.epochs,
+            batch_size: run.batch_size,
+            optimizer: run.optimizer.clone(),
+            schedule: run.schedule.clone(),
+            mode: run.mode,
+            query: run.query_source(),
+            roles: run.roles(),
+        };
+        let (distiller, rng) = (Box::new(distiller), Rng::new(run.seed).derive("tasks"));
+        Self { stream, trainer: Trainer { teacher, student, distiller, settings, rng }, device }
     }
 
     /// Bytes that the models of all tasks and the checkpoints will take, a little more for everything else.

@@ -4,6 +4,7 @@
 
 use std::{collections::BTreeSet, path::Path, time::Instant};
 
+use candle_core::Device;
 use serde::Serialize;
 
 use crate::{
@@ -11,12 +12,12 @@ use crate::{
     error::{Error, Result},
     run::{
         Experiment,
-        builder::{Parts, Until},
+        builder::{self, RunBuilder},
         directory,
     },
     system::memory,
-    train::{Optimizer, Trainer},
-    traits::{BackboneSpec, Batch, ClassCount, DataRecord, EpochKey, Role, TaskStream},
+    train::{Network, Optimizer, Stack, Trainer},
+    traits::{BackboneSpec, Batch, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
 };
 
 /// Steps of each network before those that are timed, besides those whose images were prepared ahead.
@@ -54,6 +55,10 @@ pub struct Report {
     /// Everything that would stop the run.
     #[serde(serialize_with = "sentences")]
     pub mistakes: Vec<Error>,
+    /// Sections and top-level keys with a refused value. They are built without it for the sake of the others; what
+    /// else is wrong with them may follow from that, and is not reported.
+    #[serde(skip)]
+    faulty: BTreeSet<String>,
 }
 
 /// The images, as they become tasks.
@@ -135,13 +140,20 @@ fn sentences<S: serde::Serializer>(mistakes: &[Error], serializer: S) -> Result<
     serializer.collect_seq(mistakes.iter().map(ToString::to_string))
 }
 
-/// Looks at everything. `seen` is told of each image that is looked at.
+/// The section or top-level key that a dotted key belongs to.
+fn section_of(key: &str) -> &str {
+    let own_learner = ["teacher.learner", "student.learner"].into_iter().find(|own| key.starts_with(own));
+    own_learner.or_else(|| key.split('.').next()).unwrap_or(key)
+}
+
+/// Checks everything that a run needs. `seen` is called for each image that is decoded.
 pub fn check(draft: Draft, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) -> Report {
-    let Draft { config, mistakes, faulty } = draft;
-    let mut report = Report { mistakes, ..Report::default() };
+    let Draft { config, errors: mistakes } = draft;
+    let faulty = mistakes.iter().filter_map(Error::key).map(|key| section_of(key).into()).collect();
+    let mut report = Report { mistakes, faulty, ..Report::default() };
     let occupied = directory::vacant(plan.run_dir, plan.overwrite).err();
     match config {
-        Some(config) => report.look(config, &faulty, plan, seen),
+        Some(config) => report.look(config, plan, seen),
         None => report.not_checked.push("data, networks and methods: need a configuration".into()),
     }
     report.mistakes.extend(occupied);
@@ -149,43 +161,101 @@ pub fn check(draft: Draft, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) -> Report 
 }
 
 impl Report {
-    fn look(
-        &mut self,
-        mut config: Config,
-        faulty: &BTreeSet<String>,
-        plan: &Plan<'_>,
-        seen: &(dyn Fn() + Sync),
-    ) {
-        let all = config.run.stream.put_off_reading();
-        let (mut parts, mistakes) = Parts::build(&config, faulty, Until::Last);
-        self.mistakes.extend(mistakes);
-        self.not_checked.append(&mut parts.skipped);
-        if let Some(stream) = &parts.stream {
-            let images = if all { usize::MAX } else { plan.images };
-            match self.look_at_data(&config.run, stream.as_ref(), images, seen) {
+    /// The part, or `None` where its error is noted; an error of both networks' learners is noted once.
+    fn note<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
+        match built {
+            Ok(built) => Some(built),
+            Err(_) if self.faulty.contains(section) => self.skip(section, "valid settings"),
+            Err(error) => {
+                let message = error.to_string();
+                if !self.mistakes.iter().any(|known| known.to_string() == message) {
+                    self.mistakes.push(error);
+                }
+                None
+            }
+        }
+    }
+
+    /// Notes what cannot be checked, and what it waits for.
+    fn skip<T>(&mut self, what: &str, needs: &str) -> Option<T> {
+        let skipped = format!("{what}: needs {needs}");
+        if !self.not_checked.contains(&skipped) {
+            self.not_checked.push(skipped);
+        }
+        None
+    }
+
+    /// Builds every part that can be built; the experiment where all can.
+    fn build(&mut self, config: &Config, images: usize, seen: &(dyn Fn() + Sync)) -> Option<Experiment> {
+        let opened = self.note("device", builder::device(config));
+        let device = opened.clone().unwrap_or(Device::Cpu);
+        let stream = self.note("stream", builder::stream(config, &device));
+        if let Some(stream) = &stream {
+            self.note("stream", builder::check_batches(config, stream.as_ref()));
+        }
+        let builder = match &stream {
+            Some(stream) => Some(RunBuilder::new(config, &device, stream.as_ref())),
+            None => RunBuilder::without_stream(config, &device),
+        };
+        let [student, teacher] = [Role::Student, Role::Teacher].map(|role| match &builder {
+            Some(builder) => self.note(role.as_str(), builder.backbone(role)),
+            None => self.skip(role.as_str(), "the stream's image size"),
+        });
+        let own_query = config.run.query_source() == QuerySource::Own;
+        let [teacher_learner, student_learner] =
+            [(Role::Teacher, &teacher), (Role::Student, &student)].map(|(role, own)| {
+                let student = if own_query { own } else { &student };
+                let (Some(builder), Some(own), Some(student)) = (&builder, own, student) else {
+                    return self.skip(&format!("learner of the {}", role.as_str()), "its network");
+                };
+                // A network's own learner has from `[learner]` what its section leaves out.
+                let place = config.run.learner(role).1;
+                let section = if self.faulty.contains("learner") { "learner" } else { &place };
+                self.note(section, builder.learner(role, own.spec(), student.spec()))
+            });
+        let distiller = match (&builder, &teacher, &student, &student_learner) {
+            (Some(builder), Some(teacher), Some(student), Some(learner)) => {
+                let sections = config.run.distillers();
+                let mut built = Vec::new();
+                for (index, section) in sections.iter().enumerate() {
+                    let specs = [teacher.spec(), student.spec()];
+                    let distiller = builder.distiller(index, section, specs, learner.as_ref());
+                    let distiller = self.note(&config.run.distiller_place(index), distiller);
+                    built
+                        .extend(distiller.map(|distiller| (section.name.clone(), section.weight, distiller)));
+                }
+                let all = built.len() == sections.len();
+                let stack = all.then(|| Stack::new(built)).and_then(|stack| self.note("distillers", stack));
+                if let Some(stack) = &stack {
+                    self.note("distillers", builder::check_names(config, learner.as_ref(), stack));
+                }
+                stack
+            }
+            _ => self.skip("distiller", "both networks and the student's learner"),
+        };
+        if let Some(stream) = &stream {
+            let data = self.look_at_data(&config.run, stream.as_ref(), images, seen);
+            match data {
                 Ok(data) => self.data = Some(data),
                 Err(error) => self.mistakes.push(error),
             }
         }
-        for role in [Role::Teacher, Role::Student] {
-            let spec = parts.backbone(role).map(|backbone| backbone.spec().clone());
+        for (role, backbone) in [(Role::Teacher, &teacher), (Role::Student, &student)] {
+            let spec = backbone.as_ref().map(|backbone| backbone.spec().clone());
             self.networks.extend(spec.map(|spec| NetworkReport { role, spec }));
         }
-        if !parts.complete() {
+        let teacher = Network { backbone: teacher?, learner: teacher_learner? };
+        let student = Network { backbone: student?, learner: student_learner? };
+        Some(Experiment::assemble(config, stream?, opened?, teacher, student, distiller?))
+    }
+
+    fn look(&mut self, mut config: Config, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) {
+        let all = config.run.stream.put_off_reading();
+        let images = if all { usize::MAX } else { plan.images };
+        let Some(mut experiment) = self.build(&config, images, seen) else {
             return self.not_checked.push("disk, memory and time: need all parts of the run".into());
-        }
-        let done = parts.assemble(&config).and_then(|mut experiment| {
-            self.disk = Some(disk(&experiment, &config, plan.run_dir)?);
-            if plan.steps > 0 && self.mistakes.is_empty() {
-                let skipped = WARMUP + config.run.stream.batches_ahead();
-                self.time = Some(time(&mut experiment, skipped, plan.steps)?);
-                self.peak_memory_bytes = memory::peak_bytes();
-            } else {
-                let needs = if plan.steps == 0 { "at least one step" } else { "a run without mistakes" };
-                self.not_checked.push(format!("memory and time: need {needs}"));
-            }
-            Ok(())
-        });
+        };
+        let done = self.measure(&mut experiment, &config, plan);
         self.mistakes.extend(done.err());
         if let Some(Disk { needed, free }) = self.disk
             && free < needed
@@ -193,6 +263,20 @@ impl Report {
             let reason = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
             self.mistakes.push(Error::RunDir { dir: plan.run_dir.into(), reason });
         }
+    }
+
+    fn measure(&mut self, experiment: &mut Experiment, config: &Config, plan: &Plan<'_>) -> Result<()> {
+        let (needed, free) = (experiment.disk_bytes(config)?, directory::free_bytes(plan.run_dir)?);
+        self.disk = Some(Disk { needed, free });
+        if plan.steps > 0 && self.mistakes.is_empty() {
+            let skipped = WARMUP + config.run.stream.batches_ahead();
+            self.time = Some(time(experiment, skipped, plan.steps)?);
+            self.peak_memory_bytes = memory::peak_bytes();
+        } else {
+            let needs = if plan.steps == 0 { "at least one step" } else { "a run without mistakes" };
+            self.not_checked.push(format!("memory and time: need {needs}"));
+        }
+        Ok(())
     }
 
     fn look_at_data(
@@ -250,7 +334,7 @@ pub struct Verified {
 pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     let mut config = config.clone();
     config.run.stream.put_off_reading();
-    let stream = inputs(&config, false)?;
+    let stream = builder::stream(&config, &builder::device(&config)?)?;
     let record = stream.record()?;
     let mut all = Verified {
         classes: record.class_counts,
@@ -274,20 +358,11 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
     config.run.stream.put_off_reading();
-    Ok(inputs(&config, true)?.record()?.files)
-}
-
-fn inputs(config: &Config, networks: bool) -> Result<Box<dyn TaskStream>> {
-    let (parts, mistakes) = Parts::inputs(config, networks);
-    match (mistakes.into_iter().next(), parts.stream) {
-        (None, Some(stream)) => Ok(stream),
-        (Some(error), _) => Err(error),
-        (None, None) => Err(Error::Tasks("the stream could not be built".into())),
-    }
-}
-
-fn disk(experiment: &Experiment, config: &Config, run_dir: &Path) -> Result<Disk> {
-    Ok(Disk { needed: experiment.disk_bytes(config)?, free: directory::free_bytes(run_dir)? })
+    let device = builder::device(&config)?;
+    let stream = builder::stream(&config, &device)?;
+    let builder = RunBuilder::new(&config, &device, stream.as_ref());
+    [Role::Student, Role::Teacher].into_iter().try_for_each(|role| builder.backbone(role).map(|_| ()))?;
+    Ok(stream.record()?.files)
 }
 
 /// Trains and tests for a moment; the experiment is not fit for a run afterwards. Of each, the first `skipped` batches are
@@ -343,7 +418,7 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
 
 fn predict(trainer: &Trainer, batch: &Batch) -> Result<()> {
     for &role in &trainer.settings.roles {
-        trainer.predict(role, &batch.pixels)?.to_device(&candle_core::Device::Cpu)?;
+        trainer.predict(role, &batch.pixels)?.to_device(&Device::Cpu)?;
     }
     Ok(())
 }

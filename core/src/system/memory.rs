@@ -2,6 +2,11 @@
 
 use std::{fs, path::Path};
 
+use crate::error::{Error, Result};
+
+/// Bytes of a tensor that is made without a look at the memory that is free.
+const SMALL: u64 = 1 << 26;
+
 /// The most bytes that were ever resident, where the system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
@@ -24,6 +29,23 @@ pub(crate) fn available_bytes() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let left = left_by_groups(&groups, Path::new("/sys/fs/cgroup")).unwrap_or(u64::MAX);
     Some(left.min(kibibytes.saturating_mul(1024)))
+}
+
+/// Checks that the host has memory for a float32 tensor of `shape`, whatever the device is: initial values are drawn on
+/// the host. Returns the tensor's number of elements.
+///
+/// # Errors
+/// [`Error::Memory`] where there is none. An allocation that fails would end the program.
+pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
+    let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
+    let needed = count.map_or(u64::MAX, |count| (count as u64).saturating_mul(size_of::<f32>() as u64));
+    if needed > SMALL {
+        let free = available_bytes().unwrap_or(1 << 40);
+        if needed > free {
+            return Err(Error::Memory { shape: shape.into(), needed, free });
+        }
+    }
+    Ok(count.unwrap_or(usize::MAX))
 }
 
 /// What limits leave to a process whose control groups are `groups` (of `/proc/self/cgroup`), below `mount`: the least that
@@ -74,6 +96,16 @@ mod tests {
     fn group(folder: &Path, files: &[(&str, &str)]) {
         fs::create_dir_all(folder).expect("folder");
         files.iter().for_each(|(name, text)| fs::write(folder.join(name), text).expect("file"));
+    }
+
+    #[test]
+    fn a_tensor_that_no_memory_holds_is_refused() -> Result<()> {
+        assert_eq!(check_size(&[2, 3])?, 6);
+        for shape in [vec![1 << 40, 8], vec![usize::MAX, usize::MAX]] {
+            let refused = check_size(&shape);
+            assert!(matches!(refused, Err(Error::Memory { shape: of, .. }) if of == shape));
+        }
+        Ok(())
     }
 
     #[test]

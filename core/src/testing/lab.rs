@@ -118,7 +118,6 @@ impl Lab {
             mode: self.mode,
             device: &Device::Cpu,
             rng: self.rng.derive(role.as_str()),
-            saved: None,
         }
     }
 
@@ -132,7 +131,6 @@ impl Lab {
             mode: self.mode,
             device: &Device::Cpu,
             rng: self.rng.derive("distiller"),
-            saved: None,
         }
     }
 

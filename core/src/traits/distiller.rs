@@ -59,8 +59,6 @@ pub struct DistillerContext<'a> {
     pub device: &'a Device,
     /// Generator for initial values.
     pub rng: Rng,
-    /// As [`LearnerContext::saved`](crate::traits::LearnerContext::saved).
-    pub saved: Option<&'a StateDict>,
 }
 
 /// A distillation method. It returns data (prompts, named loss terms); the trainer applies it. None of these methods

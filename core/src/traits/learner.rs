@@ -1,11 +1,12 @@
 //! The prompt method: it turns a query into prompts and features into logits.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use crate::traits::Role;
 use crate::{
     error::Result,
     rng::Rng,
+    system::memory,
     traits::{BackboneSpec, Features, Injection, Mode, Query, StateDict, Task},
 };
 
@@ -19,9 +20,24 @@ pub struct NamedVar {
 }
 
 impl NamedVar {
-    /// Makes `value` trainable under `name`.
+    /// Makes a copy of `value` trainable under `name`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) where there is no memory for the copy.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
+        if value.device().is_cpu() {
+            memory::check_size(value.dims())?;
+        }
         Ok(Self { name: name.into(), var: Var::from_tensor(value)? })
+    }
+
+    /// Makes zeros of `shape` trainable under `name`.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) where there is no memory for them.
+    pub fn zeros(name: impl Into<String>, shape: &[usize], device: &Device) -> Result<Self> {
+        memory::check_size(shape)?;
+        Self::new(name, &Tensor::zeros(shape, DType::F32, device)?)
     }
 
     /// The current value, still attached to the graph.
@@ -64,9 +80,6 @@ pub struct LearnerContext<'a> {
     pub device: &'a Device,
     /// Generator for initial values.
     pub rng: Rng,
-    /// Where a model comes from elsewhere, what [`Learner::restore`] will be given: sizes that the settings say are to be
-    /// those of these tensors ([`check::as_saved`](crate::registry::ranges::as_saved)) before anything of that size is made.
-    pub saved: Option<&'a StateDict>,
 }
 
 /// A prompt method with a classifier.

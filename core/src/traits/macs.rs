@@ -31,7 +31,7 @@ pub struct BlockLengths {
 
 impl Injection {
     /// How much this is, and what of it is trained.
-    pub(crate) fn lengths(&self) -> Result<Lengths> {
+    pub fn lengths(&self) -> Result<Lengths> {
         let block = |block: &BlockInjection| -> Result<BlockLengths> {
             let mut lengths = BlockLengths { cls_add: block.cls_add.is_some(), ..Default::default() };
             for kv in [&block.prefix, &block.suffix].into_iter().flatten() {

@@ -2,8 +2,8 @@
 
 pub(crate) mod folder;
 pub mod image_files;
+pub(crate) mod numpy;
 pub(crate) mod pages;
-pub(crate) mod pickle;
 pub(crate) mod shards;
 pub(crate) mod split_list;
 pub(crate) mod splits;

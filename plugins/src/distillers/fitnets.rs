@@ -57,8 +57,6 @@ impl FitNets {
         kd.validate()?;
         check::non_negative("feature_weight", feature_weight)?;
         let (student, teacher, device) = (context.student, context.teacher, context.device);
-        let projection = "project_t_s.proj.weight";
-        check::as_saved(context.saved, &[("teacher.width", teacher.width, projection, 0)])?;
         let mut rng = context.rng.clone();
         Ok(Self {
             kd,

@@ -122,8 +122,6 @@ impl ReviewKd {
         kd.validate()?;
         check::non_negative("review_weight", review_weight)?;
         let (student, teacher, device) = (context.student, context.teacher, context.device);
-        let deepest = "ReviewKD_layers.abfs.0.proj2.weight";
-        check::as_saved(context.saved, &[("teacher.width", teacher.width, deepest, 0)])?;
         let levels = (0..student.depth.min(teacher.depth))
             .map(|index| Level::new(index, student.width, teacher.width, &context.rng, device))
             .collect::<Result<_>>()?;

@@ -70,7 +70,6 @@ struct Apt {
 impl Apt {
     fn new(config: AptConfig, context: &LearnerContext<'_>) -> Result<Self> {
         check::fraction("ema", config.ema)?;
-        check::as_saved(context.saved, &[("classes", context.classes, "last.weight", 0)])?;
         let (width, depth, device) = (context.backbone.width, context.backbone.depth, context.device);
         let mut rng = context.rng.clone();
         let prompts = rng.derive("prompts").normal(&[2 * depth, width], 0.02, device)?;

@@ -76,21 +76,9 @@ impl CodaPrompt {
         }
         check::halves("length", config.length)?;
         check::non_negative("ortho_penalty", config.ortho_penalty)?;
-        let (prompts, keys) = ("prompt.e_p_0", "prompt.e_k_0");
-        check::as_saved(
-            context.saved,
-            &[
-                ("pool", config.pool, prompts, 0),
-                ("length", config.length, prompts, 1),
-                ("query_width", context.query_width, keys, 1),
-                ("classes", context.classes, "last.weight", 0),
-            ],
-        )?;
         let mut rng = context.rng.clone();
         let (width, query, device) = (context.backbone.width, context.query_width, context.device);
-        check::room(&[("pool", config.pool), ("length", config.length)], BLOCKS * width)?;
-        let zeros =
-            |name: String, shape: &[usize]| NamedVar::new(name, &Tensor::zeros(shape, DType::F32, device)?);
+        let zeros = |name: String, shape: &[usize]| NamedVar::zeros(name, shape, device);
         let blocks = (0..context.backbone.depth.min(BLOCKS))
             .map(|block| {
                 Ok(Block {

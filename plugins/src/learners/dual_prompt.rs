@@ -92,13 +92,8 @@ impl DualPrompt {
         }
         check::halves("e_length", e_length)?;
         check::halves("g_length", g_length)?;
-        check::as_saved(
-            context.saved,
-            &[("g_length", g_length, "prompt.g_p_0", 0), ("classes", context.classes, "last.weight", 0)],
-        )?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
-        check::room(&[("g_length", g_length)], GENERAL_BLOCKS.len() * width)?;
         let within = |block: &usize| *block < context.backbone.depth;
         let general = GENERAL_BLOCKS
             .into_iter()
@@ -114,23 +109,11 @@ impl DualPrompt {
             .filter(within)
             .map(|block| {
                 let mut rng = rng.derive(&format!("experts {block}"));
-                let (e_p, e_k) = (format!("prompt.e_p_{block}"), format!("prompt.e_k_{block}"));
-                check::as_saved(
-                    context.saved,
-                    &[
-                        ("pool", pool, &e_p, 0),
-                        ("e_length", e_length, &e_p, 1),
-                        ("query_width", context.query_width, &e_k, 1),
-                    ],
-                )?;
-                check::room(&[("pool", pool), ("e_length", e_length)], EXPERT_BLOCKS.len() * width)?;
                 let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
                 let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
-                Ok(Experts {
-                    block,
-                    prompts: NamedVar::new(e_p, &prompts)?,
-                    keys: NamedVar::new(e_k, &keys)?,
-                })
+                let prompts = NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?;
+                let keys = NamedVar::new(format!("prompt.e_k_{block}"), &keys)?;
+                Ok(Experts { block, prompts, keys })
             })
             .collect::<Result<_>>()?;
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;

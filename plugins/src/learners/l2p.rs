@@ -72,20 +72,9 @@ impl L2p {
             return Err(Error::setting("top_k", top_k, expected));
         }
         check::halves("length", length)?;
-        let (prompts, keys) = ("prompt.e_p_0", "prompt.e_k_0");
-        check::as_saved(
-            context.saved,
-            &[
-                ("pool", pool, prompts, 0),
-                ("length", length, prompts, 1),
-                ("query_width", context.query_width, keys, 1),
-                ("classes", context.classes, "last.weight", 0),
-            ],
-        )?;
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let blocks = if deep { context.backbone.depth.min(DEEP_BLOCKS) } else { 1 };
-        check::room(&[("pool", pool), ("length", length)], blocks * width)?;
         let pools = (0..blocks)
             .map(|block| {
                 let mut rng = rng.derive(&format!("block {block}"));

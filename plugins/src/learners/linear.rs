@@ -4,7 +4,6 @@ use cdl_core::{
     Features, Head, Injection, Learner, LearnerContext, Linear, NamedVar, Pass, Query, Result, Rng,
     StateDict, Task,
     candle_core::{Device, Tensor},
-    check,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,7 +30,6 @@ struct LinearProbe {
 impl LinearProbe {
     fn new(_config: LinearConfig, context: &LearnerContext<'_>) -> Result<Self> {
         let (width, classes, device) = (context.backbone.width, context.classes, context.device.clone());
-        check::as_saved(context.saved, &[("classes", classes, "last.weight", 0)])?;
         let head = Linear::new("last", width, classes, &mut context.rng.clone(), &device)?;
         Ok(Self { head, width, classes, device })
     }

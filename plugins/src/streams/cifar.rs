@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{
-    pickle::Pickle,
+    numpy::Batch,
     shards::{self, Splits},
     table::Columns,
 };
@@ -199,7 +199,7 @@ impl Variant {
             return Ok(self.built_in());
         }
         let bytes = bytes_of(&file)?;
-        let names = Pickle::read(&bytes).and_then(|pickle| pickle.strings(pickle.entry(self.names_key)?));
+        let names = Batch::read(&bytes).and_then(|batch| batch.strings(batch.entry(self.names_key)?));
         names.map_err(|reason| Error::Data { file, reason })
     }
 
@@ -269,16 +269,17 @@ impl Images {
 
 /// Pixels and labels of a pickled batch.
 fn unpickle<'a>(bytes: &'a [u8], label_key: &str) -> std::result::Result<(Cow<'a, [u8]>, Vec<u8>), String> {
-    let pickle = Pickle::read(bytes)?;
-    let images = pickle.entry("data").and_then(|id| pickle.array(id)).map_err(|e| format!("`data`: {e}"))?;
+    let batch = Batch::read(bytes)?;
+    let (shape, pixels) =
+        batch.entry("data").and_then(|id| batch.array(id)).map_err(|e| format!("`data`: {e}"))?;
     let labels =
-        pickle.entry(label_key).and_then(|id| pickle.ints(id)).map_err(|e| format!("`{label_key}`: {e}"))?;
-    if images.shape != [labels.len(), PIXELS] {
+        batch.entry(label_key).and_then(|id| batch.ints(id)).map_err(|e| format!("`{label_key}`: {e}"))?;
+    if shape != [labels.len(), PIXELS] {
         let expected = format!("expected {PIXELS} columns and a row for each of the {} labels", labels.len());
-        return Err(format!("`data` has the shape {:?}; {expected}", images.shape));
+        return Err(format!("`data` has the shape {shape:?}; {expected}"));
     }
     let label = |label| u8::try_from(label).map_err(|_| format!("label {label} is none"));
-    Ok((images.values, labels.into_iter().map(label).collect::<std::result::Result<_, _>>()?))
+    Ok((pixels, labels.into_iter().map(label).collect::<std::result::Result<_, _>>()?))
 }
 
 impl ImageSet for Images {

@@ -32,16 +32,16 @@ macro_rules! export_plugin {
     ($name:literal, $version:literal) => {
         $crate::__plugin_identity!();
         const CDL_PARTS: &[&str] =
-            &["cdl-plugin 1\nname ", $name, "\nversion ", $version, "\n", $crate::plugin::STAMP];
+            &["cdl-plugin 1\nname ", $name, "\nversion ", $version, "\n", $crate::registry::dynamic::STAMP];
         /// Read from the file before it is loaded.
         #[used]
         #[unsafe(no_mangle)]
-        pub static CDL_PLUGIN_MANIFEST: [u8; $crate::plugin::length(CDL_PARTS)] =
-            $crate::plugin::joined(CDL_PARTS);
+        pub static CDL_PLUGIN_MANIFEST: [u8; $crate::registry::dynamic::length(CDL_PARTS)] =
+            $crate::registry::dynamic::joined(CDL_PARTS);
         /// Who this library shares `cdl-core` with.
         #[unsafe(no_mangle)]
-        pub extern "C" fn cdl_plugin_identity() -> $crate::plugin::Identity {
-            $crate::plugin::Identity::here()
+        pub extern "C" fn cdl_plugin_identity() -> $crate::registry::dynamic::Identity {
+            $crate::registry::dynamic::Identity::here()
         }
     };
 }

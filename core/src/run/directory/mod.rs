@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 use crate::system::atomic::beside;
 use crate::{
-    config::Config,
+    config::{Config, Layers},
     error::{Error, Result},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
@@ -97,6 +97,16 @@ pub struct Results {
     /// Images left out because they could not be read (`stream.input.on_error = "skip"`).
     #[serde(default)]
     pub skipped_images: Skipped,
+}
+
+impl Results {
+    /// Accuracies of one network, if it was trained.
+    pub fn of(&self, role: Role) -> Option<&Summary> {
+        match role {
+            Role::Student => self.student.as_ref(),
+            Role::Teacher => self.teacher.as_ref(),
+        }
+    }
 }
 
 /// What `run.json` holds.
@@ -215,7 +225,7 @@ impl RunDir {
                 toml
             }
         };
-        let begun = Config::recorded(&origin, &toml)?;
+        let begun = Layers::recorded(&origin, &toml).config()?;
         let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
         let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
         let run = Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock };

@@ -15,12 +15,16 @@ use crate::{
         checksum,
         checksum_list::{self, Manifest},
     },
-    run::export::{CLASSES, Description, FORMAT, MODEL, fail},
-    traits::BackboneSpec,
+    registry::{dynamic, leaves},
+    run::export::{CLASSES, Description, FORMAT, MODEL, TRAINED, fail},
+    traits::{BackboneSpec, StateDict},
 };
 
 /// Most characters of a value that are quoted.
 const QUOTED: usize = 100;
+
+/// Largest number in the settings of a method that is accepted whatever the tensors are.
+const LARGEST: usize = 1 << 16;
 
 /// One of a network's sizes.
 type Size = fn(&BackboneSpec) -> usize;
@@ -121,6 +125,102 @@ fn quoted(value: &Value) -> String {
 /// What `key` says in `file` is not valid.
 pub(super) fn setting(file: &Path, key: &str, value: &str, expected: String) -> Error {
     Error::Setting { origin: file.display().to_string(), key: key.into(), value: value.into(), expected }
+}
+
+/// Refuses sizes for which no tensor is large enough, before anything is built: a folder from elsewhere may claim sizes
+/// that no memory holds. When the methods are restored, their tensors have to have the shapes of the saved ones.
+pub(super) fn check_sizes(
+    folder: &Path,
+    description: &Description,
+    classes: usize,
+    trained: &StateDict,
+) -> Result<()> {
+    let most = trained.iter().map(|(_, tensor)| tensor.elem_count()).max().unwrap_or(0).max(LARGEST);
+    let refuse = |file: &str, key: &str, value: &dyn std::fmt::Display| {
+        let expected = format!("expected at most {most}: no tensor in {TRAINED} is as large");
+        Err(setting(&folder.join(file), key, &value.to_string(), expected))
+    };
+    if classes > most {
+        return refuse(CLASSES, "classes", &classes);
+    }
+    if let Some(width) = description.query_width.filter(|width| *width > most) {
+        return refuse(MODEL, "query_width", &width);
+    }
+    let distillers = description
+        .distillers
+        .iter()
+        .enumerate()
+        .map(|(index, kept)| (format!("distillers[{index}].section"), &kept.section.settings));
+    for (section, settings) in distillers.chain([("learner".into(), &description.learner.settings)]) {
+        if let Some((key, value)) = leaves(settings).into_iter().find(|(_, value)| largest(value) > most) {
+            return refuse(MODEL, &format!("{section}.{key}"), value);
+        }
+    }
+    Ok(())
+}
+
+/// The largest whole number in a value, 0 if there is none.
+fn largest(value: &toml::Value) -> usize {
+    match value {
+        toml::Value::Integer(number) => usize::try_from(*number).unwrap_or(0),
+        toml::Value::Array(values) => values.iter().map(largest).max().unwrap_or(0),
+        toml::Value::Table(table) => table.values().map(largest).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// Adds to the error of a method, whose settings stand under `section`, the file and the key that it is about, and to an
+/// unknown name the plugins that the model was made with.
+pub(super) fn located(folder: &Path, description: &Description, section: &str, error: Error) -> Error {
+    let file = folder.join(MODEL);
+    let wanted: Vec<String> =
+        (description.plugins.iter()).map(|plugin| format!("{} {}", plugin.name, plugin.version)).collect();
+    match error {
+        unknown @ Error::UnknownName { .. } => {
+            let key = match section.strip_suffix(".settings") {
+                Some(network) => format!("{network}.plugin"),
+                None => format!("{section}.name"),
+            };
+            let plugins = match &wanted[..] {
+                [] => String::new(),
+                wanted => format!("; it was made with the plugin {}, see --plugin", wanted.join(", ")),
+            };
+            fail(&file, format!("`{key}`: {unknown}{plugins}"))
+        }
+        Error::Setting { key, value, expected, .. } => {
+            setting(&file, &format!("{section}.{key}"), &value, expected)
+        }
+        Error::UnknownKey { key, nearest, known, .. } => {
+            let (origin, key) = (file.display().to_string(), format!("{section}.{key}"));
+            Error::UnknownKey { origin, key, nearest, known }
+        }
+        Error::State { owner, reason } => fail(&folder.join(TRAINED), format!("{owner}: {reason}")),
+        Error::Config { reason, .. } => fail(&file, format!("`{section}`: {reason}")),
+        error => error,
+    }
+}
+
+/// Refuses another library under the name of one that the model was made with. Methods that are linked in are taken as they
+/// are.
+pub(super) fn check_plugins(folder: &Path, description: &Description) -> Result<()> {
+    let loaded = dynamic::loaded();
+    let other = description.plugins.iter().find_map(|wanted| {
+        let found = loaded.iter().find(|loaded| loaded.manifest.name == wanted.name)?;
+        (found.sha256 != wanted.sha256).then_some((wanted, found))
+    });
+    match other {
+        None => Ok(()),
+        Some((wanted, found)) => {
+            let reason = format!(
+                "was made with the plugin {} of the SHA-256 {}; that of {} is {}",
+                wanted.name,
+                wanted.sha256,
+                found.file.display(),
+                found.sha256
+            );
+            Err(fail(&folder.join(MODEL), reason))
+        }
+    }
 }
 
 fn teacher_sizes(file: &Path, teacher: &BackboneSpec) -> Result<()> {

@@ -9,7 +9,6 @@
 //! SHA256SUMS                  of all of them, in the form of sha256sum
 //! ```
 
-mod build;
 mod description;
 mod predictor;
 mod write;

@@ -9,10 +9,9 @@ use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
-    run::export::{
-        Description, MODEL, NETWORK, QUERY, TRAINED,
-        build::{Builder, check_plugins},
-        description, fail,
+    run::{
+        builder::Setup,
+        export::{Description, FrozenNetwork, Kept, MODEL, NETWORK, QUERY, TRAINED, description, fail},
     },
     system::{
         device::{self, Precision},
@@ -91,32 +90,51 @@ impl Predictor {
         let description = description::description(folder)?;
         let classes = description::classes(folder)?;
         let task = description.task(classes.len()).map_err(|reason| fail(&folder.join(MODEL), reason))?;
-        check_plugins(folder, &description)?;
+        description::check_plugins(folder, &description)?;
         let file = folder.join(TRAINED);
         let trained = StateDict::read(&file, device)?;
-        let builder = Builder {
-            folder,
-            description: &description,
-            trained: &trained,
-            classes: classes.len(),
-            task: &task,
+        description::check_sizes(folder, &description, classes.len(), &trained)?;
+        let setup = Setup {
+            seed: description.seed,
+            mode: description.mode,
             device,
+            precision: device::precision_on(device, description.precision),
+            image_size: description.transform.image_size,
+            classes: classes.len(),
+            tasks: task.count,
+            locate: Box::new(|section, error| description::located(folder, &description, section, error)),
         };
-        let backbone = builder.backbone(description.role, NETWORK, &description.network)?;
-        let query = match &description.query {
-            Some(query) => Some(builder.backbone(Role::Student, QUERY, query)?),
-            None => None,
+        let role = description.role;
+        let frozen = |role: Role, name: &str, network: &FrozenNetwork| {
+            let section = (network.plugin.as_str(), &network.settings);
+            let built =
+                setup.backbone(role, &format!("{name}.settings"), section, Some(&folder.join(name)))?;
+            description::same_sizes(&folder.join(MODEL), name, &network.spec, built.spec())?;
+            Ok::<_, Error>(built)
         };
+        let backbone = frozen(role, NETWORK, &description.network)?;
+        let query =
+            description.query.as_ref().map(|query| frozen(Role::Student, QUERY, query)).transpose()?;
         let in_file = |error: Error| match error {
             Error::State { owner, reason } => fail(&file, format!("{owner}: {reason}")),
             error => error,
         };
         let own = query.as_ref().unwrap_or(&backbone).spec().width;
         let query_width = description.query_width.unwrap_or(own);
-        let mut learner = builder.learner(backbone.spec(), query_width)?;
+        let mut learner =
+            setup.learner(role, "learner", &description.learner, backbone.spec(), query_width)?;
         learner.restore(&task, &trained).map_err(in_file)?;
-        let mut distiller = builder.distillers(backbone.spec(), learner.as_ref())?;
+        let mut distillers = Vec::new();
+        for (place, Kept { index, section }) in description.distillers.iter().enumerate() {
+            let missing = || fail(&folder.join(MODEL), "has distillers, and no `teacher`");
+            let networks = [description.teacher.as_ref().ok_or_else(missing)?, backbone.spec()];
+            let place = format!("distillers[{place}].section");
+            let distiller = setup.distiller(*index, &place, section, networks, learner.as_ref())?;
+            distillers.push((section.name.clone(), section.weight, distiller));
+        }
+        let mut distiller = Stack::new(distillers)?;
         distiller.restore(&trained).map_err(in_file)?;
+        drop(setup);
         let network = Network { backbone, learner };
         // Another thread may be the one that asks.
         device.synchronize()?;

@@ -17,18 +17,17 @@ use crate::{
         checksum,
         checksum_list::{self, Manifest},
     },
-    registry::{self, Kind, dynamic::Loaded},
-    rng::Rng,
+    registry::{Kind, dynamic::Loaded},
     run::{
         Experiment, PluginRecord,
-        builder::distiller_rng,
+        builder::RunBuilder,
         export::{
             CLASSES, Description, FORMAT, FrozenNetwork, Kept, MODEL, NETWORK, Predictor, QUERY, TRAINED,
             fail,
         },
     },
     system::atomic::{beside, settle, sync_below, write_atomic},
-    traits::{Backbone, DistillerContext, Pass, Portable, Query, QuerySource, Role, StateDict, Task},
+    traits::{Backbone, Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
 
@@ -202,18 +201,10 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
     let all = trainer.state(Role::Student)?;
     let mut trained = trainer.student.learner.state()?;
     let mut kept = Vec::new();
+    let builder = RunBuilder::new(config, &experiment.device, experiment.stream.as_ref());
+    let specs = [trainer.teacher.backbone.spec(), trainer.student.backbone.spec()];
     for (index, section) in run.distillers().iter().enumerate() {
-        let context = DistillerContext {
-            teacher: trainer.teacher.backbone.spec(),
-            student: trainer.student.backbone.spec(),
-            learner: trainer.student.learner.as_ref(),
-            tasks: experiment.stream.tasks().first().map_or(1, |task| task.count),
-            mode: run.mode,
-            device: &experiment.device,
-            rng: distiller_rng(&Rng::new(run.seed), index),
-            saved: None,
-        };
-        let mut distiller = registry::distiller(&section.name, &section.settings, &context)?;
+        let mut distiller = builder.distiller(index, section, specs, trainer.student.learner.as_ref())?;
         distiller.restore(&all)?;
         let injection = distiller.inject(Pass::Test)?;
         if distiller.predicts() || injection.tokens.is_some() || !injection.blocks.is_empty() {

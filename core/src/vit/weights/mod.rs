@@ -2,7 +2,6 @@
 
 mod config_file;
 mod names;
-mod pickle;
 pub mod position_embedding;
 mod pytorch;
 

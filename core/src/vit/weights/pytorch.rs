@@ -1,27 +1,34 @@
 //! PyTorch state dicts (`torch.save`), read without running anything.
 //!
-//! The file is a zip archive: raw numbers, one entry for each storage, and a pickle that says which tensor is where in
-//! them. [`check`] goes through the pickle first, candle's reader turns it into plain data, and only the few calls that
-//! make tensors are understood.
+//! The file is a zip archive: raw numbers, one entry for each storage, and a pickle that locates each tensor in them.
+//! [`crate::pickle`] turns the pickle into plain data, of which only the few calls that make tensors are understood.
 
 use std::{
     collections::{BTreeMap, HashMap},
     io::{Cursor, Read},
 };
 
-use candle_core::{
-    DType, Device, Tensor,
-    pickle::{Object, Stack},
-};
+use candle_core::{DType, Device, Tensor};
 use zip::ZipArchive;
 
-use crate::vit::weights::pickle::check;
+use crate::pickle::{Format, Id, MAX_DEPTH, Pickle, Value};
+
+/// Pickles of `torch.save` in its default protocol, 2. Any function may be named: none is called.
+const FORMAT: Format = Format {
+    name: "a state dict",
+    opcodes: b"(NKMJGX])}taesucRbQqrhj\x81\x85\x86\x87\x88\x89\x8a",
+    allows: |_, _| true,
+};
 
 /// Keys under which training scripts keep the weights.
 const NESTED: [&str; 3] = ["state_dict", "model", "model_state_dict"];
 
 /// Tensors may share numbers, but all together are no larger than so many times the file.
 const MOST_SHARING: usize = 4;
+
+/// Axes of a tensor, and bytes of the key of its storage, a number. Objects with more are no weights.
+const MOST_AXES: usize = 16;
+const MOST_KEY: usize = 64;
 
 /// Whether a file begins like `torch.save`'s of today.
 pub(super) fn is_archive(bytes: &[u8]) -> bool {
@@ -37,14 +44,11 @@ pub(super) fn is_legacy(bytes: &[u8]) -> bool {
 pub(super) fn read(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
     let mut archive = Archive::open(bytes)?;
     let pickle = archive.entry("data.pkl")?;
-    check(&pickle)?;
-    let broken = |e: candle_core::Error| format!("its pickle cannot be read: {e}");
-    let mut stack = Stack::empty();
-    stack.read_loop(&mut pickle.as_slice()).map_err(broken)?;
-    let mut storages: BTreeMap<String, Vec<(String, View)>> = BTreeMap::new();
+    let pickle = Pickle::read(&pickle, &FORMAT).map_err(|e| format!("its pickle cannot be read: {e}"))?;
+    let mut storages: BTreeMap<&str, Vec<(&str, View)>> = BTreeMap::new();
     let mut allowed = bytes.len().saturating_mul(MOST_SHARING);
-    for (name, value) in state_dict(stack.finalize().map_err(broken)?)? {
-        let Some((storage, view)) = View::of(&value) else { continue };
+    for (name, value) in state_dict(&pickle)? {
+        let Some((storage, view)) = View::of(&pickle, value) else { continue };
         let bytes = view.bytes().and_then(|bytes| allowed.checked_sub(bytes));
         allowed = bytes.ok_or_else(|| format!("`{name}` is larger than the file: {:?}", view.shape))?;
         storages.entry(storage).or_default().push((name, view));
@@ -56,7 +60,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
             let tensor = view.tensor(&numbers).ok_or_else(|| {
                 format!("`{name}`, {:?}, is not within the {} bytes it refers to", view.shape, numbers.len())
             })?;
-            tensors.insert(name, tensor);
+            tensors.insert(name.to_string(), tensor);
         }
     }
     Ok(tensors)
@@ -99,42 +103,38 @@ impl<'b> Archive<'b> {
     }
 }
 
-/// The names and values of the dictionary that holds tensors.
-fn state_dict(object: Object) -> Result<Vec<(String, Object)>, String> {
-    let mut object = object;
-    loop {
-        let entries = match object {
-            Object::Dict(entries) => entries,
-            Object::Build { .. } | Object::Reduce { .. } => {
+/// Names and values of the dictionary that holds tensors.
+fn state_dict<'a>(pickle: &Pickle<'a>) -> Result<BTreeMap<&'a str, Id>, String> {
+    let mut object = pickle.root;
+    for _ in 0..MAX_DEPTH {
+        let entries = match pickle.value(object) {
+            Value::Dict(entries) => entries,
+            Value::Call(..) => {
                 return Err("holds a Python object, which only its own code could make; save its \
                      `state_dict()` instead"
                     .into());
             }
-            _ => {
-                return Err(
-                    "holds no dictionary of tensors, as `torch.save(model.state_dict())` would".into()
-                );
-            }
+            _ => break,
         };
-        let mut entries: Vec<(String, Object)> =
-            entries.into_iter().filter_map(|(key, value)| Some((key.unicode().ok()?, value))).collect();
-        if entries.iter().any(|(_, value)| View::of(value).is_some()) {
+        // Keys are compared once each: a long one may be repeated.
+        let entries: BTreeMap<Id, Id> = entries.iter().copied().collect();
+        let entries: BTreeMap<&str, Id> =
+            entries.into_iter().filter_map(|(key, value)| Some((pickle.text(key)?, value))).collect();
+        if entries.values().any(|&value| View::of(pickle, value).is_some()) {
             return Ok(entries);
         }
-        let nested = |key: &str| {
-            entries.iter().position(|(name, value)| name == key && matches!(value, Object::Dict(_)))
-        };
-        let Some(nested) = NESTED.iter().find_map(|key| nested(key)) else {
-            let mut keys: Vec<_> = entries.iter().map(|(key, _)| format!("`{key}`")).take(8).collect();
-            keys.sort();
+        let mut nested = NESTED.iter().filter_map(|key| entries.get(key));
+        let Some(&nested) = nested.find(|&&id| matches!(pickle.value(id), Value::Dict(_))) else {
+            let keys: Vec<_> = entries.keys().map(|key| format!("`{key}`")).take(8).collect();
             return Err(format!(
                 "holds no tensors at the top or under `{}`; its keys are: {}",
                 NESTED.join("`, `"),
                 if keys.is_empty() { "none".into() } else { keys.join(", ") },
             ));
         };
-        object = entries.swap_remove(nested).1;
+        object = nested;
     }
+    Err("holds no dictionary of tensors, as `torch.save(model.state_dict())` would".into())
 }
 
 /// Where a tensor's numbers are within a storage; offset and strides count elements.
@@ -146,32 +146,33 @@ struct View {
 }
 
 impl View {
-    /// The storage and the place of a tensor. `None` for whatever else stands in a dictionary, for types that
+    /// Storage and place of a tensor. `None` for whatever else stands in a dictionary, for types that
     /// no weight has, and for tensors without numbers.
-    fn of(value: &Object) -> Option<(String, Self)> {
-        let (call, arguments) = called(value)?;
-        let (storage, offset, shape, strides) = match (call, arguments) {
-            // A parameter: the tensor, whether it learns, hooks.
-            (("torch._utils", "_rebuild_parameter"), [tensor, ..]) => return Self::of(tensor),
-            // A subclass or a tensor with attributes: the call that makes it, its class, that call's arguments.
-            (("torch._tensor", "_rebuild_from_type_v2"), [call, _, Object::Tuple(arguments), ..]) => {
-                match (class(call)?, arguments.as_slice()) {
-                    (("torch._utils", "_rebuild_tensor_v2"), [storage, offset, shape, strides, ..]) => {
-                        (storage, offset, shape, strides)
-                    }
-                    (("torch._utils", "_rebuild_parameter"), [tensor, ..]) => return Self::of(tensor),
-                    _ => return None,
+    fn of<'a>(pickle: &Pickle<'a>, value: Id) -> Option<(&'a str, Self)> {
+        let (mut function, mut arguments, _) = pickle.call(value)?;
+        for _ in 0..MAX_DEPTH {
+            match (function, arguments) {
+                (("torch._utils", "_rebuild_tensor_v2"), &[storage, offset, shape, strides, ..]) => {
+                    return Self::new(pickle, storage, [offset, shape, strides]);
                 }
+                // A parameter: the tensor, whether it learns, hooks.
+                (("torch._utils", "_rebuild_parameter"), &[tensor, ..]) => {
+                    (function, arguments, _) = pickle.call(tensor)?;
+                }
+                // A subclass or a tensor with attributes: the call that makes it, its class, that call's arguments.
+                (("torch._tensor", "_rebuild_from_type_v2"), &[inner, _, given, ..]) => {
+                    (function, arguments) = (pickle.global(inner)?, pickle.items(given)?);
+                }
+                _ => return None,
             }
-            (("torch._utils", "_rebuild_tensor_v2"), [storage, offset, shape, strides, ..]) => {
-                (storage, offset, shape, strides)
-            }
-            _ => return None,
-        };
-        let Object::PersistentLoad(storage) = storage else { return None };
-        let Object::Tuple(storage) = &**storage else { return None };
-        let [_, kind, Object::Unicode(key), ..] = storage.as_slice() else { return None };
-        let dtype = match class(kind)? {
+        }
+        None
+    }
+
+    fn new<'a>(pickle: &Pickle<'a>, storage: Id, place: [Id; 3]) -> Option<(&'a str, Self)> {
+        let &Value::Persistent(storage) = pickle.value(storage) else { return None };
+        let &[_, kind, key, ..] = pickle.items(storage)? else { return None };
+        let dtype = match pickle.global(kind)? {
             ("torch", "FloatStorage") => DType::F32,
             ("torch", "DoubleStorage") => DType::F64,
             ("torch", "HalfStorage") => DType::F16,
@@ -181,9 +182,16 @@ impl View {
             ("torch", "ByteStorage") => DType::U8,
             _ => return None,
         };
+        let whole = |id: Id| usize::try_from(pickle.int(id)?).ok();
+        let wholes = |id: Id| -> Option<Vec<usize>> {
+            let items = pickle.items(id).filter(|items| items.len() <= MOST_AXES)?;
+            items.iter().map(|&id| whole(id)).collect()
+        };
+        let [offset, shape, strides] = place;
         let view = Self { dtype, offset: whole(offset)?, shape: wholes(shape)?, strides: wholes(strides)? };
         let sound = view.shape.len() == view.strides.len() && !view.shape.contains(&0);
-        sound.then(|| (key.clone(), view))
+        let key = pickle.text(key).filter(|key| sound && key.len() <= MOST_KEY)?;
+        Some((key, view))
     }
 
     /// What the tensor takes by itself; `None` if that is no number.
@@ -219,34 +227,5 @@ impl View {
             }
         }
         Tensor::from_raw_buffer(&packed, self.dtype, &self.shape, &Device::Cpu).ok()
-    }
-}
-
-/// The function and the arguments of a call that the pickle asks for.
-fn called(value: &Object) -> Option<((&str, &str), &[Object])> {
-    let Object::Reduce { callable, args } = value else { return None };
-    let Object::Tuple(args) = &**args else { return None };
-    Some((class(callable)?, args))
-}
-
-fn class(object: &Object) -> Option<(&str, &str)> {
-    match object {
-        Object::Class { module_name, class_name } => Some((module_name, class_name)),
-        _ => None,
-    }
-}
-
-fn whole(object: &Object) -> Option<usize> {
-    match *object {
-        Object::Int(n) => n.try_into().ok(),
-        Object::Long(n) => n.try_into().ok(),
-        _ => None,
-    }
-}
-
-fn wholes(object: &Object) -> Option<Vec<usize>> {
-    match object {
-        Object::Tuple(numbers) => numbers.iter().map(whole).collect(),
-        _ => None,
     }
 }

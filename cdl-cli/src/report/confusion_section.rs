@@ -1,22 +1,26 @@
-//! What each network takes each class for.
+//! Plots of confusion matrices.
 
-use cdl_core::{Confusion, Role};
+use cdl_core::Confusion;
 
 use super::{
-    Run,
     plot::{self, Cell, Picture, Plot},
+    recorded_run::RecordedRun,
+    run_series::{Plots, each_network},
 };
 
 /// Matrices of more classes are shown as an image: no screen has room for their names.
 const MOST_CLASSES: usize = 100;
 
-pub fn plot(run: &Run, role: Role, title: &str) -> Option<(String, Plot)> {
-    let (_, confusion) = run.confusions.iter().find(|(of, _)| *of == role)?;
-    let plot = match confusion.classes().len() > MOST_CLASSES {
-        true => as_picture(run, confusion, title)?,
-        false => by_cell(confusion, title),
-    };
-    Some((format!("confusion_{}", role.as_str()), plot))
+/// Confusion matrix of each network.
+pub fn confusions(runs: &[RecordedRun]) -> Plots {
+    each_network(runs, |run, role, title| {
+        let confusion = run.confusions.of(role)?;
+        let plot = match confusion.classes().len() > MOST_CLASSES {
+            true => as_picture(run, confusion, title)?,
+            false => by_cell(confusion, title),
+        };
+        Some((format!("confusion_{}", role.as_str()), plot))
+    })
 }
 
 /// Share of the true class's images.
@@ -31,24 +35,23 @@ fn by_cell(confusion: &Confusion, title: &str) -> Plot {
             let shade = share(*count, counts);
             let tip = format!("{truth} taken for {taken}: {count} images, {:.1} %", 100.0 * shade);
             let label = if *count == 0 { String::new() } else { count.to_string() };
-            Some(Cell { shade, label, tip })
+            Cell { shade, label, tip }
         };
         classes.iter().zip(counts).map(cell).collect()
     };
-    let cells: Vec<Vec<Option<Cell>>> = classes.iter().zip(confusion.counts()).map(row).collect();
+    let cells: Vec<Vec<Cell>> = classes.iter().zip(confusion.counts()).map(row).collect();
     plot::heat(title, (classes, classes), ("true class", "predicted class"), &cells, None)
 }
 
-/// Marked off by tasks. A small share of many classes would not be seen: shades are square roots.
-fn as_picture(run: &Run, confusion: &Confusion, title: &str) -> Option<Plot> {
+/// Matrix as an image, with lines between tasks. Shades are square roots: a small share of many classes would not be seen.
+fn as_picture(run: &RecordedRun, confusion: &Confusion, title: &str) -> Option<Plot> {
     let shades: Vec<Vec<f64>> = (confusion.counts().iter())
         .map(|row| row.iter().map(|count| share(*count, row).sqrt()).collect())
         .collect();
-    let tasks = run.record.get("tasks").and_then(|tasks| tasks.as_array());
-    let groups: Vec<(usize, String)> = (tasks.into_iter().flatten().enumerate())
+    let groups: Vec<(usize, String)> = (run.record["tasks"].as_array().into_iter().flatten().enumerate())
         .filter_map(|(task, classes)| {
-            let start = usize::try_from(classes.get("start")?.as_u64()?).ok()?;
-            (start < shades.len()).then(|| (start, format!("{}", task + 1)))
+            let start = usize::try_from(classes["start"].as_u64()?).ok()?;
+            (start < shades.len()).then(|| (start, (task + 1).to_string()))
         })
         .collect();
     let title = format!("{title} (shades are square roots of the shares)");

@@ -1,20 +1,22 @@
-//! Which prompts the test images take.
+//! Plots of the prompts that the test images take.
 
-use cdl_core::{PoolUse, Role, UseTable};
+use cdl_core::{PoolUse, UseTable};
 
 use super::{
-    Run, file_name, numbers,
     plot::{self, Cell, Key, Plot},
+    recorded_run::RecordedRun,
+    run_series::{Plots, each_network, file_name, numbers},
 };
 
-/// A heat map for each pool of a network.
-pub fn plots(run: &Run, role: Role, title: &str) -> Vec<(String, Plot)> {
-    let pools = run.results.prompt_use.of(role).into_iter().flatten();
-    let one = |pool: &PoolUse| {
-        let file = format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool));
-        (file, heat(pool, title))
-    };
-    pools.map(one).collect()
+/// Heat map for each pool of each network.
+pub fn prompts(runs: &[RecordedRun]) -> Plots {
+    each_network(runs, |run, role, title| {
+        let pools = run.results.prompt_use.of(role).into_iter().flatten();
+        let one = |pool: &PoolUse| {
+            (format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool)), heat(pool, title))
+        };
+        pools.map(one).collect::<Plots>()
+    })
 }
 
 fn heat(pool: &PoolUse, title: &str) -> Plot {
@@ -36,11 +38,10 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
             },
         }
     };
-    let cells: Vec<Vec<Option<Cell>>> = (rows.iter().enumerate())
-        .map(|(task, row)| {
-            row.iter().enumerate().map(|(prompt, value)| Some(cell(task, prompt, *value))).collect()
-        })
-        .collect();
+    let row = |(task, row): (usize, &Vec<f64>)| {
+        row.iter().enumerate().map(|(prompt, value)| cell(task, prompt, *value)).collect()
+    };
+    let cells: Vec<Vec<Cell>> = rows.iter().enumerate().map(row).collect();
     let (what, key) = match &pool.table {
         UseTable::Counts(_) => ("% of images", shares()),
         UseTable::MeanWeights(_) => ("mean weight", weights(largest)),
@@ -55,7 +56,7 @@ fn shares() -> Key {
     Key { what, ends: ("0 %".into(), "100 %".into()), signed: false }
 }
 
-/// Up to the `largest` of this pool, whatever its sign.
+/// Shades up to the `largest` absolute weight of this pool.
 fn weights(largest: f64) -> Key {
     let what = "shade: mean weight; below zero brown, with a stroke or a minus".into();
     let end =

@@ -1,0 +1,78 @@
+//! Plots of accuracies: after each task, task by task, and class by class.
+
+use super::{
+    plot::{self, Axes, Cell, Plot},
+    recorded_run::RecordedRun,
+    run_series::{Plots, each_network, numbers, series},
+};
+
+/// Mean accuracy over the tasks so far after each task.
+pub fn after_each_task(runs: &[RecordedRun]) -> Plots {
+    let mean = |row: &Vec<f64>| (!row.is_empty()).then(|| row.iter().sum::<f64>() / row.len() as f64);
+    let series = series(runs, |run, role| Some(run.accuracies(role)?.iter().map(mean).collect()));
+    over_tasks(runs, |places| {
+        let axes = Axes { x: "after task", percent: true, places, groups: Vec::new() };
+        ("accuracy".into(), plot::lines("Average accuracy, %", &axes, &series, 560.0))
+    })
+}
+
+/// Difference of each task's accuracy right after it was learned and after the last task.
+pub fn forgetting(runs: &[RecordedRun]) -> Plots {
+    let series = series(runs, |run, role| {
+        let rows = run.accuracies(role)?;
+        let last = rows.last()?;
+        let learned = rows.iter().enumerate().map(|(task, row)| row.get(task).zip(last.get(task)));
+        Some(learned.map(|pair| pair.map(|(first, last)| first - last)).collect())
+    });
+    over_tasks(runs, |places| {
+        let axes = Axes { x: "task", percent: false, places, groups: Vec::new() };
+        ("forgetting".into(), plot::bars("Forgetting, percentage points", &axes, &series, 560.0))
+    })
+}
+
+/// Plot with a place for each task, if any run has finished a task.
+fn over_tasks(runs: &[RecordedRun], plot: impl FnOnce(Vec<String>) -> (String, Plot)) -> Plots {
+    let tasks =
+        runs.iter().flat_map(|run| run.roles().filter_map(|role| run.accuracies(role))).map(<[_]>::len);
+    let tasks = tasks.max().filter(|tasks| *tasks > 0);
+    tasks.map(|tasks| plot(numbers(tasks))).into_iter().collect()
+}
+
+/// Accuracy matrix of each network.
+pub fn matrices(runs: &[RecordedRun]) -> Plots {
+    each_network(runs, |run, role, title| {
+        let plot = matrix(title, run.accuracies(role)?);
+        Some((format!("accuracy_matrix_{}", role.as_str()), plot))
+    })
+}
+
+/// Heat map of an accuracy matrix: a row for each task learned, a column for each task tested.
+pub fn matrix(title: &str, rows: &[Vec<f64>]) -> Plot {
+    let names = numbers(rows.len());
+    let cell = |after: usize, task: usize, accuracy: f64| Cell {
+        shade: accuracy / 100.0,
+        label: if rows.len() > 12 { format!("{accuracy:.0}") } else { format!("{accuracy:.1}") },
+        tip: format!("task {} after task {}: {accuracy:.2} %", task + 1, after + 1),
+    };
+    let row = |(after, row): (usize, &Vec<f64>)| {
+        row.iter().enumerate().map(|(task, accuracy)| cell(after, task, *accuracy)).collect()
+    };
+    let cells: Vec<Vec<Cell>> = rows.iter().enumerate().map(row).collect();
+    let title = format!("{title}, accuracy in %");
+    plot::heat(&title, (&names, &names), ("after task", "task"), &cells, None)
+}
+
+/// Accuracy on each class after the last task.
+pub fn by_class(runs: &[RecordedRun]) -> Plots {
+    let series = series(runs, |run, role| run.results.class_accuracy.of(role).cloned());
+    let (Some(first), Some(most)) = (runs.first(), series.iter().map(|one| one.values.len()).max()) else {
+        return Vec::new();
+    };
+    let names = first.classes();
+    // Runs on other classes, or in another order, have no common places.
+    if runs.iter().any(|run| run.classes() != names) {
+        return Vec::new();
+    }
+    let places: Vec<String> = names.into_iter().take(most).map(String::from).collect();
+    vec![("class_accuracy".into(), plot::dots("Accuracy by class, %", &places, &series, 560.0))]
+}

@@ -1,0 +1,125 @@
+//! Table of costs: trained numbers and multiply-adds of one image.
+
+use cdl_core::{Role, cost::Cost};
+use maud::{Markup, html};
+
+use super::{html, recorded_run::RecordedRun, table_formats::csv};
+use crate::Failure;
+
+/// Name of a figure (the path in `results.json`, with `_` between its parts), title, note and value. Parts of the figure
+/// before them have a title in small letters.
+type Figure = (&'static str, &'static str, &'static str, fn(&Cost) -> u64);
+
+const FIGURES: [Figure; 9] = [
+    (
+        "trained_numbers",
+        "Numbers trained",
+        "prompts, keys, heads; the distiller's with the student's",
+        |cost| cost.trained_numbers,
+    ),
+    ("training_macs_total", "Training step", "MACs of one image, all passes", |cost| {
+        cost.training_macs.total
+    }),
+    ("training_macs_query", "queries", "passes without prompts", |cost| cost.training_macs.query),
+    ("training_macs_teacher", "teacher", "while the student learns", |cost| cost.training_macs.teacher),
+    ("training_macs_forward", "forward", "with prompts", |cost| cost.training_macs.forward),
+    ("training_macs_backward", "backward", "down to what is trained", |cost| cost.training_macs.backward),
+    ("inference_macs_total", "Inference", "MACs of one image, all passes", |cost| cost.inference_macs.total),
+    ("inference_macs_query", "query", "the pass without prompts", |cost| cost.inference_macs.query),
+    ("inference_macs_forward", "network", "the pass with prompts", |cost| cost.inference_macs.forward),
+];
+
+/// Section of the page, if any run has recorded its cost.
+pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
+    if !runs.iter().any(|run| run.roles().any(|role| run.results.cost.of(role).is_some())) {
+        return None;
+    }
+    let head = html! {
+        th {}
+        @for run in runs {
+            @let name = (runs.len() > 1).then_some(run.name.as_str());
+            @for role in run.roles() { (html::number_head(role.as_str(), name)) }
+            @if run.roles().count() == 2 { (html::number_head("ratio", name)) }
+        }
+    };
+    let rows = html! {
+        @for (name, title, note, figure) in &FIGURES {
+            @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).map(figure);
+            tr {
+                td.part[title.starts_with(char::is_lowercase)] { (title) small { (note) } }
+                @for (index, run) in runs.iter().enumerate() {
+                    @for role in run.roles() {
+                        @let first = runs.first().filter(|_| index > 0).and_then(|first| value(first, role));
+                        @let more = html! { @if let Some(times) = ratio(value(run, role), first) { small { (format!("×{times:.2}")) } } };
+                        (html::number((index, role, name), value(run, role), short, &more))
+                    }
+                    @if run.roles().count() == 2 {
+                        @let times = ratio(value(run, Role::Student), value(run, Role::Teacher));
+                        td.n { (times.map_or("–".into(), |times| format!("{times:.3}"))) }
+                    }
+                }
+            }
+        }
+    };
+    Some(html! {
+        h2 { "Cost" }
+        p {
+            "Multiply-adds (MACs) of the frozen networks for one image, attention included; heads and losses left out. The \
+             ratio is the student's to the teacher's."
+            @if runs.len() > 1 { " Below each figure stands how many times the first run's it is." }
+        }
+        (html::table(&head, &rows))
+    })
+}
+
+fn ratio(of: Option<u64>, to: Option<u64>) -> Option<f64> {
+    let (of, to) = of.zip(to.filter(|to| *to > 0))?;
+    Some(of as f64 / to as f64)
+}
+
+/// Three digits and a unit.
+fn short(value: u64) -> String {
+    let (scaled, unit) = match value {
+        1_000_000_000.. => (value as f64 / 1e9, "G"),
+        1_000_000.. => (value as f64 / 1e6, "M"),
+        10_000.. => (value as f64 / 1e3, "k"),
+        _ => return value.to_string(),
+    };
+    match scaled {
+        100.0.. => format!("{scaled:.0} {unit}"),
+        10.0.. => format!("{scaled:.1} {unit}"),
+        _ => format!("{scaled:.2} {unit}"),
+    }
+}
+
+/// A row for each network of each run, as far as it is recorded; MACs of one image, seconds and bytes of the run.
+pub fn cost_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
+    let head = ["run", "network"].into_iter().chain(FIGURES.iter().map(|(name, ..)| *name));
+    let head = head.chain(["wall_seconds", "peak_memory_bytes"]).map(String::from).collect();
+    let row = |run: &RecordedRun, role: Role| {
+        let cost = run.results.cost.of(role);
+        let figure = |(.., value): &Figure| cost.map(|cost| value(cost).to_string()).unwrap_or_default();
+        let memory = run.results.peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
+        let names = [run.name.clone(), role.as_str().into()].into_iter();
+        names
+            .chain(FIGURES.iter().map(figure))
+            .chain([run.results.wall_seconds.to_string(), memory])
+            .collect()
+    };
+    let rows = runs.iter().flat_map(|run| run.roles().map(move |role| row(run, role)));
+    csv("cost.csv", head, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn figures_have_three_digits() {
+        for (value, text) in
+            [(0, "0"), (9_999, "9999"), (76_810, "76.8 k"), (1_260_000_000, "1.26 G"), (617_000_000, "617 M")]
+        {
+            assert_eq!(short(value), text);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Reads the records of a run.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cdl_core::{
+    ByRole, Confusion, EpochReport, Error, Result, Role,
+    run_dir::{
+        Results, is_held, read_confusion, read_epochs, read_record, read_results, read_results_so_far,
+    },
+};
+
+/// Both networks, in the order in which they are shown.
+pub const ROLES: [Role; 2] = [Role::Student, Role::Teacher];
+
+/// Records in the directory of one run.
+pub struct RecordedRun {
+    root: PathBuf,
+    /// Name of the directory.
+    pub name: String,
+    /// Contents of `results.json`.
+    pub results: Results,
+    /// Contents of `run.json`.
+    pub record: serde_json::Value,
+    /// Lines of `metrics.jsonl`.
+    pub epochs: Vec<EpochReport>,
+    /// Confusion matrices after the last finished task.
+    pub confusions: ByRole<Confusion>,
+    /// Text of `config.toml`.
+    pub config_text: String,
+    /// Values of `config.toml`.
+    pub config: toml::Table,
+}
+
+impl RecordedRun {
+    /// Reads a run that may be unfinished, with its epochs.
+    pub fn so_far(root: &Path) -> Result<Self> {
+        let results = read_results_so_far(root)?;
+        Ok(Self { epochs: read_epochs(root)?, ..Self::of(root, results)? })
+    }
+
+    /// Reads a run that has finished a task, without its epochs.
+    pub fn tested(root: &Path) -> Result<Self> {
+        Self::of(root, read_results(root)?)
+    }
+
+    fn of(root: &Path, results: Results) -> Result<Self> {
+        let file = root.join("config.toml");
+        let fail = |reason: String| Error::Config { origin: file.display().to_string(), reason };
+        let config_text = fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
+        let config = config_text.parse().map_err(|e: toml::de::Error| fail(e.message().into()))?;
+        let confusion = |role: Role| read_confusion(root, role);
+        let confusions = ByRole { student: confusion(Role::Student)?, teacher: confusion(Role::Teacher)? };
+        let (record, name) = (read_record(root)?, folder_name(root, "run"));
+        Ok(Self {
+            root: root.into(),
+            name,
+            results,
+            record,
+            epochs: Vec::new(),
+            confusions,
+            config_text,
+            config,
+        })
+    }
+
+    /// Trained networks.
+    pub fn roles(&self) -> impl Iterator<Item = Role> + use<'_> {
+        ROLES.into_iter().filter(|role| self.results.of(*role).is_some())
+    }
+
+    /// Rows of the accuracy matrix of a network.
+    pub fn accuracies(&self, role: Role) -> Option<&[Vec<f64>]> {
+        self.results.of(role).map(|summary| summary.accuracy_matrix.rows())
+    }
+
+    /// Names of all classes, in stream order.
+    pub fn classes(&self) -> Vec<&str> {
+        let names = self.record["classes"].as_array();
+        names.into_iter().flatten().map(|name| name.as_str().unwrap_or("?")).collect()
+    }
+
+    /// Values of the configuration as TOML, by dotted key.
+    pub fn values(&self) -> BTreeMap<String, String> {
+        fn flatten(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, String>) {
+            for (key, value) in table {
+                match value {
+                    toml::Value::Table(table) => flatten(&format!("{prefix}{key}."), table, values),
+                    value => _ = values.insert(format!("{prefix}{key}"), value.to_string()),
+                }
+            }
+        }
+        let mut values = BTreeMap::new();
+        flatten("", &self.config, &mut values);
+        values
+    }
+
+    /// Number of finished tasks, and for an unfinished run the last epoch in `metrics.jsonl`.
+    pub fn progress(&self) -> String {
+        let done = self.results.tasks_done;
+        // Results of earlier versions count all tasks of the stream.
+        let most = self.config.get("stream").and_then(|stream| stream.get("max_tasks")?.as_integer());
+        let tasks = most.and_then(|most| most.try_into().ok()).unwrap_or(usize::MAX).min(self.results.tasks);
+        let mut text = format!("{done} of {tasks} tasks done");
+        if done < tasks {
+            text += if is_held(&self.root) { ", still running" } else { ", stopped" };
+            if let Some(last) = self.epochs.last().filter(|last| last.task >= done) {
+                let EpochReport { task, role, epoch, epochs, .. } = last;
+                let (task, epoch) = (task + 1, epoch + 1);
+                text += &format!(" in task {task} after epoch {epoch} of {epochs} of the {}", role.as_str());
+            }
+        }
+        text
+    }
+
+    /// One line about the run: data set, learner, seed, progress, time and memory.
+    pub fn headline(&self) -> String {
+        let values = self.values();
+        let of = |key: &str| values.get(key).map_or("?", String::as_str).trim_matches('"');
+        let seconds = match self.results.tasks_done {
+            0 => String::new(),
+            _ => format!(", {:.1} s", self.results.wall_seconds),
+        };
+        let memory =
+            self.results.peak_memory_bytes.map(|bytes| format!(", {:.0} MB at most", bytes as f64 / 1e6));
+        format!(
+            "{}: {}, learner {}, seed {}; {}{seconds}{}",
+            self.name,
+            of("stream.name"),
+            of("learner.name"),
+            of("seed"),
+            self.progress(),
+            memory.unwrap_or_default()
+        )
+    }
+}
+
+/// Name of a folder, links resolved, or `default` where it has none.
+pub fn folder_name(folder: &Path, default: &str) -> String {
+    let whole = fs::canonicalize(folder).unwrap_or_else(|_| folder.into());
+    whole.file_name().map_or(default.into(), |name| name.to_string_lossy().into_owned())
+}

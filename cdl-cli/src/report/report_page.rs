@@ -1,0 +1,148 @@
+//! Page of one run or of several.
+
+use std::{collections::BTreeSet, path::Path};
+
+use cdl_core::{DEFINITIONS, Role, run_dir::write_atomic};
+use maud::{Markup, html};
+
+use super::{
+    accuracy_section, confusion_section, cost_section, html, loss_section, prompt_section,
+    recorded_run::RecordedRun, run_series::Plots,
+};
+use crate::Failure;
+
+/// Part of the page with plots.
+pub struct Section {
+    title: &'static str,
+    note: &'static str,
+    /// Plots, each with the name of its file.
+    pub plots: Plots,
+}
+
+/// Writes the page of one run into its directory.
+pub fn place_page(root: &Path) -> Result<(), Failure> {
+    let runs = [RecordedRun::so_far(root)?];
+    Ok(write_atomic(&root.join("report.html"), page(&runs, &sections(&runs)).as_bytes())?)
+}
+
+/// All sections with plots.
+pub fn sections(runs: &[RecordedRun]) -> Vec<Section> {
+    vec![
+        Section {
+            title: "Accuracy after each task",
+            note: "Mean over the tasks seen so far.",
+            plots: accuracy_section::after_each_task(runs),
+        },
+        Section {
+            title: "Accuracy matrix",
+            note: "On each task's test images after learning each task.",
+            plots: accuracy_section::matrices(runs),
+        },
+        Section {
+            title: "Forgetting by task",
+            note: "Accuracy right after a task was learned, less that after the last task: A[j][j] - A[T-1][j].",
+            plots: accuracy_section::forgetting(runs),
+        },
+        Section {
+            title: "Accuracy by class",
+            note: "After the last task, among all classes seen.",
+            plots: accuracy_section::by_class(runs),
+        },
+        Section {
+            title: "Confusion matrix",
+            note: "After the last task. Shades are shares of the true class's images, numbers are images.",
+            plots: confusion_section::confusions(runs),
+        },
+        Section {
+            title: "Prompts",
+            note: "Which prompts of each pool the test images take after the last task, by task of the image: the share of a \
+                   task's images, or the mean weight with its sign where each image weighs all prompts. The scale of \
+                   shades stands below each; that of weights goes to the largest of the pool.",
+            plots: prompt_section::prompts(runs),
+        },
+        Section {
+            title: "Losses",
+            note: "Means over each epoch's steps; loss is the sum that was minimised.",
+            plots: loss_section::losses(runs),
+        },
+    ]
+}
+
+/// The whole page.
+pub fn page(runs: &[RecordedRun], sections: &[Section]) -> String {
+    let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
+    let body = html! {
+        @for run in runs { p { (run.headline()) } }
+        h2 { "Summary" }
+        p {
+            "All in percent. A[i][j] is the accuracy on task j's test images after learning task i, among all classes seen; T \
+             tasks, i and j count from 0."
+            @if runs.len() > 1 { " Below each value stands its difference from the first run's." }
+        }
+        (summary(runs))
+        @for Section { title, note, plots } in sections.iter().filter(|section| !section.plots.is_empty()) {
+            h2 { (title) }
+            p { (note) }
+            div.plots { @for (_, plot) in plots { div { (plot.inline()) } } }
+        }
+        @if let Some(cost) = cost_section::section(runs) { (cost) }
+        h2 { "Configuration and record" }
+        @if runs.len() > 1 {
+            p { "Settings that differ." }
+            (differences(runs))
+        }
+        @for run in runs {
+            (html::file(&format!("{}: config.toml", run.name), &run.config_text))
+            (html::file(&format!("{}: run.json", run.name), &format!("{:#}", run.record)))
+        }
+    };
+    html::document(&names.join(", "), &body)
+}
+
+/// A row for each definition, a column for each network of each run.
+fn summary(runs: &[RecordedRun]) -> Markup {
+    let networks = |(index, run)| RecordedRun::roles(run).map(move |role| (index, run, role));
+    let columns: Vec<(usize, &RecordedRun, Role)> = runs.iter().enumerate().flat_map(networks).collect();
+    let head = html! {
+        th { "Definition" }
+        @for (_, run, role) in &columns {
+            (html::number_head(role.as_str(), (runs.len() > 1).then_some(&run.name)))
+        }
+    };
+    let rows = html! {
+        @for definition in DEFINITIONS {
+            tr {
+                td { (definition.title) small { (definition.formula) } }
+                @for &(index, run, role) in &columns {
+                    @let value_of = |run: &RecordedRun| run.results.of(role).and_then(definition.value);
+                    @let value = value_of(run);
+                    @let first = runs.first().filter(|_| index > 0).and_then(value_of);
+                    @let more = html! {
+                        @if let Some((value, first)) = value.zip(first) { small { (format!("{:+.2}", value - first)) } }
+                    };
+                    (html::number((index, role, definition.name), value, |value| format!("{value:.2}"), &more))
+                }
+            }
+        }
+    };
+    html::table(&head, &rows)
+}
+
+/// A row for each setting that not all runs have alike.
+fn differences(runs: &[RecordedRun]) -> Markup {
+    let values: Vec<_> = runs.iter().map(RecordedRun::values).collect();
+    let keys: BTreeSet<&String> = values.iter().flat_map(|values| values.keys()).collect();
+    let head = html! { th { "Key" } @for run in runs { th { (run.name) } } };
+    let rows = html! {
+        @for key in keys {
+            @let row: Vec<_> = values.iter().map(|values| values.get(key)).collect();
+            @if row.iter().any(|value| *value != row[0]) {
+                tr {
+                    td { code { (key) } }
+                    @for value in row { td { code { (value.map_or("–", String::as_str)) } } }
+                }
+            }
+        }
+    };
+    html::table(&head, &rows)
+}

@@ -1,0 +1,144 @@
+//! Figure and page of a sweep.
+
+use cdl_core::{DEFINITIONS, Role};
+use maud::{Markup, html};
+
+use super::{Sweep, manifest::State, plan, statistics::Spread, summary::Summary, sweep_tables::vary_head};
+use crate::report::{
+    html,
+    plot::{Axes, Plot, Series, lines},
+    report_page::place_page,
+};
+
+/// Accuracy after each task: means, in bands of one standard deviation.
+pub fn figure(summary: &Summary) -> Plot {
+    let (mut series, mut tasks) = (Vec::new(), 0);
+    let roles = summary.roles();
+    for (colour, combination) in summary.combinations.iter().enumerate() {
+        for role in &roles {
+            let progress = combination.progress(*role);
+            tasks = tasks.max(progress.len());
+            if progress.is_empty() {
+                continue;
+            }
+            let name = match roles.len() {
+                1 => combination.title(),
+                _ => format!("{}, {}", combination.title(), role.as_str()),
+            };
+            let values = progress.iter().map(|spread| spread.map(|spread| spread.mean)).collect();
+            let ends = |spread: &Option<Spread>| {
+                let Spread { mean, deviation, .. } = (*spread)?;
+                Some((mean - deviation?, mean + deviation?))
+            };
+            let (dashed, band) = (*role == Role::Teacher, progress.iter().map(ends).collect());
+            series.push(Series { name, colour, dashed, values, band });
+        }
+    }
+    let places = (1..=tasks).map(|task| task.to_string()).collect();
+    let axes = Axes { x: "after task", percent: true, places, groups: Vec::new() };
+    lines("Average accuracy over tasks so far, %", &axes, &series, 620.0)
+}
+
+/// The whole page. Every cell that is done gets a page of its own, to which it leads.
+pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -> String {
+    let plan = std::fs::read_to_string(sweep.folder.join(plan::FILE)).unwrap_or_default();
+    let body = html! {
+        p { (summary.done()) " of " (summary.cells()) " cells done." }
+        h2 { "Means" }
+        p {
+            "In percent, ± sample standard deviation over the repetitions. Below each value stands its difference from the \
+             baseline's, taken repetition by repetition, with its 95 % interval by Student's t distribution."
+        }
+        @for role in summary.roles() { (means(summary, role)) }
+        h2 { "Accuracy after each task" }
+        p {
+            "Mean over the tasks seen so far, averaged over the repetitions; bands are one standard deviation to either side."
+        }
+        div.plots { div { (figure.inline()) } }
+        h2 { "Cells" }
+        (cells(sweep, summary, states))
+        h2 { "Plan" }
+        (html::file(plan::FILE, &plan))
+    };
+    html::document(&summary.name, &body)
+}
+
+/// A row for each combination, a column for each definition.
+fn means(summary: &Summary, role: Role) -> Markup {
+    let head = html! {
+        th { (role.as_str()) small { (vary_head(summary)) } }
+        (html::number_head("n", None))
+        @for definition in DEFINITIONS { (html::number_head(definition.title, Some(definition.formula))) }
+    };
+    let rows = html! {
+        @for (number, combination) in summary.combinations.iter().enumerate() {
+            tr {
+                td { (combination.title()) @if number == summary.baseline { small { "baseline" } } }
+                td.n { (combination.done()) }
+                @for definition in &DEFINITIONS {
+                    @let spread = combination.spread(role, definition);
+                    @let more = html! {
+                        (spread.map(|spread| spread.deviation_text()).unwrap_or_default())
+                        @if let Some(apart) = summary.difference(number, role, definition) {
+                            small { (format!("{:+.2}", apart.mean)) (apart.interval_text()) }
+                        }
+                    };
+                    @let mean = spread.map(|spread| spread.mean);
+                    (html::number((number, role, definition.name), mean, |mean| format!("{mean:.2}"), &more))
+                }
+            }
+        }
+    };
+    html::table(&head, &rows)
+}
+
+/// A row for each cell: its state, its published figures, and a link to its own page.
+fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Markup {
+    let shown = &DEFINITIONS[..2];
+    let head = html! {
+        th { "cell" }
+        th { "state" }
+        @for role in summary.roles() {
+            @for definition in shown { (html::number_head(definition.title, Some(role.as_str()))) }
+        }
+    };
+    let outcomes = summary.combinations.iter().flat_map(|combination| &combination.cells);
+    let rows = html! {
+        @for ((cell, outcome), state) in sweep.cells.iter().zip(outcomes).zip(states) {
+            // A run that cannot be read must not keep the sweep from its page.
+            @let placed = outcome.results.as_ref().map(|_| place_page(&outcome.root).map_err(|failure| {
+                tracing::warn!("{} has no page of its own: {}", cell.name, failure.message);
+                failure.message
+            }));
+            @let missing = placed.as_ref().and_then(|placed| placed.as_ref().err());
+            tr {
+                td {
+                    @if let Some(Ok(())) = placed {
+                        a href={ "cells/" (cell.name) "/report.html" } { (cell.name) }
+                    } @else { (cell.name) }
+                }
+                td {
+                    (word(state))
+                    @if let Some(reason) = state.reason().or(missing.map(String::as_str)) { small { (reason) } }
+                }
+                @for role in summary.roles() {
+                    @for definition in shown {
+                        td.n { (outcome.value(role, definition).map_or("–".into(), |value| format!("{value:.2}"))) }
+                    }
+                }
+            }
+        }
+    };
+    html::table(&head, &rows)
+}
+
+fn word(state: &State) -> &'static str {
+    match state {
+        State::Done => "done",
+        State::Waiting => "not begun",
+        State::Stopped => "stopped",
+        State::Running => "running",
+        State::Failed { .. } => "failed",
+        State::Unreadable { .. } => "unreadable",
+    }
+}

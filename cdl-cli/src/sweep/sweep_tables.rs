@@ -1,0 +1,204 @@
+//! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. They do not depend on when and
+//! where the cells ran.
+
+use cdl_core::{DEFINITIONS, Definition, Role};
+use serde_json::{Value, json};
+
+use super::{
+    statistics::Spread,
+    summary::{Combination, Outcome, Summary},
+};
+use crate::{
+    Failure,
+    report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_definitions},
+    table,
+};
+
+/// Explanation below the tables.
+const NOTE: &str = "Mean ± sample standard deviation over the repetitions. Differences are taken repetition by repetition \
+                    (pairs with the same seed and class order), with their 95 % interval by Student's t distribution; few \
+                    repetitions make it wide.";
+
+/// A row for each combination, network and definition, all digits.
+pub fn csv(summary: &Summary) -> Result<String, Failure> {
+    let fixed = "network,definition,n,mean,deviation,pairs,difference,difference_deviation,difference_low,difference_high";
+    let head = summary.vary.iter().cloned().chain(fixed.split(',').map(String::from)).collect();
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (number, combination) in summary.combinations.iter().enumerate() {
+        for role in summary.roles() {
+            for definition in &DEFINITIONS {
+                let apart = summary.difference(number, role, definition);
+                let (low, high) = apart.and_then(|apart| apart.interval()).unzip();
+                let spread = combination.spread(role, definition);
+                let none = || ["0".into(), String::new(), String::new()];
+                let mut row = combination.labels.clone();
+                row.extend([role.as_str().into(), definition.name.into()]);
+                row.extend(spread.map_or_else(none, |spread| spread.fields()));
+                row.extend(apart.map(|apart| apart.fields()).unwrap_or_default());
+                row.extend([low, high].map(digits));
+                rows.push(row);
+            }
+        }
+    }
+    table_formats::csv("sweep.csv", head, rows)
+}
+
+/// The same numbers as JSON, with the values of every cell.
+pub fn json(summary: &Summary) -> Result<String, Failure> {
+    let named = |names: &[String], labels: &[String]| -> Value {
+        names.iter().zip(labels).map(|(name, label)| (name.clone(), Value::from(label.clone()))).collect()
+    };
+    let one = |number: usize, role: Role, definition: &Definition| {
+        let combination = &summary.combinations[number];
+        let apart = summary.difference(number, role, definition);
+        let mut difference = json!(apart);
+        if let Some((low, high)) = apart.and_then(|apart| apart.interval()) {
+            difference["interval_95"] = json!([low, high]);
+        }
+        let mut one = json!(combination.spread(role, definition));
+        if one.is_object() {
+            one["values"] = json!(combination.values(role, definition));
+            one["difference"] = difference;
+        }
+        one
+    };
+    let network = |number: usize, role: Role| -> Value {
+        DEFINITIONS.iter().map(|d| (d.name.to_string(), one(number, role, d))).collect()
+    };
+    let combination = |(number, combination): (usize, &Combination)| {
+        let cell = |cell: &Outcome| {
+            json!({
+                "name": cell.name,
+                "repetition": named(&summary.repeat, &cell.labels),
+                "done": cell.results.is_some(),
+            })
+        };
+        let mut value = json!({
+            "values": named(&summary.vary, &combination.labels),
+            "cells": combination.cells.iter().map(cell).collect::<Vec<_>>(),
+        });
+        for role in summary.roles() {
+            value[role.as_str()] = network(number, role);
+        }
+        value
+    };
+    let all = json!({
+        "varied": summary.vary,
+        "repeated": summary.repeat,
+        "baseline": summary.base().map(|base| named(&summary.vary, &base.labels)),
+        "combinations": summary.combinations.iter().enumerate().map(combination).collect::<Vec<_>>(),
+    });
+    Ok(format!("{all:#}\n"))
+}
+
+/// Mean and deviation with two digits after the point.
+fn mean(spread: Option<Spread>) -> String {
+    spread.map_or("–".into(), |spread| format!("{:.2}{}", spread.mean, spread.deviation_text()))
+}
+
+/// Difference with its deviation and interval.
+fn apart(spread: Option<Spread>) -> String {
+    spread.map_or("–".into(), |spread| {
+        format!("{:+.2}{}{}", spread.mean, spread.deviation_text(), spread.interval_text())
+    })
+}
+
+/// Names of the varied axes, the head of the column of combinations.
+pub fn vary_head(summary: &Summary) -> String {
+    if summary.vary.is_empty() { "combination".into() } else { summary.vary.join(", ") }
+}
+
+/// Means of one network, or its differences from the baseline.
+struct Table {
+    role: Role,
+    /// Baseline, if these are differences.
+    from: Option<String>,
+    /// Name, number of values and a cell for each definition.
+    rows: Vec<Vec<String>>,
+}
+
+fn tables(summary: &Summary) -> Vec<Table> {
+    let mut tables = Vec::new();
+    let row = |combination: &Combination, n: usize, cell: &dyn Fn(&Definition) -> String| {
+        [combination.title(), n.to_string()].into_iter().chain(DEFINITIONS.iter().map(cell)).collect()
+    };
+    for role in summary.roles() {
+        let means = |combination: &Combination| {
+            row(combination, combination.done(), &|definition| mean(combination.spread(role, definition)))
+        };
+        tables.push(Table { role, from: None, rows: summary.combinations.iter().map(means).collect() });
+        let Some(base) = summary.base().filter(|_| summary.combinations.len() > 1) else { continue };
+        let others = summary.combinations.iter().enumerate().filter(|(at, _)| *at != summary.baseline);
+        let differences = |(number, combination): (usize, &Combination)| {
+            let of = |definition: &Definition| summary.difference(number, role, definition);
+            row(combination, of(&DEFINITIONS[0]).map_or(0, |apart| apart.n), &|definition| {
+                apart(of(definition))
+            })
+        };
+        tables.push(Table { role, from: Some(base.title()), rows: others.map(differences).collect() });
+    }
+    tables
+}
+
+/// Tables of means and of differences for each network, then the definitions.
+pub fn markdown(summary: &Summary) -> String {
+    let repeated = if summary.repeat.is_empty() { "nothing".into() } else { summary.repeat.join(" and ") };
+    let mut text = format!(
+        "# {}\n\n{} of {} cells done; repeated: {repeated}.\n",
+        markdown_safe(&summary.name),
+        summary.done(),
+        summary.cells()
+    );
+    for Table { role, from, rows } in tables(summary) {
+        let role = role.as_str();
+        let (title, n) = match from {
+            None => (format!("## {role}"), "n"),
+            Some(base) => (format!("Difference of the {role} from {}:", markdown_safe(&base)), "pairs"),
+        };
+        let head = with_definitions(&[&vary_head(summary), n]);
+        text += &format!("\n{title}\n\n{}", table_formats::markdown(1, &head, &rows));
+    }
+    text + "\n" + NOTE + "\n\n" + &table_formats::markdown_definitions()
+}
+
+/// Two tables for each network, with the definitions in comments.
+pub fn latex(summary: &Summary) -> String {
+    let note = format!("% {}\n", NOTE.replace('±', "+-").replace('%', "percent"));
+    let mut text = latex_head(&note);
+    for Table { role, from, mut rows } in tables(summary) {
+        let (title, n) = match from {
+            None => (role.as_str().to_string(), "$n$"),
+            Some(base) => (format!("{}, difference from {}", role.as_str(), latex_safe(&base)), "pairs"),
+        };
+        for cell in rows.iter_mut().flat_map(|row| &mut row[2..]) {
+            *cell = if cell == "–" { "--".into() } else { format!("${}$", cell.replace('±', "\\pm")) };
+        }
+        let head = with_definitions(&[&vary_head(summary), n]);
+        text += &format!("\n% {title}\n{}", table_formats::latex(1, &head, &rows));
+    }
+    text
+}
+
+/// The published definitions alone, for the terminal.
+pub fn text(summary: &Summary) -> String {
+    let shown = &DEFINITIONS[..2];
+    let several = summary.combinations.len() > 1;
+    let mut head = vec![vary_head(summary), "network".into(), "n".into()];
+    head.extend(shown.iter().map(|d| d.title.to_string()));
+    if let (Some(base), true) = (summary.base(), several) {
+        let first_word = |d: &Definition| d.title.split(" (").next().unwrap_or(d.title);
+        head.extend(shown.iter().map(|d| format!("{} less {}", first_word(d), base.title())));
+    }
+    let mut rows = vec![head];
+    for role in summary.roles() {
+        for (number, combination) in summary.combinations.iter().enumerate() {
+            let mut row = vec![combination.title(), role.as_str().into(), combination.done().to_string()];
+            row.extend(shown.iter().map(|d| mean(combination.spread(role, d))));
+            if several {
+                row.extend(shown.iter().map(|d| apart(summary.difference(number, role, d))));
+            }
+            rows.push(row);
+        }
+    }
+    table::columns(&rows)
+}

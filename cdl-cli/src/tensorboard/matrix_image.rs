@@ -1,0 +1,94 @@
+//! Image of an accuracy matrix.
+
+use cdl_core::{Error, Result, Role};
+
+use crate::report::{
+    accuracy_section,
+    plot::{Picture, picture},
+    raster::{self, Image},
+};
+
+/// Matrices of more tasks have no numbers in their cells.
+const MOST_NUMBERS: usize = 24;
+/// Longest side in pixels: an image is written after every task.
+const SIDE: f64 = 1024.0;
+
+/// Draws rows of accuracies in percent, row `i` with `i + 1` of them, as the report does; `None` in a build without images.
+pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
+    if !raster::AVAILABLE {
+        return Ok(None);
+    }
+    let fail = |reason: String| Error::Tasks(format!("the accuracy matrix cannot be drawn: {reason}"));
+    let plot = match rows.len() {
+        ..=MOST_NUMBERS => accuracy_section::matrix(role.as_str(), rows),
+        tasks => {
+            let shades: Vec<Vec<f64>> =
+                rows.iter().map(|row| row.iter().map(|accuracy| accuracy / 100.0).collect()).collect();
+            let title = format!("{}, accuracy of {tasks} tasks", role.as_str());
+            let picture = picture(&title, ("after task", "task"), &Picture { shades: &shades, groups: &[] });
+            picture.ok_or_else(|| fail("there are too many tasks".into()))?
+        }
+    };
+    let scale = (SIDE / plot.width.max(plot.height)).min(1.0);
+    raster::png(&plot.standalone(), scale as f32).map(Some).map_err(fail)
+}
+
+#[cfg(all(test, feature = "png"))]
+mod tests {
+    use super::*;
+    use cdl_core::image::RgbImage;
+
+    fn drawn(rows: &[Vec<f64>]) -> (Image, RgbImage) {
+        let image = image(Role::Student, rows).expect("image").expect("images are drawn");
+        let pixels = cdl_core::transform::decode(&image.png).expect("PNG");
+        assert_eq!(pixels.dimensions(), (image.width, image.height));
+        (image, pixels)
+    }
+
+    #[test]
+    fn cells_lie_below_the_diagonal_and_are_shaded_by_accuracy() {
+        let (_, pixels) = drawn(&[vec![100.0], vec![50.0, 0.0]]);
+        let corner = |column: u32, row: u32| pixels.get_pixel(45 + 46 * column, 76 + 38 * row).0;
+        assert_eq!(corner(0, 0), [8, 58, 120]);
+        assert_eq!(corner(1, 0), [255; 3], "not tested yet");
+        assert_eq!(corner(0, 1), [120, 149, 184]);
+        assert_eq!(corner(1, 1), [232, 239, 247]);
+        let inked = |column: u32, row: u32, ink: fn([u8; 3]) -> bool| {
+            let cells = pixels.enumerate_pixels();
+            let cell =
+                cells.filter(|(x, y, _)| (x.wrapping_sub(43) / 46, y.wrapping_sub(74) / 38) == (column, row));
+            cell.filter(|(.., pixel)| ink(pixel.0)).count()
+        };
+        assert!(inked(0, 0, |[red, ..]| red > 200) > 20, "white digits on dark");
+        assert!(inked(1, 1, |[red, ..]| red < 60) > 20, "dark digits on pale");
+    }
+
+    /// Accuracies that no two neighbours share, so that nothing compresses well.
+    fn wild(tasks: usize) -> Vec<Vec<f64>> {
+        (0..tasks).map(|i| (0..=i).map(|j| ((i * 7919 + j * 104_729) % 101) as f64).collect()).collect()
+    }
+
+    #[test]
+    fn an_image_stays_small_however_many_tasks_there_are() {
+        for (tasks, size) in
+            [(10, 120_000), (24, 120_000), (25, 50_000), (100, 100_000), (1000, 2_000_000), (2100, 2_000_000)]
+        {
+            let (image, _) = drawn(&wild(tasks));
+            let (side, bytes) = (image.width.max(image.height), image.png.len());
+            assert!(side <= SIDE as u32 && bytes < size, "{tasks} tasks: {side} px, {bytes} bytes");
+        }
+        assert!(image(Role::Teacher, &[]).is_ok());
+    }
+
+    #[test]
+    fn many_tasks_have_a_cell_each() {
+        let rows = wild(30);
+        let (_, pixels) = drawn(&rows);
+        let cell = |column: u32, row: u32| pixels.get_pixel(64 + 6 * column + 3, 72 + 6 * row + 3).0[0];
+        for (i, j) in [(0, 0), (29, 0), (29, 29), (17, 5)] {
+            let red = 232.0 - (232.0 - 8.0) * rows[i][j] / 100.0;
+            assert_eq!(cell(j as u32, i as u32), red.round() as u8, "after task {i}, task {j}");
+        }
+        assert_eq!(cell(29, 0), 255, "not tested yet");
+    }
+}

@@ -1,0 +1,144 @@
+//! Pickled dictionaries of lists and NumPy arrays, as CIFAR's Python version has them. Of all functions, only those that
+//! arrays are pickled with may be named in them.
+
+use std::borrow::Cow;
+
+use cdl_core::pickle::{Format, Id, Pickle, Value};
+
+/// Result with the reason why a file cannot be read.
+pub(crate) type Result<T> = std::result::Result<T, String>;
+
+const FORMAT: Format = Format {
+    name: "a pickle of arrays",
+    opcodes: b"(NKMJUCTBX])}taesucRbqrhj\x85\x86\x87\x88\x89\x8a\x8c\x8d\x8e\x93\x94\x95\x96",
+    allows: |module, name| match name {
+        "_reconstruct" => matches!(module, "numpy.core.multiarray" | "numpy._core.multiarray"),
+        "_frombuffer" => matches!(module, "numpy.core.numeric" | "numpy._core.numeric"),
+        "ndarray" | "dtype" => module == "numpy",
+        "encode" => module == "_codecs",
+        _ => false,
+    },
+};
+
+/// Bytes of all strings in a list, which may contain a long one many times.
+const MAX_TEXT: usize = 1 << 20;
+
+/// Pickled dictionary.
+pub(crate) struct Batch<'a>(Pickle<'a>);
+
+impl<'a> Batch<'a> {
+    /// Reads a pickle.
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self> {
+        Pickle::read(bytes, &FORMAT).map(Self).map_err(|e| e.to_string())
+    }
+
+    /// Value under `key`. Keys may be text or bytes.
+    pub(crate) fn entry(&self, key: &str) -> Result<Id> {
+        let Value::Dict(entries) = self.0.value(self.0.root) else {
+            return Err("is not a pickled dictionary".into());
+        };
+        let is_key = |id| match self.0.call(id) {
+            Some(((_, "encode"), &[text, _], _)) => self.0.text(text) == Some(key),
+            _ => self.0.text(id) == Some(key),
+        };
+        let found = entries.iter().rev().find(|&&(id, _)| is_key(id));
+        found.map(|&(_, value)| value).ok_or_else(|| format!("has no entry `{key}`"))
+    }
+
+    /// Whole numbers of a list.
+    pub(crate) fn ints(&self, list: Id) -> Result<Vec<i64>> {
+        let int = |&id: &Id| self.0.int(id).ok_or_else(|| "an item is not a whole number".into());
+        self.items(list)?.iter().map(int).collect()
+    }
+
+    /// Strings of a list.
+    pub(crate) fn strings(&self, list: Id) -> Result<Vec<String>> {
+        let mut left = MAX_TEXT;
+        let mut string = |&id: &Id| {
+            let text = self.bytes(id)?;
+            left = left.checked_sub(text.len()).ok_or("more than a megabyte of text")?;
+            String::from_utf8(text.into_owned()).map_err(|e| e.to_string())
+        };
+        self.items(list)?.iter().map(&mut string).collect()
+    }
+
+    /// Shape and values of an array of unsigned bytes in row-major order.
+    pub(crate) fn array(&self, id: Id) -> Result<(Vec<usize>, Cow<'a, [u8]>)> {
+        let ((_, function), arguments, state) = self.0.call(id).ok_or("is not an array")?;
+        let parts = state.map_or(Ok(arguments), |state| self.items(state))?;
+        let (order, shape, dtype, values) = match (function, state.is_some(), parts) {
+            ("_reconstruct", true, &[_, shape, dtype, order, values]) => (order, shape, dtype, values),
+            // Protocol 5.
+            ("_frombuffer", false, &[values, dtype, shape, order]) => (order, shape, dtype, values),
+            _ => return Err("is not an array".into()),
+        };
+        if self.0.int(order) != Some(0) && self.0.text(order) != Some("C") {
+            return Err("an array in column-major order; expected row-major".into());
+        }
+        match self.0.call(dtype) {
+            Some(((_, "dtype"), &[width, ..], _)) if self.0.text(width) == Some("u1") => {}
+            _ => return Err("an array of other values than unsigned bytes".into()),
+        }
+        let size = |n| usize::try_from(n).map_err(|_| format!("an array with {n} rows or columns"));
+        let shape: Vec<usize> = self.ints(shape)?.into_iter().map(size).collect::<Result<_>>()?;
+        let values = self.bytes(values)?;
+        match shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size)) {
+            _ if shape.len() > 32 => Err(format!("an array with {} axes", shape.len())),
+            Some(count) if count == values.len() => Ok((shape, values)),
+            _ => Err(format!("an array of shape {shape:?} with {} values", values.len())),
+        }
+    }
+
+    fn items(&self, id: Id) -> Result<&[Id]> {
+        self.0.items(id).ok_or_else(|| "is not a list".into())
+    }
+
+    /// Bytes, which protocol 2 of Python 3 writes as a call: `_codecs.encode(text, "latin1")`.
+    fn bytes(&self, id: Id) -> Result<Cow<'a, [u8]>> {
+        let (text, encoding) = match (self.0.value(id), self.0.call(id)) {
+            (Value::Bytes(bytes), _) => return Ok(Cow::Borrowed(bytes)),
+            (_, Some(((_, "encode"), &[text, encoding], _))) => (self.0.text(text), self.0.text(encoding)),
+            _ => return Err("is not a string".into()),
+        };
+        let (Some(text), Some("latin1")) = (text, encoding) else {
+            return Err("bytes in an unknown encoding".into());
+        };
+        let byte = |c| u8::try_from(c).map_err(|_| format!("`{c}` is not Latin-1"));
+        text.chars().map(byte).collect::<Result<_>>().map(Cow::Owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_text_takes_no_memory() {
+        // {"n": a list that has one text of a kilobyte 2,000 times}
+        let text = [b"X\0\x04\0\0".as_slice(), &[b'a'; 1 << 10], b"q\0"].concat();
+        let bytes = [b"\x80\x02}U\x01n](".as_slice(), &text, &b"h\0".repeat(1_999), b"es."].concat();
+        let batch = Batch::read(&bytes).unwrap();
+        let said = batch.strings(batch.entry("n").unwrap()).unwrap_err();
+        assert_eq!(said, "more than a megabyte of text");
+    }
+
+    #[test]
+    fn every_protocol_of_python_3_gives_the_same_array() -> Result<()> {
+        let row: Vec<u8> = (0..3 * 32 * 32)
+            .map(|n| (37 * 7 + 59 * (n / 1024) + 3 * (n % 32) + 5 * (n / 32 % 32)) as u8)
+            .collect();
+        for (protocol, bytes) in [
+            (2, include_bytes!("../../tests/fixtures/streams/pickles/protocol_2").as_slice()),
+            (3, include_bytes!("../../tests/fixtures/streams/pickles/protocol_3")),
+            (4, include_bytes!("../../tests/fixtures/streams/pickles/protocol_4")),
+            (5, include_bytes!("../../tests/fixtures/streams/pickles/protocol_5")),
+        ] {
+            let batch = Batch::read(bytes)?;
+            let (shape, values) = batch.array(batch.entry("data")?)?;
+            assert_eq!(shape, [1, 3072], "protocol {protocol}");
+            assert!(*values == *row, "protocol {protocol}");
+            assert_eq!(batch.ints(batch.entry("fine_labels")?)?, [1], "protocol {protocol}");
+        }
+        Ok(())
+    }
+}
