@@ -15,167 +15,93 @@ pub struct SourceError {
     pub problem: String,
 }
 
-/// Why weights could not be had. Every message names the source and says what to do about it.
+/// Reason why weights or data cannot be had, with what to do about it.
+///
+/// `wanted` is the source as written, `endpoint` the hub that was asked, `cache` the folder of fetched files, `path` a
+/// file or folder on this machine, `reason` the system's or the client's own message.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "fields of one name have one meaning, explained above")]
 pub enum HubError {
     /// A path that leads nowhere.
     #[error(
         "there is no file or folder at `{}`; a repository on the hub is written `hf:owner/name`",
         path.display()
     )]
-    NoPath {
-        /// The path as written.
-        path: PathBuf,
-    },
-
+    NoPath { path: PathBuf },
     /// A folder without weights.
     #[error(
         "the folder `{}` has no file `model.safetensors` or `pytorch_model.bin`; name a folder \
          that has one, or the weight file itself",
         path.display()
     )]
-    NoWeightsInFolder {
-        /// The folder as written.
-        path: PathBuf,
-    },
-
+    NoWeightsInFolder { path: PathBuf },
     /// A path to a device, a socket or the like.
     #[error(
         "`{}` is neither a file nor a folder; name a safetensors or PyTorch file, or a folder \
          with `model.safetensors` or `pytorch_model.bin`",
         path.display()
     )]
-    NotAFile {
-        /// The path as written.
-        path: PathBuf,
-    },
-
+    NotAFile { path: PathBuf },
     /// A repository, in a build that cannot fetch any.
     #[error(
         "`{wanted}` is a repository on the hub, and this build has no hub support: build with the \
          cargo feature `hub`, or name a file or folder"
     )]
-    NoClient {
-        /// The source as written.
-        wanted: String,
-    },
-
+    NoClient { wanted: String },
     /// A file that exists and cannot be read.
     #[error("cannot read `{}`: {reason}; check the file and its permissions", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: io::Error,
-    },
-
+    Unreadable { path: PathBuf, reason: io::Error },
     /// The network is forbidden and the cache has no copy.
     #[error(
         "`{wanted}` cannot be had: offline (HF_HUB_OFFLINE) and not in the cache `{}`; fetch it \
          once with HF_HUB_OFFLINE unset, or point HF_HOME or HF_HUB_CACHE at a cache that has it",
         cache.display()
     )]
-    Offline {
-        /// The source as written.
-        wanted: String,
-        /// The cache that was searched.
-        cache: PathBuf,
-    },
-
+    Offline { wanted: String, cache: PathBuf },
     /// The hub cannot be reached and the cache has no copy.
     #[error(
         "`{wanted}` is not in the cache `{}` and {endpoint} cannot be reached ({reason}); check \
          the network, or copy the files here and name their path",
         cache.display()
     )]
-    Unreachable {
-        /// The source as written.
-        wanted: String,
-        /// The server that was asked.
-        endpoint: String,
-        /// The cache that was searched.
-        cache: PathBuf,
-        /// What the connection failed on.
-        reason: String,
-    },
-
+    Unreachable { wanted: String, endpoint: String, cache: PathBuf, reason: String },
     /// The hub wants to know who asks (401). It gives strangers the same answer for a repository
     /// that does not exist.
     #[error(
         "{endpoint} does not show `{wanted}` to this caller: the repository is private or gated, \
          or does not exist; check the name, and set HF_TOKEN to a valid token that may read it"
     )]
-    TokenRequired {
-        /// The source as written.
-        wanted: String,
-        /// The hub that was asked.
-        endpoint: String,
-    },
-
+    TokenRequired { wanted: String, endpoint: String },
     /// The hub knows who asks and refuses (403).
     #[error(
         "{endpoint} refuses `{wanted}` to the account of this token: request access on the \
          repository's page, or set HF_TOKEN to a token that may read it"
     )]
-    Forbidden {
-        /// The source as written.
-        wanted: String,
-        /// The hub that was asked.
-        endpoint: String,
-    },
-
+    Forbidden { wanted: String, endpoint: String },
     /// No such repository.
     #[error(
         "{endpoint} has no {kind} repository for `{wanted}`; check the owner and the name (and \
          HF_TOKEN, if the repository is private)"
     )]
-    NoRepository {
-        /// The source as written.
-        wanted: String,
-        /// `model` or `dataset`.
-        kind: &'static str,
-        /// The hub that was asked.
-        endpoint: String,
-    },
-
+    NoRepository { wanted: String, kind: &'static str, endpoint: String },
     /// The repository is there, the revision is not.
     #[error(
         "the repository of `{wanted}` has no revision `{revision}`; write a branch, tag or full \
          commit hash that its page lists"
     )]
-    NoRevision {
-        /// The source as written.
-        wanted: String,
-        /// The revision that was asked for.
-        revision: String,
-    },
-
+    NoRevision { wanted: String, revision: String },
     /// The revision is there, the weights are not.
     #[error(
         "the repository of `{wanted}` has no file `model.safetensors` or `pytorch_model.bin` at \
          revision `{revision}`; choose a repository or a revision with weights in such a file"
     )]
-    NoWeights {
-        /// The source as written.
-        wanted: String,
-        /// The revision that was asked for.
-        revision: String,
-    },
-
+    NoWeights { wanted: String, revision: String },
     /// A file of a data set that went away while it was being fetched.
     #[error(
         "the repository of `{wanted}` lists `{file}` at revision `{revision}` and does not have it; \
          try again, or name a commit in place of a branch"
     )]
-    NoData {
-        /// The source as written.
-        wanted: String,
-        /// The file.
-        file: String,
-        /// The revision that was asked for.
-        revision: String,
-    },
-
+    NoData { wanted: String, file: String, revision: String },
     /// A cached file that is not what the hub promised.
     #[error(
         "the cached copy of `{wanted}` is damaged: `{}` has the SHA-256 {found} in place of \
@@ -183,70 +109,29 @@ pub enum HubError {
         file.display(),
         folder.display()
     )]
-    Damaged {
-        /// The source as written.
-        wanted: String,
-        /// The cached file.
-        file: PathBuf,
-        /// The repository's folder in the cache.
-        folder: PathBuf,
-        /// The checksum under which the hub listed the file.
-        promised: String,
-        /// The checksum of what the cache holds.
-        found: String,
-    },
-
+    Damaged { wanted: String, file: PathBuf, folder: PathBuf, promised: String, found: String },
     /// The cache cannot be written.
     #[error(
         "cannot keep `{wanted}` in the cache `{}`: {reason}; free some space, or point HF_HOME or \
          HF_HUB_CACHE at a folder that can be written",
         cache.display()
     )]
-    Cache {
-        /// The source as written.
-        wanted: String,
-        /// The cache.
-        cache: PathBuf,
-        /// What went wrong there.
-        reason: String,
-    },
-
+    Cache { wanted: String, cache: PathBuf, reason: String },
     /// The HTTP client cannot be set up.
     #[error(
         "cannot look for `{wanted}`: {reason}; check HF_ENDPOINT, which must be the http(s) \
          address of a hub if it is set, and that this system has CA certificates"
     )]
-    Client {
-        /// The source as written.
-        wanted: String,
-        /// What went wrong.
-        reason: String,
-    },
-
+    Client { wanted: String, reason: String },
     /// The address that was asked does not behave like a hub.
     #[error(
         "cannot ask {endpoint} for `{wanted}`: {reason}; check HF_ENDPOINT, which must be the \
          http(s) address of a hub if it is set"
     )]
-    Endpoint {
-        /// The source as written.
-        wanted: String,
-        /// The hub that was asked.
-        endpoint: String,
-        /// What went wrong.
-        reason: String,
-    },
-
+    Endpoint { wanted: String, endpoint: String, reason: String },
     /// The hub was reached and then failed: a connection that broke, a server in trouble.
     #[error("the transfer of `{wanted}` from {endpoint} failed: {reason}; try again")]
-    Transfer {
-        /// The source as written.
-        wanted: String,
-        /// The hub that was asked.
-        endpoint: String,
-        /// What went wrong.
-        reason: String,
-    },
+    Transfer { wanted: String, endpoint: String, reason: String },
 }
 
 impl HubError {

@@ -1,10 +1,15 @@
 //! Which prompts of a pool images take: what a method says of a batch, and what a test makes of that.
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
-use crate::traits::Selection;
-use crate::traits::Taken;
+use crate::{
+    error::{Error, Result},
+    traits::{Selection, Taken},
+};
+
+/// Prompts of the largest pool.
+const LARGEST: usize = 1 << 20;
 
 /// What test images took of one pool of prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +52,7 @@ impl UseTally {
     /// Adds what `images` images of `task` took.
     ///
     /// # Errors
-    /// As [`Selection::rows`]; a pool that has changed its size or kind, or comes twice.
+    /// Errors of [`rows_of`]; a pool that has changed its size or kind, or comes twice.
     pub(crate) fn add(&mut self, task: usize, images: usize, selections: &[Selection]) -> Result<()> {
         for (index, selection) in selections.iter().enumerate() {
             let broken = |promise: &str| {
@@ -57,7 +62,7 @@ impl UseTally {
             if selections[..index].iter().any(|other| other.pool == selection.pool) {
                 return broken("the name of a pool is its own");
             }
-            let rows = selection.rows(images)?;
+            let rows = rows_of(selection, images)?;
             let Some(size) = rows.first().map(Vec::len) else { continue };
             let weighted = matches!(selection.taken, Taken::Weighted(_));
             let at = match self.pools.iter().position(|pool| pool.name == selection.pool) {
@@ -102,6 +107,67 @@ impl UseTally {
         };
         self.pools.into_iter().map(of).collect()
     }
+}
+
+/// Share of each prompt that each of `images` images takes, a row an image: 1 or 0, or the weights.
+///
+/// # Errors
+/// Shapes other than those of [`Taken`], numbers beyond the pool or twice in a row, weights that are no finite numbers.
+fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
+    let broken = |promise: String| {
+        Err(Error::Promise { plugin: format!("what is said of the pool `{}`", selection.pool), promise })
+    };
+    let (Taken::Chosen { numbers: tensor, .. } | Taken::Weighted(tensor)) = &selection.taken;
+    let (rows, columns) = match *tensor.dims() {
+        [rows, columns] if rows == images || rows == 1 => (rows, columns),
+        _ => {
+            return broken(format!(
+                "it has a row for each of {images} images, or one, not {:?}",
+                tensor.dims()
+            ));
+        }
+    };
+    if tensor.track_op() {
+        return broken("it is cut off from the graph (`detach`)".into());
+    }
+    let mut found = Vec::with_capacity(images);
+    match &selection.taken {
+        Taken::Chosen { of, .. } if *of > LARGEST => {
+            return broken(format!("it has at most {LARGEST} prompts, not {of}"));
+        }
+        Taken::Chosen { numbers, of } => {
+            if numbers.dtype() != DType::U32 {
+                return broken(format!("prompts are chosen by number (u32), not {:?}", numbers.dtype()));
+            }
+            for chosen in numbers.to_vec2::<u32>()? {
+                let mut row = vec![0.0; *of];
+                for number in chosen {
+                    match row.get_mut(number as usize) {
+                        Some(taken) if *taken == 0.0 => *taken = 1.0,
+                        Some(_) => {
+                            return broken(format!("an image takes prompt {number} once, not twice"));
+                        }
+                        None => {
+                            return broken(format!(
+                                "an image takes one of {of} prompts from 0, not {number}"
+                            ));
+                        }
+                    }
+                }
+                found.push(row);
+            }
+        }
+        Taken::Weighted(weights) => {
+            found = weights.to_dtype(DType::F64)?.to_vec2::<f64>()?;
+            if let Some(weight) = found.iter().flatten().find(|weight| !weight.is_finite()) {
+                return broken(format!("the weights of {columns} prompts are finite numbers, not {weight}"));
+            }
+        }
+    }
+    if rows < images {
+        found = found.first().map(|row| vec![row.clone(); images]).unwrap_or_default();
+    }
+    Ok(found)
 }
 
 impl PoolUse {
