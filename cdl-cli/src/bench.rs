@@ -5,7 +5,6 @@ use std::{fmt::Write, path::PathBuf, time::Instant};
 use cdl_core::{
     BackboneSpec, Batch, Config, EpochKey, Error, Experiment, Optimizer, Result, Rng, Role, Task, Trainer,
     candle_core::{DType, Device},
-    config::Layers,
     device, memory,
     ops::fused,
 };
@@ -110,9 +109,7 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     sets.extend(args.device.as_ref().map(|device| format!("device={device:?}")));
     sets.extend(args.batch.map(|batch| format!("batch_size={batch}")));
     let config = match args.configs.is_empty() {
-        true => {
-            Layers::parse("configs/bench.toml", CONFIG, &sets).config().map_err(Failure::before_writing)?
-        }
+        true => Config::parse("configs/bench.toml", CONFIG, &sets).map_err(Failure::before_writing)?,
         false => ConfigArgs { configs: args.configs.clone(), sets }.load()?,
     };
     let Experiment { stream, mut trainer, device } =

@@ -4,7 +4,7 @@ use std::{fmt::Write, path::PathBuf};
 
 use cdl_core::{
     Normalization,
-    config::Layers,
+    config::ConfigLayers,
     preflight::{self, Data, NetworkReport, Plan, Report, Time},
     run_dir::RunDir,
 };
@@ -48,8 +48,9 @@ pub struct CheckArgs {
 
 /// Looks at everything that a run needs and says all that is wrong.
 pub fn check(args: &CheckArgs, log: &Log, quiet: bool) -> Result<(), Failure> {
-    let layers = Layers::read(&args.configs, &args.sets);
-    plugin::load_named(&layers)?;
+    let layers = ConfigLayers::read(&args.configs, &args.sets);
+    // The draft reports errors in the list of plugins.
+    plugin::load_each(layers.plugins().unwrap_or_default())?;
     let draft = layers.draft();
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
     let run_dir = args.run_dir.clone().unwrap_or_else(default);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cdl_core::{
     Accuracies, Config, Error, Experiment, PoolUse, Role, Task, Tester,
-    config::Layers,
+    config::ConfigLayers,
     run_dir::{Results, check_same, read_model, read_prompt_use, read_results},
 };
 use clap::Args;
@@ -45,7 +45,7 @@ pub fn restored(
 ) -> Result<Restored, Failure> {
     sweep::refuse(run_dir, command)?;
     let results = read_results(run_dir)?;
-    let config = load_config(&Layers::read(&[run_dir.join("config.toml")], sets))?;
+    let config = load_config(ConfigLayers::read(&[run_dir.join("config.toml")], sets))?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     check_same(run_dir, &experiment.record(&config)?)?;
     let after = after.unwrap_or(results.tasks_done);

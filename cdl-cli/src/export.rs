@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Config, Error, Predictor, Role, config::Layers, export, resume::check_config};
+use cdl_core::{Config, Error, Predictor, Role, export, resume::check_config};
 use clap::Args;
 
 use crate::{
@@ -97,5 +97,5 @@ fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
 fn recorded(run_dir: &Path) -> Result<Config, Failure> {
     let file = run_dir.join("config.toml");
     let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
-    Layers::recorded(&file, &text).config().map_err(Failure::before_writing)
+    Config::recorded(&file, &text).map_err(Failure::before_writing)
 }

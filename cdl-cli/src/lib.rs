@@ -36,7 +36,7 @@ mod train;
 
 use std::{num::NonZeroUsize, path::PathBuf, process::ExitCode};
 
-use cdl_core::config::{Config, Layers};
+use cdl_core::config::{Config, ConfigLayers};
 use clap::{Args, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -136,13 +136,14 @@ struct ConfigArgs {
 
 impl ConfigArgs {
     fn load(&self) -> Result<Config, Failure> {
-        let layers = Layers::read(&self.configs, &self.sets);
-        let config = load_config(&layers)?;
+        let layers = ConfigLayers::read(&self.configs, &self.sets);
+        let without_effect: Vec<String> =
+            layers.without_effect().into_iter().map(|file| file.display().to_string()).collect();
+        let config = load_config(layers)?;
         // Files in the wrong order would run something else than what was meant.
-        for file in layers.without_effect(&config) {
+        for file in without_effect {
             tracing::warn!(
-                "{} changes nothing: the files after it say otherwise; the base comes first, then what differs",
-                file.display()
+                "{file} changes nothing: the files after it say otherwise; the base comes first, then what differs"
             );
         }
         Ok(config)
@@ -150,11 +151,11 @@ impl ConfigArgs {
 }
 
 /// The configuration of `layers`, the plugins that it names loaded before.
-fn load_config(layers: &Layers) -> Result<Config, Failure> {
-    plugin::load_named(layers)?;
+fn load_config(layers: ConfigLayers) -> Result<Config, Failure> {
+    plugin::load_named(&layers)?;
     let draft = layers.draft();
-    let more = draft.errors.len().saturating_sub(1);
-    draft.finish().map_err(|error| {
+    let more = draft.mistakes.len().saturating_sub(1);
+    draft.into_config().map_err(|error| {
         let mut failure = Failure::before_writing(error);
         if more > 0 {
             failure.message += &format!(" (and {more} more: see `cdl check`)");

@@ -7,7 +7,7 @@ use std::{
 
 use cdl_core::{
     Config, Error, Experiment, RunState,
-    config::Layers,
+    config::ConfigLayers,
     resume::{check_config, check_record},
     run_dir::{RunDir, read_record, read_results},
 };
@@ -42,7 +42,7 @@ pub fn resume(args: &ResumeArgs, log: &Log, quiet: bool) -> Result<(), Failure> 
         return sweep::resume(root, &args.sets);
     }
     read_record(root)?;
-    let config = load_config(&Layers::read(&[root.join("config.toml")], &args.sets))?;
+    let config = load_config(ConfigLayers::read(&[root.join("config.toml")], &args.sets))?;
     go_on(root, &config, start, log, quiet)
 }
 

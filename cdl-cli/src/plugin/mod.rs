@@ -14,7 +14,7 @@ use std::{
 
 use cdl_core::{
     Error,
-    config::Layers,
+    config::ConfigLayers,
     plugin::{self, PluginError},
     registry::Entry,
 };
@@ -86,8 +86,13 @@ pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
 }
 
 /// Loads the plugins that a configuration names.
-pub fn load_named(layers: &Layers) -> Result<(), Failure> {
-    for (file, origin) in layers.plugins() {
+pub fn load_named(layers: &ConfigLayers) -> Result<(), Failure> {
+    load_each(layers.plugins().map_err(Failure::before_writing)?)
+}
+
+/// Loads plugins, each with where it is named.
+pub fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
+    for (file, origin) in named {
         load(&file)
             .map_err(|failure| Failure { message: format!("{origin}: {}", failure.message), ..failure })?;
     }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Config, Error, config::Layers, resume::check_config, run_dir::write_atomic};
+use cdl_core::{Config, Error, config::ConfigLayers, resume::check_config, run_dir::write_atomic};
 use serde::{Deserialize, Serialize};
 
 use super::axis::{self, Axis, Value, digits};
@@ -166,17 +166,17 @@ impl Plan {
             let sets: Vec<String> =
                 self.sets.iter().chain(cell.values.iter().flat_map(|value| &value.sets)).cloned().collect();
             let mut found: Vec<String> = Vec::new();
-            let layers = Layers::read(&files, &sets);
-            let draft = match plugin::load_named(&layers) {
+            let layers = ConfigLayers::read(&files, &sets);
+            let draft = match layers.plugins().map_or(Ok(()), plugin::load_each) {
                 Ok(()) => Some(layers.draft()),
                 Err(failure) => {
                     found.push(failure.message);
                     None
                 }
             };
-            found.extend(draft.iter().flat_map(|draft| &draft.errors).map(first_line));
-            if let Some(draft) = draft.filter(|draft| draft.errors.is_empty()) {
-                match draft.finish().and_then(|config| Ok((config.to_toml()?, config))) {
+            found.extend(draft.iter().flat_map(|draft| &draft.mistakes).map(first_line));
+            if let Some(draft) = draft.filter(|draft| draft.mistakes.is_empty()) {
+                match draft.into_config().and_then(|config| Ok((config.to_toml()?, config))) {
                     Ok((toml, config)) => {
                         if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
                             found.push(format!(
@@ -326,7 +326,7 @@ pub fn read_recorded(file: &Path) -> Result<Option<Config>, String> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         text => text.map_err(|e| format!("{}: {e}", file.display()))?,
     };
-    let config = Layers::recorded(file, &text).config_without_plugins();
+    let config = Config::recorded_without_plugins(file, &text);
     config.map(Some).map_err(|error| first_line(&error))
 }
 
@@ -345,9 +345,9 @@ pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
     look_at_config(folder, cell).map_err(Failure::mistake)?;
     let file = config_file(folder, cell);
     let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
-    let layers = Layers::recorded(&file, &text);
+    let layers = ConfigLayers::recorded(&file, &text);
     plugin::load_named(&layers)?;
-    layers.config().map_err(Failure::before_writing)
+    layers.draft().into_config().map_err(Failure::before_writing)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 use crate::system::atomic::beside;
 use crate::{
-    config::{Config, Layers},
+    config::Config,
     error::{Error, Result},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
@@ -225,7 +225,7 @@ impl RunDir {
                 toml
             }
         };
-        let begun = Layers::recorded(&origin, &toml).config()?;
+        let begun = Config::recorded(&origin, &toml)?;
         let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
         let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
         let run = Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock };

@@ -27,7 +27,7 @@ use crate::{
         },
     },
     system::atomic::{beside, settle, sync_below, write_atomic},
-    traits::{Backbone, Pass, Portable, Query, QuerySource, Role, StateDict, Task},
+    traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
 
@@ -126,7 +126,7 @@ fn describe(
         Ok(FrozenNetwork {
             plugin: section.name.clone(),
             settings: section.settings.clone(),
-            spec: backbone(experiment, role).spec().clone(),
+            spec: trainer.network(role).backbone.spec().clone(),
         })
     };
     let (distillers, trained) = match role {
@@ -174,13 +174,9 @@ fn describe(
 /// Whether the learner of `role` looks at the query when it predicts. If not, the network that makes it is not needed.
 fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let trainer = &experiment.trainer;
-    let learner = match role {
-        Role::Teacher => &trainer.teacher.learner,
-        Role::Student => &trainer.student.learner,
-    };
     let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
     let asked = Cell::new(false);
-    learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
+    trainer.network(role).learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
     Ok(asked.get())
 }
 
@@ -215,16 +211,9 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
     Ok((kept, trained))
 }
 
-fn backbone(experiment: &Experiment, role: Role) -> &dyn Backbone {
-    match role {
-        Role::Teacher => experiment.trainer.teacher.backbone.as_ref(),
-        Role::Student => experiment.trainer.student.backbone.as_ref(),
-    }
-}
-
 /// Writes a frozen network into `folder`.
 fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> Result<()> {
-    let backbone = backbone(experiment, role);
+    let backbone = &experiment.trainer.network(role).backbone;
     let portable = backbone.portable()?.ok_or_else(|| {
         let plugin = &backbone.spec().plugin;
         fail(root, format!("the backbone `{plugin}` cannot be exported: it does not implement `portable`"))
