@@ -175,7 +175,11 @@ fn check(run: &Path, folder: &Path) {
                     assert_eq!(tag, "accuracy_matrix");
                     let picture = cdl_core::transform::decode(png).expect("PNG");
                     assert_eq!((u64::from(picture.width()), u64::from(picture.height())), (*width, *height));
-                    matrix_is_shaded(&picture, &json(&run.join("results.json"))[role]["accuracy_matrix"], *step);
+                    matrix_is_shaded(
+                        &picture,
+                        &json(&run.join("results.json"))[role]["accuracy_matrix"],
+                        *step,
+                    );
                 }
             }
         }
