@@ -6,7 +6,7 @@ use cdl_core::{DEFINITIONS, Role};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::published::{NOTHING, Published, Subject};
+use super::published::{NOTHING, Published, Subject, shown};
 use crate::{
     Failure,
     report::recorded_run::{ROLES, RecordedRun},
@@ -43,7 +43,7 @@ impl Ours {
         }
         match values.len() {
             0 | 1 => values.pop().unwrap_or(Value::Null),
-            _ => values.iter().map(super::show::shown).collect::<Vec<_>>().join(" and ").into(),
+            _ => values.iter().map(shown).collect::<Vec<_>>().join(" and ").into(),
         }
     }
 }

@@ -152,6 +152,15 @@ impl Published {
     }
 }
 
+/// Value for people.
+pub fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "not set".into(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -132,6 +132,11 @@ impl Summary {
         })
     }
 
+    /// Names of the varied axes, the head of the column of combinations.
+    pub fn vary_head(&self) -> String {
+        if self.vary.is_empty() { "combination".into() } else { self.vary.join(", ") }
+    }
+
     /// The networks that were trained in any cell.
     pub fn roles(&self) -> Vec<Role> {
         let cells = self.combinations.iter().flat_map(|combination| &combination.cells);

@@ -3,7 +3,7 @@
 use cdl_core::{DEFINITIONS, Role};
 use maud::{Markup, html};
 
-use super::{Sweep, manifest::State, plan, statistics::Spread, summary::Summary, sweep_tables::vary_head};
+use super::{Sweep, manifest::State, plan, statistics::Spread, summary::Summary};
 use crate::report::{
     html,
     plot::{Axes, Plot, Series, lines},
@@ -66,7 +66,7 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
 /// A row for each combination, a column for each definition.
 fn means(summary: &Summary, role: Role) -> Markup {
     let head = html! {
-        th { (role.as_str()) small { (vary_head(summary)) } }
+        th { (role.as_str()) small { (summary.vary_head()) } }
         (html::number_head("n", None))
         @for definition in DEFINITIONS { (html::number_head(definition.title, Some(definition.formula))) }
     };
