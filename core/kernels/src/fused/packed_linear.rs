@@ -1,12 +1,12 @@
-//! Frozen linear layers as the products want them.
+//! Frozen linear layers, packed for the product kernel.
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     count, panel,
-    tile::{LINE, Left, Level, Order, PANEL, Right, STRIP, product, soon},
+    tile::{LINE, Left, Order, PANEL, Right, STRIP, SimdLevel, product, soon},
 };
-use candle_core::Result;
+use crate::layers::Linear;
 
 /// Floats between strips, so that strips do not fall on the same lines of the cache.
 const GAP: usize = 16;
@@ -16,14 +16,14 @@ const GAP: usize = 16;
 /// Strips of eight outputs lie one after another, for every input the eight weights side by side. That serves
 /// `W x`, where strips are read from front to back, and `Wᵀ dy` as well, so no second copy is kept.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct PackedLinear {
     data: Vec<f32>,
     bias: Vec<f32>,
     outputs: usize,
     inputs: usize,
 }
 
-/// What a product starts from.
+/// Values that a product is added to.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
     /// The layer's bias.
@@ -32,9 +32,9 @@ pub enum Start<'a> {
     BiasAnd(&'a [f32]),
 }
 
-impl Frozen {
-    /// Arranges `weight` `(O, I)` and `bias` `(O,)`.
-    pub fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+impl PackedLinear {
+    /// Packs a layer.
+    pub fn new(Linear { weight, bias }: &Linear) -> Result<Self> {
         let (outputs, inputs) = weight.dims2()?;
         let rows = weight.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
         let stride = inputs * STRIP + GAP;
@@ -47,7 +47,7 @@ impl Frozen {
         Ok(Self { data, bias: bias.to_vec1()?, outputs, inputs })
     }
 
-    /// Rows of the result.
+    /// Number of outputs `O`.
     pub fn outputs(&self) -> usize {
         self.outputs
     }
@@ -56,8 +56,8 @@ impl Frozen {
         self.inputs * STRIP + GAP
     }
 
-    /// `(O, I)` and `(O,)` as they were given.
-    pub fn tensors(&self) -> Result<(Tensor, Tensor)> {
+    /// The layer as it was given.
+    pub fn unpack(&self) -> Result<Linear> {
         let mut rows = vec![0.0; self.outputs * self.inputs];
         for (output, row) in rows.chunks_exact_mut(self.inputs).enumerate() {
             for (input, weight) in row.iter_mut().enumerate() {
@@ -65,7 +65,7 @@ impl Frozen {
             }
         }
         let weight = Tensor::from_vec(rows, (self.outputs, self.inputs), &Device::Cpu)?;
-        Ok((weight, Tensor::new(self.bias.as_slice(), &Device::Cpu)?))
+        Ok(Linear { weight, bias: Tensor::new(self.bias.as_slice(), &Device::Cpu)? })
     }
 
     /// Rows `outputs` (multiples of eight) of `W x + b` for `tokens` tokens in panels `x` of `I` rows, into panels of
@@ -74,7 +74,7 @@ impl Frozen {
     #[allow(clippy::too_many_arguments, reason = "a product names both operands and the result")]
     pub fn forward(
         &self,
-        level: Level,
+        level: SimdLevel,
         outputs: std::ops::Range<usize>,
         x: &[f32],
         tokens: usize,
@@ -123,7 +123,7 @@ impl Frozen {
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
-        level: Level,
+        level: SimdLevel,
         outputs: std::ops::Range<usize>,
         dy: &[f32],
         tokens: usize,
@@ -161,9 +161,9 @@ impl Frozen {
 }
 
 /// How much of the depth is done at once, so that the panels' part stays in the cache (measured).
-fn depth_step(level: Level, order: Order) -> usize {
+fn depth_step(level: SimdLevel, order: Order) -> usize {
     match (level, order) {
-        (Level::Avx512, Order::Columns) => 768,
+        (SimdLevel::Avx512, Order::Columns) => 768,
         _ => 128,
     }
 }

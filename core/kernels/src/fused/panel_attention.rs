@@ -3,11 +3,12 @@
 use rayon::prelude::*;
 
 use super::{
-    block::{Extra, Kept, Rows, Setting},
     count,
     panel::{self, Buffer, Part, Shares, Tokens},
+    setting::{Extra, Kept, Setting},
     tile::{GROUP, Left, Order, PANEL, Right, STRIP, product},
 };
+use crate::blocks::BlockRows;
 
 /// One image's keys and values for one head, channels by keys: injected ones, then the tokens'.
 struct Keys {
@@ -20,7 +21,7 @@ struct Keys {
 
 impl Keys {
     fn new(s: &Setting, extra: Extra<'_>) -> Self {
-        let count = extra.own.attended.len() + s.tokens;
+        let count = extra.share.attended.len() + s.tokens;
         let stride = count.next_multiple_of(GROUP) + GROUP;
         let take = || s.pool.take(s.head() * stride);
         Self { k: take(), v: take(), count, stride }
@@ -35,10 +36,10 @@ impl Keys {
         head: usize,
     ) {
         let (d, width) = (s.head(), s.width);
-        let injected = extra.own.attended.len();
+        let injected = extra.share.attended.len();
         for (part, to) in [&mut self.k, &mut self.v].into_iter().enumerate() {
             let at = part * width + head * d;
-            for (column, row) in extra.own.attended.clone().enumerate() {
+            for (column, row) in extra.share.attended.clone().enumerate() {
                 let from = &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
                 for (channel, value) in from.iter().enumerate() {
                     to[channel * self.stride + column] = *value;
@@ -46,7 +47,7 @@ impl Keys {
             }
             let tokens = (image * s.tokens, s.tokens);
             panel::gather(shares, kv, 2 * width, at..at + d, tokens, &mut to[injected..], self.stride);
-            if let Some(row) = extra.own.cls {
+            if let Some(row) = extra.share.cls {
                 let from = &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
                 for (channel, value) in from.iter().enumerate() {
                     to[channel * self.stride + injected] += *value;
@@ -141,9 +142,9 @@ impl HeadGradients {
     ) -> Self {
         let (d, queries) = (s.head(), reads.count());
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
-        let injected = extra.own.attended.len();
+        let injected = extra.share.attended.len();
         // A vector added to the CLS token's key and value has the gradient of that column.
-        let tokens = tokens || extra.own.cls.is_some();
+        let tokens = tokens || extra.share.cls.is_some();
         let query_stride = queries.next_multiple_of(GROUP) + GROUP;
         let key_stride = Keys::new(s, extra).stride;
         let many = s.images * s.heads;
@@ -218,10 +219,10 @@ impl HeadGradients {
         Self { q, k, v, queries, query_stride, key_stride, injected }
     }
 
-    /// The gradient of the injected rows, see [`Gradients::extra`].
-    pub fn extra(&self, s: &Setting, own: &Rows) -> Vec<f32> {
+    /// The gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
+    pub fn extra(&self, s: &Setting, share: &BlockRows) -> Vec<f32> {
         let (d, width) = (s.head(), s.width);
-        let columns = self.injected + usize::from(own.cls.is_some());
+        let columns = self.injected + usize::from(share.cls.is_some());
         let mut gradient = vec![0.0; s.images * columns * 2 * width];
         for (row, gradient) in gradient.chunks_exact_mut(2 * width).enumerate() {
             // The CLS token is the first behind the injected rows.

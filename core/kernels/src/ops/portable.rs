@@ -1,11 +1,9 @@
-//! The same operations composed of candle's differentiable ones: slower, with a gradient computed (and dropped) for
-//! frozen weights, but for every device and type.
+//! The crate's operations composed of candle's own: slower, with a gradient computed (and dropped) for frozen weights, but
+//! for every device and type. Tests use them as the oracle.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, Result, Tensor};
 
-use candle_core::Result;
-
-/// See [`super::linear`].
+/// See [`crate::linear`].
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let inputs = shape.pop().unwrap_or(1);
@@ -15,31 +13,31 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         Some(bias) => y.broadcast_add(bias)?,
         None => y,
     };
-    Ok(y.reshape(shape)?)
+    y.reshape(shape)
 }
 
-/// See [`super::layer_norm`].
+/// See [`crate::layer_norm`].
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
     let normal = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
-    Ok(normal.broadcast_mul(gamma)?.broadcast_add(beta)?)
+    normal.broadcast_mul(gamma)?.broadcast_add(beta)
 }
 
-/// See [`super::gelu`]. From `erf`, since the backward pass of candle's `gelu_erf` knows 1/√(2π) to six digits only.
+/// See [`crate::gelu`]. From `erf`, since the backward pass of candle's `gelu_erf` knows 1/√(2π) to six digits only.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     let twice_cdf = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?;
-    Ok(((x * twice_cdf)? * 0.5)?)
+    (x * twice_cdf)? * 0.5
 }
 
-/// See [`super::attention`].
+/// See [`crate::attention`].
 pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Tensor> {
     let (batch, tokens, triple) = qkv.dims3()?;
     let width = triple / 3;
     let split = |t: &Tensor, part: usize| -> Result<Tensor> {
         let rows = t.dim(1)?;
         let part = t.narrow(2, part * width, width)?;
-        Ok(part.reshape((batch, rows, heads, width / heads))?.transpose(1, 2)?.contiguous()?)
+        part.reshape((batch, rows, heads, width / heads))?.transpose(1, 2)?.contiguous()
     };
     let q = split(qkv, 0)?;
     let (mut k, mut v) = (split(qkv, 1)?, split(qkv, 2)?);
@@ -50,5 +48,5 @@ pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<T
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * ((heads as f64) / (width as f64)).sqrt())?;
     // candle_nn's composed softmax, not the fused one, which has no backward pass.
     let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
-    Ok(weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, width))?)
+    weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, width))
 }

@@ -1,14 +1,16 @@
-//! The own operations against candle's composed ones, and their gradients against finite differences in float64.
+//! The operations against candle's composed ones, and their gradients against finite differences in float64.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use cdl_core::{
-    candle_core::{DType, Device, Result, Tensor, Var},
-    kernels,
-    rng::Rng,
-};
+use candle_core::{DType, Device, Result, Tensor, Var};
+use cdl_kernels as ops;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
 
-fn draw(rng: &mut Rng, shape: &[usize], dtype: DType) -> Tensor {
-    rng.normal(shape, 1.0, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+/// Standard normal numbers in float32, converted to `dtype`.
+fn draw(rng: &mut ChaCha8Rng, shape: &[usize], dtype: DType) -> Tensor {
+    let numbers: Vec<f32> = (0..shape.iter().product()).map(|_| rng.sample(StandardNormal)).collect();
+    Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
 
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
@@ -71,67 +73,67 @@ fn check(
 
 #[test]
 fn linear() {
-    let mut rng = Rng::new(1);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
     let (w, b) = (draw(&mut rng, &[7, 5], DType::F64), draw(&mut rng, &[7], DType::F64));
     let x = draw(&mut rng, &[2, 3, 5], DType::F64);
     check(
         "linear",
         std::slice::from_ref(&x),
-        |x| kernels::linear(&x[0], &w, Some(&b)),
-        |x| kernels::portable::linear(&x[0], &w, Some(&b)),
+        |x| ops::linear(&x[0], &w, Some(&b)),
+        |x| ops::portable::linear(&x[0], &w, Some(&b)),
     );
     check(
         "linear without bias",
         &[x],
-        |x| kernels::linear(&x[0], &w, None),
-        |x| kernels::portable::linear(&x[0], &w, None),
+        |x| ops::linear(&x[0], &w, None),
+        |x| ops::portable::linear(&x[0], &w, None),
     );
 }
 
 #[test]
 fn layer_norm() {
-    let mut rng = Rng::new(2);
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
     // 37 is no multiple of the kernels' lanes.
     let (gamma, beta) = (draw(&mut rng, &[37], DType::F64), draw(&mut rng, &[37], DType::F64));
     let x = (draw(&mut rng, &[3, 20, 37], DType::F64) + 2.0).unwrap();
     check(
         "layer_norm",
         &[x],
-        |x| kernels::layer_norm(&x[0], &gamma, &beta, 1e-6),
-        |x| kernels::portable::layer_norm(&x[0], &gamma, &beta, 1e-6),
+        |x| ops::layer_norm(&x[0], &gamma, &beta, 1e-6),
+        |x| ops::portable::layer_norm(&x[0], &gamma, &beta, 1e-6),
     );
 }
 
 #[test]
 fn gelu() {
-    let x = (draw(&mut Rng::new(3), &[4, 50], DType::F64) * 2.0).unwrap();
-    check("gelu", &[x], |x| kernels::gelu(&x[0]), |x| kernels::portable::gelu(&x[0]));
+    let x = (draw(&mut ChaCha8Rng::seed_from_u64(3), &[4, 50], DType::F64) * 2.0).unwrap();
+    check("gelu", &[x], |x| ops::gelu(&x[0]), |x| ops::portable::gelu(&x[0]));
 }
 
 #[test]
 fn attention() {
-    let mut rng = Rng::new(4);
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
     let (batch, tokens, width, heads) = (3, 9, 12, 3);
     let qkv = draw(&mut rng, &[batch, tokens, 3 * width], DType::F64);
     check(
         "attention",
         std::slice::from_ref(&qkv),
-        |x| kernels::attention(&x[0], None, heads),
-        |x| kernels::portable::attention(&x[0], None, heads),
+        |x| ops::attention(&x[0], None, heads),
+        |x| ops::portable::attention(&x[0], None, heads),
     );
     let extra = draw(&mut rng, &[batch, 4, 2 * width], DType::F64);
     check(
         "attention with prompts",
         &[qkv, extra],
-        |x| kernels::attention(&x[0], Some(&x[1]), heads),
-        |x| kernels::portable::attention(&x[0], Some(&x[1]), heads),
+        |x| ops::attention(&x[0], Some(&x[1]), heads),
+        |x| ops::portable::attention(&x[0], Some(&x[1]), heads),
     );
 }
 
 /// Float32 takes its own vectorised paths; sizes are those of a real network, odd ones included.
 #[test]
 fn float32_agrees_with_float64() {
-    let mut rng = Rng::new(5);
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
     let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
     let (batch, tokens, width, heads) = (2, 50, 96, 3);
     let x = draw(&mut rng, &[batch, tokens, width], DType::F32);
@@ -139,9 +141,9 @@ fn float32_agrees_with_float64() {
     let (w, b) = (draw(&mut rng, &[3 * width, width], DType::F32), draw(&mut rng, &[3 * width], DType::F32));
     let extra = draw(&mut rng, &[batch, 7, 2 * width], DType::F32);
     let network = |x: &Tensor, extra: &Tensor, cast: &dyn Fn(&Tensor) -> Tensor| -> Result<Tensor> {
-        let x = kernels::layer_norm(x, &cast(&gamma), &cast(&beta), 1e-6)?;
-        let qkv = (kernels::linear(&x, &cast(&w), Some(&cast(&b)))? * 0.1)?;
-        kernels::gelu(&kernels::attention(&qkv, Some(extra), heads)?)
+        let x = ops::layer_norm(x, &cast(&gamma), &cast(&beta), 1e-6)?;
+        let qkv = (ops::linear(&x, &cast(&w), Some(&cast(&b)))? * 0.1)?;
+        ops::gelu(&ops::attention(&qkv, Some(extra), heads)?)
     };
     let run = |x: &Tensor, extra: &Tensor, cast: &dyn Fn(&Tensor) -> Tensor| {
         let (x, extra) = (Var::from_tensor(x).unwrap(), Var::from_tensor(extra).unwrap());
@@ -162,23 +164,23 @@ fn float32_agrees_with_float64() {
 
 #[test]
 fn frozen_tensors_get_no_gradient_and_no_graph() {
-    let mut rng = Rng::new(6);
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
     let w = Var::from_tensor(&draw(&mut rng, &[4, 4], DType::F32)).unwrap();
     let x = Var::from_tensor(&draw(&mut rng, &[3, 4], DType::F32)).unwrap();
-    let y = kernels::linear(x.as_tensor(), w.as_tensor(), None).unwrap();
+    let y = ops::linear(x.as_tensor(), w.as_tensor(), None).unwrap();
     let gradients = y.sum_all().unwrap().backward().unwrap();
     assert!(gradients.get(&x).is_some());
     assert!(gradients.get(&w).is_none(), "even a variable is a constant as a weight");
-    let y = kernels::linear(&x.as_tensor().detach(), w.as_tensor(), None).unwrap();
+    let y = ops::linear(&x.as_tensor().detach(), w.as_tensor(), None).unwrap();
     assert!(!y.track_op(), "no graph without a trainable input");
 }
 
 #[test]
 fn wrong_shapes_are_errors() {
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-    assert!(kernels::linear(&zeros(&[2, 3]), &zeros(&[4, 5]), None).is_err());
-    assert!(kernels::layer_norm(&zeros(&[2, 3]), &zeros(&[4]), &zeros(&[4]), 1e-6).is_err());
-    assert!(kernels::attention(&zeros(&[1, 2, 10]), None, 2).is_err());
-    assert!(kernels::attention(&zeros(&[1, 2, 12]), Some(&zeros(&[1, 2, 7])), 2).is_err());
-    assert!(kernels::attention(&zeros(&[1, 2, 12]), None, 3).is_err());
+    assert!(ops::linear(&zeros(&[2, 3]), &zeros(&[4, 5]), None).is_err());
+    assert!(ops::layer_norm(&zeros(&[2, 3]), &zeros(&[4]), &zeros(&[4]), 1e-6).is_err());
+    assert!(ops::attention(&zeros(&[1, 2, 10]), None, 2).is_err());
+    assert!(ops::attention(&zeros(&[1, 2, 12]), Some(&zeros(&[1, 2, 7])), 2).is_err());
+    assert!(ops::attention(&zeros(&[1, 2, 12]), None, 3).is_err());
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Storage, Tensor,
+    CudaDevice, Result, Shape, Storage, Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{
@@ -23,18 +23,20 @@ use candle_core::{
     },
 };
 
-use super::{Element, by_dtype, on_gpu, optional, room, slice};
+use super::launch::{Element, by_dtype, on_gpu, optional, room, slice, value};
+use crate::tape::Value;
 
-/// `x Wᵀ + b + plus` for `rows` rows of `x`; `plus` is of the output's shape.
-pub(crate) fn linear(
-    x: &CudaStorage,
-    layout: &Layout,
-    rows: usize,
+/// `x Wᵀ + b + plus` of `shape` for `rows` rows of `x`; `plus` is of the same shape.
+pub fn linear(
+    x: &Tensor,
     weight: &Tensor,
     bias: Option<&Tensor>,
     plus: Option<&Tensor>,
-) -> Result<CudaStorage> {
+    rows: usize,
+    shape: Shape,
+) -> Result<Value> {
     let (outputs, inputs) = weight.dims2()?;
+    on_gpu!(x => x, layout);
     on_gpu!(weight => weight, weight_layout);
     let (bias, plus) = (bias.map(Tensor::storage_and_layout), plus.map(Tensor::storage_and_layout));
     by_dtype!(x, T => {
@@ -44,23 +46,19 @@ pub(crate) fn linear(
             bias: optional::<T>(&bias)?,
             plus: optional::<T>(&plus)?,
         };
-        multiply(x.device(), Product { rows, inputs, outputs, transposed: true }, operands)
+        multiply(x.device(), Product { rows, inputs, outputs, transposed: true }, operands, shape)
     })
 }
 
-/// `dy W`, the gradient of the input of `rows` rows for that of the output.
-pub(crate) fn linear_backward(
-    dy: &CudaStorage,
-    layout: &Layout,
-    rows: usize,
-    weight: &Tensor,
-) -> Result<CudaStorage> {
+/// `dy W` of `shape`, the gradient of the input for that of `rows` rows of the output.
+pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Value> {
     let (inputs, outputs) = weight.dims2()?;
+    on_gpu!(dy => dy, layout);
     on_gpu!(weight => weight, weight_layout);
     by_dtype!(dy, T => {
         let (x, weight) = (slice::<T>(dy, layout)?, slice::<T>(weight, weight_layout)?);
         let operands = Operands { x, weight, bias: None, plus: None };
-        multiply(dy.device(), Product { rows, inputs, outputs, transposed: false }, operands)
+        multiply(dy.device(), Product { rows, inputs, outputs, transposed: false }, operands, shape)
     })
 }
 
@@ -118,7 +116,8 @@ fn multiply<T: Element>(
     device: &CudaDevice,
     product: Product,
     operands: Operands<'_, T>,
-) -> Result<CudaStorage> {
+    shape: Shape,
+) -> Result<Value> {
     thread_local! {
         /// A thread has a stream of its own, and its products a workspace.
         static OF_DEVICE: RefCell<HashMap<DeviceId, Products>> = RefCell::default();
@@ -148,7 +147,7 @@ fn multiply<T: Element>(
         };
         products.run(device, product, operands, &mut y)
     })?;
-    Ok(CudaStorage::wrap_cuda_slice(y, device.clone()))
+    Ok(value(y, device, shape))
 }
 
 /// Something that cuBLASLt has made, given back to it in the end.
