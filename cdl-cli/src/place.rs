@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Refuses a folder that cannot be made since something that is no folder is in its way; `option` says what it is for.
 pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {

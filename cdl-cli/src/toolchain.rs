@@ -8,7 +8,7 @@ use std::{
 
 use cargo_metadata::{Artifact, Message};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The compiler: `RUSTC`, or what rustup chooses for `folder`.
 pub fn compiler(folder: &Path) -> Command {

@@ -16,11 +16,12 @@ use figment::Figment;
 pub(crate) use self::keys::{check_keys, lookup};
 pub use self::{
     draft::Draft,
+    layers::ConfigLayers,
     run::{DistillerSection, LearnerOverride, Mode, NetworkSection, RecordConfig, RunConfig, Section},
 };
 use self::{
-    keys::{common_keys, parse_run, unknown_key},
-    layers::{Layer, merge, origin, overrides, read_files, text_layer},
+    keys::{common_keys, unknown_key},
+    layers::origin,
 };
 use crate::{
     Error, QuerySource, Result, Role,
@@ -54,72 +55,32 @@ impl Config {
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
-        let (files, mut layers) = read_files(files)?;
-        layers.extend(overrides(sets)?);
-        Self::of_layers(files, layers, Unregistered::Refused)
+        ConfigLayers::read(files, sets).draft().into_config()
     }
 
-    /// The plugins that a configuration names, each with where it is named. They have to be loaded
-    /// ([`load`](crate::plugin::load)) before [`Config::load`] finds what they register.
-    ///
-    /// # Errors
-    /// Files that cannot be read, or a list of another type.
-    pub fn plugins<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Vec<(PathBuf, String)>> {
-        let (_, mut layers) = read_files(files)?;
-        layers.extend(overrides(sets)?);
-        let figment = merge(layers)?;
-        if figment.find_value("plugins").is_err() {
-            return Ok(Vec::new());
-        }
-        let origin = origin(&figment, "plugins").unwrap_or_else(|| "configuration".into());
-        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").map_err(|e| Error::Setting {
-            origin: origin.clone(),
-            key: "plugins".into(),
-            value: "...".into(),
-            expected: format!("expected a list of files: {e}"),
-        })?;
-        Ok(plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect())
-    }
-
-    /// The same of a text, which extends nothing; `name` stands for its file.
+    /// Reads a text, which extends nothing, the environment and `sets`; `name` stands for its file.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
-        let mut layers = vec![text_layer(name, text)?];
-        layers.extend(overrides(sets)?);
-        Self::of_layers(vec![name.into()], layers, Unregistered::Refused)
+        ConfigLayers::of_text(name, text, sets).draft().into_config()
     }
 
-    /// What a run has recorded in `file`, whatever the environment says now.
+    /// Reads what a run has recorded in `file`, whatever the environment says now.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn recorded(file: &Path, text: &str) -> Result<Self> {
-        let layer = text_layer(&file.display().to_string(), text)?;
-        Self::of_layers(vec![file.into()], vec![layer], Unregistered::Refused)
+        ConfigLayers::recorded(file, text).draft().into_config()
     }
 
-    /// The same, to be looked at and not to be run: the settings of methods that are not registered stay as they were
-    /// recorded. So nobody's library is loaded, and its code run, to read what came of it.
+    /// Reads what a run has recorded, to be looked at and not to be run: the settings of methods that are not registered
+    /// stay as they were recorded. So nobody's library is loaded, and its code run, to read what came of it.
     ///
     /// # Errors
     /// As [`Config::load`], but for names that are not known.
     pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
-        let layer = text_layer(&file.display().to_string(), text)?;
-        Self::of_layers(vec![file.into()], vec![layer], Unregistered::AsWritten)
-    }
-
-    fn of_layers(files: Vec<PathBuf>, layers: Vec<Layer>, unregistered: Unregistered) -> Result<Self> {
-        let figment = merge(layers)?;
-        let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
-        let table: Settings =
-            figment.extract().map_err(|e| Error::Config { origin: origin.clone(), reason: e.to_string() })?;
-        let mut config = Self { run: parse_run(&table, &figment, &origin)?, files, layers: figment };
-        match config.complete(unregistered).into_iter().next() {
-            Some((_, error)) => Err(error),
-            None => Ok(config),
-        }
+        ConfigLayers::recorded(file, text).draft_with(Unregistered::AsWritten).into_config()
     }
 
     /// A name for runs of this configuration: those of its files.

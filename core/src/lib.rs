@@ -51,7 +51,6 @@ pub mod testing;
 pub mod threads;
 mod trainer;
 pub mod transform;
-pub mod unpack;
 pub mod vit;
 
 pub use align::TokenAlignment;

@@ -13,7 +13,7 @@ use self::{
     ours::Ours,
     published::{PARTS, Published, Row, Subject},
 };
-use crate::{Failure, emit};
+use crate::{failure::Failure, terminal::emit};
 
 /// As many of the nearest subjects are named as can be read.
 const NEAREST: usize = 3;

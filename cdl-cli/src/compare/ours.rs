@@ -13,8 +13,12 @@ use serde_json::{Value, json};
 
 use super::published::{NOTHING, Published, Subject};
 use crate::{
-    Failure,
-    sweep::{Spread, Summary, is_sweep, summary_of},
+    failure::Failure,
+    sweep::{
+        layout::is_sweep,
+        statistics::Spread,
+        summary::{Summary, summary_of},
+    },
 };
 
 /// One network of a run, or of all repetitions of a sweep's combination.

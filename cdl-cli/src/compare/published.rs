@@ -4,7 +4,7 @@ use cdl_core::Role;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 const TABLE: &str = include_str!("../../assets/published/table.csv");
 const NAMES: &str = include_str!("../../assets/published/names.csv");

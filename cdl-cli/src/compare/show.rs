@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Comparison, apart, published::Published, told};
-use crate::{Failure, sweep::Spread, table};
+use crate::{failure::Failure, sweep::statistics::Spread, terminal::columns};
 
 /// A figure with its deviation, where there are several runs.
 fn figure(spread: &Spread) -> String {
@@ -83,9 +83,9 @@ pub fn text(comparisons: &[Comparison<'_>], published: &Published) -> String {
             near.iter().for_each(|near| text += &format!("  {near}\n"));
             return text;
         }
-        text += &table::columns(&figures(comparison));
+        text += &columns(&figures(comparison));
         text.push('\n');
-        text += &table::columns(&settings(comparison));
+        text += &columns(&settings(comparison));
         comparison.notes.iter().for_each(|note| text += &format!("note: {note}\n"));
         text
     };

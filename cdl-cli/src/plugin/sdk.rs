@@ -15,7 +15,7 @@ use std::{
 use cargo_metadata::semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Name of the shared library's crate.
 pub const SHARED_CRATE: &str = "cdl_dylib";

@@ -3,7 +3,7 @@
 use cdl_core::{Role, cost::Cost};
 
 use super::{Run, html::escape};
-use crate::Failure;
+use crate::failure::Failure;
 
 /// One figure of a network.
 struct Figure {

@@ -27,7 +27,7 @@ use self::{
     html::Section,
     plot::{Axes, Cell, Plot, Series},
 };
-use crate::{Failure, emit, place, sweep, tensorboard::EventFiles};
+use crate::{failure::Failure, place, sweep::grid::refuse, tensorboard::EventFiles, terminal::emit};
 
 /// Arguments of `cdl report`.
 #[derive(Debug, Args)]
@@ -188,7 +188,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     });
     let mut runs = Vec::new();
     for (number, root) in args.runs.iter().enumerate() {
-        sweep::refuse(root, "report")?;
+        refuse(root, "report")?;
         let mut run = Run::read(number, root)?;
         if runs.iter().any(|other: &Run| other.name == run.name) {
             run.name += &format!(" ({})", number + 1);

@@ -8,7 +8,7 @@ use resvg::{
     usvg::{Options, Tree},
 };
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// DejaVu Sans Condensed; its licence lies beside it.
 const FONTS: [&[u8]; 2] = [

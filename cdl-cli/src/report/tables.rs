@@ -3,7 +3,7 @@
 use cdl_core::{DEFINITIONS, Role};
 
 use super::Run;
-use crate::Failure;
+use crate::failure::Failure;
 
 fn rows(runs: &[Run]) -> impl Iterator<Item = (&Run, Role, Vec<Option<f64>>)> {
     runs.iter().flat_map(|run| {

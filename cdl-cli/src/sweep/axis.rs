@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The longest value that is written out, in tables and in names of folders.
 const LONGEST: usize = 40;

@@ -2,7 +2,7 @@
 
 use cdl_core::{DEFINITIONS, Role};
 
-use super::{Sweep, manifest::State, statistics::Spread, summary::Summary};
+use super::{cell_states::State, grid::Sweep, layout::FILE, statistics::Spread, summary::Summary};
 use crate::report::{
     html::{escape, head},
     place_page,
@@ -53,7 +53,7 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
     page += &figure.inline();
     page += "</div></div>\n<h2>Cells</h2>\n";
     page += &cells(sweep, summary, states);
-    let plan = std::fs::read_to_string(sweep.folder.join(super::plan::FILE)).unwrap_or_default();
+    let plan = std::fs::read_to_string(sweep.folder.join(FILE)).unwrap_or_default();
     page += &format!(
         "<h2>Plan</h2>\n<details><summary>sweep.toml</summary><pre>{}</pre></details>\n",
         escape(&plan)

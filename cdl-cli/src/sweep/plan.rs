@@ -1,20 +1,23 @@
-//! What a sweep consists of: the product of all that is varied, written down in its folder.
+//! Plan of a sweep: the product of everything that is varied, written down in the sweep's folder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Config, Draft, Error, resume::check_config, run_dir::write_atomic};
+use cdl_core::{Config, config::ConfigLayers, resume::check_config, run_dir::write_atomic};
 use serde::{Deserialize, Serialize};
 
-use super::axis::{self, Axis, Value, digits};
-use crate::{Failure, first_line, plugin};
+use super::{
+    axis::{self, Axis, Value, digits},
+    layout::{FILE, config_file, read_recorded},
+};
+use crate::{
+    failure::{Failure, first_line, io},
+    plugin::loading,
+};
 
-/// The plan's file; a folder that has it is a sweep's.
-pub const FILE: &str = "sweep.toml";
 /// More cells than this are a slip of the pen.
 const MOST_CELLS: usize = 10_000;
 /// The longest name of a cell, well within what file systems take.
@@ -166,25 +169,21 @@ impl Plan {
             let sets: Vec<String> =
                 self.sets.iter().chain(cell.values.iter().flat_map(|value| &value.sets)).cloned().collect();
             let mut found: Vec<String> = Vec::new();
-            if let Err(failure) = plugin::load_before_check(&files, &sets) {
-                found.push(failure.message);
-            } else {
-                found.extend(Draft::load(&files, &sets).mistakes.iter().map(first_line));
-            }
-            if found.is_empty() {
-                match Config::load(&files, &sets).and_then(|config| Ok((config.to_toml()?, config))) {
-                    Ok((toml, config)) => {
-                        if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
-                            found.push(format!(
-                                "has the name of another cell, `{other}`: no file could tell them apart"
-                            ));
-                        } else if let Some(other) = runs.insert(toml, cell.name.clone()) {
-                            found.push(format!("would be the same run as {other}"));
-                        }
-                        resolved.push((cell.clone(), config));
+            let layers = ConfigLayers::read(&files, &sets);
+            let draft = loading::load_named(&layers).map(|()| layers.draft());
+            match draft.map(|draft| (draft.mistakes.iter().map(first_line).collect(), draft.config)) {
+                Err(failure) => found.push(failure.message),
+                Ok((mistakes, Some(config))) if Vec::is_empty(&mistakes) => {
+                    if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
+                        found.push(format!(
+                            "has the name of another cell, `{other}`: no file could tell them apart"
+                        ));
+                    } else if let Some(other) = runs.insert(config.to_toml()?, cell.name.clone()) {
+                        found.push(format!("would be the same run as {other}"));
                     }
-                    Err(error) => found.push(first_line(&error)),
+                    resolved.push((cell.clone(), config));
                 }
+                Ok((mistakes, _)) => found = mistakes,
             }
             for mistake in found {
                 match mistakes.iter_mut().find(|(other, _)| *other == mistake) {
@@ -288,7 +287,7 @@ impl Plan {
         }
         self.save(folder)?;
         let configs = folder.join("configs");
-        fs::create_dir_all(&configs).map_err(|source| Error::Io { file: configs, source })?;
+        fs::create_dir_all(&configs).map_err(io(&configs))?;
         for (file, toml) in fresh {
             write_atomic(&file, toml.as_bytes())?;
         }
@@ -303,46 +302,6 @@ pub struct Given<'a> {
     pub baseline: &'a [String],
     /// See `baseline`.
     pub jobs: Option<usize>,
-}
-
-/// Where a cell's configuration lies, as it was when the sweep was begun.
-pub fn config_file(folder: &Path, cell: &str) -> PathBuf {
-    folder.join("configs").join(format!("{cell}.toml"))
-}
-
-/// A cell's run directory.
-pub fn run_folder(folder: &Path, cell: &str) -> PathBuf {
-    folder.join("cells").join(cell)
-}
-
-/// A configuration that the sweep or a run of it has recorded, to be looked at: no plugin is loaded for it. `None` where
-/// there is none; what cannot be read is told in one line.
-pub fn read_recorded(file: &Path) -> Result<Option<Config>, String> {
-    let text = match fs::read_to_string(file) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(|e| format!("{}: {e}", file.display()))?,
-    };
-    let config = Config::recorded_without_plugins(file, &text);
-    config.map(Some).map_err(|error| first_line(&error))
-}
-
-/// The same of a cell, which has to have one.
-pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
-    let file = config_file(folder, cell);
-    let again = "give the whole command again, it writes what is missing";
-    match read_recorded(&file) {
-        Ok(found) => found.ok_or_else(|| format!("{} is missing; {again}", file.display())),
-        Err(reason) => Err(format!("{reason}; {again}")),
-    }
-}
-
-/// A cell's configuration, whatever files and the environment say now; with the plugins that it names, to be run.
-pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
-    look_at_config(folder, cell).map_err(Failure::mistake)?;
-    let file = config_file(folder, cell);
-    plugin::load_named(&[&file], &[])?;
-    let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
-    Config::recorded(&file, &text).map_err(Failure::before_writing)
 }
 
 #[cfg(test)]

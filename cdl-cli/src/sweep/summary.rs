@@ -8,12 +8,13 @@ use cdl_core::{
 };
 
 use super::{
-    Sweep,
-    manifest::{self, State},
-    plan::run_folder,
+    axis::Axis,
+    cell_states::{State, look},
+    grid::Sweep,
+    layout::run_folder,
     statistics::{Spread, differences},
 };
-use crate::Failure;
+use crate::failure::Failure;
 
 /// All combinations with the results of their cells.
 pub struct Summary {
@@ -101,7 +102,7 @@ impl Summary {
     /// What the sweep in `folder` came to. Nothing of it is changed, and no plugin that it names is loaded.
     pub fn of_folder(folder: &Path) -> Result<Self, Failure> {
         let sweep = Sweep::read(folder)?;
-        let states = manifest::look(&sweep)?;
+        let states = look(&sweep)?;
         for (cell, state) in sweep.cells.iter().zip(&states) {
             if let State::Unreadable { reason } = state {
                 tracing::warn!("{} is left out: {reason}", cell.name);
@@ -112,7 +113,7 @@ impl Summary {
 
     /// Reads the results of all cells that are done by `states`.
     pub fn read(sweep: &Sweep, states: &[State]) -> Result<Self, Failure> {
-        let names = |axes: &[super::Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
+        let names = |axes: &[Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
         let mut combinations: Vec<Combination> = sweep
             .plan
             .combinations()

@@ -1,16 +1,12 @@
 //! A configuration read as far as it can be: everything that is wrong with it at once.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
 use super::{
-    Config, Unregistered,
+    Config, ConfigLayers, Unregistered,
     keys::{check_run_keys, lookup, misplaced, parse_run},
-    layers::{environment, merge, read_file, split_set},
 };
-use crate::{Error, registry::Settings};
+use crate::{Error, Result, registry::Settings};
 
 /// What could be read of a configuration.
 #[derive(Debug)]
@@ -23,40 +19,25 @@ pub struct Draft {
     pub faulty: BTreeSet<String>,
 }
 
-impl Draft {
-    /// Reads as [`Config::load`] does, and goes on after a mistake.
-    pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Self {
-        let mut draft = Self { config: None, mistakes: Vec::new(), faulty: BTreeSet::new() };
-        let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
-        let mut layers = Vec::new();
-        for file in &files {
-            draft.mistakes.extend(read_file(file, &mut Vec::new(), &mut layers).err());
-        }
-        let whole = draft.mistakes.is_empty();
-        match environment() {
-            Ok(more) => layers.extend(more),
-            Err(error) => draft.mistakes.push(error),
-        }
-        for set in sets {
-            match split_set(set) {
-                Ok(layer) => layers.push(layer),
-                Err(error) => draft.mistakes.push(error),
-            }
-        }
+impl ConfigLayers {
+    /// Builds the configuration as far as it can be, and goes on after an error.
+    pub fn draft(self) -> Draft {
+        self.draft_with(Unregistered::Refused)
+    }
+
+    pub(super) fn draft_with(self, unregistered: Unregistered) -> Draft {
+        let layers = self.merged();
+        let Self { files, errors: mistakes, whole, .. } = self;
+        let mut draft = Draft { config: None, mistakes, faulty: BTreeSet::new() };
         // Without one of the files, what the others lack would be reported in its place.
         if !whole {
             return draft;
         }
         let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
-        let unreadable = |reason: String| Error::Config { origin: origin.clone(), reason };
-        let read = merge(layers).and_then(|layers| {
-            let table: Settings = layers.extract().map_err(|e| unreadable(e.to_string()))?;
-            Ok((layers, table))
-        });
-        let (layers, mut table) = match read {
-            Ok(read) => read,
-            Err(error) => {
-                draft.mistakes.push(error);
+        let mut table: Settings = match layers.extract() {
+            Ok(table) => table,
+            Err(e) => {
+                draft.mistakes.push(Error::Config { origin, reason: e.to_string() });
                 return draft;
             }
         };
@@ -80,12 +61,26 @@ impl Draft {
             }
         };
         let mut config = Config { run, files, layers };
-        for (section, error) in config.complete(Unregistered::Refused) {
+        for (section, error) in config.complete(unregistered) {
             draft.faulty.insert(section);
             draft.mistakes.push(error);
         }
         draft.config = Some(config);
         draft
+    }
+}
+
+impl Draft {
+    /// The configuration, if nothing is wrong with it.
+    ///
+    /// # Errors
+    /// The first of the mistakes.
+    pub fn into_config(self) -> Result<Config> {
+        let missing = || Error::Config { origin: "configuration".into(), reason: "cannot be read".into() };
+        match self.mistakes.into_iter().next() {
+            Some(error) => Err(error),
+            None => self.config.ok_or_else(missing),
+        }
     }
 
     /// Takes a refused key out of the table; not where it is a section that no run can do without.

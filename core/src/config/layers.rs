@@ -1,13 +1,16 @@
 //! Layers of values, each with where it was written, and how they are laid over one another.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use figment::{
     Figment, Metadata, Profile, Provider, Source,
     value::{Dict, Map, Value},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, registry::Settings};
 
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
 const NAMED: [&str; 9] = [
@@ -26,6 +29,7 @@ const RESERVED: [&str; 8] =
     ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
 /// One layer of values with where they came from.
+#[derive(Debug, Clone)]
 pub(super) struct Layer {
     metadata: Metadata,
     values: Dict,
@@ -43,32 +47,114 @@ impl Provider for Layer {
     }
 }
 
-/// The paths of `files`, and their layers, the lowest first.
-pub(super) fn read_files<P: AsRef<Path>>(files: &[P]) -> Result<(Vec<PathBuf>, Vec<Layer>)> {
-    let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
-    let mut layers = Vec::new();
-    for file in &files {
-        read_file(file, &mut Vec::new(), &mut layers)?;
+/// Layers of a configuration, read once from its files with all that they extend, the environment, and overrides.
+#[derive(Debug)]
+pub struct ConfigLayers {
+    pub(super) files: Vec<PathBuf>,
+    /// Lowest first.
+    layers: Vec<Layer>,
+    /// Layers of each file, those of the files that it extends included.
+    of_file: Vec<Range<usize>>,
+    /// Errors met while reading, those of `files` first.
+    pub(super) errors: Vec<Error>,
+    /// Whether all files could be read.
+    pub(super) whole: bool,
+}
+
+impl ConfigLayers {
+    /// Reads `files`, later ones over earlier ones and each with everything it extends, the environment and `sets`
+    /// (`key=value` each). Errors are kept for [`draft`](Self::draft).
+    pub fn read<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Self {
+        let files: Vec<PathBuf> = files.iter().map(|file| file.as_ref().to_path_buf()).collect();
+        let (mut layers, mut of_file, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+        for file in &files {
+            let start = layers.len();
+            errors.extend(read_file(file, &mut Vec::new(), &mut layers).err());
+            of_file.push(start..layers.len());
+        }
+        let whole = errors.is_empty();
+        let mut read = Self { files, layers, of_file, errors, whole };
+        read.override_with(environment(), sets);
+        read
     }
-    Ok((files, layers))
+
+    /// Reads `text`, which extends nothing, the environment and `sets`; `name` stands for its file.
+    pub(super) fn of_text(name: &str, text: &str, sets: &[String]) -> Self {
+        let mut read = Self::recorded(name.as_ref(), text);
+        read.override_with(environment(), sets);
+        read
+    }
+
+    /// Reads `text` alone, whatever the environment sets; `file` is where it was read.
+    pub fn recorded(file: &Path, text: &str) -> Self {
+        let (layers, errors) = match text_layer(&file.display().to_string(), text) {
+            Ok(layer) => (vec![layer], Vec::new()),
+            Err(error) => (Vec::new(), vec![error]),
+        };
+        Self { files: vec![file.into()], layers, of_file: Vec::new(), whole: errors.is_empty(), errors }
+    }
+
+    /// Adds what stands above all files: the environment, then `--set`.
+    fn override_with(&mut self, environment: Result<Vec<Layer>>, sets: &[String]) {
+        match environment {
+            Ok(more) => self.layers.extend(more),
+            Err(error) => self.errors.push(error),
+        }
+        for set in sets {
+            match split_set(set) {
+                Ok(layer) => self.layers.push(layer),
+                Err(error) => self.errors.push(error),
+            }
+        }
+    }
+
+    /// All layers laid over one another.
+    pub(super) fn merged(&self) -> Figment {
+        merge(self.layers.clone())
+    }
+
+    /// The plugins that the configuration names, each with where it is named. They have to be loaded
+    /// ([`load`](crate::plugin::load)) before [`draft`](Self::draft) finds what they register. None where a layer could
+    /// not be read.
+    ///
+    /// # Errors
+    /// A list of another type.
+    pub fn plugins(&self) -> Result<Vec<(PathBuf, String)>> {
+        let figment = self.merged();
+        if !self.errors.is_empty() || figment.find_value("plugins").is_err() {
+            return Ok(Vec::new());
+        }
+        let origin = origin(&figment, "plugins").unwrap_or_else(|| "configuration".into());
+        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").map_err(|e| Error::Setting {
+            origin: origin.clone(),
+            key: "plugins".into(),
+            value: "...".into(),
+            expected: format!("expected a list of files: {e}"),
+        })?;
+        Ok(plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect())
+    }
+
+    /// Files without which the configuration would be the same, since later files override every key they set.
+    pub fn without_effect(&self) -> Vec<&Path> {
+        let values = |layers: Vec<Layer>| merge(layers).extract::<Settings>().ok();
+        let whole = values(self.layers.clone());
+        let same = |own: &Range<usize>| {
+            let others = self.layers.iter().enumerate().filter(|(index, _)| !own.contains(index));
+            values(others.map(|(_, layer)| layer.clone()).collect()) == whole
+        };
+        // The last file has none after it.
+        let before_last = self.files.iter().zip(&self.of_file).take(self.files.len().saturating_sub(1));
+        before_last.filter(|(_, own)| same(own)).map(|(file, _)| file.as_path()).collect()
+    }
 }
 
 /// A text's values, under the name of its file.
-pub(super) fn text_layer(name: &str, text: &str) -> Result<Layer> {
+fn text_layer(name: &str, text: &str) -> Result<Layer> {
     Ok(Layer { metadata: Metadata::named(name.to_string()), values: parse_toml(name, text)?, set: false })
 }
 
-/// What stands above all files: the environment, then `--set`.
-pub(super) fn overrides(sets: &[String]) -> Result<Vec<Layer>> {
-    let mut layers = environment()?;
-    for set in sets {
-        layers.push(split_set(set)?);
-    }
-    Ok(layers)
-}
-
 /// Pushes the layers of `file`, those it extends first.
-pub(super) fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
+fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
     let name = file.display().to_string();
     let fail = |reason: String| Error::Config { origin: name.clone(), reason };
     let by = open.last().map(|by| format!(" (extended by {})", by.display())).unwrap_or_default();
@@ -112,7 +198,7 @@ fn parse_toml(name: &str, text: &str) -> Result<Dict> {
 }
 
 /// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
-pub(super) fn environment() -> Result<Vec<Layer>> {
+fn environment() -> Result<Vec<Layer>> {
     let mut variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("CDL_"))
@@ -129,7 +215,7 @@ pub(super) fn environment() -> Result<Vec<Layer>> {
 }
 
 /// Splits `--set key=value`.
-pub(super) fn split_set(set: &str) -> Result<Layer> {
+fn split_set(set: &str) -> Result<Layer> {
     let origin = format!("--set {set}");
     match set.split_once('=') {
         Some((key, value)) => parse_set(key.trim(), value, origin),
@@ -156,7 +242,7 @@ fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
 }
 
 /// All layers, lowest first, less the sections that a higher layer replaces by another name.
-pub(super) fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
+fn merge(mut layers: Vec<Layer>) -> Figment {
     let sets = layers.iter().position(|layer| layer.set).unwrap_or(layers.len());
     // Variables and `--set` count as one layer whatever their order.
     let start = |index: usize, layer: &Layer| if layer.set { sets } else { index };
@@ -194,7 +280,7 @@ pub(super) fn merge(mut layers: Vec<Layer>) -> Result<Figment> {
             layer.values.remove(other);
         }
     }
-    Ok(layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer)))
+    layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
 }
 
 /// The table at a dotted path.

@@ -38,7 +38,7 @@ use crate::{
 };
 
 pub use self::{
-    lock::{LOOKS, PACE, held_file, is_held, lock},
+    lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
