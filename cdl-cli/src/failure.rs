@@ -5,8 +5,8 @@ use std::{io, path::PathBuf};
 use cdl_core::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::signals::STOPPED;
-
+/// Exit code of a process that a signal has stopped is this and the signal's number, as in shells.
+pub const STOPPED: i32 = 128;
 /// Exit code of a process that leaves a sweep's cell to another process.
 pub const BUSY: u8 = 75;
 

@@ -14,10 +14,7 @@ use signal_hook::{
     flag,
 };
 
-use crate::failure::Failure;
-
-/// Exit codes of a process that a signal has stopped are this and its number, as shells count.
-pub const STOPPED: i32 = 128;
+use crate::failure::{Failure, STOPPED};
 
 /// The signal that the process has received since it began to listen.
 pub struct Signals {

@@ -1,6 +1,7 @@
-//! Results on standard output, and tables for people.
+//! Results as text: on standard output, and as tables.
 
 use std::{
+    error::Error,
     io::{ErrorKind, Write, stdout},
     path::Path,
 };
@@ -51,11 +52,8 @@ pub fn accuracies(title: &str, summary: &Summary) -> String {
 
 /// Rows of cells in columns of equal width; the first row is the head.
 pub fn columns(rows: &[Vec<String>]) -> String {
-    let count = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..count).map(width).collect();
+    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max();
+    let widths: Vec<usize> = (0..).map_while(width).collect();
     let mut text = String::new();
     for row in rows {
         let cells: Vec<String> =
@@ -64,4 +62,14 @@ pub fn columns(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Rows as CSV; `file` is named in errors.
+pub fn csv_text(file: &str, rows: impl IntoIterator<Item = Vec<String>>) -> Result<String, Failure> {
+    let write = || -> Result<String, Box<dyn Error>> {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        rows.into_iter().try_for_each(|row| csv.write_record(row))?;
+        Ok(String::from_utf8(csv.into_inner()?)?)
+    };
+    write().map_err(|e| Failure::working(format!("{file}: {e}")))
 }

@@ -8,6 +8,7 @@ use std::{
 
 use cargo_metadata::{Artifact, CrateType, DependencyKind, Metadata, MetadataCommand, PackageId, TargetKind};
 use clap::Args;
+use walkdir::WalkDir;
 
 use crate::{
     failure::Failure,
@@ -219,9 +220,13 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
     if !from.is_dir() {
         return copy(from, to);
     }
-    fs::create_dir_all(to).map_err(at(to))?;
-    for entry in fs::read_dir(from).map_err(at(from))?.flatten() {
-        copy_tree(&entry.path(), &to.join(entry.file_name()))?;
+    for entry in WalkDir::new(from) {
+        let entry = entry.map_err(|e| at(from)(e.into()))?;
+        let place = to.join(entry.path().strip_prefix(from).unwrap_or(entry.path()));
+        match entry.file_type().is_dir() {
+            true => fs::create_dir_all(&place).map_err(at(&place))?,
+            false => copy(entry.path(), &place)?,
+        }
     }
     Ok(())
 }

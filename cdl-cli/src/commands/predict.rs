@@ -71,7 +71,7 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     let model = Predictor::load_on(&args.model, &device).map_err(Failure::before_writing)?;
     let batch_size = batch_size(&model, "--batch-size", args.batch_size)?;
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    let table = Table::of(&names);
+    let width = names.iter().map(|name| on_a_line(name).chars().count()).max().unwrap_or_default();
     let spinner = Spinner::new(log, "images");
     let mut unread = 0;
     for (files, names) in files.chunks(batch_size).zip(names.chunks(batch_size)) {
@@ -92,7 +92,7 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
             };
             text += &match args.format {
                 Format::Json => json(&Line::Answer { image: name, predictions: &answer })?,
-                Format::Table => table.row(name, &answer),
+                Format::Table => row(width, name, &answer),
             };
         }
         emit(&text)?;
@@ -171,24 +171,10 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(all)
 }
 
-/// Rows of a table.
-struct Table {
-    /// Characters of the longest name.
-    width: usize,
-}
-
-impl Table {
-    fn of(names: &[String]) -> Self {
-        Self { width: names.iter().map(|name| on_a_line(name).chars().count()).max().unwrap_or_default() }
-    }
-
-    fn row(&self, name: &str, answer: &[Prediction]) -> String {
-        let classes: Vec<String> = answer
-            .iter()
-            .map(|p| format!("{} {:.1} %", on_a_line(&p.class), 100.0 * p.probability))
-            .collect();
-        format!("{:width$}  {}\n", on_a_line(name), classes.join(", "), width = self.width)
-    }
+/// A row of the table; `width` is that of the longest name.
+fn row(width: usize, name: &str, answer: &[Prediction]) -> String {
+    let classes = answer.iter().map(|p| format!("{} {:.1} %", on_a_line(&p.class), 100.0 * p.probability));
+    format!("{:width$}  {}\n", on_a_line(name), classes.collect::<Vec<_>>().join(", "))
 }
 
 /// `name` on one line, with nothing in it that a terminal would obey.

@@ -14,13 +14,13 @@ use crate::{
     place,
     signals::Signals,
     sweep::{
-        axis::{Axis, Value},
+        axis::Axis,
         cell_process::run_cell,
         cell_states::{self, State},
         grid::Sweep,
         layout::is_sweep,
         mean_tables, page,
-        plan::{Given, Plan},
+        plan::Plan,
         pool, slurm,
         summary::Summary,
     },
@@ -85,12 +85,6 @@ pub struct SweepArgs {
     cell: Option<String>,
 }
 
-impl SweepArgs {
-    fn given(&self) -> Given<'_> {
-        Given { baseline: &self.baseline, jobs: self.jobs }
-    }
-}
-
 /// Where cells can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Emit {
@@ -104,13 +98,11 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
         return Err(Failure::mistake("--jobs 0: expected at least 1".into()));
     }
     let (sweep, _lock) = match (&args.resume, &args.cell) {
-        (Some(folder), Some(cell)) => {
-            return run_cell(folder, cell, log);
-        }
+        (Some(folder), Some(cell)) => return run_cell(folder, cell, log),
         (Some(folder), None) => {
             let (mut sweep, lock) = open(folder)?;
             let before = sweep.plan.clone();
-            sweep.plan.settle(args.given())?;
+            sweep.plan.settle(&args.baseline, args.jobs)?;
             if sweep.plan != before {
                 sweep.plan.save(folder)?;
             }
@@ -154,28 +146,18 @@ fn open(folder: &Path) -> Result<(Sweep, fs::File), Failure> {
 
 /// Plans a sweep, and writes the plan once all of it holds.
 fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
-    let mut vary = Vec::new();
-    for text in &args.vary {
-        vary.push(Axis::of_key("--vary", text)?);
-    }
+    let keys = |option: &str, texts: &[String]| -> Result<Vec<Axis>, Failure> {
+        texts.iter().map(|text| Axis::of_key(option, text)).collect()
+    };
+    let mut vary = keys("--vary", &args.vary)?;
     for text in &args.vary_file {
         vary.push(Axis::of_files("--vary-file", text)?);
     }
-    let mut repeat = Vec::new();
-    if !args.orders.is_empty() {
-        repeat.push(Axis { name: "class_order".into(), values: args.orders.iter().map(order).collect() });
-    }
-    if !args.seeds.is_empty() {
-        let value = |seed: &u64| Value {
-            label: seed.to_string(),
-            files: Vec::new(),
-            sets: vec![format!("seed={seed}")],
-        };
-        repeat.push(Axis { name: "seed".into(), values: args.seeds.iter().map(value).collect() });
-    }
-    for text in &args.repeat {
-        repeat.push(Axis::of_key("--repeat", text)?);
-    }
+    let order = |seed| vec!["stream.class_order=shuffled".into(), format!("stream.class_order_seed={seed}")];
+    let orders = Axis::of_seeds("class_order", &args.orders, order);
+    let seeds = Axis::of_seeds("seed", &args.seeds, |seed| vec![format!("seed={seed}")]);
+    let mut repeat: Vec<Axis> = [orders, seeds].into_iter().filter(|axis| !axis.values.is_empty()).collect();
+    repeat.extend(keys("--repeat", &args.repeat)?);
     if vary.is_empty() && repeat.is_empty() {
         let expected =
             "expected --vary, --vary-file, --seeds, --orders or --repeat; one run is made by cdl run";
@@ -209,19 +191,13 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {
-        plan.continues(Plan::read(&folder)?, &folder, args.given())?;
+        plan.continues(Plan::read(&folder)?, &folder, &args.baseline, args.jobs)?;
     }
     plan.write(&folder, &cells)?;
     Ok((Sweep::read(&folder)?, lock))
 }
 
-/// A class order of its own seed.
-fn order(seed: &u64) -> Value {
-    let sets = vec!["stream.class_order=shuffled".into(), format!("stream.class_order_seed={seed}")];
-    Value { label: seed.to_string(), files: Vec::new(), sets }
-}
-
-/// Runs what is not done, then collects.
+/// Runs what is not done, collects, and names what is left.
 fn work(sweep: &Sweep) -> Result<(), Failure> {
     let signals = Signals::listen()?;
     let mut states = cell_states::look(sweep)?;
@@ -244,21 +220,16 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
         return Err(Failure { message, code });
     }
     collect(sweep, &states)?;
-    all_done(sweep, &states)
-}
-
-/// Names what is not done, and says how it goes on.
-fn all_done(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     let word = |state: &State| match state {
         State::Done => None,
         State::Running => Some("another process is at it".to_string()),
         State::Waiting | State::Stopped => Some("saved and stopped".into()),
         State::Failed { reason } | State::Unreadable { reason } => Some(reason.clone()),
     };
-    let left = sweep.cells.iter().zip(states);
+    let left = sweep.cells.iter().zip(&states);
     let left: Vec<String> =
         left.filter_map(|(cell, state)| Some(format!("\n  {}: {}", cell.name, word(state)?))).collect();
-    match cell_states::what_is_left(&sweep.folder, states) {
+    match cell_states::what_is_left(&sweep.folder, &states) {
         None => Ok(()),
         Some(head) => Err(Failure::working(head + &left.concat())),
     }

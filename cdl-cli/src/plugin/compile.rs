@@ -5,14 +5,14 @@
 //! plugin. What it depends on besides is compiled by cargo and linked in.
 
 use std::{
-    fmt::Write,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use cargo_metadata::{CrateType, Dependency, DependencyKind, MetadataCommand, Package, Target, TargetKind};
+use cargo_metadata::{Dependency, DependencyKind, MetadataCommand, Package, Target, TargetKind};
 use clap::Args;
+use serde_json::{Map, Value, json};
 
 use super::sdk::{SHARED_CRATE, Sdk};
 use crate::{
@@ -133,7 +133,12 @@ fn fits(dependency: &Dependency, sdk: &Sdk, package: &Package) -> Result<(), Fai
     }
 }
 
-/// What a dependency is called in Rust.
+/// Name of a library in Rust.
+fn name_of(library: &Target) -> String {
+    library.name.replace('-', "_")
+}
+
+/// Name of a dependency in Rust.
 fn name_in_source(dependency: &Dependency) -> String {
     dependency.rename.as_ref().unwrap_or(&dependency.name).replace('-', "_")
 }
@@ -153,7 +158,7 @@ fn compile(
     externs: &[String],
     work: &Path,
 ) -> Result<PathBuf, Failure> {
-    let name = library.name.replace('-', "_");
+    let name = name_of(library);
     let mut command = compiler(dir);
     command
         .args(["--crate-name", &name, "--edition", package.edition.as_str(), "--crate-type", "rlib"])
@@ -197,7 +202,8 @@ fn compile_with_cargo(
 ) -> Result<Compiled, Failure> {
     let folder = work.join("cargo");
     let manifest = folder.join("Cargo.toml");
-    let text = manifest_of(package, library, script, own);
+    let text = toml::to_string(&manifest_of(package, library, script, own))
+        .map_err(|e| Failure::working(format!("{}: {e}", manifest.display())))?;
     let place = |e: std::io::Error| Failure::working(format!("{}: {e}", folder.display()));
     fs::create_dir_all(&folder).map_err(place)?;
     fs::write(&manifest, text).map_err(place)?;
@@ -224,22 +230,8 @@ fn compile_with_cargo(
 }
 
 /// A manifest for the same sources with the dependencies `own` alone.
-fn manifest_of(package: &Package, library: &Target, script: Option<&Target>, own: &[&Dependency]) -> String {
-    let quoted = |text: &str| toml::Value::String(text.into()).to_string();
-    let mut text = String::new();
-    let _ = writeln!(text, "[package]\nname = {}", quoted(package.name.as_str()));
-    let _ = writeln!(text, "version = \"{}\"\nedition = \"{}\"", package.version, package.edition);
-    if let Some(script) = script {
-        let _ = writeln!(text, "build = {}", quoted(script.src_path.as_str()));
-    }
-    let _ = writeln!(text, "[workspace]\n[lib]\nname = {}", quoted(&library.name.replace('-', "_")));
-    let _ = writeln!(text, "path = {}\ncrate-type = [\"rlib\"]", quoted(library.src_path.as_str()));
-    if script.is_some() {
-        for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Build) {
-            text += &dependency_table("build-dependencies", dependency, &quoted);
-        }
-    }
-    // Of what features turn on, what is the program's is there already.
+fn manifest_of(package: &Package, library: &Target, script: Option<&Target>, own: &[&Dependency]) -> Value {
+    // Features of the program's crates are on already.
     let of_own = |name: &str| own.iter().any(|own| own.rename.as_ref().unwrap_or(&own.name) == name);
     let kept = |implied: &&String| match implied.strip_prefix("dep:") {
         Some(name) => of_own(name),
@@ -248,45 +240,53 @@ fn manifest_of(package: &Package, library: &Target, script: Option<&Target>, own
             None => package.features.contains_key(*implied),
         },
     };
-    text += "[features]\n";
-    for (feature, implied) in &package.features {
-        let implied: Vec<String> = implied.iter().filter(kept).map(|implied| quoted(implied)).collect();
-        let _ = writeln!(text, "{} = [{}]", quoted(feature), implied.join(", "));
+    let features = package.features.iter();
+    let features =
+        features.map(|(name, implied)| (name.clone(), implied.iter().filter(kept).cloned().collect()));
+    let mut manifest = json!({
+        "package": { "name": package.name, "version": package.version, "edition": package.edition },
+        "workspace": {},
+        "lib": { "name": name_of(library), "path": library.src_path, "crate-type": ["rlib"] },
+        "features": features.collect::<Map<String, Value>>(),
+    });
+    if let Some(script) = script {
+        manifest["package"]["build"] = json!(script.src_path);
+        for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Build) {
+            add(&mut manifest, "build-dependencies", dependency);
+        }
     }
     for dependency in own {
-        text += &dependency_table("dependencies", dependency, &quoted);
+        add(&mut manifest, "dependencies", dependency);
     }
-    text
+    manifest
 }
 
-/// One dependency as a table of its own.
-fn dependency_table(section: &str, dependency: &Dependency, quoted: &dyn Fn(&str) -> String) -> String {
-    let name = dependency.rename.as_deref().unwrap_or(&dependency.name);
+/// Adds a dependency to a section of a manifest.
+fn add(manifest: &mut Value, section: &str, dependency: &Dependency) {
     let section = match &dependency.target {
-        None => section.to_string(),
-        Some(target) => format!("target.{}.{section}", quoted(&target.to_string())),
+        None => &mut manifest[section],
+        Some(target) => &mut manifest["target"][target.to_string()][section],
     };
-    let mut text = format!("[{section}.{}]\npackage = {}\n", quoted(name), quoted(&dependency.name));
-    let _ = writeln!(text, "version = {}", quoted(&dependency.req.to_string()));
+    let mut entry = json!({
+        "package": dependency.name,
+        "version": dependency.req,
+        "features": dependency.features,
+        "default-features": dependency.uses_default_features,
+        "optional": dependency.optional,
+    });
     let source = dependency.source.as_ref().map(|source| source.repr.as_str()).unwrap_or_default();
     if let Some(path) = &dependency.path {
-        let _ = writeln!(text, "path = {}", quoted(path.as_str()));
+        entry["path"] = json!(path);
     } else if let Some(git) = source.strip_prefix("git+") {
         let (url, query) = git.split_once('?').unwrap_or((git, ""));
-        let _ = writeln!(text, "git = {}", quoted(url.split('#').next().unwrap_or(url)));
+        entry["git"] = url.split('#').next().into();
         if let Some((key @ ("branch" | "tag" | "rev"), value)) = query.split_once('=') {
-            let _ = writeln!(text, "{key} = {}", quoted(value));
+            entry[key] = value.into();
         }
     } else if let Some(registry) = &dependency.registry {
-        let _ = writeln!(text, "registry-index = {}", quoted(registry));
+        entry["registry-index"] = json!(registry);
     }
-    let features: Vec<String> = dependency.features.iter().map(|feature| quoted(feature)).collect();
-    let _ = writeln!(text, "features = [{}]", features.join(", "));
-    let _ = writeln!(text, "default-features = {}", dependency.uses_default_features);
-    if dependency.optional {
-        text += "optional = true\n";
-    }
-    text
+    section[dependency.rename.as_ref().unwrap_or(&dependency.name)] = entry;
 }
 
 /// Links the compiled crate behind the lines that make it a plugin.
@@ -298,7 +298,7 @@ fn link(
     work: &Path,
     target: &Path,
 ) -> Result<PathBuf, Failure> {
-    let name = library.name.replace('-', "_");
+    let name = name_of(library);
     let root = work.join("plugin.rs");
     let text = format!(
         "extern crate {SHARED_CRATE} as _;\nextern crate {name} as _;\ncdl_core::export_plugin!({:?}, \"{}\");\n",
@@ -310,14 +310,7 @@ fn link(
     let mut command = compiler(target);
     command
         .args(["--crate-name", &format!("{name}_plugin"), "--edition", "2024"])
-        .args([
-            "--crate-type",
-            CrateType::CDyLib.to_string().as_str(),
-            "-C",
-            "opt-level=3",
-            "-C",
-            "strip=debuginfo",
-        ])
+        .args(["--crate-type", "cdylib", "-C", "opt-level=3", "-C", "strip=debuginfo"])
         .args(sdk.externs([("cdl-core", "cdl_core")]))
         .arg("--extern")
         .arg(format!("{SHARED_CRATE}={}", sdk.shared_library().display()))

@@ -6,7 +6,7 @@ use std::{
 };
 
 use cdl_core::registry::{Kind, find};
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::{failure::Failure, terminal::emit};
 
@@ -18,58 +18,43 @@ Example:
 pub struct NewArgs {
     /// Name of the method in configurations, for instance my_method
     name: String,
-    /// What to make
-    #[arg(long)]
-    kind: PluginKind,
+    /// What to make: backbone, learner, distiller, stream
+    #[arg(long, value_parser = parse_kind)]
+    kind: Kind,
     /// Folder of the crate [default: the name]
     #[arg(long)]
     dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PluginKind {
-    Distiller,
-    Learner,
-    Backbone,
-    Stream,
+/// Method of the kind that is wanted, its name, and the name of its types.
+fn example(kind: Kind) -> (&'static str, &'static str, &'static str) {
+    macro_rules! example {
+        ($name:literal, $types:literal) => {
+            (include_str!(concat!("../../../examples/plugin/src/", $name, ".rs")), $name, $types)
+        };
+    }
+    match kind {
+        Kind::Distiller => example!("token_hint", "TokenHint"),
+        Kind::Learner => example!("shared_prompts", "SharedPrompts"),
+        Kind::Backbone => example!("half_size", "HalfSize"),
+        Kind::Stream => example!("gratings", "Gratings"),
+    }
 }
 
-impl PluginKind {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Distiller => Kind::Distiller,
-            Self::Learner => Kind::Learner,
-            Self::Backbone => Kind::Backbone,
-            Self::Stream => Kind::Stream,
-        }
-    }
+/// Section of a configuration that uses the method.
+fn section(kind: Kind, name: &str) -> String {
+    let (section, more) = match kind {
+        Kind::Distiller => ("distiller", ""),
+        Kind::Learner => ("learner", ""),
+        Kind::Backbone => ("student", ""),
+        Kind::Stream => ("stream", "tasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n"),
+    };
+    format!("[{section}]\nname = \"{name}\"\n{more}")
+}
 
-    /// A method of this kind, its name, and the name of its types.
-    fn source(self) -> (&'static str, &'static str, &'static str) {
-        macro_rules! example {
-            ($name:literal, $types:literal) => {
-                (include_str!(concat!("../../../examples/plugin/src/", $name, ".rs")), $name, $types)
-            };
-        }
-        match self {
-            Self::Distiller => example!("token_hint", "TokenHint"),
-            Self::Learner => example!("shared_prompts", "SharedPrompts"),
-            Self::Backbone => example!("half_size", "HalfSize"),
-            Self::Stream => example!("gratings", "Gratings"),
-        }
-    }
-
-    /// What to lay over a configuration to use it.
-    fn section(self) -> &'static str {
-        match self {
-            Self::Distiller => "[distiller]\nname = \"my_method\"\n",
-            Self::Learner => "[learner]\nname = \"my_method\"\n",
-            Self::Backbone => "[student]\nname = \"my_method\"\n",
-            Self::Stream => {
-                "[stream]\nname = \"my_method\"\ntasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n"
-            }
-        }
-    }
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    let kind = Kind::ALL.into_iter().find(|kind| kind.as_str() == text);
+    kind.ok_or_else(|| format!("expected {}", Kind::ALL.map(Kind::as_str).join(", ")))
 }
 
 /// Makes the crate and says how to go on.
@@ -82,7 +67,7 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
             "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
         return Err(Failure::mistake(format!("`{name}`: {expected}")));
     }
-    if let Ok(entry) = find(args.kind.kind(), name) {
+    if let Ok(entry) = find(args.kind, name) {
         return Err(Failure::mistake(format!(
             "`{name}`: there is a {} of this name, by {}",
             entry.build.kind(),
@@ -93,19 +78,19 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     if dir.exists() {
         return Err(Failure::mistake(format!("{}: is there already", dir.display())));
     }
-    let (source, own, types) = args.kind.source();
+    let (source, own, types) = example(args.kind);
     let source = source.replace(own, name).replace(types, &camel(name));
     let source = source.replace("citation: \"\"", "citation: \"yours\"");
     let library = format!("target/cdl/{name}{}", std::env::consts::DLL_SUFFIX);
     let settings = format!(
         "# Laid over another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n{}",
         dir.join(&library).display().to_string(),
-        args.kind.section()
+        section(args.kind, name)
     );
     let files = [
         ("Cargo.toml", cargo_toml(name)),
         ("src/lib.rs", source),
-        (&format!("{name}.toml"), settings.replace("my_method", name)),
+        (&format!("{name}.toml"), settings),
         (".gitignore", "/target\n".into()),
     ];
     for (file, text) in files {
@@ -116,7 +101,7 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
         "{dir}: a {kind} that works; change {dir}/src/lib.rs into yours\n  \
          cdl plugin build {dir}\n  cdl plugin check {dir}/{library}\n  \
          cdl run configs/quickstart.toml {dir}/{name}.toml\n",
-        kind = args.kind.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default(),
+        kind = args.kind,
     ))
 }
 

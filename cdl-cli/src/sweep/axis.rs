@@ -56,6 +56,12 @@ impl Axis {
         Ok(Self { name: name.into(), values: values.into_iter().map(value).collect() })
     }
 
+    /// Axis of seeds, each with what it sets.
+    pub fn of_seeds(name: &str, seeds: &[u64], sets: impl Fn(u64) -> Vec<String>) -> Self {
+        let value = |&seed: &u64| Value { label: seed.to_string(), files: Vec::new(), sets: sets(seed) };
+        Self { name: name.into(), values: seeds.iter().map(value).collect() }
+    }
+
     /// Of `[NAME=]FILE,FILE,...`; without a name it has that of the files' folder.
     pub fn of_files(option: &str, text: &str) -> Result<Self, Failure> {
         let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));

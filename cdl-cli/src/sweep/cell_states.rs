@@ -1,10 +1,9 @@
-//! `sweep.json`: the cells and what has become of each.
+//! States of a sweep's cells, and `sweep.json`, which has them.
 
 use std::path::Path;
 
 use cdl_core::{Config, resume::check_config, run_dir::write_atomic};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     cell_process::noted_failure,
@@ -21,32 +20,39 @@ use crate::{
 /// The file.
 const FILE: &str = "sweep.json";
 
-/// What has become of a cell.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
+/// State of a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// Not begun.
     Waiting,
     /// Begun, and neither finished nor running.
     Stopped,
-    /// A process is at it.
+    /// A process runs it.
     Running,
-    /// Finished.
     Done,
-    /// It ended without being finished.
+    /// Ended without being finished, with what its process said.
     Failed {
-        /// What its process said.
         reason: String,
     },
-    /// Its configuration, or that of its run, cannot be read: nobody can say whether the run is the cell's, so it is left
-    /// alone.
+    /// Its configuration, or that of its run, cannot be read. Whether the run is the cell's is unknown, so it is left alone.
     Unreadable {
-        /// Which file, and why.
         reason: String,
     },
 }
 
 impl State {
+    /// Name in `sweep.json`.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed { .. } => "failed",
+            Self::Unreadable { .. } => "unreadable",
+        }
+    }
+
     /// What went wrong, if something did.
     pub fn reason(&self) -> Option<&str> {
         match self {
@@ -57,49 +63,30 @@ impl State {
 
     /// What went wrong and what becomes of the cell, to stand after its name.
     pub fn trouble(&self) -> Option<String> {
-        match self {
-            Self::Failed { reason } => Some(format!("failed: {reason}")),
-            Self::Unreadable { reason } => Some(format!("cannot be read and is left alone: {reason}")),
-            Self::Waiting | Self::Stopped | Self::Running | Self::Done => None,
-        }
+        let what =
+            if matches!(self, Self::Failed { .. }) { "failed" } else { "cannot be read and is left alone" };
+        Some(format!("{what}: {}", self.reason()?))
     }
 }
 
-#[derive(Serialize)]
-struct Entry {
-    name: String,
-    /// Its value of everything that is varied or repeated.
-    values: Map<String, Value>,
-    /// What it lays over the sweep's configuration.
-    files: Vec<String>,
-    sets: Vec<String>,
-    #[serde(flatten)]
-    state: State,
-}
-
-#[derive(Serialize)]
-struct Written {
-    version: String,
-    cells: Vec<Entry>,
-}
-
-/// Writes what has become of all cells.
+/// Writes the states of all cells.
 pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
-    let entry = |(cell, state): (&Cell, &State)| Entry {
-        name: cell.name.clone(),
-        values: sweep.labels(cell).map(|(name, label)| (name.to_string(), label.into())).collect(),
-        files: cell.values.iter().flat_map(|value| &value.files).map(|f| f.display().to_string()).collect(),
-        sets: cell.values.iter().flat_map(|value| &value.sets).cloned().collect(),
-        state: state.clone(),
+    let entry = |(cell, state): (&Cell, &State)| {
+        let mut entry = json!({
+            "name": cell.name,
+            "values": sweep.labels(cell).map(|(name, label)| (name.into(), label.into())).collect::<Map<_, _>>(),
+            "files": cell.values.iter().flat_map(|v| &v.files).map(|f| f.display().to_string()).collect::<Vec<_>>(),
+            "sets": cell.values.iter().flat_map(|v| &v.sets).collect::<Vec<_>>(),
+            "state": state.name(),
+        });
+        if let Some(reason) = state.reason() {
+            entry["reason"] = reason.into();
+        }
+        entry
     };
-    let written = Written {
-        version: env!("CARGO_PKG_VERSION").into(),
-        cells: sweep.cells.iter().zip(states).map(entry).collect(),
-    };
-    let mut bytes =
-        serde_json::to_vec_pretty(&written).map_err(|e| Failure::working(format!("{FILE}: {e}")))?;
-    bytes.push(b'\n');
-    Ok(write_atomic(&sweep.folder.join(FILE), &bytes)?)
+    let cells: Vec<Value> = sweep.cells.iter().zip(states).map(entry).collect();
+    let written = json!({ "version": env!("CARGO_PKG_VERSION"), "cells": cells });
+    Ok(write_atomic(&sweep.folder.join(FILE), format!("{written:#}\n").as_bytes())?)
 }
 
 /// What has become of each cell, by what lies in the sweep's folder.

@@ -8,41 +8,28 @@ use super::{
     statistics::Spread,
     summary::{Combination, Outcome, Summary},
 };
-use crate::{failure::Failure, report::latex_safe, terminal::columns};
+use crate::{
+    failure::Failure,
+    report::latex_safe,
+    terminal::{columns, csv_text},
+};
 
 /// What the tables are, below them.
 const NOTE: &str = "Mean ± sample standard deviation over the repetitions. Differences are taken repetition by repetition \
                     (pairs with the same seed and class order), with their 95 % interval by Student's t distribution; few \
                     repetitions make it wide.";
 
-/// All digits, nothing where there is no value.
-fn digits(value: Option<f64>) -> String {
-    value.map(|value| value.to_string()).unwrap_or_default()
-}
-
 /// A row for each combination, network and definition, all digits.
 pub fn csv(summary: &Summary) -> Result<String, Failure> {
-    let fail = |reason: String| Failure::working(format!("sweep.csv: {reason}"));
-    let mut csv = csv::Writer::from_writer(Vec::new());
-    let fixed = [
-        "network",
-        "definition",
-        "n",
-        "mean",
-        "deviation",
-        "pairs",
-        "difference",
-        "difference_deviation",
-        "difference_low",
-        "difference_high",
-    ];
-    let header = summary.vary.iter().map(String::as_str).chain(fixed);
-    csv.write_record(header).map_err(|e| fail(e.to_string()))?;
+    let fixed = "network definition n mean deviation pairs difference difference_deviation difference_low difference_high";
+    let header = summary.vary.iter().cloned().chain(fixed.split(' ').map(String::from));
+    let mut rows = vec![header.collect::<Vec<_>>()];
+    let digits = |value: Option<f64>| value.map(|value| value.to_string()).unwrap_or_default();
     for (number, combination) in summary.combinations.iter().enumerate() {
         for role in summary.roles() {
             for definition in &DEFINITIONS {
-                let (spread, apart) =
-                    (combination.spread(role, definition), summary.difference(number, role, definition));
+                let spread = combination.spread(role, definition);
+                let apart = summary.difference(number, role, definition);
                 let interval = apart.and_then(|apart| apart.interval());
                 let numbers = [
                     role.as_str().to_string(),
@@ -56,13 +43,11 @@ pub fn csv(summary: &Summary) -> Result<String, Failure> {
                     digits(interval.map(|interval| interval.0)),
                     digits(interval.map(|interval| interval.1)),
                 ];
-                let row = combination.labels.iter().cloned().chain(numbers);
-                csv.write_record(row).map_err(|e| fail(e.to_string()))?;
+                rows.push(combination.labels.iter().cloned().chain(numbers).collect());
             }
         }
     }
-    let bytes = csv.into_inner().map_err(|e| fail(e.to_string()))?;
-    String::from_utf8(bytes).map_err(|e| fail(e.to_string()))
+    csv_text("sweep.csv", rows)
 }
 
 /// The same, with the values of every cell.

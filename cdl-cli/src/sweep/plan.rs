@@ -235,7 +235,13 @@ impl Plan {
 
     /// Takes over from the plan of `folder`, which this one is to replace, what the command does not give; refuses to lose
     /// any of its cells: a sweep may grow.
-    pub fn continues(&mut self, earlier: Self, folder: &Path, given: Given<'_>) -> Result<(), Failure> {
+    pub fn continues(
+        &mut self,
+        earlier: Self,
+        folder: &Path,
+        baseline: &[String],
+        jobs: Option<usize>,
+    ) -> Result<(), Failure> {
         let cells: BTreeSet<String> = self.cells().into_iter().map(|cell| cell.name).collect();
         let gone: Vec<String> =
             earlier.cells().into_iter().map(|cell| cell.name).filter(|name| !cells.contains(name)).collect();
@@ -248,15 +254,15 @@ impl Plan {
             )));
         }
         (self.baseline, self.jobs) = (earlier.baseline, earlier.jobs);
-        self.settle(given)
+        self.settle(baseline, jobs)
     }
 
-    /// Sets what the command gives and no cell depends on.
-    pub fn settle(&mut self, given: Given<'_>) -> Result<(), Failure> {
-        if !given.baseline.is_empty() {
-            self.baseline = given.baseline.into();
+    /// Sets what the command gives and no cell depends on; an empty baseline stays as it is.
+    pub fn settle(&mut self, baseline: &[String], jobs: Option<usize>) -> Result<(), Failure> {
+        if !baseline.is_empty() {
+            self.baseline = baseline.into();
         }
-        self.jobs = given.jobs.unwrap_or(self.jobs);
+        self.jobs = jobs.unwrap_or(self.jobs);
         self.baseline().map(|_| ())
     }
 
@@ -293,15 +299,6 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// What a command says of a sweep besides its cells.
-#[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
-    /// Nothing if it is to stay as it is.
-    pub baseline: &'a [String],
-    /// See `baseline`.
-    pub jobs: Option<usize>,
 }
 
 #[cfg(test)]

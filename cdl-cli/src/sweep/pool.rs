@@ -19,8 +19,8 @@ use super::{
     layout::{is_cell_held, process_file},
 };
 use crate::{
-    failure::{BUSY, Failure, io},
-    signals::{STOPPED, Signals, ask_to_stop},
+    failure::{BUSY, Failure, STOPPED, io},
+    signals::{Signals, ask_to_stop},
 };
 
 /// How often it is looked whether a process has ended.
