@@ -100,7 +100,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether plugins are loaded before the command runs; others look at libraries themselves, or need none.
+    /// True if plugins are loaded before the command runs; other commands look at libraries themselves, or need none.
     pub fn needs_plugins(&self) -> bool {
         match self {
             Self::Plugin(command) => !command.loads_itself(),

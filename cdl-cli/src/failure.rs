@@ -34,7 +34,7 @@ impl Failure {
         Self { message, code: 1 }
     }
 
-    /// Whether the process was asked to stop and did.
+    /// True if the process was asked to stop and did.
     pub fn is_stop(&self) -> bool {
         [SIGINT, SIGTERM].contains(&(i32::from(self.code) - STOPPED))
     }

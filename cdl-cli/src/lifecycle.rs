@@ -15,7 +15,7 @@ use crate::{
     training::Training,
 };
 
-/// Whether a run has begun in `root`.
+/// True if a run has begun in `root`.
 pub fn is_begun(root: &Path) -> bool {
     root.join("run.json").exists()
 }
@@ -34,7 +34,7 @@ pub fn begin(
     Training { experiment, directory, from: RunState::default(), spent: 0.0, start }.run(config, log)
 }
 
-/// Whether the run in `root` has finished all its tasks.
+/// True if the run in `root` has finished all its tasks.
 pub fn is_finished(root: &Path, config: &Config) -> bool {
     let limit = config.run.max_tasks().unwrap_or(usize::MAX);
     read_results(root).is_ok_and(|results| results.tasks_done >= results.tasks.min(limit))

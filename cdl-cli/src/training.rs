@@ -20,13 +20,12 @@ use crate::{
 pub struct Training {
     /// Networks, methods and images, as they were where it goes on.
     pub experiment: Experiment,
-    /// Where results go.
     pub directory: RunDir,
-    /// Where it goes on.
+    /// State that it continues from.
     pub from: RunState,
     /// Seconds that it took until then.
     pub spent: f64,
-    /// When this process took it up.
+    /// Time at which this process took it up.
     pub start: Instant,
 }
 
@@ -92,7 +91,7 @@ impl Training {
     }
 }
 
-/// What went wrong, or that the run was asked to stop, and how it goes on.
+/// Failure of a run that broke off or was asked to stop, with the command that continues it.
 fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept: bool) -> Failure {
     let again = format!("go on with: cdl resume {}", shell(path));
     match (error, signals.asked()) {

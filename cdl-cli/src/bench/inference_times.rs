@@ -1,4 +1,4 @@
-//! How long exported networks take to predict, and how much memory.
+//! Time and memory that exported networks take to predict.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -17,7 +17,7 @@ const BATCH: usize = 32;
 /// Single images that are timed for every batch that is.
 const SINGLES: u32 = 4;
 
-/// How many passes of what size, and where.
+/// Passes to measure.
 pub struct Passes<'a> {
     /// Images in a batch.
     pub batch: Option<usize>,
@@ -95,7 +95,7 @@ fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Val
     }))
 }
 
-/// Where batches differ for want of room, the heading has that of each network.
+/// Table for people. If batches differ for want of memory, the heading has that of each network.
 fn table(lines: &[Value]) -> String {
     let mut batches: Vec<String> = lines.iter().map(|line| line["batch"].to_string()).collect();
     if batches.windows(2).all(|pair| pair[0] == pair[1]) {

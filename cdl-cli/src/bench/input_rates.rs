@@ -1,4 +1,4 @@
-//! How many images a second the input delivers, beside how many a training step consumes.
+//! Images per second that the input delivers, beside those that a training step consumes.
 
 use std::{fmt::Write, time::Instant};
 
@@ -32,7 +32,7 @@ pub fn measure(stream: &dyn TaskStream, batch_size: usize) -> Result<Vec<Pass>> 
     Ok(passes)
 }
 
-/// How many images are read until `enough` says so of their number and the seconds, and how many a second.
+/// Reads images until `enough` holds of their number and the seconds; returns their number and the rate.
 fn read(batches: Batches<'_>, enough: impl Fn(usize, f64) -> bool) -> Result<(usize, f64)> {
     let start = Instant::now();
     let mut images = 0;

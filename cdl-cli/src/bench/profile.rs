@@ -1,4 +1,4 @@
-//! Where the time of a step goes, by the spans of `cdl-core`: phases on the thread that trains (level debug), within
+//! Time of a step by the spans of `cdl-core`: phases on the thread that trains (level debug), within
 //! them operations on the threads that compute (level trace).
 
 use std::{
@@ -31,7 +31,7 @@ thread_local! {
 }
 
 impl Profile {
-    /// What was collected; collecting begins anew.
+    /// Takes the collected times; collecting begins anew.
     pub fn take(&self) -> Times {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

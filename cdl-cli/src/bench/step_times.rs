@@ -12,7 +12,7 @@ use cdl_core::{
 use super::profile::{Profile, Times};
 use crate::failure::Failure;
 
-/// One kind of step.
+/// Measured steps of one network.
 struct Step {
     role: Role,
     /// Seconds of the timed steps, sorted.
@@ -78,7 +78,7 @@ impl<'a> Measured<'a> {
         Ok(Self { config, experiment, steps, rates, peak_bytes })
     }
 
-    /// Each network by name, and the images per second that its steps take.
+    /// Images per second of each network by name.
     pub fn images_per_second(&self) -> Vec<(&'static str, f64)> {
         let rate = |step: &Step| (step.role.as_str(), self.config.run.batch_size as f64 / step.median());
         self.steps.iter().map(rate).collect()

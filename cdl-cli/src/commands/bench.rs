@@ -12,7 +12,7 @@ use crate::{
     terminal::emit,
 };
 
-/// What is measured unless a configuration is given.
+/// Configuration that is measured unless another is given.
 const CONFIG: &str = include_str!("../../../configs/bench.toml");
 
 /// Arguments of `cdl bench`.

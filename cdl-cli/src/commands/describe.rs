@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{failure::Failure, plugin::loading, terminal::emit};
 
-/// What is not a plugin and can be described too.
+/// Sections that belong to no plugin.
 const SECTIONS: [&str; 6] = ["run", "optimizer", "schedule", "checkpoint", "record", "metrics"];
 
 /// Prints what every plugin called `name` is, or the keys of a section that is none.

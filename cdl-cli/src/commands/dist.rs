@@ -63,7 +63,7 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     emit(&format!("{}\n", args.dir.join("bin/cdl").display()))
 }
 
-/// What is beside `bin` and `lib`.
+/// Files and folders that are copied beside `bin` and `lib`.
 const COPIED: [&str; 5] = ["configs", "docs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
 
 /// Something in `dir` that is no part of what this makes.
@@ -164,7 +164,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     Ok(())
 }
 
-/// What the compiler reads of a crate: metadata, a procedural macro, or the whole where cargo made nothing less.
+/// File of a crate that the compiler reads: metadata, a procedural macro, or the library where cargo made no metadata.
 fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     let with = |extension: &str| artifact.filenames.iter().find(|file| file.extension() == Some(extension));
     let macros = artifact.target.kind.contains(&TargetKind::ProcMacro);

@@ -25,13 +25,12 @@ pub struct EvalArgs {
 
 /// A run with its networks as they were after a task.
 pub struct Restored {
-    /// Its configuration.
     pub config: Config,
     /// The networks that it has trained are those of after the task.
     pub experiment: Experiment,
     /// The task.
     pub task: Task,
-    /// What the run had recorded.
+    /// Results that the run has recorded.
     pub results: Results,
 }
 
@@ -100,7 +99,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     emit(&text)
 }
 
-/// Whether the pools are the same, and as much taken of each prompt; means of weights may differ in their last digits.
+/// True if the pools are the same and so is the use of each prompt; means of weights may differ in their last digits.
 fn same(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
     let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
     let (ours, theirs) = (numbers(used), numbers(recorded));

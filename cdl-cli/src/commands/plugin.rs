@@ -53,7 +53,7 @@ impl PluginCommand {
         }
     }
 
-    /// Whether it looks at libraries itself, so that none is loaded before.
+    /// True if the command looks at libraries itself, so that none is loaded before.
     pub fn loads_itself(&self) -> bool {
         matches!(self, Self::New(_) | Self::Build(_) | Self::Probe { .. } | Self::List)
     }

@@ -47,7 +47,7 @@ pub struct PredictArgs {
     device: String,
 }
 
-/// How predictions are written.
+/// Format of predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A line for each image.

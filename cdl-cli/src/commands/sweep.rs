@@ -85,7 +85,7 @@ pub struct SweepArgs {
     cell: Option<String>,
 }
 
-/// Where cells can run.
+/// Batch systems that can run cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Emit {
     /// A job array of Slurm

@@ -107,7 +107,7 @@ fn package(dir: &Path) -> Result<Package, Failure> {
     })
 }
 
-/// Whether the program's version of a crate is one that the plugin asks for, with all features that it asks for.
+/// Refuses a dependency if the program's version of that crate does not match it, or lacks features that it requests.
 fn fits(dependency: &Dependency, sdk: &Sdk, package: &Package) -> Result<(), Failure> {
     let Some(shared) = sdk.crates.get(&dependency.name) else { return Ok(()) };
     let place = &package.manifest_path;
@@ -146,7 +146,7 @@ fn name_in_source(dependency: &Dependency) -> String {
 /// The crate as a Rust library.
 struct Compiled {
     library: PathBuf,
-    /// Where the crates lie that it brings along.
+    /// Folder of the crates that were compiled for it.
     dependencies: Option<PathBuf>,
 }
 

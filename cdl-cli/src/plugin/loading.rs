@@ -89,7 +89,7 @@ fn probe(file: &Path) -> Result<(), String> {
     }
 }
 
-/// How long a library may take to load.
+/// Time that a library may take to load.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `command`, whose words fit into a pipe, and ends it after `limit`.
@@ -129,7 +129,7 @@ pub fn searched() -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
-/// Where an entry comes from, for `cdl list` and `cdl describe`.
+/// Library that an entry was loaded from, in words, for `cdl list` and `cdl describe`.
 pub fn origin(entry: &Entry) -> Option<String> {
     plugin::origin_of(entry).map(|file| format!("loaded from {}", file.display()))
 }

@@ -1,4 +1,4 @@
-//! What plugins are compiled against: the very crates that a program shares with its plugins, in a folder beside it.
+//! Crates that a program shares with its plugins, in a folder beside it. Plugins are compiled against these very crates.
 //!
 //! ```text
 //! bin/cdl                   the program
@@ -21,32 +21,31 @@ use crate::failure::Failure;
 pub const SHARED_CRATE: &str = "cdl_dylib";
 /// The folder of metadata, seen from the one above `bin`.
 pub const FOLDER: &str = "lib/cdl";
-/// Its table of contents.
+/// Table of contents of the folder.
 pub const INDEX: &str = "sdk.json";
 
 /// A crate that a program and its plugins have in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Shared {
-    /// Its version.
     pub version: Version,
-    /// Its features that are on.
+    /// Features that are on.
     pub features: Vec<String>,
-    /// Whether it has a feature called `default`.
+    /// True if the crate has a feature called `default`.
     pub has_default: bool,
-    /// Its metadata, a file beside the index.
+    /// Metadata, a file beside the index.
     pub file: PathBuf,
 }
 
 /// The table of contents.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Sdk {
-    /// What `rustc -vV` said when all of this was built.
+    /// Output of `rustc -vV` for the compiler of these crates.
     pub compiler: String,
     /// File name of the shared library, in the folder above.
     pub shared_library: PathBuf,
     /// Crates that a plugin may name, by package.
     pub crates: BTreeMap<String, Shared>,
-    /// Where this was read.
+    /// Folder of the file.
     #[serde(skip)]
     pub folder: PathBuf,
 }

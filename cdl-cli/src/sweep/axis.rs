@@ -1,4 +1,4 @@
-//! What differs from cell to cell of a sweep.
+//! Axes of a sweep: what differs from cell to cell.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,21 +10,20 @@ use crate::failure::Failure;
 /// The longest value that is written out, in tables and in names of folders.
 const LONGEST: usize = 40;
 
-/// One thing that is varied, with all that it is set to.
+/// One axis of the grid with all its values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
-    /// In names of cells and above columns.
+    /// Name in cells and above columns.
     pub name: String,
-    /// In the order in which they were given.
     pub values: Vec<Value>,
 }
 
-/// What a cell lays over the sweep's configuration for one axis.
+/// One value of an axis: what a cell lays over the sweep's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Value {
-    /// In tables.
+    /// Name in tables.
     pub label: String,
     /// Configuration files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -35,7 +34,7 @@ pub struct Value {
 }
 
 impl Axis {
-    /// Of `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
+    /// Parses `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
     pub fn of_key(option: &str, text: &str) -> Result<Self, Failure> {
         let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
         let (key, values) =
@@ -62,7 +61,7 @@ impl Axis {
         Self { name: name.into(), values: seeds.iter().map(value).collect() }
     }
 
-    /// Of `[NAME=]FILE,FILE,...`; without a name it has that of the files' folder.
+    /// Parses `[NAME=]FILE,FILE,...`; the name of the files' folder is the default name.
     pub fn of_files(option: &str, text: &str) -> Result<Self, Failure> {
         let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
         let (name, files) = match text.split_once('=') {
@@ -90,7 +89,7 @@ impl Axis {
         self.values.iter().flat_map(|value| &value.sets).filter_map(|set| Some(set.split_once('=')?.0))
     }
 
-    /// What stands for one of its values in a cell's name.
+    /// Part of a cell's name for one value.
     pub fn part(&self, value: &Value) -> String {
         format!("{}-{}", safe(&self.name), safe(&value.label))
     }
@@ -118,7 +117,7 @@ fn split(text: &str) -> Option<Vec<String>> {
     whole.then_some(parts)
 }
 
-/// What each file is called by: its stem, and where others have the same, as much of the path before it as tells them
+/// Name of each file: its stem, and where others have the same, as much of the path before it as tells them
 /// apart, or its name with its ending.
 fn told_apart(files: &[PathBuf]) -> Vec<String> {
     let parts = files.iter().map(|file| file.components().count()).max().unwrap_or(1);

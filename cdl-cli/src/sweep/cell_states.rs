@@ -53,7 +53,7 @@ impl State {
         }
     }
 
-    /// What went wrong, if something did.
+    /// Reason of a failure.
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Failed { reason } | Self::Unreadable { reason } => Some(reason),
@@ -61,7 +61,7 @@ impl State {
         }
     }
 
-    /// What went wrong and what becomes of the cell, to stand after its name.
+    /// Reason of a failure and what becomes of the cell, to follow its name.
     pub fn trouble(&self) -> Option<String> {
         let what =
             if matches!(self, Self::Failed { .. }) { "failed" } else { "cannot be read and is left alone" };
@@ -89,7 +89,7 @@ pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     Ok(write_atomic(&sweep.folder.join(FILE), format!("{written:#}\n").as_bytes())?)
 }
 
-/// What has become of each cell, by what lies in the sweep's folder.
+/// State of each cell, from the files in the sweep's folder.
 pub fn look(sweep: &Sweep) -> Result<Vec<State>, Failure> {
     let cells = sweep.cells.iter().zip(&sweep.configs);
     cells.map(|(cell, config)| look_at(&sweep.folder, &cell.name, config)).collect()

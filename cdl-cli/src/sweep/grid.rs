@@ -36,7 +36,7 @@ impl Sweep {
         self.plan.axes().zip(&cell.values).map(|(axis, value)| (axis.name.as_str(), value.label.as_str()))
     }
 
-    /// What a finished cell came to, in a few words.
+    /// Accuracies of a finished cell, in a few words.
     pub fn headline(&self, number: usize) -> String {
         let results = read_results(&run_folder(&self.folder, &self.cells[number].name));
         let Ok(results) = results else { return String::new() };

@@ -16,7 +16,7 @@ use crate::{
 /// The plan's file; a folder that has it is a sweep's.
 pub const FILE: &str = "sweep.toml";
 
-/// Whether a folder is a sweep's.
+/// True if a folder is a sweep's.
 pub fn is_sweep(folder: &Path) -> bool {
     folder.join(FILE).exists()
 }
@@ -52,7 +52,7 @@ pub fn lock_cell(folder: &Path, cell: &str) -> Result<File, Failure> {
     }
 }
 
-/// Whether another process runs the cell.
+/// True if another process runs the cell.
 pub fn is_cell_held(folder: &Path, cell: &str) -> bool {
     let lock = process_file(folder, cell, "lock");
     run_dir::holder(&lock).is_some() || run_dir::is_held(&run_folder(folder, cell))

@@ -14,7 +14,7 @@ use crate::{
     terminal::{columns, csv_text},
 };
 
-/// What the tables are, below them.
+/// Note below the tables.
 const NOTE: &str = "Mean ± sample standard deviation over the repetitions. Differences are taken repetition by repetition \
                     (pairs with the same seed and class order), with their 95 % interval by Student's t distribution; few \
                     repetitions make it wide.";
@@ -50,7 +50,7 @@ pub fn csv(summary: &Summary) -> Result<String, Failure> {
     csv_text("sweep.csv", rows)
 }
 
-/// The same, with the values of every cell.
+/// All of the CSV and the values of every cell, as JSON.
 pub fn json(summary: &Summary) -> Result<String, Failure> {
     let spread = |spread: Option<Spread>| match spread {
         Some(Spread { n, mean, deviation }) => json!({ "n": n, "mean": mean, "deviation": deviation }),
@@ -121,7 +121,7 @@ fn apart(spread: Option<Spread>) -> String {
     format!("{:+.2}{deviation}{}", spread.mean, interval.unwrap_or_default())
 }
 
-/// What the figures are means over.
+/// Cells and repetitions that the means are over.
 fn over(summary: &Summary) -> String {
     let repeated = if summary.repeat.is_empty() { "nothing".into() } else { summary.repeat.join(" and ") };
     format!("{} of {} cells done; repeated: {repeated}.", summary.done(), summary.cells())

@@ -23,7 +23,7 @@ const MOST_CELLS: usize = 10_000;
 /// The longest name of a cell, well within what file systems take.
 const LONGEST: usize = 160;
 
-/// What `sweep.toml` holds.
+/// Contents of `sweep.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -32,15 +32,15 @@ pub struct Plan {
     /// Values of every cell's configuration, as in `--set`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,
-    /// Which combination the others are compared with: `NAME=VALUE` each; otherwise the first.
+    /// Combination that the others are compared with, `NAME=VALUE` each; the first if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baseline: Vec<String>,
     /// Cells that run at once.
     pub jobs: usize,
-    /// What is compared; every choice of one value of each is a combination.
+    /// Axes that are compared; every choice of one value of each is a combination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vary: Vec<Axis>,
-    /// What is repeated, as seeds are: means are taken over every choice of one value of each.
+    /// Axes of repetitions, such as seeds: means are taken over every choice of one value of each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repeat: Vec<Axis>,
 }
@@ -48,11 +48,11 @@ pub struct Plan {
 /// One run of a sweep.
 #[derive(Debug, Clone)]
 pub struct Cell {
-    /// Of its folder.
+    /// Name of its folder.
     pub name: String,
-    /// Which combination it repeats.
+    /// Number of the combination that it repeats.
     pub combination: usize,
-    /// Its value of every axis, those that vary first.
+    /// Value of every axis, those that vary first.
     pub values: Vec<Value>,
 }
 
@@ -65,7 +65,7 @@ fn product(axes: &[Axis]) -> Vec<Vec<&Value>> {
 }
 
 impl Plan {
-    /// What is compared: the labels of each combination.
+    /// Labels of each combination.
     pub fn combinations(&self) -> Vec<Vec<String>> {
         let labels = |choice: Vec<&Value>| choice.into_iter().map(|value| value.label.clone()).collect();
         product(&self.vary).into_iter().map(labels).collect()
@@ -101,7 +101,7 @@ impl Plan {
         cells
     }
 
-    /// Which combination the others are compared with.
+    /// Number of the combination that the others are compared with.
     pub fn baseline(&self) -> Result<usize, Failure> {
         let fail = |what: String| Failure::mistake(format!("--baseline {}: {what}", self.baseline.join(" ")));
         let mut wanted = Vec::new();
@@ -127,7 +127,7 @@ impl Plan {
         self.combinations().iter().position(fits).ok_or_else(|| fail("no combination has all of this".into()))
     }
 
-    /// What is wrong with the axes themselves.
+    /// Refuses axes that contradict one another.
     fn check_axes(&self) -> Result<(), Failure> {
         let mut names = BTreeSet::new();
         for axis in self.axes() {

@@ -23,16 +23,16 @@ use crate::{
     signals::{Signals, ask_to_stop},
 };
 
-/// How often it is looked whether a process has ended.
+/// Time between two looks whether a process has ended.
 const PACE: Duration = Duration::from_millis(20);
-/// As much of a log is searched for what a process said last.
+/// Bytes at the end of a log that are searched for the last error.
 const TAIL: u64 = 64 << 10;
 
 /// A cell at work.
 struct Running {
     number: usize,
     child: Child,
-    /// Whether it was asked to stop; a second signal would end it before it has saved its run.
+    /// True once it was asked to stop; a second signal would end it before it has saved its run.
     asked: bool,
     log: PathBuf,
     /// Bytes of its log that are older than its process.
@@ -133,7 +133,7 @@ fn start(sweep: &Sweep, number: usize, threads: usize) -> Result<Running, Failur
     Ok(Running { number, child, asked: false, log, before, since: Instant::now() })
 }
 
-/// What an ended process says of its cell.
+/// State of a cell after its process has ended.
 fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> State {
     match status.code() {
         Some(0) => State::Done,
@@ -160,7 +160,7 @@ fn said(cell: &Running) -> Option<String> {
     text.lines().rev().find_map(|line| line.strip_prefix("error: ")).map(String::from)
 }
 
-/// How a process ended that said nothing.
+/// End of a process that reported no error, in words.
 fn ending(status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
@@ -170,7 +170,7 @@ fn ending(status: ExitStatus) -> String {
     format!("its process ended with {status} and said nothing")
 }
 
-/// One line about a cell that has ended, or could not be begun.
+/// Reports a cell that has ended, or could not be begun, in one line.
 fn tell(sweep: &Sweep, number: usize, state: &State, ended: usize, took: Duration) {
     let (name, count) = (&sweep.cells[number].name, sweep.cells.len());
     match state {

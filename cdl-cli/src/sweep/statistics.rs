@@ -5,14 +5,13 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 /// Half of what lies outside the interval, on each side.
 const TAIL: f64 = 0.025;
 
-/// What a few values have in common.
+/// Mean and spread of a few values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
-    /// How many.
+    /// Number of values.
     pub n: usize,
-    /// Their mean.
     pub mean: f64,
-    /// Their sample standard deviation, `sqrt(sum (x - mean)^2 / (n - 1))`; a single value has none.
+    /// Sample standard deviation, `sqrt(sum (x - mean)^2 / (n - 1))`; a single value has none.
     pub deviation: Option<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! What the cells of a sweep came to, combination by combination.
+//! Results of a sweep's cells, combination by combination.
 
 use std::path::{Path, PathBuf};
 
@@ -18,35 +18,32 @@ use crate::failure::Failure;
 
 /// All combinations with the results of their cells.
 pub struct Summary {
-    /// Of the sweep's folder.
+    /// Name of the sweep's folder.
     pub name: String,
     /// Names of what varies, and of what is repeated.
     pub vary: Vec<String>,
-    /// See `vary`.
     pub repeat: Vec<String>,
-    /// In the order of the values.
     pub combinations: Vec<Combination>,
-    /// Which one the others are compared with.
+    /// Number of the combination that the others are compared with.
     pub baseline: usize,
 }
 
-/// One value of everything that varies, with all its repetitions.
+/// One combination of values, with all its repetitions.
 pub struct Combination {
-    /// Its value of everything that varies.
+    /// Value of each axis that varies.
     pub labels: Vec<String>,
-    /// In the order of the repetitions, which is the same for all combinations.
+    /// Repetitions, in the same order for all combinations.
     pub cells: Vec<Outcome>,
 }
 
-/// One cell.
+/// Outcome of one cell.
 pub struct Outcome {
-    /// Its name.
     pub name: String,
-    /// Its value of everything that is repeated.
+    /// Value of each axis of repetitions.
     pub labels: Vec<String>,
-    /// Its run directory.
+    /// Run directory.
     pub root: PathBuf,
-    /// What it came to, if it is done.
+    /// Results, if the cell is done.
     pub results: Option<Results>,
 }
 
@@ -57,7 +54,7 @@ impl Outcome {
     }
 }
 
-/// One network's part of a run's results.
+/// Summary of one network in a run's results.
 pub fn summary_of(results: &Results, role: Role) -> Option<&cdl_core::Summary> {
     match role {
         Role::Student => results.student.as_ref(),
@@ -66,7 +63,7 @@ pub fn summary_of(results: &Results, role: Role) -> Option<&cdl_core::Summary> {
 }
 
 impl Combination {
-    /// As one writes it.
+    /// Name for people.
     pub fn title(&self) -> String {
         if self.labels.is_empty() { "all".into() } else { self.labels.join(", ") }
     }
@@ -99,7 +96,7 @@ impl Combination {
 }
 
 impl Summary {
-    /// What the sweep in `folder` came to. Nothing of it is changed, and no plugin that it names is loaded.
+    /// Reads the results of the sweep in `folder`. Nothing of it is changed, and no plugin that it names is loaded.
     pub fn of_folder(folder: &Path) -> Result<Self, Failure> {
         let sweep = Sweep::read(folder)?;
         let states = look(&sweep)?;
