@@ -39,6 +39,14 @@ impl Failure {
         [SIGINT, SIGTERM].contains(&(i32::from(self.code) - STOPPED))
     }
 
+    /// Fails with all of `errors`, listed below `head` of their number, if there are any.
+    pub fn list(head: impl Fn(usize) -> String, errors: Vec<Error>) -> Result<(), Self> {
+        let lines: String = errors.iter().map(|error| format!("\n  {}", first_line(error))).collect();
+        let message = format!("{}:{lines}", head(errors.len()));
+        let code = errors.into_iter().map(|error| Self::before_writing(error).code).max();
+        code.map_or(Ok(()), |code| Err(Self { message, code }))
+    }
+
     /// Error met before anything is written: the input cannot be used, so the exit code is 2, unless the network failed.
     pub fn before_writing(error: Error) -> Self {
         let code = match &error {

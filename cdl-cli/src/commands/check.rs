@@ -10,11 +10,7 @@ use cdl_core::{
 use clap::Args;
 
 use crate::{
-    config_args::ConfigArgs,
-    failure::{Failure, first_line},
-    logging::Log,
-    plugin::loading,
-    progress::Spinner,
+    config_args::ConfigArgs, failure::Failure, logging::Log, plugin::loading, progress::Spinner,
     terminal::emit,
 };
 
@@ -67,23 +63,9 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     } else {
         emit(&table(&report))?;
     }
-    refuse(report)
-}
-
-/// All mistakes in one failure.
-fn refuse(report: Report) -> Result<(), Failure> {
-    let count = report.mistakes.len();
-    if count == 0 {
-        return Ok(());
-    }
-    let lines: Vec<String> = report.mistakes.iter().map(|error| format!("  {}", first_line(error))).collect();
-    let code = report.mistakes.into_iter().map(|error| Failure::before_writing(error).code).max();
-    let message = format!(
-        "{count} mistake{} would stop this run:\n{}",
-        if count == 1 { "" } else { "s" },
-        lines.join("\n")
-    );
-    Err(Failure { message, code: code.unwrap_or(2) })
+    let head =
+        |count: usize| format!("{count} mistake{} would stop this run", if count == 1 { "" } else { "s" });
+    Failure::list(head, report.mistakes)
 }
 
 fn table(report: &Report) -> String {

@@ -15,13 +15,7 @@ use cdl_core::{
 use cdl_plugins::image_files;
 use clap::{Args, Subcommand};
 
-use crate::{
-    config_args::ConfigArgs,
-    failure::{Failure, first_line},
-    logging::Log,
-    progress::Spinner,
-    terminal::emit,
-};
+use crate::{config_args::ConfigArgs, failure::Failure, logging::Log, progress::Spinner, terminal::emit};
 
 /// Commands for data sets.
 #[derive(Debug, Subcommand)]
@@ -52,15 +46,6 @@ fn folder_of(config: &Config) -> Result<PathBuf, Failure> {
             Err(Failure::mistake(format!("{}: `stream.path` names no folder of this machine", config.name())))
         }
     }
-}
-
-/// All that is wrong, in one failure.
-fn refuse(what: &str, errors: Vec<Error>) -> Result<(), Failure> {
-    if errors.is_empty() {
-        return Ok(());
-    }
-    let lines: String = errors.iter().map(|error| format!("\n  {}", first_line(error))).collect();
-    Err(Failure::mistake(format!("{} {what}:{lines}", errors.len())))
 }
 
 /// Arguments of `cdl data fetch`.
@@ -195,7 +180,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
         None => format!("no list {}: checksums were not compared\n", manifest::NAME),
     };
     emit(&text)?;
-    refuse("files are not as they should be", wrong)
+    Failure::list(|count| format!("{count} files are not as they should be"), wrong)
 }
 
 fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
@@ -212,7 +197,7 @@ fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     }
     text += &format!("{} images looked at, of {} files\n", found.looked_at, found.files);
     emit(&text)?;
-    refuse("images cannot be read", found.damaged)
+    Failure::list(|count| format!("{count} images cannot be read"), found.damaged)
 }
 
 /// Arguments of `cdl data split`.

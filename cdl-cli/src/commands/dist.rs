@@ -11,7 +11,7 @@ use clap::Args;
 use walkdir::WalkDir;
 
 use crate::{
-    failure::Failure,
+    failure::{Failure, io},
     plugin::sdk::{FOLDER, INDEX, SHARED_CRATE, Sdk, Shared},
     terminal::emit,
     toolchain::{artifacts, cargo, rustc},
@@ -47,16 +47,16 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
         .map_err(|e| Failure::working(format!("cargo metadata: {e}")))?;
 
     let parent = args.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(at(parent))?;
-    let fresh = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(at(parent))?;
+    fs::create_dir_all(parent).map_err(io(parent))?;
+    let fresh = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(io(parent))?;
     lay_out(fresh.path(), &source, &artifacts, &metadata)?;
-    let earlier = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(at(parent))?;
+    let earlier = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(io(parent))?;
     if args.dir.exists() {
-        fs::rename(&args.dir, earlier.path().join("dist")).map_err(at(&args.dir))?;
+        fs::rename(&args.dir, earlier.path().join("dist")).map_err(io(&args.dir))?;
     }
     if let Err(e) = fs::rename(fresh.path(), &args.dir) {
         let _ = fs::rename(earlier.path().join("dist"), &args.dir);
-        return Err(at(&args.dir)(e));
+        return Err(io(&args.dir)(e));
     }
     // It lies in its place now and must not be removed with its old name.
     let _ = fresh.keep();
@@ -71,15 +71,11 @@ fn foreign(dir: &Path) -> Result<Option<String>, Failure> {
     if !dir.exists() {
         return Ok(None);
     }
-    let names = fs::read_dir(dir).map_err(at(dir))?.flatten().map(|entry| entry.file_name());
+    let names = fs::read_dir(dir).map_err(io(dir))?.flatten().map(|entry| entry.file_name());
     let mut names = names.map(|name| name.to_string_lossy().into_owned());
     let ours = |name: &str| ["bin", "lib"].contains(&name) || COPIED.contains(&name);
     let made = dir.join(FOLDER).join(INDEX).exists();
     Ok(names.find(|name| !made || !ours(name)))
-}
-
-fn at(path: &Path) -> impl Fn(std::io::Error) -> Failure {
-    move |e| Failure::working(format!("{}: {e}", path.display()))
 }
 
 /// The folder of the workspace that the working directory lies in.
@@ -106,7 +102,7 @@ fn build(source: &Path) -> Result<Vec<Artifact>, Failure> {
 fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metadata) -> Result<(), Failure> {
     let (bin, lib, sdk) = (root.join("bin"), root.join("lib"), root.join(FOLDER));
     for folder in [&bin, &lib, &sdk] {
-        fs::create_dir_all(folder).map_err(at(folder))?;
+        fs::create_dir_all(folder).map_err(io(folder))?;
     }
     let missing = |what: &str| Failure::working(format!("cargo made no {what}"));
     let program =
@@ -119,7 +115,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     let shared_library = copy_into(shared.ok_or_else(|| missing("shared library"))?.as_std_path(), &lib)?;
 
     let libraries = PathBuf::from(rustc(&["--print", "target-libdir"], source)?.trim());
-    for file in fs::read_dir(&libraries).map_err(at(&libraries))?.flatten() {
+    for file in fs::read_dir(&libraries).map_err(io(&libraries))?.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
         if name.contains("std-") && name.ends_with(std::env::consts::DLL_SUFFIX) {
             copy_into(&file.path(), &lib)?;
@@ -157,7 +153,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
         folder: PathBuf::new(),
     };
     let text = serde_json::to_vec_pretty(&index).map_err(|e| Failure::working(e.to_string()))?;
-    fs::write(sdk.join(INDEX), text).map_err(at(&sdk))?;
+    fs::write(sdk.join(INDEX), text).map_err(io(&sdk))?;
     for name in COPIED {
         copy_tree(&source.join(name), &root.join(name))?;
     }
@@ -206,7 +202,7 @@ fn below<'a>(package: &'a PackageId, metadata: &'a Metadata) -> BTreeSet<&'a Pac
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
-    fs::copy(from, to).map(|_| ()).map_err(at(from))
+    fs::copy(from, to).map(|_| ()).map_err(io(from))
 }
 
 /// Copies a file into a folder and gives its name.
@@ -221,10 +217,10 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
         return copy(from, to);
     }
     for entry in WalkDir::new(from) {
-        let entry = entry.map_err(|e| at(from)(e.into()))?;
+        let entry = entry.map_err(|e| io(from)(e.into()))?;
         let place = to.join(entry.path().strip_prefix(from).unwrap_or(entry.path()));
         match entry.file_type().is_dir() {
-            true => fs::create_dir_all(&place).map_err(at(&place))?,
+            true => fs::create_dir_all(&place).map_err(io(&place))?,
             false => copy(entry.path(), &place)?,
         }
     }

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use super::sdk::{SHARED_CRATE, Sdk};
 use crate::{
-    failure::Failure,
+    failure::{Failure, io},
     terminal::emit,
     toolchain::{artifacts, cargo, compiler, rustc},
 };
@@ -75,7 +75,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
 
     let target = dir.join("target").join("cdl");
     let work = target.join("build");
-    fs::create_dir_all(&work).map_err(|e| Failure::working(format!("{}: {e}", work.display())))?;
+    fs::create_dir_all(&work).map_err(io(&work))?;
     let names: Vec<String> = shared.iter().map(|dependency| name_in_source(dependency)).collect();
     let externs = sdk.externs(shared.iter().map(|d| d.name.as_str()).zip(names.iter().map(String::as_str)));
     let script = package.targets.iter().find(|target| target.kind.contains(&TargetKind::CustomBuild));
@@ -204,12 +204,11 @@ fn compile_with_cargo(
     let manifest = folder.join("Cargo.toml");
     let text = toml::to_string(&manifest_of(package, library, script, own))
         .map_err(|e| Failure::working(format!("{}: {e}", manifest.display())))?;
-    let place = |e: std::io::Error| Failure::working(format!("{}: {e}", folder.display()));
-    fs::create_dir_all(&folder).map_err(place)?;
-    fs::write(&manifest, text).map_err(place)?;
+    fs::create_dir_all(&folder).map_err(io(&folder))?;
+    fs::write(&manifest, text).map_err(io(&folder))?;
     let lock = package.manifest_path.with_file_name("Cargo.lock");
     if lock.exists() {
-        fs::copy(&lock, folder.join("Cargo.lock")).map_err(place)?;
+        fs::copy(&lock, folder.join("Cargo.lock")).map_err(io(&folder))?;
     }
     let mut cargo = cargo();
     cargo
@@ -305,7 +304,7 @@ fn link(
         package.name.as_str(),
         package.version
     );
-    fs::write(&root, text).map_err(|e| Failure::working(format!("{}: {e}", root.display())))?;
+    fs::write(&root, text).map_err(io(&root))?;
     let file = target.join(format!("{name}{}", std::env::consts::DLL_SUFFIX));
     let mut command = compiler(target);
     command

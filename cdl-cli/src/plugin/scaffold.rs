@@ -8,7 +8,10 @@ use std::{
 use cdl_core::registry::{Kind, find};
 use clap::Args;
 
-use crate::{failure::Failure, terminal::emit};
+use crate::{
+    failure::{Failure, io},
+    terminal::emit,
+};
 
 /// Arguments of `cdl plugin new`.
 #[derive(Debug, Args)]
@@ -136,5 +139,5 @@ fn cargo_toml(name: &str) -> String {
 
 fn write(file: &Path, text: &str) -> Result<(), Failure> {
     let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(file, text));
-    written.map_err(|e| Failure::working(format!("{}: {e}", file.display())))
+    written.map_err(io(file))
 }

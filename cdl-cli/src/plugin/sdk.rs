@@ -15,7 +15,7 @@ use std::{
 use cargo_metadata::semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, io};
 
 /// Name of the shared library's crate.
 pub const SHARED_CRATE: &str = "cdl_dylib";
@@ -58,21 +58,17 @@ impl Sdk {
             .ok()
             .and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)))
             .filter(|folder| folder.join(INDEX).exists())
-            .ok_or_else(|| Failure {
-                message:
-                    "this `cdl` has nothing beside it to build plugins with: use the one in the folder that \
-                          `cdl dist DIR` makes, DIR/bin/cdl"
-                        .into(),
-                code: 2,
+            .ok_or_else(|| {
+                let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
+                Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
             })?;
         Self::read(&folder)
     }
 
     fn read(folder: &Path) -> Result<Self, Failure> {
         let file = folder.join(INDEX);
-        let fail = |reason: String| Failure::working(format!("{}: {reason}", file.display()));
-        let bytes = std::fs::read(&file).map_err(|e| fail(e.to_string()))?;
-        let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+        let bytes = std::fs::read(&file).map_err(io(&file))?;
+        let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| io(&file)(e.into()))?;
         Ok(Self { folder: folder.into(), ..sdk })
     }
 
