@@ -5,6 +5,7 @@
 //! Exit codes: 0 done, 1 failed while working, 2 error of the user, 75 a sweep's cell that another process is running, 130
 //! and 143 stopped by SIGINT and SIGTERM.
 
+mod batch_size;
 mod bench;
 mod cli;
 mod commands;

@@ -10,7 +10,7 @@ use cdl_core::{
 };
 use serde_json::{Value, json};
 
-use crate::{commands::predict::batch_size, failure::Failure, terminal::emit};
+use crate::{batch_size::batch_size, failure::Failure, terminal::emit};
 
 /// Images in a batch unless said otherwise, where there is room for them.
 const BATCH: usize = 32;

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use cdl_core::{
     Error, Prediction, Predictor, Seen,
     device::{self, Precision},
-    export::LARGEST_BATCH,
     transform,
 };
 use cdl_plugins::image_files;
@@ -13,7 +12,7 @@ use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{failure::Failure, logging::Log, progress::Spinner, terminal::emit};
+use crate::{batch_size::batch_size, failure::Failure, logging::Log, progress::Spinner, terminal::emit};
 
 /// Arguments of `cdl predict`.
 #[derive(Debug, Args)]
@@ -126,28 +125,6 @@ fn read(
         .map(|image| image.map(|image| images.push(image)).map_err(|e| e.to_string()))
         .collect();
     (images, read)
-}
-
-/// The number of images in a batch: as asked for by `option`, if there is room for them, else as in the run, or what there is
-/// room for.
-pub fn batch_size(model: &Predictor, option: &str, asked: Option<usize>) -> Result<usize, Failure> {
-    let (most, run) = (model.most_images(), model.description().batch_size);
-    match asked {
-        Some(size) if (1..=most).contains(&size) => Ok(size),
-        Some(size) => {
-            let why = if most < LARGEST_BATCH { ", the images for which there is room here" } else { "" };
-            let expected = format!("expected 1 to {most}{why}");
-            let (origin, key) = ("command line".into(), option.into());
-            Err(Error::Setting { origin, key, value: size.to_string(), expected }.into())
-        }
-        None if run > most => {
-            tracing::warn!(
-                "there is no room here for {run} images in a batch, as in the run: {most} are taken"
-            );
-            Ok(most)
-        }
-        None => Ok(run),
-    }
 }
 
 /// The files that are named, and those in folders that are named, sorted there.
