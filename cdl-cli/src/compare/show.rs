@@ -5,10 +5,10 @@ use super::{
     published::{NOTHING, PARTS, Published, Subject, shown},
 };
 use crate::{
-    Failure,
+    failure::Failure,
     report::table_formats::{self, markdown, markdown_safe},
-    sweep::Spread,
-    table,
+    sweep::statistics::Spread,
+    terminal::columns,
 };
 
 /// Mean with its deviation, where there are several runs.
@@ -53,7 +53,7 @@ pub fn people(comparisons: &[Comparison], published: &Published, in_markdown: bo
             return markdown(head.len(), &head, &rows);
         }
         rows.insert(0, head);
-        table::columns(&rows)
+        columns(&rows)
     };
     let one = |Comparison { ours, published: rows, settings_that_differ, notes, nearest }: &Comparison| {
         let title = format!("{}, {}: {}", ours.run, ours.role.as_str(), told(&ours.subject, published));

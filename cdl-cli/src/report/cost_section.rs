@@ -1,6 +1,6 @@
 //! Table of costs: trained numbers and multiply-adds of one image.
 
-use cdl_core::{Role, cost::Cost};
+use cdl_core::{train::Cost, traits::Role};
 use maud::{Markup, html};
 
 use super::{html, recorded_run::RecordedRun, table_formats::csv};

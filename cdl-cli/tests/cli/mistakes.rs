@@ -230,11 +230,11 @@ fn configurations_that_cannot_be_read() {
 }
 
 #[test]
-fn a_file_that_changes_nothing_is_warned_of() {
+fn a_file_without_effect_is_warned_of() {
     let warned = |files: &[&str]| {
         let output = cdl(&[&["explain"], files].concat());
         assert!(output.status.success());
-        said(&output).lines().filter(|line| line.contains("changes nothing")).count()
+        said(&output).lines().filter(|line| line.contains("has no effect")).count()
     };
     let (base, method) = ("configs/quickstart.toml", "configs/distiller/dkd.toml");
     assert_eq!(warned(&[method, base]), 1);

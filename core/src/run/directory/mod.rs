@@ -40,8 +40,8 @@ use crate::{
     traits::{ByRole, Role, Skipped, Task},
 };
 
-pub use crate::run::directory::{
-    lock::{LOOKS, PACE, held_file, is_held, lock},
+pub use self::{
+    lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
