@@ -70,7 +70,9 @@ fn variables_that_the_sources_read_are_not_taken_for_settings() {
         }
     }
     let mut found = BTreeSet::new();
-    for folder in ["core/src", "core/tests", "plugins/src", "plugins/tests", "cdl-cli/src", "tools"] {
+    for folder in
+        ["core/kernels/src", "core/src", "core/tests", "plugins/src", "plugins/tests", "cdl-cli/src", "tools"]
+    {
         collect(&repository().join(folder), &mut found);
     }
     for known in ["CDL_CUDA_LIBS", "CDL_GOLDEN_DIR", "CDL_LOG", "CDL_REQUIRE_GPU", "CDL_SIMD"] {
