@@ -1,7 +1,6 @@
 //! Results as text: on standard output, and as tables.
 
 use std::{
-    error::Error,
     io::{ErrorKind, Write, stdout},
     path::Path,
 };
@@ -62,14 +61,4 @@ pub fn columns(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// Rows as CSV; `file` is named in errors.
-pub fn csv_text(file: &str, rows: impl IntoIterator<Item = Vec<String>>) -> Result<String, Failure> {
-    let write = || -> Result<String, Box<dyn Error>> {
-        let mut csv = csv::Writer::from_writer(Vec::new());
-        rows.into_iter().try_for_each(|row| csv.write_record(row))?;
-        Ok(String::from_utf8(csv.into_inner()?)?)
-    };
-    write().map_err(|e| Failure::working(format!("{file}: {e}")))
 }

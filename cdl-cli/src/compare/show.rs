@@ -111,7 +111,10 @@ pub fn csv(comparisons: &[Comparison]) -> Result<String, Failure> {
         let differ = settings_that_differ.iter().map(differ).collect::<Vec<_>>().join("; ");
         for Beside { version, method, average_accuracy, forgetting, .. } in rows {
             let figures = [average_accuracy, forgetting].map(f64::to_string);
-            lines.push([&own[..], &[version.clone(), method.clone()], &figures, &[differ.clone()]].concat());
+            lines.push(
+                [&own[..], &[version.clone(), method.clone()], &figures, std::slice::from_ref(&differ)]
+                    .concat(),
+            );
         }
         if rows.is_empty() {
             own.resize(own.len() + 5, String::new());

@@ -9,7 +9,7 @@ use super::{
     accuracy_section, confusion_section, cost_section, html, loss_section, prompt_section,
     recorded_run::RecordedRun, run_series::Plots,
 };
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Part of the page with plots.
 pub struct Section {

@@ -6,7 +6,7 @@ use super::{
     recorded_run::RecordedRun,
     table_formats::{csv, digits, latex, latex_head, markdown, markdown_definitions, with_definitions},
 };
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Run, network and each definition by `shown`.
 fn rows(runs: &[RecordedRun], shown: fn(Option<f64>) -> String) -> Vec<Vec<String>> {

@@ -2,7 +2,7 @@
 
 use cdl_core::metrics::DEFINITIONS;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Rows under a head as CSV; `name` names the file in errors.
 pub fn csv(

@@ -36,7 +36,8 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     raster::png(&plot.standalone(), scale as f32).map(Some).map_err(fail)
 }
 
-#[cfg(all(test, feature = "png"))]
+#[cfg(test)]
+#[cfg(feature = "png")]
 mod tests {
     use super::*;
     use cdl_core::image::RgbImage;
