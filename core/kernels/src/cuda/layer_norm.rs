@@ -8,8 +8,7 @@ use candle_core::{
 };
 
 use super::launch::{
-    Element, LAYER_NORM, by_dtype, by_row, narrow, nullable, on_gpu, optional, room, same_count, slice,
-    tensor,
+    Element, LAYER_NORM, by_dtype, by_row, narrow, nullable, on_gpu, optional, room, same_count, slice, value,
 };
 use crate::tape::Value;
 

@@ -43,6 +43,7 @@ pub struct Attended {
     /// `(B, N, D)`.
     pub y: Tensor,
     /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that keep it for the backward pass.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only kernels on a GPU keep it"))]
     pub log_sums: Option<Tensor>,
 }
 

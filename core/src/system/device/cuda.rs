@@ -64,7 +64,7 @@ fn connect(ordinal: usize) -> Result<Device, Missing> {
         // (`upload`, `Vit::new`).
         unsafe { cuda.disable_event_tracking() };
         if let Err(error) = ops::probe(cuda) {
-            let needed = env!("CDL_COMPUTE_CAP");
+            let needed = ops::COMPUTE_CAP;
             return Err(Missing::Driver(format!(
                 "the card (compute capability {major}.{minor}) or its driver cannot run kernels made for {needed} \
                  and CUDA's version of this build: {}",
