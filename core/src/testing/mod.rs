@@ -2,7 +2,7 @@
 //!
 //! ```ignore
 //! #[test]
-//! fn it_keeps_its_promises() -> cdl_core::Result<()> {
+//! fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
 //!     cdl_core::testing::check_distiller("my_method", "alpha = 0.5")
 //! }
 //! ```
