@@ -130,7 +130,7 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
 }
 
-fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
+fn read(source: &str) -> Result<(VitWeights, Provenance)> {
     if source.is_empty() {
         let expected = "expected a source of weights: hf:owner/name, a path, preset:NAME or embedded:NAME";
         return Err(Error::setting("weights", "", expected));
@@ -138,12 +138,12 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
     if let Some(name) = source.strip_prefix("embedded:") {
         let (bytes, config) = named(source, name, &EMBEDDED)?;
         let weights = VitWeights::from_bytes(source.into(), bytes, Some(config))?;
-        return Ok((weights, hub::Provenance::of_bytes(source, bytes)));
+        return Ok((weights, Provenance::of_bytes(source, bytes)));
     }
     if let Some(name) = source.strip_prefix("random:") {
         let (width, depth) = named(source, name, &SIZES)?;
         let sizes = VitSizes { width, depth, patch_size: 16, image_size: 224 };
-        let provenance = hub::Provenance::of_bytes(source, source.as_bytes());
+        let provenance = Provenance::of_bytes(source, source.as_bytes());
         return Ok((VitWeights::random(source, sizes)?, provenance));
     }
     let source = match source.strip_prefix("preset:") {

@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 use crate::system::atomic::beside;
 use crate::{
-    config::{Config, Layers},
+    config::Config,
     error::{Error, Result},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
@@ -40,8 +40,8 @@ use crate::{
     traits::{ByRole, Role, Skipped, Task},
 };
 
-pub use crate::run::directory::{
-    lock::{LOOKS, PACE, held_file, is_held, lock},
+pub use self::{
+    lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
@@ -225,7 +225,7 @@ impl RunDir {
                 toml
             }
         };
-        let begun = Layers::recorded(&origin, &toml).config()?;
+        let begun = Config::recorded(&origin, &toml)?;
         let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
         let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
         let run = Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock };
