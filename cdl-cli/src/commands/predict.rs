@@ -8,7 +8,7 @@ use cdl_core::{
     system::device::{self, Precision},
     transform,
 };
-use cdl_plugins::image_files;
+use cdl_plugins::image_files::Below;
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -136,7 +136,7 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             all.push(path.clone());
             continue;
         }
-        let below = image_files::below(path).map_err(Failure::before_writing)?;
+        let below = Below::of(path).map_err(Failure::before_writing)?;
         if below.images.is_empty() {
             return Err(Failure::mistake(format!("{}: holds no images", path.display())));
         }

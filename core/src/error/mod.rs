@@ -225,6 +225,11 @@ impl Error {
         }
     }
 
+    /// A file or folder of images or labels that cannot be used.
+    pub fn data(file: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Data { file: file.into(), reason: reason.into() }
+    }
+
     /// The configuration key that the error is about.
     pub(crate) fn key(&self) -> Option<&str> {
         match self {
