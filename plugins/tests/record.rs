@@ -4,7 +4,7 @@
 use cdl_core::{
     candle_core::{D, Tensor},
     error::Result,
-    metrics::{PoolUse, UseTable},
+    metrics::accuracy::{PoolUse, UseTable},
     testing::{Lab, Noise},
     train::{Accuracies, InferenceMacs, Tester, Trainer, TrainingMacs},
     traits::{BlockLengths, Lengths, Mode, QuerySource, Role, TaskStream},

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use cdl_core::Role;
+use cdl_core::traits::Role;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Teacher of a single network, and settings that have no value.
 pub const NOTHING: &str = "-";
@@ -149,6 +149,15 @@ impl Published {
             };
             (setting, value)
         })
+    }
+}
+
+/// Value for people.
+pub fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "not set".into(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
     }
 }
 

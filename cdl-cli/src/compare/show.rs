@@ -1,30 +1,19 @@
 //! Comparisons as plain text, Markdown and CSV.
 
-use serde_json::Value;
-
 use super::{
-    Beside, Comparison, Difference, Format,
-    published::{NOTHING, PARTS, Published, Subject},
+    comparison::{Beside, Comparison, Difference},
+    published::{NOTHING, PARTS, Published, Subject, shown},
 };
 use crate::{
-    Failure,
+    failure::Failure,
     report::table_formats::{self, markdown, markdown_safe},
-    sweep::Spread,
-    table,
+    sweep::statistics::Spread,
+    terminal::columns,
 };
 
 /// Mean with its deviation, where there are several runs.
 fn figure(spread: &Spread) -> String {
     format!("{:.2}{}", spread.mean, spread.deviation_text())
-}
-
-/// Value for people.
-pub fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => "not set".into(),
-        Value::String(text) => text.clone(),
-        value => value.to_string(),
-    }
 }
 
 impl Difference {
@@ -56,8 +45,7 @@ fn apart(ours: &Subject, other: &Subject, published: &Published) -> String {
 }
 
 /// Tables for the terminal or in Markdown: our figures beside the published ones, then the settings that differ.
-pub fn people(comparisons: &[Comparison], published: &Published, format: Format) -> String {
-    let in_markdown = format == Format::Markdown;
+pub fn people(comparisons: &[Comparison], published: &Published, in_markdown: bool) -> String {
     let safe = |text: String| if in_markdown { markdown_safe(&text) } else { text };
     let table = |head: &[&str], mut rows: Vec<Vec<String>>| {
         let head: Vec<String> = head.iter().copied().map(String::from).collect();
@@ -65,7 +53,7 @@ pub fn people(comparisons: &[Comparison], published: &Published, format: Format)
             return markdown(head.len(), &head, &rows);
         }
         rows.insert(0, head);
-        table::columns(&rows)
+        columns(&rows)
     };
     let one = |Comparison { ours, published: rows, settings_that_differ, notes, nearest }: &Comparison| {
         let title = format!("{}, {}: {}", ours.run, ours.role.as_str(), told(&ours.subject, published));

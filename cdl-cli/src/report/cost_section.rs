@@ -1,6 +1,6 @@
 //! Table of costs: trained numbers and multiply-adds of one image.
 
-use cdl_core::{Role, cost::Cost};
+use cdl_core::{train::Cost, traits::Role};
 use maud::{Markup, html};
 
 use super::{html, recorded_run::RecordedRun, table_formats::csv};
@@ -46,7 +46,7 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
         @for (name, title, note, figure) in &FIGURES {
             @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).map(figure);
             tr {
-                td.part[title.starts_with(char::is_lowercase)] { (title) small { (note) } }
+                td class=[title.starts_with(char::is_lowercase).then_some("part")] { (title) small { (note) } }
                 @for (index, run) in runs.iter().enumerate() {
                     @for role in run.roles() {
                         @let first = runs.first().filter(|_| index > 0).and_then(|first| value(first, role));

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use cdl_core::{DEFINITIONS, Role, run_dir::write_atomic};
+use cdl_core::{metrics::DEFINITIONS, system::atomic::write_atomic, traits::Role};
 use maud::{Markup, html};
 
 use super::{

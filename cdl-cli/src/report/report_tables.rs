@@ -1,6 +1,6 @@
 //! Summary as CSV, Markdown and LaTeX: a row for each network of each run.
 
-use cdl_core::{DEFINITIONS, Definition};
+use cdl_core::metrics::{DEFINITIONS, Definition};
 
 use super::{
     recorded_run::RecordedRun,

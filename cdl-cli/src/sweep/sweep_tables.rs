@@ -1,7 +1,10 @@
 //! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. They do not depend on when and
 //! where the cells ran.
 
-use cdl_core::{DEFINITIONS, Definition, Role};
+use cdl_core::{
+    metrics::{DEFINITIONS, Definition},
+    traits::Role,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -9,9 +12,9 @@ use super::{
     summary::{Combination, Outcome, Summary},
 };
 use crate::{
-    Failure,
+    failure::Failure,
     report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_definitions},
-    table,
+    terminal::columns,
 };
 
 /// Explanation below the tables.
@@ -103,11 +106,6 @@ fn apart(spread: Option<Spread>) -> String {
     })
 }
 
-/// Names of the varied axes, the head of the column of combinations.
-pub fn vary_head(summary: &Summary) -> String {
-    if summary.vary.is_empty() { "combination".into() } else { summary.vary.join(", ") }
-}
-
 /// Means of one network, or its differences from the baseline.
 struct Table {
     role: Role,
@@ -155,7 +153,7 @@ pub fn markdown(summary: &Summary) -> String {
             None => (format!("## {role}"), "n"),
             Some(base) => (format!("Difference of the {role} from {}:", markdown_safe(&base)), "pairs"),
         };
-        let head = with_definitions(&[&vary_head(summary), n]);
+        let head = with_definitions(&[&summary.vary_head(), n]);
         text += &format!("\n{title}\n\n{}", table_formats::markdown(1, &head, &rows));
     }
     text + "\n" + NOTE + "\n\n" + &table_formats::markdown_definitions()
@@ -173,7 +171,7 @@ pub fn latex(summary: &Summary) -> String {
         for cell in rows.iter_mut().flat_map(|row| &mut row[2..]) {
             *cell = if cell == "–" { "--".into() } else { format!("${}$", cell.replace('±', "\\pm")) };
         }
-        let head = with_definitions(&[&vary_head(summary), n]);
+        let head = with_definitions(&[&summary.vary_head(), n]);
         text += &format!("\n% {title}\n{}", table_formats::latex(1, &head, &rows));
     }
     text
@@ -183,7 +181,7 @@ pub fn latex(summary: &Summary) -> String {
 pub fn text(summary: &Summary) -> String {
     let shown = &DEFINITIONS[..2];
     let several = summary.combinations.len() > 1;
-    let mut head = vec![vary_head(summary), "network".into(), "n".into()];
+    let mut head = vec![summary.vary_head(), "network".into(), "n".into()];
     head.extend(shown.iter().map(|d| d.title.to_string()));
     if let (Some(base), true) = (summary.base(), several) {
         let first_word = |d: &Definition| d.title.split(" (").next().unwrap_or(d.title);
@@ -200,5 +198,5 @@ pub fn text(summary: &Summary) -> String {
             rows.push(row);
         }
     }
-    table::columns(&rows)
+    columns(&rows)
 }

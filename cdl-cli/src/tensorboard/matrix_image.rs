@@ -1,6 +1,9 @@
 //! Image of an accuracy matrix.
 
-use cdl_core::{Error, Result, Role};
+use cdl_core::{
+    error::{Error, Result},
+    traits::Role,
+};
 
 use crate::report::{
     accuracy_section,

@@ -1,92 +1,60 @@
-//! Differentiable operations for frozen networks.
+//! Differentiable operations of frozen networks, on the CPU and on NVIDIA's GPUs.
 //!
-//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matmul computes a gradient
-//! for frozen weights too. These operations do neither: each takes the frozen tensors as constants and sends gradients
-//! to its inputs alone. On the CPU they are fused, vectorised and multi-threaded, for NVIDIA's GPUs they have kernels of
-//! their own (`core/kernels`); for other types and devices they are composed of candle's own differentiable operations
-//! ([`portable`]), which also serve as the tests' oracle.
+//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matrix product computes a
+//! gradient for frozen weights too. The operations here do neither: frozen tensors are constants, and gradients reach
+//! the other inputs alone. Every value is computed by one thread in a fixed order, so results do not depend on the number
+//! of threads.
 //!
-//! Every value is computed by one thread in a fixed order, so results do not depend on the number of threads.
+//! | for | see |
+//! |---|---|
+//! | one layer in a graph of candle's | [`linear`], [`layer_norm`], [`gelu`], [`attention`] |
+//! | losses and prompt matching | [`log_softmax`], [`softmax`], [`unit`] |
+//! | whole blocks of a vision transformer with injected prompts | [`blocks::BlockRunner`] |
+//! | the fast path of the CPU in float32 | [`fused::FusedBlocks`] |
+//! | every other device and type | [`TapedBlocks`] |
+//! | the same operations out of candle's own, as the oracle of tests | [`portable`] |
+//!
+//! With the feature `cuda`, operations on a GPU launch the kernels in `core/kernels/cuda`.
+//!
+//! # Example
+//!
+//! A prompt that a frozen layer's tokens attend to gets a gradient; the layer gets none.
+//!
+//! ```
+//! use candle_core::{DType, Device, Result, Tensor, Var};
+//!
+//! fn main() -> Result<()> {
+//!     let (batch, tokens, width, heads) = (2, 5, 8, 2);
+//!     let x = Tensor::ones((batch, tokens, width), DType::F32, &Device::Cpu)?;
+//!     let weight = Var::ones((3 * width, width), DType::F32, &Device::Cpu)?;
+//!     let prompt = Var::ones((batch, 1, 2 * width), DType::F32, &Device::Cpu)?;
+//!
+//!     let qkv = cdl_kernels::linear(&x, &weight, None)?; // (B, N, 3D)
+//!     let y = cdl_kernels::attention(&qkv, Some(&prompt), heads)?; // (B, N, D)
+//!     let gradients = y.sum_all()?.backward()?;
+//!
+//!     assert_eq!(y.dims(), [batch, tokens, width]);
+//!     assert!(gradients.get(&prompt).is_some());
+//!     assert!(gradients.get(&weight).is_none());
+//!     Ok(())
+//! }
+//! ```
 
-mod attention;
+pub mod blocks;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub mod fused;
+pub mod layers;
+mod ops;
+mod slices;
+mod storage;
+mod tape;
+mod taped;
+
 #[cfg(feature = "cuda")]
 pub use cuda::probe;
-mod embedding;
-mod flat;
-pub mod fused;
-mod gelu;
-mod injected;
-mod kernel;
-mod layer_norm;
-mod linear;
-pub mod portable;
-mod rows;
-
-pub use attention::attention;
-pub use attention::{Attended, attend, attend_backward};
-pub use embedding::{cut_patches, put_together};
-pub use flat::{flat, set_from_flat};
-pub use gelu::gelu;
-pub use gelu::{gelu_backward, gelu_value};
-pub use injected::{Source, Sources, side_by_side};
-pub use layer_norm::layer_norm;
-pub use layer_norm::{layer_norm_backward, layer_norm_value};
-pub use linear::linear;
-pub use linear::{linear_backward, linear_value};
-pub use rows::{log_softmax, softmax, unit};
-
-use candle_core::{CpuStorage, DType, Layout, Tensor};
-
-use kernel::Real;
-
-/// Whether there are kernels for this tensor.
-fn fused(x: &Tensor) -> bool {
-    match x.dtype() {
-        DType::F64 => x.device().is_cpu(),
-        DType::F32 => x.device().is_cpu() || on_gpu(x),
-        DType::BF16 => on_gpu(x),
-        _ => false,
-    }
-}
-
-/// Whether it lies where the CUDA kernels of this build can take it.
-fn on_gpu(x: &Tensor) -> bool {
-    cfg!(feature = "cuda") && x.device().is_cuda()
-}
-
-/// Whether it is one of a loss, of prompts or of variables there, which are float32 in every precision.
-#[cfg(feature = "cuda")]
-fn float32_on_gpu(x: &Tensor) -> bool {
-    on_gpu(x) && x.dtype() == DType::F32
-}
-
-/// The elements of a contiguous tensor.
-fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
-        None => candle_core::bail!("operation on a tensor that is not contiguous: {layout:?}"),
-    }
-}
-
-/// Runs `$body` with `$t` as the element type of `$storage`.
-macro_rules! by_dtype {
-    ($storage:expr, $t:ident => $body:expr) => {
-        match $storage {
-            candle_core::CpuStorage::F32(_) => {
-                type $t = f32;
-                $body
-            }
-            candle_core::CpuStorage::F64(_) => {
-                type $t = f64;
-                $body
-            }
-            other => candle_core::bail!(
-                "operation on {:?}, expected f32 or f64",
-                candle_core::backend::BackendStorage::dtype(other)
-            ),
-        }
-    };
-}
-use by_dtype;
+pub use ops::{
+    Source, Sources, attention, flat, gather_rows, gelu, layer_norm, linear, log_softmax, portable,
+    set_from_flat, softmax, unit,
+};
+pub use taped::TapedBlocks;

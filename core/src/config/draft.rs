@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use figment::Figment;
 
 use crate::{
-    config::{Config, Unregistered, keys::parse_run, layers::Layers},
+    config::{Config, Unregistered, keys::parse_run, layers::ConfigLayers},
     error::{Error, Result},
     registry::{Settings, lookup},
 };
@@ -16,61 +16,36 @@ pub struct Draft {
     /// The configuration without the values that are refused, so that all else can be checked; `None` where too little
     /// is left.
     pub config: Option<Config>,
-    /// Everything that is wrong; of several errors [`Layers::config`] returns the first.
-    pub errors: Vec<Error>,
+    /// Everything that is wrong.
+    pub mistakes: Vec<Error>,
 }
 
-impl Layers {
-    /// The configuration of these layers.
-    ///
-    /// # Errors
-    /// Layers that could not be read, unknown keys or names, values of the wrong type; each with where it was written.
-    pub fn config(&self) -> Result<Config> {
-        self.draft().finish()
-    }
-
-    /// The configuration of these layers, to be looked at and not to be run: the settings of methods that are not
-    /// registered stay as they were written. So nobody's library is loaded, and its code run, to read its results.
-    ///
-    /// # Errors
-    /// As [`Layers::config`], but for names that are not known.
-    pub fn config_without_plugins(&self) -> Result<Config> {
-        self.drafted(Unregistered::AsWritten).finish()
-    }
-
+impl ConfigLayers {
     /// The configuration of these layers, as far as it is valid.
-    pub fn draft(&self) -> Draft {
-        self.drafted(Unregistered::Refused)
+    pub fn draft(self) -> Draft {
+        self.draft_with(Unregistered::Refused)
     }
 
-    fn drafted(&self, unregistered: Unregistered) -> Draft {
-        let (mut errors, incomplete) = self.unread();
+    pub(super) fn draft_with(self, unregistered: Unregistered) -> Draft {
+        let layers = self.merged(None);
+        let mut mistakes = self.errors;
         // Without one of the files, what the others lack would be reported in its place.
-        if incomplete {
-            return Draft { config: None, errors };
-        }
-        let Draft { config, errors: more } = Draft::of(self.merged(None), &self.files, unregistered);
-        errors.extend(more);
-        Draft { config, errors }
+        let read = if self.incomplete { None } else { read(layers, self.files, &mut mistakes) };
+        let config = read.map(|mut config| {
+            mistakes.extend(config.complete(unregistered));
+            config
+        });
+        Draft { config, mistakes }
     }
 }
 
 impl Draft {
-    pub(super) fn of(layers: Figment, files: &[PathBuf], unregistered: Unregistered) -> Self {
-        let mut errors = Vec::new();
-        let config = read(layers, files, &mut errors).map(|mut config| {
-            errors.extend(config.complete(unregistered));
-            config
-        });
-        Self { config, errors }
-    }
-
     /// The configuration, if nothing is wrong with it.
     ///
     /// # Errors
-    /// The first of [`Draft::errors`].
-    pub fn finish(self) -> Result<Config> {
-        match (self.errors.into_iter().next(), self.config) {
+    /// The first of [`Draft::mistakes`].
+    pub fn into_config(self) -> Result<Config> {
+        match (self.mistakes.into_iter().next(), self.config) {
             (None, Some(config)) => Ok(config),
             (Some(error), _) => Err(error),
             (None, None) => Err(Error::Config { origin: "configuration".into(), reason: "is empty".into() }),
@@ -79,7 +54,7 @@ impl Draft {
 }
 
 /// Reads the keys of a run and leaves out those that are refused; `None` where no run can do without them.
-fn read(layers: Figment, files: &[PathBuf], errors: &mut Vec<Error>) -> Option<Config> {
+fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option<Config> {
     let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let mut table: Settings = match layers.extract() {
         Ok(table) => table,
@@ -90,7 +65,7 @@ fn read(layers: Figment, files: &[PathBuf], errors: &mut Vec<Error>) -> Option<C
     };
     loop {
         match parse_run(&table, &layers, &origin) {
-            Ok(run) => return Some(Config { run, files: files.into(), layers }),
+            Ok(run) => return Some(Config { run, files, layers }),
             Err((key, error)) => {
                 errors.push(error);
                 // The sections that no run can do without.

@@ -8,8 +8,8 @@ use figment::{
 };
 
 use crate::{
-    config::{Config, Draft, Unregistered},
-    error::Error,
+    error::{Error, Result},
+    registry::Settings,
 };
 
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
@@ -30,31 +30,18 @@ const RESERVED: [&str; 8] =
 
 /// The layers of a configuration as they were read: files, later ones over earlier ones and each with everything it
 /// extends, then environment variables, then `--set`. Each file is read once.
-#[derive(Debug, Clone, Default)]
-pub struct Layers {
+#[derive(Debug, Default)]
+pub struct ConfigLayers {
     /// Files as they were named, the lowest first.
     pub(super) files: Vec<PathBuf>,
-    /// Layers of each of [`Layers::files`], those of the files that it extends first.
+    /// Layers of each of [`ConfigLayers::files`], those of the files that it extends first.
     of_files: Vec<Vec<Layer>>,
     /// Layers above all files.
     overrides: Vec<Layer>,
     /// Everything that could not be read.
-    unread: Vec<Unread>,
+    pub(super) errors: Vec<Error>,
     /// Whether a file could not be read.
     pub(super) incomplete: bool,
-}
-
-/// A file, variable or option that could not be read, and why.
-#[derive(Debug, Clone)]
-pub(super) struct Unread {
-    origin: String,
-    reason: String,
-}
-
-impl From<Unread> for Error {
-    fn from(Unread { origin, reason }: Unread) -> Self {
-        Self::Config { origin, reason }
-    }
 }
 
 /// One layer of values with where they came from.
@@ -76,18 +63,18 @@ impl Provider for Layer {
     }
 }
 
-impl Layers {
+impl ConfigLayers {
     /// Reads `files`, the environment and `sets` (`key=value` each). What cannot be read is reported by
-    /// [`Layers::config`] and [`Layers::draft`].
+    /// [`ConfigLayers::draft`].
     pub fn read<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Self {
         let mut layers = Self::default();
         for file in files.iter().map(AsRef::as_ref) {
             let mut of_file = Vec::new();
-            layers.unread.extend(read_file(file, &mut Vec::new(), &mut of_file).err());
+            layers.errors.extend(read_file(file, &mut Vec::new(), &mut of_file).err());
             layers.files.push(file.into());
             layers.of_files.push(of_file);
         }
-        layers.incomplete = !layers.unread.is_empty();
+        layers.incomplete = !layers.errors.is_empty();
         layers.overridden(sets)
     }
 
@@ -105,9 +92,9 @@ impl Layers {
             Ok(values) => {
                 layers.of_files.push(vec![Layer { metadata: Metadata::named(name), values, set: false }]);
             }
-            Err(error) => layers.unread.push(error),
+            Err(error) => layers.errors.push(error),
         }
-        layers.incomplete = !layers.unread.is_empty();
+        layers.incomplete = !layers.errors.is_empty();
         layers
     }
 
@@ -115,44 +102,45 @@ impl Layers {
     fn overridden(mut self, sets: &[String]) -> Self {
         match environment() {
             Ok(layers) => self.overrides = layers,
-            Err(error) => self.unread.push(error),
+            Err(error) => self.errors.push(error),
         }
         for set in sets {
             match split_set(set) {
                 Ok(layer) => self.overrides.push(layer),
-                Err(error) => self.unread.push(error),
+                Err(error) => self.errors.push(error),
             }
         }
         self
     }
 
     /// The plugins that the configuration names, each with where it is named. They have to be loaded
-    /// ([`load`](crate::registry::dynamic::load)) before [`Layers::config`] finds what they register. None where the
-    /// configuration cannot be read or has no list of files there: [`Layers::config`] reports that.
-    pub fn plugins(&self) -> Vec<(PathBuf, String)> {
-        if !self.unread.is_empty() {
-            return Vec::new();
-        }
+    /// ([`load`](crate::registry::dynamic::load)) before [`ConfigLayers::draft`] finds what they register. None where a
+    /// layer could not be read.
+    ///
+    /// # Errors
+    /// A list of another type.
+    pub fn plugins(&self) -> Result<Vec<(PathBuf, String)>> {
         let figment = self.merged(None);
-        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").unwrap_or_default();
+        if !self.errors.is_empty() || figment.find_value("plugins").is_err() {
+            return Ok(Vec::new());
+        }
         let origin = origin(&figment, "plugins").unwrap_or_else(|| "configuration".into());
-        plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect()
+        let plugins: Vec<PathBuf> = figment.extract_inner("plugins").map_err(|e| Error::Setting {
+            origin: origin.clone(),
+            key: "plugins".into(),
+            value: "...".into(),
+            expected: format!("expected a list of files: {e}"),
+        })?;
+        Ok(plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect())
     }
 
-    /// The files but for the last without which `config`, which was made of these layers, would be the same: later
-    /// files override every key that they set.
-    pub fn without_effect(&self, config: &Config) -> Vec<&Path> {
+    /// Files without which the configuration would be the same, since later files override every key that they set.
+    pub fn without_effect(&self) -> Vec<&Path> {
+        let values = |left_out| self.merged(left_out).extract::<Settings>().ok();
+        let all = values(None);
+        // No file is after the last.
         let last = self.files.len().saturating_sub(1);
-        let same = |at: &usize| {
-            let draft = Draft::of(self.merged(Some(*at)), &self.files, Unregistered::Refused);
-            draft.errors.is_empty() && draft.config.is_some_and(|other| other.run == config.run)
-        };
-        (0..last).filter(same).map(|at| self.files[at].as_path()).collect()
-    }
-
-    /// Everything that could not be read, and whether a file is among it.
-    pub(super) fn unread(&self) -> (Vec<Error>, bool) {
-        (self.unread.iter().cloned().map(Error::from).collect(), self.incomplete)
+        (0..last).filter(|at| values(Some(*at)) == all).map(|at| self.files[at].as_path()).collect()
     }
 
     /// All layers, lowest first, without those of file `left_out`.
@@ -163,9 +151,9 @@ impl Layers {
 }
 
 /// Pushes the layers of `file`, those it extends first.
-fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<(), Unread> {
+fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
     let name = file.display().to_string();
-    let fail = |reason: String| Unread { origin: name.clone(), reason };
+    let fail = |reason: String| Error::Config { origin: name.clone(), reason };
     let by = open.last().map(|by| format!(" (extended by {})", by.display())).unwrap_or_default();
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}{by}"));
     let identity = file.canonicalize().map_err(unreadable)?;
@@ -194,7 +182,7 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
 }
 
 /// A file's values; what is no TOML is refused with its place, in one line.
-fn parse_toml(name: &str, text: &str) -> Result<Dict, Unread> {
+fn parse_toml(name: &str, text: &str) -> Result<Dict> {
     toml::from_str(text).map_err(|error| {
         let reason = error.message();
         let place = error.span().and_then(|span| text.get(..span.start)).map(|before| {
@@ -202,12 +190,12 @@ fn parse_toml(name: &str, text: &str) -> Result<Dict, Unread> {
             let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
             format!("line {line}, column {column}: ")
         });
-        Unread { origin: name.into(), reason: format!("{}{reason}", place.unwrap_or_default()) }
+        Error::Config { origin: name.into(), reason: format!("{}{reason}", place.unwrap_or_default()) }
     })
 }
 
 /// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
-fn environment() -> Result<Vec<Layer>, Unread> {
+fn environment() -> Result<Vec<Layer>> {
     let mut variables: Vec<(String, String)> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter(|(name, _)| name.starts_with("CDL_"))
@@ -224,17 +212,17 @@ fn environment() -> Result<Vec<Layer>, Unread> {
 }
 
 /// Splits `--set key=value`.
-fn split_set(set: &str) -> Result<Layer, Unread> {
+fn split_set(set: &str) -> Result<Layer> {
     let origin = format!("--set {set}");
     match set.split_once('=') {
         Some((key, value)) => parse_set(key.trim(), value, origin),
-        None => Err(Unread { origin, reason: "expected key=value".into() }),
+        None => Err(Error::Config { origin, reason: "expected key=value".into() }),
     }
 }
 
 /// A dotted key and its value as a layer; the value is TOML, or else a string.
-fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer, Unread> {
-    let fail = |reason: &str| Unread { origin: origin.clone(), reason: reason.into() };
+fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
+    let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
     if key.is_empty() || key.split('.').any(str::is_empty) {
         return Err(fail("expected key=value with a key like `learner.pool`"));
     }

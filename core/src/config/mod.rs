@@ -15,7 +15,7 @@ use figment::Figment;
 
 pub use self::{
     draft::Draft,
-    layers::Layers,
+    layers::ConfigLayers,
     run_config::{
         CheckpointConfig, DistillerSection, LearnerOverride, NetworkSection, RecordConfig, RunConfig, Section,
     },
@@ -51,12 +51,37 @@ pub struct Config {
 
 impl Config {
     /// Reads `files`, later ones over earlier ones and each with everything it extends, the environment and `sets`
-    /// (`key=value` each). The plugins that they name have to be loaded before, see [`Layers::plugins`].
+    /// (`key=value` each). The plugins that they name have to be loaded before, see [`ConfigLayers::plugins`].
     ///
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
-        Layers::read(files, sets).config()
+        ConfigLayers::read(files, sets).draft().into_config()
+    }
+
+    /// Reads a text, which extends nothing; `name` stands for its file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
+        ConfigLayers::parse(name, text, sets).draft().into_config()
+    }
+
+    /// Reads the configuration that a run has recorded in `file`, whatever the environment contains now.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn recorded(file: &Path, text: &str) -> Result<Self> {
+        ConfigLayers::recorded(file, text).draft().into_config()
+    }
+
+    /// Reads a recorded configuration to be looked at and not to be run: the settings of methods that are not
+    /// registered stay as they were recorded. So nobody's library is loaded, and its code run, to read its results.
+    ///
+    /// # Errors
+    /// As [`Config::load`], but for names that are not known.
+    pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
+        ConfigLayers::recorded(file, text).draft_with(Unregistered::AsWritten).into_config()
     }
 
     /// A name for runs of this configuration: those of its files.

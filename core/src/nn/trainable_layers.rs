@@ -28,6 +28,12 @@ impl Linear {
         })
     }
 
+    /// A new layer called `name` of the same sizes on the same device.
+    pub fn like(&self, name: &str, rng: &mut Rng) -> Result<Self> {
+        let (outputs, inputs) = self.weight().dims2()?;
+        Self::new(name, inputs, outputs, rng, self.weight().device())
+    }
+
     /// `W` `(outputs, inputs)`.
     pub fn weight(&self) -> &Tensor {
         self.weight.tensor()

@@ -167,7 +167,7 @@ impl Experiment {
 
     /// Departures of the published code from the papers, and whether each is in force.
     fn quirks(&self, config: &Config) -> BTreeMap<String, bool> {
-        let Trainer { teacher, student, settings, .. } = &self.trainer;
+        let settings = &self.trainer.settings;
         let mut quirks = BTreeMap::new();
         let mut note = |name: String, on: bool| quirks.insert(name, on);
         note(
@@ -178,10 +178,7 @@ impl Experiment {
             note(name.into(), on);
         }
         for &role in &settings.roles {
-            let network = match role {
-                Role::Teacher => teacher,
-                Role::Student => student,
-            };
+            let network = self.trainer.network(role);
             let unnormalised = network.backbone.spec().normalization == Normalization::NONE;
             note(format!("{}/unnormalised_pixels", role.as_str()), unnormalised);
             if role == Role::Teacher {

@@ -148,7 +148,7 @@ fn section_of(key: &str) -> &str {
 
 /// Checks everything that a run needs. `seen` is called for each image that is decoded.
 pub fn check(draft: Draft, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) -> Report {
-    let Draft { config, errors: mistakes } = draft;
+    let Draft { config, mistakes } = draft;
     let faulty = mistakes.iter().filter_map(Error::key).map(|key| section_of(key).into()).collect();
     let mut report = Report { mistakes, faulty, ..Report::default() };
     let occupied = directory::vacant(plan.run_dir, plan.overwrite).err();

@@ -8,6 +8,7 @@ use std::{
 
 use rayon::prelude::*;
 use tempfile::TempDir;
+use walkdir::WalkDir;
 
 use crate::error::{Result, io};
 
@@ -83,18 +84,14 @@ pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
 /// # Errors
 /// A folder that cannot be read or written.
 pub(crate) fn sync_below(root: &Path) -> Result<()> {
-    let (mut open, mut folders, mut files) = (vec![root.to_path_buf()], Vec::new(), Vec::new());
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).map_err(io(&folder))? {
-            let entry = entry.map_err(io(&folder))?;
-            let kind = entry.file_type().map_err(io(entry.path()))?;
-            if kind.is_dir() {
-                open.push(entry.path());
-            } else if kind.is_file() {
-                files.push(entry.path());
-            }
+    let (mut folders, mut files) = (Vec::new(), Vec::new());
+    for entry in WalkDir::new(root) {
+        let entry = entry.map_err(|e| io(root)(e.into()))?;
+        match entry.file_type() {
+            kind if kind.is_dir() => folders.push(entry.into_path()),
+            kind if kind.is_file() => files.push(entry.into_path()),
+            _ => {}
         }
-        folders.push(folder);
     }
     // Windows syncs only what was opened to be written; elsewhere files and folders may be read-only.
     let options = OpenOptions::new().read(true).write(cfg!(windows)).clone();
@@ -107,13 +104,10 @@ pub(crate) fn sync_below(root: &Path) -> Result<()> {
 
 /// Removes what a killed process left unfinished in `folder` and the folders in it. Nobody else may be writing there.
 pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(io(folder))? {
-        let entry = entry.map_err(io(folder))?;
-        let (path, kind) = (entry.path(), entry.file_type().map_err(io(entry.path()))?);
-        if kind.is_dir() {
-            remove_unfinished(&path)?;
-        } else if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_file(&path).map_err(io(&path))?;
+    for entry in WalkDir::new(folder) {
+        let entry = entry.map_err(|e| io(folder)(e.into()))?;
+        if !entry.file_type().is_dir() && entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_file(entry.path()).map_err(io(entry.path()))?;
         }
     }
     Ok(())

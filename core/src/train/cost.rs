@@ -114,10 +114,7 @@ impl Trainer {
 
     /// One image through the network of `role`, as its methods say without computing it: any query will do.
     fn passage(&self, role: Role, pass: Pass) -> Result<Passage> {
-        let network = match role {
-            Role::Teacher => &self.teacher,
-            Role::Student => &self.student,
-        };
+        let network = self.network(role);
         let trainable = network.learner.trainable();
         let device = trainable.first().map_or(&Device::Cpu, |var| var.tensor().device());
         let asked = Cell::new(false);

@@ -81,6 +81,14 @@ impl Trainer {
         Queries::new(self.student.backbone.as_ref(), own.then(|| self.teacher.backbone.as_ref()), pixels)
     }
 
+    /// The network of `role`.
+    pub fn network(&self, role: Role) -> &Network {
+        match role {
+            Role::Teacher => &self.teacher,
+            Role::Student => &self.student,
+        }
+    }
+
     /// The frozen network that makes the query of `role`.
     pub(crate) fn querying(&self, role: Role) -> &dyn Backbone {
         let network = match (role, self.settings.query) {

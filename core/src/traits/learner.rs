@@ -88,7 +88,10 @@ pub struct LearnerContext<'a> {
 /// everything else in [`Learner::begin_task`] and [`Learner::end_task`].
 pub trait Learner: Send {
     /// Called once before the first step of `task` (for instance to add components).
-    fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()>;
+    fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()> {
+        let _ = (task, rng);
+        Ok(())
+    }
 
     /// Prompts for a batch of images. [`Query::get`] gives their queries `(B, query_width)`, without gradient; a
     /// learner that never asks saves the pass that computes them.
@@ -103,7 +106,10 @@ pub trait Learner: Send {
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>>;
 
     /// Called once after the student's last step of `task`, before evaluation.
-    fn end_task(&mut self, task: &Task) -> Result<()>;
+    fn end_task(&mut self, task: &Task) -> Result<()> {
+        let _ = task;
+        Ok(())
+    }
 
     /// Departures of the published code that this learner can switch, for the run record.
     fn quirks(&self) -> Vec<Quirk> {
@@ -113,14 +119,19 @@ pub trait Learner: Send {
     /// What the current task trains.
     fn trainable(&self) -> Vec<NamedVar>;
 
-    /// Everything that [`Learner::restore`] needs.
-    fn state(&self) -> Result<StateDict>;
+    /// Everything that [`Learner::restore`] needs, by default [`Learner::trainable`].
+    fn state(&self) -> Result<StateDict> {
+        StateDict::of(&self.trainable())
+    }
 
-    /// Takes up `state` as it was saved during or after `task`.
+    /// Restores `state` as it was saved during or after `task`.
     ///
     /// # Errors
     /// Tensors that are missing or have another shape, by name.
-    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()>;
+    fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
+        let _ = task;
+        state.load_into(&self.trainable())
+    }
 }
 
 /// A classifier on one token.

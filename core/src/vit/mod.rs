@@ -1,11 +1,8 @@
-//! The frozen vision transformer: the network itself, its two ways of computing, and its weight files.
+//! The frozen vision transformer: `model` is its forward pass, `weights` reads its checkpoints.
 
-mod composed;
-mod fast;
 mod model;
 mod portable;
 mod prompts;
-mod run;
 mod weights;
 
 pub use model::{Vit, VitOptions};

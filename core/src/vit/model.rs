@@ -1,4 +1,8 @@
-//! The frozen vision transformer (Dosovitskiy et al., arXiv 2010.11929): pre-norm blocks, timm's tensor names.
+//! The frozen vision transformer (Dosovitskiy et al., arXiv 2010.11929).
+//!
+//! Images become tokens, CLS first; each of the pre-norm blocks adds `proj(attention(norm1(x)))` and then `mlp(norm2(x))`; a
+//! layer norm ends the network. [`Vit::encode`] is the way through the blocks, and [`Backbone::forward`] the whole.
+//! [`cdl_kernels`] computes the blocks: [`FusedBlocks`] on the CPU in float32, [`TapedBlocks`] everywhere else.
 
 #[cfg(test)]
 mod tests;
@@ -7,7 +11,6 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::vit::VitWeights;
 use crate::{
     error::Result,
     system::device::Precision,
@@ -15,24 +18,30 @@ use crate::{
         Backbone, BackboneSpec, Features, Injection, Lengths, Macs, Normalization, Portable, Provenance,
         Taps, Transformer,
     },
-    vit::{composed::Composed, fast::Fast, run::Setting},
+    vit::{VitWeights, prompts::prompts},
 };
-use cdl_kernels as ops;
+use cdl_kernels::{
+    TapedBlocks,
+    blocks::{BlockRunner, Reads, Settings},
+    fused::{self, FusedBlocks, SimdLevel},
+    layer_norm,
+    layers::{Block, Norm, Stem},
+};
 
-/// What a [`Vit`] is built with besides its weights.
+/// Options of a [`Vit`] besides its weights.
 #[derive(Debug, Clone)]
 pub struct VitOptions {
-    /// Attention heads; `None` takes the checkpoint's configuration, else what networks of this width have.
+    /// Attention heads; `None` takes the checkpoint's configuration, else the usual number for this width.
     pub heads: Option<usize>,
     /// Keep only the first blocks (and the final norm).
     pub depth: Option<usize>,
     /// Side of the input image; position embeddings are resampled to it.
     pub image_size: usize,
-    /// Applied to pixels first.
+    /// Normalisation of pixels.
     pub normalization: Normalization,
     /// Compute a block's intermediate values again in the backward pass instead of keeping them.
     pub checkpoint_blocks: bool,
-    /// Numbers of weights and activations.
+    /// Precision of weights and activations.
     pub precision: Precision,
 }
 
@@ -42,92 +51,17 @@ pub struct VitOptions {
 /// projections before it, since both are frozen: `γ (x Wᵀ + b) = x (γ W)ᵀ + γ b`.
 pub struct Vit {
     pub(super) spec: BackboneSpec,
-    body: Body,
-    norm: Norm,
-    /// Of every layer norm.
+    blocks: Blocks,
+    pub(super) norm: Norm,
+    /// Epsilon of every layer norm.
     pub(super) eps: f64,
     sizes: Transformer,
 }
 
-/// The way from pixels to the last block's output.
-enum Body {
-    /// One operation of our own.
-    Fast(Fast),
-    /// Composed of tensor operations.
-    Composed(Composed),
-}
-
-/// `x Wᵀ + b` with `weight` `(O, I)`.
-#[derive(Clone)]
-pub(super) struct Linear {
-    pub(super) weight: Tensor,
-    pub(super) bias: Tensor,
-}
-
-/// A layer norm's scale and shift.
-#[derive(Clone)]
-pub(super) struct Norm {
-    pub(super) gamma: Tensor,
-    pub(super) beta: Tensor,
-}
-
-/// The frozen layers of one block.
-#[derive(Clone)]
-pub(super) struct Block {
-    pub(super) norm1: Norm,
-    pub(super) qkv: Linear,
-    pub(super) proj: Linear,
-    pub(super) norm2: Norm,
-    pub(super) fc1: Linear,
-    pub(super) fc2: Linear,
-}
-
-impl Linear {
-    fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        Ok(Self { weight: self.weight.to_dtype(dtype)?, bias: self.bias.to_dtype(dtype)? })
-    }
-}
-
-impl Block {
-    /// The same with matrices as `dtype`; layer norms stay, they compute in float32 whatever comes in.
-    fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        Ok(Self {
-            norm1: self.norm1.clone(),
-            qkv: self.qkv.to_dtype(dtype)?,
-            proj: self.proj.to_dtype(dtype)?,
-            norm2: self.norm2.clone(),
-            fc1: self.fc1.to_dtype(dtype)?,
-            fc2: self.fc2.to_dtype(dtype)?,
-        })
-    }
-}
-
-/// What comes before the blocks.
-#[derive(Clone)]
-pub(super) struct Stem {
-    /// `(D, 3 p p)`: the patch convolution as a linear layer.
-    pub(super) patch: Linear,
-    /// CLS and register tokens with their position embeddings, `(1, 1 + R, D)`.
-    pub(super) prefix: Tensor,
-    /// Position embeddings of the patches, `(1, patches, D)`.
-    pub(super) positions: Tensor,
-}
-
-impl Stem {
-    fn to_dtype(&self, dtype: DType) -> Result<Self> {
-        Ok(Self {
-            patch: self.patch.to_dtype(dtype)?,
-            prefix: self.prefix.to_dtype(dtype)?,
-            positions: self.positions.to_dtype(dtype)?,
-        })
-    }
-}
-
-/// The last block's output before the final norm, and those of tapped blocks.
-pub(super) struct Outputs {
-    /// All tokens if the taps want the norm's or the last block's, else CLS and the injected ones.
-    pub(super) last: Tensor,
-    pub(super) tapped: BTreeMap<usize, Tensor>,
+/// The two ways of computing the blocks.
+enum Blocks {
+    Fused(FusedBlocks),
+    Taped(TapedBlocks),
 }
 
 impl Vit {
@@ -154,37 +88,11 @@ impl Vit {
                 options.image_size,
             );
         }
-        let linear = |name: &str, outputs: usize, inputs: usize| -> Result<Linear> {
-            let (weight, bias) = weights.linear(name, outputs, inputs, device)?;
-            Ok(Linear { weight, bias })
-        };
-        let norm = |name: &str| -> Result<Norm> {
-            let (gamma, beta) = weights.norm(name, geometry.width, device)?;
-            Ok(Norm { gamma, beta })
-        };
-        let d = geometry.width;
-        let block = |i: usize| -> Result<Block> {
-            let name = |part: &str| format!("blocks.{i}.{part}");
-            let scaled = |part: &str, scale: &str, inputs: usize| -> Result<Linear> {
-                let Linear { weight, bias } = linear(&name(part), d, inputs)?;
-                let (weight, bias) = weights.scaled(&name(scale), weight, bias, device)?;
-                Ok(Linear { weight, bias })
-            };
-            Ok(Block {
-                norm1: norm(&name("norm1"))?,
-                qkv: linear(&name("attn.qkv"), 3 * d, d)?,
-                proj: scaled("attn.proj", "ls1.gamma", d)?,
-                norm2: norm(&name("norm2"))?,
-                fc1: linear(&name("mlp.fc1"), geometry.hidden, d)?,
-                fc2: scaled("mlp.fc2", "ls2.gamma", geometry.hidden)?,
-            })
-        };
-        let (prefix, positions) = weights.positions(&geometry, grid, device)?;
-        let (patch, patch_bias) = weights.patch_embedding(&geometry, device)?;
-        let stem = Stem { patch: Linear { weight: patch, bias: patch_bias }, prefix, positions };
+        let stem = weights.stem(&geometry, grid, device)?;
+        let blocks = (0..depth).map(|index| weights.block(&geometry, index, device));
         let spec = BackboneSpec {
             plugin: plugin.into(),
-            width: d,
+            width: geometry.width,
             depth,
             heads,
             patch_size: geometry.patch_size,
@@ -198,24 +106,69 @@ impl Vit {
             tokens: stem.prefix.dim(1)? + spec.patches,
             ..Transformer::plain(&spec)
         };
-        let fast = device.is_cpu()
+        let eps = weights.eps();
+        let settings = settings(&spec, eps, options.checkpoint_blocks);
+        let in_panels = device.is_cpu()
             && stem.patch.weight.dtype() == DType::F32
-            && ops::fused::suits(d, geometry.hidden, heads);
-        let (blocks, eps) = ((0..depth).map(block), weights.eps());
-        let body = match fast {
-            true => Body::Fast(Fast::new(stem, blocks, &spec, eps, options.checkpoint_blocks)?),
-            false => {
-                let setting = Setting { heads, eps, recompute: options.checkpoint_blocks };
-                let dtype = options.precision.dtype();
-                let blocks = blocks.map(|block| block?.to_dtype(dtype)).collect::<Result<_>>()?;
-                Body::Composed(Composed::new(stem.to_dtype(dtype)?, blocks, &spec, setting)?)
-            }
+            && fused::suits(geometry.width, geometry.hidden, heads);
+        let blocks = match in_panels {
+            true => Blocks::Fused(FusedBlocks::new(&stem, blocks, settings, SimdLevel::best())?),
+            false => Blocks::Taped(TapedBlocks::new(&stem, blocks, settings, options.precision.dtype())?),
         };
-        let norm = norm("norm")?;
+        let norm = weights.norm("norm", geometry.width, device)?;
         // Every thread has a stream of its own on a GPU: another one may compute with these weights.
         device.synchronize()?;
-        Ok(Self { spec, body, norm, eps, sizes })
+        Ok(Self { spec, blocks, norm, eps, sizes })
     }
+
+    /// Runs images `(B, 3, S, S)` through all `blocks`: the last one's output before the final norm, and those of tapped
+    /// blocks. The last one's has all tokens if `taps` asks for them, else CLS and the injected tokens.
+    fn encode<R: BlockRunner>(
+        &self,
+        blocks: &R,
+        pixels: &Tensor,
+        injection: &Injection,
+        taps: &Taps,
+    ) -> Result<(Tensor, BTreeMap<usize, Tensor>)> {
+        let (depth, dtype) = (self.spec.depth, pixels.dtype());
+        let last = depth - 1;
+        let prompts = prompts(injection, depth, pixels.dim(0)?, blocks.dtype())?;
+        let mut x = blocks.embed(pixels, &prompts)?; // (B, N, D)
+        // A run of blocks ends with every tapped one.
+        let mut start = 0;
+        let mut tapped = BTreeMap::new();
+        for &end in taps.blocks.range(..last) {
+            let y = blocks.run(start..end + 1, x, &prompts, Reads::All)?; // (B, N, D)
+            tapped.insert(end, y.to_dtype(dtype)?);
+            (start, x) = (end + 1, y.into());
+        }
+        let reads = match taps.norm || taps.blocks.contains(&last) {
+            true => Reads::All,
+            false => Reads::ClsAndLast { extra: injection.token_count()? },
+        };
+        let y = blocks.run(start..depth, x, &prompts, reads)?; // (B, N or 1 + K, D)
+        if taps.blocks.contains(&last) {
+            tapped.insert(last, y.to_dtype(dtype)?);
+        }
+        Ok((y.to_dtype(dtype)?, tapped))
+    }
+
+    /// The frozen layers before the final norm.
+    pub(super) fn layers(&self) -> Result<(Stem, Vec<Block>)> {
+        Ok(match &self.blocks {
+            Blocks::Fused(blocks) => blocks.layers()?,
+            Blocks::Taped(blocks) => blocks.layers()?,
+        })
+    }
+}
+
+/// Settings of the blocks of this network.
+fn settings(spec: &BackboneSpec, eps: f64, recompute: bool) -> Settings {
+    let normalize = match spec.normalization {
+        Normalization::NONE => None,
+        Normalization { mean, std } => Some((mean, std.map(|s| 1.0 / s))),
+    };
+    Settings { heads: spec.heads, patch_size: spec.patch_size, eps, normalize, recompute }
 }
 
 impl Backbone for Vit {
@@ -224,19 +177,19 @@ impl Backbone for Vit {
     }
 
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
-        let Outputs { last, tapped } = match &self.body {
-            Body::Fast(body) => body.forward(pixels, injection, taps)?,
-            Body::Composed(body) => body.forward(pixels, injection, taps)?,
+        let (x, blocks) = match &self.blocks {
+            Blocks::Fused(blocks) => self.encode(blocks, pixels, injection, taps)?,
+            Blocks::Taped(blocks) => self.encode(blocks, pixels, injection, taps)?,
         };
-        let x = ops::layer_norm(&last, &self.norm.gamma, &self.norm.beta, self.eps)?;
+        let x = layer_norm(&x, &self.norm.gamma, &self.norm.beta, self.eps)?;
         let tokens = match injection.token_count()? {
             0 => None,
-            extra => Some(x.narrow(1, x.dim(1)? - extra, extra)?.contiguous()?),
+            extra => Some(x.narrow(1, x.dim(1)? - extra, extra)?.contiguous()?), // (B, K, D)
         };
         Ok(Features {
-            cls: x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?,
+            cls: x.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?, // (B, D)
             tokens,
-            blocks: tapped,
+            blocks,
             norm: taps.norm.then_some(x),
         })
     }
@@ -246,27 +199,7 @@ impl Backbone for Vit {
     }
 
     fn weights(&self) -> Result<Vec<(String, Tensor)>> {
-        let (stem, blocks) = match &self.body {
-            Body::Fast(body) => body.layers()?,
-            Body::Composed(body) => body.layers(),
-        };
-        let mut all = vec![("prefix".to_string(), stem.prefix), ("positions".into(), stem.positions)];
-        let mut linear = |name: String, layer: Linear| {
-            all.push((format!("{name}.weight"), layer.weight));
-            all.push((format!("{name}.bias"), layer.bias));
-        };
-        linear("patch_embed.proj".into(), stem.patch);
-        let norm = |layer: Norm| Linear { weight: layer.gamma, bias: layer.beta };
-        for (i, block) in blocks.into_iter().enumerate() {
-            linear(format!("blocks.{i}.norm1"), norm(block.norm1));
-            linear(format!("blocks.{i}.attn.qkv"), block.qkv);
-            linear(format!("blocks.{i}.attn.proj"), block.proj);
-            linear(format!("blocks.{i}.norm2"), norm(block.norm2));
-            linear(format!("blocks.{i}.mlp.fc1"), block.fc1);
-            linear(format!("blocks.{i}.mlp.fc2"), block.fc2);
-        }
-        linear("norm".into(), norm(self.norm.clone()));
-        Ok(all)
+        self.named_weights()
     }
 
     fn portable(&self) -> Result<Option<Portable>> {

@@ -1,5 +1,5 @@
-//! The network as a checkpoint of its own, in timm's form: LayerScale folded in, position embeddings of its image size, and
-//! no blocks but its own.
+//! The network as a checkpoint in timm's form: LayerScale folded in, position embeddings of its image size, and only the
+//! blocks that it has.
 
 use std::path::Path;
 
@@ -9,12 +9,13 @@ use serde_json::json;
 use crate::{
     error::{Error, Result},
     system::device::Precision,
-    traits::{Backbone, Normalization, Portable, Provenance, StateDict},
+    traits::{Normalization, Portable, Provenance, StateDict},
     vit::{Vit, VitOptions, VitWeights, weights},
 };
+use cdl_kernels::layers::{Linear, Norm};
 
 impl Vit {
-    /// Reads a network that was exported ([`Backbone::portable`]) from its folder.
+    /// Reads a network that was exported ([`Backbone::portable`](crate::traits::Backbone::portable)) from its folder.
     ///
     /// # Errors
     /// Files that cannot be read or are no such network; the message names file and tensor.
@@ -47,11 +48,33 @@ impl Vit {
         Self::new(plugin, &weights, &options, provenance, device)
     }
 
+    /// All frozen tensors by timm's names, but for the sums of tokens and position embeddings.
+    pub(super) fn named_weights(&self) -> Result<Vec<(String, Tensor)>> {
+        let (stem, blocks) = self.layers()?;
+        let mut all = vec![("prefix".to_string(), stem.prefix), ("positions".into(), stem.positions)];
+        let mut add = |name: String, layer: Linear| {
+            all.push((format!("{name}.weight"), layer.weight));
+            all.push((format!("{name}.bias"), layer.bias));
+        };
+        add("patch_embed.proj".into(), stem.patch);
+        let norm = |norm: Norm| Linear { weight: norm.gamma, bias: norm.beta };
+        for (i, block) in blocks.into_iter().enumerate() {
+            add(format!("blocks.{i}.norm1"), norm(block.norm1));
+            add(format!("blocks.{i}.attn.qkv"), block.qkv);
+            add(format!("blocks.{i}.attn.proj"), block.proj);
+            add(format!("blocks.{i}.norm2"), norm(block.norm2));
+            add(format!("blocks.{i}.mlp.fc1"), block.fc1);
+            add(format!("blocks.{i}.mlp.fc2"), block.fc2);
+        }
+        add("norm".into(), norm(self.norm.clone()));
+        Ok(all)
+    }
+
     /// The files of a checkpoint that is read as this network, to the bit.
     pub(super) fn checkpoint(&self) -> Result<Portable> {
         let spec = &self.spec;
         let (width, patch) = (spec.width, spec.patch_size);
-        let mut weights: StateDict = self.weights()?.into_iter().collect();
+        let mut weights: StateDict = self.named_weights()?.into_iter().collect();
         let mut take = |name: &str| {
             let missing =
                 || Error::State { owner: spec.plugin.clone(), reason: format!("no tensor `{name}`") };

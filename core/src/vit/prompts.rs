@@ -1,4 +1,4 @@
-//! What an injection adds to the blocks, as rows of one tensor: then prompts cost the same few operations, forward and back,
+//! An injection's keys and values as rows of one tensor, so that prompts cost the same few operations, forward and back,
 //! however many blocks have some.
 
 use std::{collections::HashMap, ops::Range};
@@ -11,14 +11,14 @@ use crate::{
 };
 use cdl_kernels::{
     Source, Sources,
-    fused::{Prompts, Rows},
-    side_by_side,
+    blocks::{BlockRows, Prompts},
+    gather_rows,
 };
 
-/// All rows injected into the first `depth` blocks side by side, and which are whose, as `dtype`.
+/// All rows injected into the first `depth` blocks side by side, and each block's share of them, as `dtype`.
 pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: DType) -> Result<Prompts> {
     let mut pieces = Pieces { batch, ..Pieces::default() };
-    let mut own = Vec::new();
+    let mut shares = Vec::new();
     for block in injection.blocks.iter().take(depth) {
         let first = pieces.places.len();
         for kv in [&block.prefix, &block.suffix].into_iter().flatten() {
@@ -33,13 +33,13 @@ pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: 
             }
             pieces.add(kv)?;
         }
-        own.push(Rows { attended, cls });
+        shares.push(BlockRows { attended, cls });
     }
     let tokens = injection.tokens.as_ref().map(|tokens| {
         let (_, count, width) = tokens.dims3()?;
         tokens.broadcast_as((batch, count, width))?.to_dtype(dtype)
     });
-    Ok(Prompts { tokens: tokens.transpose()?, rows: pieces.rows(dtype)?, own })
+    Ok(Prompts { tokens: tokens.transpose()?, rows: pieces.rows(dtype)?, shares })
 }
 
 /// Prompts by whether images share them, and where among them the key and the value of each row are.
@@ -110,6 +110,6 @@ impl Pieces {
         };
         let (own, shared) = (one(&self.own)?, one(&self.shared)?);
         let sources = Sources { own: own.as_ref(), shared: shared.as_ref() };
-        Ok(Some(side_by_side(sources, &self.places, self.batch, dtype)?))
+        Ok(Some(gather_rows(sources, &self.places, self.batch, dtype)?))
     }
 }

@@ -131,7 +131,7 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
 }
 
-fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
+fn read(source: &str) -> Result<(VitWeights, Provenance)> {
     if source.is_empty() {
         let expected = "expected a source of weights: hf:owner/name, a path, preset:NAME or embedded:NAME";
         return Err(Error::setting("weights", "", expected));
@@ -140,14 +140,14 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
         let names = EMBEDDED.map(|e| e.name);
         let found = EMBEDDED.iter().find(|e| e.name == name).ok_or_else(|| unknown(source, name, &names))?;
         let weights = VitWeights::from_bytes(source.into(), found.weights, Some(found.config))?;
-        return Ok((weights, hub::Provenance::of_bytes(source, found.weights)));
+        return Ok((weights, Provenance::of_bytes(source, found.weights)));
     }
     if let Some(name) = source.strip_prefix("random:") {
         let names = SIZES.map(|(name, ..)| name);
         let &(_, width, depth) =
             SIZES.iter().find(|(n, ..)| *n == name).ok_or_else(|| unknown(source, name, &names))?;
         let sizes = VitSizes { width, depth, patch_size: 16, image_size: 224 };
-        let provenance = hub::Provenance::of_bytes(source, source.as_bytes());
+        let provenance = Provenance::of_bytes(source, source.as_bytes());
         return Ok((VitWeights::random(source, sizes)?, provenance));
     }
     let source = match source.strip_prefix("preset:") {

@@ -57,9 +57,6 @@ struct Apt {
     /// The running mean `(2 depth, D)`, from the end of the first task on.
     merged: Option<Tensor>,
     head: AptHead,
-    width: usize,
-    classes: usize,
-    device: Device,
 }
 
 impl Apt {
@@ -77,10 +74,7 @@ impl Apt {
             }),
             prompts: NamedVar::new("prompt.prompt_tokens", &prompts)?,
             merged: None,
-            head: AptHead::new("last", width, context.classes, &mut rng, device)?,
-            width,
-            classes: context.classes,
-            device: device.clone(),
+            head: AptHead::of(Linear::new("last", width, context.classes, &mut rng, device)?)?,
         })
     }
 
@@ -95,10 +89,6 @@ impl Apt {
 }
 
 impl Learner for Apt {
-    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
-        Ok(())
-    }
-
     fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let prompts = match (pass, self.teacher_prompts) {
             (Pass::Train, _) => self.prompts.tensor().clone(),
@@ -122,7 +112,7 @@ impl Learner for Apt {
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(AptHead::new(name, self.width, self.classes, rng, &self.device)?))
+        Ok(Box::new(AptHead::of(self.head.linear.like(name, rng)?)?))
     }
 
     fn end_task(&mut self, _task: &Task) -> Result<()> {
@@ -157,7 +147,7 @@ impl Learner for Apt {
                 let reason = format!("saved with shape {saved:?}, expected {expected:?}");
                 return Err(Error::State { owner: MERGED.into(), reason });
             }
-            Some(saved) => Some(saved.to_device(&self.device)?.to_dtype(DType::F32)?),
+            Some(saved) => Some(saved.to_device(self.prompts.var.device())?.to_dtype(DType::F32)?),
             None if task.index > 0 => {
                 return Err(Error::State {
                     owner: MERGED.into(),
@@ -178,12 +168,10 @@ struct AptHead {
 }
 
 impl AptHead {
-    fn new(name: &str, width: usize, classes: usize, rng: &mut Rng, device: &Device) -> Result<Self> {
-        Ok(Self {
-            linear: Linear::new(name, width, classes, rng, device)?,
-            ones: Tensor::ones(width, DType::F32, device)?,
-            zeros: Tensor::zeros(width, DType::F32, device)?,
-        })
+    fn of(linear: Linear) -> Result<Self> {
+        let (width, device) = (linear.weight().dim(1)?, linear.weight().device());
+        let ones = Tensor::ones(width, DType::F32, device)?;
+        Ok(Self { zeros: ones.zeros_like()?, ones, linear })
     }
 }
 
@@ -216,7 +204,7 @@ mod tests {
     fn the_head_has_the_published_eps() -> Result<()> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/apt_head.safetensors");
         let recorded = safetensors::load(file, &Device::Cpu)?;
-        let head = AptHead::new("last", 8, 5, &mut Rng::new(0), &Device::Cpu)?;
+        let head = AptHead::of(Linear::new("last", 8, 5, &mut Rng::new(0), &Device::Cpu)?)?;
         for NamedVar { name, var } in head.trainable() {
             var.set(&recorded[name.trim_start_matches("last.")])?;
         }

@@ -57,9 +57,6 @@ struct CodaPrompt {
     tasks: usize,
     /// Components of the current task.
     current: Range<usize>,
-    width: usize,
-    classes: usize,
-    device: Device,
 }
 
 impl CodaPrompt {
@@ -83,8 +80,7 @@ impl CodaPrompt {
             })
             .collect::<Result<_>>()?;
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
-        let (tasks, classes, device) = (context.tasks, context.classes, device.clone());
-        Ok(Self { config, blocks, head, tasks, current: 0..0, width, classes, device })
+        Ok(Self { config, blocks, head, tasks: context.tasks, current: 0..0 })
     }
 
     fn components(&self, task: usize) -> Range<usize> {
@@ -106,13 +102,6 @@ impl CodaPrompt {
     fn all_used(&self, of: impl Fn(&Block) -> &NamedVar) -> Result<Tensor> {
         let of_blocks = self.blocks.iter().map(|block| self.used(of(block)));
         Ok(Tensor::cat(&of_blocks.collect::<Result<Vec<_>>>()?, 0)?)
-    }
-
-    fn variables(&self) -> Vec<NamedVar> {
-        let of = |block: &Block| [block.prompts.clone(), block.keys.clone(), block.attention.clone()];
-        let mut vars: Vec<_> = self.blocks.iter().flat_map(of).collect();
-        vars.extend(self.head.trainable());
-        vars
     }
 }
 
@@ -161,24 +150,17 @@ impl Learner for CodaPrompt {
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
-    }
-
-    fn end_task(&mut self, _task: &Task) -> Result<()> {
-        Ok(())
+        Ok(Box::new(self.head.like(name, rng)?))
     }
 
     fn trainable(&self) -> Vec<NamedVar> {
-        self.variables()
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        StateDict::of(&self.variables())
+        let of = |block: &Block| [block.prompts.clone(), block.keys.clone(), block.attention.clone()];
+        self.blocks.iter().flat_map(of).chain(self.head.trainable()).collect()
     }
 
     fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
         self.current = self.components(task.index);
-        state.load_into(&self.variables())
+        state.load_into(&self.trainable())
     }
 }
 

@@ -73,9 +73,6 @@ struct DualPrompt {
     head: Linear,
     /// The current task.
     task: usize,
-    width: usize,
-    classes: usize,
-    device: Device,
 }
 
 impl DualPrompt {
@@ -116,8 +113,7 @@ impl DualPrompt {
             Mode::Published => Candidates::Pool,
             Mode::Corrected => Candidates::Seen,
         });
-        let (classes, device) = (context.classes, device.clone());
-        Ok(Self { candidates, general, experts, head, task: 0, width, classes, device })
+        Ok(Self { candidates, general, experts, head, task: 0 })
     }
 }
 
@@ -163,11 +159,7 @@ impl Learner for DualPrompt {
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
-    }
-
-    fn end_task(&mut self, _task: &Task) -> Result<()> {
-        Ok(())
+        Ok(Box::new(self.head.like(name, rng)?))
     }
 
     fn quirks(&self) -> Vec<Quirk> {
@@ -178,10 +170,6 @@ impl Learner for DualPrompt {
         let general = self.general.iter().map(|(_, prompt)| prompt.clone());
         let experts = self.experts.iter().flat_map(|e| [e.prompts.clone(), e.keys.clone()]);
         general.chain(experts).chain(self.head.trainable()).collect()
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        StateDict::of(&self.trainable())
     }
 
     fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {

@@ -53,9 +53,6 @@ struct L2p {
     /// Of blocks 0, 1, ...
     pools: Vec<Pool>,
     head: Linear,
-    width: usize,
-    classes: usize,
-    device: Device,
 }
 
 impl L2p {
@@ -81,15 +78,11 @@ impl L2p {
             })
             .collect::<Result<_>>()?;
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
-        Ok(Self { config, pools, head, width, classes: context.classes, device: device.clone() })
+        Ok(Self { config, pools, head })
     }
 }
 
 impl Learner for L2p {
-    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
-        Ok(())
-    }
-
     fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let mut injection = Injection::none();
         let mut penalties = Vec::new();
@@ -118,24 +111,12 @@ impl Learner for L2p {
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
-    }
-
-    fn end_task(&mut self, _task: &Task) -> Result<()> {
-        Ok(())
+        Ok(Box::new(self.head.like(name, rng)?))
     }
 
     fn trainable(&self) -> Vec<NamedVar> {
         let of = |pool: &Pool| [pool.prompts.clone(), pool.keys.clone()];
         self.pools.iter().flat_map(of).chain(self.head.trainable()).collect()
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        StateDict::of(&self.trainable())
-    }
-
-    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
-        state.load_into(&self.trainable())
     }
 }
 

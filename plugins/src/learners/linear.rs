@@ -18,24 +18,17 @@ cdl_core::register!(Learner {
 
 struct LinearProbe {
     head: Linear,
-    width: usize,
-    classes: usize,
-    device: Device,
 }
 
 impl LinearProbe {
     fn new(_config: LinearConfig, context: &LearnerContext<'_>) -> Result<Self> {
-        let (width, classes, device) = (context.backbone.width, context.classes, context.device.clone());
-        let head = Linear::new("last", width, classes, &mut context.rng.clone(), &device)?;
-        Ok(Self { head, width, classes, device })
+        let mut rng = context.rng.clone();
+        let head = Linear::new("last", context.backbone.width, context.classes, &mut rng, context.device)?;
+        Ok(Self { head })
     }
 }
 
 impl Learner for LinearProbe {
-    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
-        Ok(())
-    }
-
     fn inject(&self, _query: &Query<'_>, _pass: Pass) -> Result<Injection> {
         Ok(Injection::none())
     }
@@ -45,22 +38,10 @@ impl Learner for LinearProbe {
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &self.device)?))
-    }
-
-    fn end_task(&mut self, _task: &Task) -> Result<()> {
-        Ok(())
+        Ok(Box::new(self.head.like(name, rng)?))
     }
 
     fn trainable(&self) -> Vec<NamedVar> {
         self.head.trainable()
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        StateDict::of(&self.trainable())
-    }
-
-    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
-        state.load_into(&self.trainable())
     }
 }

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{Plot, Series, cut, heading, line, points, px, text, wide, widest};
+use super::elements::{Plot, Series, cut, heading, line, points, px, text, wide, widest};
 
 /// Texts along the axes.
 pub struct Axes<'a> {

@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ImageFormat, Rgb, RgbImage};
 use maud::{Markup, html};
 
-use super::{Plot, cut, heading, line, px, text, upright, wide, widest};
+use super::elements::{Plot, cut, heading, line, px, text, upright, wide, widest};
 
 /// Cell of a heat map.
 pub struct Cell {

@@ -1,7 +1,7 @@
-//! Attention on a GPU, forward and backward.
+//! Multi-head attention on a GPU.
 
 use candle_core::{
-    CudaDevice, CudaStorage, Layout, Result, Storage, Tensor,
+    CudaDevice, Result, Storage, Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{
@@ -13,10 +13,8 @@ use candle_core::{
     },
 };
 
-use super::{
-    super::attention::{Attended, Sizes},
-    ATTENTION, Element, by_dtype, narrow, nullable, on_gpu, optional, room, slice, tensor,
-};
+use super::launch::{ATTENTION, Element, by_dtype, narrow, nullable, on_gpu, optional, room, slice, value};
+use crate::{ops::attention_sizes::Sizes, tape::Value};
 
 /// One of attention's kernels, and how it is launched.
 struct Kernel {
@@ -93,18 +91,14 @@ impl Numbers {
     }
 }
 
-/// Output and logarithms of sums of one attention.
-pub(crate) fn attention(
-    qkv: &CudaStorage,
-    layout: &Layout,
-    extra: Option<(&CudaStorage, &Layout)>,
-    heads: usize,
-) -> Result<(CudaStorage, CudaStorage, Sizes)> {
-    let s = Sizes::new(layout, extra.map(|(_, layout)| layout), heads)?;
+/// Output and logarithms of sums, see [`crate::ops::attend`].
+pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Tensor)> {
+    let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
+    let injected = extra.map(Tensor::storage_and_layout);
+    on_gpu!(qkv => qkv, layout);
     by_dtype!(qkv, T => {
         let device = qkv.device();
-        let qkv = slice::<T>(qkv, layout)?;
-        let extra = extra.map(|(extra, layout)| slice::<T>(extra, layout)).transpose()?;
+        let (qkv, extra) = (slice::<T>(qkv, layout)?, optional::<T>(&injected)?);
         let mut y = room::<T>(device, s.batch * s.tokens * s.width)?;
         let mut log_sums = room::<f32>(device, s.batch * s.heads * s.tokens)?;
         let Kernel { function, config } = Kernel::new::<T>(device, Side::Forward, &s)?;
@@ -117,45 +111,20 @@ pub(crate) fn attention(
         launch.arg(&batch).arg(&tokens).arg(&rows).arg(&heads).arg(&head).arg(&scale);
         // SAFETY: the kernel's arguments; `Sizes` has compared the shapes, the outputs are as large as it says.
         unsafe { launch.launch(config) }.w()?;
-        let wrap = |y| CudaStorage::wrap_cuda_slice(y, device.clone());
-        Ok((wrap(y), CudaStorage::wrap_cuda_slice(log_sums, device.clone()), s))
+        let log_sums = value(log_sums, device, (s.batch, s.heads, s.tokens)).tensor();
+        Ok((value(y, device, (s.batch, s.tokens, s.width)), log_sums))
     })
 }
 
-/// See [`crate::attend`].
-pub(crate) fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
-    let injected = extra.map(Tensor::storage_and_layout);
-    let injected = match &injected {
-        None => None,
-        Some((storage, layout)) => match &**storage {
-            Storage::Cuda(storage) => Some((storage, *layout)),
-            _ => bail!("injected keys and values are not on the GPU"),
-        },
-    };
-    on_gpu!(qkv => storage, layout);
-    let (y, log_sums, s) = attention(storage, layout, injected, heads)?;
-    Ok(Attended {
-        y: tensor(y, (s.batch, s.tokens, s.width)),
-        log_sums: Some(tensor(log_sums, (s.batch, s.heads, s.tokens))),
-    })
-}
-
-/// See [`crate::attend_backward`].
-pub(crate) fn attend_backward(
+/// See [`crate::ops::attend_backward`].
+pub fn attend_backward(
     qkv: &Tensor,
     extra: Option<&Tensor>,
-    Attended { y, log_sums }: &Attended,
+    y: &Tensor,
+    log_sums: &Tensor,
     dy: &Tensor,
     heads: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let log_sums = match log_sums {
-        Some(log_sums) => log_sums.clone(),
-        // A node of the graph keeps its output alone.
-        None => match attend(qkv, extra, heads)?.log_sums {
-            Some(log_sums) => log_sums,
-            None => bail!("attention left no sums"),
-        },
-    };
     let injected = extra.map(Tensor::storage_and_layout);
     on_gpu!(qkv => qkv_storage, qkv_layout);
     on_gpu!(y => y_storage, y_layout);
@@ -212,10 +181,8 @@ pub(crate) fn attend_backward(
         // SAFETY: the kernel's arguments; `d_extra` has a row for each of `extra`.
         unsafe { launch.launch(config) }.w()?;
 
-        let d_qkv = tensor(CudaStorage::wrap_cuda_slice(d_qkv, device.clone()), (s.batch, s.tokens, 3 * s.width));
-        let d_extra = d_extra.map(|d_extra| {
-            tensor(CudaStorage::wrap_cuda_slice(d_extra, device.clone()), (s.batch, s.extra, 2 * s.width))
-        });
-        Ok((d_qkv, d_extra))
+        let d_qkv = value(d_qkv, device, (s.batch, s.tokens, 3 * s.width)).tensor();
+        let of_extra = (s.batch, s.extra, 2 * s.width);
+        Ok((d_qkv, d_extra.map(|d_extra| value(d_extra, device, of_extra).tensor())))
     })
 }

@@ -1,17 +1,17 @@
-//! What comes before the first block, on a GPU.
+//! Tokens before the first block, on a GPU.
 
 use candle_core::{
-    CudaStorage, DType, Result, Storage, Tensor,
+    DType, Result, Storage, Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
 };
 use half::bf16;
 
-use super::{EMBEDDING, Element, by_image, narrow, nullable, on_gpu, optional, room, slice, tensor};
+use super::launch::{EMBEDDING, Element, by_image, narrow, nullable, on_gpu, optional, room, slice, value};
 
-/// See [`crate::cut_patches`].
-pub(crate) fn cut_patches(
+/// See [`crate::ops::patchify`].
+pub fn patchify(
     pixels: &Tensor,
     patch: usize,
     normalize: Option<&(Tensor, Tensor)>,
@@ -50,11 +50,11 @@ fn cut<T: Element>(pixels: &Tensor, patch: usize, normalize: Option<&(Tensor, Te
     launch.arg(&mut cut).arg(&channels).arg(&side).arg(&patch);
     // SAFETY: the kernel's arguments; the output is as large as all patches, and `mean` and `scale` as the channels.
     unsafe { launch.launch(by_image(rows, batch)?) }.w()?;
-    Ok(tensor(CudaStorage::wrap_cuda_slice(cut, device.clone()), (batch, rows, width)))
+    Ok(value(cut, device, (batch, rows, width)).tensor())
 }
 
-/// See [`crate::put_together`].
-pub(crate) fn put_together(prefix: &Tensor, patches: &Tensor, positions: &Tensor) -> Result<Tensor> {
+/// See [`crate::ops::assemble_tokens`].
+pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) -> Result<Tensor> {
     match patches.dtype() {
         DType::F32 => join::<f32>(prefix, patches, positions),
         DType::BF16 => join::<bf16>(prefix, patches, positions),
@@ -89,5 +89,5 @@ fn join<T: Element>(prefix: &Tensor, patches: &Tensor, positions: &Tensor) -> Re
     launch.arg(&patches).arg(&prefix).arg(&positions).arg(&mut tokens).arg(&first).arg(&width);
     // SAFETY: the kernel's arguments; shapes were compared above, and the output has a row for each token.
     unsafe { launch.launch(by_image(rows, batch)?) }.w()?;
-    Ok(tensor(CudaStorage::wrap_cuda_slice(tokens, device.clone()), shape))
+    Ok(value(tokens, device, shape).tensor())
 }

@@ -1,7 +1,7 @@
-//! Injected keys and values put side by side, on a GPU.
+//! Injected keys and values side by side, on a GPU.
 
 use candle_core::{
-    CudaDevice, CudaStorage, DType, Layout, Result, Storage, Tensor,
+    CudaDevice, DType, Result, Storage, Tensor,
     backend::BackendStorage,
     bail,
     cuda_backend::{
@@ -11,41 +11,43 @@ use candle_core::{
 };
 use half::bf16;
 
-use super::{Element, INJECTION, by_dtype, by_image, narrow, nullable, on_gpu, room, slice, tensor};
+use super::launch::{Element, INJECTION, by_dtype, by_image, narrow, nullable, on_gpu, room, slice, value};
+use crate::tape::{Gradients, Value};
 
 fn on_device(places: &[usize], device: &CudaDevice) -> Result<CudaSlice<u32>> {
     let places = places.iter().map(|&place| narrow(place)).collect::<Result<Vec<_>>>()?;
     device.cuda_stream().clone_htod(&places).w()
 }
 
-/// Prompts, always float32.
-type Prompts<'a> = Option<(&'a CudaStorage, &'a Layout)>;
-
-/// See [`crate::side_by_side`]. The caller has compared the shapes: `places` are rows of the sources.
-pub(crate) fn gather_rows(
-    own: Prompts<'_>,
-    shared: Prompts<'_>,
+/// See [`crate::gather_rows`]. `own` and `shared` are float32, `places` rows of them, as the caller has found.
+pub fn gather_rows(
+    own: &Tensor,
+    shared: &Tensor,
     places: &[usize],
-    (batch, own_rows, width): (usize, usize, usize),
+    own_rows: usize,
+    shape: (usize, usize, usize),
     dtype: DType,
-) -> Result<CudaStorage> {
+) -> Result<Value> {
     match dtype {
-        DType::F32 => gather::<f32>(own, shared, places, (batch, own_rows, width)),
-        DType::BF16 => gather::<bf16>(own, shared, places, (batch, own_rows, width)),
+        DType::F32 => gather::<f32>(own, shared, places, own_rows, shape),
+        DType::BF16 => gather::<bf16>(own, shared, places, own_rows, shape),
         other => bail!("injected rows of {other:?} on a GPU, expected f32 or bf16"),
     }
 }
 
 fn gather<T: Element>(
-    own: Prompts<'_>,
-    shared: Prompts<'_>,
+    own: &Tensor,
+    shared: &Tensor,
     places: &[usize],
-    (batch, own_rows, width): (usize, usize, usize),
-) -> Result<CudaStorage> {
-    let Some((storage, _)) = own.or(shared) else { bail!("injected rows that come from nowhere") };
-    let device = storage.device();
-    let own = own.map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
-    let shared = shared.map(|(storage, layout)| slice::<f32>(storage, layout)).transpose()?;
+    own_rows: usize,
+    shape: (usize, usize, usize),
+) -> Result<Value> {
+    on_gpu!(own => own, own_layout);
+    on_gpu!(shared => shared, shared_layout);
+    let device = own.device();
+    let (own, shared) = (slice::<f32>(own, own_layout)?, slice::<f32>(shared, shared_layout)?);
+    let (batch, _, pair) = shape;
+    let width = pair / 2;
     let mut rows = room::<T>(device, batch * places.len() * width)?;
     let kernel = INJECTION.function(device, &format!("gather_rows_{}", T::SUFFIX))?;
     let config = by_image(places.len(), batch)?;
@@ -53,22 +55,20 @@ fn gather<T: Element>(
     let (own_rows, width) = (narrow(own_rows)?, narrow(width)?);
     let stream = device.cuda_stream();
     let mut launch = stream.launch_builder(&kernel);
-    nullable!(launch, &own);
-    nullable!(launch, &shared);
-    launch.arg(&places).arg(&mut rows).arg(&own_rows).arg(&width);
+    launch.arg(&own).arg(&shared).arg(&places).arg(&mut rows).arg(&own_rows).arg(&width);
     // SAFETY: the kernel's arguments; the places are rows of the sources, and the output has a row for each.
     unsafe { launch.launch(config) }.w()?;
-    Ok(CudaStorage::wrap_cuda_slice(rows, device.clone()))
+    Ok(value(rows, device, shape))
 }
 
 /// Gradients of both sources, `(B, O, D)` and `(1, S, D)`, for that of the rows, `(B, R, 2D)`. The caller has compared the
 /// shapes.
-pub(crate) fn scatter_rows(
+pub fn scatter_rows(
     d_rows: &Tensor,
     places: &[usize],
     own_rows: usize,
     shared_rows: usize,
-) -> Result<(Option<Tensor>, Option<Tensor>)> {
+) -> Result<Gradients> {
     let (batch, _, pair) = d_rows.dims3()?;
     let width = pair / 2;
     // A row that is taken nowhere has a gradient of 0.
@@ -96,7 +96,7 @@ pub(crate) fn scatter_rows(
         // SAFETY: the kernel's arguments; the places are rows of the outputs, each once.
         unsafe { launch.launch(config) }.w()?;
         let wrap = |slice: Option<CudaSlice<f32>>, shape: (usize, usize, usize)| {
-            slice.map(|slice| tensor(CudaStorage::wrap_cuda_slice(slice, device.clone()), shape))
+            slice.map(|slice| value(slice, device, shape).tensor())
         };
         Ok((wrap(d_own, (batch, own_rows, width)), wrap(d_shared, (1, shared_rows, width))))
     })

@@ -1,169 +1,41 @@
 //! One frozen block, forward and backward, in panels.
 //!
-//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. What a backward pass needs is kept:
-//! queries, keys and values, `m`, the slope of GELU, and a few numbers a token. Attention weights are computed again.
-
-use std::{ops::Range, sync::Arc};
+//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the queries,
+//! keys and values, `m`, the slope of GELU, and a few numbers for each token. It computes attention weights again.
 
 use rayon::prelude::*;
 
 use super::{
-    attention::{HeadGradients, attend},
-    panel::{self, Buffer, Pool, Shares, Tokens},
-    tile::{Level, PANEL, STRIP},
-    weights::{Frozen, Start},
+    packed_linear::{PackedLinear, Start},
+    panel::{self, Buffer, Tokens},
+    panel_attention::{HeadGradients, attend},
+    setting::{Extra, Kept, Setting},
+    tile::{PANEL, STRIP},
 };
+use crate::layers::{Block, Norm};
 
-/// Scale and shift of a layer norm.
-#[derive(Debug)]
-pub struct Norm {
-    /// γ, `(D,)`.
-    pub gamma: Vec<f32>,
-    /// β, `(D,)`.
-    pub beta: Vec<f32>,
-}
+/// A block whose layers are arranged for panels.
+pub type PanelBlock = Block<PackedLinear, Vec<f32>>;
 
-/// The frozen layers of one block.
-#[derive(Debug)]
-pub struct Block {
-    /// Before attention.
-    pub norm1: Norm,
-    /// Queries, keys and values, `(3D, D)`.
-    pub qkv: Frozen,
-    /// Attention's projection.
-    pub proj: Frozen,
-    /// Before the MLP.
-    pub norm2: Norm,
-    /// First layer of the MLP.
-    pub fc1: Frozen,
-    /// Second layer of the MLP.
-    pub fc2: Frozen,
-}
-
-/// What all blocks and calls of a pass share.
-#[derive(Debug, Clone)]
-pub struct Setting {
-    /// Instructions to compute with.
-    pub level: Level,
-    /// Where memory comes from.
-    pub pool: Arc<Pool>,
-    /// Threads that share the work.
-    pub threads: usize,
-    /// Images `B`.
-    pub images: usize,
-    /// Tokens `N` of an image, injected ones included.
-    pub tokens: usize,
-    /// Width `D`.
-    pub width: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Of layer norms.
-    pub eps: f32,
-}
-
-/// Injected keys and values: rows `(B, R, 2D)`, key and value side by side, and which of them are this block's.
-#[derive(Debug, Clone, Copy)]
-pub struct Extra<'a> {
-    /// Of all blocks.
-    pub data: &'a [f32],
-    /// `R`.
-    pub rows: usize,
-    /// This block's.
-    pub own: &'a Rows,
-}
-
-/// A block's rows among the injected ones.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rows {
-    /// Attended to besides the image's tokens.
-    pub attended: Range<usize>,
-    /// Added to the CLS token's key and value.
-    pub cls: Option<usize>,
-}
-
-impl Rows {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.attended.is_empty() && self.cls.is_none()
-    }
-}
-
-/// What the forward pass keeps for the backward pass.
-#[derive(Debug)]
-pub struct Kept {
-    /// Means and deviations of `norm1`, of all tokens.
-    stats1: Buffer,
-    /// Queries, of the tokens that are read.
-    pub q: Buffer,
-    /// Keys and values of all tokens.
-    pub kv: Buffer,
-    /// Logarithms of the sums of exponentials, a row for each head.
-    pub log_sums: Buffer,
-    /// `m`, and means and deviations of `norm2`.
-    mid: Buffer,
-    stats2: Buffer,
-    /// `gelu'`.
-    slope: Buffer,
-}
-
-/// Which tokens' input gradients are wanted.
+/// Tokens whose input gradients are wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// None: the input is constant.
+    /// No token: the input is constant.
     Nothing,
-    /// Those of these tokens.
+    /// These tokens.
     Of(Tokens),
 }
 
 /// Gradients of a block.
 #[derive(Debug)]
 pub struct Gradients {
-    /// Of the wanted tokens of the input, as panels.
+    /// Gradient of the wanted tokens of the input, as panels.
     pub x: Option<Buffer>,
-    /// Of this block's injected rows: for each image, [`Rows::attended`] then [`Rows::cls`], `2D` each.
+    /// Gradient of this block's injected rows: for each image those attended to, then that of CLS, `2D` each.
     pub extra: Vec<f32>,
 }
 
-impl Setting {
-    /// Width of a head.
-    pub fn head(&self) -> usize {
-        self.width / self.heads
-    }
-
-    /// What scores are multiplied with.
-    pub fn scale(&self) -> f32 {
-        1.0 / (self.head() as f32).sqrt()
-    }
-
-    /// Panels of `channels` rows.
-    fn take(&self, channels: usize, shares: &Shares) -> Buffer {
-        self.pool.take(shares.panels() * channels * PANEL)
-    }
-
-    /// Where so many tokens of every image stand.
-    pub fn shares(&self, tokens: &Tokens) -> Shares {
-        Shares::new(self.images * tokens.count(), self.threads)
-    }
-
-    /// The `wanted` tokens out of panels of all.
-    fn pick(&self, from: &[f32], channels: usize, wanted: &Tokens) -> Buffer {
-        let (all, shares) = (self.shares(&Tokens::All(self.tokens)), self.shares(wanted));
-        let per_image = wanted.count();
-        let mut to = self.pool.zeros(shares.panels() * channels * PANEL);
-        for index in 0..self.images * per_image {
-            let (panel, column, _) =
-                all.place(index / per_image * self.tokens + wanted.position(index % per_image));
-            let (to_panel, to_column, _) = shares.place(index);
-            for row in 0..channels {
-                to[(to_panel * channels + row) * PANEL + to_column] =
-                    from[(panel * channels + row) * PANEL + column];
-            }
-        }
-        to
-    }
-}
-
-impl Block {
+impl PanelBlock {
     /// The outputs of the tokens that `reads` names, of `x`, all tokens; and what the backward pass needs if `keep`.
     pub fn forward(
         &self,
@@ -255,7 +127,7 @@ impl Block {
     }
 
     /// Panels after a layer norm, and the norm's means and deviations.
-    fn normed(&self, s: &Setting, norm: &Norm, x: &[f32], stats: &mut [f32]) -> Buffer {
+    fn normed(&self, s: &Setting, norm: &Norm<Vec<f32>>, x: &[f32], stats: &mut [f32]) -> Buffer {
         let mut n = s.pool.take(x.len());
         let rows = s.width * PANEL;
         for ((x, n), stats) in
@@ -299,7 +171,7 @@ impl Block {
 
         // Through attention, image by image and head by head.
         let heads = HeadGradients::new(s, extra, reads, kept, &d_attended, wanted != &Wanted::Nothing);
-        let extra_gradient = heads.extra(s, extra.own);
+        let extra_gradient = heads.extra(s, extra.share);
         let Wanted::Of(wanted) = wanted else { return Gradients { x: None, extra: extra_gradient } };
 
         // Through queries, keys and values to the block's input.
@@ -373,7 +245,13 @@ impl Block {
 }
 
 /// In panels `gradient`, that of a norm's output; out of it, that of its input plus `residual`.
-fn norm_backward(norm: &Norm, x: &[f32], stats: &[f32], residual: Option<&[f32]>, gradient: &mut [f32]) {
+fn norm_backward(
+    norm: &Norm<Vec<f32>>,
+    x: &[f32],
+    stats: &[f32],
+    residual: Option<&[f32]>,
+    gradient: &mut [f32],
+) {
     let rows = norm.gamma.len() * PANEL;
     for (number, gradient) in gradient.chunks_exact_mut(rows).enumerate() {
         let residual = residual.map(|residual| &residual[number * rows..][..rows]);

@@ -12,9 +12,9 @@ use rayon::prelude::*;
 
 use super::{
     panel::Pool,
-    tile::{Left, Level, Order, PANEL, Right, STRIP, product},
+    tile::{Left, Order, PANEL, Right, STRIP, SimdLevel, product},
 };
-use crate::kernel::{View, gemm};
+use crate::slices::{View, gemm};
 
 static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
 static AGAIN: AtomicU64 = AtomicU64::new(0);
@@ -52,7 +52,7 @@ pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> 
     const DEPTH: usize = 128;
     const ROUNDS: usize = 2000;
     let threads = rayon::current_num_threads();
-    let (pool, level) = (Arc::<Pool>::default(), Level::best());
+    let (pool, level) = (Arc::<Pool>::default(), SimdLevel::best());
     let (mut a, mut b) = (pool.zeros(STRIP * DEPTH), pool.zeros(PANEL * DEPTH));
     a.fill(0.5);
     b.fill(0.5);

@@ -15,7 +15,7 @@ use std::{
 use multiversion::multiversion;
 
 use super::tile::{GROUP, LINE, PANEL};
-use crate::kernel::{exp_f32, normal_f32};
+use crate::slices::{exp_f32, normal_f32};
 
 /// Which tokens of every image a set of panels holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,6 +260,35 @@ pub fn scatter(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mu
     for row in 0..rows {
         to[row * PANEL + at..][..columns].copy_from_slice(&from[row * stride..][..columns]);
     }
+}
+
+/// Writes tokens, rows of `width` floats each, into panels from token `first` on.
+pub fn into_panels(shares: &Shares, rows: &[f32], width: usize, first: usize, panels: &mut [f32]) {
+    for (index, row) in rows.chunks_exact(width).enumerate() {
+        set_column(shares, panels, width, first + index, row);
+    }
+}
+
+/// Writes the `width` channels of one token.
+pub fn set_column(shares: &Shares, panels: &mut [f32], width: usize, token: usize, values: &[f32]) {
+    let (panel, column, _) = shares.place(token);
+    let to = &mut panels[panel * width * PANEL + column..];
+    for (channel, value) in values.iter().enumerate() {
+        to[channel * PANEL] = *value;
+    }
+}
+
+/// Panels of `tokens` tokens as rows of `width` floats.
+pub fn out_of_panels(shares: &Shares, panels: &[f32], width: usize, tokens: usize) -> Vec<f32> {
+    let mut rows = vec![0.0; tokens * width];
+    for (token, row) in rows.chunks_exact_mut(width).enumerate() {
+        let (panel, column, _) = shares.place(token);
+        let from = &panels[panel * width * PANEL + column..];
+        for (channel, value) in row.iter_mut().enumerate() {
+            *value = from[channel * PANEL];
+        }
+    }
+    rows
 }
 
 /// Turns `rows` rows of `columns` into as many columns; `stride` and `to_stride` are the distances of rows.

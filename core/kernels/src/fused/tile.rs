@@ -52,7 +52,7 @@ pub struct Right<'a> {
 
 /// A set of instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
+pub enum SimdLevel {
     /// 512-bit registers.
     Avx512,
     /// 256-bit registers and fused multiply-add.
@@ -61,7 +61,7 @@ pub enum Level {
     Portable,
 }
 
-impl Level {
+impl SimdLevel {
     /// The levels that this machine has, the fastest first.
     pub fn available() -> Vec<Self> {
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "nothing to add elsewhere"))]
@@ -81,7 +81,7 @@ impl Level {
     /// The fastest level, or that which the environment variable `CDL_SIMD` names (`avx512`, `avx2`, `portable`); a
     /// warning says so if this machine has no such level.
     pub fn best() -> Self {
-        static BEST: OnceLock<Level> = OnceLock::new();
+        static BEST: OnceLock<SimdLevel> = OnceLock::new();
         *BEST.get_or_init(|| {
             let available = Self::available();
             let Ok(asked) = std::env::var("CDL_SIMD") else { return available[0] };
@@ -122,7 +122,7 @@ impl Level {
 /// If an operand does not cover its matrix, which is an error in the caller's arithmetic.
 #[inline]
 pub fn product(
-    level: Level,
+    level: SimdLevel,
     (rows, columns, depth): (usize, usize, usize),
     a: Left<'_>,
     b: Right<'_>,
@@ -158,7 +158,7 @@ pub fn product(
         };
         // SAFETY: the asserts above show that every element that the kernel reads or writes, rows `row..row + 8` of
         // `a` and `c` and `wide` columns of `b` and `c`, lies inside the slices; `c` is borrowed mutably and so apart
-        // from both operands; levels come from `Level::available`, so this
+        // from both operands; levels come from `SimdLevel::available`, so this
         // machine has the kernel's instructions.
         unsafe {
             kernel(
@@ -178,7 +178,7 @@ pub fn product(
 /// `(depth, a, a's stride, b, b's stride, c, c's stride, add)`.
 type Kernel = unsafe fn(usize, *const f32, usize, *const f32, usize, *mut f32, usize, bool);
 
-fn kernel(level: Level, order: Order, groups: usize) -> Kernel {
+fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
     macro_rules! pick {
         ($module:ident) => {
             match (order, groups) {
@@ -196,9 +196,9 @@ fn kernel(level: Level, order: Order, groups: usize) -> Kernel {
     }
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => pick!(avx512),
+        SimdLevel::Avx512 => pick!(avx512),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => pick!(avx2),
+        SimdLevel::Avx2 => pick!(avx2),
         _ => pick!(portable),
     }
 }
@@ -207,7 +207,7 @@ fn kernel(level: Level, order: Order, groups: usize) -> Kernel {
 trait Vector: Copy {
     const LANES: usize;
     /// Whether the loop over the depth asks for the weights that it will read (measured: where a round has fewer products,
-    /// asking takes longer than they do). See [`Level::asks`].
+    /// asking takes longer than they do). See [`SimdLevel::asks`].
     const ASKS: bool;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
@@ -531,7 +531,7 @@ mod tests {
                 let b = random(&mut rng, depth * 50 + 48);
                 let before = random(&mut rng, rows * 52);
                 let mut fused: Option<[Vec<f32>; 2]> = None;
-                for level in Level::available() {
+                for level in SimdLevel::available() {
                     let mut results = [before.clone(), before.clone()];
                     for (c, add) in results.iter_mut().zip([false, true]) {
                         let left = Left { data: &a, order, stride };
@@ -559,7 +559,7 @@ mod tests {
                         assert!((0..rows).all(|row| c[row * 52 + beyond..][..52 - beyond]
                             == before[row * 52 + beyond..][..52 - beyond]));
                     }
-                    if level != Level::Portable {
+                    if level != SimdLevel::Portable {
                         let first = fused.get_or_insert_with(|| results.clone());
                         assert!(*first == results, "{level:?} {order:?}: other bits than another level's");
                     }

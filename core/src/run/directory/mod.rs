@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    config::{Config, Layers},
+    config::Config,
     error::{Error, Result, io},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
@@ -42,8 +42,8 @@ use crate::{
     traits::{ByRole, Role, Skipped, Task},
 };
 
-pub use crate::run::directory::{
-    lock::{LOOKS, PACE, held_file, is_held, lock},
+pub use self::{
+    lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
@@ -241,7 +241,7 @@ impl RunDir {
                 toml
             }
         };
-        let begun = Layers::recorded(&origin, &toml).config()?;
+        let begun = Config::recorded(&origin, &toml)?;
         let files = (append(root, METRICS)?, append(root, LOG)?);
         Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, begun))
     }

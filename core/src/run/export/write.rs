@@ -9,6 +9,7 @@ use std::{
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
+use walkdir::WalkDir;
 
 use crate::{
     config::Config,
@@ -27,7 +28,7 @@ use crate::{
         },
     },
     system::atomic::{beside, settle, sync_below, write_atomic},
-    traits::{Backbone, Pass, Portable, Query, QuerySource, Role, StateDict, Task},
+    traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
 
@@ -99,15 +100,11 @@ fn only_exported(root: &Path) -> Result<()> {
     };
     let mut known: Vec<PathBuf> = description.files().iter().map(|name| root.join(name)).collect();
     known.push(root.join(checksum_list::NAME));
-    let mut folders = vec![root.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(crate::error::io(&folder))? {
-            let path = entry.map_err(crate::error::io(&folder))?.path();
-            if path.is_dir() && known.iter().any(|file| file.starts_with(&path)) {
-                folders.push(path);
-            } else if !known.contains(&path) {
-                return Err(stranger(&path, "is no part of an exported model"));
-            }
+    let is_above = |folder: &Path| known.iter().any(|file| file.starts_with(folder));
+    for entry in WalkDir::new(root).min_depth(1) {
+        let path = entry.map_err(|e| crate::error::io(root)(e.into()))?.into_path();
+        if !(known.contains(&path) || path.is_dir() && is_above(&path)) {
+            return Err(stranger(&path, "is no part of an exported model"));
         }
     }
     Ok(())
@@ -126,7 +123,7 @@ fn describe(
         Ok(FrozenNetwork {
             plugin: section.name.clone(),
             settings: section.settings.clone(),
-            spec: backbone(experiment, role).spec().clone(),
+            spec: trainer.network(role).backbone.spec().clone(),
         })
     };
     let (distillers, trained) = match role {
@@ -174,13 +171,9 @@ fn describe(
 /// Whether the learner of `role` looks at the query when it predicts. If not, the network that makes it is not needed.
 fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let trainer = &experiment.trainer;
-    let learner = match role {
-        Role::Teacher => &trainer.teacher.learner,
-        Role::Student => &trainer.student.learner,
-    };
     let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
     let asked = Cell::new(false);
-    learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
+    trainer.network(role).learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
     Ok(asked.get())
 }
 
@@ -215,16 +208,9 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
     Ok((kept, trained))
 }
 
-fn backbone(experiment: &Experiment, role: Role) -> &dyn Backbone {
-    match role {
-        Role::Teacher => experiment.trainer.teacher.backbone.as_ref(),
-        Role::Student => experiment.trainer.student.backbone.as_ref(),
-    }
-}
-
 /// Writes a frozen network into `folder`.
 fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> Result<()> {
-    let backbone = backbone(experiment, role);
+    let backbone = &experiment.trainer.network(role).backbone;
     let portable = backbone.portable()?.ok_or_else(|| {
         let plugin = &backbone.spec().plugin;
         fail(root, format!("the backbone `{plugin}` cannot be exported: it does not implement `portable`"))

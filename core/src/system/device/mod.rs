@@ -161,5 +161,5 @@ pub fn describe(device: &Device) -> String {
 
 /// The kernels that frozen networks run on there.
 pub fn kernels(device: &Device) -> &'static str {
-    if device.is_cpu() { fused::Level::best().as_str() } else { "cuda" }
+    if device.is_cpu() { fused::SimdLevel::best().as_str() } else { "cuda" }
 }

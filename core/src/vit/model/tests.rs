@@ -1,17 +1,17 @@
-//! The fast network and the composed one against candle's graph in float64: values and gradients, for everything that can be injected and
-//! read, on every set of instructions that this machine has.
+//! The fused and the taped network against candle's graph in float64: values and gradients, for everything that can be
+//! injected and read, on every instruction set that this machine has.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::{D, Var};
 
 use super::*;
 use crate::{
+    error::Error,
     rng::Rng,
-    system::device::Precision,
     traits::{BlockInjection, Kv},
     vit::VitSizes,
 };
-use cdl_kernels::fused::Level;
+use cdl_kernels::layers::Linear;
 
 const SIDE: usize = 28;
 const DEPTH: usize = 4;
@@ -32,40 +32,30 @@ fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
     Vit::new("vit", &weights, &options, Provenance::of_bytes("fast", b"fast"), &Device::Cpu).unwrap()
 }
 
-fn at_level(mut vit: Vit, level: Level) -> Vit {
-    vit.body = match vit.body {
-        Body::Fast(fast) => Body::Fast(fast.with_level(level)),
-        Body::Composed(_) => panic!("these sizes suit the fast path"),
-    };
-    vit
+/// The network with its blocks computed as `blocks` says.
+fn with_blocks(vit: &Vit, norm: Norm, blocks: Blocks) -> Vit {
+    Vit { spec: vit.spec.clone(), blocks, norm, eps: vit.eps, sizes: vit.sizes }
 }
 
-/// The same network out of operations with a backward pass of their own, in float64.
-fn composed(vit: &Vit, recompute: bool) -> Vit {
-    let wide = |t: &Tensor| t.to_dtype(DType::F64).unwrap();
-    let linear = |l: &Linear| Linear { weight: wide(&l.weight), bias: wide(&l.bias) };
-    let norm = |n: &Norm| Norm { gamma: wide(&n.gamma), beta: wide(&n.beta) };
-    let Body::Fast(fast) = &vit.body else { panic!("these sizes suit the fast path") };
-    let (stem, blocks) = fast.layers().unwrap();
-    let stem =
-        Stem { patch: linear(&stem.patch), prefix: wide(&stem.prefix), positions: wide(&stem.positions) };
-    let blocks = blocks.iter().map(|b| Block {
-        norm1: norm(&b.norm1),
-        qkv: linear(&b.qkv),
-        proj: linear(&b.proj),
-        norm2: norm(&b.norm2),
-        fc1: linear(&b.fc1),
-        fc2: linear(&b.fc2),
-    });
-    let setting = Setting { heads: vit.spec.heads, eps: vit.eps, recompute };
-    let body = Composed::new(stem, blocks.collect(), &vit.spec, setting).unwrap();
-    Vit {
-        spec: vit.spec.clone(),
-        body: Body::Composed(body),
-        norm: norm(&vit.norm),
-        eps: vit.eps,
-        sizes: vit.sizes,
-    }
+fn at_level(vit: &Vit, level: SimdLevel) -> Vit {
+    let (stem, blocks) = vit.layers().unwrap();
+    let blocks = blocks.into_iter().map(Ok::<_, Error>);
+    let blocks = FusedBlocks::new(&stem, blocks, settings(&vit.spec, vit.eps, false), level).unwrap();
+    with_blocks(vit, vit.norm.clone(), Blocks::Fused(blocks))
+}
+
+/// The network in taped tensor operations, in float64.
+fn taped(vit: &Vit, recompute: bool) -> Vit {
+    let wide = |t: &Tensor| t.to_dtype(DType::F64);
+    let linear = |l: &Linear| l.to_dtype(DType::F64);
+    assert!(matches!(vit.blocks, Blocks::Fused(_)), "these sizes suit the fused path");
+    let (stem, blocks) = vit.layers().unwrap();
+    let stem = stem.map(linear, wide).unwrap();
+    let blocks = blocks.iter().map(|block| Ok(block.map(linear, wide)?));
+    let settings = settings(&vit.spec, vit.eps, recompute);
+    let blocks = TapedBlocks::new::<Error>(&stem, blocks, settings, DType::F64).unwrap();
+    let norm = Norm { gamma: wide(&vit.norm.gamma).unwrap(), beta: wide(&vit.norm.beta).unwrap() };
+    with_blocks(vit, norm, Blocks::Taped(blocks))
 }
 
 /// The oracle: the network written down operation by operation, with gradients from candle's graph alone.
@@ -83,8 +73,8 @@ fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
 
 impl Oracle {
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
-        let Vit { spec, body: Body::Composed(body), norm, eps, .. } = &self.0 else { panic!("not composed") };
-        let (stem, blocks) = body.layers();
+        let Vit { spec, norm, eps, .. } = &self.0;
+        let (stem, blocks) = self.0.layers()?;
         let linear = |x: &Tensor, l: &Linear| cdl_kernels::portable::linear(x, &l.weight, Some(&l.bias));
         let normal = |x: &Tensor, n: &Norm| cdl_kernels::portable::layer_norm(x, &n.gamma, &n.beta, *eps);
         let channel =
@@ -271,19 +261,19 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 
 /// Values and gradients of the oracle.
 fn exact(case: &Case, vit: &Vit) -> (Vec<f64>, Vec<Vec<f64>>) {
-    let oracle = Oracle(composed(vit, false));
+    let oracle = Oracle(taped(vit, false));
     case.through(vit.spec.width, DType::F64, |pixels, injection, taps| {
         oracle.forward(pixels, injection, taps)
     })
 }
 
 #[test]
-fn the_composed_network_gives_the_values_and_gradients_of_the_graph() {
+fn the_taped_network_gives_the_values_and_gradients_of_the_graph() {
     let vit = vit(48, 3, false);
     for case in CASES {
         let (values, gradients) = exact(&case, &vit);
         for recompute in [false, true] {
-            let (found, found_gradients) = case.run(&composed(&vit, recompute), DType::F64);
+            let (found, found_gradients) = case.run(&taped(&vit, recompute), DType::F64);
             let error = apart(&found, &values);
             assert!(error < 1e-13, "{}: values are apart by {error:e}", case.name);
             for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
@@ -296,7 +286,7 @@ fn the_composed_network_gives_the_values_and_gradients_of_the_graph() {
 
 #[test]
 fn a_second_backward_pass_through_one_graph_gives_the_same() {
-    let vit = composed(&vit(48, 3, false), false);
+    let vit = taped(&vit(48, 3, false), false);
     let prompt = Rng::new(3).normal(&[1, 2, 48], 1.0, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     let prompt = Var::from_tensor(&prompt).unwrap();
     let mut injection = Injection::none();
@@ -315,9 +305,8 @@ fn every_level_gives_the_values_and_gradients_of_the_graph() {
         let of_graph = vit(width, heads, false);
         for case in CASES {
             let (values, gradients) = exact(&case, &of_graph);
-            for level in Level::available() {
-                let (found, found_gradients) =
-                    case.run(&at_level(vit(width, heads, false), level), DType::F32);
+            for level in SimdLevel::available() {
+                let (found, found_gradients) = case.run(&at_level(&of_graph, level), DType::F32);
                 let name = format!("{}, width {width}, {}", case.name, level.as_str());
                 let error = apart(&found, &values);
                 assert!(error < 2e-6, "{name}: values are apart by {error:e}");

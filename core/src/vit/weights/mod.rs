@@ -1,6 +1,7 @@
 //! Reading a ViT's tensors out of safetensors or a PyTorch state dict, any float type widened to float32.
 
 mod config_file;
+mod layers;
 mod names;
 pub mod position_embedding;
 mod pytorch;
@@ -13,7 +14,7 @@ use crate::{
     error::{Error, Result},
     rng::Rng,
     traits::Normalization,
-    vit::weights::{config_file::CheckpointConfig, names::block_number, position_embedding::resample},
+    vit::weights::{config_file::CheckpointConfig, names::block_number},
 };
 
 /// The tensors of a checkpoint, with what the files beside it say.
@@ -242,80 +243,6 @@ impl VitWeights {
             ));
         }
         Ok(image_size / patch)
-    }
-
-    /// Weight `(outputs, inputs)` and bias `(outputs,)` of `{name}`.
-    pub(super) fn linear(
-        &self,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-        device: &Device,
-    ) -> Result<(Tensor, Tensor)> {
-        Ok((
-            self.tensor(&format!("{name}.weight"), &[outputs, inputs], device)?,
-            self.tensor(&format!("{name}.bias"), &[outputs], device)?,
-        ))
-    }
-
-    /// A linear layer with LayerScale folded in, if the file has it.
-    pub(super) fn scaled(
-        &self,
-        name: &str,
-        weight: Tensor,
-        bias: Tensor,
-        device: &Device,
-    ) -> Result<(Tensor, Tensor)> {
-        if !self.tensors.contains_key(name) {
-            return Ok((weight, bias));
-        }
-        let gamma = self.tensor(name, &[weight.dim(0)?], device)?;
-        Ok((weight.broadcast_mul(&gamma.unsqueeze(1)?)?, (bias * gamma)?))
-    }
-
-    /// Scale and shift of a layer norm.
-    pub(super) fn norm(&self, name: &str, width: usize, device: &Device) -> Result<(Tensor, Tensor)> {
-        Ok((
-            self.tensor(&format!("{name}.weight"), &[width], device)?,
-            self.tensor(&format!("{name}.bias"), &[width], device)?,
-        ))
-    }
-
-    /// The patch convolution as a linear layer: `(D, 3 p p)` and `(D,)`.
-    pub(super) fn patch_embedding(&self, geometry: &Geometry, device: &Device) -> Result<(Tensor, Tensor)> {
-        let Geometry { width, patch_size: p, .. } = *geometry;
-        let weight = self.tensor("patch_embed.proj.weight", &[width, 3, p, p], device)?;
-        let bias = self.tensor("patch_embed.proj.bias", &[width], device)?;
-        Ok((weight.reshape((width, 3 * p * p))?, bias))
-    }
-
-    /// CLS and register tokens with their positions `(1, 1 + R, D)`, and the patches' positions `(1, grid², D)`.
-    pub(super) fn positions(
-        &self,
-        geometry: &Geometry,
-        grid: usize,
-        device: &Device,
-    ) -> Result<(Tensor, Tensor)> {
-        let Geometry { width, registers, prefix_positions, grid: from, .. } = *geometry;
-        let rows = prefix_positions + from * from;
-        let all = self.tensor("pos_embed", &[1, rows, width], &Device::Cpu)?;
-        let mut prefix = self.tensor("cls_token", &[1, 1, width], &Device::Cpu)?;
-        if registers > 0 {
-            let registers = self.tensor("reg_token", &[1, registers, width], &Device::Cpu)?;
-            prefix = Tensor::cat(&[prefix, registers], 1)?;
-        }
-        if prefix_positions > 0 {
-            let own = all.narrow(1, 0, prefix_positions)?;
-            let bare = 1 + registers - prefix_positions;
-            prefix = (prefix + own.pad_with_zeros(1, 0, bare)?)?;
-        }
-        let mut patches = all.narrow(1, prefix_positions, from * from)?;
-        if from != grid {
-            let values = patches.flatten_all()?.to_vec1::<f32>()?;
-            let values = resample(&values, from, grid, width);
-            patches = Tensor::from_vec(values, (1, grid * grid, width), &Device::Cpu)?;
-        }
-        Ok((prefix.to_device(device)?, patches.contiguous()?.to_device(device)?))
     }
 }
 

@@ -1,0 +1,168 @@
+//! Elements of plots: series, texts, lines, and the drawing that they make up.
+
+use maud::{Markup, PreEscaped, html};
+
+/// Variables of the page: name, value on a light page, value on a dark one. `s0` and so on are the colours of series, taken
+/// from Okabe and Ito: colour-blind readers can tell them apart.
+pub const PALETTE: [(&str, &str, &str); 11] = [
+    ("page", "#ffffff", "#15181c"),
+    ("ink", "#1d2329", "#e4e7ea"),
+    ("quiet", "#5d6770", "#9aa4ad"),
+    ("rule", "#dde2e6", "#363d44"),
+    ("s0", "#0072b2", "#56b4e9"),
+    ("s1", "#d55e00", "#f08a3c"),
+    ("s2", "#009e73", "#2fc79b"),
+    ("s3", "#b0568d", "#dd8fbe"),
+    ("s4", "#8a6d00", "#e6c229"),
+    ("s5", "#3a3f8f", "#9aa0f0"),
+    ("s6", "#6b6b6b", "#b5b5b5"),
+];
+/// Classes of texts.
+pub const STYLE: &str = ".heading{font-size:14px;font-weight:600}.quiet{fill:var(--quiet)}.small{font-size:10px}\
+                         .middle{text-anchor:middle}.end{text-anchor:end}";
+/// Number of colours of series in the palette.
+const COLOURS: usize = 7;
+/// Corners of the markers of series, in pixels from their centre. The first marker has none: it is a circle.
+const MARKERS: [&[(f64, f64)]; 5] = [
+    &[],
+    &[(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
+    &[(0.0, -4.4), (4.2, 3.4), (-4.2, 3.4)],
+    &[(0.0, -4.8), (4.8, 0.0), (0.0, 4.8), (-4.8, 0.0)],
+    &[(0.0, 4.4), (4.2, -3.4), (-4.2, -3.4)],
+];
+
+/// One line, or one bar or dot in each group.
+#[derive(Default)]
+pub struct Series {
+    /// Name in the legend.
+    pub name: String,
+    /// Number of its colour and marker.
+    pub colour: usize,
+    /// Whether the line is dashed and the marker hollow.
+    pub dashed: bool,
+    /// Values by place; `None` where the series has none.
+    pub values: Vec<Option<f64>>,
+    /// Lower and upper end of a shaded band by place; empty for a series without a band.
+    pub band: Vec<Option<(f64, f64)>>,
+}
+
+impl Series {
+    pub fn ink(&self) -> String {
+        format!("var(--s{})", self.colour % COLOURS)
+    }
+
+    pub fn fill(&self) -> String {
+        if self.dashed { "var(--page)".into() } else { self.ink() }
+    }
+
+    pub fn dashes(&self) -> Option<&'static str> {
+        self.dashed.then_some("6 4")
+    }
+
+    /// Small shape at a point, with a tip.
+    pub fn marker(&self, (x, y): (f64, f64), tip: &str) -> Markup {
+        let (fill, ink) = (self.fill(), self.ink());
+        html! {
+            @match MARKERS[self.colour % MARKERS.len()] {
+                [] => circle cx=(px(x)) cy=(px(y)) r="3.6" fill=(fill) stroke=(ink) stroke-width="1.6" { title { (tip) } }
+                corners => polygon points=(points(corners.iter().map(|(dx, dy)| (x + dx, y + dy))))
+                    fill=(fill) stroke=(ink) stroke-width="1.6" { title { (tip) } }
+            }
+        }
+    }
+}
+
+/// A drawing and its size.
+pub struct Plot {
+    /// Name for readers who do not see the drawing.
+    pub title: String,
+    /// Width in pixels of the page.
+    pub width: f64,
+    /// Height in pixels of the page.
+    pub height: f64,
+    /// Elements of the drawing.
+    pub body: Markup,
+}
+
+impl Plot {
+    /// Element for a page. It shrinks with the page down to a width at which it can still be read.
+    pub fn inline(&self) -> Markup {
+        let least = self.width.min((0.62 * self.width).max(300.0));
+        self.element(Some(format!("width:{:.0}px;max-width:100%;min-width:{least:.0}px", self.width)))
+    }
+
+    /// SVG file of its own, on white.
+    pub fn standalone(&self) -> String {
+        let svg = self.element(None).into_string();
+        let light = |svg: String, (name, light, _): &(&str, &str, &str)| {
+            svg.replace(&format!("var(--{name})"), light)
+        };
+        printable(&PALETTE.iter().fold(svg, light)) + "\n"
+    }
+
+    /// Element with a style of its own on a page, or with classes and a size in a file.
+    fn element(&self, on_page: Option<String>) -> Markup {
+        let (width, height) = (format!("{:.0}", self.width), format!("{:.0}", self.height));
+        html! {
+            svg xmlns="http://www.w3.org/2000/svg" viewBox={ "0 0 " (width) " " (height) } style=[&on_page]
+                width=[on_page.is_none().then_some(&width)] height=[on_page.is_none().then_some(&height)] role="img" aria-label=(self.title)
+                font-family="system-ui, 'Segoe UI', Helvetica, Arial, sans-serif" font-size="12" fill="var(--ink)" {
+                @if on_page.is_none() { style { (PreEscaped(STYLE)) } }
+                rect width=(width) height=(height) fill="var(--page)" {}
+                (self.body)
+            }
+        }
+    }
+}
+
+/// Replaces control characters, which XML does not have.
+pub fn printable(markup: &str) -> String {
+    markup.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
+}
+
+/// Text at a point, in classes of [`STYLE`].
+pub fn text((x, y): (f64, f64), class: &str, what: &str) -> Markup {
+    html! { text x=(px(x)) y=(px(y)) class=(class) { (what) } }
+}
+
+/// Text that reads upwards.
+pub fn upright((x, y): (f64, f64), class: &str, what: &str) -> Markup {
+    let (x, y) = (px(x), px(y));
+    html! { text x=(x) y=(y) class=(class) transform={ "rotate(-90 " (x) " " (y) ")" } { (what) } }
+}
+
+pub fn heading(title: &str) -> Markup {
+    text((10.0, 20.0), "heading", title)
+}
+
+pub fn line((x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str) -> Markup {
+    html! { line x1=(px(x1)) y1=(px(y1)) x2=(px(x2)) y2=(px(y2)) stroke={ "var(--" (colour) ")" } {} }
+}
+
+/// Length in pixels with one digit after the point.
+pub fn px(length: f64) -> String {
+    format!("{length:.1}")
+}
+
+/// Corners of a polyline or polygon.
+pub fn points(points: impl Iterator<Item = (f64, f64)>) -> String {
+    points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
+}
+
+/// Approximate width in pixels of a text of 12 px.
+pub fn wide(text: &str) -> f64 {
+    6.7 * text.chars().count() as f64
+}
+
+/// Approximate width in pixels of the longest of `names`, each cut to `most` characters.
+pub fn widest(names: &[String], most: usize) -> f64 {
+    names.iter().map(|name| wide(&cut(name, most))).fold(0.0, f64::max)
+}
+
+/// `text`, cut where it would be longer than `most` characters.
+pub fn cut(text: &str, most: usize) -> String {
+    match text.chars().count() > most {
+        true => text.chars().take(most - 1).chain(['…']).collect(),
+        false => text.into(),
+    }
+}

@@ -1,0 +1,363 @@
+//! The frozen layers' matrix products, by cuBLASLt. The bias, and what a residual connection adds, go in with the product,
+//! and what is chosen for a product (layouts, algorithm) is kept for the next of its size.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, hash_map::Entry},
+    ptr,
+};
+
+use candle_core::{
+    CudaDevice, Result, Shape, Storage, Tensor,
+    backend::BackendStorage,
+    bail,
+    cuda_backend::{
+        DeviceId, WrapErr,
+        cudarc::{
+            cublaslt::{
+                result::{self, CublasError},
+                sys,
+            },
+            driver::{CudaSlice, CudaView, DevicePtr, DevicePtrMut, sys::CUdeviceptr},
+        },
+    },
+};
+
+use super::launch::{Element, by_dtype, on_gpu, optional, room, slice, value};
+use crate::tape::Value;
+
+/// `x Wᵀ + b + plus` of `shape` for `rows` rows of `x`; `plus` is of the same shape.
+pub fn linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    plus: Option<&Tensor>,
+    rows: usize,
+    shape: Shape,
+) -> Result<Value> {
+    let (outputs, inputs) = weight.dims2()?;
+    on_gpu!(x => x, layout);
+    on_gpu!(weight => weight, weight_layout);
+    let (bias, plus) = (bias.map(Tensor::storage_and_layout), plus.map(Tensor::storage_and_layout));
+    by_dtype!(x, T => {
+        let operands = Operands {
+            x: slice::<T>(x, layout)?,
+            weight: slice::<T>(weight, weight_layout)?,
+            bias: optional::<T>(&bias)?,
+            plus: optional::<T>(&plus)?,
+        };
+        multiply(x.device(), Product { rows, inputs, outputs, transposed: true }, operands, shape)
+    })
+}
+
+/// `dy W` of `shape`, the gradient of the input for that of `rows` rows of the output.
+pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Value> {
+    let (inputs, outputs) = weight.dims2()?;
+    on_gpu!(dy => dy, layout);
+    on_gpu!(weight => weight, weight_layout);
+    by_dtype!(dy, T => {
+        let (x, weight) = (slice::<T>(dy, layout)?, slice::<T>(weight, weight_layout)?);
+        let operands = Operands { x, weight, bias: None, plus: None };
+        multiply(dy.device(), Product { rows, inputs, outputs, transposed: false }, operands, shape)
+    })
+}
+
+/// `Y = X Wᵀ`, or `X W`, of row-major matrices: `X` `(rows, inputs)`, `Y` `(rows, outputs)`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Product {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    /// Whether `W` is `(outputs, inputs)`; else `(inputs, outputs)`.
+    transposed: bool,
+}
+
+struct Operands<'a, T> {
+    x: CudaView<'a, T>,
+    weight: CudaView<'a, T>,
+    bias: Option<CudaView<'a, T>>,
+    plus: Option<CudaView<'a, T>>,
+}
+
+/// How numbers are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Arithmetic {
+    Float32,
+    Tf32,
+    Bf16,
+}
+
+impl Arithmetic {
+    fn of<T: Element>() -> Self {
+        match T::products() {
+            "bf16" => Self::Bf16,
+            "tf32" => Self::Tf32,
+            _ => Self::Float32,
+        }
+    }
+
+    fn stored(self) -> sys::cudaDataType_t {
+        match self {
+            Self::Float32 | Self::Tf32 => sys::cudaDataType_t::CUDA_R_32F,
+            Self::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        }
+    }
+
+    /// Sums are float32 in each.
+    fn computed(self) -> sys::cublasComputeType_t {
+        match self {
+            Self::Float32 | Self::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Self::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+        }
+    }
+}
+
+fn multiply<T: Element>(
+    device: &CudaDevice,
+    product: Product,
+    operands: Operands<'_, T>,
+    shape: Shape,
+) -> Result<Value> {
+    thread_local! {
+        /// A thread has a stream of its own, and its products a workspace.
+        static OF_DEVICE: RefCell<HashMap<DeviceId, Products>> = RefCell::default();
+    }
+    let Product { rows, inputs, outputs, .. } = product;
+    let Operands { x, weight, bias, plus } = &operands;
+    let fits = |operand: &Option<CudaView<'_, T>>, count| operand.as_ref().is_none_or(|it| it.len() == count);
+    if x.len() != rows * inputs
+        || weight.len() != outputs * inputs
+        || !fits(bias, outputs)
+        || !fits(plus, rows * outputs)
+    {
+        bail!(
+            "a linear layer of {inputs} inputs and {outputs} outputs on {rows} rows: {} numbers in, {} weights, \
+             bias of {:?}, {:?} to be added",
+            x.len(),
+            weight.len(),
+            bias.as_ref().map(CudaView::len),
+            plus.as_ref().map(CudaView::len),
+        );
+    }
+    let mut y = room::<T>(device, rows * outputs)?;
+    OF_DEVICE.with_borrow_mut(|all| {
+        let products = match all.entry(device.id()) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => place.insert(Products::new(device)?),
+        };
+        products.run(device, product, operands, &mut y)
+    })?;
+    Ok(value(y, device, shape))
+}
+
+/// Something that cuBLASLt has made, given back to it in the end.
+struct Owned<H: Copy> {
+    handle: H,
+    destroy: unsafe fn(H) -> Done<()>,
+}
+
+type Done<T> = std::result::Result<T, CublasError>;
+
+impl<H: Copy> Owned<H> {
+    fn new(made: Done<H>, destroy: unsafe fn(H) -> Done<()>) -> Result<Self> {
+        Ok(Self { handle: done(made)?, destroy })
+    }
+}
+
+impl<H: Copy> Drop for Owned<H> {
+    fn drop(&mut self) {
+        // SAFETY: made by cuBLASLt and given back once. What is refused could only be leaked.
+        let _ = unsafe { (self.destroy)(self.handle) };
+    }
+}
+
+fn done<T>(done: Done<T>) -> Result<T> {
+    done.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error}")))
+}
+
+/// cuBLASLt on one device, for one thread.
+struct Products {
+    plans: HashMap<(Product, Arithmetic, bool), Plan>,
+    handle: Owned<sys::cublasLtHandle_t>,
+    workspace: CudaSlice<u8>,
+}
+
+/// What products of one size, arithmetic, and with or without bias have in common.
+struct Plan {
+    operation: Owned<sys::cublasLtMatmulDesc_t>,
+    weight: Owned<sys::cublasLtMatrixLayout_t>,
+    x: Owned<sys::cublasLtMatrixLayout_t>,
+    y: Owned<sys::cublasLtMatrixLayout_t>,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Products {
+    fn new(device: &CudaDevice) -> Result<Self> {
+        let (major, _) = device.cuda_stream().context().compute_capability().w()?;
+        // What NVIDIA recommends: https://docs.nvidia.com/cuda/cublas/#cublassetworkspace
+        let megabytes = if major >= 9 { 32 } else { 4 };
+        Ok(Self {
+            plans: HashMap::new(),
+            handle: Owned::new(result::create_handle(), result::destroy_handle)?,
+            workspace: room(device, megabytes << 20)?,
+        })
+    }
+
+    fn run<T: Element>(
+        &mut self,
+        device: &CudaDevice,
+        product: Product,
+        operands: Operands<'_, T>,
+        y: &mut CudaSlice<T>,
+    ) -> Result<()> {
+        let stream = device.cuda_stream();
+        let mut copies = [const { None }; 4];
+        let [of_x, of_weight, of_bias, of_plus] = &mut copies;
+        let Operands { x, weight, bias, plus } = operands;
+        let (x, weight) = (aligned(device, x, of_x)?, aligned(device, weight, of_weight)?);
+        let bias = bias.map(|bias| aligned(device, bias, of_bias)).transpose()?;
+        let plus = plus.map(|plus| aligned(device, plus, of_plus)).transpose()?;
+
+        let arithmetic = Arithmetic::of::<T>();
+        let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
+        let bias_at = bias.as_ref().map(|(at, _)| *at);
+        let plan = match self.plans.entry((product, arithmetic, bias.is_some())) {
+            Entry::Occupied(there) => {
+                let plan = there.into_mut();
+                plan.set_bias(bias_at)?;
+                plan
+            }
+            Entry::Vacant(place) => {
+                let room = self.workspace.len();
+                place.insert(Plan::new(self.handle.handle, product, arithmetic, bias_at, room)?)
+            }
+        };
+        let (x, _x) = x.device_ptr(&stream);
+        let (weight, _weight) = weight.device_ptr(&stream);
+        let (y, _y) = y.device_ptr_mut(&stream);
+        let (workspace, _workspace) = self.workspace.device_ptr(&stream);
+        let plus = plus.as_ref().map(|plus| plus.device_ptr(&stream));
+        let (add, factor) = match &plus {
+            Some((plus, _)) => (*plus, 1.0f32),
+            // Not read.
+            None => (y, 0.0),
+        };
+        // SAFETY: the plan's layouts are those of the operands, whose lengths `multiply` has compared with the sizes, and
+        // all of them live until they are queued on the stream that also frees them.
+        done(unsafe {
+            result::matmul(
+                self.handle.handle,
+                plan.operation.handle,
+                ptr::from_ref(&1.0f32).cast(),
+                ptr::from_ref(&factor).cast(),
+                weight as *const _,
+                plan.weight.handle,
+                x as *const _,
+                plan.x.handle,
+                add as *const _,
+                plan.y.handle,
+                y as *mut _,
+                plan.y.handle,
+                &plan.algorithm,
+                workspace as *mut _,
+                self.workspace.len(),
+                stream.cu_stream().cast(),
+            )
+        })
+    }
+}
+
+impl Plan {
+    /// cuBLASLt's matrices are column-major, so the transposed product is what it is asked for: `Yᵀ = W Xᵀ`, or `Wᵀ Xᵀ`.
+    fn new(
+        handle: sys::cublasLtHandle_t,
+        product: Product,
+        arithmetic: Arithmetic,
+        bias: Option<CUdeviceptr>,
+        workspace: usize,
+    ) -> Result<Self> {
+        let (rows, inputs, outputs) = (product.rows as u64, product.inputs as u64, product.outputs as u64);
+        let matrix = |height: u64, width: u64| {
+            let made = result::create_matrix_layout(arithmetic.stored(), height, width, height as i64);
+            Owned::new(made, result::destroy_matrix_layout)
+        };
+        let weight = if product.transposed { matrix(inputs, outputs)? } else { matrix(outputs, inputs)? };
+        let (x, y) = (matrix(inputs, rows)?, matrix(outputs, rows)?);
+        let made = result::create_matmul_desc(arithmetic.computed(), sys::cudaDataType_t::CUDA_R_32F);
+        let operation = Owned::new(made, result::destroy_matmul_desc)?;
+        let choice = Owned::new(result::create_matmul_pref(), result::destroy_matmul_pref)?;
+        // SAFETY: the attribute is a 64-bit number, which is read during the call.
+        done(unsafe {
+            result::set_matmul_pref_attribute(
+                choice.handle,
+                sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                ptr::from_ref(&workspace).cast(),
+                size_of_val(&workspace),
+            )
+        })?;
+        let mut plan =
+            Self { operation, weight, x, y, algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] } };
+        plan.set(
+            sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+            i32::from(product.transposed),
+        )?;
+        if bias.is_some() {
+            plan.set(
+                sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_EPILOGUE,
+                sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            )?;
+            plan.set_bias(bias)?;
+        }
+        // SAFETY: everything named was made above and lives.
+        let found = done(unsafe {
+            result::get_matmul_algo_heuristic(
+                handle,
+                plan.operation.handle,
+                plan.weight.handle,
+                plan.x.handle,
+                plan.y.handle,
+                plan.y.handle,
+                choice.handle,
+            )
+        })?;
+        plan.algorithm = found.algo;
+        Ok(plan)
+    }
+
+    /// Where the bias is from now on, if there is one.
+    fn set_bias(&self, bias: Option<CUdeviceptr>) -> Result<()> {
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        bias.map_or(Ok(()), |bias| self.set(attribute, bias))
+    }
+
+    fn set<V>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: V) -> Result<()> {
+        // SAFETY: read during the call, of the size that cuBLASLt expects, or refused.
+        done(unsafe {
+            result::set_matmul_desc_attribute(
+                self.operation.handle,
+                attribute,
+                ptr::from_ref(&value).cast(),
+                size_of::<V>(),
+            )
+        })
+    }
+}
+
+/// What cuBLASLt takes for granted of an operand's place, in bytes, and what memory of the device is aligned to at least.
+const ALIGNMENT: u64 = 256;
+
+/// The numbers where cuBLASLt may read them: a part of a tensor may begin anywhere, and is copied to `copy` then.
+fn aligned<'a, T: Element>(
+    device: &CudaDevice,
+    numbers: CudaView<'a, T>,
+    copy: &'a mut Option<CudaSlice<T>>,
+) -> Result<CudaView<'a, T>> {
+    let stream = device.cuda_stream();
+    let begins = numbers.device_ptr(&stream).0;
+    if begins.is_multiple_of(ALIGNMENT) {
+        return Ok(numbers);
+    }
+    let mut there = room::<T>(device, numbers.len())?;
+    stream.memcpy_dtod(&numbers, &mut there).w()?;
+    Ok(copy.insert(there).as_view())
+}

@@ -1,0 +1,289 @@
+//! Attention of one block, forward and backward: image by image and head by head, on panels.
+
+use rayon::prelude::*;
+
+use super::{
+    count,
+    panel::{self, Buffer, Part, Shares, Tokens},
+    setting::{Extra, Kept, Setting},
+    tile::{GROUP, Left, Order, PANEL, Right, STRIP, product},
+};
+use crate::blocks::BlockRows;
+
+/// One image's keys and values for one head, channels by keys: injected ones, then the tokens'.
+struct Keys {
+    k: Buffer,
+    v: Buffer,
+    /// How many there are, and the distance of rows.
+    count: usize,
+    stride: usize,
+}
+
+impl Keys {
+    fn new(s: &Setting, extra: Extra<'_>) -> Self {
+        let count = extra.share.attended.len() + s.tokens;
+        let stride = count.next_multiple_of(GROUP) + GROUP;
+        let take = || s.pool.take(s.head() * stride);
+        Self { k: take(), v: take(), count, stride }
+    }
+
+    fn read(
+        &mut self,
+        s: &Setting,
+        (kv, shares): (&[f32], &Shares),
+        extra: Extra<'_>,
+        image: usize,
+        head: usize,
+    ) {
+        let (d, width) = (s.head(), s.width);
+        let injected = extra.share.attended.len();
+        for (part, to) in [&mut self.k, &mut self.v].into_iter().enumerate() {
+            let at = part * width + head * d;
+            for (column, row) in extra.share.attended.clone().enumerate() {
+                let from = &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
+                for (channel, value) in from.iter().enumerate() {
+                    to[channel * self.stride + column] = *value;
+                }
+            }
+            let tokens = (image * s.tokens, s.tokens);
+            panel::gather(shares, kv, 2 * width, at..at + d, tokens, &mut to[injected..], self.stride);
+            if let Some(row) = extra.share.cls {
+                let from = &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
+                for (channel, value) in from.iter().enumerate() {
+                    to[channel * self.stride + injected] += *value;
+                }
+            }
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.count.next_multiple_of(STRIP)
+    }
+}
+
+/// Attention of the tokens in `part`, `per_image` to an image, whose queries are panels `q`; all keys and values are in
+/// `kv`. `log_sums` becomes the logarithm of each sum of exponentials, a row for each head.
+#[allow(clippy::too_many_arguments, reason = "what attention takes and gives")]
+pub fn attend(
+    s: &Setting,
+    q: &[f32],
+    kv: (&[f32], &Shares),
+    extra: Extra<'_>,
+    part: &Part,
+    per_image: usize,
+    y: &mut [f32],
+    log_sums: &mut [f32],
+) {
+    let (d, first, end) = (s.head(), part.first, part.first + part.count);
+    let alone = part.alone();
+    let mut keys = Keys::new(s, extra);
+    let mut scores = s.pool.take(keys.rows() * PANEL);
+    let (mut queries, mut result) = (s.pool.take(d * PANEL), s.pool.take(d * PANEL));
+    let mut sums = [0.0; PANEL];
+    for image in first / per_image..=(end - 1) / per_image {
+        let own = (image * per_image).max(first)..((image + 1) * per_image).min(end);
+        for head in 0..s.heads {
+            keys.read(s, kv, extra, image, head);
+            count::add(2 * own.len() * keys.count * d);
+            let mut token = own.start;
+            while token < own.end {
+                let (panel, column) = ((token - first) / PANEL, (token - first) % PANEL);
+                let run = (PANEL - column).min(own.end - token);
+                let channels = head * d..(head + 1) * d;
+                panel::gather(
+                    &alone,
+                    q,
+                    s.width,
+                    channels.clone(),
+                    (token - first, run),
+                    &mut queries,
+                    PANEL,
+                );
+                let left = Left { data: &keys.k, order: Order::Columns, stride: keys.stride };
+                let right = Right { data: &queries, stride: PANEL };
+                product(s.level, (keys.rows(), run, d), left, right, &mut scores, PANEL, false);
+                let wide = run.next_multiple_of(GROUP);
+                panel::softmax(&mut scores, PANEL, (keys.count, wide), s.scale(), &mut sums);
+                let left = Left { data: &keys.v, order: Order::Rows, stride: keys.stride };
+                let right = Right { data: &scores, stride: PANEL };
+                product(s.level, (d, run, keys.count), left, right, &mut result, PANEL, false);
+                let y = &mut y[(panel * s.width + channels.start) * PANEL..][..d * PANEL];
+                panel::scatter(&result, PANEL, d, run, y, column);
+                log_sums[(panel * s.heads + head) * PANEL + column..][..run].copy_from_slice(&sums[..run]);
+                token += run;
+            }
+        }
+    }
+}
+
+/// Gradients of queries, keys and values, for every image and head channels by tokens.
+///
+/// With weights `A`, values `V` and `g` the gradient of the output: `dV = Aᵀ g`, `dA = g Vᵀ`,
+/// `dS = A (dA - Σ A dA) / √(D/H)`, `dQ = dS K`, `dK = dSᵀ Q`.
+pub struct HeadGradients {
+    q: Buffer,
+    k: Buffer,
+    v: Buffer,
+    queries: usize,
+    query_stride: usize,
+    key_stride: usize,
+    injected: usize,
+}
+
+impl HeadGradients {
+    /// `tokens`: whether more than the gradients of injected keys and values is wanted.
+    pub fn new(
+        s: &Setting,
+        extra: Extra<'_>,
+        reads: &Tokens,
+        kept: &Kept,
+        d_attended: &[f32],
+        tokens: bool,
+    ) -> Self {
+        let (d, queries) = (s.head(), reads.count());
+        let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
+        let injected = extra.share.attended.len();
+        // A vector added to the CLS token's key and value has the gradient of that column.
+        let tokens = tokens || extra.share.cls.is_some();
+        let query_stride = queries.next_multiple_of(GROUP) + GROUP;
+        let key_stride = Keys::new(s, extra).stride;
+        let many = s.images * s.heads;
+        let mut q = s.pool.take(many * d * query_stride);
+        let mut k = s.pool.take(many * d * key_stride);
+        let mut v = s.pool.take(many * d * key_stride);
+        let tasks: Vec<_> = q
+            .chunks_exact_mut(d * query_stride)
+            .zip(k.chunks_exact_mut(d * key_stride))
+            .zip(v.chunks_exact_mut(d * key_stride))
+            .collect();
+        tasks.into_par_iter().enumerate().for_each(|(number, ((dq, dk), dv))| {
+            let _span = tracing::trace_span!("attention").entered();
+            let (image, head) = (number / s.heads, number % s.heads);
+            let own = (image * queries, queries);
+            let mut keys = Keys::new(s, extra);
+            keys.read(s, (&kept.kv, &all), extra, image, head);
+            let channels = head * d..(head + 1) * d;
+            let mut q = s.pool.take(d * query_stride);
+            panel::gather(&read, &kept.q, s.width, channels.clone(), own, &mut q, query_stride);
+            let mut g = s.pool.take(d * query_stride);
+            panel::gather(&read, d_attended, s.width, channels, own, &mut g, query_stride);
+            let mut sums = s.pool.zeros(query_stride);
+            panel::gather(&read, &kept.log_sums, s.heads, head..head + 1, own, &mut sums, query_stride);
+
+            // The scores are computed a second time, which does not count.
+            count::add((if tokens { 4 } else { 1 }) * queries * keys.count * d);
+            let mut weights = s.pool.take(keys.rows() * query_stride);
+            let mut d_scores = s.pool.take(keys.rows() * query_stride);
+            for start in (0..queries).step_by(PANEL) {
+                let run = PANEL.min(queries - start);
+                let size = (keys.rows(), run, d);
+                for (data, right, to) in [(&keys.k, &q, &mut weights), (&keys.v, &g, &mut d_scores)] {
+                    let left = Left { data, order: Order::Columns, stride: keys.stride };
+                    let right = Right { data: &right[start..], stride: query_stride };
+                    product(s.level, size, left, right, &mut to[start..], query_stride, false);
+                }
+            }
+            let size = (keys.count, queries.next_multiple_of(GROUP));
+            panel::softmax_again(&mut weights, query_stride, size, s.scale(), &sums);
+            panel::softmax_backward(&weights, &mut d_scores, query_stride, size, s.scale());
+
+            if tokens {
+                for start in (0..queries).step_by(PANEL) {
+                    let run = PANEL.min(queries - start);
+                    let left = Left { data: &keys.k, order: Order::Rows, stride: keys.stride };
+                    let right = Right { data: &d_scores[start..], stride: query_stride };
+                    product(
+                        s.level,
+                        (d, run, keys.count),
+                        left,
+                        right,
+                        &mut dq[start..],
+                        query_stride,
+                        false,
+                    );
+                }
+            }
+            // Keys beside one another, since now the sum runs over queries.
+            let wanted = if tokens { keys.count } else { injected };
+            let mut turned = s.pool.take(queries * key_stride);
+            for (from, of, to) in [(&d_scores, &q, dk), (&weights, &g, dv)] {
+                panel::transpose(from, (wanted, queries), query_stride, &mut turned, key_stride);
+                for start in (0..wanted).step_by(PANEL) {
+                    let run = PANEL.min(wanted - start);
+                    let left = Left { data: of, order: Order::Rows, stride: query_stride };
+                    let right = Right { data: &turned[start..], stride: key_stride };
+                    product(s.level, (d, run, queries), left, right, &mut to[start..], key_stride, false);
+                }
+            }
+        });
+        Self { q, k, v, queries, query_stride, key_stride, injected }
+    }
+
+    /// The gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
+    pub fn extra(&self, s: &Setting, share: &BlockRows) -> Vec<f32> {
+        let (d, width) = (s.head(), s.width);
+        let columns = self.injected + usize::from(share.cls.is_some());
+        let mut gradient = vec![0.0; s.images * columns * 2 * width];
+        for (row, gradient) in gradient.chunks_exact_mut(2 * width).enumerate() {
+            // The CLS token is the first behind the injected rows.
+            let (image, column) = (row / columns, row % columns);
+            for (part, from) in [&self.k, &self.v].into_iter().enumerate() {
+                for channel in 0..width {
+                    let head = image * s.heads + channel / d;
+                    gradient[part * width + channel] =
+                        from[(head * d + channel % d) * self.key_stride + column];
+                }
+            }
+        }
+        gradient
+    }
+
+    /// Writes the gradient of the queries of a set's tokens into panels of `channels` rows, from row `row` on; the
+    /// set is one of the tokens that were read.
+    pub fn queries(
+        &self,
+        s: &Setting,
+        of: &Tokens,
+        part: &Part,
+        to: &mut [f32],
+        channels: usize,
+        row: usize,
+    ) {
+        debug_assert!(of.count() <= self.queries);
+        self.write(s, &self.q, self.query_stride, 0, of, part, to, (channels, row));
+    }
+
+    /// Likewise of keys, then values, of a set of all tokens.
+    pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], channels: usize, row: usize) {
+        self.write(s, &self.k, self.key_stride, self.injected, of, part, to, (channels, row));
+        self.write(s, &self.v, self.key_stride, self.injected, of, part, to, (channels, row + s.width));
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn write(
+        &self,
+        s: &Setting,
+        from: &[f32],
+        stride: usize,
+        skip: usize,
+        of: &Tokens,
+        part: &Part,
+        to: &mut [f32],
+        (channels, row): (usize, usize),
+    ) {
+        let (d, per_image) = (s.head(), of.count());
+        let mut done = 0;
+        while done < part.count {
+            let (image, index) = ((part.first + done) / per_image, (part.first + done) % per_image);
+            let (panel, column) = (done / PANEL, done % PANEL);
+            let run = match of {
+                Tokens::All(_) => (PANEL - column).min(per_image - index).min(part.count - done),
+                Tokens::At(_) => 1,
+            };
+            let start = image * s.heads * d * stride + skip + of.position(index);
+            let to = &mut to[(panel * channels + row) * PANEL..];
+            panel::scatter(&from[start..], stride, s.width, run, to, column);
+            done += run;
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Images as panels of tokens before the first block.
+
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::{
+    packed_linear::{PackedLinear, Start},
+    panel::{self, Buffer, Pool, Shares},
+    tile::{PANEL, SimdLevel},
+};
+use crate::{blocks::Settings, layers::Stem, storage::on_cpu};
+
+/// The embedding of images.
+pub struct PanelEmbedding {
+    /// Layers; prefix and positions are rows of `D`.
+    pub stem: Stem<PackedLinear, Vec<f32>>,
+    pub settings: Settings,
+}
+
+/// Embedded images on their way into the first block.
+pub struct Embedded {
+    /// Tokens of all images, those of the prompts still zero.
+    pub panels: Buffer,
+    pub images: usize,
+    /// Tokens of an image, the prompts' included.
+    pub tokens: usize,
+    /// The prompts' tokens `(B, K, D)`, which belong at the end of each image.
+    pub prompt_tokens: Option<Tensor>,
+    /// Number of threads that the panels are laid out for.
+    pub threads: usize,
+}
+
+impl PanelEmbedding {
+    /// Cuts one image `(3, S, S)` into patches: panels of `3 p p` rows.
+    fn cut(&self, pixels: &[f32], size: usize, panels: &mut [f32]) {
+        let p = self.settings.patch_size;
+        let grid = size / p;
+        let inputs = 3 * p * p;
+        for input in 0..inputs {
+            let (channel, y, x) = (input / (p * p), input / p % p, input % p);
+            let (mean, scale) =
+                self.settings.normalize.map_or((0.0, 1.0), |(mean, scale)| (mean[channel], scale[channel]));
+            for patch in 0..grid * grid {
+                let pixel = (channel * size + patch / grid * p + y) * size + patch % grid * p + x;
+                panels[(patch / PANEL * inputs + input) * PANEL + patch % PANEL] =
+                    (pixels[pixel] - mean) * scale;
+            }
+        }
+    }
+
+    /// Embeds images `(B, 3, S, S)`, with room for the prompts' tokens `(B, K, D)` at the end.
+    pub fn embed(
+        &self,
+        pixels: &Tensor,
+        prompt_tokens: Option<&Tensor>,
+        level: SimdLevel,
+        pool: &Arc<Pool>,
+    ) -> Result<Embedded> {
+        pool.begin_pass();
+        let (images, _, size, _) = pixels.dims4()?;
+        let injected = prompt_tokens.map_or(Ok(0), |tokens| tokens.dim(1))?;
+        let pixels = pixels.contiguous()?;
+        on_cpu!(pixels, f32 => pixels);
+        let Stem { patch: layer, prefix: prefix_tokens, positions } = &self.stem;
+        let (d, patch_size) = (layer.outputs(), self.settings.patch_size);
+        let grid = size / patch_size;
+        let threads = rayon::current_num_threads();
+        let (patches, prefix) = (grid * grid, prefix_tokens.len() / d);
+        let tokens = prefix + patches + injected;
+
+        let per_image = panel::panels(patches) * d * PANEL;
+        let mut embedded = pool.take(images * per_image);
+        embedded.par_chunks_exact_mut(per_image).zip(pixels.par_chunks_exact(3 * size * size)).for_each(
+            |(embedded, pixels)| {
+                let _span = tracing::trace_span!("embedding").entered();
+                let inputs = 3 * patch_size * patch_size;
+                let mut cut = pool.zeros(panel::panels(patches) * inputs * PANEL);
+                self.cut(pixels, size, &mut cut);
+                let bias = Start::Bias;
+                layer.forward(level, 0..d, &cut, patches, bias, embedded, |_, _, _| {});
+            },
+        );
+        let shares = Shares::new(images * tokens, threads);
+        let mut all = pool.zeros(shares.panels() * d * PANEL);
+        shares.parts().par_iter().zip(shares.cut(&mut all, d)).for_each(|(part, all)| {
+            let _span = tracing::trace_span!("embedding").entered();
+            let alone = part.alone();
+            for index in 0..part.count {
+                let (image, position) = ((part.first + index) / tokens, (part.first + index) % tokens);
+                let (panel, column, _) = alone.place(index);
+                if position < prefix {
+                    panel::set_column(&alone, all, d, index, &prefix_tokens[position * d..][..d]);
+                } else if position < prefix + patches {
+                    let patch = position - prefix;
+                    let from = &embedded[image * per_image + patch / PANEL * d * PANEL + patch % PANEL..];
+                    for channel in 0..d {
+                        all[(panel * d + channel) * PANEL + column] =
+                            from[channel * PANEL] + positions[patch * d + channel];
+                    }
+                }
+            }
+        });
+        Ok(Embedded { panels: all, images, tokens, prompt_tokens: prompt_tokens.cloned(), threads })
+    }
+}

@@ -1,0 +1,229 @@
+//! A run of blocks as one operation of candle's graph.
+
+use std::{mem, ops::Range, sync::Arc};
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::{
+    block::{PanelBlock, Wanted},
+    count,
+    panel::{self, Buffer, Pool, Tokens},
+    panel_embedding::Embedded,
+    setting::{Extra, Kept, Setting},
+    tile::{PANEL, SimdLevel},
+};
+use crate::{
+    blocks::{BlockRows, Prompts, Reads, Settings, first_trained},
+    storage::on_cpu,
+    tape::{Gradients, Value},
+};
+
+/// All blocks of a network.
+pub struct Network {
+    pub blocks: Vec<PanelBlock>,
+    pub width: usize,
+    pub settings: Settings,
+    pub level: SimdLevel,
+    pub pool: Arc<Pool>,
+}
+
+/// Tokens on their way into a run of blocks.
+pub enum Input {
+    /// Embedded images, which are constant but for the prompts' tokens.
+    Images(Embedded),
+    /// Output `(B, N, D)` of another run.
+    Tokens(Tensor),
+}
+
+impl From<Tensor> for Input {
+    fn from(tokens: Tensor) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
+impl Network {
+    /// See [`BlockRunner::run`](crate::blocks::BlockRunner::run).
+    pub fn run(
+        self: &Arc<Self>,
+        range: Range<usize>,
+        input: Input,
+        prompts: &Prompts,
+        reads: Reads,
+    ) -> Result<Tensor> {
+        // In place of tensors that are not there.
+        let nothing = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
+        let (images, tokens, threads, panels, given) = match input {
+            Input::Images(Embedded { panels, images, tokens, prompt_tokens, threads }) => {
+                (images, tokens, threads, Some(panels), prompt_tokens)
+            }
+            Input::Tokens(x) => {
+                let (images, tokens, _) = x.dims3()?;
+                (images, tokens, rayon::current_num_threads(), None, Some(x))
+            }
+        };
+        // The last tokens of each image are given, or all of them.
+        let count = given.as_ref().map_or(Ok(0), |given| given.dim(1))?;
+        let given = given.as_ref().unwrap_or(&nothing).contiguous()?;
+        let rows = prompts.rows.as_ref().unwrap_or(&nothing).contiguous()?;
+        let (trains_input, trains_rows) = (given.track_op(), rows.track_op());
+        let wanted = match &panels {
+            _ if !trains_input => Wanted::Nothing,
+            Some(_) => Wanted::Of(Tokens::At((tokens - count..tokens).collect())),
+            None => Wanted::Of(Tokens::All(tokens)),
+        };
+        let reads = match reads {
+            Reads::All => Tokens::All(tokens),
+            Reads::ClsAndLast { extra } => {
+                Tokens::At([0].into_iter().chain(tokens - extra..tokens).collect())
+            }
+        };
+        let setting = Setting {
+            level: self.level,
+            pool: self.pool.clone(),
+            threads,
+            images,
+            tokens,
+            width: self.width,
+            heads: self.settings.heads,
+            eps: self.settings.eps as f32,
+        };
+        let shares = prompts.shares_of(range.clone());
+        let run = Run {
+            network: self.clone(),
+            range,
+            setting,
+            rows: prompts.rows.as_ref().map_or(Ok(0), |rows| rows.dim(1))?,
+            reads,
+            wanted,
+            trains_rows,
+            first: first_trained(trains_input, trains_rows, &shares),
+            shares,
+        };
+        let (y, kept) = {
+            on_cpu!(given, f32 => given);
+            on_cpu!(rows, f32 => rows);
+            run.forward(run.input(panels, given, count), rows)
+        };
+        y.of_both(&given, &rows, move |given, rows, _, dy| run.gradients(&kept, given, rows, dy))
+    }
+}
+
+/// A run of blocks, a function of `(tokens, injected rows)`.
+struct Run {
+    network: Arc<Network>,
+    range: Range<usize>,
+    setting: Setting,
+    /// Each block's share of the injected rows.
+    shares: Vec<BlockRows>,
+    /// Number of injected rows `R`.
+    rows: usize,
+    reads: Tokens,
+    wanted: Wanted,
+    trains_rows: bool,
+    /// The first block, counted from the start of the run, that has a backward pass.
+    first: Option<usize>,
+}
+
+/// A block's input, and the values that its forward pass kept unless they are computed again.
+struct Step {
+    x: Buffer,
+    kept: Option<Kept>,
+}
+
+impl Run {
+    fn blocks(&self) -> &[PanelBlock] {
+        &self.network.blocks[self.range.clone()]
+    }
+
+    /// Tokens that leave block `index` of the run.
+    fn reads(&self, index: usize) -> Tokens {
+        match index + 1 == self.range.len() {
+            true => self.reads.clone(),
+            false => Tokens::All(self.setting.tokens),
+        }
+    }
+
+    fn extra<'a>(&'a self, index: usize, data: &'a [f32]) -> Extra<'a> {
+        Extra { data, rows: self.rows, share: &self.shares[index] }
+    }
+
+    /// The images in `panels` with `tokens`, `count` of each, at their end; or `tokens` alone in panels.
+    fn input(&self, panels: Option<Buffer>, tokens: &[f32], count: usize) -> Buffer {
+        let s = &self.setting;
+        let shares = s.shares(&Tokens::All(s.tokens));
+        let mut panels = panels.unwrap_or_else(|| s.pool.zeros(shares.panels() * s.width * PANEL));
+        if count > 0 {
+            for (image, rows) in tokens.chunks_exact(count * s.width).enumerate() {
+                panel::into_panels(&shares, rows, s.width, (image + 1) * s.tokens - count, &mut panels);
+            }
+        }
+        panels
+    }
+
+    /// The output, and the values of blocks from the first trained one on.
+    fn forward(&self, mut x: Buffer, rows: &[f32]) -> (Value, Vec<Step>) {
+        let s = &self.setting;
+        let mut kept = Vec::new();
+        for (index, block) in self.blocks().iter().enumerate() {
+            let keep = self.first.is_some_and(|first| index >= first);
+            let store = keep && !self.network.settings.recompute;
+            let (y, of_block) = block.forward(s, &x, self.extra(index, rows), &self.reads(index), store);
+            let x = mem::replace(&mut x, y);
+            if keep {
+                kept.push(Step { x, kept: of_block });
+            }
+        }
+        let count = self.reads.count();
+        let y = panel::out_of_panels(&s.shares(&self.reads), &x, s.width, s.images * count);
+        (Value::on_cpu(y, (s.images, count, s.width)), kept)
+    }
+
+    /// Gradients of the input, rows of the wanted tokens, and of the injected rows.
+    fn backward(&self, steps: &[Step], dy: &[f32], rows: &[f32]) -> Result<(Option<Vec<f32>>, Vec<f32>)> {
+        let (s, d) = (&self.setting, self.setting.width);
+        let Some(first) = self.first else {
+            bail!("a run of frozen blocks without a trainable value has no backward pass")
+        };
+        let mut d_rows = vec![0.0; rows.len()];
+        let shares = s.shares(&self.reads);
+        let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
+        panel::into_panels(&shares, dy, d, 0, &mut gradient);
+        for (index, step) in steps.iter().enumerate().map(|(at, step)| (first + at, step)).rev() {
+            let (block, extra, reads) = (&self.blocks()[index], self.extra(index, rows), self.reads(index));
+            let again = match &step.kept {
+                Some(_) => None,
+                None => count::again(|| block.forward(s, &step.x, extra, &reads, true).1),
+            };
+            let Some(kept) = step.kept.as_ref().or(again.as_ref()) else {
+                bail!("nothing was kept of a block")
+            };
+            let wanted = match index == first {
+                true => self.wanted.clone(),
+                false => Wanted::Of(Tokens::All(s.tokens)),
+            };
+            let found = block.backward(s, &step.x, extra, &reads, kept, &gradient, &wanted);
+            let share = &self.shares[index];
+            let places: Vec<usize> = share.attended.clone().chain(share.cls).collect();
+            for (number, from) in found.extra.chunks_exact(2 * d).enumerate() {
+                let (image, place) = (number / places.len(), places[number % places.len()]);
+                d_rows[(image * self.rows + place) * 2 * d..][..2 * d].copy_from_slice(from);
+            }
+            match found.x {
+                Some(dx) => gradient = dx,
+                None => return Ok((None, d_rows)),
+            }
+        }
+        let Wanted::Of(wanted) = &self.wanted else { return Ok((None, d_rows)) };
+        Ok((Some(panel::out_of_panels(&s.shares(wanted), &gradient, d, s.images * wanted.count())), d_rows))
+    }
+
+    /// Gradients of `tokens` and `rows`, where they are wanted.
+    fn gradients(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
+        on_cpu!(dy, f32 => dy);
+        on_cpu!(rows, f32 => injected);
+        let (d_tokens, d_rows) = self.backward(steps, dy, injected)?;
+        let d_tokens = d_tokens.map(|gradient| Value::on_cpu(gradient, tokens.shape()).tensor());
+        let d_rows = self.trains_rows.then(|| Value::on_cpu(d_rows, rows.shape()).tensor());
+        Ok((d_tokens, d_rows))
+    }
+}

@@ -1,0 +1,99 @@
+//! Settings, prompts and kept values of one block's call, shared by the block and its attention.
+
+use std::sync::Arc;
+
+use super::{
+    panel::{Buffer, Pool, Shares, Tokens},
+    tile::{PANEL, SimdLevel},
+};
+use crate::blocks::BlockRows;
+
+/// Settings that all blocks of a run share.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// Instruction set to compute with.
+    pub level: SimdLevel,
+    /// Source of memory.
+    pub pool: Arc<Pool>,
+    /// Threads that share the work.
+    pub threads: usize,
+    /// Images `B`.
+    pub images: usize,
+    /// Tokens `N` of an image, injected ones included.
+    pub tokens: usize,
+    /// Width `D`.
+    pub width: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Epsilon of layer norms.
+    pub eps: f32,
+}
+
+/// Injected keys and values: rows `(B, R, 2D)`, key and value side by side, and one block's share of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Extra<'a> {
+    /// Rows of all blocks.
+    pub data: &'a [f32],
+    /// `R`.
+    pub rows: usize,
+    /// The block's share.
+    pub share: &'a BlockRows,
+}
+
+/// Values that a block's forward pass keeps for its backward pass.
+#[derive(Debug)]
+pub struct Kept {
+    /// Means and deviations of `norm1`, of all tokens.
+    pub stats1: Buffer,
+    /// Queries of the tokens that are read.
+    pub q: Buffer,
+    /// Keys and values of all tokens.
+    pub kv: Buffer,
+    /// Logarithms of the sums of exponentials, a row for each head.
+    pub log_sums: Buffer,
+    /// The sum `m` after the attention's residual connection.
+    pub mid: Buffer,
+    /// Means and deviations of `norm2`.
+    pub stats2: Buffer,
+    /// `gelu'`.
+    pub slope: Buffer,
+}
+
+impl Setting {
+    /// Width of a head.
+    pub fn head(&self) -> usize {
+        self.width / self.heads
+    }
+
+    /// Factor of the scores, `1 / √(D/H)`.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head() as f32).sqrt()
+    }
+
+    /// Panels of `channels` rows.
+    pub fn take(&self, channels: usize, shares: &Shares) -> Buffer {
+        self.pool.take(shares.panels() * channels * PANEL)
+    }
+
+    /// Places of `tokens` of every image.
+    pub fn shares(&self, tokens: &Tokens) -> Shares {
+        Shares::new(self.images * tokens.count(), self.threads)
+    }
+
+    /// The `wanted` tokens out of panels of all.
+    pub fn pick(&self, from: &[f32], channels: usize, wanted: &Tokens) -> Buffer {
+        let (all, shares) = (self.shares(&Tokens::All(self.tokens)), self.shares(wanted));
+        let per_image = wanted.count();
+        let mut to = self.pool.zeros(shares.panels() * channels * PANEL);
+        for index in 0..self.images * per_image {
+            let (panel, column, _) =
+                all.place(index / per_image * self.tokens + wanted.position(index % per_image));
+            let (to_panel, to_column, _) = shares.place(index);
+            for row in 0..channels {
+                to[(to_panel * channels + row) * PANEL + to_column] =
+                    from[(panel * channels + row) * PANEL + column];
+            }
+        }
+        to
+    }
+}

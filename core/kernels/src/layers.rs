@@ -1,0 +1,98 @@
+//! The frozen layers of a vision transformer.
+//!
+//! Each type is generic over the form of its matrices and vectors: tensors as a checkpoint has them, or the packed
+//! strips and plain vectors of the [`fused`](crate::fused) path.
+
+use candle_core::{DType, Result, Tensor};
+
+/// A linear layer `x Wᵀ + b`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `W`, `(O, I)`.
+    pub weight: Tensor,
+    /// `b`, `(O,)`.
+    pub bias: Tensor,
+}
+
+/// Scale and shift of a layer norm.
+#[derive(Debug, Clone)]
+pub struct Norm<V = Tensor> {
+    /// γ, `(D,)`.
+    pub gamma: V,
+    /// β, `(D,)`.
+    pub beta: V,
+}
+
+/// Everything before the first block.
+#[derive(Debug, Clone)]
+pub struct Stem<L = Linear, V = Tensor> {
+    /// The patch convolution as a linear layer, `(D, 3 p p)`.
+    pub patch: L,
+    /// CLS and register tokens with their position embeddings, `(1, 1 + R, D)`.
+    pub prefix: V,
+    /// Position embeddings of the patches, `(1, patches, D)`.
+    pub positions: V,
+}
+
+/// One pre-norm block: `m = x + proj(attention(qkv(norm1(x))))`, `y = m + fc2(gelu(fc1(norm2(m))))`.
+#[derive(Debug, Clone)]
+pub struct Block<L = Linear, V = Tensor> {
+    /// Layer norm before attention.
+    pub norm1: Norm<V>,
+    /// Queries, keys and values, `(3D, D)`.
+    pub qkv: L,
+    /// Projection of the attended values, `(D, D)`.
+    pub proj: L,
+    /// Layer norm before the MLP.
+    pub norm2: Norm<V>,
+    /// First layer of the MLP, `(hidden, D)`.
+    pub fc1: L,
+    /// Second layer of the MLP, `(D, hidden)`.
+    pub fc2: L,
+}
+
+impl Linear {
+    /// The layer with weight and bias as `dtype`.
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
+        Ok(Self { weight: self.weight.to_dtype(dtype)?, bias: self.bias.to_dtype(dtype)? })
+    }
+}
+
+impl<V> Norm<V> {
+    fn map<W>(&self, vector: impl Fn(&V) -> Result<W>) -> Result<Norm<W>> {
+        Ok(Norm { gamma: vector(&self.gamma)?, beta: vector(&self.beta)? })
+    }
+}
+
+impl<L, V> Stem<L, V> {
+    /// The stem with its layer and its embeddings converted.
+    pub fn map<M, W>(
+        &self,
+        linear: impl Fn(&L) -> Result<M>,
+        embedding: impl Fn(&V) -> Result<W>,
+    ) -> Result<Stem<M, W>> {
+        Ok(Stem {
+            patch: linear(&self.patch)?,
+            prefix: embedding(&self.prefix)?,
+            positions: embedding(&self.positions)?,
+        })
+    }
+}
+
+impl<L, V> Block<L, V> {
+    /// The block with each linear layer and each vector of its norms converted.
+    pub fn map<M, W>(
+        &self,
+        linear: impl Fn(&L) -> Result<M>,
+        vector: impl Fn(&V) -> Result<W>,
+    ) -> Result<Block<M, W>> {
+        Ok(Block {
+            norm1: self.norm1.map(&vector)?,
+            qkv: linear(&self.qkv)?,
+            proj: linear(&self.proj)?,
+            norm2: self.norm2.map(&vector)?,
+            fc1: linear(&self.fc1)?,
+            fc2: linear(&self.fc2)?,
+        })
+    }
+}

@@ -1,0 +1,218 @@
+//! Multi-head attention with injected keys and values.
+
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::{attention_sizes::Sizes, portable};
+#[cfg(feature = "cuda")]
+use crate::{cuda, storage::on_gpu};
+use crate::{
+    slices::{Real, View, gemm},
+    storage::{by_dtype, has_kernels, on_cpu},
+    tape::Value,
+};
+
+/// `softmax(q kᵀ / √(D/H)) v` for each of `heads` heads, side by side: `(B, N, D)`.
+///
+/// `qkv` `(B, N, 3D)` holds the tokens' queries, keys and values side by side, as a fused projection makes them.
+/// `extra` `(B, P, 2D)` holds further keys and values that are attended to: prefix and suffix alike, since attention
+/// does not depend on the order of its keys.
+///
+/// The scores are never stored: the backward pass computes them again, one image and head at a time.
+///
+/// # Errors
+/// Tensors whose shapes do not fit each other or the heads.
+pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Tensor> {
+    if !has_kernels(qkv) {
+        return portable::attention(qkv, extra, heads);
+    }
+    let (qkv, extra) = (qkv.contiguous()?, extra.map(Tensor::contiguous).transpose()?);
+    let (y, log_sums) = forward(&qkv, extra.as_ref(), heads)?;
+    let injects = extra.is_some();
+    // Without injected rows, `qkv` stands in their place and is not read there.
+    y.of_both(&qkv, extra.as_ref().unwrap_or(&qkv), move |qkv, extra, y, dy| {
+        let attended = Attended { y: y.clone(), log_sums: log_sums.clone() };
+        let (d_qkv, d_extra) = attend_backward(qkv, Some(extra).filter(|_| injects), &attended, dy, heads)?;
+        Ok((Some(d_qkv), d_extra))
+    })
+}
+
+/// Output of [`attend`].
+#[derive(Debug)]
+pub struct Attended {
+    /// `(B, N, D)`.
+    pub y: Tensor,
+    /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that keep it for the backward pass.
+    pub log_sums: Option<Tensor>,
+}
+
+/// [`attention`] without a graph.
+pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
+    let (qkv, extra) = (qkv.contiguous()?, extra.map(Tensor::contiguous).transpose()?);
+    let (y, log_sums) = forward(&qkv, extra.as_ref(), heads)?;
+    Ok(Attended { y: y.tensor(), log_sums })
+}
+
+/// Gradients of `qkv` and `extra` for the gradient `dy` `(B, N, D)` of the output.
+pub fn attend_backward(
+    qkv: &Tensor,
+    extra: Option<&Tensor>,
+    attended: &Attended,
+    dy: &Tensor,
+    heads: usize,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let dy = dy.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if let Some(log_sums) = attended.log_sums.as_ref().filter(|_| on_gpu(qkv)) {
+        return cuda::attend_backward(qkv, extra, &attended.y, log_sums, &dy, heads);
+    }
+    let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
+    by_dtype!(qkv.dtype(), T => {
+        on_cpu!(qkv, T => q_k_v);
+        on_cpu!(attended.y, T => y);
+        on_cpu!(dy, T => dy);
+        let (d_qkv, d_extra) = match extra {
+            None => backward_on_cpu(s, q_k_v, &[], y, dy),
+            Some(extra) => {
+                on_cpu!(extra, T => extra);
+                backward_on_cpu(s, q_k_v, extra, y, dy)
+            }
+        };
+        let d_extra = extra.map(|extra| Value::on_cpu(d_extra, extra.shape()).tensor());
+        Ok((Value::on_cpu(d_qkv, qkv.shape()).tensor(), d_extra))
+    })
+}
+
+/// The output and, from kernels that keep them, logarithms of sums.
+fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Option<Tensor>)> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(qkv) {
+        return cuda::attend(qkv, extra, heads).map(|(y, log_sums)| (y, Some(log_sums)));
+    }
+    let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
+    by_dtype!(qkv.dtype(), T => {
+        on_cpu!(qkv, T => qkv);
+        let y = match extra {
+            None => forward_on_cpu(s, qkv, &[]),
+            Some(extra) => {
+                on_cpu!(extra, T => extra);
+                forward_on_cpu(s, qkv, extra)
+            }
+        };
+        Ok((Value::on_cpu(y, (s.batch, s.tokens, s.width)), None))
+    })
+}
+
+/// One image's queries, keys and values for one head, as matrices inside the image's slices.
+struct HeadViews<'a, T> {
+    q: View<'a, T>,
+    k: View<'a, T>,
+    v: View<'a, T>,
+    extra_k: View<'a, T>,
+    extra_v: View<'a, T>,
+}
+
+impl<'a, T: Real> HeadViews<'a, T> {
+    fn new(s: Sizes, head: usize, qkv: &'a [T], extra: &'a [T]) -> Self {
+        let at = head * s.head;
+        let token = |part: usize| View::rows(&qkv[part * s.width + at..], 3 * s.width);
+        let injected =
+            |part: usize| View::rows(extra.get(part * s.width + at..).unwrap_or_default(), 2 * s.width);
+        Self { q: token(0), k: token(1), v: token(2), extra_k: injected(0), extra_v: injected(1) }
+    }
+
+    /// Attention weights `(N, P + N)`, the injected rows' first.
+    fn weights(&self, s: Sizes, weights: &mut [T]) {
+        let keys = s.keys();
+        if s.extra > 0 {
+            let size = (s.tokens, s.head, s.extra);
+            gemm(size, weights, keys, false, T::one(), self.q, self.extra_k.t(), 1);
+        }
+        let size = (s.tokens, s.head, s.tokens);
+        gemm(size, &mut weights[s.extra..], keys, false, T::one(), self.q, self.k.t(), 1);
+        T::softmax(weights, keys, T::from_f64(1.0 / (s.head as f64).sqrt()));
+    }
+}
+
+fn forward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T]) -> Vec<T> {
+    let mut y = vec![T::default(); s.batch * s.tokens * s.width];
+    y.par_chunks_mut(s.tokens * s.width).enumerate().for_each(|(image, y)| {
+        let qkv = &qkv[image * s.tokens * 3 * s.width..][..s.tokens * 3 * s.width];
+        let extra = &extra[image * s.extra * 2 * s.width..][..s.extra * 2 * s.width];
+        let keys = s.keys();
+        let mut weights = vec![T::default(); s.tokens * keys];
+        for head in 0..s.heads {
+            let views = HeadViews::new(s, head, qkv, extra);
+            views.weights(s, &mut weights);
+            let y = &mut y[head * s.head..];
+            let all = View::rows(&weights[s.extra..], keys);
+            gemm((s.tokens, s.tokens, s.head), y, s.width, false, T::one(), all, views.v, 1);
+            if s.extra > 0 {
+                let injected = View::rows(&weights, keys);
+                gemm((s.tokens, s.extra, s.head), y, s.width, true, T::one(), injected, views.extra_v, 1);
+            }
+        }
+    });
+    y
+}
+
+/// Gradients of `qkv` and `extra`.
+///
+/// With weights `A`, output `y` and `g = dy`: `dV = Aᵀ g`, `dA = g Vᵀ`, `dS = A ∘ (dA - rowsum(g ∘ y)) / √(D/H)`,
+/// `dQ = dS K`, `dK = dSᵀ Q`.
+fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T]) -> (Vec<T>, Vec<T>) {
+    let (own, injected) = (s.tokens * 3 * s.width, s.extra * 2 * s.width);
+    let mut d_qkv = vec![T::default(); s.batch * own];
+    let mut d_extra = vec![T::default(); s.batch * injected];
+    let mut of_extra = d_extra.chunks_mut(injected.max(1));
+    let images: Vec<_> =
+        d_qkv.chunks_mut(own).map(|d_qkv| (d_qkv, of_extra.next().unwrap_or_default())).collect();
+    images.into_par_iter().enumerate().for_each(|(image, (d_qkv, d_extra))| {
+        let qkv = &qkv[image * own..][..own];
+        let extra = &extra[image * injected..][..injected];
+        let y = &y[image * s.tokens * s.width..][..s.tokens * s.width];
+        let dy = &dy[image * s.tokens * s.width..][..s.tokens * s.width];
+        let keys = s.keys();
+        let scale = T::from_f64(1.0 / (s.head as f64).sqrt());
+        let mut weights = vec![T::default(); s.tokens * keys];
+        let mut d_scores = vec![T::default(); s.tokens * keys];
+        for head in 0..s.heads {
+            let at = head * s.head;
+            let views = HeadViews::new(s, head, qkv, extra);
+            views.weights(s, &mut weights);
+            let g = View::rows(&dy[at..], s.width);
+
+            let size = (s.tokens, s.head, s.tokens);
+            gemm(size, &mut d_scores[s.extra..], keys, false, T::one(), g, views.v.t(), 1);
+            if s.extra > 0 {
+                let size = (s.tokens, s.head, s.extra);
+                gemm(size, &mut d_scores, keys, false, T::one(), g, views.extra_v.t(), 1);
+            }
+            for row in 0..s.tokens {
+                let of_head = row * s.width + at..row * s.width + at + s.head;
+                let mean = T::dot(&dy[of_head.clone()], &y[of_head]);
+                let of_row = row * keys..(row + 1) * keys;
+                for (d, &w) in d_scores[of_row.clone()].iter_mut().zip(&weights[of_row]) {
+                    *d = (*d - mean) * w * scale;
+                }
+            }
+
+            let (w, ds) = (View::rows(&weights[s.extra..], keys), View::rows(&d_scores[s.extra..], keys));
+            let square = (s.tokens, s.tokens, s.head);
+            let stride = 3 * s.width;
+            gemm(square, &mut d_qkv[at..], stride, false, T::one(), ds, views.k, 1);
+            gemm(square, &mut d_qkv[s.width + at..], stride, false, T::one(), ds.t(), views.q, 1);
+            gemm(square, &mut d_qkv[2 * s.width + at..], stride, false, T::one(), w.t(), g, 1);
+            if s.extra > 0 {
+                let (w, ds) = (View::rows(&weights, keys), View::rows(&d_scores, keys));
+                let stride = 2 * s.width;
+                let size = (s.tokens, s.extra, s.head);
+                gemm(size, &mut d_qkv[at..], 3 * s.width, true, T::one(), ds, views.extra_k, 1);
+                let size = (s.extra, s.tokens, s.head);
+                gemm(size, &mut d_extra[at..], stride, false, T::one(), ds.t(), views.q, 1);
+                gemm(size, &mut d_extra[s.width + at..], stride, false, T::one(), w.t(), g, 1);
+            }
+        }
+    });
+    (d_qkv, d_extra)
+}

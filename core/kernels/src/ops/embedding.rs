@@ -1,0 +1,43 @@
+//! Tokens before a network's first block: images cut into patches, and patches joined by CLS and registers. All of it is
+//! frozen.
+
+use candle_core::{DType, Result, Tensor};
+
+#[cfg(feature = "cuda")]
+use crate::{cuda, storage::on_gpu};
+
+/// Patches of `patch` by `patch` pixels of images `(B, C, S, S)` as rows `(B, G, C p p)` of `dtype`, normalised by mean and
+/// reciprocal deviation `(1, C, 1, 1)` where there are any.
+pub fn patchify(
+    pixels: &Tensor,
+    patch: usize,
+    normalize: Option<&(Tensor, Tensor)>,
+    dtype: DType,
+) -> Result<Tensor> {
+    let (batch, channels, size, _) = pixels.dims4()?;
+    #[cfg(feature = "cuda")]
+    if on_gpu(pixels) {
+        return cuda::patchify(&pixels.contiguous()?, patch, normalize, dtype);
+    }
+    let pixels = match normalize {
+        None => pixels.clone(),
+        Some((mean, scale)) => pixels.broadcast_sub(mean)?.broadcast_mul(scale)?,
+    };
+    let grid = size / patch;
+    pixels
+        .to_dtype(dtype)?
+        .reshape(vec![batch, channels, grid, patch, grid, patch])?
+        .permute(vec![0, 2, 4, 1, 3, 5])?
+        .reshape((batch, grid * grid, channels * patch * patch))
+}
+
+/// `prefix` `(1, R, D)`, then `patches` `(B, P, D)` plus `positions` `(1, P, D)`: `(B, R + P, D)`.
+pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(patches) {
+        return cuda::assemble_tokens(&prefix.contiguous()?, patches, &positions.contiguous()?);
+    }
+    let (_, count, width) = prefix.dims3()?;
+    let prefix = prefix.broadcast_as((patches.dim(0)?, count, width))?;
+    Tensor::cat(&[prefix, patches.broadcast_add(positions)?], 1)
+}

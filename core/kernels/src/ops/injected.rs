@@ -1,0 +1,142 @@
+//! Injected keys and values side by side, in one operation for all blocks: a graph of narrow, concatenated and broadcast
+//! pieces would cost a GPU a hundred small operations in each step.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+#[cfg(feature = "cuda")]
+use crate::{cuda, storage::on_gpu};
+use crate::{
+    storage::{by_dtype, on_cpu},
+    tape::{Gradients, Value},
+};
+
+/// Prompts out of which rows are gathered; at least one of the two is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// Rows that differ from image to image, `(B, O, D)`.
+    pub own: Option<&'a Tensor>,
+    /// Rows that all images share, `(1, S, D)`.
+    pub shared: Option<&'a Tensor>,
+}
+
+/// The row that a key or value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A row of [`Sources::own`].
+    Own(usize),
+    /// A row of [`Sources::shared`].
+    Shared(usize),
+}
+
+impl Source {
+    /// The row that follows `rows` later.
+    pub fn plus(self, rows: usize) -> Self {
+        match self {
+            Self::Own(row) => Self::Own(row + rows),
+            Self::Shared(row) => Self::Shared(row + rows),
+        }
+    }
+}
+
+/// Keys and values side by side, `(B, R, 2D)`, for `batch` images, as `dtype`.
+///
+/// `places` names the sources of each key and its value; no row of a source is taken twice.
+///
+/// # Errors
+/// Sources whose shapes do not fit each other or the places.
+pub fn gather_rows(
+    sources: Sources<'_>,
+    places: &[[Source; 2]],
+    batch: usize,
+    dtype: DType,
+) -> Result<Tensor> {
+    let own = sources.own.map(Tensor::contiguous).transpose()?;
+    let shared = sources.shared.map(Tensor::contiguous).transpose()?;
+    let dims = |source: &Option<Tensor>| source.as_ref().map(Tensor::dims3).transpose();
+    let (own_dims, shared_dims) = (dims(&own)?, dims(&shared)?);
+    let rows = |dims: Option<(usize, usize, usize)>| dims.map_or(0, |(_, rows, _)| rows);
+    let (own_rows, shared_rows) = (rows(own_dims), rows(shared_dims));
+    let width = own_dims.or(shared_dims).map_or(0, |(_, _, width)| width);
+    let number = |source: &Source| match *source {
+        Source::Own(row) => row,
+        Source::Shared(row) => own_rows + row,
+    };
+    let places: Vec<usize> = places.iter().flatten().map(number).collect();
+    let fits = own_dims.is_none_or(|dims| dims == (batch, own_rows, width))
+        && shared_dims.is_none_or(|dims| dims == (1, shared_rows, width))
+        && places.iter().all(|&place| place < own_rows + shared_rows);
+    // Where one source is missing, the other stands in its place and is not read there.
+    let (Some(first), Some(second), true) =
+        (own.as_ref().or(shared.as_ref()), shared.as_ref().or(own.as_ref()), fits)
+    else {
+        bail!("{} keys and values from prompts of shapes {own_dims:?} and {shared_dims:?}", places.len());
+    };
+    let gather = Gather { places, own_rows, shared_rows, batch, width };
+    let rows = gather.forward(first, second, dtype)?;
+    rows.of_both(first, second, move |_, _, _, dy| gather.backward(dy))?.to_dtype(dtype)
+}
+
+/// Where gathered rows come from.
+struct Gather {
+    /// For each key, then its value: a row of the own source, or of the shared one counted on from there.
+    places: Vec<usize>,
+    /// Rows of the own source; 0 if there is none.
+    own_rows: usize,
+    /// Rows of the shared source; 0 if there is none.
+    shared_rows: usize,
+    batch: usize,
+    width: usize,
+}
+
+impl Gather {
+    /// The rows; on a GPU as `dtype`, on the CPU of the sources' type.
+    fn forward(&self, own: &Tensor, shared: &Tensor, _dtype: DType) -> Result<Value> {
+        let width = self.width;
+        let shape = (self.batch, self.places.len() / 2, 2 * width);
+        #[cfg(feature = "cuda")]
+        if on_gpu(own) {
+            return cuda::gather_rows(own, shared, &self.places, self.own_rows, shape, _dtype);
+        }
+        by_dtype!(own.dtype(), T => {
+            on_cpu!(own, T => own);
+            on_cpu!(shared, T => shared);
+            let mut rows = Vec::with_capacity(self.batch * self.places.len() * width);
+            for image in 0..self.batch {
+                for &place in &self.places {
+                    rows.extend_from_slice(match place.checked_sub(self.own_rows) {
+                        None => &own[(image * self.own_rows + place) * width..][..width],
+                        Some(row) => &shared[row * width..][..width],
+                    });
+                }
+            }
+            Ok(Value::on_cpu(rows, shape))
+        })
+    }
+
+    /// Gradients of both sources. A shared row's is the sum over the images in their order.
+    fn backward(&self, dy: &Tensor) -> Result<Gradients> {
+        #[cfg(feature = "cuda")]
+        if on_gpu(dy) {
+            return cuda::scatter_rows(dy, &self.places, self.own_rows, self.shared_rows);
+        }
+        let width = self.width;
+        by_dtype!(dy.dtype(), T => {
+            on_cpu!(dy, T => dy);
+            let mut d_own = vec![T::default(); self.batch * self.own_rows * width];
+            let mut d_shared = vec![T::default(); self.shared_rows * width];
+            for (index, from) in dy.chunks_exact(width).enumerate() {
+                let (image, place) = (index / self.places.len(), self.places[index % self.places.len()]);
+                let to = match place.checked_sub(self.own_rows) {
+                    None => &mut d_own[(image * self.own_rows + place) * width..][..width],
+                    Some(row) => &mut d_shared[row * width..][..width],
+                };
+                to.iter_mut().zip(from).for_each(|(to, from)| *to += *from);
+            }
+            let tensor = |gradient: Vec<T>, shape: (usize, usize, usize)| {
+                (!gradient.is_empty()).then(|| Value::on_cpu(gradient, shape).tensor())
+            };
+            let (own, shared) = ((self.batch, self.own_rows, width), (1, self.shared_rows, width));
+            Ok((tensor(d_own, own), tensor(d_shared, shared)))
+        })
+    }
+}

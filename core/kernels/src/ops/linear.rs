@@ -1,0 +1,91 @@
+//! A frozen linear layer.
+
+use candle_core::{Result, Shape, Tensor, bail};
+
+use super::portable;
+#[cfg(feature = "cuda")]
+use crate::{cuda, storage::on_gpu};
+use crate::{
+    slices::{View, gemm},
+    storage::{by_dtype, has_kernels, on_cpu},
+    tape::Value,
+};
+
+/// `x Wᵀ + b`, `(..., O)`, for `x` `(..., I)` and frozen `weight` `(O, I)` and `bias` `(O,)`.
+///
+/// The bias goes in with the product, and the backward pass is `dx = dy W` alone.
+///
+/// # Errors
+/// Tensors whose shapes do not fit each other.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    if !has_kernels(x) {
+        return portable::linear(x, weight, bias);
+    }
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    forward(&x, &weight, bias, None)?.of(&x, move |_, _, dy| linear_backward(&weight, dy))
+}
+
+/// [`linear`] without a graph, plus `plus` `(..., O)`, the value of a residual connection.
+pub fn linear_value(x: &Tensor, weight: &Tensor, bias: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
+    let plus = plus.map(Tensor::contiguous).transpose()?;
+    Ok(forward(&x.contiguous()?, &weight.contiguous()?, Some(bias), plus.as_ref())?.tensor())
+}
+
+/// `dy W`, the gradient of the input `(..., I)` for the gradient `dy` `(..., O)` of the output.
+pub fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let (weight, dy) = (weight.contiguous()?, dy.contiguous()?);
+    let (rows, shape) = rows(&dy, outputs, inputs)?;
+    #[cfg(feature = "cuda")]
+    if on_gpu(&dy) {
+        return Ok(cuda::linear_backward(&dy, &weight, rows, shape)?.tensor());
+    }
+    by_dtype!(dy.dtype(), T => {
+        on_cpu!(weight, T => weight);
+        on_cpu!(dy, T => dy);
+        let mut dx = vec![T::default(); rows * inputs];
+        let (dy, weight) = (View::rows(dy, outputs), View::rows(weight, inputs));
+        let threads = rayon::current_num_threads();
+        gemm((rows, outputs, inputs), &mut dx, inputs, false, 1.0, dy, weight, threads);
+        Ok(Value::on_cpu(dx, shape).tensor())
+    })
+}
+
+fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, plus: Option<&Tensor>) -> Result<Value> {
+    let (outputs, inputs) = weight.dims2()?;
+    let (rows, shape) = rows(x, inputs, outputs)?;
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    #[cfg(feature = "cuda")]
+    if on_gpu(x) {
+        return cuda::linear(x, weight, bias.as_ref(), plus, rows, shape);
+    }
+    by_dtype!(x.dtype(), T => {
+        on_cpu!(x, T => x);
+        on_cpu!(weight, T => weight);
+        let mut y: Vec<T> = match &bias {
+            Some(bias) => bias.to_vec1::<T>()?.repeat(rows),
+            None => vec![T::default(); rows * outputs],
+        };
+        let (x, weight) = (View::rows(x, inputs), View::rows(weight, inputs).t());
+        let threads = rayon::current_num_threads();
+        gemm((rows, inputs, outputs), &mut y, outputs, bias.is_some(), 1.0, x, weight, threads);
+        if let Some(plus) = plus {
+            on_cpu!(plus, T => plus);
+            if plus.len() != y.len() {
+                bail!("{} numbers to be added to an output of shape {shape:?}", plus.len());
+            }
+            y.iter_mut().zip(plus).for_each(|(y, plus)| *y += *plus);
+        }
+        Ok(Value::on_cpu(y, shape))
+    })
+}
+
+/// Rows of a tensor whose last dimension is `from`, and its shape with `to` in that place.
+fn rows(x: &Tensor, from: usize, to: usize) -> Result<(usize, Shape)> {
+    let mut shape = x.dims().to_vec();
+    match shape.last_mut() {
+        Some(last) if *last == from => *last = to,
+        _ => bail!("a linear layer takes rows of {from}, not a tensor of shape {:?}", x.dims()),
+    }
+    Ok((x.elem_count() / from, shape.into()))
+}

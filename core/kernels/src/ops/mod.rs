@@ -1,0 +1,22 @@
+//! Operations on tensors: on the CPU in plain Rust, on an NVIDIA GPU by the kernels in [`cuda`](crate::cuda), and otherwise
+//! composed of candle's own.
+
+mod attention;
+pub mod attention_sizes;
+mod embedding;
+mod flat;
+mod gelu;
+mod injected;
+mod layer_norm;
+mod linear;
+pub mod portable;
+mod rows;
+
+pub use attention::{Attended, attend, attend_backward, attention};
+pub use embedding::{assemble_tokens, patchify};
+pub use flat::{flat, set_from_flat};
+pub use gelu::{gelu, gelu_backward, gelu_value};
+pub use injected::{Source, Sources, gather_rows};
+pub use layer_norm::{layer_norm, layer_norm_backward, layer_norm_value};
+pub use linear::{linear, linear_backward, linear_value};
+pub use rows::{log_softmax, softmax, unit};

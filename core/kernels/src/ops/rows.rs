@@ -1,0 +1,42 @@
+//! Operations on the rows of a tensor, for losses and for matching prompts. On the CPU they are candle's own; on a GPU, where
+//! each of those costs more than its arithmetic, they are one kernel each way.
+
+use candle_core::{D, Result, Tensor};
+
+#[cfg(feature = "cuda")]
+use crate::{cuda, storage::float32_on_gpu};
+
+/// Least norm that a row is divided by.
+const LEAST: f64 = 1e-12;
+
+/// `x - log Σ exp x` of each row of `x` `(..., C)`.
+pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if float32_on_gpu(x) {
+        let x = x.contiguous()?;
+        let y = cuda::RowKernel::LogSoftmax.of(&[&x])?;
+        return y.of(&x, |_, y, dy| Ok(cuda::RowKernel::LogSoftmaxBackward.of(&[y, dy])?.tensor()));
+    }
+    candle_nn::ops::log_softmax(x, D::Minus1)
+}
+
+/// `exp x / Σ exp x` of each row of `x` `(..., C)`.
+pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if float32_on_gpu(x) {
+        return log_softmax(x)?.exp();
+    }
+    candle_nn::ops::softmax(x, D::Minus1)
+}
+
+/// `x / max(‖x‖, 1e-12)` of each row of `x` `(..., D)`, PyTorch's `normalize`.
+pub fn unit(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if float32_on_gpu(x) {
+        let (x, least) = (x.contiguous()?, LEAST as f32);
+        let y = cuda::RowKernel::Unit { least }.of(&[&x])?;
+        return y.of(&x, move |x, _, dy| Ok(cuda::RowKernel::UnitBackward { least }.of(&[x, dy])?.tensor()));
+    }
+    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(LEAST)?;
+    x.broadcast_div(&norm)
+}

@@ -1,0 +1,97 @@
+//! Values that enter candle's graph together with a backward pass of their own.
+
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail, op::BackpropOp,
+};
+
+use crate::slices::Real;
+
+/// A computed value that is no tensor yet.
+pub struct Value {
+    storage: Storage,
+    shape: Shape,
+}
+
+/// Gradients of two inputs, where there are any.
+pub type Gradients = (Option<Tensor>, Option<Tensor>);
+
+impl Value {
+    /// A value on the device of its `storage`.
+    pub fn new(storage: Storage, shape: impl Into<Shape>) -> Self {
+        Self { storage, shape: shape.into() }
+    }
+
+    /// A value on the CPU.
+    pub fn on_cpu<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> Self {
+        Self::new(Storage::Cpu(T::storage(values)), shape)
+    }
+
+    /// The value without a graph.
+    pub fn tensor(self) -> Tensor {
+        Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
+    }
+
+    /// The value as a function of `x`; `backward(x, y, dy)` gives the gradient of `x` for a contiguous `dy`.
+    pub fn of(
+        self,
+        x: &Tensor,
+        backward: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor> + Send + Sync + 'static,
+    ) -> Result<Tensor> {
+        self.of_both(x, x, move |x, _, y, dy| Ok((Some(backward(x, y, dy)?), None)))
+    }
+
+    /// The value as a function of `a` and `b`; `backward(a, b, y, dy)` gives their gradients for a contiguous `dy`.
+    pub fn of_both(
+        self,
+        a: &Tensor,
+        b: &Tensor,
+        backward: impl Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static,
+    ) -> Result<Tensor> {
+        a.apply_op2(b, Node { value: Mutex::new(Some(self)), backward })
+    }
+}
+
+/// A node of candle's graph, whose value is computed before it.
+struct Node<F> {
+    value: Mutex<Option<Value>>,
+    backward: F,
+}
+
+impl<F> Node<F> {
+    fn value(&self) -> Result<Value> {
+        let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
+        value.ok_or_else(|| candle_core::Error::Msg("a value entered two graphs".into()))
+    }
+}
+
+impl<F: Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Result<Gradients>> CustomOp2 for Node<F> {
+    fn name(&self) -> &'static str {
+        "frozen-network"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        match self.value()? {
+            Value { storage: Storage::Cpu(storage), shape } => Ok((storage, shape)),
+            _ => bail!("a value and its inputs are on different devices"),
+        }
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        match self.value()? {
+            Value { storage: Storage::Cuda(storage), shape } => Ok((storage, shape)),
+            _ => bail!("a value and its inputs are on different devices"),
+        }
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Gradients> {
+        (self.backward)(a, b, y, &dy.contiguous()?)
+    }
+}
