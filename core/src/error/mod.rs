@@ -51,16 +51,16 @@ pub enum Error {
     #[error("weights {file}: {reason}")]
     Weights { file: String, reason: String },
     /// Images or labels that cannot be used.
-    #[error("{}: {reason}", .file.display())]
+    #[error("{file}: {reason}")]
     Data { file: PathBuf, reason: String },
     /// The tasks, classes or batches that the configuration asks for cannot be made from the data.
     #[error("{0}")]
     Tasks(String),
     /// A run directory that cannot be created, written or read.
-    #[error("run directory {}: {reason}", .dir.display())]
+    #[error("run directory {dir}: {reason}")]
     RunDir { dir: PathBuf, reason: String },
     /// An exported model, its folder or a file in it, that cannot be written or read.
-    #[error("exported model {}: {reason}", .file.display())]
+    #[error("exported model {file}: {reason}")]
     Export { file: PathBuf, reason: String },
     /// A loss term or parameter that stopped being a finite number. Task, epoch and step are counted from 1.
     #[error(
@@ -97,7 +97,7 @@ pub enum Error {
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
     /// Reading or writing a file failed.
-    #[error("{}: {source}", .file.display())]
+    #[error("{file}: {source}")]
     Io { file: PathBuf, source: std::io::Error },
 }
 
