@@ -7,13 +7,12 @@ use clap::{Parser, Subcommand};
 use crate::{
     bench::profile::Profile,
     commands::{
-        bench, check, data, describe, dist, eval, explain, export, list, plugin, predict, resume, run, sweep,
+        bench, check, compare, data, describe, dist, eval, explain, export, list, plugin, predict, report,
+        resume, run, sweep,
     },
-    compare,
     config_args::ConfigArgs,
     failure::Failure,
     logging::Log,
-    report,
 };
 
 /// Continual distillation learning: a teacher and a student vision transformer learn classes task by task with

@@ -1,7 +1,8 @@
-//! Commands, one file each; `compare` and `report` lie beside what they are made of.
+//! Commands of the program, one file each.
 
 pub mod bench;
 pub mod check;
+pub mod compare;
 pub mod data;
 pub mod describe;
 pub mod dist;
@@ -11,6 +12,7 @@ pub mod export;
 pub mod list;
 pub mod plugin;
 pub mod predict;
+pub mod report;
 pub mod resume;
 pub mod run;
 pub mod sweep;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    ours::Ours,
+    own_results::Ours,
     published::{Published, Subject},
 };
 

@@ -1,0 +1,160 @@
+//! `cdl report`: runs as one page, as figures and as tables.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cdl_core::{error::Error, system::atomic::write_atomic};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    failure::Failure,
+    place,
+    report::{
+        cost_section::cost_csv,
+        raster,
+        recorded_run::{ROLES, RecordedRun},
+        report_page::{page, sections},
+        report_tables::{summary_csv, summary_latex, summary_markdown},
+    },
+    sweep::grid::refuse,
+    tensorboard::EventFiles,
+    terminal::emit,
+};
+
+/// Arguments of `cdl report`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cdl report runs/quickstart
+  cdl report runs/alone runs/kd --out compared.html --figures figures --tables tables
+  cdl report runs/quickstart --figures figures --format png
+
+A run that is not done is shown as far as it is.")]
+pub struct ReportArgs {
+    /// Directories of runs; with several, differences are those from the first
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// The page [default: report.html in the run's directory, with several runs in the working directory]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Write each plot as a file of its own into this folder as well
+    #[arg(long, value_name = "DIR")]
+    figures: Option<PathBuf>,
+    /// What these files are: drawings, or images of three times the size on the page
+    #[arg(long, value_enum, default_value_t = Format::Svg, requires = "figures")]
+    format: Format,
+    /// Write the summary as CSV, Markdown and LaTeX into this folder as well
+    #[arg(long, value_name = "DIR")]
+    tables: Option<PathBuf>,
+    /// Write event files for TensorBoard into this folder as well, a folder in it for each run
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
+}
+
+/// Pixels of an image for each of the page's: a plot of 560 across a column of 3.3 inches has 500 dots an inch.
+const SCALE: f32 = 3.0;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Svg,
+    Png,
+    Both,
+}
+
+/// Reads runs and writes the page, and the figures, tables and event files that `args` request.
+pub fn report(args: &ReportArgs) -> Result<(), Failure> {
+    if args.figures.is_some() && args.format != Format::Svg && !raster::AVAILABLE {
+        return Err(Failure::mistake(format!("--format: {}, or choose svg", raster::MISSING)));
+    }
+    let out = args.out.clone().unwrap_or_else(|| match &args.runs[..] {
+        [run] => run.join("report.html"),
+        _ => "report.html".into(),
+    });
+    let mut runs: Vec<RecordedRun> = Vec::new();
+    for (number, root) in args.runs.iter().enumerate() {
+        refuse(root, "report")?;
+        let mut run = RecordedRun::so_far(root)?;
+        if runs.iter().any(|other| other.name == run.name) {
+            run.name += &format!(" ({})", number + 1);
+        }
+        runs.push(run);
+    }
+    refuse_places(args, &out, &runs)?;
+    for run in runs.iter().filter(|run| run.results.tasks_done < run.results.tasks) {
+        tracing::info!("{}: {}", run.name, run.progress());
+    }
+    let sections = sections(&runs);
+    let page = page(&runs, &sections).into_bytes();
+    let mut files = Vec::new();
+    if let Some(folder) = &args.figures {
+        for (name, plot) in sections.iter().flat_map(|section| &section.plots) {
+            let svg = plot.standalone();
+            if args.format != Format::Png {
+                files.push((folder.join(format!("{name}.svg")), svg.clone().into_bytes()));
+            }
+            if args.format != Format::Svg {
+                let fail = |reason: String| Failure::working(format!("{name}.png: {reason}"));
+                let image = raster::png(&svg, SCALE).map_err(fail)?;
+                files.push((folder.join(format!("{name}.png")), image.png));
+            }
+        }
+    }
+    if let Some(folder) = &args.tables {
+        let tables = [
+            ("summary.csv", summary_csv(&runs)?),
+            ("summary.md", summary_markdown(&runs)),
+            ("summary.tex", summary_latex(&runs)),
+            ("cost.csv", cost_csv(&runs)?),
+        ];
+        files.extend(tables.map(|(name, text)| (folder.join(name), text.into_bytes())));
+    }
+    let place = place::resolved(&out);
+    if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(place::resolved(file))) {
+        let (out, file) = (out.display(), file.display());
+        return Err(Failure::mistake(format!(
+            "--out {out}: expected another name, {file} is written as well"
+        )));
+    }
+    let mut told = String::new();
+    for (file, bytes) in [(out, page)].into_iter().chain(files) {
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
+        }
+        write_atomic(&file, &bytes)?;
+        told += &format!("{}\n", file.display());
+    }
+    if let Some(folder) = &args.tensorboard {
+        for (run, root) in runs.iter().zip(&args.runs) {
+            let into = folder.join(&run.name);
+            EventFiles::convert(root, &into)?;
+            told += &format!("{}\n", into.display());
+        }
+    }
+    emit(&told)
+}
+
+/// Refuses places for the results that cannot be had, before anything is written.
+fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<(), Failure> {
+    place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
+    let page = place::resolved(out);
+    let named =
+        [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
+    let mut folders: Vec<_> =
+        named.into_iter().filter_map(|(option, folder)| Some((option, folder.clone()?))).collect();
+    if let Some(events) = &args.tensorboard {
+        let of_run = |run: &RecordedRun| ROLES.map(|role| events.join(&run.name).join(role.as_str()));
+        folders.extend(runs.iter().flat_map(of_run).map(|folder| ("--tensorboard", folder)));
+    }
+    for (option, folder) in folders {
+        place::folder(option, &folder)?;
+        if place::resolved(&folder).starts_with(&page) {
+            let (folder, out) = (folder.display(), out.display());
+            return Err(Failure::mistake(format!(
+                "{option}: expected another name, {folder} becomes a folder and {out} becomes the page"
+            )));
+        }
+    }
+    Ok(())
+}
