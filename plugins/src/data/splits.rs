@@ -66,11 +66,7 @@ pub struct DrawnConfig {
 impl DrawnConfig {
     /// The stream `name` of these images.
     pub(crate) fn stream(&self, name: &str, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
-        let splits = match self.images.listed()? {
-            Some(splits) => splits,
-            None => Splits::drawn(&self.images.path, self.split_seed)?,
-        };
-        self.images.stream(name, &splits, context)
+        self.images.stream(name, context, |path| Splits::drawn(path, self.split_seed))
     }
 }
 
@@ -84,7 +80,7 @@ pub(crate) struct Splits {
 
 impl SplitConfig {
     /// The splits by the lists in the settings, if there are any.
-    pub(crate) fn listed(&self) -> Result<Option<Splits>> {
+    fn listed(&self) -> Result<Option<Splits>> {
         check_path(&self.path, "the images")?;
         let alone = |missing: &str, given: &str| {
             Err(Error::setting(missing, "", format!("expected together with `{given}`")))
@@ -97,18 +93,17 @@ impl SplitConfig {
         }
     }
 
-    /// The stream of these images.
+    /// The stream `name` of these images, split by the lists in the settings or, without any, by `split`.
     pub(crate) fn stream(
         &self,
         name: &str,
-        splits: &Splits,
         context: &StreamContext<'_>,
+        split: impl FnOnce(&Path) -> Result<Splits>,
     ) -> Result<Box<dyn TaskStream>> {
-        let Splits { train, test, labels } = splits;
+        let Splits { train, test, labels } = self.listed()?.map_or_else(|| split(&self.path), Ok)?;
         let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
-        let classes = in_order(name, names.into_iter().cloned().collect(), labels)?;
-        let set = |folders: &Folders| Box::new(Files::new(&self.path, folders, &classes));
-        let (train, test) = (set(train), set(test));
+        let classes = in_order(name, names.into_iter().cloned().collect(), &labels)?;
+        let [train, test] = [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes)));
         let name = format!("{name} {}", self.path.display());
         let stream = ImageStream::new(&name, classes, train, test, &self.tasks, context)?;
         if self.verify {
