@@ -73,26 +73,12 @@ impl DrawnConfig {
 /// Images of both halves of a split, and the labels that lists gave to their classes.
 #[derive(Default)]
 pub(crate) struct Splits {
-    pub(crate) train: Folders,
-    pub(crate) test: Folders,
-    pub(crate) labels: Labels,
+    train: Folders,
+    test: Folders,
+    labels: Labels,
 }
 
 impl SplitConfig {
-    /// The splits by the lists in the settings, if there are any.
-    fn listed(&self) -> Result<Option<Splits>> {
-        check_path(&self.path, "the images")?;
-        let alone = |missing: &str, given: &str| {
-            Err(Error::setting(missing, "", format!("expected together with `{given}`")))
-        };
-        match (&self.train_list, &self.test_list) {
-            (None, None) => Ok(None),
-            (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test)).map(Some),
-            (Some(_), None) => alone("test_list", "train_list"),
-            (None, Some(_)) => alone("train_list", "test_list"),
-        }
-    }
-
     /// The stream `name` of these images, split by the lists in the settings or, without any, by `split`.
     pub(crate) fn stream(
         &self,
@@ -100,7 +86,16 @@ impl SplitConfig {
         context: &StreamContext<'_>,
         split: impl FnOnce(&Path) -> Result<Splits>,
     ) -> Result<Box<dyn TaskStream>> {
-        let Splits { train, test, labels } = self.listed()?.map_or_else(|| split(&self.path), Ok)?;
+        check_path(&self.path, "the images")?;
+        let alone = |missing: &str, given: &str| {
+            Err(Error::setting(missing, "", format!("expected together with `{given}`")))
+        };
+        let Splits { train, test, labels } = match (&self.train_list, &self.test_list) {
+            (None, None) => split(&self.path)?,
+            (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test))?,
+            (Some(_), None) => return alone("test_list", "train_list"),
+            (None, Some(_)) => return alone("train_list", "test_list"),
+        };
         let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
         let classes = in_order(name, names.into_iter().cloned().collect(), &labels)?;
         let [train, test] = [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes)));

@@ -248,18 +248,35 @@ pub(crate) struct EncodedImages {
 }
 
 impl EncodedImages {
-    /// Adds the images of a file.
-    pub(crate) fn add(&mut self, file: DataFile, images: Vec<ByteArray>, labels: Vec<usize>) {
-        self.files.push((self.images.len(), file));
-        self.images.extend(images);
-        self.labels.extend(labels);
+    /// Images of files, labelled by the position of their class in `classes`.
+    pub(crate) fn new(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<Self> {
+        let mut all = Self::default();
+        for (file, table) in tables {
+            for (row, label) in table.labels.iter().enumerate() {
+                let class = match label {
+                    Label::Number(number) => {
+                        usize::try_from(*number).ok().filter(|&class| class < classes.len())
+                    }
+                    Label::Name(name) => classes.iter().position(|class| class == name),
+                };
+                all.labels.push(class.ok_or_else(|| {
+                    let count = classes.len();
+                    let reason =
+                        format!("row {row} has the label {label}, which is none of the {count} classes");
+                    Error::data(&file.path, reason)
+                })?);
+            }
+            all.files.push((all.images.len(), file));
+            all.images.extend(table.images);
+        }
+        Ok(all)
     }
 
     /// The file of an image and its row there.
-    fn place(&self, index: usize) -> Option<(&DataFile, usize)> {
+    fn place(&self, index: usize) -> (&DataFile, usize) {
         let after = self.files.partition_point(|(start, _)| *start <= index);
-        let (start, file) = self.files.get(after.checked_sub(1)?)?;
-        Some((file, index - start))
+        let (start, file) = &self.files[after - 1];
+        (file, index - start)
     }
 }
 
@@ -274,9 +291,8 @@ impl ImageSet for EncodedImages {
 
     fn image(&self, index: usize) -> Result<RgbImage> {
         decode(self.images[index].data()).map_err(|reason| {
-            let (file, row) =
-                self.place(index).map_or(Default::default(), |(file, row)| (file.path.clone(), row));
-            Error::data(file, format!("row {row} is not a readable image: {reason}"))
+            let (file, row) = self.place(index);
+            Error::data(&file.path, format!("row {row} is not a readable image: {reason}"))
         })
     }
 
@@ -285,6 +301,7 @@ impl ImageSet for EncodedImages {
     }
 
     fn id(&self, index: usize) -> String {
-        self.place(index).map_or(String::new(), |(file, row)| format!("{}, row {row}", file.name))
+        let (file, row) = self.place(index);
+        format!("{}, row {row}", file.name)
     }
 }
