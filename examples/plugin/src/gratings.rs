@@ -71,10 +71,6 @@ impl ImageSet for Images {
             [grey, grey, grey].into()
         }))
     }
-
-    fn id(&self, index: usize) -> String {
-        index.to_string()
-    }
 }
 
 fn build(config: GratingsConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {

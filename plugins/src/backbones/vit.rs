@@ -78,21 +78,27 @@ const PRESETS: [(&str, &str); 10] = [
 const SIZES: [(&str, (usize, usize)); 4] =
     [("tiny", (192, 12)), ("small", (384, 12)), ("base", (768, 12)), ("large", (1024, 24))];
 
-/// Weights that this program carries, with their `config.json`.
-const EMBEDDED: [(&str, (&[u8], &[u8])); 2] = [
+/// Weights that this program carries.
+#[derive(Clone, Copy)]
+struct Embedded {
+    weights: &'static [u8],
+    config: &'static [u8],
+}
+
+const EMBEDDED: [(&str, Embedded); 2] = [
     (
         "micro_teacher",
-        (
-            include_bytes!("../../assets/micro_vit/teacher.safetensors"),
-            include_bytes!("../../assets/micro_vit/teacher.json"),
-        ),
+        Embedded {
+            weights: include_bytes!("../../assets/micro_vit/teacher.safetensors"),
+            config: include_bytes!("../../assets/micro_vit/teacher.json"),
+        },
     ),
     (
         "micro_student",
-        (
-            include_bytes!("../../assets/micro_vit/student.safetensors"),
-            include_bytes!("../../assets/micro_vit/student.json"),
-        ),
+        Embedded {
+            weights: include_bytes!("../../assets/micro_vit/student.safetensors"),
+            config: include_bytes!("../../assets/micro_vit/student.json"),
+        },
     ),
 ];
 
@@ -136,7 +142,7 @@ fn read(source: &str) -> Result<(VitWeights, Provenance)> {
         return Err(Error::setting("weights", "", expected));
     }
     if let Some(name) = source.strip_prefix("embedded:") {
-        let (bytes, config) = named(source, name, &EMBEDDED)?;
+        let Embedded { weights: bytes, config } = named(source, name, &EMBEDDED)?;
         let weights = VitWeights::from_bytes(source.into(), bytes, Some(config))?;
         return Ok((weights, Provenance::of_bytes(source, bytes)));
     }

@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Both splits of a data set.
-pub(crate) struct Splits {
+pub(crate) struct ParquetImages {
     /// Class names in the order of the labels.
     pub(crate) classes: Vec<String>,
     pub(crate) train: EncodedImages,
@@ -26,7 +26,7 @@ pub(crate) struct Splits {
 
 /// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder. `train` and `test` are names of splits or
 /// patterns; of `test` the first that any file is of.
-pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>) -> Result<Splits> {
+pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>) -> Result<ParquetImages> {
     let source: WeightSource = path.parse()?;
     let train_files = fetch(&source, |names| of_split(path, names, &[train], "train_split"), &|| ())?;
     let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"), &|| ())?;
@@ -41,7 +41,8 @@ pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>)
     };
     let (train, test) = (open(train_files)?, open(test_files)?);
     let classes = classes(path, train.iter().chain(&test))?;
-    Ok(Splits { train: gather(train, &classes)?, test: gather(test, &classes)?, classes })
+    let (train, test) = (EncodedImages::new(train, &classes)?, EncodedImages::new(test, &classes)?);
+    Ok(ParquetImages { classes, train, test })
 }
 
 /// The names of all classes: those that the files state, or those in the label column, sorted, or numbers.
@@ -75,27 +76,6 @@ fn classes<'a>(
         return Err(Error::data(path, reason));
     }
     Ok((0..=largest).map(|label| label.to_string()).collect())
-}
-
-/// The images of all files of a split.
-fn gather(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<EncodedImages> {
-    let mut all = EncodedImages::default();
-    for (file, Table { images, labels, .. }) in tables {
-        let class = |(row, label): (usize, &Label)| {
-            let class = match label {
-                Label::Number(number) => usize::try_from(*number).ok().filter(|&class| class < classes.len()),
-                Label::Name(name) => classes.iter().position(|class| class == name),
-            };
-            class.ok_or_else(|| {
-                let count = classes.len();
-                let reason = format!("row {row} has the label {label}, which is none of the {count} classes");
-                Error::data(&file.path, reason)
-            })
-        };
-        let labels = labels.iter().enumerate().map(class).collect::<Result<_>>()?;
-        all.add(file, images, labels);
-    }
-    Ok(all)
 }
 
 /// The parquet files of the first of these splits that there is; all shards of it must be there.

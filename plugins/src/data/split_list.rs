@@ -98,48 +98,46 @@ fn lines(text: &str) -> Vec<Entry> {
     entries.collect()
 }
 
+/// Place in a YAML list.
+enum Place {
+    Start,
+    /// In the mapping, before a key.
+    Mapping,
+    /// After this key.
+    Key(String),
+    /// In the list of this key, after these items.
+    List(String, Vec<String>),
+}
+
 /// A mapping with the lists `data` (paths) and `targets` (labels), of one length. Only plain lists are taken: what
 /// could make much of little text, aliases of anchors, is refused.
 fn yaml(text: &str) -> Parsed<Vec<Entry>> {
-    let mut events = Parser::new_from_str(text);
-    let mut lists: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut next = || match events.next() {
-        Some(Ok((event, span))) => Ok((event, span.start.line())),
-        Some(Err(e)) => Err(format!("is not YAML: {e}")),
-        None => Ok((Event::StreamEnd, 0)),
-    };
     let plan = "expected a mapping with the lists `data` (paths) and `targets` (labels)";
-    loop {
-        match next()? {
-            (Event::StreamStart | Event::DocumentStart(_), _) => {}
-            (Event::MappingStart(..), _) => break,
-            (_, line) => return Err(format!("line {line}: {plan}")),
-        }
-    }
-    loop {
-        let key = match next()? {
-            (Event::Scalar(key, ..), _) => key.into_owned(),
-            (Event::MappingEnd, _) => break,
-            (_, line) => return Err(format!("line {line}: {plan}")),
-        };
-        match next()? {
-            (Event::SequenceStart(..), _) => {}
-            (_, line) => return Err(format!("line {line}: `{key}` is not a list; {plan}")),
-        }
-        let mut items = Vec::new();
-        loop {
-            match next()? {
-                (Event::Scalar(item, ..), _) => items.push(item.into_owned()),
-                (Event::SequenceEnd, _) => break,
-                (Event::Alias(_), line) => {
-                    return Err(format!("line {line}: an alias; expected every item of `{key}` in full"));
-                }
-                (_, line) => return Err(format!("line {line}: expected paths or numbers in `{key}`")),
+    let (mut lists, mut place) = (BTreeMap::new(), Place::Start);
+    for event in Parser::new_from_str(text) {
+        let (event, span) = event.map_err(|e| format!("is not YAML: {e}"))?;
+        let fail = |reason: &str| Err(format!("line {}: {reason}", span.start.line()));
+        place = match (place, event) {
+            (Place::Start, Event::StreamStart | Event::DocumentStart(_)) => Place::Start,
+            (Place::Start, Event::MappingStart(..)) => Place::Mapping,
+            (Place::Mapping, Event::MappingEnd) => break,
+            (Place::Mapping, Event::Scalar(key, ..)) => Place::Key(key.into_owned()),
+            (Place::Start | Place::Mapping, _) => return fail(plan),
+            (Place::Key(key), Event::SequenceStart(..)) => Place::List(key, Vec::new()),
+            (Place::Key(key), _) => return fail(&format!("`{key}` is not a list; {plan}")),
+            (Place::List(key, mut items), Event::Scalar(item, ..)) => {
+                items.push(item.into_owned());
+                Place::List(key, items)
             }
-        }
-        if lists.insert(key.clone(), items).is_some() {
-            return Err(format!("has the list `{key}` twice"));
-        }
+            (Place::List(key, items), Event::SequenceEnd) => match lists.insert(key.clone(), items) {
+                Some(_) => return Err(format!("has the list `{key}` twice")),
+                None => Place::Mapping,
+            },
+            (Place::List(key, _), Event::Alias(_)) => {
+                return fail(&format!("an alias; expected every item of `{key}` in full"));
+            }
+            (Place::List(key, _), _) => return fail(&format!("expected paths or numbers in `{key}`")),
+        };
     }
     let mut take = |key: &str| lists.remove(key).ok_or_else(|| format!("has no list `{key}`; {plan}"));
     let (data, targets) = (take("data")?, take("targets")?);

@@ -66,49 +66,39 @@ pub struct DrawnConfig {
 impl DrawnConfig {
     /// The stream `name` of these images.
     pub(crate) fn stream(&self, name: &str, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
-        let splits = match self.images.listed()? {
-            Some(splits) => splits,
-            None => Splits::drawn(&self.images.path, self.split_seed)?,
-        };
-        self.images.stream(name, &splits, context)
+        self.images.stream(name, context, |path| Splits::drawn(path, self.split_seed))
     }
 }
 
 /// Images of both halves of a split, and the labels that lists gave to their classes.
 #[derive(Default)]
 pub(crate) struct Splits {
-    pub(crate) train: Folders,
-    pub(crate) test: Folders,
-    pub(crate) labels: Labels,
+    train: Folders,
+    test: Folders,
+    labels: Labels,
 }
 
 impl SplitConfig {
-    /// The splits by the lists in the settings, if there are any.
-    pub(crate) fn listed(&self) -> Result<Option<Splits>> {
+    /// The stream `name` of these images, split by the lists in the settings or, without any, by `split`.
+    pub(crate) fn stream(
+        &self,
+        name: &str,
+        context: &StreamContext<'_>,
+        split: impl FnOnce(&Path) -> Result<Splits>,
+    ) -> Result<Box<dyn TaskStream>> {
         check_path(&self.path, "the images")?;
         let alone = |missing: &str, given: &str| {
             Err(Error::setting(missing, "", format!("expected together with `{given}`")))
         };
-        match (&self.train_list, &self.test_list) {
-            (None, None) => Ok(None),
-            (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test)).map(Some),
-            (Some(_), None) => alone("test_list", "train_list"),
-            (None, Some(_)) => alone("train_list", "test_list"),
-        }
-    }
-
-    /// The stream of these images.
-    pub(crate) fn stream(
-        &self,
-        name: &str,
-        splits: &Splits,
-        context: &StreamContext<'_>,
-    ) -> Result<Box<dyn TaskStream>> {
-        let Splits { train, test, labels } = splits;
+        let Splits { train, test, labels } = match (&self.train_list, &self.test_list) {
+            (None, None) => split(&self.path)?,
+            (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test))?,
+            (Some(_), None) => return alone("test_list", "train_list"),
+            (None, Some(_)) => return alone("train_list", "test_list"),
+        };
         let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
-        let classes = in_order(name, names.into_iter().cloned().collect(), labels)?;
-        let set = |folders: &Folders| Box::new(Files::new(&self.path, folders, &classes));
-        let (train, test) = (set(train), set(test));
+        let classes = in_order(name, names.into_iter().cloned().collect(), &labels)?;
+        let [train, test] = [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes)));
         let name = format!("{name} {}", self.path.display());
         let stream = ImageStream::new(&name, classes, train, test, &self.tasks, context)?;
         if self.verify {

@@ -73,24 +73,20 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     if rows.is_none_or(|rows| rows > length) {
         return Err(format!("promises more rows than it has bytes ({length})"));
     }
-    let schema = Schema::new(&reader);
+    let schema = Schema::new(&reader, again);
     let image = schema.image(columns.image)?;
     let label = schema.label(columns.label)?;
-    let images = values::<ByteArrayType>(&reader, &again, &image, schema.leaf(&image)?)?;
+    let images = schema.values::<ByteArrayType>(&image)?;
     let leaf = schema.leaf(&label)?;
     let labels: Vec<Label> = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
-        Physical::INT64 => {
-            let numbers = values::<Int64Type>(&reader, &again, &label, leaf)?;
-            numbers.into_iter().map(Label::Number).collect()
-        }
+        Physical::INT64 => schema.values::<Int64Type>(&label)?.into_iter().map(Label::Number).collect(),
         Physical::INT32 => {
-            let numbers = values::<Int32Type>(&reader, &again, &label, leaf)?;
-            numbers.into_iter().map(|number| Label::Number(number.into())).collect()
+            let number = |number: i32| Label::Number(number.into());
+            schema.values::<Int32Type>(&label)?.into_iter().map(number).collect()
         }
         Physical::BYTE_ARRAY => {
-            let names = values::<ByteArrayType>(&reader, &again, &label, leaf)?;
-            let text = |name: ByteArray| Ok(Label::Name(name.as_utf8().map_err(|e| e.to_string())?.into()));
-            names.into_iter().map(text).collect::<Parsed<_>>()?
+            let name = |name: ByteArray| Ok(Label::Name(name.as_utf8().map_err(|e| e.to_string())?.into()));
+            schema.values::<ByteArrayType>(&label)?.into_iter().map(name).collect::<Parsed<_>>()?
         }
         other => {
             return Err(format!("column `{label}` has values of type {other}; expected numbers or names"));
@@ -106,6 +102,8 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
 /// The columns of a file, and the notes of the `datasets` library about them.
 struct Schema<'a> {
     reader: &'a SerializedFileReader<File>,
+    /// The file once more, for its pages.
+    file: Arc<File>,
     /// Top-level columns.
     columns: Vec<String>,
     /// `features` of the metadata under the key `huggingface`; null if there are none.
@@ -113,13 +111,14 @@ struct Schema<'a> {
 }
 
 impl<'a> Schema<'a> {
-    fn new(reader: &'a SerializedFileReader<File>) -> Self {
-        let file = reader.metadata().file_metadata();
-        let columns = file.schema().get_fields().iter().map(|field| field.name().to_string()).collect();
-        let noted = file.key_value_metadata().into_iter().flatten().find(|entry| entry.key == "huggingface");
+    fn new(reader: &'a SerializedFileReader<File>, file: Arc<File>) -> Self {
+        let metadata = reader.metadata().file_metadata();
+        let columns = metadata.schema().get_fields().iter().map(|field| field.name().to_string()).collect();
+        let noted =
+            metadata.key_value_metadata().into_iter().flatten().find(|entry| entry.key == "huggingface");
         let noted = noted.and_then(|entry| serde_json::from_str::<Value>(entry.value.as_deref()?).ok());
         let features = noted.map_or(Value::Null, |noted| noted["info"]["features"].clone());
-        Self { reader, columns, features }
+        Self { reader, file, columns, features }
     }
 
     /// The column of images.
@@ -203,45 +202,40 @@ impl<'a> Schema<'a> {
         }
         Ok(leaf)
     }
-}
 
-/// All values of a leaf of the schema of `file`, row by row; `column` is for messages.
-fn values<T: DataType>(
-    reader: &SerializedFileReader<File>,
-    file: &Arc<File>,
-    column: &str,
-    leaf: usize,
-) -> Parsed<Vec<T::T>> {
-    const AT_ONCE: usize = 1024;
-    let text = |e: ParquetError| format!("is damaged: {e}");
-    let metadata = reader.metadata();
-    let description = metadata.file_metadata().schema_descr().column(leaf);
-    if description.physical_type() != T::get_physical_type() {
-        return Err(format!("column `{}` holds no {}", description.path(), T::get_physical_type()));
-    }
-    let full = description.max_def_level();
-    let mut rows = Vec::new();
-    for group in metadata.row_groups() {
-        let wanted = rows.len() + usize::try_from(group.num_rows()).unwrap_or(0);
-        let pages = Pages::new(file.clone(), group, leaf).map_err(text)?;
-        let mut values = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
-        while rows.len() < wanted {
-            let (first, mut levels) = (rows.len(), Vec::new());
-            let count = AT_ONCE.min(wanted - first);
-            let levels_wanted = (full > 0).then_some(&mut levels);
-            let (read, ..) = values.read_records(count, levels_wanted, None, &mut rows).map_err(text)?;
-            if read == 0 {
-                return Err(format!("is damaged: column `{}` ends early", description.path()));
-            }
-            if let Some(row) = levels.iter().position(|&level| level < full) {
-                let row = first + row;
-                return Err(format!(
-                    "column `{column}` has no value in row {row}; expected one in every row"
-                ));
+    /// All values of a column, row by row.
+    fn values<T: DataType>(&self, column: &str) -> Parsed<Vec<T::T>> {
+        const AT_ONCE: usize = 1024;
+        let text = |e: ParquetError| format!("is damaged: {e}");
+        let (leaf, metadata) = (self.leaf(column)?, self.reader.metadata());
+        let description = metadata.file_metadata().schema_descr().column(leaf);
+        if description.physical_type() != T::get_physical_type() {
+            return Err(format!("column `{}` holds no {}", description.path(), T::get_physical_type()));
+        }
+        let full = description.max_def_level();
+        let mut rows = Vec::new();
+        for group in metadata.row_groups() {
+            let wanted = rows.len() + usize::try_from(group.num_rows()).unwrap_or(0);
+            let pages = Pages::new(self.file.clone(), group, leaf).map_err(text)?;
+            let mut values = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
+            while rows.len() < wanted {
+                let (first, mut levels) = (rows.len(), Vec::new());
+                let count = AT_ONCE.min(wanted - first);
+                let levels_wanted = (full > 0).then_some(&mut levels);
+                let (read, ..) = values.read_records(count, levels_wanted, None, &mut rows).map_err(text)?;
+                if read == 0 {
+                    return Err(format!("is damaged: column `{}` ends early", description.path()));
+                }
+                if let Some(row) = levels.iter().position(|&level| level < full) {
+                    let row = first + row;
+                    return Err(format!(
+                        "column `{column}` has no value in row {row}; expected one in every row"
+                    ));
+                }
             }
         }
+        Ok(rows)
     }
-    Ok(rows)
 }
 
 /// Encoded images of several files with their labels.
@@ -254,18 +248,35 @@ pub(crate) struct EncodedImages {
 }
 
 impl EncodedImages {
-    /// Adds the images of a file.
-    pub(crate) fn add(&mut self, file: DataFile, images: Vec<ByteArray>, labels: Vec<usize>) {
-        self.files.push((self.images.len(), file));
-        self.images.extend(images);
-        self.labels.extend(labels);
+    /// Images of files, labelled by the position of their class in `classes`.
+    pub(crate) fn new(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<Self> {
+        let mut all = Self::default();
+        for (file, table) in tables {
+            for (row, label) in table.labels.iter().enumerate() {
+                let class = match label {
+                    Label::Number(number) => {
+                        usize::try_from(*number).ok().filter(|&class| class < classes.len())
+                    }
+                    Label::Name(name) => classes.iter().position(|class| class == name),
+                };
+                all.labels.push(class.ok_or_else(|| {
+                    let count = classes.len();
+                    let reason =
+                        format!("row {row} has the label {label}, which is none of the {count} classes");
+                    Error::data(&file.path, reason)
+                })?);
+            }
+            all.files.push((all.images.len(), file));
+            all.images.extend(table.images);
+        }
+        Ok(all)
     }
 
     /// The file of an image and its row there.
-    fn place(&self, index: usize) -> Option<(&DataFile, usize)> {
+    fn place(&self, index: usize) -> (&DataFile, usize) {
         let after = self.files.partition_point(|(start, _)| *start <= index);
-        let (start, file) = self.files.get(after.checked_sub(1)?)?;
-        Some((file, index - start))
+        let (start, file) = &self.files[after - 1];
+        (file, index - start)
     }
 }
 
@@ -280,9 +291,8 @@ impl ImageSet for EncodedImages {
 
     fn image(&self, index: usize) -> Result<RgbImage> {
         decode(self.images[index].data()).map_err(|reason| {
-            let (file, row) =
-                self.place(index).map_or(Default::default(), |(file, row)| (file.path.clone(), row));
-            Error::data(file, format!("row {row} is not a readable image: {reason}"))
+            let (file, row) = self.place(index);
+            Error::data(&file.path, format!("row {row} is not a readable image: {reason}"))
         })
     }
 
@@ -291,6 +301,7 @@ impl ImageSet for EncodedImages {
     }
 
     fn id(&self, index: usize) -> String {
-        self.place(index).map_or(String::new(), |(file, row)| format!("{}, row {row}", file.name))
+        let (file, row) = self.place(index);
+        format!("{}, row {row}", file.name)
     }
 }

@@ -17,7 +17,7 @@ use crate::data::{
     numpy::Batch,
     planes::Planes,
     read,
-    shards::{self, Splits},
+    shards::{self, ParquetImages},
     table::Columns,
 };
 
@@ -129,7 +129,7 @@ fn build(variant: &Variant, config: CifarConfig, context: &StreamContext<'_>) ->
             (variant.class_names(form, &folder)?, Box::new(train), Box::new(test))
         } else if path.starts_with("hf:") || has_parquet(folder) {
             let columns = Columns { image: Some("img"), label: Some(variant.label) };
-            let Splits { classes, train, test } = shards::read(&path, "train", &["test"], columns)?;
+            let ParquetImages { classes, train, test } = shards::read(&path, "train", &["test"], columns)?;
             (classes, Box::new(train), Box::new(test))
         } else {
             return Err(variant.not_found(folder));

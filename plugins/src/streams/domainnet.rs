@@ -71,18 +71,13 @@ cdl_core::register!(Stream {
 
 fn build(config: DomainnetConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     let DomainnetConfig { domains, images } = config;
-    let splits = match images.listed()? {
-        Some(splits) => splits,
-        None if domains.is_empty() => {
+    images.stream("domainnet", context, |path| {
+        if domains.is_empty() {
             return Err(Error::setting("domains", "[]", "expected at least one domain, or split lists"));
         }
-        None => {
-            let lists = |split: &str| -> Vec<_> {
-                let list = |domain: &Domain| images.path.join(format!("{}_{split}.txt", domain.as_str()));
-                domains.iter().map(list).collect()
-            };
-            Splits::read(&images.path, &lists("train"), &lists("test"))?
-        }
-    };
-    images.stream("domainnet", &splits, context)
+        let lists = |split: &str| -> Vec<_> {
+            domains.iter().map(|domain| path.join(format!("{}_{split}.txt", domain.as_str()))).collect()
+        };
+        Splits::read(path, &lists("train"), &lists("test"))
+    })
 }

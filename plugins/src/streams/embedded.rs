@@ -8,7 +8,7 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::idx::{IdxFile, set};
+use super::idx::{FASHION_MNIST, IdxFile, set};
 
 /// Settings of `embedded`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -31,14 +31,13 @@ const TRAIN_IMAGES: &[u8] = include_bytes!("../../assets/fashion_mnist/train-ima
 const TRAIN_LABELS: &[u8] = include_bytes!("../../assets/fashion_mnist/train-labels-idx1-ubyte.gz");
 const TEST_IMAGES: &[u8] = include_bytes!("../../assets/fashion_mnist/t10k-images-idx3-ubyte.gz");
 const TEST_LABELS: &[u8] = include_bytes!("../../assets/fashion_mnist/t10k-labels-idx1-ubyte.gz");
-const CLASSES: &str = include_str!("../../assets/fashion_mnist/classes.txt");
 
 fn build(config: EmbeddedConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     let file =
         |name: &str, bytes: &[u8]| IdxFile::new(format!("embedded:{name}-ubyte.gz").into(), bytes.into());
     let train = set(file("train-images-idx3", TRAIN_IMAGES)?, file("train-labels-idx1", TRAIN_LABELS)?)?;
     let test = set(file("t10k-images-idx3", TEST_IMAGES)?, file("t10k-labels-idx1", TEST_LABELS)?)?;
-    let classes = CLASSES.lines().map(String::from).collect();
+    let classes = FASHION_MNIST.lines().map(String::from).collect();
     let stream =
         ImageStream::new("embedded", classes, Box::new(train), Box::new(test), &config.tasks, context)?;
     Ok(Box::new(stream))

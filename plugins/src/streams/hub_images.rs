@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{
-    shards::{self, Splits},
+    shards::{self, ParquetImages},
     table::Columns,
 };
 
@@ -69,7 +69,8 @@ fn build(config: HubImagesConfig, context: &StreamContext<'_>) -> Result<Box<dyn
         None => vec!["test", "validation", "valid", "val"],
     };
     let columns = Columns { image: config.image_column.as_deref(), label: config.label_column.as_deref() };
-    let Splits { classes, train, test } = shards::read(&config.path, &config.train_split, &test, columns)?;
+    let ParquetImages { classes, train, test } =
+        shards::read(&config.path, &config.train_split, &test, columns)?;
     let name = format!("hub_images {}", config.path);
     let stream = ImageStream::new(&name, classes, Box::new(train), Box::new(test), &config.tasks, context)?;
     if config.verify {

@@ -59,18 +59,8 @@ pub enum KnownNames {
     FashionMnist,
 }
 
-const FASHION_MNIST: [&str; 10] = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-];
+/// Class names of Fashion-MNIST, a line each.
+pub(super) const FASHION_MNIST: &str = include_str!("../../assets/fashion_mnist/classes.txt");
 
 cdl_core::register!(Stream {
     name: "idx",
@@ -92,7 +82,7 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
     let names = match config.class_names {
         ClassNames::List(names) => names,
         ClassNames::Known(KnownNames::Numbers) => (0..count).map(|label| label.to_string()).collect(),
-        ClassNames::Known(KnownNames::FashionMnist) => FASHION_MNIST.map(String::from).to_vec(),
+        ClassNames::Known(KnownNames::FashionMnist) => FASHION_MNIST.lines().map(String::from).collect(),
     };
     if names.len() < count {
         let expected = format!("{} names for labels up to {}", names.len(), count - 1);

@@ -1,7 +1,5 @@
 //! Images in one folder for each class, split by folders or by lists.
 
-use cdl_core::prelude::*;
-
 use crate::data::splits::{SplitConfig, Splits};
 
 cdl_core::register!(Stream {
@@ -9,13 +7,5 @@ cdl_core::register!(Stream {
     about: "Images in one folder for each class, split by train/ and test/ folders or by lists",
     citation: "layout of torchvision's ImageFolder",
     config: SplitConfig,
-    build: build,
+    build: |config: SplitConfig, context: &_| config.stream("image_folder", context, Splits::folders),
 });
-
-fn build(config: SplitConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
-    let splits = match config.listed()? {
-        Some(splits) => splits,
-        None => Splits::folders(&config.path)?,
-    };
-    config.stream("image_folder", &splits, context)
-}
