@@ -4,9 +4,8 @@
 //! compared with results published for PyTorch, and gives the same on every machine. As in PIL,
 //! pixels stay 8-bit integers throughout; [`write_pixels`] is the step to floats.
 //!
-//! The reference is Pillow up to 12.1, which resizes the rows of every image before its columns.
-//! Pillow 12.2 and 13.0 swap the two for some tall images, and there give other results where a
-//! bicubic filter overshoots black or white.
+//! The reference is Pillow up to 12.1, which resizes the rows of every image before its columns. Pillow 12.2 and 13.0
+//! swap the two for some tall images, and there give other results where a bicubic filter overshoots black or white.
 
 mod decode;
 mod resample;
@@ -108,8 +107,7 @@ impl TransformConfig {
     ///
     /// # Errors
     ///
-    /// A sentence that names the first key whose value cannot be used, the value, and what was
-    /// expected.
+    /// A sentence that names the first key whose value cannot be used, the value, and what was expected.
     pub fn validate(&self) -> Result<(), String> {
         let Self { image_size, resize, .. } = *self;
         if !(1..=MAX_SIDE).contains(&image_size) {
@@ -149,8 +147,7 @@ impl TransformConfig {
 
     /// Transforms a training image. Returns a square of `image_size`.
     ///
-    /// The configuration must be [valid](Self::validate); the same image and state of `rng` give
-    /// the same result.
+    /// The configuration must be [valid](Self::validate); the same image and state of `rng` give the same result.
     pub fn train<R: Rng + ?Sized>(&self, image: &RgbImage, rng: &mut R) -> RgbImage {
         let mut square = match self.train {
             TrainTransform::RandomResizedCrop => {
@@ -286,9 +283,8 @@ fn round_to_pixels(length: f64) -> u32 {
     length.round_ties_even() as u32
 }
 
-/// Cuts `area` out of `image` and resizes it to a square of `side` pixels, as torchvision's
-/// `resized_crop`: pixels outside `area` have no influence. A box that reaches beyond the image
-/// is cut to it.
+/// Cuts `area` out of `image` and resizes it to a square of `side` pixels, as torchvision's `resized_crop`: pixels
+/// outside `area` have no influence. A box that reaches beyond the image is cut to it.
 pub fn resized_crop(image: &RgbImage, area: CropBox, side: u32, interpolation: Interpolation) -> RgbImage {
     let area = area.clipped(image.width(), image.height());
     resample(image, area, Axis::whole(area.width, side), Axis::whole(area.height, side), interpolation)
