@@ -109,22 +109,20 @@ impl TransformConfig {
     ///
     /// A sentence that names the first key whose value cannot be used, the value, and what was expected.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { image_size, resize, .. } = *self;
+        let Self { image_size, scale, ratio, resize, .. } = *self;
         if !(1..=MAX_SIDE).contains(&image_size) {
             return Err(format!("`image_size` is {image_size}, expected 1 to {MAX_SIDE} pixels"));
         }
-        if !(is_ascending_positive(self.scale) && self.scale[1] <= 1.0) {
+        if !(is_ascending_positive(scale) && scale[1] <= 1.0) {
             return Err(format!(
-                "`scale` is {:?}, expected the smallest and the largest area of a crop as \
-                 fractions of the image's: 0 < smallest <= largest <= 1",
-                self.scale
+                "`scale` is {scale:?}, expected the smallest and the largest area of a crop as fractions of the \
+                 image's: 0 < smallest <= largest <= 1"
             ));
         }
-        if !is_ascending_positive(self.ratio) {
+        if !is_ascending_positive(ratio) {
             return Err(format!(
-                "`ratio` is {:?}, expected the smallest and the largest width / height of a \
-                 crop: 0 < smallest <= largest, both finite",
-                self.ratio
+                "`ratio` is {ratio:?}, expected the smallest and the largest width / height of a crop: \
+                 0 < smallest <= largest, both finite"
             ));
         }
         if self.test == TestTransform::ResizeCrop {
@@ -169,8 +167,7 @@ impl TransformConfig {
     pub fn test(&self, image: &RgbImage) -> RgbImage {
         match self.test {
             TestTransform::Resize => {
-                let whole = CropBox::whole(image);
-                resized_crop(image, whole, self.side(), self.interpolation)
+                resized_crop(image, CropBox::whole(image), self.side(), self.interpolation)
             }
             TestTransform::ResizeCrop => {
                 resize_center_crop(image, as_side(self.resize_side()), self.side(), self.interpolation)
