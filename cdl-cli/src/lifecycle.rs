@@ -8,7 +8,7 @@ use cdl_core::{
     run::{
         Experiment,
         directory::{RunDir, read_results},
-        resume::{check_config, check_record},
+        resume_check::{check_config, check_record},
     },
     train::RunState,
 };

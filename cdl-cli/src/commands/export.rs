@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use cdl_core::{
     run::{
         export::{self, Predictor},
-        resume::check_config,
+        resume_check::check_config,
     },
     traits::Role,
 };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdl_core::{config::Config, run::resume::check_config, system::atomic::write_atomic};
+use cdl_core::{config::Config, run::resume_check::check_config, system::atomic::write_atomic};
 use serde_json::{Map, Value, json};
 
 use super::{

@@ -8,7 +8,7 @@ use std::{
 
 use cdl_core::{
     config::{Config, ConfigLayers},
-    run::resume::check_config,
+    run::resume_check::check_config,
     system::atomic::write_atomic,
 };
 use serde::{Deserialize, Serialize};

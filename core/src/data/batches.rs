@@ -7,7 +7,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use crate::{
-    data::{ordered::Ordered, source::Source},
+    data::{image_source::Source, ordered::Ordered},
     error::{Error, Result},
     system::device,
     traits::Batch,

@@ -37,8 +37,7 @@ pub(super) struct Cache {
 
 #[derive(Default)]
 struct Kept {
-    bytes: usize,
-    /// Of these, those of training images.
+    test_bytes: usize,
     train_bytes: usize,
     test: BTreeMap<usize, TestImage>,
     train: BTreeMap<usize, Arc<RgbImage>>,
@@ -63,16 +62,15 @@ impl Cache {
     pub(super) fn keep_test(&self, index: usize, image: TestImage) {
         let mut kept = self.kept();
         let bytes = image.bytes();
-        if kept.test.contains_key(&index) || kept.bytes - kept.train_bytes + bytes > self.room {
+        if kept.test.contains_key(&index) || kept.test_bytes + bytes > self.room {
             return;
         }
-        while kept.bytes + bytes > self.room
+        while kept.test_bytes + kept.train_bytes + bytes > self.room
             && let Some((_, image)) = kept.train.pop_last()
         {
-            kept.bytes -= image.len();
             kept.train_bytes -= image.len();
         }
-        kept.bytes += bytes;
+        kept.test_bytes += bytes;
         kept.test.insert(index, image);
     }
 
@@ -84,8 +82,8 @@ impl Cache {
     /// Keeps training image `index` if there is room.
     pub(super) fn keep_train(&self, index: usize, image: &Arc<RgbImage>) {
         let mut kept = self.kept();
-        if kept.bytes + image.len() <= self.room && !kept.train.contains_key(&index) {
-            kept.bytes += image.len();
+        let bytes = kept.test_bytes + kept.train_bytes + image.len();
+        if bytes <= self.room && !kept.train.contains_key(&index) {
             kept.train_bytes += image.len();
             kept.train.insert(index, image.clone());
         }
@@ -94,15 +92,8 @@ impl Cache {
     /// Lets go of training images that are not among `needed`.
     pub(super) fn retain_train(&self, needed: &BTreeSet<usize>) {
         let mut kept = self.kept();
-        let Kept { bytes, train_bytes, train, .. } = &mut *kept;
-        train.retain(|index, image| {
-            let keep = needed.contains(index);
-            if !keep {
-                *bytes -= image.len();
-                *train_bytes -= image.len();
-            }
-            keep
-        });
+        kept.train.retain(|index, _| needed.contains(index));
+        kept.train_bytes = kept.train.values().map(|image| image.len()).sum();
     }
 }
 
@@ -119,7 +110,11 @@ mod tests {
         let kept = cache.kept();
         let train_bytes: usize = kept.train.values().map(|image| image.len()).sum();
         assert_eq!(kept.train_bytes, train_bytes);
-        (kept.test.keys().copied().collect(), kept.train.keys().copied().collect(), kept.bytes)
+        (
+            kept.test.keys().copied().collect(),
+            kept.train.keys().copied().collect(),
+            kept.test_bytes + train_bytes,
+        )
     }
 
     #[test]

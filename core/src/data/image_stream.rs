@@ -12,10 +12,10 @@ use crate::{
         ClassOrder, InputSettings, TaskSettings,
         batches::{Assembly, Prepared},
         cache::Cache,
+        image_source::Source,
         inspect::inspect,
         ordered::{Ordered, ahead},
         rehearsal::Memory,
-        source::Source,
         tasks::order_and_tasks,
     },
     error::{Error, Result},
@@ -135,35 +135,24 @@ impl ImageStream {
             for index in 0..set.len() {
                 let class = set.label(index);
                 let at = *position.get(class).ok_or_else(|| {
-                    Error::Tasks(format!(
-                        "{name}: image {} has label {class}, of {} classes",
-                        set.id(index),
-                        classes.len()
-                    ))
+                    let (image, classes) = (set.id(index), classes.len());
+                    Error::Tasks(format!("{name}: image {image} has label {class}, of {classes} classes"))
                 })?;
                 if held_out.as_ref().is_some_and(|held_out| held_out[index] != held) {
                     continue;
                 }
                 counts[class] += 1;
-                if limit.is_some_and(|limit| counts[class] > limit) {
-                    continue;
-                }
                 let task = tasks.iter().position(|task| task.classes.contains(&at));
-                if let Some(task) = task {
+                if let Some(task) = task.filter(|_| limit.is_none_or(|limit| counts[class] <= limit)) {
                     members[task].push((index, at as u32));
                 }
             }
-            match counts.iter().position(|&count| count == 0) {
-                Some(class) => Err(Error::Tasks(format!(
-                    "{name}: class `{}` has no {what} images; remove the class or add images",
-                    classes[class]
-                ))),
-                None => {
-                    let (transform, cache) = (settings.transform.clone(), cache.clone());
-                    let source = Source::new(set, transform, cache, settings.input.on_error);
-                    Ok(Split { source: Arc::new(source), members })
-                }
+            if let Some(class) = counts.iter().position(|&count| count == 0) {
+                let (class, mend) = (&classes[class], "remove the class or add images");
+                return Err(Error::Tasks(format!("{name}: class `{class}` has no {what} images; {mend}")));
             }
+            let source = Source::new(set, settings.transform.clone(), cache.clone(), settings.input.on_error);
+            Ok(Split { source: Arc::new(source), members })
         };
         let train = sort(train, "training", false, settings.train_per_class)?;
         let test = sort(test, "test", true, settings.test_per_class)?;
@@ -266,12 +255,8 @@ impl Split {
         let source = &self.source;
         let members: Vec<usize> = self.members.iter().flatten().map(|&(index, _)| index).collect();
         let found: Vec<_> = members.into_par_iter().map(|index| (index, error(source, index))).collect();
-        for (index, error) in found {
-            if let Some(error) = error {
-                source.leave_out(index, error)?;
-            }
-        }
-        Ok(())
+        let damaged = found.into_iter().filter_map(|(index, error)| Some((index, error?)));
+        damaged.into_iter().try_for_each(|(index, error)| source.leave_out(index, error))
     }
 }
 

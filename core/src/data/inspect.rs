@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::traits::Inspection;
 use crate::{
-    data::{image_stream::Member, source::Source},
+    data::{image_source::Source, image_stream::Member},
     error::Error,
     rng::Rng,
 };

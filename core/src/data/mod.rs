@@ -2,12 +2,12 @@
 
 mod batches;
 mod cache;
+mod image_source;
 mod image_stream;
 mod input_settings;
 mod inspect;
 mod ordered;
 mod rehearsal;
-mod source;
 mod tasks;
 
 pub use image_stream::{ImageSet, ImageStream};

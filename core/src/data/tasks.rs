@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     data::InputSettings,
-    error::{Error, Result, nearest},
+    error::{Error, Result, nearest, suggest},
     rng::Rng,
     traits::{Mode, StreamContext, Task},
     transform::TransformConfig,
@@ -92,11 +92,9 @@ pub(super) fn order_and_tasks(
     }
     let count = if settings.joint { 1 } else { settings.tasks.unwrap_or(1) };
     if count == 0 || !classes.len().is_multiple_of(count) {
-        return Err(Error::setting(
-            "tasks",
-            count,
-            format!("expected a divisor of the {} classes, or explicit `task_classes`", classes.len()),
-        ));
+        let expected =
+            format!("expected a divisor of the {} classes, or explicit `task_classes`", classes.len());
+        return Err(Error::setting("tasks", count, expected));
     }
     let mut order: Vec<usize> = (0..classes.len()).collect();
     let shuffled = settings.order(context.mode) == ClassOrder::Shuffled;
@@ -122,12 +120,11 @@ fn explicit_tasks(classes: &[String], lists: &[Vec<String>]) -> Result<(Vec<usiz
         let start = order.len();
         for name in list {
             let Some(class) = classes.iter().position(|class| class == name) else {
-                let near = nearest(name, classes.iter().map(String::as_str));
-                let near = near.map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
-                return Err(Error::Tasks(format!(
-                    "task {} of `task_classes` names `{name}`, which is no class{near}",
-                    index + 1
-                )));
+                let near = suggest(&nearest(name, classes.iter().map(String::as_str)));
+                let task = index + 1;
+                let unknown =
+                    format!("task {task} of `task_classes` names `{name}`, which is no class{near}");
+                return Err(Error::Tasks(unknown));
             };
             if order.contains(&class) {
                 return Err(Error::Tasks(format!("`task_classes` names class `{name}` twice")));

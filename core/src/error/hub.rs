@@ -58,8 +58,7 @@ pub enum HubError {
          network, or copy the files here and name their path"
     )]
     Unreachable { wanted: String, endpoint: String, cache: PathBuf, reason: String },
-    /// The hub wants to know who asks (401). It gives strangers the same answer for a repository
-    /// that does not exist.
+    /// The hub wants to know who asks (401). It gives strangers the same answer for a repository that does not exist.
     #[error(
         "{endpoint} does not show `{wanted}` to this caller: the repository is private or gated, or does \
          not exist; check the name, and set HF_TOKEN to a valid token that may read it"

@@ -2,14 +2,10 @@
 //! expected, and the nearest valid name.
 
 mod hub;
-mod plugin;
 
 use std::path::PathBuf;
 
-pub use self::{
-    hub::{HubError, SourceError},
-    plugin::PluginError,
-};
+pub use self::hub::{HubError, SourceError};
 
 /// Result of everything fallible in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -101,6 +97,15 @@ pub enum Error {
     Io { file: PathBuf, source: std::io::Error },
 }
 
+/// A library that is no plugin for this program: what is wrong with it, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("plugin {file}: {reason}")]
+#[allow(missing_docs, reason = "explained above")]
+pub struct PluginError {
+    pub file: PathBuf,
+    pub reason: String,
+}
+
 impl Error {
     /// A setting that is out of range, named by the plugin's own key; whoever holds the configuration adds where the
     /// value came from.
@@ -153,7 +158,8 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate.to_string())
 }
 
-fn suggest(nearest: &Option<String>) -> String {
+/// The end of a message that proposes a name.
+pub(crate) fn suggest(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 

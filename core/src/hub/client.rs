@@ -149,9 +149,8 @@ impl<T: RepoType> Repository<T> {
 
     /// Asks the hub whether the repository and the revision exist.
     ///
-    /// A question of its own, because a download says neither: to it, a repository, a revision and
-    /// a file that is missing are all one, and if the hub cannot be reached it silently takes what
-    /// the cache has.
+    /// A question of its own, because a download says neither: to it, a repository, a revision and a file that is
+    /// missing are all one, and if the hub cannot be reached it silently takes what the cache has.
     fn stands(&self) -> Result<(), HFError> {
         let repo_id = || self.handle.repo_path();
         if self.handle.revision_exists().revision(&self.revision).send()? {

@@ -1,5 +1,4 @@
-//! The files of a data set: a data set repository on the Hugging Face Hub, or a folder on this
-//! machine.
+//! The files of a data set: a data set repository on the Hugging Face Hub, or a folder on this machine.
 //!
 //! As for weights, the hub is asked where the revision stands now, and all files are of one commit.
 //! If it gives no answer, or `HF_HUB_OFFLINE` forbids the question, the files in the cache are used.

@@ -1,5 +1,4 @@
-//! Where weight files come from: a model repository on the Hugging Face Hub, or a path on this
-//! machine.
+//! Where weight files come from: a model repository on the Hugging Face Hub, or a path on this machine.
 //!
 //! A repository is fetched into the cache that the other Hugging Face libraries use, so a file
 //! that any of them has downloaded is found again. The usual environment variables apply:
@@ -22,11 +21,11 @@ mod client;
 #[path = "no_client.rs"]
 mod client;
 pub mod dataset;
-mod source;
 mod weight_files;
+mod weight_source;
 
-pub use source::WeightSource;
 pub use weight_files::{WeightFiles, fetch};
+pub use weight_source::WeightSource;
 
 use std::{
     fs::File,

@@ -6,17 +6,11 @@ use crate::{
 };
 
 /// Refuses a model repository.
-///
-/// # Errors
-/// [`HubError::NoClient`], always.
 pub(super) fn weights(wanted: String, _repo: &str, _revision: &str) -> Result<WeightFiles, HubError> {
     Err(HubError::NoClient { wanted })
 }
 
 /// Refuses a data set repository.
-///
-/// # Errors
-/// [`HubError::NoClient`], always.
 pub(super) fn dataset(
     wanted: String,
     _repo: &str,

@@ -37,10 +37,9 @@ pub struct WeightFiles {
 /// The weights are read once in full, for their checksum. Blocks while it downloads; may be called
 /// from a thread of any async runtime.
 ///
-/// For a repository, the hub is asked where the revision stands now. If it gives no answer, a copy
-/// of that revision in the cache is used instead, with a warning. It is not asked at all when
-/// `HF_HUB_OFFLINE` forbids it, or when the revision is a full commit hash, whose files never
-/// change, and the cache holds them.
+/// For a repository, the hub is asked where the revision stands now. If it gives no answer, a copy of that revision
+/// in the cache is used instead, with a warning. It is not asked at all when `HF_HUB_OFFLINE` forbids it, or when the
+/// revision is a full commit hash, whose files never change, and the cache holds them.
 pub fn fetch(source: &WeightSource) -> Result<WeightFiles, HubError> {
     match source {
         WeightSource::Hub { repo, revision } => {

@@ -47,9 +47,6 @@ impl Confusion {
     }
 
     /// A row for each true class, a column for each predicted one, with a header of class names.
-    ///
-    /// # Errors
-    /// None that is known; the CSV writer's are passed on.
     pub(crate) fn to_csv(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "confusion matrix".into(), reason };
         let mut csv = csv::Writer::from_writer(Vec::new());

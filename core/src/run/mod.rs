@@ -6,7 +6,7 @@ pub mod directory;
 mod experiment;
 pub mod export;
 pub mod preflight;
-pub mod resume;
+pub mod resume_check;
 
 pub(crate) use checkpoint::Checkpoints;
 pub use checkpoint::{About, Checkpoint, Unusable};

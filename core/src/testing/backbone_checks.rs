@@ -25,9 +25,6 @@ const LENGTH: usize = 2;
 /// shapes of what it gives back, that a batch is computed image by image, that injected prompts of every kind change the
 /// output and get right gradients, that nothing is random, that its weights stay as they are, and, if it
 /// can be exported, that it is the same when it is built from its own files.
-///
-/// # Errors
-/// The first promise that it breaks, or whatever it fails with itself.
 pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Backbone, name, settings)?;
     let build = |folder: Option<&Path>| {

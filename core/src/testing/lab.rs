@@ -59,9 +59,6 @@ pub struct Lab {
 impl Lab {
     /// A teacher and a student of different sizes. The networks are always the same; `seed` decides what learners and
     /// distillers draw.
-    ///
-    /// # Errors
-    /// Tensor operations that fail.
     pub fn new(seed: u64) -> Result<Self> {
         Self::with_shapes(seed, Shape::TEACHER, Shape::STUDENT)
     }

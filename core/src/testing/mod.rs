@@ -49,26 +49,17 @@ use crate::{
 };
 
 /// Checks the learner registered as `name`, with `settings` in TOML, by all of [`Conformance`].
-///
-/// # Errors
-/// The first promise that it breaks, or whatever it fails with itself.
 pub fn check_learner(name: &str, settings: &str) -> Result<()> {
     Conformance { settings, ..Default::default() }.learner(name)
 }
 
 /// Checks the distiller registered as `name`, with `settings` in TOML, by all of [`Conformance`].
-///
-/// # Errors
-/// The first promise that it breaks, or whatever it fails with itself.
 pub fn check_distiller(name: &str, settings: &str) -> Result<()> {
     Conformance { settings, ..Default::default() }.distiller(name)
 }
 
 /// Checks a registered learner with a registered distiller, with settings in TOML: everything that is trained gets a
 /// gradient and moves, nothing else changes, a saved state restores them, evaluation leaves no trace.
-///
-/// # Errors
-/// The first promise that they break, or whatever they fail with themselves.
 pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> {
     let settings = [
         read_settings(Kind::Learner, learner.0, learner.1)?,
@@ -100,9 +91,6 @@ impl Default for Conformance<'_> {
 
 impl Conformance<'_> {
     /// Checks the learner registered as `name`.
-    ///
-    /// # Errors
-    /// The first promise that it breaks, or whatever it fails with itself.
     pub fn learner(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Learner, name, self.settings)?;
         let build = |seed: u64, lab: Lab| learner_trainer(&lab.seeded(seed), name, &settings);
@@ -117,9 +105,6 @@ impl Conformance<'_> {
     }
 
     /// Checks the distiller registered as `name`.
-    ///
-    /// # Errors
-    /// The first promise that it breaks, or whatever it fails with itself.
     pub fn distiller(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Distiller, name, self.settings)?;
         let alone = |seed: u64, lab: Lab| distiller_trainer(&lab.seeded(seed), name, &settings);

@@ -16,9 +16,6 @@ const BATCH: usize = 3;
 /// Checks the stream registered as `name`, with `settings` in TOML: tasks that share out all classes in order, as many
 /// images as it says, shapes and ranges of pixels, labels of the task, and that a seed decides everything. Its images are
 /// all read.
-///
-/// # Errors
-/// The first promise that it breaks, or whatever it fails with itself.
 pub fn check_stream(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Stream, name, settings)?;
     let build = || {

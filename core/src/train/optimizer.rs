@@ -132,9 +132,6 @@ impl Optimizer {
     }
 
     /// One step. Variables without a gradient stay as they are.
-    ///
-    /// # Errors
-    /// Tensor operations that fail.
     pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
         let mut groups = Vec::new();
         for group in self.groups.drain(..) {

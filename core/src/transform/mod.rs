@@ -4,9 +4,8 @@
 //! compared with results published for PyTorch, and gives the same on every machine. As in PIL,
 //! pixels stay 8-bit integers throughout; [`write_pixels`] is the step to floats.
 //!
-//! The reference is Pillow up to 12.1, which resizes the rows of every image before its columns.
-//! Pillow 12.2 and 13.0 swap the two for some tall images, and there give other results where a
-//! bicubic filter overshoots black or white.
+//! The reference is Pillow up to 12.1, which resizes the rows of every image before its columns. Pillow 12.2 and 13.0
+//! swap the two for some tall images, and there give other results where a bicubic filter overshoots black or white.
 
 mod decode;
 mod resample;
@@ -108,25 +107,22 @@ impl TransformConfig {
     ///
     /// # Errors
     ///
-    /// A sentence that names the first key whose value cannot be used, the value, and what was
-    /// expected.
+    /// A sentence that names the first key whose value cannot be used, the value, and what was expected.
     pub fn validate(&self) -> Result<(), String> {
-        let Self { image_size, resize, .. } = *self;
+        let Self { image_size, scale, ratio, resize, .. } = *self;
         if !(1..=MAX_SIDE).contains(&image_size) {
             return Err(format!("`image_size` is {image_size}, expected 1 to {MAX_SIDE} pixels"));
         }
-        if !(is_ascending_positive(self.scale) && self.scale[1] <= 1.0) {
+        if !(is_ascending_positive(scale) && scale[1] <= 1.0) {
             return Err(format!(
-                "`scale` is {:?}, expected the smallest and the largest area of a crop as \
-                 fractions of the image's: 0 < smallest <= largest <= 1",
-                self.scale
+                "`scale` is {scale:?}, expected the smallest and the largest area of a crop as fractions of the \
+                 image's: 0 < smallest <= largest <= 1"
             ));
         }
-        if !is_ascending_positive(self.ratio) {
+        if !is_ascending_positive(ratio) {
             return Err(format!(
-                "`ratio` is {:?}, expected the smallest and the largest width / height of a \
-                 crop: 0 < smallest <= largest, both finite",
-                self.ratio
+                "`ratio` is {ratio:?}, expected the smallest and the largest width / height of a crop: \
+                 0 < smallest <= largest, both finite"
             ));
         }
         if self.test == TestTransform::ResizeCrop {
@@ -149,8 +145,7 @@ impl TransformConfig {
 
     /// Transforms a training image. Returns a square of `image_size`.
     ///
-    /// The configuration must be [valid](Self::validate); the same image and state of `rng` give
-    /// the same result.
+    /// The configuration must be [valid](Self::validate); the same image and state of `rng` give the same result.
     pub fn train<R: Rng + ?Sized>(&self, image: &RgbImage, rng: &mut R) -> RgbImage {
         let mut square = match self.train {
             TrainTransform::RandomResizedCrop => {
@@ -172,8 +167,7 @@ impl TransformConfig {
     pub fn test(&self, image: &RgbImage) -> RgbImage {
         match self.test {
             TestTransform::Resize => {
-                let whole = CropBox::whole(image);
-                resized_crop(image, whole, self.side(), self.interpolation)
+                resized_crop(image, CropBox::whole(image), self.side(), self.interpolation)
             }
             TestTransform::ResizeCrop => {
                 resize_center_crop(image, as_side(self.resize_side()), self.side(), self.interpolation)
@@ -286,9 +280,8 @@ fn round_to_pixels(length: f64) -> u32 {
     length.round_ties_even() as u32
 }
 
-/// Cuts `area` out of `image` and resizes it to a square of `side` pixels, as torchvision's
-/// `resized_crop`: pixels outside `area` have no influence. A box that reaches beyond the image
-/// is cut to it.
+/// Cuts `area` out of `image` and resizes it to a square of `side` pixels, as torchvision's `resized_crop`: pixels
+/// outside `area` have no influence. A box that reaches beyond the image is cut to it.
 pub fn resized_crop(image: &RgbImage, area: CropBox, side: u32, interpolation: Interpolation) -> RgbImage {
     let area = area.clipped(image.width(), image.height());
     resample(image, area, Axis::whole(area.width, side), Axis::whole(area.height, side), interpolation)

@@ -122,9 +122,8 @@ impl Taps {
     }
 }
 
-/// Resizes `area` of `image` and cuts out of the result what `columns` and `rows` say. The filter
-/// reads all of `area` and nothing else, as if `area` were the image. `area` must lie in the image
-/// and be the source of both axes.
+/// Resizes `area` of `image` and cuts out of the result what `columns` and `rows` say. The filter reads all of `area`
+/// and nothing else, as if `area` were the image. `area` must lie in the image and be the source of both axes.
 ///
 /// As in Pillow, each row is resized first, to 8 bits, and then each column. The order shows where
 /// the bicubic filter overshoots black or white, which the 8 bits cut off: by tens of grey levels.

@@ -10,7 +10,7 @@
 //!
 //! [`Optimizer::state`]: crate::train::Optimizer::state
 
-mod folder;
+mod checkpoint_folder;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,7 +19,7 @@ use safetensors::{SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-pub(crate) use crate::run::checkpoint::folder::Checkpoints;
+pub(crate) use crate::run::checkpoint::checkpoint_folder::Checkpoints;
 use crate::{
     error::{Error, Result},
     train::{Accuracies, Moment, Position, RunState, Tally, Trainer},
