@@ -62,7 +62,7 @@ impl PanelEmbedding {
         let (images, _, size, _) = pixels.dims4()?;
         let injected = prompt_tokens.map_or(Ok(0), |tokens| tokens.dim(1))?;
         let pixels = pixels.contiguous()?;
-        on_cpu!(pixels, f32 => pixels);
+        on_cpu!(f32: pixels => pixels);
         let Stem { patch: layer, prefix: prefix_tokens, positions } = &self.stem;
         let (d, patch_size) = (layer.outputs(), self.settings.patch_size);
         let grid = size / patch_size;

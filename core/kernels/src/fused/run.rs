@@ -100,8 +100,7 @@ impl Network {
             shares,
         };
         let (y, kept) = {
-            on_cpu!(given, f32 => given);
-            on_cpu!(rows, f32 => rows);
+            on_cpu!(f32: given => given, rows => rows);
             run.forward(run.input(panels, given, count), rows)
         };
         y.of_both(&given, &rows, move |given, rows, _, dy| run.gradients(&kept, given, rows, dy))
@@ -219,8 +218,7 @@ impl Run {
 
     /// Gradients of `tokens` and `rows`, where they are wanted.
     fn gradients(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
-        on_cpu!(dy, f32 => dy);
-        on_cpu!(rows, f32 => injected);
+        on_cpu!(f32: dy => dy, rows => injected);
         let (d_tokens, d_rows) = self.backward(steps, dy, injected)?;
         let d_tokens = d_tokens.map(|gradient| Value::on_cpu(gradient, tokens.shape()).tensor());
         let d_rows = self.trains_rows.then(|| Value::on_cpu(d_rows, rows.shape()).tensor());

@@ -4,11 +4,9 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{attention_sizes::Sizes, portable};
-#[cfg(feature = "cuda")]
-use crate::{cuda, storage::on_gpu};
 use crate::{
-    slices::{Real, View, gemm},
-    storage::{by_dtype, has_kernels, on_cpu},
+    slices::{self, Real, View, gemm},
+    storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, slice},
     tape::Value,
 };
 
@@ -43,6 +41,7 @@ pub struct Attended {
     /// `(B, N, D)`.
     pub y: Tensor,
     /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that keep it for the backward pass.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "kept by CUDA kernels alone"))]
     pub log_sums: Option<Tensor>,
 }
 
@@ -62,22 +61,13 @@ pub fn attend_backward(
     heads: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let dy = dy.contiguous()?;
-    #[cfg(feature = "cuda")]
-    if let Some(log_sums) = attended.log_sums.as_ref().filter(|_| on_gpu(qkv)) {
-        return cuda::attend_backward(qkv, extra, &attended.y, log_sums, &dy, heads);
-    }
+    return_on_gpu!(qkv => attend_backward(qkv, extra, attended, &dy, heads));
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
     by_dtype!(qkv.dtype(), T => {
-        on_cpu!(qkv, T => q_k_v);
-        on_cpu!(attended.y, T => y);
-        on_cpu!(dy, T => dy);
-        let (d_qkv, d_extra) = match extra {
-            None => backward_on_cpu(s, q_k_v, &[], y, dy),
-            Some(extra) => {
-                on_cpu!(extra, T => extra);
-                backward_on_cpu(s, q_k_v, extra, y, dy)
-            }
-        };
+        on_cpu!(T: qkv => values, attended.y => y, dy => dy);
+        let storage = extra.map(Tensor::storage_and_layout);
+        let injected = storage.as_ref().map(slice::<T>).transpose()?.unwrap_or_default();
+        let (d_qkv, d_extra) = backward_on_cpu(s, values, injected, y, dy);
         let d_extra = extra.map(|extra| Value::on_cpu(d_extra, extra.shape()).tensor());
         Ok((Value::on_cpu(d_qkv, qkv.shape()).tensor(), d_extra))
     })
@@ -85,21 +75,13 @@ pub fn attend_backward(
 
 /// The output and, from kernels that keep them, logarithms of sums.
 fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Option<Tensor>)> {
-    #[cfg(feature = "cuda")]
-    if on_gpu(qkv) {
-        return cuda::attend(qkv, extra, heads).map(|(y, log_sums)| (y, Some(log_sums)));
-    }
+    return_on_gpu!(qkv => attend(qkv, extra, heads));
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
     by_dtype!(qkv.dtype(), T => {
-        on_cpu!(qkv, T => qkv);
-        let y = match extra {
-            None => forward_on_cpu(s, qkv, &[]),
-            Some(extra) => {
-                on_cpu!(extra, T => extra);
-                forward_on_cpu(s, qkv, extra)
-            }
-        };
-        Ok((Value::on_cpu(y, (s.batch, s.tokens, s.width)), None))
+        on_cpu!(T: qkv => qkv);
+        let storage = extra.map(Tensor::storage_and_layout);
+        let injected = storage.as_ref().map(slice::<T>).transpose()?.unwrap_or_default();
+        Ok((Value::on_cpu(forward_on_cpu(s, qkv, injected), (s.batch, s.tokens, s.width)), None))
     })
 }
 
@@ -130,7 +112,7 @@ impl<'a, T: Real> HeadViews<'a, T> {
         }
         let size = (s.tokens, s.head, s.tokens);
         gemm(size, &mut weights[s.extra..], keys, false, T::one(), self.q, self.k.t(), 1);
-        T::softmax(weights, keys, T::from_f64(1.0 / (s.head as f64).sqrt()));
+        slices::softmax(weights, keys, T::from_f64(1.0 / (s.head as f64).sqrt()));
     }
 }
 
@@ -190,7 +172,7 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
             }
             for row in 0..s.tokens {
                 let of_head = row * s.width + at..row * s.width + at + s.head;
-                let mean = T::dot(&dy[of_head.clone()], &y[of_head]);
+                let mean = slices::dot(&dy[of_head.clone()], &y[of_head]);
                 let of_row = row * keys..(row + 1) * keys;
                 for (d, &w) in d_scores[of_row.clone()].iter_mut().zip(&weights[of_row]) {
                     *d = (*d - mean) * w * scale;
