@@ -8,9 +8,7 @@ use std::{
 };
 
 use candle_core::{
-    CudaDevice, Result, Shape, Storage, Tensor,
-    backend::BackendStorage,
-    bail,
+    CudaDevice, Result, Shape, Tensor, bail,
     cuda_backend::{
         DeviceId, WrapErr,
         cudarc::{
@@ -23,7 +21,7 @@ use candle_core::{
     },
 };
 
-use super::launch::{Element, by_dtype, on_gpu, optional, room, slice, value};
+use super::launch::{Element, by_dtype, optional, room, value, views};
 use crate::tape::Value;
 
 /// `x Wᵀ + b + plus` of `shape` for `rows` rows of `x`; `plus` is of the same shape.
@@ -35,31 +33,24 @@ pub fn linear(
     rows: usize,
     shape: Shape,
 ) -> Result<Value> {
-    let (outputs, inputs) = weight.dims2()?;
-    on_gpu!(x => x, layout);
-    on_gpu!(weight => weight, weight_layout);
+    let (device, (outputs, inputs)) = (x.device().as_cuda_device()?, weight.dims2()?);
     let (bias, plus) = (bias.map(Tensor::storage_and_layout), plus.map(Tensor::storage_and_layout));
-    by_dtype!(x, T => {
-        let operands = Operands {
-            x: slice::<T>(x, layout)?,
-            weight: slice::<T>(weight, weight_layout)?,
-            bias: optional::<T>(&bias)?,
-            plus: optional::<T>(&plus)?,
-        };
-        multiply(x.device(), Product { rows, inputs, outputs, transposed: true }, operands, shape)
+    by_dtype!(x.dtype(), T => {
+        views!(x: T, weight: T);
+        let operands = Operands { x, weight, bias: optional::<T>(&bias)?, plus: optional::<T>(&plus)? };
+        multiply(device, Product { rows, inputs, outputs, transposed: true }, operands, shape)
     })
 }
 
 /// `dy W` of `shape`, the gradient of the input for that of `rows` rows of the output.
-pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Value> {
-    let (inputs, outputs) = weight.dims2()?;
-    on_gpu!(dy => dy, layout);
-    on_gpu!(weight => weight, weight_layout);
-    by_dtype!(dy, T => {
-        let (x, weight) = (slice::<T>(dy, layout)?, slice::<T>(weight, weight_layout)?);
-        let operands = Operands { x, weight, bias: None, plus: None };
-        multiply(dy.device(), Product { rows, inputs, outputs, transposed: false }, operands, shape)
+pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Tensor> {
+    let (device, (inputs, outputs)) = (dy.device().as_cuda_device()?, weight.dims2()?);
+    by_dtype!(dy.dtype(), T => {
+        views!(dy: T, weight: T);
+        let operands = Operands { x: dy, weight, bias: None, plus: None };
+        multiply(device, Product { rows, inputs, outputs, transposed: false }, operands, shape)
     })
+    .map(Value::tensor)
 }
 
 /// `Y = X Wᵀ`, or `X W`, of row-major matrices: `X` `(rows, inputs)`, `Y` `(rows, outputs)`.

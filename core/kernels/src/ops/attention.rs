@@ -112,7 +112,7 @@ impl<'a, T: Real> HeadViews<'a, T> {
         }
         let size = (s.tokens, s.head, s.tokens);
         gemm(size, &mut weights[s.extra..], keys, false, T::one(), self.q, self.k.t(), 1);
-        slices::softmax(weights, keys, T::from_f64(1.0 / (s.head as f64).sqrt()));
+        slices::softmax(weights, keys, T::from_f64(s.scale()));
     }
 }
 
@@ -155,7 +155,7 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
         let y = &y[image * s.tokens * s.width..][..s.tokens * s.width];
         let dy = &dy[image * s.tokens * s.width..][..s.tokens * s.width];
         let keys = s.keys();
-        let scale = T::from_f64(1.0 / (s.head as f64).sqrt());
+        let scale = T::from_f64(s.scale());
         let mut weights = vec![T::default(); s.tokens * keys];
         let mut d_scores = vec![T::default(); s.tokens * keys];
         for head in 0..s.heads {
