@@ -13,6 +13,7 @@ use std::{
 };
 
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::tile::{GROUP, LINE, PANEL};
 use crate::slices::{exp_f32, normal_f32};
@@ -186,11 +187,6 @@ impl Shares {
         Self { parts }
     }
 
-    /// All tasks.
-    pub fn parts(&self) -> &[Part] {
-        &self.parts
-    }
-
     /// Panels in all.
     pub fn panels(&self) -> usize {
         self.parts.last().map_or(0, |part| part.panel + panels(part.count))
@@ -204,15 +200,21 @@ impl Shares {
         (part.panel + inside / PANEL, column, (PANEL - column).min(part.count - inside))
     }
 
-    /// Panels of `channels` rows in pieces, a part each.
-    pub fn cut<'a>(&self, panels: &'a mut [f32], channels: usize) -> Vec<&'a mut [f32]> {
-        let mut rest = panels;
-        let pieces = self.parts.iter().map(|part| {
-            let (piece, after) = std::mem::take(&mut rest).split_at_mut(part.len(channels));
-            rest = after;
-            piece
-        });
-        pieces.collect()
+    /// Runs `work` on every part, in parallel, with its pieces of all `panels`, each given with its number of rows.
+    pub fn each<const N: usize>(
+        &self,
+        mut panels: [(&mut [f32], usize); N],
+        work: impl Fn(&Part, [&mut [f32]; N]) + Sync,
+    ) {
+        let cut = |part: &Part| {
+            panels.each_mut().map(|(rest, channels)| {
+                let (piece, after) = std::mem::take(rest).split_at_mut(part.len(*channels));
+                *rest = after;
+                piece
+            })
+        };
+        let pieces: Vec<_> = self.parts.iter().map(cut).collect();
+        self.parts.par_iter().zip(pieces).for_each(|(part, pieces)| work(part, pieces));
     }
 }
 

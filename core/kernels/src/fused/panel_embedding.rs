@@ -84,7 +84,7 @@ impl PanelEmbedding {
         );
         let shares = Shares::new(images * tokens, threads);
         let mut all = pool.zeros(shares.panels() * d * PANEL);
-        shares.parts().par_iter().zip(shares.cut(&mut all, d)).for_each(|(part, all)| {
+        shares.each([(&mut all, d)], |part, [all]| {
             let _span = tracing::trace_span!("embedding").entered();
             let alone = part.alone();
             for index in 0..part.count {

@@ -40,6 +40,17 @@ pub struct Extra<'a> {
     pub share: &'a BlockRows,
 }
 
+/// Input of one block in one pass.
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    pub s: &'a Setting,
+    /// Panels of all tokens.
+    pub x: &'a [f32],
+    pub extra: Extra<'a>,
+    /// Tokens whose outputs are computed.
+    pub reads: &'a Tokens,
+}
+
 /// Values that a block's forward pass keeps for its backward pass.
 #[derive(Debug)]
 pub struct Kept {

@@ -175,6 +175,21 @@ pub fn product(
     }
 }
 
+/// `c = a b` as [`product`], of any number of columns.
+pub fn wide_product(
+    level: SimdLevel,
+    (rows, columns, depth): (usize, usize, usize),
+    a: Left<'_>,
+    b: Right<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    for start in (0..columns).step_by(PANEL) {
+        let (run, b) = (PANEL.min(columns - start), Right { data: &b.data[start..], ..b });
+        product(level, (rows, run, depth), a, b, &mut c[start..], c_stride, false);
+    }
+}
+
 /// A part of a product: first elements of its operands and of its result, and distances of their rows.
 #[derive(Clone, Copy)]
 struct Tile {
