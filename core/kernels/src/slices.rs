@@ -225,7 +225,7 @@ impl<'a, T> View<'a, T> {
     }
 }
 
-/// `dst = alpha * a b`, or `dst += alpha * a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
+/// `dst = a b`, or `dst += a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
 /// `m` rows of `n`, `dst_stride` apart. `threads` of 1 stays on the calling thread.
 ///
 /// # Panics
@@ -236,7 +236,6 @@ pub fn gemm<T: Real>(
     dst: &mut [T],
     dst_stride: usize,
     accumulate: bool,
-    alpha: T,
     a: View<'_, T>,
     b: View<'_, T>,
     threads: usize,
@@ -263,7 +262,7 @@ pub fn gemm<T: Real>(
             b.column_stride as isize,
             b.row_stride as isize,
             T::one(),
-            alpha,
+            T::one(),
             false,
             false,
             false,

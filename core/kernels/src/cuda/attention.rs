@@ -17,12 +17,6 @@ use crate::{
     tape::Value,
 };
 
-/// One of attention's kernels, and how it is launched.
-struct Kernel {
-    function: CudaFunction,
-    config: LaunchConfig,
-}
-
 /// Sides of attention that a block of 64 rows can belong to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -31,41 +25,40 @@ enum Side {
     Keys,
 }
 
-impl Kernel {
-    fn new<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<Self> {
-        let Some(padded) = [32, 64, 96, 128].into_iter().find(|&padded| padded >= s.head) else {
-            bail!("attention on a GPU with heads of {} channels, expected 128 or fewer", s.head)
-        };
-        let products = T::products();
-        let backward = if side == Side::Keys { "backward_keys" } else { "backward_queries" };
-        let (name, rows, columns) = match (side, products, padded) {
-            (Side::Forward, "bf16", _) => ("forward", 64, 64),
-            (Side::Forward, _, ..=64) => ("forward", 64, 32),
-            (Side::Forward, ..) => ("forward", 64, 16),
-            (_, "bf16", _) | (_, _, ..=64) => (backward, 128, 32),
-            _ => (backward, 128, 16),
-        };
-        let stride = if products == "bf16" { padded + 8 } else { padded + 4 };
-        let mut bytes = size_of::<T>() * stride * (rows + 2 * columns);
-        if products == "f32" {
-            bytes += 256 * (columns + 4);
-        }
-        if side == Side::Keys {
-            bytes += 8 * columns;
-        }
-        let function = ATTENTION.function(device, &format!("attention_{name}_{products}_{padded}"))?;
-        // What a block may have without asking.
-        if bytes > 48 * 1024 {
-            function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32).w()?;
-        }
-        let along = if side == Side::Keys { s.keys() } else { s.tokens };
-        let config = LaunchConfig {
-            grid_dim: (narrow(along.div_ceil(64))?, narrow(s.heads)?, narrow(s.batch)?),
-            block_dim: (128, 1, 1),
-            shared_mem_bytes: narrow(bytes)?,
-        };
-        Ok(Self { function, config })
+/// One of attention's kernels, and how it is launched.
+fn kernel<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<(CudaFunction, LaunchConfig)> {
+    let Some(padded) = [32, 64, 96, 128].into_iter().find(|&padded| padded >= s.head) else {
+        bail!("attention on a GPU with heads of {} channels, expected 128 or fewer", s.head)
+    };
+    let products = T::products();
+    let backward = if side == Side::Keys { "backward_keys" } else { "backward_queries" };
+    let (name, rows, columns) = match (side, products, padded) {
+        (Side::Forward, "bf16", _) => ("forward", 64, 64),
+        (Side::Forward, _, ..=64) => ("forward", 64, 32),
+        (Side::Forward, ..) => ("forward", 64, 16),
+        (_, "bf16", _) | (_, _, ..=64) => (backward, 128, 32),
+        _ => (backward, 128, 16),
+    };
+    let stride = if products == "bf16" { padded + 8 } else { padded + 4 };
+    let mut bytes = size_of::<T>() * stride * (rows + 2 * columns);
+    if products == "f32" {
+        bytes += 256 * (columns + 4);
     }
+    if side == Side::Keys {
+        bytes += 8 * columns;
+    }
+    let function = ATTENTION.function(device, &format!("attention_{name}_{products}_{padded}"))?;
+    // What a block may have without asking.
+    if bytes > 48 * 1024 {
+        function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32).w()?;
+    }
+    let along = if side == Side::Keys { s.keys() } else { s.tokens };
+    let config = LaunchConfig {
+        grid_dim: (narrow(along.div_ceil(64))?, narrow(s.heads)?, narrow(s.batch)?),
+        block_dim: (128, 1, 1),
+        shared_mem_bytes: narrow(bytes)?,
+    };
+    Ok((function, config))
 }
 
 /// Images, tokens, injected rows, heads and their width as the kernels take them.
@@ -83,7 +76,7 @@ pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Val
         let extra = optional::<T>(&extra)?;
         let mut y = room::<T>(device, s.batch * s.tokens * s.width)?;
         let mut log_sums = room::<f32>(device, s.batch * s.heads * s.tokens)?;
-        let Kernel { function, config } = Kernel::new::<T>(device, Side::Forward, &s)?;
+        let (function, config) = kernel::<T>(device, Side::Forward, &s)?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&function);
         launch.arg(&qkv).or_null(extra.as_ref()).arg(&mut y).arg(&mut log_sums).numbers(&sizes);
@@ -126,7 +119,7 @@ pub fn attend_backward(
         let extra_count = s.batch * s.extra * 2 * s.width;
         let mut d_extra = extra.as_ref().map(|_| room::<T>(device, extra_count)).transpose()?;
         for side in [Side::Queries, Side::Keys] {
-            let Kernel { function, config } = Kernel::new::<T>(device, side, &s)?;
+            let (function, config) = kernel::<T>(device, side, &s)?;
             let mut launch = stream.launch_builder(&function);
             launch.arg(&qkv).or_null(extra.as_ref()).arg(&dy).arg(&log_sums).arg(&delta).arg(&mut d_qkv);
             if side == Side::Keys {

@@ -112,7 +112,6 @@ pub struct HeadGradients {
     q: Buffer,
     k: Buffer,
     v: Buffer,
-    queries: usize,
     query_stride: usize,
     key_stride: usize,
     injected: usize,
@@ -180,7 +179,7 @@ impl HeadGradients {
                 wide_product(s.level, (d, wanted, queries), left, right, to, key_stride);
             }
         });
-        Self { q, k, v, queries, query_stride, key_stride, injected }
+        Self { q, k, v, query_stride, key_stride, injected }
     }
 
     /// The gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
@@ -213,7 +212,6 @@ impl HeadGradients {
         channels: usize,
         row: usize,
     ) {
-        debug_assert!(of.count() <= self.queries);
         self.write(s, (&self.q, self.query_stride), of, part, to, (channels, row));
     }
 

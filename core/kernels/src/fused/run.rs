@@ -96,7 +96,6 @@ impl Network {
             all: Tokens::All(tokens),
             reads,
             wanted,
-            trains_rows,
             first: first_trained(trains_input, trains_rows, &shares),
             shares,
         };
@@ -123,7 +122,6 @@ struct Run {
     reads: Tokens,
     /// Tokens of the input that get a gradient; `None` where the input is constant.
     wanted: Option<Tokens>,
-    trains_rows: bool,
     /// The first block, counted from the start of the run, that has a backward pass.
     first: Option<usize>,
 }
@@ -217,7 +215,7 @@ impl Run {
         on_cpu!(f32: dy => dy, rows => injected);
         let (d_tokens, d_rows) = self.backward(steps, dy, injected)?;
         let d_tokens = d_tokens.map(|gradient| Value::on_cpu(gradient, tokens.shape()).tensor());
-        let d_rows = self.trains_rows.then(|| Value::on_cpu(d_rows, rows.shape()).tensor());
+        let d_rows = rows.track_op().then(|| Value::on_cpu(d_rows, rows.shape()).tensor());
         Ok((d_tokens, d_rows))
     }
 }

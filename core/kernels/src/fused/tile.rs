@@ -94,15 +94,10 @@ impl SimdLevel {
         })
     }
 
-    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should.
-    pub fn asks(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => <std::arch::x86_64::__m512 as Vector>::ASKS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => <std::arch::x86_64::__m256 as Vector>::ASKS,
-            _ => portable::Four::ASKS,
-        }
+    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should
+    /// (measured: where a round has fewer products, asking takes longer than they do).
+    pub const fn asks(self) -> bool {
+        matches!(self, Self::Avx512)
     }
 
     /// Lower-case name.
@@ -231,9 +226,7 @@ fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
 /// A register of floats.
 trait Vector: Copy {
     const LANES: usize;
-    /// Whether the loop over the depth asks for the weights that it will read (measured: where a round has fewer products,
-    /// asking takes longer than they do). See [`SimdLevel::asks`].
-    const ASKS: bool;
+    const LEVEL: SimdLevel;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
     /// `LANES` floats from `at`.
@@ -330,7 +323,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
         match ORDER {
             COLUMNS => {
                 for k in 0..depth {
-                    if V::ASKS {
+                    if V::LEVEL.asks() {
                         prefetch(a.wrapping_add(k * a_stride + AHEAD));
                     }
                     step(&mut sums, a.add(k * a_stride), 1, b.add(k * b_stride));
@@ -344,7 +337,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
             _ => {
                 for strip in 0..depth / STRIP {
                     for k in 0..STRIP {
-                        if V::ASKS && k % 2 == 0 {
+                        if V::LEVEL.asks() && k % 2 == 0 {
                             prefetch(a.wrapping_add((strip + STRIPS_AHEAD) * a_stride + k * STRIP));
                         }
                         let b = b.add((strip * STRIP + k) * b_stride);
@@ -403,12 +396,12 @@ macro_rules! tiles {
 /// A register of x86-64 as a [`Vector`].
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86 {
-    ($vector:ty, $lanes:literal, asks $asks:literal, $splat:ident, $load:ident, $store:ident, $add_product:ident) => {
+    ($vector:ty, $lanes:literal, $level:ident, $splat:ident, $load:ident, $store:ident, $add_product:ident) => {
         use std::arch::x86_64::*;
 
         impl Vector for $vector {
             const LANES: usize = $lanes;
-            const ASKS: bool = $asks;
+            const LEVEL: SimdLevel = SimdLevel::$level;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
                 // SAFETY: only called from functions compiled for these instructions; likewise below.
@@ -437,7 +430,7 @@ macro_rules! x86 {
 mod avx512 {
     use super::*;
 
-    x86!(__m512, 16, asks true, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
+    x86!(__m512, 16, Avx512, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
     tiles!(__m512, "avx512f", 1 => 8 x 1, 2 => 8 x 2, 3 => 8 x 3);
 }
 
@@ -445,7 +438,7 @@ mod avx512 {
 mod avx2 {
     use super::*;
 
-    x86!(__m256, 8, asks false, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+    x86!(__m256, 8, Avx2, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
     tiles!(__m256, "avx2,fma", 1 => 4 x 2, 2 => 4 x 2, 3 => 2 x 6);
 }
 
@@ -458,7 +451,7 @@ mod portable {
 
     impl Vector for Four {
         const LANES: usize = 4;
-        const ASKS: bool = false;
+        const LEVEL: SimdLevel = SimdLevel::Portable;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             Self([x; 4])

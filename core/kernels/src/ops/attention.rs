@@ -108,10 +108,10 @@ impl<'a, T: Real> HeadViews<'a, T> {
         let keys = s.keys();
         if s.extra > 0 {
             let size = (s.tokens, s.head, s.extra);
-            gemm(size, weights, keys, false, T::one(), self.q, self.extra_k.t(), 1);
+            gemm(size, weights, keys, false, self.q, self.extra_k.t(), 1);
         }
         let size = (s.tokens, s.head, s.tokens);
-        gemm(size, &mut weights[s.extra..], keys, false, T::one(), self.q, self.k.t(), 1);
+        gemm(size, &mut weights[s.extra..], keys, false, self.q, self.k.t(), 1);
         slices::softmax(weights, keys, T::from_f64(s.scale()));
     }
 }
@@ -128,10 +128,10 @@ fn forward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T]) -> Vec<T> {
             views.weights(s, &mut weights);
             let y = &mut y[head * s.head..];
             let all = View::rows(&weights[s.extra..], keys);
-            gemm((s.tokens, s.tokens, s.head), y, s.width, false, T::one(), all, views.v, 1);
+            gemm((s.tokens, s.tokens, s.head), y, s.width, false, all, views.v, 1);
             if s.extra > 0 {
                 let injected = View::rows(&weights, keys);
-                gemm((s.tokens, s.extra, s.head), y, s.width, true, T::one(), injected, views.extra_v, 1);
+                gemm((s.tokens, s.extra, s.head), y, s.width, true, injected, views.extra_v, 1);
             }
         }
     });
@@ -165,10 +165,10 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
             let g = View::rows(&dy[at..], s.width);
 
             let size = (s.tokens, s.head, s.tokens);
-            gemm(size, &mut d_scores[s.extra..], keys, false, T::one(), g, views.v.t(), 1);
+            gemm(size, &mut d_scores[s.extra..], keys, false, g, views.v.t(), 1);
             if s.extra > 0 {
                 let size = (s.tokens, s.head, s.extra);
-                gemm(size, &mut d_scores, keys, false, T::one(), g, views.extra_v.t(), 1);
+                gemm(size, &mut d_scores, keys, false, g, views.extra_v.t(), 1);
             }
             for row in 0..s.tokens {
                 let of_head = row * s.width + at..row * s.width + at + s.head;
@@ -182,17 +182,17 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
             let (w, ds) = (View::rows(&weights[s.extra..], keys), View::rows(&d_scores[s.extra..], keys));
             let square = (s.tokens, s.tokens, s.head);
             let stride = 3 * s.width;
-            gemm(square, &mut d_qkv[at..], stride, false, T::one(), ds, views.k, 1);
-            gemm(square, &mut d_qkv[s.width + at..], stride, false, T::one(), ds.t(), views.q, 1);
-            gemm(square, &mut d_qkv[2 * s.width + at..], stride, false, T::one(), w.t(), g, 1);
+            gemm(square, &mut d_qkv[at..], stride, false, ds, views.k, 1);
+            gemm(square, &mut d_qkv[s.width + at..], stride, false, ds.t(), views.q, 1);
+            gemm(square, &mut d_qkv[2 * s.width + at..], stride, false, w.t(), g, 1);
             if s.extra > 0 {
                 let (w, ds) = (View::rows(&weights, keys), View::rows(&d_scores, keys));
                 let stride = 2 * s.width;
                 let size = (s.tokens, s.extra, s.head);
-                gemm(size, &mut d_qkv[at..], 3 * s.width, true, T::one(), ds, views.extra_k, 1);
+                gemm(size, &mut d_qkv[at..], 3 * s.width, true, ds, views.extra_k, 1);
                 let size = (s.extra, s.tokens, s.head);
-                gemm(size, &mut d_extra[at..], stride, false, T::one(), ds.t(), views.q, 1);
-                gemm(size, &mut d_extra[s.width + at..], stride, false, T::one(), w.t(), g, 1);
+                gemm(size, &mut d_extra[at..], stride, false, ds.t(), views.q, 1);
+                gemm(size, &mut d_extra[s.width + at..], stride, false, w.t(), g, 1);
             }
         }
     });

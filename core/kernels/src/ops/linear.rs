@@ -34,7 +34,7 @@ pub fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
         let mut dx = vec![T::default(); rows * inputs];
         let (dy, weight) = (View::rows(dy, outputs), View::rows(weight, inputs));
         let threads = rayon::current_num_threads();
-        gemm((rows, outputs, inputs), &mut dx, inputs, false, 1.0, dy, weight, threads);
+        gemm((rows, outputs, inputs), &mut dx, inputs, false, dy, weight, threads);
         Ok(Value::on_cpu(dx, shape).tensor())
     })
 }
@@ -60,7 +60,7 @@ pub fn linear_value(
         };
         let (x, weight) = (View::rows(x, inputs), View::rows(weight, inputs).t());
         let threads = rayon::current_num_threads();
-        gemm((rows, inputs, outputs), &mut y, outputs, bias.is_some(), 1.0, x, weight, threads);
+        gemm((rows, inputs, outputs), &mut y, outputs, bias.is_some(), x, weight, threads);
         if let Some(plus) = plus {
             on_cpu!(T: plus => plus);
             if plus.len() != y.len() {
