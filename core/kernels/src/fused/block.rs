@@ -170,11 +170,8 @@ impl PanelBlock {
             let Some(place) = (0..wanted.count()).find(|&place| wanted.position(place) == position) else {
                 continue;
             };
-            let (panel, column, _) = read.place(index);
-            let (to_panel, to_column, _) = to_layout.place(image * wanted.count() + place);
-            for row in 0..d {
-                dx[(to_panel * d + row) * PANEL + to_column] += gradient[(panel * d + row) * PANEL + column];
-            }
+            let to = panel::column_mut(&to_layout, dx, d, image * wanted.count() + place);
+            to.zip(panel::column(&read, &gradient, d, index)).for_each(|(to, from)| *to += from);
         }
     }
 }

@@ -89,16 +89,14 @@ impl PanelEmbedding {
             let alone = part.alone();
             for index in 0..part.count {
                 let (image, position) = ((part.first + index) / tokens, (part.first + index) % tokens);
-                let (panel, column, _) = alone.place(index);
+                let to = panel::column_mut(&alone, all, d, index);
                 if position < prefix {
-                    panel::set_column(&alone, all, d, index, &prefix_tokens[position * d..][..d]);
+                    to.zip(&prefix_tokens[position * d..][..d]).for_each(|(to, from)| *to = *from);
                 } else if position < prefix + patches {
                     let patch = position - prefix;
                     let from = &embedded[image * per_image + patch / PANEL * d * PANEL + patch % PANEL..];
-                    for channel in 0..d {
-                        all[(panel * d + channel) * PANEL + column] =
-                            from[channel * PANEL] + positions[patch * d + channel];
-                    }
+                    let from = from.iter().step_by(PANEL).zip(&positions[patch * d..][..d]);
+                    to.zip(from).for_each(|(to, (value, position))| *to = value + position);
                 }
             }
         });
