@@ -3,13 +3,11 @@
 use std::{
     fmt,
     fs::File,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use indicatif::MultiProgress;
-
-use crate::profile::Profile;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -19,11 +17,14 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Where messages go.
+use crate::bench::profile::Profile;
+
+/// Destinations of messages: the terminal with its progress bars, and the log file.
 #[derive(Clone)]
 pub struct Log {
     /// Progress bars; messages are written between their redraws.
-    pub bars: MultiProgress,
+    bars: MultiProgress,
+    quiet: bool,
     file: Arc<Mutex<Sink>>,
 }
 
@@ -43,12 +44,25 @@ impl Log {
         *sink = Sink::File(file);
         Ok(())
     }
+
+    /// A progress bar, hidden where nobody would see it.
+    pub fn bar(&self, bar: ProgressBar, template: &str) -> ProgressBar {
+        if self.quiet || !io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = self.bars.add(bar);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar
+    }
 }
 
 /// Installs logging for the process. `CDL_LOG` takes filters in the form of `tracing-subscriber` for the log file.
 /// `profile` is told of every step's phases and operations.
 pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
-    let log = Log { bars: MultiProgress::new(), file: Arc::new(Mutex::new(Sink::Waiting(Vec::new()))) };
+    let file = Arc::new(Mutex::new(Sink::Waiting(Vec::new())));
+    let log = Log { bars: MultiProgress::new(), quiet, file };
     let level = match (quiet, verbose) {
         (true, _) => "warn",
         (_, true) => "debug",

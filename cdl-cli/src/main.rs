@@ -1,7 +1,3 @@
 //! `cdl` with the built-in plugins.
 
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    cdl_cli::main()
-}
+cdl_cli::main!();

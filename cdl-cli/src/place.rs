@@ -1,4 +1,4 @@
-//! Where results go: a place that cannot be had is refused before any work, as a mistake of whoever named it.
+//! Places of results. A place that cannot be used is refused before any work, as an error of the user.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Refuses a folder that cannot be made since something that is no folder is in its way; `option` says what it is for.
 pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
@@ -37,7 +37,7 @@ pub fn file(option: &str, path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// As [`file`], and refuses a file that is there and is no HTML page: nothing else gives way to a report.
+/// Refuses what [`file`] refuses, and an existing file that is no HTML page: a report replaces nothing else.
 pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     const BEGINNING: &[u8] = b"<!doctype html";
     file(option, path)?;
@@ -53,7 +53,7 @@ pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     Err(Failure::mistake(format!("{option} {path}: expected a page or a new name, and that file is no page")))
 }
 
-/// Where `path` leads once what is missing of it has been made: without links and `..`, so that one place has one name.
+/// Resolves `path`, which need not exist, without links and `..`, so that one place has one name.
 pub fn resolved(path: &Path) -> PathBuf {
     let mut place = PathBuf::new();
     for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {

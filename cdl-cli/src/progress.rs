@@ -1,32 +1,28 @@
-//! What is happening: a bar with the time left on a terminal, a line for every epoch everywhere.
+//! Progress: a bar with the time left on a terminal, a line for every epoch everywhere.
 
-use std::{io::IsTerminal, time::Duration};
+use std::time::Duration;
 
-use cdl_core::{EpochReport, Role, Task};
-use indicatif::{ProgressBar, ProgressStyle};
+use cdl_core::{
+    train::EpochReport,
+    traits::{Role, Task},
+};
+use indicatif::ProgressBar;
 
 use crate::logging::Log;
 
 /// Progress through all steps of a run.
 pub struct Progress {
     bar: ProgressBar,
-    /// Tasks that the run does.
+    /// Tasks of the run.
     tasks: usize,
 }
 
 impl Progress {
-    /// For a run of `tasks` tasks and `steps` training steps, of which `done` are done.
-    pub fn new(log: &Log, tasks: usize, steps: usize, done: usize, quiet: bool) -> Self {
-        let bar = if quiet || !std::io::stderr().is_terminal() {
-            ProgressBar::hidden()
-        } else {
-            log.bars.add(ProgressBar::new(steps as u64))
-        };
-        if let Ok(style) = ProgressStyle::with_template("{msg:24} {bar:32} {percent:>3}%  {eta} left") {
-            bar.set_style(style);
-        }
+    /// Progress of a run of `tasks` tasks and `steps` training steps, of which `done` are done.
+    pub fn new(log: &Log, tasks: usize, steps: usize, done: usize) -> Self {
+        let bar = log.bar(ProgressBar::new(steps as u64), "{msg:24} {bar:32} {percent:>3}%  {eta} left");
         bar.set_position(done as u64);
-        // What was done before says nothing about the time that is left.
+        // The steps of an earlier process do not count for the time that is left.
         bar.reset_eta();
         Self { bar, tasks }
     }
@@ -68,50 +64,36 @@ impl Progress {
     }
 }
 
-/// A count that goes up; its line is gone when it is dropped.
-pub struct Spinner {
-    bar: ProgressBar,
-}
+/// A count on the terminal; its line is removed when it is dropped.
+pub struct Spinner(ProgressBar);
 
 impl Spinner {
-    /// Of `what`.
-    pub fn new(log: &Log, quiet: bool, what: &'static str) -> Self {
-        Self::of(log, quiet, "{pos} {msg}, {elapsed}", what)
+    /// Counts `what`.
+    pub fn new(log: &Log, what: &'static str) -> Self {
+        Self::with(log, "{pos} {msg}, {elapsed}", what)
     }
 
-    /// Of `what` without a number, for what cannot be counted.
-    pub fn uncounted(log: &Log, quiet: bool, what: &'static str) -> Self {
-        Self::of(log, quiet, "{spinner} {msg}, {elapsed}", what)
+    /// Shows `what` without a number, for what cannot be counted.
+    pub fn uncounted(log: &Log, what: &'static str) -> Self {
+        Self::with(log, "{spinner} {msg}, {elapsed}", what)
     }
 
-    fn of(log: &Log, quiet: bool, template: &str, what: &'static str) -> Self {
-        let bar = if quiet || !std::io::stderr().is_terminal() {
-            ProgressBar::hidden()
-        } else {
-            log.bars.add(ProgressBar::no_length())
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
+    fn with(log: &Log, template: &str, what: &'static str) -> Self {
+        let bar = log.bar(ProgressBar::no_length(), template);
         bar.set_message(what);
-        // Time goes on also while nothing is counted.
+        // The elapsed time goes on while nothing is counted.
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self { bar }
+        Self(bar)
     }
 
-    /// One more.
+    /// Counts one more.
     pub fn one(&self) {
-        self.bar.inc(1);
-    }
-
-    /// All is done.
-    pub fn finish(&self) {
-        self.bar.finish_and_clear();
+        self.0.inc(1);
     }
 }
 
 impl Drop for Spinner {
     fn drop(&mut self) {
-        self.finish();
+        self.0.finish_and_clear();
     }
 }

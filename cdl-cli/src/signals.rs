@@ -1,8 +1,8 @@
-//! Being asked to stop: the first signal is noted, so that the step at hand can be finished and the run saved; a second
-//! one ends the process at once.
+//! Requests to stop. The first signal is noted, so that the step at hand can be finished and the run saved; a second one
+//! ends the process at once.
 
 use std::{
-    io,
+    process::Child,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -14,10 +14,9 @@ use signal_hook::{
     flag,
 };
 
-/// Exit codes of a process that a signal has stopped are this and its number, as shells count.
-pub const STOPPED: i32 = 128;
+use crate::failure::{Failure, STOPPED};
 
-/// What the process has been asked since it began to listen.
+/// The signal that the process has received since it began to listen.
 pub struct Signals {
     /// The signal's number, 0 for none.
     number: Arc<AtomicUsize>,
@@ -25,13 +24,16 @@ pub struct Signals {
 
 impl Signals {
     /// Listens from now on to SIGINT (Ctrl-C) and SIGTERM.
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen() -> Result<Self, Failure> {
         let (asked, number) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        for signal in [SIGINT, SIGTERM] {
+        let register = |signal: i32| {
             // In this order: what ends the process looks at whether it had been asked before.
             flag::register_conditional_shutdown(signal, STOPPED + signal, asked.clone())?;
             flag::register(signal, asked.clone())?;
-            flag::register_usize(signal, number.clone(), signal as usize)?;
+            flag::register_usize(signal, number.clone(), signal as usize)
+        };
+        for signal in [SIGINT, SIGTERM] {
+            register(signal).map_err(|e| Failure::working(format!("signals cannot be listened to: {e}")))?;
         }
         Ok(Self { number })
     }
@@ -44,4 +46,15 @@ impl Signals {
             _ => Some(("SIGINT", (STOPPED + SIGINT) as u8)),
         }
     }
+}
+
+/// Asks a child of this program to save its run and stop.
+pub fn ask_to_stop(child: &mut Child) {
+    // SAFETY: `kill` accesses no memory of this process, and the child has not been waited for, so the number is its own.
+    #[cfg(unix)]
+    unsafe {
+        libc::kill(child.id() as libc::pid_t, SIGTERM);
+    }
+    #[cfg(not(unix))]
+    let _ = child.kill();
 }

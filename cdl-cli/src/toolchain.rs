@@ -8,7 +8,7 @@ use std::{
 
 use cargo_metadata::{Artifact, Message};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The compiler: `RUSTC`, or what rustup chooses for `folder`.
 pub fn compiler(folder: &Path) -> Command {
@@ -17,7 +17,7 @@ pub fn compiler(folder: &Path) -> Command {
     command
 }
 
-/// What the compiler that is used in `folder` prints.
+/// Output of the compiler that is used in `folder`.
 pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
     let output = compiler(folder).args(arguments).output().map_err(|e| {
         Failure::mistake(format!(

@@ -87,31 +87,6 @@ pub mod transform;
 pub mod vit;
 
 pub use cdl_kernels as kernels;
-pub use cdl_kernels as ops;
-pub use config::{CheckpointConfig, Config, Draft, RecordConfig, RunConfig};
-pub use data::*;
-pub use error::{Error, Result};
-pub use hub::checksum_list as manifest;
-pub use metrics::*;
-pub use nn as loss;
-pub use nn::{LayerNorm, Linear, TokenAlignment};
-pub use registry::{catch, dynamic as plugin, ranges as check};
-pub use rng::Rng;
-pub use run::{
-    About, Checkpoint, Experiment, RunRecord, Unusable, directory as run_dir, export,
-    export::{Prediction, Predictor, Seen},
-    preflight, resume,
-};
-pub use system::{device, memory, panics, threads};
-pub use train::*;
-pub use traits::*;
-#[doc(hidden)]
-pub mod cost {
-    pub use crate::{
-        train::{Cost, InferenceMacs, TrainingMacs},
-        traits::*,
-    };
-}
 
 // Plugins use these versions, which the types above are made of.
 pub use candle_core;

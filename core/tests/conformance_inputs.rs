@@ -11,14 +11,13 @@ use std::{
 };
 
 use cdl_core::{
-    StreamRecord,
     candle_core::{Device, Tensor},
     error::Result,
     rng::Rng,
     testing,
     traits::{
         Backbone, BackboneContext, BackboneSpec, Batch, Batches, EpochKey, Features, Injection,
-        Normalization, Provenance, StreamContext, Taps, Task, TaskStream,
+        Normalization, Provenance, StreamContext, StreamRecord, Taps, Task, TaskStream,
     },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };

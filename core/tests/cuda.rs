@@ -6,8 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use cdl_core::{
-    candle_core::{DType, Device, Tensor, Var},
-    error::Result,
+    candle_core::{DType, Device, Result, Tensor, Var},
     kernels,
     nn::{Linear, cross_entropy},
     rng::Rng,

@@ -11,11 +11,10 @@ use std::{
 
 use candle_core::Device;
 use cdl_core::{
-    ImageFiles,
     data::{ImageSet, ImageStream, InputSettings, OnError, TaskSettings},
     error::{Error, Result},
     rng::Rng,
-    traits::{Batch, EpochKey, Mode, Role, Skipped, StreamContext, TaskStream},
+    traits::{Batch, EpochKey, ImageFiles, Mode, Role, Skipped, StreamContext, TaskStream},
     transform::TransformConfig,
 };
 use image::{Rgb, RgbImage};

@@ -7,15 +7,14 @@ use std::sync::{
 };
 
 use cdl_core::{
-    ImageFiles, StreamRecord,
     candle_core::Tensor,
     error::Result,
     registry::Settings,
     testing::{Lab, Noise},
     train::{Accuracies, Tester, Trainer},
     traits::{
-        Backbone, BackboneSpec, Batches, EpochKey, Features, Injection, Inspection, LeftOut, Mode,
-        QuerySource, Role, Taps, Task, TaskStream,
+        Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection, LeftOut,
+        Mode, QuerySource, Role, StreamRecord, Taps, Task, TaskStream,
     },
 };
 

@@ -6,6 +6,7 @@ mod common;
 use std::{collections::BTreeSet, fs, path::Path};
 
 use cdl_core::{error::Result, image::RgbImage, traits::TaskStream};
+use cdl_plugins::image_files::Below;
 use common::{failure, fixtures, grey, stream, test_numbers, train_numbers, untouched};
 
 /// Images `numbers` of the fixtures with their labels, their number modulo 2.
@@ -117,6 +118,78 @@ fn parquet_with_columns_of_any_name_and_form() -> Result<()> {
     assert!(said.contains("label_column") && said.contains("img, fine_label, coarse_label"), "{said}");
     let said = failure("hub_images", &settings.replace("label_column", "test_split = \"x\"\nlabel_column"));
     assert!(said.contains("split `x` (`test_split`)"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
+    let (train, test) = (fixtures().join("plain/train.parquet"), fixtures().join("plain/validation.parquet"));
+    // Numbers of images by the files that are there: six of `train`, two of `test`.
+    let counts = |copies: &[(&str, &Path)], splits: &str| -> Result<(usize, usize)> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, original) in copies {
+            let copy = folder.path().join(name);
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::copy(original, copy).unwrap();
+        }
+        let settings = at(folder.path()) + splits + "\nlabel_column = \"species\"\n" + &untouched(8);
+        let stream = stream("hub_images", &settings, 0)?;
+        Ok((stream.train_count(0), stream.test_count(0)))
+    };
+    let said = |names: &[&str], splits: &str| {
+        let copies: Vec<(&str, &Path)> = names.iter().map(|&name| (name, train.as_path())).collect();
+        counts(&copies, splits).unwrap_err().to_string()
+    };
+    let files = [
+        ("README.md", train.as_path()),
+        ("data/test-00000-of-00001.parquet", &test),
+        ("data/train-00000-of-00002.parquet", &train),
+        ("data/train-00001-of-00002.parquet", &train),
+        ("data/training.parquet", &train),
+    ];
+    assert_eq!(counts(&files, "")?, (12, 2));
+    assert_eq!(counts(&files, "train_split = \"data/*ing*\"")?, (6, 2));
+    let folders = [("a/train/0.parquet", train.as_path()), ("a/val/0.parquet", &test)];
+    assert_eq!(counts(&folders, "")?, (6, 2));
+    for (pattern, expected) in
+        [("a/t*", true), ("*train*.parquet", true), ("b*", false), ("*train*.csv", false)]
+    {
+        let found = counts(&folders, &format!("train_split = \"{pattern}\""));
+        assert_eq!(found.is_ok(), expected, "{pattern}: {found:?}");
+    }
+    // Parts of a pattern do not overlap.
+    assert!(
+        said(&["aa.parquet"], "train_split = \"aa*a.parquet\"")
+            .contains("split `aa*a.parquet` (`train_split`)")
+    );
+
+    let missing = said(&["data/train-00000-of-00002.parquet"], "");
+    assert!(missing.contains("1 of the 2 files `data/train-*-of-00002.parquet`"), "{missing}");
+    let several = said(&["a/train.parquet", "b/train.parquet"], "");
+    assert!(several.contains("`a/train*`, `b/train*`"), "{several}");
+    let none = said(&["train.parquet", "more.parquet"], "");
+    assert!(
+        none.contains("split `test` or `validation` or `valid` or `val` (`test_split`)")
+            && none.contains("2 parquet files"),
+        "{none}"
+    );
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn links_back_lead_nowhere() -> Result<()> {
+    let root = tempfile::tempdir().unwrap();
+    let inner = root.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    for file in ["a.png", "notes", ".hidden.png"] {
+        fs::write(inner.join(file), "").unwrap();
+    }
+    for name in ["one", "two"] {
+        std::os::unix::fs::symlink(root.path(), inner.join(name)).unwrap();
+    }
+    let below = Below::of(root.path())?;
+    assert_eq!((below.images, below.others), (vec![inner.join("a.png")], 1));
     Ok(())
 }
 

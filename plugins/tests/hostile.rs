@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{fs, path::Path};
+use std::{fs, io::Write, path::Path};
 
 use cdl_core::{
     error::{Error, Result},
@@ -188,6 +188,47 @@ fn pickles_that_promise_too_much_are_refused() {
         let said = pickled(&bytes);
         assert!(said.contains("train: ") && said.contains(words), "{words}: {said}");
     }
+}
+
+#[test]
+fn repeated_text_in_a_pickle_takes_no_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["train", "test"] {
+        fs::copy(fixtures().join("cifar-100-python").join(file), folder.path().join(file)).unwrap();
+    }
+    // {"fine_label_names": a list that has one text of a kilobyte 2,000 times}
+    let text = [b"X\0\x04\0\0".as_slice(), &[b'a'; 1 << 10], b"q\0"].concat();
+    let names =
+        [b"\x80\x02}U\x10fine_label_names](".as_slice(), &text, &b"h\0".repeat(1_999), b"es."].concat();
+    fs::write(folder.path().join("meta"), names).unwrap();
+    let said = failure("cifar100", &format!("path = \"{}\"", folder.path().display()));
+    assert!(said.ends_with("meta: more than a megabyte of text"), "{said}");
+}
+
+#[test]
+fn gzip_is_unpacked_only_as_far_as_the_header_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let zip = |data: &[u8], cut: usize| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(data).unwrap();
+        let bytes = encoder.finish().unwrap();
+        bytes[..bytes.len() - cut].to_vec()
+    };
+    let images =
+        |more: usize| [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2][..], &vec![7; 8 + more]].concat();
+    for split in ["train", "t10k"] {
+        fs::write(folder.path().join(format!("{split}-labels-idx1-ubyte")), [0, 0, 8, 1, 0, 0, 0, 2, 0, 1])
+            .unwrap();
+        fs::write(folder.path().join(format!("{split}-images-idx3-ubyte.gz")), zip(&images(0), 0)).unwrap();
+    }
+    let settings = format!("path = \"{}\"\n{}", folder.path().display(), untouched(2));
+    assert!(read("idx", &settings).is_ok());
+    let train = folder.path().join("train-images-idx3-ubyte.gz");
+    fs::write(&train, zip(&images(10_000_000), 0)).unwrap();
+    let said = failure("idx", &settings);
+    assert!(said.contains("images-idx3-ubyte.gz: 9 bytes of data"), "8 and one more, not all: {said}");
+    fs::write(&train, zip(&images(0), 12)).unwrap();
+    assert!(failure("idx", &settings).contains("images-idx3-ubyte.gz: cannot be read"));
 }
 
 #[test]

@@ -5,5 +5,6 @@ use std::process::ExitCode;
 use cdl_dylib as _;
 
 fn main() -> ExitCode {
-    cdl_cli::main_with_plugins()
+    // SAFETY: nothing has started a thread yet.
+    unsafe { cdl_cli::start_with_plugins() }
 }

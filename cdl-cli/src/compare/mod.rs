@@ -8,8 +8,9 @@ mod show;
 use std::path::PathBuf;
 
 use self::{comparison::beside, published::Published};
-use crate::{Failure, emit};
 use clap::{Args, ValueEnum};
+
+use crate::{failure::Failure, terminal::emit};
 
 /// Arguments of `cdl compare`.
 #[derive(Debug, Args)]

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use cdl_core::{DEFINITIONS, Role};
+use cdl_core::{metrics::DEFINITIONS, traits::Role};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::published::{NOTHING, Published, Subject, shown};
 use crate::{
-    Failure,
+    failure::{Failure, first_line},
     report::recorded_run::{ROLES, RecordedRun},
-    sweep::{Spread, Summary, is_sweep},
+    sweep::{layout::is_sweep, statistics::Spread, summary::Summary},
 };
 
 /// One network of a run, or of all repetitions of a sweep's combination.
@@ -72,7 +72,7 @@ pub fn read(root: &Path, published: &Published) -> Result<Vec<Ours>, Failure> {
             match RecordedRun::tested(&cell.root) {
                 Ok(run) => runs.push(run),
                 // A run that cannot be read must not keep the others from being compared.
-                Err(error) => tracing::warn!("{title}: left out: {}", crate::first_line(&error)),
+                Err(error) => tracing::warn!("{title}: left out: {}", first_line(&error)),
             }
         }
         match runs.is_empty() {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use cdl_core::Role;
+use cdl_core::traits::Role;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Teacher of a single network, and settings that have no value.
 pub const NOTHING: &str = "-";

@@ -5,10 +5,10 @@ use super::{
     published::{NOTHING, PARTS, Published, Subject, shown},
 };
 use crate::{
-    Failure,
+    failure::Failure,
     report::table_formats::{self, markdown, markdown_safe},
-    sweep::Spread,
-    table,
+    sweep::statistics::Spread,
+    terminal::columns,
 };
 
 /// Mean with its deviation, where there are several runs.
@@ -53,7 +53,7 @@ pub fn people(comparisons: &[Comparison], published: &Published, in_markdown: bo
             return markdown(head.len(), &head, &rows);
         }
         rows.insert(0, head);
-        table::columns(&rows)
+        columns(&rows)
     };
     let one = |Comparison { ours, published: rows, settings_that_differ, notes, nearest }: &Comparison| {
         let title = format!("{}, {}: {}", ours.run, ours.role.as_str(), told(&ours.subject, published));
@@ -111,7 +111,10 @@ pub fn csv(comparisons: &[Comparison]) -> Result<String, Failure> {
         let differ = settings_that_differ.iter().map(differ).collect::<Vec<_>>().join("; ");
         for Beside { version, method, average_accuracy, forgetting, .. } in rows {
             let figures = [average_accuracy, forgetting].map(f64::to_string);
-            lines.push([&own[..], &[version.clone(), method.clone()], &figures, &[differ.clone()]].concat());
+            lines.push(
+                [&own[..], &[version.clone(), method.clone()], &figures, std::slice::from_ref(&differ)]
+                    .concat(),
+            );
         }
         if rows.is_empty() {
             own.resize(own.len() + 5, String::new());

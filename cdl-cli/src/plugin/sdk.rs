@@ -1,4 +1,4 @@
-//! What plugins are compiled against: the very crates that a program shares with its plugins, in a folder beside it.
+//! Crates that a program shares with its plugins, in a folder beside it. Plugins are compiled against these very crates.
 //!
 //! ```text
 //! bin/cdl                   the program
@@ -15,38 +15,37 @@ use std::{
 use cargo_metadata::semver::Version;
 use serde::{Deserialize, Serialize};
 
-use crate::Failure;
+use crate::failure::{Failure, io};
 
 /// Name of the shared library's crate.
 pub const SHARED_CRATE: &str = "cdl_dylib";
 /// The folder of metadata, seen from the one above `bin`.
 pub const FOLDER: &str = "lib/cdl";
-/// Its table of contents.
+/// Table of contents of the folder.
 pub const INDEX: &str = "sdk.json";
 
 /// A crate that a program and its plugins have in common.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Shared {
-    /// Its version.
     pub version: Version,
-    /// Its features that are on.
+    /// Features that are on.
     pub features: Vec<String>,
-    /// Whether it has a feature called `default`.
+    /// True if the crate has a feature called `default`.
     pub has_default: bool,
-    /// Its metadata, a file beside the index.
+    /// Metadata, a file beside the index.
     pub file: PathBuf,
 }
 
 /// The table of contents.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Sdk {
-    /// What `rustc -vV` said when all of this was built.
+    /// Output of `rustc -vV` for the compiler of these crates.
     pub compiler: String,
     /// File name of the shared library, in the folder above.
     pub shared_library: PathBuf,
     /// Crates that a plugin may name, by package.
     pub crates: BTreeMap<String, Shared>,
-    /// Where this was read.
+    /// Folder of the file.
     #[serde(skip)]
     pub folder: PathBuf,
 }
@@ -59,21 +58,17 @@ impl Sdk {
             .ok()
             .and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)))
             .filter(|folder| folder.join(INDEX).exists())
-            .ok_or_else(|| Failure {
-                message:
-                    "this `cdl` has nothing beside it to build plugins with: use the one in the folder that \
-                          `cdl dist DIR` makes, DIR/bin/cdl"
-                        .into(),
-                code: 2,
+            .ok_or_else(|| {
+                let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
+                Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
             })?;
         Self::read(&folder)
     }
 
     fn read(folder: &Path) -> Result<Self, Failure> {
         let file = folder.join(INDEX);
-        let fail = |reason: String| Failure::working(format!("{}: {reason}", file.display()));
-        let bytes = std::fs::read(&file).map_err(|e| fail(e.to_string()))?;
-        let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+        let bytes = std::fs::read(&file).map_err(io(&file))?;
+        let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| io(&file)(e.into()))?;
         Ok(Self { folder: folder.into(), ..sdk })
     }
 

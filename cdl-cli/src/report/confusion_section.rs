@@ -1,6 +1,6 @@
 //! Plots of confusion matrices.
 
-use cdl_core::Confusion;
+use cdl_core::metrics::Confusion;
 
 use super::{
     plot::{self, Cell, Picture, Plot},

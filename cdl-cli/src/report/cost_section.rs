@@ -1,10 +1,10 @@
 //! Table of costs: trained numbers and multiply-adds of one image.
 
-use cdl_core::{Role, cost::Cost};
+use cdl_core::{train::Cost, traits::Role};
 use maud::{Markup, html};
 
 use super::{html, recorded_run::RecordedRun, table_formats::csv};
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Name of a figure (the path in `results.json`, with `_` between its parts), title, note and value. Parts of the figure
 /// before them have a title in small letters.

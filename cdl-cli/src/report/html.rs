@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use cdl_core::Role;
+use cdl_core::traits::Role;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::plot::{self, PALETTE, printable};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use cdl_core::{EpochReport, Role};
+use cdl_core::{train::EpochReport, traits::Role};
 
 use super::{
     plot::{self, Axes, Series},

@@ -19,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Error, run_dir::write_atomic};
+use cdl_core::{error::Error, system::atomic::write_atomic};
 use clap::{Args, ValueEnum};
 
 use self::{
@@ -28,7 +28,7 @@ use self::{
     report_page::{page, sections},
     report_tables::{summary_csv, summary_latex, summary_markdown},
 };
-use crate::{Failure, emit, place, sweep, tensorboard::EventFiles};
+use crate::{failure::Failure, place, sweep::grid::refuse, tensorboard::EventFiles, terminal::emit};
 
 /// Arguments of `cdl report`.
 #[derive(Debug, Args)]
@@ -81,7 +81,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     });
     let mut runs: Vec<RecordedRun> = Vec::new();
     for (number, root) in args.runs.iter().enumerate() {
-        sweep::refuse(root, "report")?;
+        refuse(root, "report")?;
         let mut run = RecordedRun::so_far(root)?;
         if runs.iter().any(|other| other.name == run.name) {
             run.name += &format!(" ({})", number + 1);

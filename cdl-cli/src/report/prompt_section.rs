@@ -1,6 +1,6 @@
 //! Plots of the prompts that the test images take.
 
-use cdl_core::{PoolUse, UseTable};
+use cdl_core::metrics::{PoolUse, UseTable};
 
 use super::{
     plot::{self, Cell, Key, Plot},

@@ -69,7 +69,8 @@ mod resvg_image {
     }
 }
 
-#[cfg(all(test, feature = "png"))]
+#[cfg(test)]
+#[cfg(feature = "png")]
 mod tests {
     #[test]
     fn text_and_shapes_are_drawn_at_three_times_their_size() {

@@ -7,10 +7,13 @@ use std::{
 };
 
 use cdl_core::{
-    ByRole, Confusion, EpochReport, Error, Result, Role,
-    run_dir::{
+    error::{Error, Result},
+    metrics::Confusion,
+    run::directory::{
         Results, is_held, read_confusion, read_epochs, read_record, read_results, read_results_so_far,
     },
+    train::EpochReport,
+    traits::{ByRole, Role},
 };
 
 /// Both networks, in the order in which they are shown.

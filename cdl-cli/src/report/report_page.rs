@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use cdl_core::{DEFINITIONS, Role, run_dir::write_atomic};
+use cdl_core::{metrics::DEFINITIONS, system::atomic::write_atomic, traits::Role};
 use maud::{Markup, html};
 
 use super::{
     accuracy_section, confusion_section, cost_section, html, loss_section, prompt_section,
     recorded_run::RecordedRun, run_series::Plots,
 };
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Part of the page with plots.
 pub struct Section {

@@ -1,12 +1,12 @@
 //! Summary as CSV, Markdown and LaTeX: a row for each network of each run.
 
-use cdl_core::{DEFINITIONS, Definition};
+use cdl_core::metrics::{DEFINITIONS, Definition};
 
 use super::{
     recorded_run::RecordedRun,
     table_formats::{csv, digits, latex, latex_head, markdown, markdown_definitions, with_definitions},
 };
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Run, network and each definition by `shown`.
 fn rows(runs: &[RecordedRun], shown: fn(Option<f64>) -> String) -> Vec<Vec<String>> {

@@ -1,6 +1,6 @@
 //! Puts values of several runs side by side.
 
-use cdl_core::Role;
+use cdl_core::traits::Role;
 
 use super::{
     plot::{Plot, Series},

@@ -1,8 +1,8 @@
 //! Tables as CSV, Markdown and LaTeX.
 
-use cdl_core::DEFINITIONS;
+use cdl_core::metrics::DEFINITIONS;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Rows under a head as CSV; `name` names the file in errors.
 pub fn csv(
@@ -46,8 +46,9 @@ pub fn markdown(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
 
 /// Table of all definitions as Markdown.
 pub fn markdown_definitions() -> String {
-    let row =
-        |definition: &cdl_core::Definition| [definition.title, definition.formula].map(String::from).into();
+    let row = |definition: &cdl_core::metrics::Definition| {
+        [definition.title, definition.formula].map(String::from).into()
+    };
     let rows: Vec<Vec<String>> = DEFINITIONS.iter().map(row).collect();
     markdown(2, &["definition".into(), "formula".into()], &rows)
 }
@@ -59,8 +60,9 @@ pub fn markdown_safe(text: &str) -> String {
 
 /// Beginning of a LaTeX file: comments with `note` and all definitions.
 pub fn latex_head(note: &str) -> String {
-    let line =
-        |definition: &cdl_core::Definition| format!("% {}: ${}$\n", definition.title, definition.latex);
+    let line = |definition: &cdl_core::metrics::Definition| {
+        format!("% {}: ${}$\n", definition.title, definition.latex)
+    };
     format!("% needs \\usepackage{{booktabs}}\n{note}{}", DEFINITIONS.iter().map(line).collect::<String>())
 }
 

@@ -1,30 +1,29 @@
-//! What differs from cell to cell of a sweep.
+//! Axes of a sweep: what differs from cell to cell.
 
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The longest value that is written out, in tables and in names of folders.
 const LONGEST: usize = 40;
 
-/// One thing that is varied, with all that it is set to.
+/// One axis of the grid with all its values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
-    /// In names of cells and above columns.
+    /// Name in cells and above columns.
     pub name: String,
-    /// In the order in which they were given.
     pub values: Vec<Value>,
 }
 
-/// What a cell lays over the sweep's configuration for one axis.
+/// One value of an axis: what a cell lays over the sweep's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Value {
-    /// In tables.
+    /// Name in tables.
     pub label: String,
     /// Configuration files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -35,7 +34,7 @@ pub struct Value {
 }
 
 impl Axis {
-    /// Of `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
+    /// Parses `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
     pub fn of_key(option: &str, text: &str) -> Result<Self, Failure> {
         let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
         let (key, values) =
@@ -56,7 +55,13 @@ impl Axis {
         Ok(Self { name: name.into(), values: values.into_iter().map(value).collect() })
     }
 
-    /// Of `[NAME=]FILE,FILE,...`; without a name it has that of the files' folder.
+    /// Axis of seeds, each with what it sets.
+    pub fn of_seeds(name: &str, seeds: &[u64], sets: impl Fn(u64) -> Vec<String>) -> Self {
+        let value = |&seed: &u64| Value { label: seed.to_string(), files: Vec::new(), sets: sets(seed) };
+        Self { name: name.into(), values: seeds.iter().map(value).collect() }
+    }
+
+    /// Parses `[NAME=]FILE,FILE,...`; the name of the files' folder is the default name.
     pub fn of_files(option: &str, text: &str) -> Result<Self, Failure> {
         let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
         let (name, files) = match text.split_once('=') {
@@ -84,7 +89,7 @@ impl Axis {
         self.values.iter().flat_map(|value| &value.sets).filter_map(|set| Some(set.split_once('=')?.0))
     }
 
-    /// What stands for one of its values in a cell's name.
+    /// Part of a cell's name for one value.
     pub fn part(&self, value: &Value) -> String {
         format!("{}-{}", safe(&self.name), safe(&value.label))
     }
@@ -112,7 +117,7 @@ fn split(text: &str) -> Option<Vec<String>> {
     whole.then_some(parts)
 }
 
-/// What each file is called by: its stem, and where others have the same, as much of the path before it as tells them
+/// Name of each file: its stem, and where others have the same, as much of the path before it as tells them
 /// apart, or its name with its ending.
 fn told_apart(files: &[PathBuf]) -> Vec<String> {
     let parts = files.iter().map(|file| file.components().count()).max().unwrap_or(1);

@@ -1,26 +1,33 @@
-//! What a sweep consists of: the product of all that is varied, written down in its folder.
+//! Plan of a sweep: the product of everything that is varied, written down in the sweep's folder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use cdl_core::{Config, Error, config::ConfigLayers, resume::check_config, run_dir::write_atomic};
+use cdl_core::{
+    config::{Config, ConfigLayers},
+    run::resume::check_config,
+    system::atomic::write_atomic,
+};
 use serde::{Deserialize, Serialize};
 
-use super::axis::{self, Axis, Value, digits};
-use crate::{Failure, first_line, plugin};
+use super::{
+    axis::{self, Axis, Value, digits},
+    layout::{FILE, config_file, read_recorded},
+};
+use crate::{
+    failure::{Failure, first_line, io},
+    plugin::loading,
+};
 
-/// The plan's file; a folder that has it is a sweep's.
-pub const FILE: &str = "sweep.toml";
 /// More cells than this are a slip of the pen.
 const MOST_CELLS: usize = 10_000;
 /// The longest name of a cell, well within what file systems take.
 const LONGEST: usize = 160;
 
-/// What `sweep.toml` holds.
+/// Contents of `sweep.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -29,15 +36,15 @@ pub struct Plan {
     /// Values of every cell's configuration, as in `--set`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,
-    /// Which combination the others are compared with: `NAME=VALUE` each; otherwise the first.
+    /// Combination that the others are compared with, `NAME=VALUE` each; the first if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baseline: Vec<String>,
     /// Cells that run at once.
     pub jobs: usize,
-    /// What is compared; every choice of one value of each is a combination.
+    /// Axes that are compared; every choice of one value of each is a combination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vary: Vec<Axis>,
-    /// What is repeated, as seeds are: means are taken over every choice of one value of each.
+    /// Axes of repetitions, such as seeds: means are taken over every choice of one value of each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repeat: Vec<Axis>,
 }
@@ -45,11 +52,11 @@ pub struct Plan {
 /// One run of a sweep.
 #[derive(Debug, Clone)]
 pub struct Cell {
-    /// Of its folder.
+    /// Name of its folder.
     pub name: String,
-    /// Which combination it repeats.
+    /// Number of the combination that it repeats.
     pub combination: usize,
-    /// Its value of every axis, those that vary first.
+    /// Value of every axis, those that vary first.
     pub values: Vec<Value>,
 }
 
@@ -62,7 +69,7 @@ fn product(axes: &[Axis]) -> Vec<Vec<&Value>> {
 }
 
 impl Plan {
-    /// What is compared: the labels of each combination.
+    /// Labels of each combination.
     pub fn combinations(&self) -> Vec<Vec<String>> {
         let labels = |choice: Vec<&Value>| choice.into_iter().map(|value| value.label.clone()).collect();
         product(&self.vary).into_iter().map(labels).collect()
@@ -98,7 +105,7 @@ impl Plan {
         cells
     }
 
-    /// Which combination the others are compared with.
+    /// Number of the combination that the others are compared with.
     pub fn baseline(&self) -> Result<usize, Failure> {
         let fail = |what: String| Failure::mistake(format!("--baseline {}: {what}", self.baseline.join(" ")));
         let mut wanted = Vec::new();
@@ -124,7 +131,7 @@ impl Plan {
         self.combinations().iter().position(fits).ok_or_else(|| fail("no combination has all of this".into()))
     }
 
-    /// What is wrong with the axes themselves.
+    /// Refuses axes that contradict one another.
     fn check_axes(&self) -> Result<(), Failure> {
         let mut names = BTreeSet::new();
         for axis in self.axes() {
@@ -167,28 +174,20 @@ impl Plan {
                 self.sets.iter().chain(cell.values.iter().flat_map(|value| &value.sets)).cloned().collect();
             let mut found: Vec<String> = Vec::new();
             let layers = ConfigLayers::read(&files, &sets);
-            let draft = match layers.plugins().map_or(Ok(()), plugin::load_each) {
-                Ok(()) => Some(layers.draft()),
-                Err(failure) => {
-                    found.push(failure.message);
-                    None
-                }
-            };
-            found.extend(draft.iter().flat_map(|draft| &draft.mistakes).map(first_line));
-            if let Some(draft) = draft.filter(|draft| draft.mistakes.is_empty()) {
-                match draft.into_config().and_then(|config| Ok((config.to_toml()?, config))) {
-                    Ok((toml, config)) => {
-                        if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
-                            found.push(format!(
-                                "has the name of another cell, `{other}`: no file could tell them apart"
-                            ));
-                        } else if let Some(other) = runs.insert(toml, cell.name.clone()) {
-                            found.push(format!("would be the same run as {other}"));
-                        }
-                        resolved.push((cell.clone(), config));
+            let draft = loading::load_named(&layers).map(|()| layers.draft());
+            match draft.map(|draft| (draft.mistakes.iter().map(first_line).collect(), draft.config)) {
+                Err(failure) => found.push(failure.message),
+                Ok((mistakes, Some(config))) if Vec::is_empty(&mistakes) => {
+                    if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
+                        found.push(format!(
+                            "has the name of another cell, `{other}`: no file could tell them apart"
+                        ));
+                    } else if let Some(other) = runs.insert(config.to_toml()?, cell.name.clone()) {
+                        found.push(format!("would be the same run as {other}"));
                     }
-                    Err(error) => found.push(first_line(&error)),
+                    resolved.push((cell.clone(), config));
                 }
+                Ok((mistakes, _)) => found = mistakes,
             }
             for mistake in found {
                 match mistakes.iter_mut().find(|(other, _)| *other == mistake) {
@@ -240,7 +239,13 @@ impl Plan {
 
     /// Takes over from the plan of `folder`, which this one is to replace, what the command does not give; refuses to lose
     /// any of its cells: a sweep may grow.
-    pub fn continues(&mut self, earlier: Self, folder: &Path, given: Given<'_>) -> Result<(), Failure> {
+    pub fn continues(
+        &mut self,
+        earlier: Self,
+        folder: &Path,
+        baseline: &[String],
+        jobs: Option<usize>,
+    ) -> Result<(), Failure> {
         let cells: BTreeSet<String> = self.cells().into_iter().map(|cell| cell.name).collect();
         let gone: Vec<String> =
             earlier.cells().into_iter().map(|cell| cell.name).filter(|name| !cells.contains(name)).collect();
@@ -253,15 +258,15 @@ impl Plan {
             )));
         }
         (self.baseline, self.jobs) = (earlier.baseline, earlier.jobs);
-        self.settle(given)
+        self.settle(baseline, jobs)
     }
 
-    /// Sets what the command gives and no cell depends on.
-    pub fn settle(&mut self, given: Given<'_>) -> Result<(), Failure> {
-        if !given.baseline.is_empty() {
-            self.baseline = given.baseline.into();
+    /// Sets what the command gives and no cell depends on; an empty baseline stays as it is.
+    pub fn settle(&mut self, baseline: &[String], jobs: Option<usize>) -> Result<(), Failure> {
+        if !baseline.is_empty() {
+            self.baseline = baseline.into();
         }
-        self.jobs = given.jobs.unwrap_or(self.jobs);
+        self.jobs = jobs.unwrap_or(self.jobs);
         self.baseline().map(|_| ())
     }
 
@@ -292,62 +297,12 @@ impl Plan {
         }
         self.save(folder)?;
         let configs = folder.join("configs");
-        fs::create_dir_all(&configs).map_err(|source| Error::Io { file: configs, source })?;
+        fs::create_dir_all(&configs).map_err(io(&configs))?;
         for (file, toml) in fresh {
             write_atomic(&file, toml.as_bytes())?;
         }
         Ok(())
     }
-}
-
-/// What a command says of a sweep besides its cells.
-#[derive(Debug, Clone, Copy)]
-pub struct Given<'a> {
-    /// Nothing if it is to stay as it is.
-    pub baseline: &'a [String],
-    /// See `baseline`.
-    pub jobs: Option<usize>,
-}
-
-/// Where a cell's configuration lies, as it was when the sweep was begun.
-pub fn config_file(folder: &Path, cell: &str) -> PathBuf {
-    folder.join("configs").join(format!("{cell}.toml"))
-}
-
-/// A cell's run directory.
-pub fn run_folder(folder: &Path, cell: &str) -> PathBuf {
-    folder.join("cells").join(cell)
-}
-
-/// A configuration that the sweep or a run of it has recorded, to be looked at: no plugin is loaded for it. `None` where
-/// there is none; what cannot be read is told in one line.
-pub fn read_recorded(file: &Path) -> Result<Option<Config>, String> {
-    let text = match fs::read_to_string(file) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(|e| format!("{}: {e}", file.display()))?,
-    };
-    let config = Config::recorded_without_plugins(file, &text);
-    config.map(Some).map_err(|error| first_line(&error))
-}
-
-/// The same of a cell, which has to have one.
-pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
-    let file = config_file(folder, cell);
-    let again = "give the whole command again, it writes what is missing";
-    match read_recorded(&file) {
-        Ok(found) => found.ok_or_else(|| format!("{} is missing; {again}", file.display())),
-        Err(reason) => Err(format!("{reason}; {again}")),
-    }
-}
-
-/// A cell's configuration, whatever files and the environment say now; with the plugins that it names, to be run.
-pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
-    look_at_config(folder, cell).map_err(Failure::mistake)?;
-    let file = config_file(folder, cell);
-    let text = fs::read_to_string(&file).map_err(|source| Error::Io { file: file.clone(), source })?;
-    let layers = ConfigLayers::recorded(&file, &text);
-    plugin::load_named(&layers)?;
-    layers.draft().into_config().map_err(Failure::before_writing)
 }
 
 #[cfg(test)]

@@ -10,28 +10,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdl_core::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
-    Sweep, claim, last_words,
-    manifest::{self, State},
+    cell_process::note_failure,
+    cell_states::{State, write},
+    grid::Sweep,
+    layout::{is_cell_held, process_file},
 };
 use crate::{
-    BUSY, Failure,
-    signals::{STOPPED, Signals},
+    failure::{BUSY, Failure, STOPPED, io},
+    signals::{Signals, ask_to_stop},
 };
 
-/// How often it is looked whether a process has ended.
+/// Time between two looks whether a process has ended.
 const PACE: Duration = Duration::from_millis(20);
-/// As much of a log is searched for what a process said last.
+/// Bytes at the end of a log that are searched for the last error.
 const TAIL: u64 = 64 << 10;
 
 /// A cell at work.
 struct Running {
     number: usize,
-    /// Its standard input is its leash: when that is closed, it saves its run and stops.
     child: Child,
+    /// True once it was asked to stop; a second signal would end it before it has saved its run.
+    asked: bool,
     log: PathBuf,
     /// Bytes of its log that are older than its process.
     before: u64,
@@ -66,10 +68,13 @@ pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signal
                     state
                 }
             };
-            manifest::write(sweep, states)?;
+            write(sweep, states)?;
         }
         if stop {
-            running.iter_mut().for_each(|cell| drop(cell.child.stdin.take()));
+            for cell in running.iter_mut().filter(|cell| !cell.asked) {
+                cell.asked = true;
+                ask_to_stop(&mut cell.child);
+            }
         }
         if running.is_empty() {
             if stop || looked_again {
@@ -78,7 +83,7 @@ pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signal
             // Once: what looks free here may be taken for the process that is to run it.
             looked_again = true;
             let free = |&number: &usize| {
-                states[number] == State::Running && !claim::is_held(&sweep.folder, &sweep.cells[number].name)
+                states[number] == State::Running && !is_cell_held(&sweep.folder, &sweep.cells[number].name)
             };
             waiting.extend((0..states.len()).filter(free));
             continue;
@@ -98,7 +103,7 @@ pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signal
             ended += usize::from(state != State::Running);
             tell(sweep, cell.number, &state, ended, cell.since.elapsed());
             states[cell.number] = state;
-            manifest::write(sweep, states)?;
+            write(sweep, states)?;
         }
     }
 }
@@ -106,37 +111,29 @@ pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signal
 /// Starts this program on one cell.
 fn start(sweep: &Sweep, number: usize, threads: usize) -> Result<Running, Failure> {
     let name = &sweep.cells[number].name;
-    let logs = sweep.folder.join("logs");
-    let log = logs.join(format!("{name}.txt"));
-    let file = fs::create_dir_all(&logs).and_then(|()| {
+    let log = process_file(&sweep.folder, name, "txt");
+    let open = || {
+        fs::create_dir_all(sweep.folder.join("logs"))?;
         let file = OpenOptions::new().create(true).append(true).open(&log)?;
         Ok((file.metadata()?.len(), file.try_clone()?, file))
-    });
-    let (before, out, err) = file.map_err(|source| Error::Io { file: log.clone(), source })?;
+    };
+    let (before, out, err) = open().map_err(io(&log))?;
     let fail = |e: std::io::Error| Failure::working(format!("{name}: no process can be started: {e}"));
     let mut command = Command::new(std::env::current_exe().map_err(fail)?);
     command
-        .args([
-            "--threads",
-            &threads.to_string(),
-            "sweep",
-            "--cell",
-            &number.to_string(),
-            "--leash",
-            "--resume",
-        ])
+        .args(["--threads", &threads.to_string(), "sweep", "--cell", &number.to_string(), "--resume"])
         .arg(&sweep.folder)
-        .stdin(Stdio::piped())
+        .stdin(Stdio::null())
         .stdout(out)
         .stderr(err);
-    // Ctrl-C on a terminal reaches the sweep alone, which then tells its children in its own way.
+    // Ctrl-C on a terminal reaches the sweep alone, which passes it on once.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let child = command.spawn().map_err(fail)?;
-    Ok(Running { number, child, log, before, since: Instant::now() })
+    Ok(Running { number, child, asked: false, log, before, since: Instant::now() })
 }
 
-/// What an ended process says of its cell.
+/// State of a cell after its process has ended.
 fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> State {
     match status.code() {
         Some(0) => State::Done,
@@ -146,7 +143,7 @@ fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> St
         _ => {
             let reason = said(cell).unwrap_or_else(|| ending(status));
             // One that was killed could not.
-            last_words::leave(&sweep.folder, &sweep.cells[cell.number].name, &reason);
+            note_failure(&sweep.folder, &sweep.cells[cell.number].name, &reason);
             State::Failed { reason }
         }
     }
@@ -163,7 +160,7 @@ fn said(cell: &Running) -> Option<String> {
     text.lines().rev().find_map(|line| line.strip_prefix("error: ")).map(String::from)
 }
 
-/// How a process ended that said nothing.
+/// End of a process that reported no error, in words.
 fn ending(status: ExitStatus) -> String {
     #[cfg(unix)]
     if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
@@ -173,7 +170,7 @@ fn ending(status: ExitStatus) -> String {
     format!("its process ended with {status} and said nothing")
 }
 
-/// One line about a cell that has ended, or could not be begun.
+/// Reports a cell that has ended, or could not be begun, in one line.
 fn tell(sweep: &Sweep, number: usize, state: &State, ended: usize, took: Duration) {
     let (name, count) = (&sweep.cells[number].name, sweep.cells.len());
     match state {

@@ -1,11 +1,15 @@
 //! The cells of a sweep as a job array.
 
-use std::path::Path;
+use std::{borrow::Cow, path::Path};
 
-use cdl_core::{Config, run_dir::write_atomic};
+use cdl_core::{config::Config, system::atomic::write_atomic};
 
-use super::{Sweep, manifest, plan::Cell};
-use crate::{Failure, emit as print};
+use super::{
+    cell_states::{look, write},
+    grid::Sweep,
+    plan::Cell,
+};
+use crate::{failure::Failure, terminal};
 
 /// The script.
 const FILE: &str = "sweep.slurm";
@@ -14,12 +18,14 @@ const NOTICE: u32 = 180;
 
 /// Writes the script and says how it is used.
 pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
-    let states = manifest::look(sweep)?;
-    manifest::write(sweep, &states)?;
+    let states = look(sweep)?;
+    write(sweep, &states)?;
     let file = sweep.folder.join(FILE);
     write_atomic(&file, script(sweep)?.as_bytes())?;
     let (file, folder) = (quoted(&file)?, quoted(&sweep.folder)?);
-    print(&format!("{file}\n  start:   sbatch {file}\n  collect: cdl sweep --resume {folder} --collect\n"))
+    terminal::emit(&format!(
+        "{file}\n  start:   sbatch {file}\n  collect: cdl sweep --resume {folder} --collect\n"
+    ))
 }
 
 /// A job for each cell, which it calls by its name: numbers change when the sweep grows. Being told to stop, by the time
@@ -93,16 +99,11 @@ exit \"$code\"
 }
 
 /// A path as one word of the shell.
-fn quoted(path: &Path) -> Result<String, Failure> {
+fn quoted(path: &Path) -> Result<Cow<'_, str>, Failure> {
     let text = path.to_str().filter(|text| !text.contains('\n'));
-    let text = text.ok_or_else(|| {
+    text.and_then(|text| shlex::try_quote(text).ok()).ok_or_else(|| {
         Failure::mistake(format!("{}: a script cannot have this path; choose another", path.display()))
-    })?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._+-".contains(c);
-    match text.chars().all(plain) {
-        true => Ok(text.into()),
-        false => Ok(format!("'{}'", text.replace('\'', r"'\''"))),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -111,10 +112,10 @@ mod tests {
 
     #[test]
     fn paths_are_one_word_of_the_shell() {
-        let of = |path: &str| quoted(Path::new(path)).map_err(|e| e.message);
+        let of = |path: &str| quoted(Path::new(path)).map(String::from).map_err(|e| e.message);
         assert_eq!(of("runs/a-b_1.2"), Ok("runs/a-b_1.2".into()));
         assert_eq!(of("a b/$(c)"), Ok("'a b/$(c)'".into()));
-        assert_eq!(of("it's"), Ok(r"'it'\''s'".into()));
+        assert_eq!(of("it's"), Ok(r#""it's""#.into()));
         assert!(of("a\nb").is_err_and(|message| message.contains("choose another")));
     }
 }

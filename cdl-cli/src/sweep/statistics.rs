@@ -11,9 +11,8 @@ const TAIL: f64 = 0.025;
 pub struct Spread {
     /// Number of values.
     pub n: usize,
-    /// Their mean.
     pub mean: f64,
-    /// Their sample standard deviation, `sqrt(sum (x - mean)^2 / (n - 1))`; a single value has none.
+    /// Sample standard deviation, `sqrt(sum (x - mean)^2 / (n - 1))`; a single value has none.
     pub deviation: Option<f64>,
 }
 

@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use cdl_core::{
-    Definition, Role,
-    run_dir::{Results, read_results},
+    metrics::Definition,
+    run::directory::{Results, read_results},
+    traits::Role,
 };
 
 use super::{
-    Sweep,
-    manifest::{self, State},
-    plan::run_folder,
+    axis::Axis,
+    cell_states::{State, look},
+    grid::Sweep,
+    layout::run_folder,
     statistics::{Spread, differences},
 };
 use crate::{
-    Failure,
+    failure::Failure,
     report::recorded_run::{ROLES, folder_name},
 };
 
@@ -46,7 +48,7 @@ pub struct Outcome {
     pub name: String,
     /// Its value of each repeated axis.
     pub labels: Vec<String>,
-    /// Its run directory.
+    /// Run directory.
     pub root: PathBuf,
     /// Its results, if it is done.
     pub results: Option<Results>,
@@ -96,7 +98,7 @@ impl Summary {
     /// Reads the sweep in `folder`, without changing it and without loading the plugins that it names.
     pub fn of_folder(folder: &Path) -> Result<Self, Failure> {
         let sweep = Sweep::read(folder)?;
-        let states = manifest::look(&sweep)?;
+        let states = look(&sweep)?;
         for (cell, state) in sweep.cells.iter().zip(&states) {
             if let State::Unreadable { reason } = state {
                 tracing::warn!("{} is left out: {reason}", cell.name);
@@ -107,7 +109,7 @@ impl Summary {
 
     /// Reads the results of all cells that are done by `states`.
     pub fn read(sweep: &Sweep, states: &[State]) -> Result<Self, Failure> {
-        let names = |axes: &[super::Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
+        let names = |axes: &[Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
         let mut combinations: Vec<Combination> = sweep
             .plan
             .combinations()

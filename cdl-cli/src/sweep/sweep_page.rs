@@ -1,9 +1,9 @@
 //! Figure and page of a sweep.
 
-use cdl_core::{DEFINITIONS, Role};
+use cdl_core::{metrics::DEFINITIONS, traits::Role};
 use maud::{Markup, html};
 
-use super::{Sweep, manifest::State, plan, statistics::Spread, summary::Summary};
+use super::{cell_states::State, grid::Sweep, layout::FILE, statistics::Spread, summary::Summary};
 use crate::report::{
     html,
     plot::{Axes, Plot, Series, lines},
@@ -41,7 +41,7 @@ pub fn figure(summary: &Summary) -> Plot {
 
 /// The whole page. Every cell that is done gets a page of its own, to which it leads.
 pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -> String {
-    let plan = std::fs::read_to_string(sweep.folder.join(plan::FILE)).unwrap_or_default();
+    let plan = std::fs::read_to_string(sweep.folder.join(FILE)).unwrap_or_default();
     let body = html! {
         p { (summary.done()) " of " (summary.cells()) " cells done." }
         h2 { "Means" }
@@ -58,7 +58,7 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
         h2 { "Cells" }
         (cells(sweep, summary, states))
         h2 { "Plan" }
-        (html::file(plan::FILE, &plan))
+        (html::file(FILE, &plan))
     };
     html::document(&summary.name, &body)
 }

@@ -1,7 +1,10 @@
 //! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. They do not depend on when and
 //! where the cells ran.
 
-use cdl_core::{DEFINITIONS, Definition, Role};
+use cdl_core::{
+    metrics::{DEFINITIONS, Definition},
+    traits::Role,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -9,9 +12,9 @@ use super::{
     summary::{Combination, Outcome, Summary},
 };
 use crate::{
-    Failure,
+    failure::Failure,
     report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_definitions},
-    table,
+    terminal::columns,
 };
 
 /// Explanation below the tables.
@@ -195,5 +198,5 @@ pub fn text(summary: &Summary) -> String {
             rows.push(row);
         }
     }
-    table::columns(&rows)
+    columns(&rows)
 }

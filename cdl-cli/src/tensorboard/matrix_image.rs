@@ -1,6 +1,9 @@
 //! Image of an accuracy matrix.
 
-use cdl_core::{Error, Result, Role};
+use cdl_core::{
+    error::{Error, Result},
+    traits::Role,
+};
 
 use crate::report::{
     accuracy_section,
@@ -33,7 +36,8 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     raster::png(&plot.standalone(), scale as f32).map(Some).map_err(fail)
 }
 
-#[cfg(all(test, feature = "png"))]
+#[cfg(test)]
+#[cfg(feature = "png")]
 mod tests {
     use super::*;
     use cdl_core::image::RgbImage;

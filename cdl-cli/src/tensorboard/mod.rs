@@ -15,8 +15,11 @@ use std::{
 };
 
 use cdl_core::{
-    Accuracies, AccuracyMatrix, DEFINITIONS, EpochReport, Error, Result, Role,
-    run_dir::{Results, read_epochs, read_record, read_results, read_results_so_far},
+    error::{Error, Result},
+    metrics::{AccuracyMatrix, DEFINITIONS},
+    run::directory::{Results, read_epochs, read_record, read_results, read_results_so_far},
+    train::{Accuracies, EpochReport},
+    traits::Role,
 };
 
 use self::event::{Event, Value};

@@ -283,7 +283,7 @@ fn what_is_damaged_is_named() {
                 edit("model.json", "\"length\": 8", "\"length\": 10");
                 reckon()
             }),
-            ["trained.safetensors: prompt.e_p_0", "saved with shape [100, 8, 64], expected [100, 10, 64]"],
+            ["trained.safetensors: prompt.e_p_0", "saved with shape [20, 8, 64], expected [20, 10, 64]"],
         ),
         (
             "another image size",

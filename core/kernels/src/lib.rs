@@ -52,7 +52,7 @@ mod tape;
 mod taped;
 
 #[cfg(feature = "cuda")]
-pub use cuda::probe;
+pub use cuda::{COMPUTE_CAP, probe};
 pub use ops::{
     Source, Sources, attention, flat, gather_rows, gelu, layer_norm, linear, log_softmax, portable,
     set_from_flat, softmax, unit,

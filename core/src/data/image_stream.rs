@@ -61,8 +61,10 @@ pub trait ImageSet: Send + Sync {
         false
     }
 
-    /// A stable name of image `index` for fingerprints: a relative path or a number.
-    fn id(&self, index: usize) -> String;
+    /// A stable name of image `index` for fingerprints: a relative path, or by default its number.
+    fn id(&self, index: usize) -> String {
+        index.to_string()
+    }
 }
 
 /// A [`TaskStream`] over two image sets.

@@ -62,14 +62,11 @@ impl Source {
     pub(super) fn train_square(&self, index: usize, rng: &mut Rng) -> Result<Arc<RgbImage>> {
         let image = match self.cache.train(index) {
             Some(image) => image,
-            None => {
-                let image = Arc::new(self.decode(index)?);
-                if !self.set.in_memory() {
-                    self.cache.keep_train(index, &image);
-                }
-                image
-            }
+            None => Arc::new(self.decode(index)?),
         };
+        if !self.set.in_memory() {
+            self.cache.keep_train(index, &image);
+        }
         Ok(Arc::new(self.transform.train(&image, rng)))
     }
 

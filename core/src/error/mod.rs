@@ -15,202 +15,90 @@ pub use self::{
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure, either the user's to mend ([`Error::is_user_error`]) or met while working.
+///
+/// `kind` is the sort of plugin (`learner`, `distiller`, ...), `origin` the file, environment variable, option or section
+/// that set a value, `key` its dotted path, `nearest` the most similar valid name, `known` all valid names in order, `owner`
+/// the plugin or file that tensors belong to, and `reason` what is wrong.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[allow(missing_docs, reason = "fields of one name have one meaning, explained above")]
 pub enum Error {
     /// A name that no registered plugin of this kind has.
     #[error("unknown {kind} `{name}`{}; registered: {}", suggest(.nearest), list(.known))]
-    UnknownName {
-        /// What was looked up: "learner", "distiller", ...
-        kind: &'static str,
-        /// The name as written.
-        name: String,
-        /// The most similar registered name, if one is similar.
-        nearest: Option<String>,
-        /// All registered names, sorted.
-        known: Vec<String>,
-    },
-    /// Two plugins of one kind claim the same name.
+    UnknownName { kind: &'static str, name: String, nearest: Option<String>, known: Vec<String> },
+    /// Two plugins of one kind with one name, and where each was registered.
     #[error("two {kind} plugins are called `{name}`: one from {first}, one from {second}")]
-    DuplicateName {
-        /// Kind of the plugins.
-        kind: &'static str,
-        /// The name both claim.
-        name: String,
-        /// Where the first was registered.
-        first: String,
-        /// Where the second was registered.
-        second: String,
-    },
+    DuplicateName { kind: &'static str, name: String, first: String, second: String },
     /// Two methods that do not work in one run.
     #[error("`{first}` and `{second}` cannot go together: {reason}")]
-    Incompatible {
-        /// Name of one.
-        first: String,
-        /// Name of the other.
-        second: String,
-        /// Why.
-        reason: String,
-    },
+    Incompatible { first: String, second: String, reason: String },
     /// A configuration key that nothing reads.
     #[error("{origin}: unknown key `{key}`{}; valid keys here: {}", suggest(.nearest), list(.known))]
-    UnknownKey {
-        /// File, environment variable or option that set it.
-        origin: String,
-        /// Dotted path of the key.
-        key: String,
-        /// The most similar valid key, if one is similar.
-        nearest: Option<String>,
-        /// All keys that are valid at this place.
-        known: Vec<String>,
-    },
+    UnknownKey { origin: String, key: String, nearest: Option<String>, known: Vec<String> },
     /// A configuration value of the wrong type or out of range.
     #[error("{origin}: `{key} = {value}` is not valid: {expected}")]
-    Setting {
-        /// File, environment variable or option that set it, or the section it belongs to.
-        origin: String,
-        /// Dotted path of the key.
-        key: String,
-        /// The value as given.
-        value: String,
-        /// What was expected.
-        expected: String,
-    },
+    Setting { origin: String, key: String, value: String, expected: String },
     /// A configuration file that cannot be read or parsed, or an incomplete configuration.
     #[error("{origin}: {reason}")]
-    Config {
-        /// File or option.
-        origin: String,
-        /// What is wrong.
-        reason: String,
-    },
+    Config { origin: String, reason: String },
     /// A source of weights that cannot be read.
     #[error(transparent)]
-    Source(#[from] crate::error::SourceError),
+    Source(#[from] SourceError),
     /// Weights that cannot be fetched.
     #[error(transparent)]
-    Hub(#[from] crate::error::HubError),
+    Hub(#[from] HubError),
     /// Weights that were found but do not fit.
     #[error("weights {file}: {reason}")]
-    Weights {
-        /// File or source of the weights.
-        file: String,
-        /// What is wrong with them.
-        reason: String,
-    },
+    Weights { file: String, reason: String },
     /// Images or labels that cannot be used.
-    #[error("{}: {reason}", .file.display())]
-    Data {
-        /// The file or folder.
-        file: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
+    #[error("{file}: {reason}")]
+    Data { file: PathBuf, reason: String },
     /// The tasks, classes or batches that the configuration asks for cannot be made from the data.
     #[error("{0}")]
     Tasks(String),
     /// A run directory that cannot be created, written or read.
-    #[error("run directory {}: {reason}", .dir.display())]
-    RunDir {
-        /// The directory.
-        dir: PathBuf,
-        /// What went wrong.
-        reason: String,
-    },
-    /// An exported model that cannot be written or read.
-    #[error("exported model {}: {reason}", .file.display())]
-    Export {
-        /// Its folder, or a file in it.
-        file: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A loss or a parameter stopped being a finite number.
+    #[error("run directory {dir}: {reason}")]
+    RunDir { dir: PathBuf, reason: String },
+    /// An exported model, its folder or a file in it, that cannot be written or read.
+    #[error("exported model {file}: {reason}")]
+    Export { file: PathBuf, reason: String },
+    /// A loss term or parameter that stopped being a finite number. Task, epoch and step are counted from 1.
     #[error(
         "{what} became {value} in task {task}, {phase} phase, epoch {epoch}, step {step}; \
          finished tasks are kept. A lower `optimizer.lr` often helps"
     )]
-    NotFinite {
-        /// The loss term or parameter.
-        what: String,
-        /// NaN or an infinity.
-        value: f64,
-        /// Task, counted from 1.
-        task: usize,
-        /// "teacher" or "student".
-        phase: &'static str,
-        /// Epoch, counted from 1.
-        epoch: usize,
-        /// Step within the epoch, counted from 1.
-        step: usize,
-    },
+    NotFinite { what: String, value: f64, task: usize, phase: &'static str, epoch: usize, step: usize },
     /// The run was asked to stop, and did between two steps.
     #[error("stopped")]
     Stopped,
     /// A checkpoint or model file whose tensors are not those that a plugin expects.
     #[error("state of {owner}: {reason}")]
-    State {
-        /// Plugin or file.
-        owner: String,
-        /// What is missing or of the wrong shape.
-        reason: String,
-    },
-    /// A plugin does not keep what its kind promises.
+    State { owner: String, reason: String },
+    /// A plugin, or what it returned, that does not keep what its kind promises.
     #[error("{plugin} breaks a promise: {promise}")]
-    Promise {
-        /// The plugin, or what it returned.
-        plugin: String,
-        /// What should be so, and what was found.
-        promise: String,
-    },
+    Promise { plugin: String, promise: String },
     /// A library that is no plugin for this program.
     #[error(transparent)]
-    Plugin(#[from] crate::error::PluginError),
-    /// A plugin's code panicked.
+    Plugin(#[from] PluginError),
+    /// A panic in a method of a plugin's trait.
     #[error("{kind} `{plugin}` panicked in `{method}`: {message}")]
-    Panicked {
-        /// Kind of the plugin.
-        kind: &'static str,
-        /// Its name.
-        plugin: String,
-        /// The method of its trait.
-        method: &'static str,
-        /// What the panic said.
-        message: String,
-    },
-    /// A tensor for which there is no memory.
+    Panicked { kind: &'static str, plugin: String, method: &'static str, message: String },
+    /// A tensor for which there is no memory, in bytes.
     #[error(
         "a tensor of shape {shape:?} would take {:.1} GB of memory, {:.1} GB are free",
         *needed as f64 / 1e9,
         *free as f64 / 1e9
     )]
-    Memory {
-        /// The tensor's shape.
-        shape: Vec<usize>,
-        /// Bytes of the tensor.
-        needed: u64,
-        /// Bytes that are free.
-        free: u64,
-    },
+    Memory { shape: Vec<usize>, needed: u64, free: u64 },
     /// The device asked for is not there.
     #[error("device `{device}`: {reason}")]
-    Device {
-        /// As written in the configuration.
-        device: String,
-        /// Why it cannot be used.
-        reason: String,
-    },
+    Device { device: String, reason: String },
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
     /// Reading or writing a file failed.
-    #[error("{}: {source}", .file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The operating system's word.
-        source: std::io::Error,
-    },
+    #[error("{file}: {source}")]
+    Io { file: PathBuf, source: std::io::Error },
 }
 
 impl Error {
@@ -223,6 +111,11 @@ impl Error {
             value: value.to_string(),
             expected: expected.into(),
         }
+    }
+
+    /// A file or folder of images or labels that cannot be used.
+    pub fn data(file: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Data { file: file.into(), reason: reason.into() }
     }
 
     /// The configuration key that the error is about.

@@ -2,7 +2,7 @@
 
 /// Why a library was not loaded.
 #[derive(Debug, thiserror::Error)]
-#[error("plugin {}: {reason}", .file.display())]
+#[error("plugin {file}: {reason}")]
 pub struct PluginError {
     /// The library.
     pub file: std::path::PathBuf,

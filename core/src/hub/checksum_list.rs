@@ -14,7 +14,7 @@ use crate::{
         checksum,
         dataset::{DataFile, names_below},
     },
-    system::atomic::{beside, sync_below, write_atomic},
+    system::atomic::{beside, folder_of, settle, sync_below, write_atomic},
 };
 
 /// The name of such a list in its folder.
@@ -77,12 +77,10 @@ impl Manifest {
     /// A folder that is there already, or a place that cannot be written.
     pub fn place(files: &[DataFile], dir: &Path) -> Result<()> {
         if dir.exists() {
-            return Err(Error::Data {
-                file: dir.into(),
-                reason: "is there already; name a new folder".into(),
-            });
+            let reason = "is there already; name a new folder".into();
+            return Err(Error::Data { file: dir.into(), reason });
         }
-        let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = folder_of(dir);
         fs::create_dir_all(parent).map_err(io(parent))?;
         let fresh = beside(parent)?;
         let files = || files.iter().filter(|file| file.name != NAME);
@@ -95,10 +93,7 @@ impl Manifest {
         let listed = files().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
         Self(listed.collect()).write(&fresh.path().join(NAME))?;
         sync_below(fresh.path())?;
-        fs::rename(fresh.path(), dir).map_err(io(dir))?;
-        // It lies in its place now and must not be removed with its old name.
-        let _ = fresh.keep();
-        Ok(())
+        settle(fresh, dir, false)
     }
 
     /// Writes the list whole or not at all.
@@ -115,16 +110,13 @@ impl Manifest {
     pub fn check(&self, folder: &Path, seen: &(dyn Fn() + Sync)) -> Vec<Error> {
         let look = |(name, listed): (&String, &String)| {
             let file = folder.join(name);
-            let found = match file.is_file() {
-                false => Some(Error::Data { file, reason: format!("is missing; {NAME} lists it") }),
-                true => match checksum(&file) {
-                    Err(error) => Some(error.into()),
-                    Ok((_, sha256)) if sha256 == *listed => None,
-                    Ok((_, sha256)) => Some(Error::Data {
-                        file,
-                        reason: format!("has the SHA-256 {sha256} in place of {listed}"),
-                    }),
-                },
+            let found = match file.is_file().then(|| checksum(&file)) {
+                None => Some(Error::Data { file, reason: format!("is missing; {NAME} lists it") }),
+                Some(Err(error)) => Some(error.into()),
+                Some(Ok((_, sha256))) => (sha256 != *listed).then(|| {
+                    let reason = format!("has the SHA-256 {sha256} in place of {listed}");
+                    Error::Data { file, reason }
+                }),
             };
             seen();
             found

@@ -32,9 +32,24 @@ const RETRIES: usize = 2;
 /// Repositories, revisions and files that cannot be had, with what to do about it.
 pub(super) fn weights(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, HubError> {
     let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
-    let Snapshot { commit, weights, config, preprocessor, .. } = repository.snapshot()?;
-    let provenance = repository.checked(&weights, &file_name(&weights), commit)?;
-    Ok(WeightFiles { weights, config, preprocessor, provenance })
+    // A commit's files never change: the hub need not be asked if the cache has them all.
+    let (cached, complete) = repository.weights_cached()?;
+    let settled = cached.as_ref().filter(|files| complete && files[0].commit == revision);
+    let files = match settled {
+        Some(files) => files.clone(),
+        None => repository.newest(
+            || Ok::<_, HubError>(cached),
+            || repository.stands(),
+            |()| repository.weights_downloaded(),
+        )?,
+    };
+    let path = |name: &str| files.iter().find(|file| file.name == name).map(|file| file.path.clone());
+    Ok(WeightFiles {
+        weights: files[0].path.clone(),
+        config: path(CONFIG),
+        preprocessor: path(PREPROCESSOR),
+        provenance: repository.checked(&files[0])?,
+    })
 }
 
 /// Fetches those files of a data set repository that `choose` takes from the names of all its files, which are sorted.
@@ -49,10 +64,14 @@ pub(super) fn dataset(
     seen: &dyn Fn(),
 ) -> crate::error::Result<Vec<DataFile>> {
     let repository = Repository::<RepoTypeDataset>::open(wanted, repo, revision)?;
-    let files = repository.files(choose, seen)?;
-    let checked = |CachedFile { commit, name, path }| {
-        let provenance = repository.checked(&path, &name, commit)?;
-        Ok(DataFile { name, path, provenance })
+    let files = repository.newest(
+        || repository.data_cached(&choose),
+        || repository.stands().and_then(|()| repository.data_listed()),
+        |names| Ok(repository.data_downloaded(choose(&names)?, seen)?),
+    )?;
+    let checked = |file: CachedFile| {
+        let provenance = repository.checked(&file)?;
+        Ok(DataFile { name: file.name, path: file.path, provenance })
     };
     files.into_iter().map(checked).collect()
 }
@@ -66,23 +85,12 @@ struct Repository<T: RepoType> {
     cache: PathBuf,
 }
 
-/// The files of a repository at one commit, in the cache.
-struct Snapshot {
+/// A file in the cache, called `name` in the repository.
+#[derive(Clone)]
+struct CachedFile {
     commit: String,
-    weights: PathBuf,
-    config: Option<PathBuf>,
-    preprocessor: Option<PathBuf>,
-    /// Whether what is not here is known to be missing from the repository.
-    complete: bool,
-}
-
-/// What the cache knows of a file.
-enum Cached {
-    Here(PathBuf),
-    /// The hub has no such file at this commit, and the cache remembers.
-    Missing,
-    /// The cache was never told.
-    Unknown,
+    name: String,
+    path: PathBuf,
 }
 
 impl<T: RepoType> Repository<T> {
@@ -94,78 +102,49 @@ impl<T: RepoType> Repository<T> {
         });
         let (client, endpoint, cache) = match opened {
             Ok(opened) => opened,
-            Err(error) => {
-                return Err(HubError::Client { wanted, reason: reason(&error) });
-            }
+            Err(error) => return Err(HubError::Client { wanted, reason: reason(&error) }),
         };
         let (owner, name) = hf_hub::split_id(repo);
         let handle = client.repository(T::default(), owner, name);
         Ok(Self { handle, wanted, revision: revision.to_owned(), endpoint, cache })
     }
 
-    /// The files, from wherever they may and can be had.
-    fn snapshot(&self) -> Result<Snapshot, HubError> {
-        let cached = self.cached()?;
-        let settled = cached.as_ref().is_some_and(|cached| cached.complete && cached.commit == self.revision);
-        if settled || offline() {
-            return cached
-                .ok_or_else(|| HubError::Offline { wanted: self.wanted.clone(), cache: self.cache.clone() });
+    /// What the hub has now, by `fetch` from the answer to `ask`, or what the cache has if the hub gives no answer or may not
+    /// be asked.
+    fn newest<A, E: From<HubError>>(
+        &self,
+        cached: impl FnOnce() -> Result<Option<Vec<CachedFile>>, E>,
+        ask: impl FnOnce() -> Result<A, HFError>,
+        fetch: impl FnOnce(A) -> Result<Vec<CachedFile>, E>,
+    ) -> Result<Vec<CachedFile>, E> {
+        if offline() {
+            let missing = || HubError::Offline { wanted: self.wanted.clone(), cache: self.cache.clone() };
+            return cached()?.ok_or_else(|| missing().into());
         }
-        match (self.stands(), cached) {
-            (Ok(()), _) => self.download(),
-            (Err(error), Some(cached)) if gave_no_answer(&error) => {
-                tracing::warn!(
-                    "{} gives no answer ({}): using the cached copy of `{}`, commit {}",
-                    self.endpoint,
-                    reason(&error),
-                    self.wanted,
-                    cached.commit,
-                );
-                Ok(cached)
-            }
-            (Err(error), _) => Err(self.explain(error)),
-        }
-    }
-
-    /// The files as the cache has them, if it has the weights.
-    fn cached(&self) -> Result<Option<Snapshot>, HubError> {
-        let mut complete = true;
-        let mut weights = None;
-        for name in WEIGHTS {
-            match self.look_up(name, &self.revision)? {
-                Cached::Here(path) => {
-                    weights = Some(path);
-                    break;
-                }
-                Cached::Missing => {}
-                // The hub may have the preferred file.
-                Cached::Unknown => complete = false,
-            }
-        }
-        let Some(weights) = weights else { return Ok(None) };
-        let commit = commit_of(&weights);
-        let mut beside = |name| -> Result<Option<PathBuf>, HubError> {
-            Ok(match self.look_up(name, &commit)? {
-                Cached::Here(path) => Some(path),
-                Cached::Missing => None,
-                Cached::Unknown => {
-                    complete = false;
-                    None
-                }
-            })
+        let error = match ask() {
+            Ok(answer) => return fetch(answer),
+            Err(error) => error,
         };
-        let (config, preprocessor) = (beside(CONFIG)?, beside(PREPROCESSOR)?);
-        Ok(Some(Snapshot { commit, weights, config, preprocessor, complete }))
+        let cached = if gave_no_answer(&error) { cached()? } else { None };
+        let Some(files) = cached else { return Err(self.explain(error).into()) };
+        tracing::warn!(
+            "{} gives no answer ({}): using the cached copy of `{}`, commit {}",
+            self.endpoint,
+            reason(&error),
+            self.wanted,
+            files.first().map_or("unknown", |file| &file.commit),
+        );
+        Ok(files)
     }
 
-    fn look_up(&self, file: &str, revision: &str) -> Result<Cached, HubError> {
-        let download = self.handle.download_file().filename(file).revision(revision);
-        match download.local_files_only(true).send() {
-            Ok(path) => Ok(Cached::Here(path)),
-            Err(HFError::EntryNotFound { .. }) => Ok(Cached::Missing),
-            Err(HFError::LocalEntryNotFound { .. }) => Ok(Cached::Unknown),
-            Err(error) => Err(self.explain(error)),
-        }
+    /// The file as the hub has it, through the cache, or with `local` as the cache has it.
+    fn file(&self, name: &str, revision: &str, local: bool) -> Result<CachedFile, HFError> {
+        let download = self.handle.download_file().filename(name).revision(revision);
+        let path = download.local_files_only(local).send()?;
+        // It lies at `…/snapshots/<commit>/<name>`.
+        let depth = Path::new(name).components().count();
+        let commit = path.ancestors().nth(depth).map(file_name).unwrap_or_default();
+        Ok(CachedFile { commit, name: name.into(), path })
     }
 
     /// Asks the hub whether the repository and the revision exist.
@@ -188,46 +167,21 @@ impl<T: RepoType> Repository<T> {
         }
     }
 
-    /// The files as the hub has them now, through the cache.
-    fn download(&self) -> Result<Snapshot, HubError> {
-        tracing::info!("fetching `{}` from {}", self.wanted, self.endpoint);
-        let [preferred, other] = WEIGHTS;
-        let weights = match self.download_file(preferred, &self.revision) {
-            Err(HFError::EntryNotFound { .. }) => self.download_file(other, &self.revision),
-            found => found,
-        };
-        let weights = weights.map_err(|error| self.explain(error))?;
-        // By its commit, so that all files stay together when the branch moves in between.
-        let commit = commit_of(&weights);
-        let beside = |name| match self.download_file(name, &commit) {
-            Ok(path) => Ok(Some(path)),
-            Err(HFError::EntryNotFound { .. }) => Ok(None),
-            Err(error) => Err(self.explain(error)),
-        };
-        let (config, preprocessor) = (beside(CONFIG)?, beside(PREPROCESSOR)?);
-        Ok(Snapshot { commit, weights, config, preprocessor, complete: true })
-    }
-
-    fn download_file(&self, file: &str, revision: &str) -> Result<PathBuf, HFError> {
-        self.handle.download_file().filename(file).revision(revision).send()
-    }
-
-    /// Origin of the cached file `file`, called `name` in the repository. Its checksum must be the one that the hub
-    /// lists: the client stores what a server sends in answer to a download without looking at it, an error page
-    /// included.
-    fn checked(&self, file: &Path, name: &str, commit: String) -> Result<Provenance, HubError> {
-        let (bytes, found) = checksum(file)?;
-        match listed_checksum(file) {
+    /// Origin of a cached file. Its checksum must be the one that the hub lists: the client stores what a server sends in
+    /// answer to a download without looking at it, an error page included.
+    fn checked(&self, CachedFile { commit, name, path }: &CachedFile) -> Result<Provenance, HubError> {
+        let (bytes, found) = checksum(path)?;
+        match listed_checksum(path) {
             Some(promised) if promised != found => Err(HubError::Damaged {
                 wanted: self.wanted.clone(),
-                file: file.to_owned(),
+                file: path.clone(),
                 folder: self.cache_folder(),
                 promised,
                 found,
             }),
             _ => Ok(Provenance {
                 repository: Some(self.handle.repo_path()),
-                revision: Some(commit),
+                revision: Some(commit.clone()),
                 ..Provenance::local(&self.wanted, name, (bytes, found))
             }),
         }
@@ -239,10 +193,8 @@ impl<T: RepoType> Repository<T> {
     }
 
     fn explain(&self, error: HFError) -> HubError {
-        let wanted = self.wanted.clone();
-        let endpoint = self.endpoint.clone();
-        let cache = self.cache.clone();
-        let revision = self.revision.clone();
+        let (wanted, revision) = (self.wanted.clone(), self.revision.clone());
+        let (endpoint, cache) = (self.endpoint.clone(), self.cache.clone());
         let reason = reason(&error);
         match error {
             HFError::AuthRequired { .. } => HubError::TokenRequired { wanted, endpoint },
@@ -269,83 +221,91 @@ impl<T: RepoType> Repository<T> {
     }
 }
 
-/// A file in the cache.
-struct CachedFile {
-    commit: String,
-    name: String,
-    path: PathBuf,
+impl Repository<RepoTypeModel> {
+    /// Weights, then the files beside them, all of the weights' commit. `get` has none of a file that the repository has not.
+    fn weight_files(
+        &self,
+        mut get: impl FnMut(&str, &str) -> Result<Option<CachedFile>, HubError>,
+    ) -> Result<Option<Vec<CachedFile>>, HubError> {
+        let [preferred, other] = WEIGHTS;
+        let weights = match get(preferred, &self.revision)? {
+            None => get(other, &self.revision)?,
+            found => found,
+        };
+        let Some(weights) = weights else { return Ok(None) };
+        let beside = [get(CONFIG, &weights.commit)?, get(PREPROCESSOR, &weights.commit)?];
+        Ok(Some([Some(weights)].into_iter().chain(beside).flatten().collect()))
+    }
+
+    /// The files as the cache has them, if it has weights, and whether what is not here is known to be missing from the
+    /// repository.
+    fn weights_cached(&self) -> Result<(Option<Vec<CachedFile>>, bool), HubError> {
+        let mut complete = true;
+        let files = self.weight_files(|name, revision| match self.file(name, revision, true) {
+            Ok(file) => Ok(Some(file)),
+            // The hub has no such file at this commit, and the cache remembers.
+            Err(HFError::EntryNotFound { .. }) => Ok(None),
+            // The cache was never told, and the hub may have it.
+            Err(HFError::LocalEntryNotFound { .. }) => {
+                complete = false;
+                Ok(None)
+            }
+            Err(error) => Err(self.explain(error)),
+        })?;
+        Ok((files, complete))
+    }
+
+    fn weights_downloaded(&self) -> Result<Vec<CachedFile>, HubError> {
+        tracing::info!("fetching `{}` from {}", self.wanted, self.endpoint);
+        let files = self.weight_files(|name, revision| match self.file(name, revision, false) {
+            Ok(file) => Ok(Some(file)),
+            Err(HFError::EntryNotFound { .. }) => Ok(None),
+            Err(error) => Err(self.explain(error)),
+        })?;
+        files.ok_or_else(|| HubError::NoWeights {
+            wanted: self.wanted.clone(),
+            revision: self.revision.clone(),
+        })
+    }
 }
 
 impl Repository<RepoTypeDataset> {
-    /// The chosen files, from wherever they may and can be had.
-    fn files(
-        &self,
-        choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
-        seen: &dyn Fn(),
-    ) -> crate::error::Result<Vec<CachedFile>> {
-        if offline() {
-            let missing = || HubError::Offline { wanted: self.wanted.clone(), cache: self.cache.clone() };
-            return self.files_cached(&choose)?.ok_or_else(|| missing().into());
-        }
-        match self.stands().and_then(|()| self.files_listed()) {
-            Ok(names) => Ok(self.files_downloaded(choose(&names)?, seen)?),
-            Err(error) if gave_no_answer(&error) => match self.files_cached(&choose)? {
-                Some(files) => {
-                    tracing::warn!(
-                        "{} gives no answer ({}): using the cached copy of `{}`",
-                        self.endpoint,
-                        reason(&error),
-                        self.wanted,
-                    );
-                    Ok(files)
-                }
-                None => Err(self.explain(error).into()),
-            },
-            Err(error) => Err(self.explain(error).into()),
-        }
-    }
-
     /// The names of all files that the hub has.
-    fn files_listed(&self) -> Result<Vec<String>, HFError> {
+    fn data_listed(&self) -> Result<Vec<String>, HFError> {
         let entries = self.handle.list_tree().revision(&self.revision).recursive(true).send()?;
-        let mut names: Vec<String> = entries
-            .into_iter()
-            .filter_map(|entry| match entry {
-                RepoTreeEntry::File { path, .. } => Some(path),
-                RepoTreeEntry::Directory { .. } => None,
-            })
-            // A server that is no honest hub must not write outside the cache.
-            .filter(|name| Path::new(name).components().all(|part| matches!(part, Component::Normal(_))))
-            .collect();
+        let files = entries.into_iter().filter_map(|entry| match entry {
+            RepoTreeEntry::File { path, .. } => Some(path),
+            RepoTreeEntry::Directory { .. } => None,
+        });
+        // A server that is no honest hub must not write outside the cache.
+        let inside =
+            |name: &String| Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
+        let mut names: Vec<String> = files.filter(inside).collect();
         names.sort();
         Ok(names)
     }
 
-    fn files_downloaded(&self, names: Vec<String>, seen: &dyn Fn()) -> Result<Vec<CachedFile>, HubError> {
+    fn data_downloaded(&self, names: Vec<String>, seen: &dyn Fn()) -> Result<Vec<CachedFile>, HubError> {
         let mut files: Vec<CachedFile> = Vec::new();
         for name in names {
             tracing::info!("fetching `{name}` of `{}` from {}", self.wanted, self.endpoint);
             // The first by the revision, which the cache then remembers; the others by the commit of
             // the first, so that all stay together when a branch moves in between.
             let revision = files.first().map_or(&self.revision, |first| &first.commit);
-            let path = match self.handle.download_file().filename(&name).revision(revision).send() {
-                Ok(path) => path,
-                Err(HFError::EntryNotFound { .. }) => {
-                    let revision = self.revision.clone();
-                    return Err(HubError::NoData { wanted: self.wanted.clone(), file: name, revision });
+            files.push(self.file(&name, revision, false).map_err(|error| match error {
+                HFError::EntryNotFound { .. } => {
+                    let (wanted, revision) = (self.wanted.clone(), self.revision.clone());
+                    HubError::NoData { wanted, file: name, revision }
                 }
-                Err(error) => return Err(self.explain(error)),
-            };
-            let depth = Path::new(&name).components().count();
-            let commit = path.ancestors().nth(depth).map(file_name).unwrap_or_default();
-            files.push(CachedFile { commit, name, path });
+                error => self.explain(error),
+            })?);
             seen();
         }
         Ok(files)
     }
 
     /// The chosen files as the cache has them, if it has any of this revision.
-    fn files_cached(
+    fn data_cached(
         &self,
         choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
     ) -> crate::error::Result<Option<Vec<CachedFile>>> {
@@ -379,11 +339,6 @@ fn gave_no_answer(error: &HFError) -> bool {
         HFError::RateLimited { .. } => true,
         _ => false,
     }
-}
-
-/// The commit of a file in the cache, which lies at `…/snapshots/<commit>/<file>`.
-fn commit_of(cached: &Path) -> String {
-    cached.parent().map(file_name).unwrap_or_default()
 }
 
 /// The checksum in the name of a cached file's blob. Large files, which the hub keeps outside git,

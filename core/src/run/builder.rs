@@ -17,6 +17,9 @@ use crate::{
     },
 };
 
+/// Adds to the error of a part the place of the section, by name, that the part is built from.
+pub(crate) type Locate<'a> = Box<dyn Fn(&str, Error) -> Error + 'a>;
+
 /// Properties of an experiment that its parts are built for.
 pub(crate) struct Setup<'a> {
     pub(crate) seed: u64,
@@ -29,8 +32,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) classes: usize,
     /// Tasks of the whole stream, also where a run stops early.
     pub(crate) tasks: usize,
-    /// Adds to the error of a part the place of the section, by name, that the part is built from.
-    pub(crate) locate: Box<dyn Fn(&str, Error) -> Error + 'a>,
+    pub(crate) locate: Locate<'a>,
 }
 
 impl Setup<'_> {

@@ -8,8 +8,9 @@ use std::{
 
 use rayon::prelude::*;
 use tempfile::TempDir;
+use walkdir::WalkDir;
 
-use crate::error::Result;
+use crate::error::{Result, io};
 
 /// What names of files and folders on their way begin with. A process that is killed may leave some behind.
 pub(crate) const UNFINISHED: &str = ".cdl-";
@@ -36,21 +37,21 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::File::open(folder)?.sync_all()?;
         Ok(())
     };
-    write().map_err(crate::error::io(path))
+    write().map_err(io(path))
 }
 
 /// The folder of what `path` names: a bare name is in the working directory, which no empty name opens.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A directory for a moment in `parent`, with the permissions of any new one.
-pub(crate) fn beside(parent: &Path) -> Result<tempfile::TempDir> {
+pub(crate) fn beside(parent: &Path) -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(UNFINISHED);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent).map_err(crate::error::io(parent))
+    builder.tempdir_in(parent).map_err(io(parent))
 }
 
 /// Moves a folder that is whole to its place `root`. With `replace`, the folder that is there is put aside first, put
@@ -60,22 +61,18 @@ pub(crate) fn beside(parent: &Path) -> Result<tempfile::TempDir> {
 /// A place that is not empty, or that cannot be written.
 pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
     let parent = folder_of(root);
-    let earlier = match replace {
-        false => None,
-        true => {
-            let earlier = crate::system::atomic::beside(parent)?;
-            fs::rename(root, earlier.path().join("earlier")).map_err(crate::error::io(root))?;
-            Some(earlier)
-        }
-    };
+    let earlier = if replace { Some(beside(parent)?) } else { None };
+    if let Some(earlier) = &earlier {
+        fs::rename(root, earlier.path().join("earlier")).map_err(io(root))?;
+    }
     if let Err(e) = fs::rename(fresh.path(), root) {
         if let Some(earlier) = earlier
             && let Err(error) = fs::rename(earlier.path().join("earlier"), root)
         {
             // Somebody else's folder is in its place: it stays where it was put aside, which the error names.
-            return Err(crate::error::io(earlier.keep().join("earlier"))(error));
+            return Err(io(earlier.keep().join("earlier"))(error));
         }
-        return Err(crate::error::io(root)(e));
+        return Err(io(root)(e));
     }
     // It lies in its place now and must not be removed with its old name.
     let _ = fresh.keep();
@@ -87,23 +84,18 @@ pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
 /// # Errors
 /// A folder that cannot be read or written.
 pub(crate) fn sync_below(root: &Path) -> Result<()> {
-    let (mut open, mut folders, mut files) = (vec![root.to_path_buf()], Vec::new(), Vec::new());
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).map_err(crate::error::io(&folder))? {
-            let entry = entry.map_err(crate::error::io(&folder))?;
-            let kind = entry.file_type().map_err(crate::error::io(entry.path()))?;
-            if kind.is_dir() {
-                open.push(entry.path());
-            } else if kind.is_file() {
-                files.push(entry.path());
-            }
+    let (mut folders, mut files) = (Vec::new(), Vec::new());
+    for entry in WalkDir::new(root) {
+        let entry = entry.map_err(|e| io(root)(e.into()))?;
+        match entry.file_type() {
+            kind if kind.is_dir() => folders.push(entry.into_path()),
+            kind if kind.is_file() => files.push(entry.into_path()),
+            _ => {}
         }
-        folders.push(folder);
     }
     // Windows syncs only what was opened to be written; elsewhere files and folders may be read-only.
     let options = OpenOptions::new().read(true).write(cfg!(windows)).clone();
-    let sync =
-        |path: PathBuf| options.open(&path).and_then(|file| file.sync_all()).map_err(crate::error::io(path));
+    let sync = |path: PathBuf| options.open(&path).and_then(|file| file.sync_all()).map_err(io(path));
     files.into_par_iter().try_for_each(sync)?;
     #[cfg(unix)]
     folders.into_par_iter().try_for_each(sync)?;
@@ -112,13 +104,10 @@ pub(crate) fn sync_below(root: &Path) -> Result<()> {
 
 /// Removes what a killed process left unfinished in `folder` and the folders in it. Nobody else may be writing there.
 pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(crate::error::io(folder))? {
-        let entry = entry.map_err(crate::error::io(folder))?;
-        let (path, kind) = (entry.path(), entry.file_type().map_err(crate::error::io(entry.path()))?);
-        if kind.is_dir() {
-            remove_unfinished(&path)?;
-        } else if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_file(&path).map_err(crate::error::io(&path))?;
+    for entry in WalkDir::new(folder) {
+        let entry = entry.map_err(|e| io(folder)(e.into()))?;
+        if !entry.file_type().is_dir() && entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            fs::remove_file(entry.path()).map_err(io(entry.path()))?;
         }
     }
     Ok(())

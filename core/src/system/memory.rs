@@ -9,10 +9,14 @@ const SMALL: u64 = 1 << 26;
 
 /// The most bytes that were ever resident, where the system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
+    kibibytes("/proc/self/status", "VmHWM:")
+}
+
+/// Bytes that `file` lists under `name` in kB.
+fn kibibytes(file: &str, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
 }
 
 /// Begins anew: [`peak_bytes`] is then of what is resident from now on. Whether the system can (Linux).
@@ -23,12 +27,10 @@ pub fn forget_peak() -> bool {
 /// Bytes that this process could take now without driving others out or being ended for it: what the machine has available,
 /// and no more than a container's or a batch job's limit leaves. Where the system does not tell (it is not Linux), `None`.
 pub(crate) fn available_bytes() -> Option<u64> {
-    let memory = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let available = kibibytes("/proc/meminfo", "MemAvailable:")?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let left = left_by_groups(&groups, Path::new("/sys/fs/cgroup")).unwrap_or(u64::MAX);
-    Some(left.min(kibibytes.saturating_mul(1024)))
+    Some(left.min(available))
 }
 
 /// Checks that the host has memory for a float32 tensor of `shape`, whatever the device is: initial values are drawn on

@@ -14,30 +14,14 @@ thread_local! {
     static CATCHING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Counts a call of [`catch`] as long as it lives.
-struct Catching;
-
-impl Catching {
-    fn begin() -> Self {
-        CATCHING.set(CATCHING.get() + 1);
-        Self
-    }
-}
-
-impl Drop for Catching {
-    fn drop(&mut self) {
-        CATCHING.set(CATCHING.get() - 1);
-    }
-}
-
 /// What `work` returns. It must leave nothing half made behind that outlives it.
 ///
 /// # Errors
 /// The first line of what it said if it panicked.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    let catching = Catching::begin();
+    CATCHING.set(CATCHING.get() + 1);
     let done = catch_unwind(AssertUnwindSafe(work));
-    drop(catching);
+    CATCHING.set(CATCHING.get() - 1);
     done.map_err(|panic| first_line(panic.as_ref()).to_string())
 }
 

@@ -1,6 +1,6 @@
 //! How many threads compute.
 
-use std::{env, num::NonZeroUsize, process::Command, thread::available_parallelism};
+use std::{env, num::NonZeroUsize, thread::available_parallelism};
 
 /// Threads of candle's own pool for elementwise operations, which waits by spinning. For tensors of our sizes it gains
 /// nothing on an idle machine, and on a busy one it doubles the time of a step.
@@ -9,36 +9,22 @@ const CANDLE: &str = "CANDLE_NUM_THREADS";
 /// anew for each product where the variable is missing.
 const RAYON: &str = "RAYON_NUM_THREADS";
 
-/// Settles both numbers for the process: `threads` compute, else as many as the environment says or the machine has, and
-/// candle's own pool has one. To be called first in `main`, before there are other threads: an image through a small student
-/// was seen to take 1.6 times as long without it.
+/// Sets both numbers for the process: `threads` compute, else as many as the environment says or the machine has, and
+/// candle's own pool has one. Both are read from the environment at first use, so this is called first in `main`: an image
+/// through a small student was seen to take 1.6 times as long without it.
 ///
-/// Both are read from the environment, at first use and by other threads, so they have to be there from the start: the
-/// program replaces itself with one that has them, with the same arguments. Where that is impossible, and where there is no
-/// `exec` (it is not Unix), it goes on as it is; so a program that another one loads and runs, as an interpreter does, sets
-/// both from outside instead.
-pub fn settle(threads: Option<NonZeroUsize>) {
-    // What is no number above 0, rayon and candle pass over.
-    let rayon = env::var(RAYON).ok().filter(|count| count.parse::<NonZeroUsize>().is_ok());
-    let available = || available_parallelism().ok().map(|count| count.to_string());
-    let wanted = threads.map(|count| count.to_string()).or_else(|| rayon.clone()).or_else(available);
-    if rayon == wanted && env::var_os(CANDLE).is_some() {
-        return;
+/// # Safety
+/// No other thread may run yet: one that reads the environment meanwhile could read freed memory. A program that another one
+/// loads and runs, as an interpreter does, sets both variables from outside instead.
+pub unsafe fn settle(threads: Option<NonZeroUsize>) {
+    // Rayon and candle ignore what is no number above 0.
+    let written = || env::var(RAYON).ok()?.parse().ok();
+    let Some(count) = threads.or_else(written).or_else(|| available_parallelism().ok()) else { return };
+    // SAFETY: no other thread runs, by the contract of this function.
+    unsafe {
+        env::set_var(RAYON, count.to_string());
+        if env::var_os(CANDLE).is_none() {
+            env::set_var(CANDLE, "1");
+        }
     }
-    let candle = env::var(CANDLE).unwrap_or_else(|_| "1".into());
-    let (Ok(program), Some(wanted)) = (env::current_exe(), wanted) else { return };
-    let mut command = Command::new(program);
-    command.args(env::args_os().skip(1)).env(CANDLE, candle).env(RAYON, wanted);
-    replace(&mut command);
 }
-
-/// Becomes `command`; returns only if that fails.
-#[cfg(unix)]
-fn replace(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    let error = command.exec();
-    tracing::debug!("cannot settle the number of threads: {error}");
-}
-
-#[cfg(not(unix))]
-fn replace(_command: &mut Command) {}

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{
-    error::{self, Error, Result},
+    error::{self, Result},
     registry::{self, Kind},
     rng::Rng,
     run::export::write_network,
@@ -42,8 +42,8 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
         registry::backbone(name, &settings, &context)
     };
     let backbone = build(None)?;
-    let check = Check { name, backbone: backbone.as_ref() };
-    check.spec()?;
+    let check = Check { plugin: format!("`{name}`"), backbone: backbone.as_ref() };
+    check.spec(name)?;
     let before = bytes(backbone.as_ref())?;
     let pixels = Rng::new(5).uniform(&[2, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
     let plain = check.shapes(&pixels, &Injection::none(), 0)?;
@@ -74,24 +74,22 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<f64> {
 }
 
 struct Check<'a> {
-    name: &'a str,
+    plugin: String,
     backbone: &'a dyn Backbone,
 }
 
 impl Check<'_> {
     fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
-        promise(self.name, kept, what)
+        promise(&self.plugin, kept, what)
     }
 
-    fn spec(&self) -> Result<()> {
-        let spec = self.backbone.spec();
-        self.promise(spec.plugin == self.name, format!("its spec names it, and not `{}`", spec.plugin))?;
-        self.promise(spec.image_size == SIDE, "its spec has the image size that it was built for")?;
-        self.promise(spec.depth > 0 && spec.patches > 0, "its spec has blocks and patches")?;
-        self.promise(
-            spec.heads > 0 && spec.width.is_multiple_of(spec.heads.max(1)),
-            "its heads share its width evenly",
-        )
+    fn spec(&self, name: &str) -> Result<()> {
+        let BackboneSpec { plugin, image_size, depth, patches, heads, width, .. } = self.backbone.spec();
+        let even = *heads > 0 && width.is_multiple_of(*heads);
+        self.promise(plugin == name, format!("its spec names it, and not `{plugin}`"))?;
+        self.promise(*image_size == SIDE, "its spec has the image size that it was built for")?;
+        self.promise(*depth > 0 && *patches > 0, "its spec has blocks and patches")?;
+        self.promise(even, "its heads share its width evenly")
     }
 
     /// The features of `pixels` with everything tapped, `extra` tokens injected.
@@ -109,11 +107,9 @@ impl Check<'_> {
         self.promise(norm.is_some(), "the tokens after the final norm come back where they are tapped")?;
         let least = 1 + spec.patches + extra;
         for tokens in features.blocks.values().chain(norm) {
-            let fits = matches!(tokens.dims(), [b, n, d] if *b == batch && *n >= least && *d == spec.width);
-            self.promise(
-                fits,
-                format!("block outputs have the shape (B, N + K, D), not {:?}", tokens.dims()),
-            )?;
+            let found = tokens.dims();
+            let fits = matches!(found, [b, n, d] if *b == batch && *n >= least && *d == spec.width);
+            self.promise(fits, format!("block outputs have the shape (B, N + K, D), not {found:?}"))?;
         }
         let tokens = features.tokens.as_ref().map_or(0, |tokens| tokens.dim(1).unwrap_or(0));
         self.promise(tokens == extra, "injected tokens come back, and no others")?;
@@ -135,10 +131,8 @@ impl Check<'_> {
     fn again(&self, pixels: &Tensor, first: &Features, other: &dyn Backbone) -> Result<()> {
         for backbone in [self.backbone, other] {
             let again = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
-            self.promise(
-                distance(&again.cls, &first.cls)? == 0.0,
-                "nothing is random, in building it or in using it",
-            )?;
+            let same = distance(&again.cls, &first.cls)? == 0.0;
+            self.promise(same, "nothing is random, in building it or in using it")?;
         }
         Ok(())
     }
@@ -147,55 +141,35 @@ impl Check<'_> {
     fn prompts(&self, pixels: &Tensor, plain: &Features) -> Result<()> {
         let (width, depth) = (self.backbone.spec().width, self.backbone.spec().depth);
         let mut rng = Rng::new(6);
-        let mut var = |dims: &[usize]| -> Result<Var> {
-            Ok(Var::from_tensor(&rng.uniform(dims, -1.0, 1.0, &Device::Cpu)?)?)
+        let mut draw = |rows: usize| -> Result<Var> {
+            Ok(Var::from_tensor(&rng.uniform(&[1, rows, width], -1.0, 1.0, &Device::Cpu)?)?)
         };
-        let mut kv = |dims: &[usize]| -> Result<[Var; 2]> { Ok([var(dims)?, var(dims)?]) };
-        let prompts = [LENGTH, LENGTH, 1].map(|length| kv(&[1, length, width]));
-        let [prefix, suffix, cls] = prompts;
-        let (prefix, suffix, cls) = (prefix?, suffix?, cls?);
-        let tokens = kv(&[1, LENGTH, width])?[0].clone();
-        let of = |pair: &[Var; 2]| Some(Kv::new(pair[0].as_tensor().clone(), pair[1].as_tensor().clone()));
-        let kinds: [(&str, Vec<&Var>, BlockInjection, Option<Tensor>); 4] = [
-            (
-                "prefix",
-                prefix.iter().collect(),
-                BlockInjection { prefix: of(&prefix), ..Default::default() },
-                None,
-            ),
-            (
-                "suffix",
-                suffix.iter().collect(),
-                BlockInjection { suffix: of(&suffix), ..Default::default() },
-                None,
-            ),
-            (
-                "CLS addition",
-                cls.iter().collect(),
-                BlockInjection { cls_add: of(&cls), ..Default::default() },
-                None,
-            ),
-            ("token", vec![&tokens], BlockInjection::default(), Some(tokens.as_tensor().clone())),
-        ];
-        for (kind, vars, block, tokens) in kinds {
+        let vars = [LENGTH, LENGTH, LENGTH, LENGTH, 1, 1, LENGTH].map(&mut draw);
+        let vars = vars.into_iter().collect::<Result<Vec<Var>>>()?;
+        let kv = |at: usize| Some(Kv::new(vars[at].as_tensor().clone(), vars[at + 1].as_tensor().clone()));
+        let none = BlockInjection::default;
+        for (kind, vars, block, tokens) in [
+            ("prefix", &vars[..2], BlockInjection { prefix: kv(0), ..none() }, None),
+            ("suffix", &vars[2..4], BlockInjection { suffix: kv(2), ..none() }, None),
+            ("CLS addition", &vars[4..6], BlockInjection { cls_add: kv(4), ..none() }, None),
+            ("token", &vars[6..], none(), Some(vars[6].as_tensor().clone())),
+        ] {
             for at in [0, depth - 1] {
                 let mut blocks = vec![BlockInjection::default(); depth];
                 blocks[at] = block.clone();
                 let injection = Injection { blocks, tokens: tokens.clone(), ..Injection::none() };
                 let extra = tokens.as_ref().map_or(0, |_| LENGTH);
                 let features = self.shapes(pixels, &injection, extra)?;
-                self.promise(
-                    distance(&features.cls, &plain.cls)? > 0.0,
-                    format!("a {kind} in block {at} has an effect"),
-                )?;
-                self.gradients(pixels, &injection, &vars, &format!("{kind} in block {at}"))?;
+                let effect = distance(&features.cls, &plain.cls)? > 0.0;
+                self.promise(effect, format!("a {kind} in block {at} has an effect"))?;
+                self.gradients(pixels, &injection, vars, &format!("{kind} in block {at}"))?;
             }
         }
         Ok(())
     }
 
     /// The gradient of a sum over the CLS tokens along itself, against the difference of two passes.
-    fn gradients(&self, pixels: &Tensor, injection: &Injection, vars: &[&Var], what: &str) -> Result<()> {
+    fn gradients(&self, pixels: &Tensor, injection: &Injection, vars: &[Var], what: &str) -> Result<()> {
         let value = || -> Result<Tensor> {
             let cls = self.backbone.forward(pixels, injection, &Taps::none())?.cls;
             // Weights that differ: a layer norm's outputs have a constant sum.
@@ -206,15 +180,11 @@ impl Check<'_> {
         let gradients = value()?.backward()?;
         for var in vars {
             let gradient = gradients.get(var.as_tensor());
-            let gradient = gradient.ok_or_else(|| Error::Promise {
-                plugin: format!("`{}`", self.name),
-                promise: format!("a {what} gets a gradient"),
-            })?;
+            self.promise(gradient.is_some(), format!("a {what} gets a gradient"))?;
+            let Some(gradient) = gradient else { continue };
             let norm = number(gradient.sqr()?.sum_all()?.sqrt()?)?;
-            self.promise(
-                norm.is_finite() && norm > 0.0,
-                format!("a {what} gets a gradient that is not zero"),
-            )?;
+            let some = norm.is_finite() && norm > 0.0;
+            self.promise(some, format!("a {what} gets a gradient that is not zero"))?;
             let (start, step) = (var.as_tensor().copy()?, 1e-2);
             let at = |side: f64| -> Result<f64> {
                 var.set(&(&start + (gradient * (side * step / norm))?)?)?;
@@ -223,10 +193,9 @@ impl Check<'_> {
             let slope = (at(1.0)? - at(-1.0)?) / (2.0 * step);
             var.set(&start)?;
             let near = (slope - norm).abs() <= 0.05 * norm + 1e-3;
-            self.promise(
-                near,
-                format!("the gradient of a {what} is a derivative: {norm:.4}, by differences {slope:.4}"),
-            )?;
+            let promise =
+                format!("the gradient of a {what} is a derivative: {norm:.4}, by differences {slope:.4}");
+            self.promise(near, promise)?;
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ pub(super) const TASKS: usize = 3;
 pub(super) const CLASSES: usize = 6;
 pub(super) const BATCH: usize = 4;
 pub(super) const SIDE: usize = 16;
+pub(super) const ROLES: [Role; 2] = [Role::Teacher, Role::Student];
 
 /// Sizes of a random vision transformer.
 #[derive(Debug, Clone, Copy)]
@@ -160,7 +161,7 @@ impl Lab {
                 schedule: ScheduleConfig::default(),
                 mode: self.mode,
                 query: self.query,
-                roles: vec![Role::Teacher, Role::Student],
+                roles: ROLES.into(),
             },
             rng: self.rng.derive("tasks"),
         }
@@ -171,8 +172,7 @@ impl Lab {
     /// # Errors
     /// Unknown names, or settings that a method refuses.
     pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
-        let [teacher, student] =
-            [Role::Teacher, Role::Student].map(|role| self.learner(role, learner.0, learner.1));
+        let [teacher, student] = ROLES.map(|role| self.learner(role, learner.0, learner.1));
         let (teacher, student) = (teacher?, student?);
         let name = distiller.0;
         let distiller = registry::distiller(name, distiller.1, &self.distiller_context(student.as_ref()))?;
@@ -347,15 +347,14 @@ impl Distiller for SoftTargets {
 
 /// The learner `name` in both networks, with the kit's own distiller.
 pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let [teacher, student] = [Role::Teacher, Role::Student].map(|role| lab.learner(role, name, settings));
+    let [teacher, student] = ROLES.map(|role| lab.learner(role, name, settings));
     let distiller = SoftTargets { width: lab.student.spec().width };
     Ok(lab.trainer(teacher?, student?, Box::new(distiller)))
 }
 
 /// The distiller `name`, with the kit's own learner in both networks.
 pub(super) fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let [teacher, student] =
-        [Role::Teacher, Role::Student].map(|role| PlainPrompts::new(&lab.learner_context(role)));
+    let [teacher, student] = ROLES.map(|role| PlainPrompts::new(&lab.learner_context(role)));
     let (teacher, student) = (Box::new(teacher?), Box::new(student?));
     let distiller = registry::distiller(name, settings, &lab.distiller_context(student.as_ref()))?;
     Ok(lab.trainer(teacher, student, distiller))

@@ -5,13 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     metrics::UseTally,
     rng::Rng,
-    testing::lab::{BATCH, CLASSES, Lab, Noise},
+    testing::{
+        lab::{BATCH, CLASSES, Lab, Noise, ROLES},
+        promise,
+    },
     train::{Optimizer, Trainer},
     traits::{
-        BackboneSpec, Injection, Mode, NamedVar, Pass, QuerySource, Role, StateDict, Taps, Task, TaskStream,
+        BackboneSpec, Injection, Kv, Mode, NamedVar, Pass, QuerySource, Role, StateDict, Taps, Task,
+        TaskStream,
     },
 };
 
@@ -22,8 +26,8 @@ pub(super) struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn broken<T>(&self, promise: impl Into<String>) -> Result<T> {
-        Err(Error::Promise { plugin: self.plugin.clone(), promise: promise.into() })
+    fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
+        promise(&self.plugin, kept, what)
     }
 
     fn trainer(&self, seed: u64) -> Result<Trainer> {
@@ -32,10 +36,9 @@ impl Check<'_> {
 
     /// What holds for learners and distillers alike.
     pub(super) fn everything(&self) -> Result<()> {
+        let corrected = Lab::new(3)?.with_mode(Mode::Corrected, QuerySource::Own);
         self.what_is_trained_moves_and_nothing_else(Lab::new(3)?)?;
-        self.what_is_trained_moves_and_nothing_else(
-            Lab::new(3)?.with_mode(Mode::Corrected, QuerySource::Own),
-        )?;
+        self.what_is_trained_moves_and_nothing_else(corrected)?;
         self.a_seed_decides_everything()?;
         self.evaluation_leaves_no_trace()?;
         self.a_saved_state_restores_it()
@@ -47,29 +50,26 @@ impl Check<'_> {
         for task in stream.tasks() {
             trainer.begin_task(task)?;
             for (role, network) in [(Role::Teacher, &trainer.teacher), (Role::Student, &trainer.student)] {
-                let spec = network.backbone.spec();
+                let (backbone, learner) = (&network.backbone, &network.learner);
                 for (pass, images) in
                     [(Pass::Train, BATCH), (Pass::Teach, BATCH), (Pass::Test, BATCH), (Pass::Test, 1)]
                 {
                     let pixels = stream.batch(task.index, 0)?.pixels.narrow(0, 0, images)?;
-                    let injection = network.learner.inject(&trainer.query(role, &pixels), pass)?;
-                    self.injection_fits(&injection, spec, images)?;
-                    if injection.penalty.as_ref().is_some_and(|penalty| penalty.rank() != 0) {
-                        return self.broken("a penalty is a scalar");
+                    let injection = learner.inject(&trainer.query(role, &pixels), pass)?;
+                    self.injection_fits(&injection, backbone.spec(), images)?;
+                    if let Some(penalty) = &injection.penalty {
+                        self.promise(penalty.rank() == 0, "a penalty is a scalar")?;
+                        let promise = format!("a penalty applies in training alone, but {pass:?} has one");
+                        self.promise(pass == Pass::Train, promise)?;
                     }
-                    if pass != Pass::Train && injection.penalty.is_some() {
-                        return self
-                            .broken(format!("a penalty applies in training alone, but {pass:?} has one"));
-                    }
-                    let features = network.backbone.forward(&pixels, &injection, &Taps::none())?;
-                    self.logits_fit("logits", &network.learner.logits(&features)?, images)?;
-                    let head = network.learner.new_head("second", &mut Rng::new(0))?;
+                    let features = backbone.forward(&pixels, &injection, &Taps::none())?;
+                    self.logits_fit("logits", &learner.logits(&features)?, images)?;
+                    let head = learner.new_head("second", &mut Rng::new(0))?;
                     self.logits_fit("the logits of a further head", &head.logits(&features.cls)?, images)?;
-                    if !head.trainable().iter().all(|var| var.name.starts_with("second.")) {
-                        return self.broken(
-                            "a further head trains tensors called after it, `second.weight` and so on",
-                        );
-                    }
+                    self.promise(
+                        head.trainable().iter().all(|var| var.name.starts_with("second.")),
+                        "a further head trains tensors called after it, `second.weight` and so on",
+                    )?;
                 }
             }
             trainer.end_task(task)?;
@@ -82,10 +82,10 @@ impl Check<'_> {
         let stream = Noise::new(1);
         let taps = trainer.distiller.taps();
         for (network, taps) in [(&trainer.teacher, &taps.teacher), (&trainer.student, &taps.student)] {
-            let spec = network.backbone.spec();
-            if let Some(block) = taps.blocks.iter().find(|block| **block >= spec.depth) {
-                return self
-                    .broken(format!("it taps block {block} of a network with {} (from 0)", spec.depth));
+            let depth = network.backbone.spec().depth;
+            for block in &taps.blocks {
+                let promise = format!("it taps block {block} of a network with {depth} (from 0)");
+                self.promise(*block < depth, promise)?;
             }
         }
         for task in stream.tasks() {
@@ -97,8 +97,9 @@ impl Check<'_> {
             for classes in [task.classes.clone(), 0..task.seen()] {
                 let task = Task { classes, ..*task };
                 let loss = trainer.loss(Role::Student, &task, &stream.batch(task.index, 0)?)?;
-                if let Some((name, value)) = loss.values()?.iter().find(|(_, value)| !value.is_finite()) {
-                    return self.broken(format!("the loss term `{name}` is a finite number, not {value}"));
+                for (name, value) in loss.values()? {
+                    let promise = format!("the loss term `{name}` is a finite number, not {value}");
+                    self.promise(value.is_finite(), promise)?;
                 }
             }
             for images in [BATCH, 1] {
@@ -114,65 +115,42 @@ impl Check<'_> {
     pub(super) fn prediction_is_announced(&self, alone: &Trainer) -> Result<()> {
         let pixels = Noise::new(1).batch(0, 0)?.pixels;
         let in_a_run = self.trainer(1)?.predict(Role::Student, &pixels)?;
-        match bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)? {
-            true => Ok(()),
-            false => {
-                self.broken("a distiller whose `predict` is not the learner's logits says so by `predicts`")
-            }
-        }
+        self.promise(
+            bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)?,
+            "a distiller whose `predict` is not the learner's logits says so by `predicts`",
+        )
     }
 
     fn injection_fits(&self, injection: &Injection, spec: &BackboneSpec, images: usize) -> Result<()> {
-        if injection.blocks.len() > spec.depth {
-            return self.broken(format!("it prompts block {} of {}", injection.blocks.len(), spec.depth));
-        }
+        let (blocks, depth, width) = (injection.blocks.len(), spec.depth, spec.width);
+        self.promise(blocks <= depth, format!("it prompts block {blocks} of {depth}"))?;
         let fits = |tensor: &Tensor| {
-            tensor
-                .dims3()
-                .is_ok_and(|(batch, _, width)| (batch == 1 || batch == images) && width == spec.width)
+            let dims = tensor.dims3();
+            dims.is_ok_and(|(batch, _, columns)| (batch == 1 || batch == images) && columns == width)
         };
         for block in &injection.blocks {
             for kv in [&block.prefix, &block.suffix, &block.cls_add].into_iter().flatten() {
                 let (k, v) = (kv.k()?, kv.v()?);
-                if !fits(&k) || !fits(&v) || k.dims() != v.dims() {
-                    let (k, v, width) = (k.dims(), v.dims(), spec.width);
-                    return self.broken(format!(
-                        "keys and values are (B or 1, P, {width}) alike, not {k:?} and {v:?}"
-                    ));
-                }
+                let (ks, vs) = (k.dims(), v.dims());
+                let promise =
+                    format!("keys and values are (B or 1, P, {width}) alike, not {ks:?} and {vs:?}");
+                self.promise(fits(&k) && fits(&v) && ks == vs, promise)?;
             }
-            if block
-                .cls_add
-                .as_ref()
-                .map(crate::traits::Kv::count)
-                .transpose()?
-                .is_some_and(|count| count != 1)
-            {
-                return self.broken("one vector is added to the CLS token's key and one to its value");
-            }
+            let added = block.cls_add.as_ref().map(Kv::count).transpose()?.unwrap_or(1);
+            self.promise(added == 1, "one vector is added to the CLS token's key and one to its value")?;
         }
         if let Err(error) = UseTally::default().add(0, images, &injection.selections) {
-            return self.broken(format!("what it says of its selections is true of them: {error}"));
+            self.promise(false, format!("what it says of its selections is true of them: {error}"))?;
         }
-        match &injection.tokens {
-            Some(tokens) if !fits(tokens) => {
-                self.broken(format!("tokens are (B or 1, K, {}), not {:?}", spec.width, tokens.dims()))
-            }
-            _ => Ok(()),
-        }
+        let Some(tokens) = &injection.tokens else { return Ok(()) };
+        self.promise(fits(tokens), format!("tokens are (B or 1, K, {width}), not {:?}", tokens.dims()))
     }
 
     fn logits_fit(&self, what: &str, logits: &Tensor, images: usize) -> Result<()> {
-        if logits.dims() != [images, CLASSES] {
-            return self.broken(format!(
-                "{what} of {images} images are ({images}, {CLASSES}), not {:?}",
-                logits.dims()
-            ));
-        }
-        match numbers(logits)?.iter().all(|v| v.is_finite()) {
-            true => Ok(()),
-            false => self.broken(format!("{what} are finite numbers")),
-        }
+        let dims = logits.dims();
+        let promise = format!("{what} of {images} images are ({images}, {CLASSES}), not {dims:?}");
+        self.promise(dims == [images, CLASSES], promise)?;
+        self.promise(numbers(logits)?.iter().all(|v| v.is_finite()), format!("{what} are finite numbers"))
     }
 
     /// Central differences of the loss along random directions in every tensor, in the first task (later ones may hold
@@ -199,17 +177,18 @@ impl Check<'_> {
                 for number in 0..4 {
                     let direction = random_signs(&name, number, gradient.len());
                     let expected: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
-                    let near = |found: f64| (found - expected).abs() <= 0.02 * length + noise;
-                    let found = derivative_near(&var, &direction, &loss, &near)?;
-                    if let Some(nearest) = nearest(&found, expected).filter(|found| !near(*found)) {
-                        return self.broken(format!(
+                    let tolerance = 0.02 * length + noise;
+                    let nearest = derivative(&var, &direction, &loss, expected, tolerance)?;
+                    self.promise(
+                        (nearest - expected).abs() <= tolerance,
+                        format!(
                             "the gradient of `{name}` is the derivative of the {} loss: along a direction it is \
                              {expected:.3e}, finite differences give {nearest:.3e}; a value taken out of the graph \
                              (`detach`, `to_vec`) or an operation without a backward pass (`softmax_last_dim`, \
                              `ops::layer_norm`) often is why",
                             role.as_str()
-                        ));
-                    }
+                        ),
+                    )?;
                 }
             }
         }
@@ -220,71 +199,56 @@ impl Check<'_> {
         let mut trainer = (self.build)(3, lab)?;
         let stream = Noise::new(4);
         let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u64>>> {
-            let both = [&trainer.teacher, &trainer.student];
-            let mut all = Vec::new();
-            for network in both {
-                for (_, tensor) in network.backbone.weights()? {
-                    all.push(bits(&tensor)?);
-                }
-            }
-            Ok(all)
+            let [teacher, student] = [&trainer.teacher, &trainer.student].map(|of| of.backbone.weights());
+            teacher?.iter().chain(&student?).map(|(_, tensor)| bits(tensor)).collect()
         };
         let before = frozen(&trainer)?;
         for task in stream.tasks() {
             trainer.begin_task(task)?;
             for (role, other) in [(Role::Teacher, Role::Student), (Role::Student, Role::Teacher)] {
-                let (others, own) = (state_bits(&trainer.state(other)?)?, state_bits(&trainer.state(role)?)?);
+                let (others, own) = (state_bits(&trainer, other)?, state_bits(&trainer, role)?);
                 let vars = trainer.trainable(role);
                 let names: BTreeSet<_> = vars.iter().map(|var| var.name.clone()).collect();
-                if names.len() != vars.len() {
-                    return self.broken("tensors that are trained have different names");
-                }
+                self.promise(names.len() == vars.len(), "tensors that are trained have different names")?;
                 let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
                 let mut reached = BTreeSet::new();
                 for step in 0..4 {
-                    let gradients =
-                        trainer.loss(role, task, &stream.batch(task.index, step)?)?.total.backward()?;
-                    for var in &vars {
-                        let gradient =
-                            gradients.get(var.tensor()).map(numbers).transpose()?.unwrap_or_default();
-                        if gradient.iter().any(|g| !g.is_finite()) {
-                            return self.broken(format!("the gradient of `{}` is finite", var.name));
-                        }
+                    let loss = trainer.loss(role, task, &stream.batch(task.index, step)?)?;
+                    let gradients = loss.total.backward()?;
+                    for NamedVar { name, var } in &vars {
+                        let Some(gradient) = gradients.get(var.as_tensor()) else { continue };
+                        let gradient = numbers(gradient)?;
+                        let finite = gradient.iter().all(|g| g.is_finite());
+                        self.promise(finite, format!("the gradient of `{name}` is finite"))?;
                         if gradient.iter().any(|g| *g != 0.0) {
-                            reached.insert(var.name.clone());
+                            reached.insert(name.clone());
                         }
                     }
                     optimizer.step(&gradients)?;
                 }
+                let (who, whom) = (role.as_str(), other.as_str());
                 if let Some(name) = names.difference(&reached).next() {
-                    return self.broken(format!(
-                        "`{name}` is trained by the {}, but never gets a gradient",
-                        role.as_str()
-                    ));
+                    self.promise(
+                        false,
+                        format!("`{name}` is trained by the {who}, but never gets a gradient"),
+                    )?;
                 }
-                if state_bits(&trainer.state(other)?)? != others {
-                    return self.broken(format!(
-                        "the {}'s phase leaves the {} as it is",
-                        role.as_str(),
-                        other.as_str()
-                    ));
-                }
-                let now = state_bits(&trainer.state(role)?)?;
-                if let Some(name) = names.iter().find(|name| !now.contains_key(*name)) {
-                    return self.broken(format!("`{name}` is trained, but not part of the state"));
+                let untouched = state_bits(&trainer, other)? == others;
+                self.promise(untouched, format!("the {who}'s phase leaves the {whom} as it is"))?;
+                let now = state_bits(&trainer, role)?;
+                for name in &names {
+                    let saved = now.contains_key(name);
+                    self.promise(saved, format!("`{name}` is trained, but not part of the state"))?;
                 }
                 for (name, now) in &now {
-                    if names.contains(name) == (own.get(name) == Some(now)) {
-                        return self.broken(format!("`{name}` changes in a phase exactly if it is trained"));
-                    }
+                    let moved = own.get(name) != Some(now);
+                    let promise = format!("`{name}` changes in a phase exactly if it is trained");
+                    self.promise(moved == names.contains(name), promise)?;
                 }
             }
             trainer.end_task(task)?;
         }
-        match frozen(&trainer)? == before {
-            true => Ok(()),
-            false => self.broken("frozen weights stay as they are"),
-        }
+        self.promise(frozen(&trainer)? == before, "frozen weights stay as they are")
     }
 
     fn a_seed_decides_everything(&self) -> Result<()> {
@@ -293,10 +257,7 @@ impl Check<'_> {
             trainer.run(&Noise::new(3), &mut |_| Ok(()))?;
             states(&trainer)
         };
-        match run()? == run()? {
-            true => Ok(()),
-            false => self.broken("the same seed gives the same run"),
-        }
+        self.promise(run()? == run()?, "the same seed gives the same run")
     }
 
     /// Saved in the middle of the second task and at its end, into trainers that were made with another seed:
@@ -307,45 +268,42 @@ impl Check<'_> {
         // What is drawn at the start of a task follows from the run's seed, not from the state.
         (middle.rng, end.rng) = (original.rng.clone(), original.rng.clone());
         let [first, second, third] = [0, 1, 2].map(|index| &stream.tasks()[index]);
+        let pixels = stream.batch(1, 77)?.pixels;
+        let same = |one: &Trainer, other: &Trainer, promise: &str| -> Result<()> {
+            let mut equal = true;
+            for role in ROLES {
+                equal &= bits(&one.predict(role, &pixels)?)? == bits(&other.predict(role, &pixels)?)?;
+            }
+            self.promise(equal, promise)
+        };
         original.begin_task(first)?;
         train(&mut original, &stream, first, 2)?;
         original.end_task(first)?;
         original.begin_task(second)?;
         train(&mut original, &stream, second, 2)?;
         restore(&original, &mut middle, second)?;
-        let pixels = stream.batch(1, 77)?.pixels;
-        let predictions = |trainer: &Trainer| -> Result<_> {
-            Ok([
-                bits(&trainer.predict(Role::Teacher, &pixels)?)?,
-                bits(&trainer.predict(Role::Student, &pixels)?)?,
-            ])
-        };
-        if predictions(&original)? != predictions(&middle)? {
-            return self.broken("a restored state predicts as the saved one: is every tensor that `new` draws in `trainable` or in `state`?");
-        }
+        same(
+            &original,
+            &middle,
+            "a restored state predicts as the saved one: is every tensor that `new` draws in `trainable` or in `state`?",
+        )?;
         for trainer in [&mut original, &mut middle] {
             train(trainer, &stream, second, 2)?;
             trainer.end_task(second)?;
         }
-        if predictions(&original)? != predictions(&middle)? {
-            return self.broken("a restored state trains on as the saved one");
-        }
+        same(&original, &middle, "a restored state trains on as the saved one")?;
         restore(&original, &mut end, second)?;
-        if predictions(&original)? != predictions(&end)? {
-            return self.broken("a state restored at the end of a task predicts as the saved one");
-        }
+        same(&original, &end, "a state restored at the end of a task predicts as the saved one")?;
         for trainer in [&mut original, &mut end] {
             trainer.begin_task(third)?;
             train(trainer, &stream, third, 2)?;
             trainer.end_task(third)?;
         }
-        if predictions(&original)? != predictions(&end)? {
-            return self.broken("a state restored at the end of a task learns the next one as the saved one");
-        }
-        for role in [Role::Teacher, Role::Student] {
-            if !end.trainable(role).is_empty() && end.restore(role, third, &StateDict::default()).is_ok() {
-                return self.broken("a saved state without its tensors is refused");
-            }
+        same(&original, &end, "a state restored at the end of a task learns the next one as the saved one")?;
+        for role in ROLES {
+            let refused =
+                end.trainable(role).is_empty() || end.restore(role, third, &StateDict::default()).is_err();
+            self.promise(refused, "a saved state without its tensors is refused")?;
         }
         Ok(())
     }
@@ -360,7 +318,7 @@ impl Check<'_> {
                 for _ in 0..2 {
                     train(&mut trainer, &stream, task, 1)?;
                     if predict {
-                        for role in [Role::Teacher, Role::Student] {
+                        for role in ROLES {
                             trainer.predict(role, &stream.batch(task.index, 55)?.pixels)?;
                         }
                     }
@@ -369,16 +327,13 @@ impl Check<'_> {
             }
             states(&trainer)
         };
-        match run(true)? == run(false)? {
-            true => Ok(()),
-            false => self.broken("evaluation changes nothing"),
-        }
+        self.promise(run(true)? == run(false)?, "evaluation changes nothing")
     }
 }
 
 /// `steps` of the teacher, then of the student.
 fn train(trainer: &mut Trainer, stream: &Noise, task: &Task, steps: usize) -> Result<()> {
-    for role in [Role::Teacher, Role::Student] {
+    for role in ROLES {
         let mut optimizer = Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?;
         for step in 0..steps {
             let loss = trainer.loss(role, task, &stream.batch(task.index, step)?)?;
@@ -390,7 +345,7 @@ fn train(trainer: &mut Trainer, stream: &Noise, task: &Task, steps: usize) -> Re
 
 /// Takes the state of one trainer, by way of the bytes of a file, into another.
 fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
-    for role in [Role::Teacher, Role::Student] {
+    for role in ROLES {
         let bytes = from.state(role)?.to_bytes()?;
         let saved = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?.into_iter().collect();
         to.restore(role, task, &saved)?;
@@ -404,40 +359,15 @@ fn random_signs(name: &str, number: usize, count: usize) -> Vec<f64> {
     (0..count).map(|_| rng.standard_normal().signum()).collect()
 }
 
-/// Estimates of the derivative along a direction until one is `near`: central differences at ever smaller steps, and
-/// what each gives with the one before when their error in `h²` is cancelled.
-fn derivative_near(
+/// Estimate nearest to `expected` of the derivative along a direction, from central differences
+/// `(f(x + h d) - f(x - h d)) / 2h` at ever smaller steps until one is within `tolerance`, and from what each gives with the
+/// one before when their error in `h²` is cancelled. The variable is put back.
+fn derivative(
     var: &Var,
     direction: &[f64],
     loss: &dyn Fn() -> Result<f64>,
-    near: &dyn Fn(f64) -> bool,
-) -> Result<Vec<f64>> {
-    let mut estimates = Vec::new();
-    let mut last: Option<f64> = None;
-    for step in [2.7e-2, 9e-3, 3e-3, 1e-3, 1e-3 / 3.0] {
-        let now = central_difference(var, direction, step, loss)?;
-        estimates.push(now);
-        estimates.extend(last.map(|last| (9.0 * now - last) / 8.0));
-        if estimates.iter().any(|estimate| near(*estimate)) {
-            break;
-        }
-        last = Some(now);
-    }
-    Ok(estimates)
-}
-
-/// The estimate nearest to `expected`.
-fn nearest(estimates: &[f64], expected: f64) -> Option<f64> {
-    let distance = |estimate: &f64| (estimate - expected).abs();
-    estimates.iter().copied().min_by(|a, b| distance(a).total_cmp(&distance(b)))
-}
-
-/// `(f(x + h d) - f(x - h d)) / 2h` of a variable, which is put back.
-fn central_difference(
-    var: &Var,
-    direction: &[f64],
-    step: f64,
-    loss: &dyn Fn() -> Result<f64>,
+    expected: f64,
+    tolerance: f64,
 ) -> Result<f64> {
     let original = var.as_tensor().detach().copy()?;
     let direction = Tensor::new(direction, &Device::Cpu)?.reshape(var.shape())?.to_dtype(var.dtype())?;
@@ -445,9 +375,21 @@ fn central_difference(
         var.set(&(&original + (&direction * step)?)?)?;
         loss()
     };
-    let (up, down) = (at(step)?, at(-step)?);
+    let error = |estimate: f64| (estimate - expected).abs();
+    let (mut nearest, mut last) = (f64::INFINITY, None);
+    for step in [2.7e-2, 9e-3, 3e-3, 1e-3, 1e-3 / 3.0] {
+        let now = (at(step)? - at(-step)?) / (2.0 * step);
+        let cancelled = last.map_or(now, |last: f64| (9.0 * now - last) / 8.0);
+        nearest = [now, cancelled]
+            .into_iter()
+            .fold(nearest, |best, one| if error(one) < error(best) { one } else { best });
+        if error(nearest) <= tolerance {
+            break;
+        }
+        last = Some(now);
+    }
     var.set(&original)?;
-    Ok((up - down) / (2.0 * step))
+    Ok(nearest)
 }
 
 fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
@@ -459,11 +401,11 @@ fn bits(tensor: &Tensor) -> Result<Vec<u64>> {
     Ok(numbers(tensor)?.into_iter().map(f64::to_bits).collect())
 }
 
-fn state_bits(state: &StateDict) -> Result<BTreeMap<String, Vec<u64>>> {
-    state.iter().map(|(name, tensor)| Ok((name.to_string(), bits(tensor)?))).collect()
+fn state_bits(trainer: &Trainer, role: Role) -> Result<BTreeMap<String, Vec<u64>>> {
+    trainer.state(role)?.iter().map(|(name, tensor)| Ok((name.to_string(), bits(tensor)?))).collect()
 }
 
 /// Everything trained of both networks.
 fn states(trainer: &Trainer) -> Result<[BTreeMap<String, Vec<u64>>; 2]> {
-    Ok([state_bits(&trainer.state(Role::Teacher)?)?, state_bits(&trainer.state(Role::Student)?)?])
+    Ok([state_bits(trainer, Role::Teacher)?, state_bits(trainer, Role::Student)?])
 }

@@ -2,7 +2,7 @@
 //!
 //! ```ignore
 //! #[test]
-//! fn it_keeps_its_promises() -> cdl_core::Result<()> {
+//! fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
 //!     cdl_core::testing::check_distiller("my_method", "alpha = 0.5")
 //! }
 //! ```
@@ -41,7 +41,7 @@ use crate::{
     error::{Error, Result},
     registry::{self, Kind, Settings},
     testing::{
-        lab::{distiller_trainer, learner_trainer},
+        lab::{ROLES, distiller_trainer, learner_trainer},
         method_checks::Check,
     },
     train::{Optimizer, Stack, Trainer},
@@ -111,7 +111,7 @@ impl Conformance<'_> {
             check.learner_shapes(lab)?;
         }
         if self.finite_differences {
-            check.gradients_are_derivatives(&[Role::Teacher, Role::Student])?;
+            check.gradients_are_derivatives(&ROLES)?;
         }
         check.everything()
     }
@@ -164,25 +164,20 @@ pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String>
     let mut digest = Sha256::new();
     let mut add = |name: &str, tensor: &Tensor| -> Result<()> {
         digest.update(name);
-        for value in tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()? {
-            digest.update(value.to_le_bytes());
-        }
+        let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        values.into_iter().for_each(|value| digest.update(value.to_le_bytes()));
         Ok(())
     };
-    for role in [Role::Teacher, Role::Student] {
+    for role in ROLES {
         let vars = trainer.trainable(role);
         let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
         let loss = trainer.loss(role, task, &noise.batch(0, 0)?)?;
         let gradients = loss.total.backward()?;
         for var in &vars {
-            if let Some(gradient) = gradients.get(var.tensor()) {
-                add(&var.name, gradient)?;
-            }
+            gradients.get(var.tensor()).map_or(Ok(()), |gradient| add(&var.name, gradient))?;
         }
         optimizer.step(&gradients)?;
-        for (name, tensor) in trainer.state(role)?.iter() {
-            add(name, tensor)?;
-        }
+        trainer.state(role)?.iter().try_for_each(|(name, tensor)| add(name, tensor))?;
     }
     Ok(crate::system::hex(&digest.finalize()))
 }
@@ -190,7 +185,7 @@ pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String>
 /// Reads settings as a configuration would, and checks that they can be described to a user.
 fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     let entry = registry::find(kind, name)?;
-    let broken = |promise: String| Err(Error::Promise { plugin: format!("`{name}`"), promise });
+    let promise = |kept: bool, what: &str| promise(&format!("`{name}`"), kept, what);
     let taken: &[&str] = match kind {
         Kind::Distiller => &["name", "weight"],
         Kind::Backbone => &["name", "learner"],
@@ -198,31 +193,28 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     };
     let schema = (entry.schema)();
     for (key, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
-        if taken.contains(&key.as_str()) {
-            return broken(format!(
+        promise(
+            !taken.contains(&key.as_str()),
+            &format!(
                 "a setting of a {kind} cannot be called `{key}`: configurations use that key themselves"
-            ));
-        }
-        if property.get("description").is_none() {
-            return broken(format!(
-                "its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"
-            ));
-        }
+            ),
+        )?;
+        promise(
+            property.get("description").is_some(),
+            &format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"),
+        )?;
     }
-    let mut unknown = Settings::new();
-    unknown.insert("no such setting".into(), toml::Value::Boolean(true));
-    if (entry.complete)(&unknown).is_ok() {
-        return broken("a setting that does not exist is refused".into());
-    }
+    let unknown = Settings::from_iter([("no such setting".into(), toml::Value::Boolean(true))]);
+    promise((entry.complete)(&unknown).is_err(), "a setting that does not exist is refused")?;
     let settings: Settings = toml::from_str(settings)
         .map_err(|e| Error::Config { origin: "settings".into(), reason: e.to_string() })?;
     (entry.complete)(&settings)
 }
 
-/// The error of a promise that is not kept.
+/// The error of a promise that is not kept by `plugin`, which is written as messages name it.
 fn promise(plugin: &str, kept: bool, promise: impl Into<String>) -> Result<()> {
     match kept {
         true => Ok(()),
-        false => Err(Error::Promise { plugin: format!("`{plugin}`"), promise: promise.into() }),
+        false => Err(Error::Promise { plugin: plugin.into(), promise: promise.into() }),
     }
 }

@@ -1,6 +1,6 @@
 //! What a stream promises.
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 
 use crate::{
     error::Result,
@@ -26,7 +26,7 @@ pub fn check_stream(name: &str, settings: &str) -> Result<()> {
         registry::stream(name, &settings, &context)
     };
     let (stream, twin) = (build()?, build()?);
-    let check = Check { name, stream: stream.as_ref() };
+    let check = Check { plugin: format!("`{name}`"), stream: stream.as_ref() };
     check.tasks()?;
     check.promise(
         stream.record()?.fingerprint == twin.record()?.fingerprint,
@@ -40,13 +40,13 @@ pub fn check_stream(name: &str, settings: &str) -> Result<()> {
 }
 
 struct Check<'a> {
-    name: &'a str,
+    plugin: String,
     stream: &'a dyn TaskStream,
 }
 
 impl Check<'_> {
     fn promise(&self, kept: bool, what: impl Into<String>) -> Result<()> {
-        promise(self.name, kept, what)
+        promise(&self.plugin, kept, what)
     }
 
     fn tasks(&self) -> Result<()> {
@@ -68,8 +68,7 @@ impl Check<'_> {
     fn training(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
         let key = EpochKey { task, role: Role::Student, epoch: 1 };
         let classes = self.stream.train_classes(task);
-        let mut batches = 0;
-        let mut second = None;
+        let (mut batches, mut second) = (0, None);
         let mut other = twin.train_batches(key, BATCH, 0);
         for batch in self.stream.train_batches(key, BATCH, 0) {
             let batch = batch?;
@@ -86,10 +85,8 @@ impl Check<'_> {
             self.same(&second, rest, "an epoch goes on with the batches that are left")?;
         }
         let said = self.stream.train_count(task) / BATCH;
-        self.promise(
-            batches == said,
-            format!("an epoch of task {task} has {said} batches, as it says, and not {batches}"),
-        )
+        let promise = format!("an epoch of task {task} has {said} batches, as it says, and not {batches}");
+        self.promise(batches == said, promise)
     }
 
     fn tests(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
@@ -103,22 +100,16 @@ impl Check<'_> {
             images += batch.len();
         }
         let said = self.stream.test_count(task);
-        self.promise(
-            images == said,
-            format!("task {task} has {said} test images, as it says, and not {images}"),
-        )
+        let promise = format!("task {task} has {said} test images, as it says, and not {images}");
+        self.promise(images == said, promise)
     }
 
     fn batch(&self, batch: &Batch, classes: std::ops::Range<usize>) -> Result<()> {
         let side = self.stream.image_size();
-        let shape = [batch.len(), 3, side, side];
-        self.promise(
-            batch.pixels.dims() == shape,
-            format!("pixels have the shape {shape:?}, not {:?}", batch.pixels.dims()),
-        )?;
-        let extreme = |tensor: Tensor| -> Result<f32> { Ok(tensor.to_scalar::<f32>()?) };
-        let flat = batch.pixels.flatten_all()?;
-        let range = (extreme(flat.min(0)?)?, extreme(flat.max(0)?)?);
+        let (shape, found) = ([batch.len(), 3, side, side], batch.pixels.dims());
+        self.promise(found == shape, format!("pixels have the shape {shape:?}, not {found:?}"))?;
+        let pixels = batch.pixels.flatten_all()?;
+        let range = (pixels.min(0)?.to_scalar::<f32>()?, pixels.max(0)?.to_scalar::<f32>()?);
         self.promise(range.0 >= 0.0 && range.1 <= 1.0, format!("pixels lie in [0, 1], not in {range:?}"))?;
         let labels = batch.labels.to_vec1::<u32>()?;
         let foreign = labels.iter().find(|&&label| !classes.contains(&(label as usize)));
@@ -126,14 +117,10 @@ impl Check<'_> {
     }
 
     fn same(&self, batch: &Batch, twin: Option<Batch>, promise: &str) -> Result<()> {
-        let equal = match twin {
-            None => false,
-            Some(twin) => {
-                let pixels = |batch: &Batch| batch.pixels.flatten_all()?.to_vec1::<f32>();
-                pixels(batch)? == pixels(&twin)?
-                    && batch.labels.to_vec1::<u32>()? == twin.labels.to_vec1::<u32>()?
-            }
+        let values = |batch: &Batch| -> Result<_> {
+            Ok((batch.pixels.flatten_all()?.to_vec1::<f32>()?, batch.labels.to_vec1::<u32>()?))
         };
-        self.promise(equal, promise)
+        let twin = twin.as_ref().map(values).transpose()?;
+        self.promise(twin == Some(values(batch)?), promise)
     }
 }

@@ -44,9 +44,8 @@ impl Stack {
                 if other.distiller.predicts() && distiller.predicts() {
                     return clash("both change the student's prediction".into());
                 }
-                if let Some((name, _)) =
-                    other.distiller.state()?.iter().find(|(name, _)| state.get(name).is_some())
-                {
+                let theirs = other.distiller.state()?;
+                if let Some((name, _)) = theirs.iter().find(|(name, _)| state.get(name).is_some()) {
                     return clash(format!("both have a tensor called `{name}`"));
                 }
             }
@@ -97,13 +96,12 @@ impl Distiller for Stack {
     }
 
     fn taps(&self) -> DistillerTaps {
-        self.members.iter().map(|member| member.distiller.taps()).fold(
-            DistillerTaps::default(),
-            |all, taps| DistillerTaps {
-                teacher: all.teacher.union(taps.teacher),
-                student: all.student.union(taps.student),
-            },
-        )
+        let mut all = DistillerTaps::default();
+        for taps in self.members.iter().map(|member| member.distiller.taps()) {
+            all.teacher = all.teacher.union(taps.teacher);
+            all.student = all.student.union(taps.student);
+        }
+        all
     }
 
     fn inject(&self, pass: Pass) -> Result<Injection> {

@@ -94,16 +94,15 @@ struct Group {
     moments: Moments,
 }
 
-/// What the rule remembers of a group's gradients; tensors appear with the first step.
+/// Running values that a rule may keep of gradients, by the names that they are saved under: their mean (for rules with
+/// momentum the last step), their mean square, and its largest value so far.
+const MOMENTS: [&str; 3] = ["mean", "square", "largest"];
+
+/// What the rule remembers of a group's gradients. [`MOMENTS`] that it keeps appear with the first step.
 #[derive(Debug, Clone, Default)]
 struct Moments {
     steps: u32,
-    /// Running mean of gradients, or the last step for rules with momentum.
-    mean: Option<Tensor>,
-    /// Running mean of squared gradients.
-    square: Option<Tensor>,
-    /// Largest `square` so far.
-    largest: Option<Tensor>,
+    rows: [Option<Tensor>; 3],
 }
 
 impl Optimizer {
@@ -116,7 +115,7 @@ impl Optimizer {
         Ok(Self { config: config.clone(), lr: config.lr, groups })
     }
 
-    /// Which of `mean`, `square` and `largest` the rule keeps.
+    /// Whether the rule keeps each of [`MOMENTS`].
     fn keeps(&self) -> [bool; 3] {
         let momentum = self.config.momentum > 0.0;
         match self.config.name {
@@ -155,13 +154,7 @@ impl Optimizer {
                 0.0 => gradient,
                 decay => (gradient + (&value * decay)?)?,
             };
-            moments.steps += 1;
-            let step = match self.config.name {
-                OptimizerName::Adam | OptimizerName::Amsgrad => moments.adam(&gradient, &self.config)?,
-                OptimizerName::Sgd => moments.momentum(gradient, self.config.momentum)?,
-                OptimizerName::Rmsprop => moments.rmsprop(&gradient, &self.config)?,
-            };
-            let value = (value - (step * self.lr)?)?;
+            let value = (value - (moments.step(gradient, &self.config)? * self.lr)?)?;
             set_from_flat(&vars.iter().map(|var| &var.var).collect::<Vec<_>>(), &value)?;
         }
         Ok(())
@@ -174,10 +167,10 @@ impl Optimizer {
         for Group { vars, moments } in &self.groups {
             for (NamedVar { name, var }, place) in places(vars) {
                 state.insert(format!("{name}.steps"), Tensor::new(moments.steps, &Device::Cpu)?);
-                for (part, tensor) in moments.parts() {
-                    if let Some(tensor) = tensor {
-                        let tensor = tensor.narrow(0, place.start, place.len())?.reshape(var.shape())?;
-                        state.insert(format!("{name}.{part}"), tensor.copy()?);
+                for (part, row) in MOMENTS.iter().zip(&moments.rows) {
+                    if let Some(row) = row {
+                        let row = row.narrow(0, place.start, place.len())?.reshape(var.shape())?;
+                        state.insert(format!("{name}.{part}"), row.copy()?);
                     }
                 }
             }
@@ -194,32 +187,22 @@ impl Optimizer {
         let keeps = self.keeps();
         let mut groups: Vec<Group> = Vec::new();
         for var in self.groups.iter().flat_map(|group| &group.vars) {
-            let name = &var.name;
+            let NamedVar { name, var: own } = var;
             let wrong = |reason: String| Error::State { owner: format!("optimizer, {name}"), reason };
-            let steps =
-                state.get(&format!("{name}.steps")).ok_or_else(|| wrong("not in the saved state".into()))?;
-            let mut moments = Moments { steps: steps.to_scalar::<u32>()?, ..Moments::default() };
-            let parts = [
-                ("mean", &mut moments.mean),
-                ("square", &mut moments.square),
-                ("largest", &mut moments.largest),
-            ];
-            for ((part, tensor), kept) in parts.into_iter().zip(keeps) {
+            let steps = state.get(&format!("{name}.steps"));
+            let steps = steps.ok_or_else(|| wrong("not in the saved state".into()))?.to_scalar::<u32>()?;
+            let mut moments = Moments { steps, ..Moments::default() };
+            for ((part, row), kept) in MOMENTS.iter().zip(&mut moments.rows).zip(keeps) {
                 let saved = state.get(&format!("{name}.{part}"));
-                if saved.is_some() != (kept && moments.steps > 0) {
+                if saved.is_some() != (kept && steps > 0) {
                     return Err(wrong("saved by another update rule".into()));
                 }
-                if let Some(saved) = saved.filter(|saved| saved.shape() != var.var.shape()) {
-                    let (saved, expected) = (saved.dims(), var.var.dims());
+                let Some(saved) = saved else { continue };
+                if saved.shape() != own.shape() {
+                    let (saved, expected) = (saved.dims(), own.dims());
                     return Err(wrong(format!("{part} saved with shape {saved:?}, expected {expected:?}")));
                 }
-                *tensor = match saved {
-                    Some(saved) => {
-                        let saved = saved.to_device(var.var.device())?.to_dtype(var.var.dtype())?;
-                        Some(saved.flatten_all()?)
-                    }
-                    None => None,
-                };
+                *row = Some(saved.to_device(own.device())?.to_dtype(own.dtype())?.flatten_all()?);
             }
             Group::take_in(&mut groups, var.clone(), moments)?;
         }
@@ -247,15 +230,11 @@ impl Group {
         let mut parts = Vec::new();
         for wanted in [true, false] {
             let chosen: Vec<_> = places(&self.vars).filter(|(var, _)| has(var) == wanted).collect();
-            let pick = |tensor: &Option<Tensor>| -> Result<Option<Tensor>> {
-                let Some(tensor) = tensor else { return Ok(None) };
-                let pieces =
-                    chosen.iter().map(|(_, place)| Ok(tensor.narrow(0, place.start, place.len())?));
-                Ok(Some(Tensor::cat(&pieces.collect::<Result<Vec<_>>>()?, 0)?))
-            };
-            let Moments { steps, mean, square, largest } = &self.moments;
-            let moments =
-                Moments { steps: *steps, mean: pick(mean)?, square: pick(square)?, largest: pick(largest)? };
+            let mut moments = self.moments.clone();
+            for row in moments.rows.iter_mut().flatten() {
+                let pieces = chosen.iter().map(|(_, place)| row.narrow(0, place.start, place.len()));
+                *row = Tensor::cat(&pieces.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+            }
             parts.push(Self { vars: chosen.iter().map(|(var, _)| (*var).clone()).collect(), moments });
         }
         Ok(parts)
@@ -271,102 +250,70 @@ impl Group {
             groups.push(Self { vars: vec![var], moments });
             return Ok(());
         };
-        let append = |ours: &mut Option<Tensor>, theirs: Option<Tensor>| -> Result<()> {
+        for (ours, theirs) in ours.rows.iter_mut().zip(moments.rows) {
             if let (Some(ours), Some(theirs)) = (ours, theirs) {
                 *ours = Tensor::cat(&[&*ours, &theirs], 0)?;
             }
-            Ok(())
-        };
-        append(&mut ours.mean, moments.mean)?;
-        append(&mut ours.square, moments.square)?;
-        append(&mut ours.largest, moments.largest)?;
+        }
         vars.push(var);
         Ok(())
     }
 }
 
 impl Moments {
-    /// By the names that they are saved under.
-    fn parts(&self) -> [(&'static str, &Option<Tensor>); 3] {
-        [("mean", &self.mean), ("square", &self.square), ("largest", &self.largest)]
-    }
-
-    /// `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`; the step is `m̂ / (√v̂ + ε)` with `m̂ = m / (1-β₁ᵗ)` and
-    /// `v̂ = v / (1-β₂ᵗ)`, where AMSGrad takes the largest `v` so far.
-    fn adam(&mut self, gradient: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
-        let OptimizerConfig { momentum, beta2, eps, .. } = *config;
-        let mean = average(self.mean.take(), gradient, momentum)?;
-        let square = average(self.square.take(), &gradient.sqr()?, beta2)?;
-        let used = match config.name {
-            OptimizerName::Amsgrad => {
-                let largest = match self.largest.take() {
-                    Some(largest) => largest.maximum(&square)?,
-                    None => square.clone(),
-                };
-                self.largest.insert(largest).clone()
-            }
-            _ => square.clone(),
-        };
+    /// What the parameters move by, times the rate, after another gradient `g`:
+    ///
+    /// - sgd: `b ← μ b + g`, without momentum `g`
+    /// - rmsprop: `v ← α v + (1-α) g²`, then as sgd with `g / (√v + ε)` for `g`
+    /// - adam: `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`; `m̂ / (√v̂ + ε)` with `m̂ = m / (1-β₁ᵗ)` and
+    ///   `v̂ = v / (1-β₂ᵗ)`, where AMSGrad takes the largest `v` so far
+    fn step(&mut self, gradient: Tensor, config: &OptimizerConfig) -> Result<Tensor> {
+        let OptimizerConfig { name, momentum, beta2, alpha, eps, .. } = *config;
+        self.steps += 1;
         let steps = self.steps as i32;
-        let root = (1.0 - beta2.powi(steps)).sqrt();
-        let step = (&mean / ((used.sqrt()? / root)? + eps)?)? / (1.0 - momentum.powi(steps));
-        (self.mean, self.square) = (Some(mean), Some(square));
-        Ok(step?)
-    }
-
-    /// The step `b ← μ b + g`; without momentum the gradient itself.
-    fn momentum(&mut self, gradient: Tensor, momentum: f64) -> Result<Tensor> {
-        if momentum == 0.0 {
-            return Ok(gradient);
-        }
-        let step = match self.mean.take() {
-            Some(last) => ((last * momentum)? + gradient)?,
-            None => gradient,
+        let [mean, square, largest] = &mut self.rows;
+        let step = match name {
+            OptimizerName::Sgd => gradient,
+            OptimizerName::Rmsprop => {
+                let square = average(square, &gradient.sqr()?, alpha)?;
+                (gradient / (square.sqrt()? + eps)?)?
+            }
+            OptimizerName::Adam | OptimizerName::Amsgrad => {
+                let mean = average(mean, &gradient, momentum)?;
+                let mut square = average(square, &gradient.sqr()?, beta2)?;
+                if name == OptimizerName::Amsgrad {
+                    square = largest.take().map_or(Ok(square.clone()), |largest| largest.maximum(&square))?;
+                    *largest = Some(square.clone());
+                }
+                let root = (square.sqrt()? / (1.0 - beta2.powi(steps)).sqrt())?;
+                return Ok(((mean / (root + eps)?)? / (1.0 - momentum.powi(steps)))?);
+            }
         };
-        Ok(self.mean.insert(step).clone())
-    }
-
-    /// `v ← α v + (1-α) g²`; the step is `g / (√v + ε)`, with momentum.
-    fn rmsprop(&mut self, gradient: &Tensor, config: &OptimizerConfig) -> Result<Tensor> {
-        let square = average(self.square.take(), &gradient.sqr()?, config.alpha)?;
-        let scaled = (gradient / (square.sqrt()? + config.eps)?)?;
-        self.square = Some(square);
-        self.momentum(scaled, config.momentum)
+        if momentum == 0.0 {
+            return Ok(step);
+        }
+        let step = match mean.take() {
+            Some(last) => ((last * momentum)? + step)?,
+            None => step,
+        };
+        Ok(mean.insert(step).clone())
     }
 }
 
-/// `decay · mean + (1 - decay) · value`, from zero.
-fn average(mean: Option<Tensor>, value: &Tensor, decay: f64) -> Result<Tensor> {
+/// Updates a running mean to `decay · mean + (1 - decay) · value`, from zero.
+fn average(mean: &mut Option<Tensor>, value: &Tensor, decay: f64) -> Result<Tensor> {
     let new = (value * (1.0 - decay))?;
-    Ok(match mean {
+    let new = match mean.take() {
         Some(mean) => ((mean * decay)? + new)?,
         None => new,
-    })
+    };
+    Ok(mean.insert(new).clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::{Device, Var};
-
-    /// Two steps on `p²` from 1, worked out by hand: Adam's first step is `lr` long whatever the gradient.
-    #[test]
-    fn adam_follows_its_definition() -> Result<()> {
-        let var = NamedVar { name: "p".into(), var: Var::new(&[1f64], &Device::Cpu)? };
-        let config = OptimizerConfig { lr: 0.1, ..Default::default() };
-        let mut optimizer = Optimizer::new(&config, vec![var.clone()])?;
-        let (mut p, mut m, mut v) = (1f64, 0f64, 0f64);
-        for t in 1..=5 {
-            optimizer.step(&var.tensor().sqr()?.sum_all()?.backward()?)?;
-            let g = 2.0 * p;
-            m = 0.9 * m + 0.1 * g;
-            v = 0.999 * v + 0.001 * g * g;
-            p -= 0.1 * (m / (1.0 - 0.9f64.powi(t))) / ((v / (1.0 - 0.999f64.powi(t))).sqrt() + 1e-8);
-            let ours = var.tensor().to_vec1::<f64>()?[0];
-            assert!((ours - p).abs() < 1e-12, "step {t}: {ours} against {p}");
-        }
-        Ok(())
-    }
 
     /// Variables that get gradients in different steps take the steps that each would have taken alone.
     #[test]

@@ -12,7 +12,8 @@ use anyhow::{Context, Result};
 use cdl_core::{run::export::Predictor, system::threads, transform};
 
 fn main() -> Result<()> {
-    threads::settle(None);
+    // SAFETY: `main` begins here, and nothing has started a thread.
+    unsafe { threads::settle(None) };
     let mut arguments = env::args_os().skip(1);
     let folder = arguments.next().context("expected the folder of an exported network, then images")?;
     cdl_plugins::link();

@@ -8,8 +8,6 @@
 //! cargo run --release -p cdl-examples --bin relational_kd -- run examples/configs/relational_kd.toml
 //! ```
 
-use std::process::ExitCode;
-
 use cdl_core::{
     candle_core::{D, Tensor},
     error::Result,
@@ -121,9 +119,7 @@ fn huber(error: &Tensor) -> Result<Tensor> {
     Ok(near.where_cond(&(error.sqr()? * 0.5)?, &(size - 0.5)?)?.mean_all()?)
 }
 
-fn main() -> ExitCode {
-    cdl_cli::main()
-}
+cdl_cli::main!();
 
 #[cfg(test)]
 mod tests {

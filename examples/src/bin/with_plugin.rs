@@ -2,6 +2,4 @@
 
 use cdl_example_plugin as _;
 
-fn main() -> std::process::ExitCode {
-    cdl_cli::main()
-}
+cdl_cli::main!();

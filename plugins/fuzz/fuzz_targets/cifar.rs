@@ -3,29 +3,14 @@
 
 use std::sync::LazyLock;
 
-use cdl_fuzz::{fixture, folder, judge, read, start, write};
+use cdl_fuzz::{fixtures, judge, read, start, write};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
-static IMAGES: LazyLock<TempDir> = LazyLock::new(|| {
-    let folder = folder();
-    write(&folder, "train", &fixture("cifar-100-python/train"));
-    folder
-});
-
-static NAMES: LazyLock<TempDir> = LazyLock::new(|| {
-    let folder = folder();
-    for file in ["train", "test"] {
-        write(&folder, file, &fixture(&format!("cifar-100-python/{file}")));
-    }
-    folder
-});
-
-static BINARY: LazyLock<TempDir> = LazyLock::new(|| {
-    let folder = folder();
-    write(&folder, "train.bin", &fixture("cifar-100-binary/train.bin"));
-    folder
-});
+static IMAGES: LazyLock<TempDir> = LazyLock::new(|| fixtures(&["cifar-100-python/train"]));
+static NAMES: LazyLock<TempDir> =
+    LazyLock::new(|| fixtures(&["cifar-100-python/train", "cifar-100-python/test"]));
+static BINARY: LazyLock<TempDir> = LazyLock::new(|| fixtures(&["cifar-100-binary/train.bin"]));
 
 fuzz_target!(init: start(), |bytes: &[u8]| {
     if bytes.first() == Some(&0x80) {

@@ -1,7 +1,7 @@
 //! Configurations: reading, and what is read written and read again.
 #![no_main]
 
-use cdl_core::Config;
+use cdl_core::config::Config;
 use cdl_fuzz::{judge, start};
 use libfuzzer_sys::fuzz_target;
 

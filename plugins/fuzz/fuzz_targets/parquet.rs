@@ -3,15 +3,11 @@
 
 use std::sync::LazyLock;
 
-use cdl_fuzz::{fixture, folder, judge, read, start, write};
+use cdl_fuzz::{fixtures, judge, read, start, write};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
-static PLAIN: LazyLock<TempDir> = LazyLock::new(|| {
-    let folder = folder();
-    write(&folder, "train.parquet", &fixture("plain/train.parquet"));
-    folder
-});
+static PLAIN: LazyLock<TempDir> = LazyLock::new(|| fixtures(&["plain/train.parquet"]));
 
 fuzz_target!(init: start(), |bytes: &[u8]| {
     write(&PLAIN, "test.parquet", bytes);

@@ -1,6 +1,6 @@
-//! What the targets share: a folder in memory for readers that take paths, and a way to read a stream to its end.
+//! Common parts of the targets: a folder in memory for readers that take paths, and a way to read a stream to its end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cdl_core::{
     candle_core::Device,
@@ -12,13 +12,13 @@ use cdl_core::{
 };
 use tempfile::TempDir;
 
-/// To be called before the first input: panics that readers catch are answers, and only others end the process.
+/// Prepares a target for its first input: panics that readers catch are answers, and only others end the process.
 pub fn start() {
     panics::keep_quiet();
     cdl_plugins::link();
 }
 
-/// An error must be one that the user can mend, in words that fit on a screen.
+/// Checks that an error is one that the user can mend, in words that fit on a screen.
 ///
 /// # Panics
 /// If it is not.
@@ -50,13 +50,17 @@ pub fn write(folder: &TempDir, name: &str, bytes: &[u8]) {
     std::fs::write(file, bytes).expect("input");
 }
 
-/// A committed file of the plugins' tests.
+/// A folder with copies of committed files of the plugins' tests.
 ///
 /// # Panics
-/// If it is not there.
-pub fn fixture(name: &str) -> Vec<u8> {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/streams").join(name);
-    std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
+/// If one is not there.
+pub fn fixtures(names: &[&str]) -> TempDir {
+    let (all, copies) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/streams"), folder());
+    for name in names.iter().map(Path::new) {
+        let copy = copies.path().join(name.file_name().unwrap_or_default());
+        std::fs::copy(all.join(name), copy).unwrap_or_else(|e| panic!("{}: {e}", name.display()));
+    }
+    copies
 }
 
 /// Reads the stream `name` of the data set in `folder`: builds it and decodes its test images.

@@ -4,6 +4,7 @@
 use std::{str::FromStr, sync::Arc};
 
 use cdl_core::{
+    error::{HubError, nearest},
     hub,
     prelude::*,
     vit::{Vit, VitOptions, VitSizes, VitWeights},
@@ -74,27 +75,25 @@ const PRESETS: [(&str, &str); 10] = [
 ];
 
 /// Width and depth of the published sizes, patch 16.
-const SIZES: [(&str, usize, usize); 4] =
-    [("tiny", 192, 12), ("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)];
+const SIZES: [(&str, (usize, usize)); 4] =
+    [("tiny", (192, 12)), ("small", (384, 12)), ("base", (768, 12)), ("large", (1024, 24))];
 
-/// Weights that this program carries.
-struct Embedded {
-    name: &'static str,
-    weights: &'static [u8],
-    config: &'static [u8],
-}
-
-const EMBEDDED: [Embedded; 2] = [
-    Embedded {
-        name: "micro_teacher",
-        weights: include_bytes!("../../assets/micro_vit/teacher.safetensors"),
-        config: include_bytes!("../../assets/micro_vit/teacher.json"),
-    },
-    Embedded {
-        name: "micro_student",
-        weights: include_bytes!("../../assets/micro_vit/student.safetensors"),
-        config: include_bytes!("../../assets/micro_vit/student.json"),
-    },
+/// Weights that this program carries, with their `config.json`.
+const EMBEDDED: [(&str, (&[u8], &[u8])); 2] = [
+    (
+        "micro_teacher",
+        (
+            include_bytes!("../../assets/micro_vit/teacher.safetensors"),
+            include_bytes!("../../assets/micro_vit/teacher.json"),
+        ),
+    ),
+    (
+        "micro_student",
+        (
+            include_bytes!("../../assets/micro_vit/student.safetensors"),
+            include_bytes!("../../assets/micro_vit/student.json"),
+        ),
+    ),
 ];
 
 fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
@@ -131,36 +130,28 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
 }
 
-fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
+fn read(source: &str) -> Result<(VitWeights, Provenance)> {
     if source.is_empty() {
         let expected = "expected a source of weights: hf:owner/name, a path, preset:NAME or embedded:NAME";
         return Err(Error::setting("weights", "", expected));
     }
     if let Some(name) = source.strip_prefix("embedded:") {
-        let names = EMBEDDED.map(|e| e.name);
-        let found = EMBEDDED.iter().find(|e| e.name == name).ok_or_else(|| unknown(source, name, &names))?;
-        let weights = VitWeights::from_bytes(source.into(), found.weights, Some(found.config))?;
-        return Ok((weights, hub::Provenance::of_bytes(source, found.weights)));
+        let (bytes, config) = named(source, name, &EMBEDDED)?;
+        let weights = VitWeights::from_bytes(source.into(), bytes, Some(config))?;
+        return Ok((weights, Provenance::of_bytes(source, bytes)));
     }
     if let Some(name) = source.strip_prefix("random:") {
-        let names = SIZES.map(|(name, ..)| name);
-        let &(_, width, depth) =
-            SIZES.iter().find(|(n, ..)| *n == name).ok_or_else(|| unknown(source, name, &names))?;
+        let (width, depth) = named(source, name, &SIZES)?;
         let sizes = VitSizes { width, depth, patch_size: 16, image_size: 224 };
-        let provenance = hub::Provenance::of_bytes(source, source.as_bytes());
+        let provenance = Provenance::of_bytes(source, source.as_bytes());
         return Ok((VitWeights::random(source, sizes)?, provenance));
     }
     let source = match source.strip_prefix("preset:") {
         None => source,
-        Some(name) => {
-            let names = PRESETS.map(|(name, _)| name);
-            PRESETS.iter().find(|(n, _)| *n == name).ok_or_else(|| unknown(source, name, &names))?.1
-        }
+        Some(name) => named(source, name, &PRESETS)?,
     };
     let files = hub::fetch(&hub::WeightSource::from_str(source)?).map_err(|error| match error {
-        nowhere @ cdl_core::error::HubError::NoPath { .. } => {
-            Error::setting("weights", source, nowhere.to_string())
-        }
+        nowhere @ HubError::NoPath { .. } => Error::setting("weights", source, nowhere.to_string()),
         error => error.into(),
     })?;
     let mut weights = VitWeights::read(&files.weights, files.config.as_deref())?;
@@ -170,8 +161,13 @@ fn read(source: &str) -> Result<(VitWeights, hub::Provenance)> {
     Ok((weights, files.provenance))
 }
 
-fn unknown(source: &str, name: &str, known: &[&str]) -> Error {
-    let near = cdl_core::error::nearest(name, known.iter().copied());
-    let near = near.map(|n| format!(" (did you mean `{n}`?)")).unwrap_or_default();
-    Error::setting("weights", source, format!("expected one of {}{near}", known.join(", ")))
+/// Value of `name` in a table; `source` is the setting that names it.
+fn named<T: Copy>(source: &str, name: &str, table: &[(&str, T)]) -> Result<T> {
+    let found = table.iter().find(|(known, _)| *known == name);
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let known: Vec<&str> = table.iter().map(|&(known, _)| known).collect();
+        let near = nearest(name, known.iter().copied()).map(|near| format!(" (did you mean `{near}`?)"));
+        let expected = format!("expected one of {}{}", known.join(", "), near.unwrap_or_default());
+        Error::setting("weights", source, expected)
+    })
 }

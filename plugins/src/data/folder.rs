@@ -2,10 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
 };
 
-use cdl_core::{data::ImageSet, image::RgbImage, prelude::*, transform::decode};
+use cdl_core::{data::ImageSet, error::nearest, image::RgbImage, prelude::*, transform::decode};
+
+use super::{read, unreadable};
 
 /// Image files by class.
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
@@ -13,52 +16,56 @@ pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
 /// Extensions that count as images in a folder; others are passed over.
 const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
 
-/// Refuses a stream's `path` that leads to no folder; `what` says what is to be in it.
+/// Refuses a stream's `path` that leads to no folder; `what` names the contents that it should have.
 pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
-    let there = match (path.as_os_str().is_empty(), path.is_dir()) {
-        (true, _) => "",
-        (false, false) => ", and there is none",
-        (false, true) => return Ok(()),
-    };
+    if path.is_dir() {
+        return Ok(());
+    }
+    let there = if path.as_os_str().is_empty() { "" } else { ", and there is none" };
     Err(Error::setting("path", path.display(), format!("expected the folder with {what}{there}")))
+}
+
+/// Whether a folder has its images in `train` and `test`.
+pub(crate) fn is_split(folder: &Path) -> bool {
+    folder.join("train").is_dir() && folder.join("test").is_dir()
 }
 
 /// Image files by class folder, sorted; an empty class folder stays in as an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     let mut classes = Folders::new();
-    for class in list(folder)? {
-        if class.is_dir() {
-            let name = class.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            classes.insert(name, Below::of(&class)?.images);
-        }
+    for class in list(folder)?.into_iter().filter(|path| path.is_dir()) {
+        classes.insert(name_of(&class), Below::of(&class)?.images);
     }
     if classes.is_empty() {
-        return Err(Error::Data { file: folder.into(), reason: "has no class folders".into() });
+        return Err(Error::data(folder, "has no class folders"));
     }
     Ok(classes)
 }
 
-/// What lies below a folder, at any depth, hidden files and folders left out.
+/// Files below a folder, at any depth, hidden files and folders left out.
 #[derive(Debug, Default)]
 pub struct Below {
     /// Image files, sorted within each folder.
     pub images: Vec<PathBuf>,
-    /// How many files have other endings.
+    /// Number of files with other endings.
     pub others: usize,
 }
 
 impl Below {
-    pub(crate) fn of(folder: &Path) -> Result<Self> {
+    /// Lists the files below `folder`.
+    ///
+    /// # Errors
+    /// Folders that cannot be read.
+    pub fn of(folder: &Path) -> Result<Self> {
         let mut below = Self::default();
         below.collect(folder, &mut Vec::new())?;
         Ok(below)
     }
 
-    /// Those below `above`, the folders on the way: a link back to one of them leads nowhere new.
+    /// Adds the files below `folder`; `above` are the folders on the way to it.
     fn collect(&mut self, folder: &Path, above: &mut Vec<PathBuf>) -> Result<()> {
-        let fail =
-            |e: std::io::Error| Error::Data { file: folder.into(), reason: format!("cannot be read: {e}") };
-        let own = folder.canonicalize().map_err(fail)?;
+        let own = folder.canonicalize().map_err(unreadable(folder))?;
+        // A link back leads nowhere new.
         if above.contains(&own) {
             return Ok(());
         }
@@ -79,18 +86,28 @@ impl Below {
 }
 
 /// Entries of a folder in name order, hidden ones left out.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let fail =
-        |e: std::io::Error| Error::Data { file: folder.into(), reason: format!("cannot be read: {e}") };
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)? {
-        let entry = entry.map_err(fail)?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            paths.push(entry.path());
-        }
-    }
+pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
+    let mut paths: Vec<PathBuf> = entries.map_err(unreadable(folder))?;
+    paths.retain(|path| !name_of(path).starts_with('.'));
     paths.sort();
     Ok(paths)
+}
+
+/// Name of a file or folder without those above it.
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The entry of `folder` whose name is most like `name`, for messages.
+pub(crate) fn nearest_in(folder: &Path, name: &str) -> Option<String> {
+    let names: Vec<String> = list(folder).unwrap_or_default().iter().map(|path| name_of(path)).collect();
+    nearest(name, names.iter().map(String::as_str))
+}
+
+/// Decodes an image file.
+pub(crate) fn image(file: &Path) -> Result<RgbImage> {
+    decode(&read(file)?).map_err(|e| Error::data(file, format!("is not a readable image: {e}")))
 }
 
 /// Image files with their labels.
@@ -120,40 +137,15 @@ impl ImageSet for Files {
     }
 
     fn image(&self, index: usize) -> Result<RgbImage> {
-        let file = &self.files[index].0;
-        let fail = |reason: String| Error::Data { file: file.clone(), reason };
-        let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
-        decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
+        image(&self.files[index].0)
     }
 
     fn files(&self) -> Result<Vec<DataRecord>> {
-        let files = self.files.iter().map(|(file, _)| file);
-        Ok(vec![DataRecord::of_files(&self.root, files)?])
+        Ok(vec![DataRecord::of_files(&self.root, self.files.iter().map(|(file, _)| file))?])
     }
 
     fn id(&self, index: usize) -> String {
         let file = &self.files[index].0;
         file.strip_prefix(&self.root).unwrap_or(file).display().to_string()
-    }
-}
-
-#[cfg(all(test, unix))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn links_back_lead_nowhere() -> Result<()> {
-        let fail = |e: std::io::Error| Error::Data { file: "folder".into(), reason: e.to_string() };
-        let root = tempfile::tempdir().map_err(fail)?;
-        let inner = root.path().join("inner");
-        std::fs::create_dir(&inner).map_err(fail)?;
-        std::fs::write(inner.join("a.png"), "").map_err(fail)?;
-        for name in ["one", "two"] {
-            std::os::unix::fs::symlink(root.path(), inner.join(name)).map_err(fail)?;
-        }
-        std::fs::write(inner.join("notes"), "").map_err(fail)?;
-        let below = Below::of(root.path())?;
-        assert_eq!((below.images, below.others), (vec![inner.join("a.png")], 1));
-        Ok(())
     }
 }

@@ -6,56 +6,46 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{prelude::*, system::atomic::write_atomic, transform::decode};
+use cdl_core::{
+    prelude::*,
+    system::{atomic::write_atomic, hex},
+};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 pub use super::folder::Below;
-use super::folder::{self, Folders};
+use super::{
+    folder::{self, is_split},
+    splits::draw,
+};
 
-/// The image files below a folder; files of other names are passed over.
-///
-/// # Errors
-/// Folders that cannot be read.
-pub fn below(root: &Path) -> Result<Below> {
-    Below::of(root)
-}
-
-/// What was found in a folder of images.
+/// Result of decoding the images of a folder.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// Images that can be decoded, by the folder that holds them, relative to the one that was looked at.
+    /// Number of images that can be decoded, by the folder that holds them, relative to the one that was read.
     pub counts: BTreeMap<String, usize>,
-    /// Images that cannot be.
+    /// Errors of the images that cannot be.
     pub damaged: Vec<Error>,
 }
 
-/// Decodes every image below `root`; `seen` is told of each.
+/// Decodes every image below `root`; `seen` is called after each.
 ///
 /// # Errors
 /// Folders that cannot be read.
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
-    let files = below(root)?.images;
-    let decoded: Vec<Option<Error>> = files
-        .par_iter()
-        .map(|file| {
-            let fail = |reason: String| Error::Data { file: file.clone(), reason };
-            let bytes = fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")));
-            let image = bytes
-                .and_then(|bytes| decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}"))));
-            seen();
-            image.err()
-        })
-        .collect();
+    let files = Below::of(root)?.images;
+    let decode = |file: &PathBuf| {
+        let image = folder::image(file);
+        seen();
+        image.err()
+    };
+    let errors: Vec<Option<Error>> = files.par_iter().map(decode).collect();
     let mut found = Found::default();
-    for (file, error) in files.iter().zip(decoded) {
+    for (file, error) in files.iter().zip(errors) {
         let folder = file.parent().unwrap_or(root);
         let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
-        let count = found.counts.entry(name).or_default();
-        match error {
-            None => *count += 1,
-            Some(error) => found.damaged.push(error),
-        }
+        *found.counts.entry(name).or_default() += usize::from(error.is_none());
+        found.damaged.extend(error);
     }
     Ok(found)
 }
@@ -81,32 +71,31 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::setting("fraction", fraction, "expected a share above 0 and below 1, as 0.2"));
     }
-    let fail = |file: &Path, reason: String| Error::Data { file: file.into(), reason };
-    if root.join("train").is_dir() && root.join("test").is_dir() {
-        return Err(fail(
-            root,
-            "is split already, into `train` and `test`; name one of these folders".into(),
-        ));
+    if is_split(root) {
+        let reason = "is split already, into `train` and `test`; name one of these folders";
+        return Err(Error::data(root, reason));
     }
-    let classes: Folders = folder::scan(root)?;
+    let classes = folder::scan(root)?;
     let mut all = Sha256::new();
-    let (mut halves, mut counts) = ([String::new(), String::new()], [classes.len(), 0, 0]);
+    let (mut halves, mut sizes) = ([String::new(), String::new()], [0; 2]);
     for (label, (class, files)) in classes.iter().enumerate() {
-        if files.len() < 2 {
-            let reason = format!("has {} image, too few to divide", files.len());
-            return Err(fail(&root.join(class), reason));
+        let (folder, count) = (root.join(class), files.len());
+        if count < 2 {
+            return Err(Error::data(folder, format!("has {count} image, too few to divide")));
         }
         // Who reads a list takes the folder of an image as its class.
-        if let Some(deep) = files.iter().find(|file| file.parent() != Some(&root.join(class))) {
-            let reason = format!("lies deeper than `CLASS/image`; move it up to `{class}`");
-            return Err(fail(deep, reason));
+        if let Some(deep) = files.iter().find(|file| file.parent() != Some(&folder)) {
+            return Err(Error::data(
+                deep,
+                format!("lies deeper than `CLASS/image`; move it up to `{class}`"),
+            ));
         }
-        let names: Result<Vec<String>> = files.iter().map(|file| line_name(root, file)).collect();
-        let names = names?;
+        let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
         names.iter().for_each(|name| all.update(format!("{name}\n")));
-        let (train, test) = drawn(names, class, fraction, seed);
-        for (at, half) in [train, test].into_iter().enumerate() {
-            counts[1 + at] += half.len();
+        // A share like 0.29 of 100 comes out as a little less than 29.
+        let tests = (fraction * count as f64 + 1e-9).floor() as usize;
+        for (at, half) in draw(names, class, tests.clamp(1, count - 1), seed).into_iter().enumerate() {
+            sizes[at] += half.len();
             for name in half {
                 // A line that begins with # is a comment.
                 let start = if name.starts_with(['#', ' ']) { "./" } else { "" };
@@ -114,20 +103,19 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
             }
         }
     }
-    let sha256: String = all.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let [train, test] = halves;
-    let header = |what: &str, count: usize| {
+    let ([train, test], [training, testing], classes) = (halves, sizes, classes.len());
+    let (images, sha256) = (training + testing, hex(&all.finalize()));
+    let header = |half: &str, count: usize| {
         format!(
-            "# {what}: {count} of {} images in {} classes\n# seed {seed}, fraction {fraction} of each class for testing\n\
+            "# {half} images: {count} of {images} images in {classes} classes\n\
+             # seed {seed}, fraction {fraction} of each class for testing\n\
              # SHA-256 of the names of all images, a line each: {sha256}\n",
-            counts[1] + counts[2],
-            counts[0],
         )
     };
     Ok(SplitLists {
-        train: header("training images", counts[1]) + &train,
-        test: header("test images", counts[2]) + &test,
-        counts,
+        train: header("training", training) + &train,
+        test: header("test", testing) + &test,
+        counts: [classes, training, testing],
     })
 }
 
@@ -139,8 +127,7 @@ impl SplitLists {
     pub fn write(&self, folder: &Path) -> Result<[PathBuf; 2]> {
         let files = ["train.txt", "test.txt"].map(|name| folder.join(name));
         if let Some(file) = files.iter().find(|file| file.exists()) {
-            let reason = "is there already; choose another folder or remove it".into();
-            return Err(Error::Data { file: file.clone(), reason });
+            return Err(Error::data(file, "is there already; choose another folder or remove it"));
         }
         fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
         write_atomic(&files[0], self.train.as_bytes())?;
@@ -149,22 +136,9 @@ impl SplitLists {
     }
 }
 
-/// Both halves of a class's items, `fraction` in the second, each in the order in which they came.
-pub(super) fn drawn<T: Ord>(mut items: Vec<T>, class: &str, fraction: f64, seed: u64) -> (Vec<T>, Vec<T>) {
-    Rng::new(seed).derive(&format!("split, class {class}")).shuffle(&mut items);
-    // A share like 0.29 of 100 comes out as a little less than 29.
-    let count = (fraction * items.len() as f64 + 1e-9).floor() as usize;
-    let count = count.clamp(1, items.len().max(2) - 1).min(items.len());
-    let mut test = items.split_off(items.len() - count);
-    items.sort();
-    test.sort();
-    (items, test)
-}
-
 /// A file's path from `root` as it stands in a list.
 fn line_name(root: &Path, file: &Path) -> Result<String> {
-    let fail =
-        |reason: &str| Error::Data { file: file.into(), reason: format!("cannot be listed: {reason}") };
+    let fail = |reason: &str| Error::data(file, format!("cannot be listed: {reason}"));
     let relative = file.strip_prefix(root).unwrap_or(file);
     let parts: Option<Vec<&str>> = relative.iter().map(|part| part.to_str()).collect();
     let name = parts.ok_or_else(|| fail("its name is not UTF-8"))?.join("/");

@@ -1,10 +1,28 @@
-//! Forms in which data sets come, for the streams that share them.
+//! Formats of data sets that several streams read.
 
 pub(crate) mod folder;
 pub mod image_files;
 pub(crate) mod numpy;
 pub(crate) mod pages;
+pub(crate) mod planes;
 pub(crate) mod shards;
 pub(crate) mod split_list;
 pub(crate) mod splits;
 pub(crate) mod table;
+
+use std::{fs, io, path::Path};
+
+use cdl_core::prelude::*;
+
+/// Result with the reason why a file cannot be used, for readers that do not know its name.
+pub(crate) type Parsed<T> = std::result::Result<T, String>;
+
+/// Contents of a file.
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).map_err(unreadable(file))
+}
+
+/// Turns the system's error about a file or folder into one that names it.
+pub(crate) fn unreadable(file: &Path) -> impl Fn(io::Error) -> Error {
+    move |e| Error::data(file, format!("cannot be read: {e}"))
+}

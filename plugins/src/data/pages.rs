@@ -7,10 +7,7 @@ use parquet::{
     basic::Compression,
     column::page::{Page, PageMetadata, PageReader},
     errors::ParquetError,
-    file::{
-        metadata::{ColumnChunkMetaData, RowGroupMetaData},
-        serialized_reader::SerializedPageReader,
-    },
+    file::{metadata::RowGroupMetaData, serialized_reader::SerializedPageReader},
 };
 
 type Result<T> = std::result::Result<T, ParquetError>;
@@ -28,7 +25,8 @@ impl Pages {
     /// Those of a leaf of the schema, compressed by snappy or not at all, in one group of rows.
     pub(crate) fn new(file: Arc<File>, group: &RowGroupMetaData, leaf: usize) -> Result<Self> {
         let column = group.column(leaf);
-        let as_stored = stored(column)?;
+        // Read as if it were not compressed, pages come as they are stored.
+        let as_stored = column.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()?;
         let rows = usize::try_from(group.num_rows())
             .map_err(|_| ParquetError::General(format!("{} rows", group.num_rows())))?;
         let packed = SerializedPageReader::new(file, &as_stored, rows, None)?;
@@ -56,11 +54,6 @@ impl Pages {
     }
 }
 
-/// The column as if it were not compressed, so that its pages come as they are stored.
-fn stored(column: &ColumnChunkMetaData) -> Result<ColumnChunkMetaData> {
-    column.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()
-}
-
 impl PageReader for Pages {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let Some(mut page) = self.packed.get_next_page()? else { return Ok(None) };
@@ -77,13 +70,13 @@ impl PageReader for Pages {
             _ => {}
         }
         // The decoder makes room for as many values as a dictionary's header promises.
-        match &page {
-            Page::DictionaryPage { buf, num_values, .. } if *num_values as usize > buf.len() => {
-                let reason = format!("a dictionary of {num_values} values in {} bytes", buf.len());
-                Err(ParquetError::General(reason))
-            }
-            _ => Ok(Some(page)),
+        if let Page::DictionaryPage { buf, num_values, .. } = &page
+            && *num_values as usize > buf.len()
+        {
+            let reason = format!("a dictionary of {num_values} values in {} bytes", buf.len());
+            return Err(ParquetError::General(reason));
         }
+        Ok(Some(page))
     }
 
     fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {

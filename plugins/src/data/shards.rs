@@ -1,6 +1,6 @@
 //! Data sets of parquet files: which files are a split, and what their labels mean.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::collections::BTreeSet;
 
 use cdl_core::{
     error::nearest,
@@ -11,7 +11,10 @@ use cdl_core::{
     prelude::*,
 };
 
-use super::table::{self, Columns, EncodedImages, Labels, Table};
+use super::{
+    Parsed,
+    table::{self, Columns, EncodedImages, Label, Table},
+};
 
 /// Both splits of a data set.
 pub(crate) struct Splits {
@@ -29,9 +32,9 @@ pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>)
     let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"), &|| ())?;
     let both = train_files.iter().find(|file| test_files.iter().any(|other| other.name == file.name));
     if let Some(both) = both {
-        let reason =
-            format!("`{}` is in both splits; name others as `train_split` and `test_split`", both.name);
-        return Err(Error::Data { file: path.into(), reason });
+        let both = &both.name;
+        let reason = format!("`{both}` is in both splits; name others as `train_split` and `test_split`");
+        return Err(Error::data(path, reason));
     }
     let open = |files: Vec<DataFile>| -> Result<Vec<(DataFile, Table)>> {
         files.into_iter().map(|file| table::read(&file.path, columns).map(|table| (file, table))).collect()
@@ -41,77 +44,55 @@ pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>)
     Ok(Splits { train: gather(train, &classes)?, test: gather(test, &classes)?, classes })
 }
 
-/// The names of all classes: those that the files say, or those in the label column, sorted, or numbers.
+/// The names of all classes: those that the files state, or those in the label column, sorted, or numbers.
 fn classes<'a>(
     path: &str,
     tables: impl Iterator<Item = &'a (DataFile, Table)> + Clone,
 ) -> Result<Vec<String>> {
-    let mut noted: Option<(&Vec<String>, &PathBuf)> = None;
-    for (file, table) in tables.clone() {
-        match (&table.names, noted) {
-            (Some(names), None) => noted = Some((names, &file.path)),
-            (Some(names), Some((first, other))) if names != first => {
-                let reason = format!("its classes are not those of {}", other.display());
-                return Err(Error::Data { file: file.path.clone(), reason });
+    let mut noted = tables.clone().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
+    if let Some((first, names)) = noted.next() {
+        return match noted.find(|(_, others)| *others != names) {
+            Some((file, _)) => {
+                Err(Error::data(file, format!("its classes are not those of {}", first.display())))
             }
-            _ => {}
-        }
+            None => Ok(names.clone()),
+        };
     }
-    let labels = tables.clone().map(|(_, table)| &table.labels);
-    let named = |labels: &'a Labels| match labels {
-        Labels::Names(names) => Some(names.iter()),
-        Labels::Numbers(_) => None,
-    };
-    let names: BTreeSet<&String> = labels.clone().filter_map(named).flatten().collect();
-    if let Some((names, _)) = noted {
-        return Ok(names.clone());
+    let (mut names, mut largest, mut images) = (BTreeSet::new(), -1, 0);
+    for label in tables.flat_map(|(_, table)| &table.labels) {
+        images += 1;
+        match label {
+            Label::Name(name) => drop(names.insert(name)),
+            Label::Number(number) => largest = largest.max(*number),
+        }
     }
     if !names.is_empty() {
         return Ok(names.into_iter().cloned().collect());
     }
-    let largest = labels.filter_map(|labels| match labels {
-        Labels::Numbers(labels) => labels.iter().max(),
-        Labels::Names(_) => None,
-    });
-    let largest = largest.max().copied().unwrap_or(-1);
-    let images: usize = tables.map(|(_, table)| table.images.len()).sum();
     // Each class has an image, so a larger label is a mistake, and need not become a list of that length.
-    match usize::try_from(largest) {
-        Ok(largest) if largest < images => Ok((0..=largest).map(|label| label.to_string()).collect()),
-        _ => {
-            let reason = format!("the largest label is {largest}, of {images} images; expected 0, 1, 2, ...");
-            Err(Error::Data { file: path.into(), reason })
-        }
+    if !(0..images).contains(&largest) {
+        let reason = format!("the largest label is {largest}, of {images} images; expected 0, 1, 2, ...");
+        return Err(Error::data(path, reason));
     }
+    Ok((0..=largest).map(|label| label.to_string()).collect())
 }
 
+/// The images of all files of a split.
 fn gather(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<EncodedImages> {
     let mut all = EncodedImages::default();
     for (file, Table { images, labels, .. }) in tables {
-        let fail = |row: usize, label: &dyn std::fmt::Display| Error::Data {
-            file: file.path.clone(),
-            reason: format!(
-                "row {row} has the label {label}, which is none of the {} classes",
-                classes.len()
-            ),
+        let class = |(row, label): (usize, &Label)| {
+            let class = match label {
+                Label::Number(number) => usize::try_from(*number).ok().filter(|&class| class < classes.len()),
+                Label::Name(name) => classes.iter().position(|class| class == name),
+            };
+            class.ok_or_else(|| {
+                let count = classes.len();
+                let reason = format!("row {row} has the label {label}, which is none of the {count} classes");
+                Error::data(&file.path, reason)
+            })
         };
-        let labels: Result<Vec<usize>> = match labels {
-            Labels::Numbers(labels) => {
-                let class = |(row, label)| {
-                    let class = usize::try_from(label).ok().filter(|&class| class < classes.len());
-                    class.ok_or_else(|| fail(row, &label))
-                };
-                labels.into_iter().enumerate().map(class).collect()
-            }
-            Labels::Names(labels) => {
-                let class = |(row, label): (usize, String)| {
-                    let class = classes.iter().position(|class| *class == label);
-                    class.ok_or_else(|| fail(row, &label))
-                };
-                labels.into_iter().enumerate().map(class).collect()
-            }
-        };
-        let labels = labels?;
+        let labels = labels.iter().enumerate().map(class).collect::<Result<_>>()?;
         all.add(file, images, labels);
     }
     Ok(all)
@@ -120,7 +101,7 @@ fn gather(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<EncodedI
 /// The parquet files of the first of these splits that there is; all shards of it must be there.
 fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<Vec<String>> {
     let parquet: Vec<&String> = names.iter().filter(|name| name.ends_with(".parquet")).collect();
-    let fail = |reason: String| Error::Data { file: path.into(), reason };
+    let fail = |reason: String| Error::data(path, reason);
     for split in splits {
         let chosen: Vec<String> =
             parquet.iter().filter(|name| is_of_split(name, split)).map(ToString::to_string).collect();
@@ -154,7 +135,7 @@ fn is_of_split(name: &str, split: &str) -> bool {
     if split.contains('*') {
         return matches(name, split);
     }
-    let (folder, file) = (folder_of(name), &name[folder_of(name).len()..]);
+    let (folder, file) = name.split_at(folder_of(name).len());
     let rest = file.strip_prefix(split);
     folder.split('/').any(|part| part == split) || rest.is_some_and(|rest| rest.starts_with(['-', '_', '.']))
 }
@@ -165,33 +146,27 @@ fn folder_of(name: &str) -> &str {
 }
 
 /// Whether `name` is `pattern`, in which `*` stands for any text.
-fn matches(name: &str, pattern: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let first = parts.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else { return false };
-    let parts: Vec<&str> = parts.collect();
-    let Some((last, middle)) = parts.split_last() else { return rest.is_empty() };
-    for part in middle {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    rest.ends_with(last)
+fn matches<'a>(name: &'a str, pattern: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return name == pattern };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let name = name.strip_prefix(first).and_then(|name| name.strip_suffix(last));
+    let after = |name: &'a str, part: &str| name.split_once(part).map(|(_, rest)| rest);
+    name.and_then(|name| middle.split('*').try_fold(name, after)).is_some()
 }
 
 /// Checks that files named `...-00000-of-00003.parquet` are all there.
-fn check_shards(names: &[String]) -> std::result::Result<(), String> {
+fn check_shards(names: &[String]) -> Parsed<()> {
     for name in names {
         let stem = name.trim_end_matches(".parquet");
         let Some((rest, count)) = stem.rsplit_once("-of-") else { continue };
         let (Some((base, _)), Ok(count)) = (rest.rsplit_once('-'), count.parse::<usize>()) else { continue };
         let suffix = format!("{}.parquet", &stem[rest.len()..]);
-        let there = names.iter().filter(|name| {
-            let middle = name.strip_prefix(base).and_then(|rest| rest.strip_suffix(&suffix));
-            middle.is_some_and(|middle| middle.strip_prefix('-').is_some_and(|n| n.parse::<usize>().is_ok()))
-        });
-        let there = there.count();
+        let is_shard = |name: &&String| {
+            let number =
+                name.strip_prefix(base).and_then(|rest| rest.strip_prefix('-')?.strip_suffix(&suffix));
+            number.is_some_and(|number| number.parse::<usize>().is_ok())
+        };
+        let there = names.iter().filter(is_shard).count();
         if there != count {
             return Err(format!(
                 "{there} of the {count} files `{base}-*{suffix}` are here; fetch all of them"
@@ -199,53 +174,4 @@ fn check_shards(names: &[String]) -> std::result::Result<(), String> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn choose(names: &[&str], splits: &[&str]) -> std::result::Result<Vec<String>, String> {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        of_split("set", &names, splits, "test_split").map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn splits_are_found_by_name_folder_or_pattern() {
-        let names = [
-            "README.md",
-            "data/test-00000-of-00001.parquet",
-            "data/train-00000-of-00002.parquet",
-            "data/train-00001-of-00002.parquet",
-            "data/training.parquet",
-        ];
-        assert_eq!(choose(&names, &["train"]).as_deref(), Ok(&[names[2].into(), names[3].into()][..]));
-        assert_eq!(choose(&names, &["test"]).as_deref(), Ok(&[names[1].into()][..]));
-        assert_eq!(choose(&names, &["valid", "test"]).as_deref(), Ok(&[names[1].into()][..]));
-        assert_eq!(choose(&names, &["data/*ing*"]).as_deref(), Ok(&[names[4].into()][..]));
-        assert_eq!(choose(&["a/val/0.parquet"], &["val"]).as_deref(), Ok(&["a/val/0.parquet".into()][..]));
-        let missing = choose(&names[..3], &["train"]).err().unwrap_or_default();
-        assert!(missing.contains("1 of the 2 files `data/train-*-of-00002.parquet`"), "{missing}");
-        let several = choose(&["a/train.parquet", "b/train.parquet"], &["train"]).err().unwrap_or_default();
-        assert!(several.contains("`a/train*`, `b/train*`"), "{several}");
-        let none = choose(&names, &["tests", "dev"]).err().unwrap_or_default();
-        assert!(
-            none.contains("split `tests` or `dev` (`test_split`)") && none.contains("4 parquet files"),
-            "{none}"
-        );
-    }
-
-    #[test]
-    fn a_star_stands_for_any_text() {
-        for (name, pattern, expected) in [
-            ("a/train-0.parquet", "a/*", true),
-            ("a/train-0.parquet", "*train*.parquet", true),
-            ("a/train-0.parquet", "*train*.csv", false),
-            ("a/train-0.parquet", "b*", false),
-            ("aa", "a*a*a", false),
-            ("", "*", true),
-        ] {
-            assert_eq!(matches(name, pattern), expected, "{name} {pattern}");
-        }
-    }
 }

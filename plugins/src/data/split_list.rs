@@ -8,7 +8,7 @@ use std::{
 use cdl_core::prelude::*;
 use saphyr_parser::{Event, Parser};
 
-use super::folder::Folders;
+use super::{Parsed, folder::Folders, unreadable};
 
 /// Labels by class.
 pub(crate) type Labels = BTreeMap<String, usize>;
@@ -21,73 +21,66 @@ struct Entry {
     label: Option<usize>,
 }
 
-/// Files of a split list by class, the folder that holds a file, and the labels that the list gives to classes.
+/// Adds the files of a split list to `classes`, by the folder that holds a file, and the labels that the list gives to
+/// classes to `labels`.
 ///
 /// Paths are looked up below `root`. Lists are often written for another folder, `data/imagenet-r/n01443537/art_0.jpg`
 /// for one: of a path that leads nowhere, leading folders are left out until it leads to a file, down to
 /// `CLASS/image`. No path may leave `root`.
-pub(crate) fn read(root: &Path, file: &Path, labels: &mut Labels) -> Result<Folders> {
-    let fail = |reason: String| Error::Data { file: file.into(), reason };
-    let text = std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut Labels) -> Result<()> {
+    let fail = |reason: String| Error::data(file, reason);
+    let text = std::fs::read_to_string(file).map_err(unreadable(file))?;
     let extension = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let entries = match extension.as_str() {
         "yaml" | "yml" => yaml(&text).map_err(fail)?,
         _ => lines(&text),
     };
-    let mut classes = Folders::new();
+    if entries.is_empty() {
+        return Err(fail("names no images".into()));
+    }
     for Entry { place, path, label } in entries {
-        let Some(class) =
-            path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned())
-        else {
-            return Err(fail(format!("{place}: `{}` has no class folder", path.display())));
+        let fail = |reason: String| fail(format!("{place}: {reason}"));
+        let Some(class) = path.parent().and_then(Path::file_name) else {
+            return Err(fail(format!("`{}` has no class folder", path.display())));
         };
-        let image = resolve(root, &path).map_err(|reason| fail(format!("{place}: {reason}")))?;
+        let class = class.to_string_lossy().into_owned();
+        let image = resolve(root, &path).map_err(fail)?;
         if let Some(label) = label {
             let first = *labels.entry(class.clone()).or_insert(label);
             if first != label {
-                return Err(fail(format!("{place}: label {label}, but {first} earlier for class `{class}`")));
+                return Err(fail(format!("label {label}, but {first} earlier for class `{class}`")));
             }
         }
         classes.entry(class).or_default().push(image);
     }
-    if classes.is_empty() {
-        return Err(fail("names no images".into()));
-    }
-    Ok(classes)
+    Ok(())
 }
 
 /// Classes in the order of their labels, if the lists label them all, else of their names. `stream` is for messages.
 pub(crate) fn in_order(stream: &str, mut classes: Vec<String>, labels: &Labels) -> Result<Vec<String>> {
     if classes.iter().all(|class| labels.contains_key(class)) {
         classes.sort_by_key(|class| labels[class]);
-        if let Some(pair) = classes.windows(2).find(|pair| labels[&pair[0]] == labels[&pair[1]]) {
-            let reason =
-                format!("classes `{}` and `{}` have the same label {}", pair[0], pair[1], labels[&pair[0]]);
-            return Err(Error::Tasks(format!("{stream}: {reason}")));
+        if let Some([one, other]) = classes.array_windows().find(|[one, other]| labels[one] == labels[other])
+        {
+            let label = labels[one];
+            let reason = format!("{stream}: classes `{one}` and `{other}` have the same label {label}");
+            return Err(Error::Tasks(reason));
         }
     }
     Ok(classes)
 }
 
 /// The file that a listed path stands for.
-fn resolve(root: &Path, listed: &Path) -> Result<PathBuf, String> {
-    let mut parts = Vec::new();
-    for component in listed.components() {
-        match component {
-            Component::Normal(part) => parts.push(part),
-            Component::CurDir => {}
-            Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
-                return Err(format!(
-                    "`{}` leads out of `{}`; expected a path below it, without `..`",
-                    listed.display(),
-                    root.display()
-                ));
-            }
-        }
+fn resolve(root: &Path, listed: &Path) -> Parsed<PathBuf> {
+    let stays = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !listed.components().all(|part| stays(&part)) {
+        let (listed, root) = (listed.display(), root.display());
+        return Err(format!("`{listed}` leads out of `{root}`; expected a path below it, without `..`"));
     }
+    let parts: Vec<Component<'_>> = listed.components().filter(|part| *part != Component::CurDir).collect();
     let deepest = parts.len().saturating_sub(2);
-    let file = (0..=deepest).map(|skipped| root.join(parts[skipped..].iter().collect::<PathBuf>()));
-    file.into_iter().find(|file| file.is_file()).ok_or_else(|| {
+    let mut files = (0..=deepest).map(|skipped| root.join(parts[skipped..].iter().collect::<PathBuf>()));
+    files.find(|file| file.is_file()).ok_or_else(|| {
         let other = if deepest > 0 { ", nor without its leading folders" } else { "" };
         format!("no file `{}`{other}", root.join(listed).display())
     })
@@ -95,27 +88,19 @@ fn resolve(root: &Path, listed: &Path) -> Result<PathBuf, String> {
 
 /// `path [label]` a line; lines that begin with `#` are comments. Names may hold spaces; only a number at the end is a label.
 fn lines(text: &str) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        let (path, label) = match line.rsplit_once(char::is_whitespace) {
-            Some((path, label)) => match label.parse::<usize>() {
-                Ok(label) => (path.trim_end(), Some(label)),
-                Err(_) => (line, None),
-            },
-            None => (line, None),
-        };
-        entries.push(Entry { place: format!("line {}", number + 1), path: path.into(), label });
-    }
-    entries
+    let lines = text.lines().map(str::trim).enumerate();
+    let entries = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(at, line)| {
+        let last = line.rsplit_once(char::is_whitespace);
+        let labelled = last.and_then(|(path, label)| Some((path.trim_end(), label.parse().ok()?)));
+        let (path, label) = labelled.map_or((line, None), |(path, label)| (path, Some(label)));
+        Entry { place: format!("line {}", at + 1), path: path.into(), label }
+    });
+    entries.collect()
 }
 
 /// A mapping with the lists `data` (paths) and `targets` (labels), of one length. Only plain lists are taken: what
 /// could make much of little text, aliases of anchors, is refused.
-fn yaml(text: &str) -> Result<Vec<Entry>, String> {
+fn yaml(text: &str) -> Parsed<Vec<Entry>> {
     let mut events = Parser::new_from_str(text);
     let mut lists: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut next = || match events.next() {

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    folder::{Files, Folders, check_path, scan},
+    folder::{Files, Folders, check_path, is_split, scan},
     split_list::{self, Labels, in_order},
 };
 
@@ -75,6 +75,7 @@ impl DrawnConfig {
 }
 
 /// Images of both halves of a split, and the labels that lists gave to their classes.
+#[derive(Default)]
 pub(crate) struct Splits {
     pub(crate) train: Folders,
     pub(crate) test: Folders,
@@ -118,19 +119,15 @@ impl SplitConfig {
 }
 
 impl Splits {
-    /// Reads the lists of both halves; several lists of one half are put together.
+    /// Reads the lists of both halves; several lists of one half are joined.
     pub(crate) fn read(root: &Path, train: &[PathBuf], test: &[PathBuf]) -> Result<Self> {
-        let mut labels = Labels::new();
-        let mut half = |lists: &[PathBuf]| -> Result<Folders> {
-            let mut all = Folders::new();
+        let mut splits = Self::default();
+        for (half, lists) in [(&mut splits.train, train), (&mut splits.test, test)] {
             for list in lists {
-                for (class, files) in split_list::read(root, list, &mut labels)? {
-                    all.entry(class).or_default().extend(files);
-                }
+                split_list::read(root, list, half, &mut splits.labels)?;
             }
-            Ok(all)
-        };
-        Ok(Self { train: half(train)?, test: half(test)?, labels })
+        }
+        Ok(splits)
     }
 
     /// `path/train/CLASS` and `path/test/CLASS`.
@@ -141,18 +138,25 @@ impl Splits {
     /// `path/{train,test}/CLASS` where there are such folders; otherwise the images of `path/CLASS`, of each class 80 %
     /// for training, drawn by `seed` from its images in the order of their names.
     pub(crate) fn drawn(path: &Path, seed: u64) -> Result<Self> {
-        if path.join("train").is_dir() && path.join("test").is_dir() {
+        if is_split(path) {
             return Self::folders(path);
         }
-        let mut splits = Self { train: Folders::new(), test: Folders::new(), labels: Labels::new() };
-        for (class, mut files) in scan(path)? {
-            Rng::new(seed).derive(&format!("split, class {class}")).shuffle(&mut files);
-            let mut test = files.split_off((4 * files.len()).div_ceil(5));
-            files.sort();
-            test.sort();
-            splits.train.insert(class.clone(), files);
+        let mut splits = Self::default();
+        for (class, files) in scan(path)? {
+            let tests = files.len() / 5;
+            let [train, test] = draw(files, &class, tests, seed);
+            splits.train.insert(class.clone(), train);
             splits.test.insert(class, test);
         }
         Ok(splits)
     }
+}
+
+/// Draws `tests` of a class's items for testing: training and test items, each in the order in which they came.
+pub(super) fn draw<T: Ord>(mut items: Vec<T>, class: &str, tests: usize, seed: u64) -> [Vec<T>; 2] {
+    Rng::new(seed).derive(&format!("split, class {class}")).shuffle(&mut items);
+    let mut test = items.split_off(items.len() - tests);
+    items.sort();
+    test.sort();
+    [items, test]
 }

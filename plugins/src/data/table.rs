@@ -1,13 +1,13 @@
 //! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
 //! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fmt, fs::File, path::Path, sync::Arc};
 
 use cdl_core::{
     data::ImageSet, hub::dataset::DataFile, image::RgbImage, prelude::*, system::panics, transform::decode,
 };
 use parquet::{
-    basic::{Compression, LogicalType, Type as Physical},
+    basic::{Compression, ConvertedType, LogicalType, Type as Physical},
     column::reader::ColumnReaderImpl,
     data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type},
     errors::ParquetError,
@@ -15,7 +15,7 @@ use parquet::{
 };
 use serde_json::Value;
 
-use super::pages::Pages;
+use super::{Parsed, pages::Pages, unreadable};
 
 /// Which columns are read; those that are not named are found by the file's schema.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,37 +24,41 @@ pub(crate) struct Columns<'a> {
     pub(crate) label: Option<&'a str>,
 }
 
-/// What a parquet file holds.
+/// Contents of a parquet file.
 pub(crate) struct Table {
     /// Encoded images.
     pub(crate) images: Vec<ByteArray>,
-    pub(crate) labels: Labels,
-    /// Names of the classes, where the file says them.
+    /// A label for each image.
+    pub(crate) labels: Vec<Label>,
+    /// Names of the classes, where the file states them.
     pub(crate) names: Option<Vec<String>>,
 }
 
-/// A column of labels.
-pub(crate) enum Labels {
-    /// Numbers of classes.
-    Numbers(Vec<i64>),
-    /// Names of classes.
-    Names(Vec<String>),
+/// Class of an image.
+pub(crate) enum Label {
+    Number(i64),
+    Name(String),
 }
 
-/// A reason why a file cannot be read.
-type Parsed<T> = std::result::Result<T, String>;
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
 
 /// Reads a file.
 ///
 /// # Errors
 /// A file that is not parquet or has not what is wanted, by file and column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
-    let fail = |reason: String| Error::Data { file: path.into(), reason };
-    let file = File::open(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let file = File::open(path).map_err(unreadable(path))?;
     // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
     panics::catch(|| parse(file, columns))
         .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))
-        .map_err(fail)
+        .map_err(|reason| Error::data(path, reason))
 }
 
 fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
@@ -72,34 +76,34 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     let schema = Schema::new(&reader);
     let image = schema.image(columns.image)?;
     let label = schema.label(columns.label)?;
-    let images = no_nulls(&image, values::<ByteArrayType>(&reader, &again, schema.leaf(&image)?)?)?;
+    let images = values::<ByteArrayType>(&reader, &again, &image, schema.leaf(&image)?)?;
     let leaf = schema.leaf(&label)?;
-    let labels = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
-        Physical::INT64 => Labels::Numbers(no_nulls(&label, values::<Int64Type>(&reader, &again, leaf)?)?),
+    let labels: Vec<Label> = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
+        Physical::INT64 => {
+            let numbers = values::<Int64Type>(&reader, &again, &label, leaf)?;
+            numbers.into_iter().map(Label::Number).collect()
+        }
         Physical::INT32 => {
-            let labels = no_nulls(&label, values::<Int32Type>(&reader, &again, leaf)?)?;
-            Labels::Numbers(labels.into_iter().map(i64::from).collect())
+            let numbers = values::<Int32Type>(&reader, &again, &label, leaf)?;
+            numbers.into_iter().map(|number| Label::Number(number.into())).collect()
         }
         Physical::BYTE_ARRAY => {
-            let labels = no_nulls(&label, values::<ByteArrayType>(&reader, &again, leaf)?)?;
-            let text = |label: ByteArray| label.as_utf8().map(String::from).map_err(|e| e.to_string());
-            Labels::Names(labels.into_iter().map(text).collect::<Parsed<_>>()?)
+            let names = values::<ByteArrayType>(&reader, &again, &label, leaf)?;
+            let text = |name: ByteArray| Ok(Label::Name(name.as_utf8().map_err(|e| e.to_string())?.into()));
+            names.into_iter().map(text).collect::<Parsed<_>>()?
         }
         other => {
             return Err(format!("column `{label}` has values of type {other}; expected numbers or names"));
         }
     };
-    let count = match &labels {
-        Labels::Numbers(labels) => labels.len(),
-        Labels::Names(labels) => labels.len(),
-    };
-    if count != images.len() {
-        return Err(format!("{} images in column `{image}`, but {count} labels in `{label}`", images.len()));
+    if labels.len() != images.len() {
+        let (images, labels) = (images.len(), labels.len());
+        return Err(format!("{images} images in column `{image}`, but {labels} labels in `{label}`"));
     }
     Ok(Table { images, labels, names: schema.names(&label) })
 }
 
-/// The columns of a file, and what the `datasets` library noted about them.
+/// The columns of a file, and the notes of the `datasets` library about them.
 struct Schema<'a> {
     reader: &'a SerializedFileReader<File>,
     /// Top-level columns.
@@ -122,54 +126,46 @@ impl<'a> Schema<'a> {
     fn image(&self, named: Option<&str>) -> Parsed<String> {
         let leaves = self.reader.metadata().file_metadata().schema_descr().columns();
         let binary = |column: &str| {
-            leaves.iter().any(|leaf| {
+            self.position(column).map(|leaf| &leaves[leaf]).is_some_and(|leaf| {
                 let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
-                    || leaf.converted_type() == parquet::basic::ConvertedType::UTF8;
-                let parts = leaf.path().parts();
-                leaf.physical_type() == Physical::BYTE_ARRAY
-                    && !text
-                    && parts.first().is_some_and(|first| first == column)
-                    && (parts.len() == 1 || parts.get(1).is_some_and(|part| part == "bytes"))
+                    || leaf.converted_type() == ConvertedType::UTF8;
+                leaf.physical_type() == Physical::BYTE_ARRAY && !text
             })
         };
-        self.column("image", named, &["image", "img"], &[&|column| self.is(column, "Image"), &binary])
+        self.column("image", named, &["image", "img"], "Image", &binary)
     }
 
     /// The column of labels.
     fn label(&self, named: Option<&str>) -> Parsed<String> {
-        self.column("label", named, &["label"], &[&|column| self.is(column, "ClassLabel"), &|_| false])
+        self.column("label", named, &["label"], "ClassLabel", &|_| false)
     }
 
-    /// The column that is named, or the only one that a test accepts, or the first that has a usual name.
+    /// The column that is named; or the only one that the `datasets` library noted as `noted`; or the only one that
+    /// looks like it; or the first that has a usual name.
     fn column(
         &self,
         what: &str,
         named: Option<&str>,
         usual: &[&str],
-        tests: &[&dyn Fn(&str) -> bool],
+        noted: &str,
+        looks: &dyn Fn(&str) -> bool,
     ) -> Parsed<String> {
         let all = || format!("its columns are {}", self.columns.join(", "));
+        let has = |name: &str| self.columns.iter().any(|column| column == name);
         if let Some(name) = named {
-            return match self.columns.iter().find(|column| *column == name) {
-                Some(name) => Ok(name.clone()),
-                None => Err(format!("has no column `{name}` (`{what}_column`); {}", all())),
-            };
+            let missing = || format!("has no column `{name}` (`{what}_column`); {}", all());
+            return has(name).then(|| name.into()).ok_or_else(missing);
         }
-        for test in tests {
+        let is_noted = |column: &str| self.features[column]["_type"] == noted;
+        for test in [&is_noted, looks] {
             let found: Vec<&String> = self.columns.iter().filter(|column| test(column)).collect();
             if let [only] = found[..] {
                 return Ok(only.clone());
             }
         }
-        let found = usual.iter().find(|usual| self.columns.iter().any(|column| column == *usual));
-        found.map(ToString::to_string).ok_or_else(|| {
+        usual.iter().find(|usual| has(usual)).map(ToString::to_string).ok_or_else(|| {
             format!("does not say which column holds the {what}s; name it as `{what}_column`: {}", all())
         })
-    }
-
-    /// Whether the `datasets` library noted this type for a column.
-    fn is(&self, column: &str, kind: &str) -> bool {
-        self.features[column]["_type"] == kind
     }
 
     /// Names of a column's classes, if they are noted.
@@ -179,15 +175,20 @@ impl<'a> Schema<'a> {
     }
 
     /// The leaf of the schema that holds the values of a column: itself, or `bytes` of a struct.
-    fn leaf(&self, column: &str) -> Parsed<usize> {
-        let schema = self.reader.metadata().file_metadata().schema_descr();
-        let leaf = schema.columns().iter().position(|leaf| match leaf.path().parts() {
+    fn position(&self, column: &str) -> Option<usize> {
+        let leaves = self.reader.metadata().file_metadata().schema_descr().columns();
+        leaves.iter().position(|leaf| match leaf.path().parts() {
             [first] => first == column,
             [first, second] => first == column && second == "bytes",
             _ => false,
-        });
-        let leaf =
-            leaf.ok_or_else(|| format!("column `{column}` has neither plain values nor a field `bytes`"))?;
+        })
+    }
+
+    /// The leaf of a column, if its values can be read.
+    fn leaf(&self, column: &str) -> Parsed<usize> {
+        let schema = self.reader.metadata().file_metadata().schema_descr();
+        let none = || format!("column `{column}` has neither plain values nor a field `bytes`");
+        let leaf = self.position(column).ok_or_else(none)?;
         if schema.column(leaf).max_rep_level() > 0 {
             return Err(format!("column `{column}` holds lists; expected one value a row"));
         }
@@ -204,12 +205,13 @@ impl<'a> Schema<'a> {
     }
 }
 
-/// All values of a leaf of the schema of `file`, row by row.
+/// All values of a leaf of the schema of `file`, row by row; `column` is for messages.
 fn values<T: DataType>(
     reader: &SerializedFileReader<File>,
     file: &Arc<File>,
+    column: &str,
     leaf: usize,
-) -> Parsed<Vec<Option<T::T>>> {
+) -> Parsed<Vec<T::T>> {
     const AT_ONCE: usize = 1024;
     let text = |e: ParquetError| format!("is damaged: {e}");
     let metadata = reader.metadata();
@@ -219,35 +221,27 @@ fn values<T: DataType>(
     }
     let full = description.max_def_level();
     let mut rows = Vec::new();
-    for group in 0..metadata.num_row_groups() {
-        let wanted = rows.len() + usize::try_from(metadata.row_group(group).num_rows()).unwrap_or(0);
-        let pages = Pages::new(file.clone(), metadata.row_group(group), leaf).map_err(text)?;
-        let mut column = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
+    for group in metadata.row_groups() {
+        let wanted = rows.len() + usize::try_from(group.num_rows()).unwrap_or(0);
+        let pages = Pages::new(file.clone(), group, leaf).map_err(text)?;
+        let mut values = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
         while rows.len() < wanted {
-            let (mut levels, mut some) = (Vec::new(), Vec::new());
+            let (first, mut levels) = (rows.len(), Vec::new());
+            let count = AT_ONCE.min(wanted - first);
             let levels_wanted = (full > 0).then_some(&mut levels);
-            let count = AT_ONCE.min(wanted - rows.len());
-            let (read, ..) = column.read_records(count, levels_wanted, None, &mut some).map_err(text)?;
+            let (read, ..) = values.read_records(count, levels_wanted, None, &mut rows).map_err(text)?;
             if read == 0 {
                 return Err(format!("is damaged: column `{}` ends early", description.path()));
             }
-            let mut some = some.into_iter();
-            match full {
-                0 => rows.extend(some.map(Some)),
-                _ => rows
-                    .extend(levels.into_iter().map(|level| if level == full { some.next() } else { None })),
+            if let Some(row) = levels.iter().position(|&level| level < full) {
+                let row = first + row;
+                return Err(format!(
+                    "column `{column}` has no value in row {row}; expected one in every row"
+                ));
             }
         }
     }
     Ok(rows)
-}
-
-/// The values of a column in which every row must have one.
-fn no_nulls<T>(column: &str, values: Vec<Option<T>>) -> Parsed<Vec<T>> {
-    let checked = values.into_iter().enumerate().map(|(row, value)| {
-        value.ok_or_else(|| format!("column `{column}` has no value in row {row}; expected one in every row"))
-    });
-    checked.collect()
 }
 
 /// Encoded images of several files with their labels.
@@ -288,7 +282,7 @@ impl ImageSet for EncodedImages {
         decode(self.images[index].data()).map_err(|reason| {
             let (file, row) =
                 self.place(index).map_or(Default::default(), |(file, row)| (file.path.clone(), row));
-            Error::Data { file, reason: format!("row {row} is not a readable image: {reason}") }
+            Error::data(file, format!("row {row} is not a readable image: {reason}"))
         })
     }
 

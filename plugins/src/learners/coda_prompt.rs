@@ -216,7 +216,6 @@ fn grow_orthogonally(var: &NamedVar, rows: Range<usize>, rng: &mut Rng) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdl_core::candle_core::Device;
 
     fn gram(var: &NamedVar, rows: usize) -> Result<Vec<Vec<f32>>> {
         let x = var.tensor().flatten_from(1)?.narrow(0, 0, rows)?;

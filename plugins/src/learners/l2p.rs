@@ -153,7 +153,6 @@ pub(super) fn take(prompts: &Tensor, numbers: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdl_core::candle_core::Device;
 
     #[test]
     fn the_nearest_come_first_and_ties_go_to_the_first() -> Result<()> {

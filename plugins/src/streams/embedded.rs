@@ -1,8 +1,6 @@
 //! What the repository carries: 3,500 images of Fashion-MNIST (Xiao et al., arXiv 1708.07747; MIT licence), so that a
 //! run needs nothing but this program.
 
-use std::path::Path;
-
 use cdl_core::{
     data::{ImageStream, TaskSettings},
     prelude::*,
@@ -10,7 +8,7 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::idx::{IdxSet, unzip};
+use super::idx::{IdxFile, set};
 
 /// Settings of `embedded`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,19 +34,11 @@ const TEST_LABELS: &[u8] = include_bytes!("../../assets/fashion_mnist/t10k-label
 const CLASSES: &str = include_str!("../../assets/fashion_mnist/classes.txt");
 
 fn build(config: EmbeddedConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
-    let set = |split: &str, images: &[u8], labels: &[u8]| -> Result<IdxSet> {
-        let file = Path::new("embedded");
-        let open = |bytes: &[u8]| {
-            unzip(bytes.to_vec()).map_err(|e| Error::Data { file: file.into(), reason: e.to_string() })
-        };
-        let record = |what: &str, bytes: &[u8]| {
-            DataRecord::of_bytes(Path::new(&format!("embedded:{split}-{what}-ubyte.gz")), bytes)
-        };
-        let records = vec![record("images-idx3", images), record("labels-idx1", labels)];
-        Ok(IdxSet::parse(file, &open(images)?, file, &open(labels)?)?.of_files(records))
-    };
+    let file =
+        |name: &str, bytes: &[u8]| IdxFile::new(format!("embedded:{name}-ubyte.gz").into(), bytes.into());
+    let train = set(file("train-images-idx3", TRAIN_IMAGES)?, file("train-labels-idx1", TRAIN_LABELS)?)?;
+    let test = set(file("t10k-images-idx3", TEST_IMAGES)?, file("t10k-labels-idx1", TEST_LABELS)?)?;
     let classes = CLASSES.lines().map(String::from).collect();
-    let (train, test) = (set("train", TRAIN_IMAGES, TRAIN_LABELS)?, set("t10k", TEST_IMAGES, TEST_LABELS)?);
     let stream =
         ImageStream::new("embedded", classes, Box::new(train), Box::new(test), &config.tasks, context)?;
     Ok(Box::new(stream))

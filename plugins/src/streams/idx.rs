@@ -6,19 +6,21 @@ use std::{
 };
 
 use cdl_core::{
-    data::{ImageSet, ImageStream, TaskSettings},
-    error::nearest,
-    image::RgbImage,
+    data::{ImageStream, TaskSettings},
     prelude::*,
 };
 use flate2::read::GzDecoder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::data::folder::check_path;
+use crate::data::{
+    folder::{check_path, nearest_in},
+    planes::Planes,
+    read, unreadable,
+};
 
 /// Settings of `idx`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct IdxConfig {
     /// Folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
@@ -31,16 +33,6 @@ pub struct IdxConfig {
     pub tasks: TaskSettings,
 }
 
-impl Default for IdxConfig {
-    fn default() -> Self {
-        Self {
-            path: PathBuf::new(),
-            class_names: ClassNames::Known(KnownNames::Numbers),
-            tasks: TaskSettings::default(),
-        }
-    }
-}
-
 /// How classes are called.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -49,6 +41,12 @@ pub enum ClassNames {
     Known(KnownNames),
     /// One name for each label from 0.
     List(Vec<String>),
+}
+
+impl Default for ClassNames {
+    fn default() -> Self {
+        Self::Known(KnownNames::Numbers)
+    }
 }
 
 /// Lists of class names.
@@ -85,13 +83,11 @@ cdl_core::register!(Stream {
 fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     let path = &config.path;
     check_path(path, "the IDX files")?;
-    let open = |split: &str| -> Result<IdxSet> {
+    let half = |split: &str| {
         let images = open(path, &format!("{split}-images-idx3-ubyte"))?;
-        let labels = open(path, &format!("{split}-labels-idx1-ubyte"))?;
-        let set = IdxSet::parse(&images.path, &images.bytes, &labels.path, &labels.bytes)?;
-        Ok(set.of_files(vec![images.record, labels.record]))
+        set(images, open(path, &format!("{split}-labels-idx1-ubyte"))?)
     };
-    let (train, test) = (open("train")?, open("t10k")?);
+    let (train, test) = (half("train")?, half("t10k")?);
     let count = 1 + train.labels.iter().chain(&test.labels).copied().max().unwrap_or(0) as usize;
     let names = match config.class_names {
         ClassNames::List(names) => names,
@@ -106,162 +102,88 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
     Ok(Box::new(stream))
 }
 
+/// Reads `name` or `name.gz` in `folder`.
+fn open(folder: &Path, name: &str) -> Result<IdxFile> {
+    let plain = folder.join(name);
+    let files = [plain.clone(), folder.join(format!("{name}.gz"))];
+    let file = files.into_iter().find(|file| file.exists()).ok_or_else(|| {
+        let near = nearest_in(folder, name).map(|near| format!("; the folder has `{near}`"));
+        let near = near.unwrap_or_default();
+        Error::data(plain, format!("not found, neither plain nor as .gz{near}"))
+    })?;
+    let packed = read(&file)?;
+    IdxFile::new(file, packed)
+}
+
+/// Images and labels of a split.
+pub(super) fn set(images: IdxFile, labels: IdxFile) -> Result<Planes> {
+    let ([count, rows, columns], pixels) = images.parse()?;
+    let ([label_count], label_bytes) = labels.parse()?;
+    if count != label_count {
+        let reason = format!("{count} images, but {label_count} labels in {}", labels.path.display());
+        return Err(Error::data(images.path, reason));
+    }
+    if rows == 0 || columns == 0 {
+        return Err(Error::data(images.path, "images without pixels"));
+    }
+    Ok(Planes {
+        pixels: pixels.into(),
+        labels: label_bytes.into(),
+        shape: [1, rows, columns],
+        files: vec![images.record, labels.record],
+    })
+}
+
 /// A file, unpacked.
-struct Opened {
+pub(super) struct IdxFile {
     path: PathBuf,
     bytes: Vec<u8>,
-    /// The file as it lies there.
+    /// Record of the file as it is stored.
     record: DataRecord,
-}
-
-/// Reads `name` or `name.gz` in `folder`.
-fn open(folder: &Path, name: &str) -> Result<Opened> {
-    let plain = folder.join(name);
-    let zipped = folder.join(format!("{name}.gz"));
-    let file = [&plain, &zipped].into_iter().find(|file| file.exists()).ok_or_else(|| {
-        let names: Vec<String> = std::fs::read_dir(folder)
-            .map(|entries| entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
-            .unwrap_or_default();
-        let near = nearest(name, names.iter().map(String::as_str));
-        let near = near.map(|n| format!("; the folder has `{n}`")).unwrap_or_default();
-        Error::Data { file: plain.clone(), reason: format!("not found, neither plain nor as .gz{near}") }
-    })?;
-    let fail = |e: std::io::Error| Error::Data { file: file.clone(), reason: format!("cannot be read: {e}") };
-    let bytes = std::fs::read(file).map_err(fail)?;
-    let record = DataRecord::of_bytes(file, &bytes);
-    Ok(Opened { path: file.clone(), bytes: unzip(bytes).map_err(fail)?, record })
-}
-
-/// Unpacks gzip data, no further than a few bytes beyond what its IDX header says; other data stays as it is.
-pub(super) fn unzip(bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
-    if !bytes.starts_with(&[0x1f, 0x8b]) {
-        return Ok(bytes);
-    }
-    let mut unpacked = GzDecoder::new(bytes.as_slice());
-    let mut plain = Vec::new();
-    unpacked.by_ref().take(LONGEST_HEADER).read_to_end(&mut plain)?;
-    let announced = plain.get(3).map_or(0, |&dims| {
-        let sizes = plain[4..].chunks_exact(4).take(dims.into());
-        sizes.fold(1u64, |all, raw| {
-            all.saturating_mul(u32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]).into())
-        })
-    });
-    unpacked.take(announced.saturating_add(1)).read_to_end(&mut plain)?;
-    Ok(plain)
 }
 
 /// Bytes of a header with three dimensions, the most that is read here.
 const LONGEST_HEADER: u64 = 16;
 
-/// Grey images and labels.
-pub(super) struct IdxSet {
-    pixels: Vec<u8>,
-    rows: usize,
-    columns: usize,
-    labels: Vec<u8>,
-    files: Vec<DataRecord>,
-}
-
-impl IdxSet {
-    /// Reads the two files of a split; the paths are for messages.
-    pub(super) fn parse(image_file: &Path, images: &[u8], label_file: &Path, labels: &[u8]) -> Result<Self> {
-        let (dims, pixels) = payload::<3>(image_file, images)?;
-        let ([count], labels) = payload::<1>(label_file, labels)?;
-        if dims[0] != count {
-            let reason = format!("{} images, but {count} labels in {}", dims[0], label_file.display());
-            return Err(Error::Data { file: image_file.into(), reason });
+impl IdxFile {
+    /// Unpacks gzip data, no further than a few bytes beyond what its IDX header states; other data stays as it is.
+    pub(super) fn new(path: PathBuf, stored: Vec<u8>) -> Result<Self> {
+        let record = DataRecord::of_bytes(&path, &stored);
+        if !stored.starts_with(&[0x1f, 0x8b]) {
+            return Ok(Self { path, bytes: stored, record });
         }
-        if dims[1] == 0 || dims[2] == 0 {
-            return Err(Error::Data { file: image_file.into(), reason: "images without pixels".into() });
-        }
-        Ok(Self {
-            pixels: pixels.into(),
-            rows: dims[1],
-            columns: dims[2],
-            labels: labels.into(),
-            files: Vec::new(),
-        })
+        let mut unpacked = GzDecoder::new(stored.as_slice());
+        let mut bytes = Vec::new();
+        unpacked.by_ref().take(LONGEST_HEADER).read_to_end(&mut bytes).map_err(unreadable(&path))?;
+        let announced = sizes(&bytes).fold(1u64, |all, size| all.saturating_mul(size as u64));
+        unpacked.take(announced.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable(&path))?;
+        Ok(Self { path, bytes, record })
     }
 
-    /// The same set, with the files that it was read from.
-    pub(super) fn of_files(self, files: Vec<DataRecord>) -> Self {
-        Self { files, ..self }
-    }
-}
-
-/// Dimensions and data of an IDX file of unsigned bytes: 0, 0, type 8, number of dimensions, then each dimension as a
-/// big-endian 32-bit number.
-fn payload<'a, const N: usize>(file: &Path, bytes: &'a [u8]) -> Result<([usize; N], &'a [u8])> {
-    let fail = |reason: String| Error::Data { file: file.into(), reason };
-    let start = 4 + 4 * N;
-    if bytes.len() < start || bytes[..3] != [0, 0, 8] || bytes[3] as usize != N {
-        return Err(fail(format!("not an IDX file of unsigned bytes with {N} dimension(s)")));
-    }
-    let mut dims = [0; N];
-    for (dim, raw) in dims.iter_mut().zip(bytes[4..start].chunks_exact(4)) {
-        *dim = u32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize;
-    }
-    let expected = dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim));
-    match expected {
-        Some(expected) if expected == bytes.len() - start => Ok((dims, &bytes[start..])),
-        _ => Err(fail(format!(
-            "{} bytes of data, but its header says {dims:?}: truncated?",
-            bytes.len() - start
-        ))),
-    }
-}
-
-impl ImageSet for IdxSet {
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    fn label(&self, index: usize) -> usize {
-        self.labels[index] as usize
-    }
-
-    fn image(&self, index: usize) -> Result<RgbImage> {
-        let size = self.rows * self.columns;
-        let grey = &self.pixels[index * size..(index + 1) * size];
-        Ok(RgbImage::from_fn(self.columns as u32, self.rows as u32, |x, y| {
-            [grey[y as usize * self.columns + x as usize]; 3].into()
-        }))
-    }
-
-    fn in_memory(&self) -> bool {
-        true
-    }
-
-    fn files(&self) -> Result<Vec<DataRecord>> {
-        Ok(self.files.clone())
-    }
-
-    fn id(&self, index: usize) -> String {
-        index.to_string()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use flate2::{Compression, write::GzEncoder};
-
-    use super::*;
-
-    #[test]
-    fn gzip_is_unpacked_only_as_far_as_the_header_says() {
-        let zipped = |more: usize| {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-            encoder.write_all(&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2]).unwrap();
-            encoder.write_all(&vec![7; 8 + more]).unwrap();
-            encoder.finish().unwrap()
+    /// Sizes of the dimensions and data of a file of unsigned bytes.
+    fn parse<const N: usize>(&self) -> Result<([usize; N], &[u8])> {
+        let parts = self.bytes.split_at_checked(4 + 4 * N);
+        let Some((header, data)) = parts.filter(|(header, _)| header.starts_with(&[0, 0, 8, N as u8])) else {
+            let reason = format!("not an IDX file of unsigned bytes with {N} dimension(s)");
+            return Err(Error::data(&self.path, reason));
         };
-        let exact = unzip(zipped(0)).unwrap();
-        assert_eq!(payload::<3>(Path::new("images"), &exact).unwrap(), ([2, 2, 2], &[7; 8][..]));
-        let bomb = unzip(zipped(10_000_000)).unwrap();
-        assert!(bomb.len() < 64, "{} bytes", bomb.len());
-        assert!(payload::<3>(Path::new("images"), &bomb).is_err());
-        assert!(unzip(zipped(0)[..20].to_vec()).is_err());
+        let mut dims = [0; N];
+        dims.iter_mut().zip(sizes(header)).for_each(|(dim, size)| *dim = size);
+        match dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)) {
+            Some(expected) if expected == data.len() => Ok((dims, data)),
+            _ => {
+                let reason =
+                    format!("{} bytes of data, but its header says {dims:?}: truncated?", data.len());
+                Err(Error::data(&self.path, reason))
+            }
+        }
     }
+}
+
+/// Sizes that a header states: 0, 0, the type (8 for unsigned bytes), the number of dimensions, then the size of each as
+/// a big-endian 32-bit number.
+fn sizes(bytes: &[u8]) -> impl Iterator<Item = usize> {
+    let (start, sizes) = bytes.split_at_checked(4).unwrap_or_default();
+    let count = start.last().map_or(0, |&count| count.into());
+    sizes.chunks_exact(4).take(count).map(|raw| u32::from_be_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize)
 }

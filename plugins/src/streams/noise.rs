@@ -58,10 +58,6 @@ impl ImageSet for Noise {
         let mut grey = || (128.0 + 50.0 * rng.standard_normal()) as u8;
         Ok(RgbImage::from_fn(SIDE, SIDE, |_, _| [grey(), grey(), grey()].into()))
     }
-
-    fn id(&self, index: usize) -> String {
-        index.to_string()
-    }
 }
 
 fn build(config: NoiseConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {

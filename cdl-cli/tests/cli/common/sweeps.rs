@@ -54,15 +54,23 @@ pub fn state(dir: &Path, cell: &str) -> (String, String) {
     (word("state"), word("reason"))
 }
 
-/// Takes a cell as the process of another sweep does that was killed and saves its run (`leashed`), or as any other
-/// process does, until the file is closed: no sweep ends before.
-pub fn hold(dir: &Path, cell: &str, leashed: bool) -> File {
+/// Takes a cell as another process does, until the file is closed.
+pub fn hold(dir: &Path, cell: &str) -> File {
     let logs = dir.join("logs");
     fs::create_dir_all(&logs).expect("folder");
     let mut file = File::create(logs.join(format!("{cell}.lock"))).expect("file");
     file.lock().expect("lock");
-    write!(file, "1{}", if leashed { " leashed" } else { "" }).expect("written");
+    write!(file, "1").expect("written");
     file
+}
+
+/// Waits for the processes that run cells of `dir`.
+pub fn wait_for_cells(dir: &Path) {
+    for file in fs::read_dir(dir.join("logs")).expect("folder").flatten() {
+        if file.path().extension().is_some_and(|end| end == "lock") {
+            File::open(file.path()).and_then(|file| file.lock()).expect("lock");
+        }
+    }
 }
 
 /// A process that does not outlive its test.

@@ -22,6 +22,9 @@ pub use self::{
     linear::{linear, linear_backward},
 };
 
+/// Compute capability that the kernels of this build are compiled for, without its point: `80` is 8.0.
+pub const COMPUTE_CAP: &str = env!("CDL_COMPUTE_CAP");
+
 /// Checks that the GPU takes the kernels of this build.
 ///
 /// # Errors

@@ -17,7 +17,6 @@ pub use self::{
     plugin_manifest::{Manifest, joined, length},
     stamp::{IDENTITY, Import, STAMP, SYMBOL},
 };
-pub use crate::error::PluginError;
 
 /// Makes a shared library a plugin that [`load`] takes. Everything registered in it and in the crates that it links is
 /// then there by name.

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     config::CheckpointConfig,
-    error::{Error, Result},
+    error::{Error, Result, io},
     run::{Checkpoint, Unusable},
     system::atomic::write_atomic,
     train::Position,
@@ -34,12 +34,12 @@ impl Checkpoints {
         match fs::read_dir(&folder) {
             Ok(entries) => {
                 for entry in entries {
-                    let name = entry.map_err(crate::error::io(&folder))?.file_name();
+                    let name = entry.map_err(io(&folder))?.file_name();
                     numbers.extend(number(&name.to_string_lossy()));
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(crate::error::io(folder)(e)),
+            Err(e) => return Err(io(folder)(e)),
         }
         numbers.sort_unstable();
         Ok(Self { folder, config: config.clone(), numbers, damaged: Vec::new() })
@@ -63,10 +63,9 @@ impl Checkpoints {
                 Err(reason) => reason,
             };
             tracing::warn!("checkpoint {} is passed over: {reason}", path.display());
-            if !matches!(reason, Unusable::Damaged(_)) {
-                let owner = path.display().to_string();
-                sound =
-                    sound.or(Some(Error::State { owner, reason: format!("{reason}; nothing was changed") }));
+            if !matches!(reason, Unusable::Damaged(_)) && sound.is_none() {
+                let (owner, reason) = (path.display().to_string(), format!("{reason}; nothing was changed"));
+                sound = Some(Error::State { owner, reason });
             }
             self.damaged.push(number);
         }
@@ -89,7 +88,7 @@ impl Checkpoints {
     /// # Errors
     /// No space, no permission; those that are there stay as they are.
     pub(crate) fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
-        fs::create_dir_all(&self.folder).map_err(crate::error::io(&self.folder))?;
+        fs::create_dir_all(&self.folder).map_err(io(&self.folder))?;
         let number = self.numbers.last().map_or(1, |last| last.saturating_add(1));
         let path = self.path(number);
         write_atomic(&path, &checkpoint.to_bytes()?)?;
@@ -114,7 +113,7 @@ impl Checkpoints {
         match fs::remove_dir(&self.folder) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            other => other.map_err(crate::error::io(&self.folder)),
+            other => other.map_err(io(&self.folder)),
         }
     }
 
@@ -122,7 +121,7 @@ impl Checkpoints {
         let path = self.path(number);
         self.numbers.retain(|other| *other != number);
         match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(crate::error::io(path)(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(path)(e)),
             _ => Ok(()),
         }
     }

@@ -29,19 +29,21 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::system::atomic::beside;
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Result, io},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
-    system::atomic::{UNFINISHED, remove_unfinished, settle},
+    system::{
+        atomic::{UNFINISHED, beside, folder_of, remove_unfinished, settle},
+        hex,
+    },
     train::{Accuracies, Cost, EpochReport, Moment, Tested, Trainer},
     traits::{ByRole, Role, Skipped, Task},
 };
 
-pub use crate::run::directory::{
-    lock::{LOOKS, PACE, held_file, is_held, lock},
+pub use self::{
+    lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
@@ -49,20 +51,27 @@ pub use crate::run::directory::{
 };
 pub use crate::system::atomic::write_atomic;
 
+const CONFIG: &str = "config.toml";
+const RECORD: &str = "run.json";
+const METRICS: &str = "metrics.jsonl";
+const RESULTS: &str = "results.json";
+const CHECKPOINTS: &str = "checkpoints";
+const LOG: &str = "log.txt";
+
 /// All that may stand in a run directory.
 const NAMES: [&str; 14] = [
-    "config.toml",
-    "run.json",
-    "metrics.jsonl",
-    "results.json",
+    CONFIG,
+    RECORD,
+    METRICS,
+    RESULTS,
     "accuracy_student.csv",
     "accuracy_teacher.csv",
     "confusion_student.csv",
     "confusion_teacher.csv",
     "models",
     "tensorboard",
-    "checkpoints",
-    "log.txt",
+    CHECKPOINTS,
+    LOG,
     "report.html",
     ".lock",
 ];
@@ -169,31 +178,39 @@ impl RunDir {
 
     /// `replace`: a run is there, and this process has its lock.
     fn place(root: &Path, config: &Config, record: &RunRecord, needed: u64, replace: bool) -> Result<Self> {
-        let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
-        let free = fs4::available_space(parent).map_err(crate::error::io(parent))?;
+        let parent = folder_of(root);
+        fs::create_dir_all(parent).map_err(io(parent))?;
+        let free = free_bytes(parent)?;
         if free < needed {
             let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
-            return Err(crate::error::io(parent)(std::io::Error::new(
-                std::io::ErrorKind::StorageFull,
-                short,
-            )));
+            return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
         }
         let fresh = beside(parent)?;
         let toml = config.to_toml()?;
-        write_atomic(&fresh.path().join("config.toml"), toml.as_bytes())?;
-        let written = Written { record, config_sha256: crate::system::hex(&Sha256::digest(&toml)) };
-        write_atomic(&fresh.path().join("run.json"), &json(&written)?)?;
-        let (metrics, log) = (append(fresh.path(), "metrics.jsonl")?, append(fresh.path(), "log.txt")?);
+        write_atomic(&fresh.path().join(CONFIG), toml.as_bytes())?;
+        let written = Written { record, config_sha256: hex(&Sha256::digest(&toml)) };
+        write_atomic(&fresh.path().join(RECORD), &json(&written)?)?;
+        let files = (append(fresh.path(), METRICS)?, append(fresh.path(), LOG)?);
         let lock = lock(fresh.path())?;
-        let checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
+        let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
         settle(fresh, root, replace).map_err(|e| match e {
             // Another process has begun a run there since this one looked.
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => taken(root),
             e => e,
         })?;
-        let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
-        Ok(Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock })
+        Ok(Self::of(root, files, config, toml, checkpoints, lock))
+    }
+
+    fn of(
+        root: &Path,
+        (metrics, log): (File, File),
+        config: &Config,
+        toml: String,
+        checkpoints: Checkpoints,
+        lock: File,
+    ) -> Self {
+        let max_tasks = config.run.max_tasks().unwrap_or(usize::MAX);
+        Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, max_tasks, _lock: lock }
     }
 
     /// Opens the directory of a run that is to go on: its newest good checkpoint, if there is one, with the
@@ -206,17 +223,16 @@ impl RunDir {
         let record = read_record(root)?;
         let lock = lock(root)?;
         remove_unfinished(root)?;
-        let mut checkpoints = Checkpoints::open(root.join("checkpoints"), &config.run.checkpoint)?;
+        let mut checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
         let (checkpoint, origin) = match checkpoints.newest()? {
             Some((checkpoint, file)) => (Some(checkpoint), file),
-            None => (None, root.join("config.toml")),
+            None => (None, root.join(CONFIG)),
         };
         let toml = match &checkpoint {
             Some(checkpoint) => checkpoint.about.config.clone(),
             None => {
-                let toml = fs::read_to_string(&origin).map_err(crate::error::io(&origin))?;
-                let (begun, now) =
-                    (record["config_sha256"].as_str(), crate::system::hex(&Sha256::digest(&toml)));
+                let toml = fs::read_to_string(&origin).map_err(io(&origin))?;
+                let (begun, now) = (record["config_sha256"].as_str(), hex(&Sha256::digest(&toml)));
                 if begun.is_some_and(|begun| begun != now) {
                     let reason = "config.toml is not the one that the run was begun with (its SHA-256 is not that in \
                                   run.json), and no checkpoint holds that one; begin another run";
@@ -226,10 +242,8 @@ impl RunDir {
             }
         };
         let begun = Config::recorded(&origin, &toml)?;
-        let (metrics, log) = (append(root, "metrics.jsonl")?, append(root, "log.txt")?);
-        let (root, log, max_tasks) = (root.into(), Some(log), max_tasks(config));
-        let run = Self { root, metrics, log, config: toml, checkpoints, max_tasks, _lock: lock };
-        Ok((run, checkpoint, begun))
+        let files = (append(root, METRICS)?, append(root, LOG)?);
+        Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, begun))
     }
 
     /// Cuts `metrics.jsonl` back to its first `bytes`: what follows will be written again.
@@ -237,14 +251,14 @@ impl RunDir {
     /// # Errors
     /// A file that is shorter than that, or cannot be changed.
     pub fn cut_metrics(&mut self, bytes: u64) -> Result<()> {
-        let path = self.root.join("metrics.jsonl");
-        let length = self.metrics.metadata().map_err(crate::error::io(&path))?.len();
+        let path = self.root.join(METRICS);
+        let length = self.metrics.metadata().map_err(io(&path))?.len();
         if length < bytes {
             let reason =
                 format!("metrics.jsonl has {length} bytes; when the checkpoint was written it had {bytes}");
             return Err(Error::RunDir { dir: self.root.clone(), reason });
         }
-        self.metrics.set_len(bytes).map_err(crate::error::io(path))
+        self.metrics.set_len(bytes).map_err(io(path))
     }
 
     /// Whether checkpoints are written at all.
@@ -280,7 +294,7 @@ impl RunDir {
     /// Sees to it that the epoch lines are on disk; gives back their bytes.
     fn sync_metrics(&self) -> Result<u64> {
         let length = self.metrics.sync_data().and_then(|()| Ok(self.metrics.metadata()?.len()));
-        length.map_err(crate::error::io(self.root.join("metrics.jsonl")))
+        length.map_err(io(self.root.join(METRICS)))
     }
 
     /// The run's log, `log.txt`; the first caller gets it.
@@ -295,11 +309,11 @@ impl RunDir {
 
     /// Adds a line to `metrics.jsonl`.
     pub fn epoch(&mut self, report: &EpochReport) -> Result<()> {
-        let path = self.root.join("metrics.jsonl");
+        let path = self.root.join(METRICS);
         let mut line = serde_json::to_vec(report)
             .map_err(|e| Error::RunDir { dir: self.root.clone(), reason: e.to_string() })?;
         line.push(b'\n');
-        self.metrics.write_all(&line).map_err(crate::error::io(path))
+        self.metrics.write_all(&line).map_err(io(path))
     }
 
     /// Writes models and results after a task.
@@ -314,20 +328,20 @@ impl RunDir {
     ) -> Result<Results> {
         self.sync_metrics()?;
         let models = model_dir(&self.root, task.index);
-        fs::create_dir_all(&models).map_err(crate::error::io(&models))?;
+        fs::create_dir_all(&models).map_err(io(&models))?;
+        let (mut class_accuracy, mut cost) = (ByRole::default(), ByRole::default());
         for &role in &trainer.settings.roles {
             write_atomic(&model_file(&models, role), &trainer.state(role)?.to_bytes()?)?;
-        }
-        let mut class_accuracy = ByRole::default();
-        for (role, confusion) in &tested.confusions {
-            class_accuracy.set(*role, confusion.class_accuracy());
-        }
-        let mut cost = ByRole::default();
-        for &role in &trainer.settings.roles {
+            let accuracy = accuracies.of(role).to_csv();
+            write_atomic(&role_file(&self.root, "accuracy", role), accuracy.as_bytes())?;
             match trainer.cost(role) {
                 Ok(of_role) => cost.set(role, of_role),
                 Err(error) => tracing::warn!("the {}'s cost is not recorded: {error}", role.as_str()),
             }
+        }
+        for (role, confusion) in &tested.confusions {
+            class_accuracy.set(*role, confusion.class_accuracy());
+            write_atomic(&role_file(&self.root, "confusion", *role), &confusion.to_csv()?)?;
         }
         let results = Results {
             student: accuracies.student.summary(),
@@ -341,25 +355,14 @@ impl RunDir {
             peak_memory_bytes: crate::system::memory::peak_bytes(),
             skipped_images,
         };
-        for &role in &trainer.settings.roles {
-            let file = self.root.join(format!("accuracy_{}.csv", role.as_str()));
-            write_atomic(&file, accuracies.of(role).to_csv().as_bytes())?;
-        }
-        for (role, confusion) in &tested.confusions {
-            write_atomic(&confusion_file(&self.root, *role), &confusion.to_csv()?)?;
-        }
         write_atomic(&prompt_use_file(&models), &json(&tested.prompt_use)?)?;
-        write_atomic(&self.root.join("results.json"), &json(&results)?)?;
+        write_atomic(&self.root.join(RESULTS), &json(&results)?)?;
         Ok(results)
     }
 }
 
-fn max_tasks(config: &Config) -> usize {
-    config.run.max_tasks().unwrap_or(usize::MAX)
-}
-
 fn taken(root: &Path) -> Error {
-    let reason = match root.join("checkpoints").exists() {
+    let reason = match root.join(CHECKPOINTS).exists() {
         true => format!(
             "already exists and holds a run that is not finished; go on with it: cdl resume {}, choose another, or add \
              --overwrite",
@@ -384,7 +387,7 @@ pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
         Err(e) => return Err(fail(format!("cannot be used: {e}"))),
     };
     let occupied = !entries.is_empty();
-    if occupied && !(root.join("config.toml").exists() && root.join("run.json").exists()) {
+    if occupied && !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
         return Err(fail("already exists and holds something that is not a run; choose another".into()));
     }
     // What --overwrite would not replace is refused in the same words without it.
@@ -412,7 +415,7 @@ pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
 /// A file system that does not tell.
 pub fn free_bytes(root: &Path) -> Result<u64> {
     let folder = nearest_folder(root);
-    fs4::available_space(folder).map_err(crate::error::io(folder))
+    fs4::available_space(folder).map_err(io(folder))
 }
 
 /// `path`, or the nearest folder above it that is there.
@@ -421,8 +424,9 @@ fn nearest_folder(path: &Path) -> &Path {
     there.unwrap_or(Path::new("."))
 }
 
-fn confusion_file(root: &Path, role: Role) -> PathBuf {
-    root.join(format!("confusion_{}.csv", role.as_str()))
+/// File of one network's table `what`.
+fn role_file(root: &Path, what: &str, role: Role) -> PathBuf {
+    root.join(format!("{what}_{}.csv", role.as_str()))
 }
 
 fn model_dir(root: &Path, task: usize) -> PathBuf {
@@ -440,7 +444,7 @@ fn prompt_use_file(models: &Path) -> PathBuf {
 /// Opens a file of the run to add to it.
 fn append(root: &Path, name: &str) -> Result<File> {
     let path = root.join(name);
-    OpenOptions::new().create(true).append(true).open(&path).map_err(crate::error::io(&path))
+    OpenOptions::new().create(true).append(true).open(&path).map_err(io(&path))
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>> {

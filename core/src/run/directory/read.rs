@@ -5,11 +5,11 @@ use std::{fs, path::Path};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, io},
     metrics::{Confusion, PoolUse},
     run::{
         RunRecord,
-        directory::{Results, confusion_file, model_dir, model_file, prompt_use_file},
+        directory::{METRICS, RECORD, RESULTS, Results, model_dir, model_file, prompt_use_file, role_file},
     },
     train::EpochReport,
     traits::{ByRole, Role, StateDict},
@@ -17,11 +17,11 @@ use crate::{
 
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
-    let hint = match root.join("run.json").exists() {
+    let hint = match root.join(RECORD).exists() {
         true => "has the run finished a task?",
         false => "is it a run?",
     };
-    read_json(root, "results.json", hint)
+    read_json(root, RESULTS, hint)
 }
 
 /// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
@@ -30,13 +30,10 @@ pub fn read_results(root: &Path) -> Result<Results> {
 /// A directory that is no run's, or files that cannot be read.
 pub fn read_results_so_far(root: &Path) -> Result<Results> {
     let record = read_record(root)?;
-    match root.join("results.json").exists() {
-        true => read_results(root),
-        false => {
-            let tasks = record["tasks"].as_array().map_or(0, Vec::len);
-            Ok(Results { tasks, ..Results::default() })
-        }
+    if root.join(RESULTS).exists() {
+        return read_results(root);
     }
+    Ok(Results { tasks: record["tasks"].as_array().map_or(0, Vec::len), ..Results::default() })
 }
 
 /// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
@@ -44,13 +41,9 @@ pub fn read_results_so_far(root: &Path) -> Result<Results> {
 /// # Errors
 /// A file that cannot be read, or is no confusion matrix.
 pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
-    let file = confusion_file(root, role);
-    let bytes = match fs::read(&file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(crate::error::io(&file))?,
-    };
-    let fail = |reason: String| Error::Data { file: file.clone(), reason };
-    Confusion::from_csv(&bytes).map(Some).map_err(fail)
+    let file = role_file(root, "confusion", role);
+    let confusion = read_if_there(&file)?.map(|bytes| Confusion::from_csv(&bytes)).transpose();
+    confusion.map_err(|reason| Error::Data { file, reason })
 }
 
 /// Reads which prompts the test images took after task `task` (from 0); `None` where the run has not noted it.
@@ -58,13 +51,16 @@ pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
 /// # Errors
 /// A file that cannot be read, or holds something else.
 pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<PoolUse>>>> {
-    let models = model_dir(root, task);
-    let file = prompt_use_file(&models);
-    let bytes = match fs::read(&file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(crate::error::io(&file))?,
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::Data { file, reason: e.to_string() })
+    let file = prompt_use_file(&model_dir(root, task));
+    let prompt_use = read_if_there(&file)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    prompt_use.map_err(|e| Error::Data { file, reason: e.to_string() })
+}
+
+fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(file) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        bytes => bytes.map(Some).map_err(io(file)),
+    }
 }
 
 /// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
@@ -72,8 +68,8 @@ pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<Poo
 /// # Errors
 /// A file that cannot be read, or a line that is no report, by its number.
 pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
-    let path = root.join("metrics.jsonl");
-    let text = fs::read_to_string(&path).map_err(crate::error::io(&path))?;
+    let path = root.join(METRICS);
+    let text = fs::read_to_string(&path).map_err(io(&path))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let report = |(index, line): (usize, &str)| {
         serde_json::from_str(line)
@@ -87,7 +83,7 @@ pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
 /// # Errors
 /// A directory without one, or one that is no JSON.
 pub fn read_record(root: &Path) -> Result<serde_json::Value> {
-    read_json(root, "run.json", "is it a run?")
+    read_json(root, RECORD, "is it a run?")
 }
 
 /// Refuses an experiment whose data or weights are not those that the run in `root` was made with.

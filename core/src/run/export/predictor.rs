@@ -52,8 +52,8 @@ impl Seen {
 /// An exported model, ready to be asked.
 ///
 /// ```no_run
-/// # fn main() -> cdl_core::Result<()> {
-/// let model = cdl_core::Predictor::load("student")?;
+/// # fn main() -> cdl_core::error::Result<()> {
+/// let model = cdl_core::run::export::Predictor::load("student")?;
 /// let image = cdl_core::transform::open("boot.png".as_ref())?;
 /// for best in &model.predict(&[image], 5)?[0] {
 ///     println!("{} {:.1} %", best.class, 100.0 * best.probability);

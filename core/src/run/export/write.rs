@@ -9,6 +9,7 @@ use std::{
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
+use walkdir::WalkDir;
 
 use crate::{
     config::Config,
@@ -99,15 +100,11 @@ fn only_exported(root: &Path) -> Result<()> {
     };
     let mut known: Vec<PathBuf> = description.files().iter().map(|name| root.join(name)).collect();
     known.push(root.join(checksum_list::NAME));
-    let mut folders = vec![root.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).map_err(crate::error::io(&folder))? {
-            let path = entry.map_err(crate::error::io(&folder))?.path();
-            if path.is_dir() && known.iter().any(|file| file.starts_with(&path)) {
-                folders.push(path);
-            } else if !known.contains(&path) {
-                return Err(stranger(&path, "is no part of an exported model"));
-            }
+    let is_above = |folder: &Path| known.iter().any(|file| file.starts_with(folder));
+    for entry in WalkDir::new(root).min_depth(1) {
+        let path = entry.map_err(|e| crate::error::io(root)(e.into()))?.into_path();
+        if !(known.contains(&path) || path.is_dir() && is_above(&path)) {
+            return Err(stranger(&path, "is no part of an exported model"));
         }
     }
     Ok(())

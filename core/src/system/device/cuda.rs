@@ -64,7 +64,7 @@ fn connect(ordinal: usize) -> Result<Device, Missing> {
         // (`upload`, `Vit::new`).
         unsafe { cuda.disable_event_tracking() };
         if let Err(error) = ops::probe(cuda) {
-            let needed = env!("CDL_COMPUTE_CAP");
+            let needed = ops::COMPUTE_CAP;
             return Err(Missing::Driver(format!(
                 "the card (compute capability {major}.{minor}) or its driver cannot run kernels made for {needed} \
                  and CUDA's version of this build: {}",
@@ -94,7 +94,8 @@ fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
     unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast()) }.w()
 }
 
-/// See [`super::peak_bytes`].
+/// The most bytes that tensors on a GPU took at once, cuBLAS's own memory and the driver's not counted, where the driver
+/// tells.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
     let Device::Cuda(device) = device else { return None };
     let mut bytes = 0u64;
@@ -104,7 +105,7 @@ pub fn peak_bytes(device: &Device) -> Option<u64> {
     Some(bytes)
 }
 
-/// See [`super::forget_peak`].
+/// Begins anew: [`peak_bytes`] is then of what is there from now on.
 pub fn forget_peak(device: &Device) {
     let Device::Cuda(device) = device else { return };
     let mut nothing = 0u64;

@@ -22,10 +22,12 @@ mod cuda {
         Tensor::from_slice(numbers, shape, device)
     }
 
+    /// Nothing: there is no GPU.
     pub fn peak_bytes(_device: &Device) -> Option<u64> {
         None
     }
 
+    /// Does nothing: there is no GPU.
     pub fn forget_peak(_device: &Device) {}
 
     pub fn name(_device: &Device) -> Option<String> {
@@ -36,7 +38,10 @@ mod cuda {
 use cdl_kernels::fused;
 
 use crate::error::{Error, Result};
-pub use crate::system::Precision;
+pub use crate::system::{
+    Precision,
+    device::cuda::{forget_peak, peak_bytes},
+};
 
 /// Why there is no GPU to compute on.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -134,17 +139,6 @@ pub fn upload(numbers: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Re
         Device::Cuda(_) => Ok(cuda::upload(&numbers, shape.into(), device)?),
         _ => Ok(Tensor::from_vec(numbers, shape.into(), device)?),
     }
-}
-
-/// Begins anew: [`peak_bytes`] is then of what is there from now on.
-pub fn forget_peak(device: &Device) {
-    cuda::forget_peak(device);
-}
-
-/// The most bytes that tensors on a GPU took at once, cuBLAS's own memory and the driver's not counted, where the driver
-/// tells.
-pub fn peak_bytes(device: &Device) -> Option<u64> {
-    cuda::peak_bytes(device)
 }
 
 /// The device for people: `cpu, 2 threads`, or `cuda:0` with the name of the card.

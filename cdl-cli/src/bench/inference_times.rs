@@ -1,0 +1,150 @@
+//! Time and memory that exported networks take to predict.
+
+use std::{path::PathBuf, time::Instant};
+
+use cdl_core::{
+    candle_core::{Device, Tensor},
+    run::export::{Predictor, Seen},
+    system::{
+        device::{self, Precision},
+        memory,
+    },
+};
+use serde_json::{Value, json};
+
+use crate::{batch_size::batch_size, failure::Failure, terminal::emit};
+
+/// Images in a batch unless said otherwise, where there is room for them.
+const BATCH: usize = 32;
+/// Single images that are timed for every batch that is.
+const SINGLES: u32 = 4;
+
+/// Passes to measure.
+pub struct Passes<'a> {
+    /// Images in a batch.
+    pub batch: Option<usize>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: &'a str,
+    /// Batches that are timed.
+    pub timed: u32,
+    /// Batches before them.
+    pub warmup: u32,
+}
+
+/// Measures one network after the other, each alone in memory.
+pub fn bench(folders: &[PathBuf], passes: &Passes<'_>, as_json: bool) -> Result<(), Failure> {
+    let device = device::open(passes.device, Precision::Float32)?;
+    let mut lines = Vec::new();
+    for folder in folders {
+        let line = measure(folder, passes, &device)?;
+        if as_json {
+            emit(&format!("{line}\n"))?;
+        }
+        lines.push(line);
+    }
+    if as_json { Ok(()) } else { emit(&table(&lines)) }
+}
+
+fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Value, Failure> {
+    let fresh = memory::forget_peak();
+    device::forget_peak(device);
+    let model = Predictor::load_on(folder, device).map_err(Failure::before_writing)?;
+    let batch = match passes.batch {
+        Some(asked) => batch_size(&model, "--batch", Some(asked))?,
+        None => BATCH.min(model.most_images()),
+    };
+    let description = model.description();
+    let side = description.transform.image_size;
+    let grey = |images: usize| -> Result<Tensor, Failure> {
+        let blank = cdl_core::image::RgbImage::from_pixel(side as u32, side as u32, [128; 3].into());
+        Ok(model.pixels(&vec![Seen::of(&blank, &description.transform); images])?)
+    };
+    let time = |pixels: &Tensor, timed: u32| -> Result<f64, Failure> {
+        for _ in 0..passes.warmup {
+            model.logits(pixels)?;
+        }
+        let mut seconds = Vec::new();
+        for _ in 0..timed {
+            let start = Instant::now();
+            // The numbers themselves, so that a GPU has computed them.
+            model.logits(pixels)?.to_vec2::<f32>().map_err(cdl_core::error::Error::from)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
+    };
+    let latency = time(&grey(1)?, passes.timed.saturating_mul(SINGLES))?;
+    let seconds = time(&grey(batch)?, passes.timed)?;
+    let peak = device::peak_bytes(model.device()).or_else(|| memory::peak_bytes().filter(|_| fresh));
+    let (frozen, trained) = model.weight_bytes()?;
+    let spec = &description.network.spec;
+    Ok(json!({
+        "model": folder.display().to_string(),
+        "role": description.role,
+        "source": spec.provenance.source,
+        "blocks": spec.depth,
+        "width": spec.width,
+        "image_size": side,
+        "threads": rayon::current_num_threads(),
+        "device": device::describe(model.device()),
+        "kernels": device::kernels(model.device()),
+        "latency_s": latency,
+        "batch": batch,
+        "images_s": batch as f64 / seconds,
+        "frozen_bytes": frozen,
+        "trained_bytes": trained,
+        "peak_bytes": peak,
+    }))
+}
+
+/// Table for people. If batches differ for want of memory, the heading has that of each network.
+fn table(lines: &[Value]) -> String {
+    let mut batches: Vec<String> = lines.iter().map(|line| line["batch"].to_string()).collect();
+    if batches.windows(2).all(|pair| pair[0] == pair[1]) {
+        batches.truncate(1);
+    }
+    let first = |key: &str| lines.first().and_then(|line| line[key].as_str()).unwrap_or_default();
+    let mut text = format!(
+        "{}, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+        first("device"),
+        first("kernels"),
+        "network",
+        "blocks",
+        "width",
+        "1 image, ms",
+        format!("images/s, of {}", batches.join(", ")),
+        "frozen MB",
+        "trained MB",
+        "peak MB",
+    );
+    let number =
+        |value: &Value, scale: f64| value.as_f64().map_or("-".into(), |v| format!("{:.2}", v * scale));
+    for line in lines {
+        text += &format!(
+            "{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
+            line["model"].as_str().unwrap_or_default(),
+            line["blocks"].to_string(),
+            line["width"].to_string(),
+            number(&line["latency_s"], 1e3),
+            number(&line["images_s"], 1.0),
+            number(&line["frozen_bytes"], 1e-6),
+            number(&line["trained_bytes"], 1e-6),
+            number(&line["peak_bytes"], 1e-6),
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heading_has_the_batches_that_were_measured() {
+        let table = |batches: &[usize]| {
+            table(&batches.iter().map(|batch| json!({ "model": "m", "batch": batch })).collect::<Vec<_>>())
+        };
+        assert!(table(&[7, 7]).contains(" images/s, of 7 "));
+        assert!(table(&[32, 7, 7]).contains(" images/s, of 32, 7, 7 "));
+    }
+}

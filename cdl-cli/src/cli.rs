@@ -1,0 +1,133 @@
+//! The command line: options, commands, and their dispatch.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    bench::profile::Profile,
+    commands::{
+        bench, check, data, describe, dist, eval, explain, export, list, plugin, predict, resume, run, sweep,
+    },
+    compare,
+    config_args::ConfigArgs,
+    failure::Failure,
+    logging::Log,
+    report,
+};
+
+/// Continual distillation learning: a teacher and a student vision transformer learn classes task by task with
+/// prompts, the student with the teacher's help.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cdl",
+    version,
+    after_help = "\
+Examples:
+  cdl run configs/quickstart.toml                     a whole run on what this program carries
+  cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
+                                                      the same with another file laid over it
+  cdl run configs/quickstart.toml --set seed=2        the same with another value
+  cdl check configs/quickstart.toml                   what would fail, and how long a run takes
+  cdl list                                            all methods, networks and data streams
+  cdl describe vit                                    settings of one of them
+  cdl explain configs/quickstart.toml                 every value and where it was set
+  cdl resume runs/alone                               go on with a run that was stopped
+  cdl eval runs/alone                                 test saved models again
+  cdl export runs/alone --student boots               the student in a folder of its own
+  cdl predict boots images/                           what images show, by that student
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
+                                                      a grid of runs: means, deviations, differences
+  cdl report runs/alone runs/kd                       runs side by side in one page"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Only warnings and results
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// More detail
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Threads to compute with; results do not depend on it [default: all cores]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Load a plugin, a library made by `cdl plugin build`; may be repeated
+    #[arg(long = "plugin", global = true, value_name = "FILE")]
+    pub plugins: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train and test teacher and student on all tasks
+    Run(run::RunArgs),
+    /// Go on with a run that was stopped
+    Resume(resume::ResumeArgs),
+    /// List the registered backbones, learners, distillers and streams
+    List,
+    /// Show what a plugin is, its settings and its citation
+    Describe {
+        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`, `record`, or `metrics` (a
+        /// line of metrics.jsonl)
+        name: String,
+    },
+    /// Show every value of a configuration and where it was set
+    Explain(ConfigArgs),
+    /// Test the saved models of a run again
+    Eval(eval::EvalArgs),
+    /// Put a trained network into a folder of its own, which needs neither the run nor its data
+    Export(export::ExportArgs),
+    /// Say what images show, by an exported network
+    Predict(predict::PredictArgs),
+    /// Run a grid of configurations and seeds, and say what they have in common
+    Sweep(sweep::SweepArgs),
+    /// Put runs beside the published results, with everything that differs
+    Compare(compare::CompareArgs),
+    /// Show runs as one page that works offline, as figures and as tables
+    Report(report::ReportArgs),
+    /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
+    Check(check::CheckArgs),
+    /// Fetch, verify and split data sets
+    #[command(subcommand)]
+    Data(data::DataCommand),
+    /// Measure a teacher step and a student step
+    Bench(bench::BenchArgs),
+    /// Make, build, check and list plugins: methods that are loaded at run time
+    #[command(subcommand)]
+    Plugin(plugin::PluginCommand),
+    /// Put a program that loads plugins, and what building them needs, into one folder
+    Dist(dist::DistArgs),
+}
+
+impl Command {
+    /// True if plugins are loaded before the command runs; other commands look at libraries themselves, or need none.
+    pub fn needs_plugins(&self) -> bool {
+        match self {
+            Self::Plugin(command) => !command.loads_itself(),
+            Self::Dist(_) => false,
+            _ => true,
+        }
+    }
+
+    /// Runs the command.
+    pub fn run(self, plugins: &[PathBuf], log: &Log, profile: &Profile) -> Result<(), Failure> {
+        match self {
+            Self::Run(args) => run::run(&args, log),
+            Self::Resume(args) => resume::resume(&args, log),
+            Self::List => list::list(),
+            Self::Describe { name } => describe::describe(&name),
+            Self::Explain(args) => explain::explain(&args),
+            Self::Eval(args) => eval::eval(&args),
+            Self::Export(args) => export::export(&args),
+            Self::Predict(args) => predict::predict(&args, log),
+            Self::Sweep(args) => sweep::sweep(&args, log),
+            Self::Compare(args) => compare::compare(&args),
+            Self::Report(args) => report::report(&args),
+            Self::Check(args) => check::check(&args, log),
+            Self::Data(command) => data::data(&command, log),
+            Self::Bench(args) => bench::bench(&args, profile),
+            Self::Plugin(command) => command.run(plugins),
+            Self::Dist(args) => dist::dist(&args),
+        }
+    }
+}

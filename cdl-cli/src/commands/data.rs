@@ -1,0 +1,246 @@
+//! `cdl data`: data sets apart from any run.
+
+use std::path::{Path, PathBuf};
+
+use cdl_core::{
+    config::Config,
+    error::Error,
+    hub::{
+        WeightSource,
+        checksum_list::{self, Manifest},
+        dataset::{self, DataFile},
+    },
+    registry::{self, Kind},
+    run::preflight,
+    traits::DataRecord,
+};
+use cdl_plugins::image_files;
+use clap::{Args, Subcommand};
+
+use crate::{config_args::ConfigArgs, failure::Failure, logging::Log, progress::Spinner, terminal::emit};
+
+/// Commands for data sets.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Bring a data set, or the data and weights of a configuration, onto this machine
+    Fetch(FetchArgs),
+    /// See whether all files are there, as listed, and every image can be decoded
+    Verify(VerifyArgs),
+    /// Draw a split of an image folder and write it as two lists
+    Split(SplitArgs),
+}
+
+/// Runs one of them.
+pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
+    match command {
+        DataCommand::Fetch(args) => fetch(args, log),
+        DataCommand::Verify(args) => verify(args, log),
+        DataCommand::Split(args) => split(args),
+    }
+}
+
+/// The folder of a configuration's data (`stream.path`).
+fn folder_of(config: &Config) -> Result<PathBuf, Failure> {
+    let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
+    match path.filter(|path| !path.is_empty() && Path::new(path).is_dir()) {
+        Some(path) => Ok(path.into()),
+        None => {
+            Err(Failure::mistake(format!("{}: `stream.path` names no folder of this machine", config.name())))
+        }
+    }
+}
+
+/// Arguments of `cdl data fetch`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Files go into the cache of the Hugging Face libraries, where runs find them without a network. The environment variables
+HF_HOME, HF_ENDPOINT (a mirror), HF_TOKEN and HF_HUB_OFFLINE apply. Every file must have the checksum that the hub lists.
+
+Examples:
+  cdl data fetch cifar100
+  cdl data fetch hf:uoft-cs/cifar10 --dir data/cifar10
+  cdl data fetch configs/preset/cifar100_base_small.toml --set stream.path=hf:uoft-cs/cifar100")]
+pub struct FetchArgs {
+    /// A stream that says where its data can be had, `hf:owner/name[@revision]`, or configuration files (TOML)
+    #[arg(required = true, value_name = "NAME|CONFIG")]
+    sources: Vec<String>,
+    /// Override a value of the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Copy the files into a new folder as well, with their checksums
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Fetches, and says what was fetched.
+pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
+    let refuse = |message: String| Failure::mistake(message);
+    if let Some(dir) = args.dir.as_ref().filter(|dir| dir.exists()) {
+        return Err(refuse(format!("{} is there already; name a new folder", dir.display())));
+    }
+    let source = match args.sources.as_slice() {
+        [source] if source.starts_with("hf:") => Some(source.clone()),
+        [name] if !Path::new(name).exists() => {
+            let stream = registry::find(Kind::Stream, name).map_err(Failure::before_writing)?;
+            match stream.source {
+                Some(source) if source.starts_with("hf:") => Some(source.into()),
+                Some(source) => {
+                    return Err(refuse(format!("`{name}` cannot be fetched by this program: {source}")));
+                }
+                None => return Err(refuse(format!("`{name}` does not say where its data can be had"))),
+            }
+        }
+        _ => None,
+    };
+    let Some(source) = source else {
+        if args.dir.is_some() {
+            return Err(refuse("--dir is for one data set, not for a configuration".into()));
+        }
+        let configs = args.sources.iter().map(PathBuf::from).collect();
+        let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
+        // Plugins fetch what they need; the log names each file.
+        let spinner = Spinner::uncounted(log, "fetching");
+        let files = preflight::fetch(&config).map_err(Failure::before_writing)?;
+        drop(spinner);
+        let line = |file: &DataRecord| format!("{}  {}\n", file.provenance.sha256, file.provenance.file);
+        return emit(&files.iter().map(line).collect::<String>());
+    };
+    let source: WeightSource = source.parse().map_err(|e| Failure::before_writing(Error::from(e)))?;
+    let spinner = Spinner::new(log, "files fetched");
+    let files = dataset::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.one());
+    let files = files.map_err(Failure::before_writing)?;
+    drop(spinner);
+    if let Some(dir) = &args.dir {
+        Manifest::place(&files, dir).map_err(Failure::before_writing)?;
+    }
+    let line = |file: &DataFile| format!("{}  {}\n", file.provenance.sha256, file.name);
+    emit(&files.iter().map(line).collect::<String>())
+}
+
+/// Arguments of `cdl data verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of a folder, every image file is decoded; where it has a list SHA256SUMS, its files must be as listed there. Of a
+configuration, every image that its run would use is decoded; files from the hub must have the hub's checksums. Exit code
+2, with everything that is wrong, if something is.
+
+Examples:
+  cdl data verify data/imagenet-r
+  cdl data verify data/imagenet-r --record            write the list SHA256SUMS, if all images can be decoded
+  cdl data verify configs/preset/cifar100_base_small.toml")]
+pub struct VerifyArgs {
+    /// A folder, or configuration files (TOML)
+    #[arg(required = true, value_name = "DIR|CONFIG")]
+    sources: Vec<PathBuf>,
+    /// Override a value of the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Write the list SHA256SUMS into the folder; not over another
+    #[arg(long)]
+    record: bool,
+}
+
+/// Looks at everything.
+pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
+    match args.sources.as_slice() {
+        [folder] if folder.is_dir() => verify_folder(folder, args.record, log),
+        _ => verify_config(args, log),
+    }
+}
+
+fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
+    let list = folder.join(checksum_list::NAME);
+    if record && list.exists() {
+        let message = format!("{} is there already; remove it to write another", list.display());
+        return Err(Failure::mistake(message));
+    }
+    let spinner = Spinner::new(log, "files looked at");
+    let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+    let mut wrong = found.damaged;
+    let listed = match list.exists() {
+        true => {
+            let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
+            wrong.extend(manifest.check(folder, &|| spinner.one()));
+            Some(manifest)
+        }
+        false if record && wrong.is_empty() => {
+            let manifest = Manifest::of(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+            manifest.write(&list)?;
+            Some(manifest)
+        }
+        false => None,
+    };
+    drop(spinner);
+    let mut text = String::new();
+    for (name, count) in &found.counts {
+        text += &format!("{count:>8}  {name}\n");
+    }
+    let images: usize = found.counts.values().sum();
+    text += &format!("{images:>8}  images in {} folders can be decoded\n", found.counts.len());
+    text += &match listed {
+        Some(manifest) => format!("{:>8}  files listed in {}\n", manifest.0.len(), list.display()),
+        None => format!("no list {}: checksums were not compared\n", checksum_list::NAME),
+    };
+    emit(&text)?;
+    Failure::list(|count| format!("{count} files are not as they should be"), wrong)
+}
+
+fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
+    let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
+    if args.record {
+        return Err(Failure::mistake("--record is for a folder".into()));
+    }
+    let spinner = Spinner::new(log, "images looked at");
+    let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
+    drop(spinner);
+    let mut text = String::from("   train      test  class\n");
+    for count in &found.classes {
+        text += &format!("{:>8}  {:>8}  {}\n", count.train, count.test, count.name);
+    }
+    text += &format!("{} images looked at, of {} files\n", found.looked_at, found.files);
+    emit(&text)?;
+    Failure::list(|count| format!("{count} images cannot be read"), found.damaged)
+}
+
+/// Arguments of `cdl data split`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The lists have a line `path label` for each image and a header that says how they were drawn; the same seed, fraction and
+images give the same lists. Streams of image folders read them as `train_list` and `test_list`.
+
+Example:
+  cdl data split data/imagenet-r --fraction 0.2 --seed 1 --out splits/imagenet-r
+  cdl run configs/preset/imagenet_r_base_small.toml --set stream.train_list=splits/imagenet-r/train.txt \\
+      --set stream.test_list=splits/imagenet-r/test.txt")]
+pub struct SplitArgs {
+    /// Folder with one folder of images for each class, or a configuration whose `stream.path` is one
+    #[arg(value_name = "DIR|CONFIG")]
+    source: PathBuf,
+    /// Share of each class's images for testing
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    fraction: f64,
+    /// Seed of the draw
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Where the lists `train.txt` and `test.txt` go
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// Draws and writes.
+pub fn split(args: &SplitArgs) -> Result<(), Failure> {
+    let folder = match args.source.is_dir() {
+        true => args.source.clone(),
+        false => folder_of(&ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?)?,
+    };
+    let lists = image_files::split(&folder, args.fraction, args.seed).map_err(Failure::before_writing)?;
+    let [train, test] = lists.write(&args.out).map_err(Failure::before_writing)?;
+    let [classes, training, testing] = lists.counts;
+    emit(&format!(
+        "{classes} classes, {training} training and {testing} test images of {}\n\n\
+         train_list = {:?}\ntest_list = {:?}\n",
+        folder.display(),
+        train.display().to_string(),
+        test.display().to_string(),
+    ))
+}

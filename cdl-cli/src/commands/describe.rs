@@ -1,0 +1,147 @@
+//! `cdl describe`.
+
+use cdl_core::{
+    config::{CheckpointConfig, DistillerSection, RecordConfig, RunConfig},
+    error::{Error, nearest},
+    registry::{Entry, Kind, Settings, defaults_of, entries, schema_of},
+    train::{EpochReport, OptimizerConfig, ScheduleConfig},
+};
+use serde_json::Value;
+
+use crate::{failure::Failure, plugin::loading, terminal::emit};
+
+/// Sections that belong to no plugin.
+const SECTIONS: [&str; 6] = ["run", "optimizer", "schedule", "checkpoint", "record", "metrics"];
+
+/// Prints what every plugin called `name` is, or the keys of a section that is none.
+pub fn describe(name: &str) -> Result<(), Failure> {
+    if SECTIONS.contains(&name) {
+        return section(name);
+    }
+    let mut all = Vec::new();
+    for kind in Kind::ALL {
+        all.extend(entries(kind)?);
+    }
+    let found: Vec<&Entry> = all.iter().copied().filter(|entry| entry.name == name).collect();
+    if found.is_empty() {
+        let names = all.iter().map(|entry| entry.name).chain(SECTIONS);
+        let known: Vec<String> = names.map(String::from).collect();
+        let nearest = nearest(name, known.iter().map(String::as_str));
+        return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
+    }
+    let mut text = String::new();
+    for entry in found {
+        text +=
+            &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
+        let origin = loading::origin(entry).map(|origin| format!(", {origin}")).unwrap_or_default();
+        text += &entry.source.map(|source| format!("  data: {source}\n")).unwrap_or_default();
+        text += &format!("  registered by {}{origin}\n\n", entry.origin);
+        let schema = (entry.schema)();
+        let before = text.len();
+        write_fields(&mut text, &schema, &schema, &(entry.defaults)()?, "");
+        if text.len() == before {
+            text += "  no settings of its own\n";
+        }
+        if entry.build.kind() == Kind::Distiller {
+            let schema = without_name(schema_of::<DistillerSection>());
+            text += "\n  of every distiller:\n";
+            write_fields(&mut text, &schema, &schema, &Settings::new(), "");
+        }
+        text.push('\n');
+    }
+    emit(&text)
+}
+
+/// A section's schema less the plugin's `name`.
+fn without_name(mut schema: Value) -> Value {
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.remove("name");
+    }
+    schema
+}
+
+/// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.
+fn section(name: &str) -> Result<(), Failure> {
+    let (schema, defaults) = match name {
+        "optimizer" => (schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
+        "schedule" => (schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
+        "checkpoint" => (schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
+        "record" => (schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
+        "metrics" => (schema_of::<EpochReport>(), Settings::new()),
+        _ => (schema_of::<RunConfig>(), Settings::new()),
+    };
+    let mut text = match name {
+        "run" => "run: the top level of a configuration\n\n".to_string(),
+        "metrics" => "metrics: a line of metrics.jsonl\n\n".to_string(),
+        name => format!("[{name}]\n\n"),
+    };
+    write_fields(&mut text, &schema, &schema, &defaults, "");
+    emit(&text)
+}
+
+/// Writes the properties of an object schema, those of nested objects with a dotted name.
+fn write_fields(text: &mut String, root: &Value, schema: &Value, defaults: &Settings, prefix: &str) {
+    let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
+    for (name, field) in properties {
+        let target = resolve(root, field);
+        if target.get("properties").is_some() {
+            let inner = defaults.get(name).and_then(|value| value.as_table()).cloned().unwrap_or_default();
+            write_fields(text, root, target, &inner, &format!("{prefix}{name}."));
+            continue;
+        }
+        let default = match (defaults.get(name), field.get("default")) {
+            (Some(value), _) => format!(" = {value}"),
+            (None, Some(value)) if !value.is_object() && !value.is_null() => format!(" = {value}"),
+            _ => String::new(),
+        };
+        *text += &format!("  {prefix}{name}: {}{default}\n", type_name(root, field));
+        let docs = field.get("description").or_else(|| target.get("description"));
+        for line in docs.and_then(Value::as_str).unwrap_or_default().lines() {
+            *text += &format!("      {line}\n");
+        }
+    }
+}
+
+/// Follows a reference, also inside a single-entry `allOf`.
+fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let reference = schema.get("$ref").or_else(|| schema.pointer("/allOf/0/$ref")).and_then(Value::as_str);
+    match reference.and_then(|reference| root.pointer(reference.trim_start_matches('#'))) {
+        Some(target) => resolve(root, target),
+        None => schema,
+    }
+}
+
+/// A type in words: `integer`, `"fixed" | "shuffled"`, `list of number`.
+fn type_name(root: &Value, schema: &Value) -> String {
+    let schema = resolve(root, schema);
+    for key in ["anyOf", "oneOf"] {
+        if let Some(choices) = schema.get(key).and_then(Value::as_array) {
+            let names: Vec<String> =
+                choices.iter().map(|choice| type_name(root, choice)).filter(|name| name != "null").collect();
+            return names.join(" | ");
+        }
+    }
+    if let Some(value) = schema.get("const") {
+        return value.to_string();
+    }
+    if let Some(values) = schema.get("enum").and_then(Value::as_array) {
+        return values.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
+    }
+    let of = |name: &str| match name {
+        "array" => {
+            format!("list of {}", schema.get("items").map_or("anything".into(), |s| type_name(root, s)))
+        }
+        name => name.to_string(),
+    };
+    match schema.get("type") {
+        Some(Value::String(name)) => of(name),
+        Some(Value::Array(names)) => names
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|name| *name != "null")
+            .map(of)
+            .collect::<Vec<_>>()
+            .join(" | "),
+        _ => "anything".into(),
+    }
+}

@@ -1,0 +1,228 @@
+//! `cdl dist`: the program that loads plugins, in a folder that works wherever it is moved.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use cargo_metadata::{Artifact, CrateType, DependencyKind, Metadata, MetadataCommand, PackageId, TargetKind};
+use clap::Args;
+use walkdir::WalkDir;
+
+use crate::{
+    failure::{Failure, io},
+    plugin::sdk::{FOLDER, INDEX, SHARED_CRATE, Sdk, Shared},
+    terminal::emit,
+    toolchain::{artifacts, cargo, rustc},
+};
+
+/// Arguments of `cdl dist`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Run it in the source tree. DIR/bin/cdl then runs everywhere where DIR is, and builds and loads plugins with the same
+Rust toolchain.
+
+Example:
+  cargo run --release -p cdl-cli -- dist ~/cdl && ~/cdl/bin/cdl plugin new my_method --kind distiller")]
+pub struct DistArgs {
+    /// Folder to make; one that `cdl dist` made before is replaced
+    dir: PathBuf,
+}
+
+/// Builds the program with a shared `cdl-core` and lays it out.
+pub fn dist(args: &DistArgs) -> Result<(), Failure> {
+    let source = source_tree()?;
+    if let Some(name) = foreign(&args.dir)? {
+        let message = format!(
+            "{}: holds `{name}`, which `cdl dist` did not make and would remove; choose another folder",
+            args.dir.display()
+        );
+        return Err(Failure::mistake(message));
+    }
+    let artifacts = build(&source)?;
+    let metadata = MetadataCommand::new()
+        .manifest_path(source.join("Cargo.toml"))
+        .exec()
+        .map_err(|e| Failure::working(format!("cargo metadata: {e}")))?;
+
+    let parent = args.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(io(parent))?;
+    let fresh = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(io(parent))?;
+    lay_out(fresh.path(), &source, &artifacts, &metadata)?;
+    let earlier = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(io(parent))?;
+    if args.dir.exists() {
+        fs::rename(&args.dir, earlier.path().join("dist")).map_err(io(&args.dir))?;
+    }
+    if let Err(e) = fs::rename(fresh.path(), &args.dir) {
+        let _ = fs::rename(earlier.path().join("dist"), &args.dir);
+        return Err(io(&args.dir)(e));
+    }
+    // It lies in its place now and must not be removed with its old name.
+    let _ = fresh.keep();
+    emit(&format!("{}\n", args.dir.join("bin/cdl").display()))
+}
+
+/// Files and folders that are copied beside `bin` and `lib`.
+const COPIED: [&str; 5] = ["configs", "docs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
+
+/// Something in `dir` that is no part of what this makes.
+fn foreign(dir: &Path) -> Result<Option<String>, Failure> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let names = fs::read_dir(dir).map_err(io(dir))?.flatten().map(|entry| entry.file_name());
+    let mut names = names.map(|name| name.to_string_lossy().into_owned());
+    let ours = |name: &str| ["bin", "lib"].contains(&name) || COPIED.contains(&name);
+    let made = dir.join(FOLDER).join(INDEX).exists();
+    Ok(names.find(|name| !made || !ours(name)))
+}
+
+/// The folder of the workspace that the working directory lies in.
+fn source_tree() -> Result<PathBuf, Failure> {
+    let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
+    let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
+    tree.map(Path::to_path_buf).ok_or_else(|| {
+        Failure::mistake(format!(
+            "{}: is not in the source tree of cdl, from which `cdl dist` builds",
+            here.display()
+        ))
+    })
+}
+
+/// Builds, and tells what cargo made or found made.
+fn build(source: &Path) -> Result<Vec<Artifact>, Failure> {
+    let arguments = ["build", "--release", "-p", "cdl-dynamic"];
+    let mut cargo = cargo();
+    cargo.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(source);
+    artifacts(&mut cargo)?.ok_or_else(|| Failure::working("cargo could not build the program".into()))
+}
+
+/// Copies everything into `root`.
+fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metadata) -> Result<(), Failure> {
+    let (bin, lib, sdk) = (root.join("bin"), root.join("lib"), root.join(FOLDER));
+    for folder in [&bin, &lib, &sdk] {
+        fs::create_dir_all(folder).map_err(io(folder))?;
+    }
+    let missing = |what: &str| Failure::working(format!("cargo made no {what}"));
+    let program =
+        artifacts.iter().filter(|a| a.target.name == "cdl-dynamic").find_map(|a| a.executable.as_ref());
+    copy(
+        program.ok_or_else(|| missing("program"))?.as_std_path(),
+        &bin.join(format!("cdl{}", std::env::consts::EXE_SUFFIX)),
+    )?;
+    let shared = artifacts.iter().find(|a| a.target.name == SHARED_CRATE).and_then(|a| a.filenames.first());
+    let shared_library = copy_into(shared.ok_or_else(|| missing("shared library"))?.as_std_path(), &lib)?;
+
+    let libraries = PathBuf::from(rustc(&["--print", "target-libdir"], source)?.trim());
+    for file in fs::read_dir(&libraries).map_err(io(&libraries))?.flatten() {
+        let name = file.file_name().to_string_lossy().into_owned();
+        if name.contains("std-") && name.ends_with(std::env::consts::DLL_SUFFIX) {
+            copy_into(&file.path(), &lib)?;
+        }
+    }
+
+    let by_package: HashMap<&PackageId, Vec<&Artifact>> =
+        artifacts.iter().fold(HashMap::new(), |mut all, artifact| {
+            all.entry(&artifact.package_id).or_insert_with(Vec::new).push(artifact);
+            all
+        });
+    let core = metadata.packages.iter().find(|package| package.name.as_str() == "cdl-core");
+    let core = &core.ok_or_else(|| missing("cdl-core"))?.id;
+    let mut files = BTreeMap::new();
+    for package in below(core, metadata) {
+        // What build scripts use as well was made twice: the one for them, without optimisation, does not count.
+        let mut made = by_package.get(package).cloned().unwrap_or_default();
+        made.sort_by_key(|artifact| artifact.profile.opt_level != "0");
+        for artifact in made {
+            if let Some(file) = metadata_file(artifact) {
+                files.insert(package, (copy_into(file, &sdk)?, artifact.features.clone()));
+            }
+        }
+    }
+    let named = metadata.packages.iter().filter_map(|package| {
+        let (file, features) = files.get(&package.id)?.clone();
+        let (version, has_default) = (package.version.clone(), package.features.contains_key("default"));
+        (package.id == *core || direct(core, metadata).contains(&package.id))
+            .then(|| (package.name.to_string(), Shared { version, features, has_default, file }))
+    });
+    let index = Sdk {
+        compiler: rustc(&["-vV"], source)?,
+        shared_library,
+        crates: named.collect(),
+        folder: PathBuf::new(),
+    };
+    let text = serde_json::to_vec_pretty(&index).map_err(|e| Failure::working(e.to_string()))?;
+    fs::write(sdk.join(INDEX), text).map_err(io(&sdk))?;
+    for name in COPIED {
+        copy_tree(&source.join(name), &root.join(name))?;
+    }
+    Ok(())
+}
+
+/// File of a crate that the compiler reads: metadata, a procedural macro, or the library where cargo made no metadata.
+fn metadata_file(artifact: &Artifact) -> Option<&Path> {
+    let with = |extension: &str| artifact.filenames.iter().find(|file| file.extension() == Some(extension));
+    let macros = artifact.target.kind.contains(&TargetKind::ProcMacro);
+    let library =
+        artifact.target.crate_types.iter().any(|kind| matches!(kind, CrateType::Lib | CrateType::RLib));
+    let file = match (macros, library) {
+        (true, _) => artifact.filenames.first(),
+        (false, true) => with("rmeta").or_else(|| with("rlib")),
+        (false, false) => None,
+    };
+    file.map(|file| file.as_std_path())
+}
+
+/// Packages that `package` links.
+fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
+    let node = metadata.resolve.as_ref().and_then(|all| all.nodes.iter().find(|node| node.id == *package));
+    let normal = |dependency: &&'a cargo_metadata::NodeDep| {
+        dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal)
+    };
+    node.into_iter()
+        .flat_map(|node| node.deps.iter().filter(normal).map(|dependency| &dependency.pkg))
+        .collect()
+}
+
+/// `package` and everything below it, but for what procedural macros link: they are whole.
+fn below<'a>(package: &'a PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
+    let is_macro = |package: &&cargo_metadata::Package| {
+        package.targets.iter().any(|target| target.kind.contains(&TargetKind::ProcMacro))
+    };
+    let macros: BTreeSet<_> = metadata.packages.iter().filter(is_macro).map(|package| &package.id).collect();
+    let (mut seen, mut open) = (BTreeSet::from([package]), vec![package]);
+    while let Some(package) = open.pop() {
+        if macros.contains(package) {
+            continue;
+        }
+        open.extend(direct(package, metadata).into_iter().filter(|dependency| seen.insert(dependency)));
+    }
+    seen
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
+    fs::copy(from, to).map(|_| ()).map_err(io(from))
+}
+
+/// Copies a file into a folder and gives its name.
+fn copy_into(file: &Path, folder: &Path) -> Result<PathBuf, Failure> {
+    let name = file.file_name().map(PathBuf::from).unwrap_or_default();
+    copy(file, &folder.join(&name))?;
+    Ok(name)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<(), Failure> {
+    if !from.is_dir() {
+        return copy(from, to);
+    }
+    for entry in WalkDir::new(from) {
+        let entry = entry.map_err(|e| io(from)(e.into()))?;
+        let place = to.join(entry.path().strip_prefix(from).unwrap_or(entry.path()));
+        match entry.file_type().is_dir() {
+            true => fs::create_dir_all(&place).map_err(io(&place))?,
+            false => copy(entry.path(), &place)?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,117 @@
+//! `cdl eval`.
+
+use std::path::{Path, PathBuf};
+
+use cdl_core::{
+    config::Config,
+    error::Error,
+    metrics::PoolUse,
+    run::{
+        Experiment,
+        directory::{Results, check_same, read_model, read_prompt_use, read_results},
+    },
+    train::{Accuracies, Tester},
+    traits::{Role, Task},
+};
+use clap::Args;
+
+use crate::{config_args::load_config, failure::Failure, sweep::grid::refuse, terminal::emit};
+
+/// Arguments of `cdl eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Directory of a run
+    run_dir: PathBuf,
+    /// Test the models as they were after this task, counted from 1 [default: the last finished one]
+    #[arg(long, value_name = "N")]
+    task: Option<usize>,
+    /// Override a value of the run's configuration, for instance --set batch_size=16; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+}
+
+/// A run with its networks as they were after a task.
+pub struct Restored {
+    pub config: Config,
+    /// The networks that it has trained are those of after the task.
+    pub experiment: Experiment,
+    /// The task.
+    pub task: Task,
+    /// Results that the run has recorded.
+    pub results: Results,
+}
+
+/// Builds a run again for `command`, and loads its models after task `after` (from 1), or after the last finished one.
+pub fn restored(
+    command: &str,
+    run_dir: &Path,
+    after: Option<usize>,
+    sets: &[String],
+) -> Result<Restored, Failure> {
+    refuse(run_dir, command)?;
+    let results = read_results(run_dir)?;
+    let config = load_config(&[run_dir.join("config.toml")], sets)?;
+    let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
+    check_same(run_dir, &experiment.record(&config)?)?;
+    let after = after.unwrap_or(results.tasks_done);
+    if !(1..=results.tasks_done).contains(&after) {
+        let expected = format!("expected 1 to {}, the tasks that the run has finished", results.tasks_done);
+        return Err(Error::setting("--task", after, expected).into());
+    }
+    let task = experiment.stream.tasks()[after - 1].clone();
+    for role in experiment.trainer.settings.roles.clone() {
+        let state = read_model(run_dir, task.index, role, &experiment.device)?;
+        experiment.trainer.restore(role, &task, &state)?;
+    }
+    Ok(Restored { config, experiment, task, results })
+}
+
+/// Loads the models of a run and tests them on every task that they have seen.
+pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
+    let Restored { experiment, task, results, .. } = restored("eval", &args.run_dir, args.task, &args.sets)?;
+    let (after, roles) = (task.index + 1, experiment.trainer.settings.roles.clone());
+    let mut accuracies = Accuracies::default();
+    let tested = Tester::default().test(
+        &experiment.trainer,
+        &task,
+        experiment.stream.as_ref(),
+        &mut accuracies,
+        &mut || Ok(()),
+    )?;
+    let prompts = read_prompt_use(&args.run_dir, task.index)?;
+    let mut text = String::new();
+    for role in roles {
+        let recorded = match role {
+            Role::Teacher => &results.teacher,
+            Role::Student => &results.student,
+        };
+        let row = accuracies.of(role).rows().last().cloned().unwrap_or_default();
+        let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
+        let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
+        text +=
+            &format!("{} after task {after}: {} %, average {mean:.2} %\n", role.as_str(), cells.join(" "));
+        let recorded = recorded.as_ref().and_then(|summary| summary.accuracy_matrix.rows().get(after - 1));
+        match recorded {
+            Some(recorded) if *recorded == row => text += "  as recorded by the run\n",
+            Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
+            None => {}
+        }
+        let used = tested.prompt_use.of(role).filter(|pools| !pools.is_empty());
+        match prompts.as_ref().and_then(|prompts| prompts.of(role)).zip(used) {
+            Some((recorded, used)) if same(recorded, used) => text += "  prompts are taken as in the run\n",
+            Some(_) => text += "  prompts are taken otherwise than in the run\n",
+            None => {}
+        }
+    }
+    emit(&text)
+}
+
+/// True if the pools are the same and so is the use of each prompt; means of weights may differ in their last digits.
+fn same(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
+    let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
+    let (ours, theirs) = (numbers(used), numbers(recorded));
+    let names = |pools: &[PoolUse]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
+    names(used) == names(recorded)
+        && ours.len() == theirs.len()
+        && ours.iter().zip(theirs).all(|(ours, theirs)| (ours - theirs).abs() < 1e-5)
+}

@@ -1,0 +1,69 @@
+//! Failures of a command: a message for the terminal and an exit code.
+
+use std::{io, path::PathBuf};
+
+use cdl_core::error::Error;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+/// Exit code of a process that a signal has stopped is this and the signal's number, as in shells.
+pub const STOPPED: i32 = 128;
+/// Exit code of a process that leaves a sweep's cell to another process.
+pub const BUSY: u8 = 75;
+
+/// Message and exit code of a command that failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    pub code: u8,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { code: if error.is_user_error() { 2 } else { 1 }, message: first_line(&error) }
+    }
+}
+
+impl Failure {
+    /// Error of the user: exit code 2.
+    pub fn mistake(message: String) -> Self {
+        Self { message, code: 2 }
+    }
+
+    /// Failure while working: exit code 1.
+    pub fn working(message: String) -> Self {
+        Self { message, code: 1 }
+    }
+
+    /// True if the process was asked to stop and did.
+    pub fn is_stop(&self) -> bool {
+        [SIGINT, SIGTERM].contains(&(i32::from(self.code) - STOPPED))
+    }
+
+    /// Fails with all of `errors`, listed below `head` of their number, if there are any.
+    pub fn list(head: impl Fn(usize) -> String, errors: Vec<Error>) -> Result<(), Self> {
+        let lines: String = errors.iter().map(|error| format!("\n  {}", first_line(error))).collect();
+        let message = format!("{}:{lines}", head(errors.len()));
+        let code = errors.into_iter().map(|error| Self::before_writing(error).code).max();
+        code.map_or(Ok(()), |code| Err(Self { message, code }))
+    }
+
+    /// Error met before anything is written: the input cannot be used, so the exit code is 2, unless the network failed.
+    pub fn before_writing(error: Error) -> Self {
+        let code = match &error {
+            Error::Hub(hub) if !hub.is_user_error() => 1,
+            _ => 2,
+        };
+        Self { code, message: first_line(&error) }
+    }
+}
+
+/// Adds the file to an I/O error.
+pub fn io(file: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Failure {
+    let file = file.into();
+    move |source| Error::Io { file, source }.into()
+}
+
+/// First line of an error's message; candle appends a backtrace if one is enabled.
+pub fn first_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_string()
+}

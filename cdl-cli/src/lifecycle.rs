@@ -1,0 +1,88 @@
+//! Life of a run: begun, stopped and continued, finished.
+
+use std::{path::Path, time::Instant};
+
+use cdl_core::{
+    config::Config,
+    error::Error,
+    run::{
+        Experiment,
+        directory::{RunDir, read_results},
+        resume::{check_config, check_record},
+    },
+    train::RunState,
+};
+
+use crate::{
+    failure::{Failure, first_line},
+    logging::Log,
+    terminal::emit,
+    training::Training,
+};
+
+/// True if a run has begun in `root`.
+pub fn is_begun(root: &Path) -> bool {
+    root.join("run.json").exists()
+}
+
+/// Runs `config` from its beginning, with results in `path`.
+pub fn begin(
+    path: &Path,
+    config: &Config,
+    overwrite: bool,
+    start: Instant,
+    log: &Log,
+) -> Result<(), Failure> {
+    let experiment = Experiment::build(config).map_err(Failure::before_writing)?;
+    let (record, needed) = (experiment.record(config)?, experiment.disk_bytes(config)?);
+    let directory = RunDir::create(path, config, &record, needed, overwrite)?;
+    Training { experiment, directory, from: RunState::default(), spent: 0.0, start }.run(config, log)
+}
+
+/// True if the run in `root` has finished all its tasks.
+pub fn is_finished(root: &Path, config: &Config) -> bool {
+    let limit = config.run.max_tasks().unwrap_or(usize::MAX);
+    read_results(root).is_ok_and(|results| results.tasks_done >= results.tasks.min(limit))
+}
+
+/// Error in the results of a run. Without a checkpoint the run may be finished: it is not trained anew because a file of it
+/// was damaged.
+pub fn damaged_results(root: &Path) -> Option<Error> {
+    read_results(root).err().filter(|_| root.join("results.json").exists())
+}
+
+/// Continues the run in `root` from its newest good checkpoint and finishes it, with `config` as it is now.
+pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<(), Failure> {
+    if is_finished(root, config) {
+        // It may have ended before it could clear up.
+        if root.join("checkpoints").exists() {
+            RunDir::open(root, config)?.0.finish()?;
+        }
+        return emit(&format!("the run in {} is finished\n", root.display()));
+    }
+    let (mut directory, checkpoint, begun) = RunDir::open(root, config)?;
+    if let Some(error) = damaged_results(root).filter(|_| checkpoint.is_none()) {
+        return Err(Failure::mistake(format!(
+            "{}; the run may be finished: put the file right, or remove it for the run to start from its beginning",
+            first_line(&error)
+        )));
+    }
+    check_config(config, &begun)?;
+    let mut experiment = Experiment::build(config).map_err(Failure::before_writing)?;
+    check_record(root, &experiment.record(config)?)?;
+    let (from, spent) = match checkpoint {
+        Some(checkpoint) => {
+            let (metrics, spent) = (checkpoint.about.metrics_bytes, checkpoint.about.wall_seconds);
+            let from = checkpoint.restore(&mut experiment.trainer, experiment.stream.as_ref())?;
+            directory.cut_metrics(metrics)?;
+            tracing::info!("going on at {}", from.position.describe(&experiment.trainer.settings.roles));
+            (from, spent)
+        }
+        None => {
+            tracing::warn!("{} has no good checkpoint: the run starts from its beginning", root.display());
+            directory.cut_metrics(0)?;
+            (RunState::default(), 0.0)
+        }
+    };
+    Training { experiment, directory, from, spent, start }.run(config, log)
+}

@@ -1,0 +1,64 @@
+//! Results as text: on standard output, and as tables.
+
+use std::{
+    io::{ErrorKind, Write, stdout},
+    path::Path,
+};
+
+use cdl_core::metrics::Summary;
+
+use crate::failure::Failure;
+
+/// Writes results to standard output. A reader that has gone away, as in `cdl list | head`, is no failure.
+pub fn emit(text: &str) -> Result<(), Failure> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::working(format!("standard output: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+/// A path as one word of a shell, for commands that messages propose.
+pub fn shell(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    shlex::try_quote(&path).map_or_else(|_| path.to_string(), |quoted| quoted.into_owned())
+}
+
+/// The accuracy matrix with a row for each task learned, then the averages.
+pub fn accuracies(title: &str, summary: &Summary) -> String {
+    let rows = summary.accuracy_matrix.rows();
+    let mut text = format!("{title}: accuracy in % on each task, after learning task\n      ");
+    for task in 1..=rows.len() {
+        text += &format!("{:>8}", format!("task {task}"));
+    }
+    for (index, row) in rows.iter().enumerate() {
+        text += &format!("\n{:>6}", index + 1);
+        for accuracy in row {
+            text += &format!("{accuracy:>8.2}");
+        }
+    }
+    text += &format!(
+        "\n  average accuracy {:.2} %, forgetting {:.2} (published definitions)\n  \
+         average incremental accuracy {:.2} %, forgetting from best {:.2}, backward transfer {:.2}\n",
+        summary.average_accuracy,
+        summary.forgetting,
+        summary.average_incremental_accuracy,
+        summary.forgetting_from_best,
+        summary.backward_transfer,
+    );
+    text
+}
+
+/// Rows of cells in columns of equal width; the first row is the head.
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max();
+    let widths: Vec<usize> = (0..).map_while(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text += cells.join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,43 @@
+//! Images of one size that lie in memory channel by channel, as CIFAR and the MNIST family have them.
+
+use cdl_core::{data::ImageSet, image::RgbImage, prelude::*};
+
+/// Images with their labels.
+#[derive(Default)]
+pub(crate) struct Planes {
+    /// Image after image: the rows of its first channel, then those of the next.
+    pub(crate) pixels: Vec<u8>,
+    pub(crate) labels: Vec<u8>,
+    /// Channels (1 for grey, 3 for red, green and blue), rows and columns of an image.
+    pub(crate) shape: [usize; 3],
+    /// Files that the images were read from.
+    pub(crate) files: Vec<DataRecord>,
+}
+
+impl ImageSet for Planes {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn label(&self, index: usize) -> usize {
+        self.labels[index].into()
+    }
+
+    fn image(&self, index: usize) -> Result<RgbImage> {
+        let [channels, rows, columns] = self.shape;
+        let size = channels * rows * columns;
+        let image = &self.pixels[index * size..(index + 1) * size];
+        Ok(RgbImage::from_fn(columns as u32, rows as u32, |x, y| {
+            let at = y as usize * columns + x as usize;
+            [0, 1, 2].map(|c| image[c % channels * rows * columns + at]).into()
+        }))
+    }
+
+    fn in_memory(&self) -> bool {
+        true
+    }
+
+    fn files(&self) -> Result<Vec<DataRecord>> {
+        Ok(self.files.clone())
+    }
+}
