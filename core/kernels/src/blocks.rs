@@ -80,6 +80,11 @@ pub trait BlockRunner {
 }
 
 impl BlockRows {
+    /// The block's rows: those attended to, then that of the CLS token.
+    pub fn places(&self) -> impl Iterator<Item = usize> {
+        self.attended.clone().chain(self.cls)
+    }
+
     /// Whether the block has no row.
     pub fn is_empty(&self) -> bool {
         self.attended.is_empty() && self.cls.is_none()

@@ -3,6 +3,8 @@
 //! Written as plain loops over fixed-width groups, which the compiler vectorises. Float32 uses its own short
 //! polynomials (errors of a few units in the last place); float64, which only tests use, goes through `libm`.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, WithDType};
 use multiversion::multiversion;
 use rayon::prelude::*;
@@ -16,24 +18,48 @@ const LANES: usize = 16;
 pub trait Real: WithDType + num_traits::Float + Default + std::iter::Sum {
     /// Wraps a vector as candle's storage.
     fn storage(values: Vec<Self>) -> CpuStorage;
-    /// `y = gelu(x)`.
-    fn gelu(x: &[Self], y: &mut [Self]);
-    /// `dx = dy * gelu'(x)`.
-    fn gelu_backward(x: &[Self], dy: &[Self], dx: &mut [Self]);
-    /// Softmax of each row of `width` of `scores * scale`, in place.
-    fn softmax(scores: &mut [Self], width: usize, scale: Self);
-    /// See [`layer_norm`].
-    fn layer_norm(x: &[Self], gamma: &[Self], beta: &[Self], eps: Self, y: &mut [Self]);
-    /// See [`layer_norm_backward`].
-    fn layer_norm_backward(x: &[Self], gamma: &[Self], eps: Self, dy: &[Self], dx: &mut [Self]);
-    /// `Σ a·b` with [`LANES`] partial sums.
-    fn dot(a: &[Self], b: &[Self]) -> Self;
+    /// `e^x` for `x <= 0`.
+    fn exp_negative(x: Self) -> Self;
+    /// Distribution function and density of the standard normal at `x`.
+    fn normal(x: Self) -> (Self, Self);
 }
 
-/// Splits `y` into groups of [`ROWS`] rows and runs `f(first element, group)` on each, in parallel.
-pub fn by_rows<T: Real>(y: &mut [T], width: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+impl Real for f32 {
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F32(values)
+    }
+    #[inline(always)]
+    fn exp_negative(x: Self) -> Self {
+        exp_f32(x)
+    }
+    #[inline(always)]
+    fn normal(x: Self) -> (Self, Self) {
+        normal_f32(x)
+    }
+}
+
+impl Real for f64 {
+    fn storage(values: Vec<Self>) -> CpuStorage {
+        CpuStorage::F64(values)
+    }
+    fn exp_negative(x: Self) -> Self {
+        x.exp()
+    }
+    fn normal(x: Self) -> (Self, Self) {
+        let cdf = 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
+        (cdf, (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
+    }
+}
+
+/// `count` values in rows of `width`, written in parallel: `f` gets the range of each group of [`ROWS`] rows and the group.
+pub fn by_rows<T: Real>(count: usize, width: usize, f: impl Fn(Range<usize>, &mut [T]) + Sync) -> Vec<T> {
+    let mut y = vec![T::default(); count];
     let chunk = ROWS * width;
-    y.par_chunks_mut(chunk).enumerate().for_each(|(index, group)| f(index * chunk, group));
+    y.par_chunks_mut(chunk).enumerate().for_each(|(index, group)| {
+        let start = index * chunk;
+        f(start..start + group.len(), group);
+    });
+    y
 }
 
 #[inline(always)]
@@ -65,8 +91,8 @@ fn moments<T: Real>(x: &[T], eps: T) -> (T, T) {
 }
 
 /// `y = (x - mean) / sqrt(var + eps) * γ + β` for every row of `γ.len()` elements.
-#[inline(always)]
-fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: T, y: &mut [T]) {
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+pub fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: T, y: &mut [T]) {
     let width = gamma.len();
     for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
         let (mean, rstd) = moments(x, eps);
@@ -77,8 +103,8 @@ fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: T, y: &mut [T]) {
 }
 
 /// `dx = rstd * (g - mean(g) - x̂ mean(g x̂))` with `g = dy γ` and `x̂` the normalised row.
-#[inline(always)]
-fn layer_norm_backward<T: Real>(x: &[T], gamma: &[T], eps: T, dy: &[T], dx: &mut [T]) {
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+pub fn layer_norm_backward<T: Real>(x: &[T], gamma: &[T], eps: T, dy: &[T], dx: &mut [T]) {
     let width = gamma.len();
     let n = T::from_f64(width as f64);
     for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
@@ -91,9 +117,9 @@ fn layer_norm_backward<T: Real>(x: &[T], gamma: &[T], eps: T, dy: &[T], dx: &mut
     }
 }
 
-/// Softmax of each row of `scores * scale` with the row's maximum taken off first.
-#[inline(always)]
-fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T, exp: impl Fn(T) -> T) {
+/// Softmax of each row of `width` of `scores * scale`, in place, with the row's maximum taken off first.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+pub fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T) {
     for row in scores.chunks_exact_mut(width) {
         let mut partial = [T::neg_infinity(); LANES];
         for (i, &v) in row.iter().enumerate() {
@@ -102,7 +128,7 @@ fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T, exp: impl Fn(T) ->
         }
         let max = partial.iter().fold(T::neg_infinity(), |a, &b| if b > a { b } else { a });
         for v in row.iter_mut() {
-            *v = exp((*v - max) * scale);
+            *v = T::exp_negative((*v - max) * scale);
         }
         let norm = T::one() / sum_of(row.len(), |i| row[i]);
         for v in row.iter_mut() {
@@ -150,102 +176,27 @@ pub fn normal_f32(x: f32) -> (f32, f32) {
     (if x < 0.0 { tail } else { 1.0 - tail }, e * 0.398_942_3)
 }
 
-fn normal_f64(x: f64) -> (f64, f64) {
-    let cdf = 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
-    (cdf, (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
-}
-
-#[inline(always)]
-fn gelu<T: Real>(x: &[T], y: &mut [T], normal: impl Fn(T) -> (T, T)) {
+/// `y = gelu(x)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+pub fn gelu<T: Real>(x: &[T], y: &mut [T]) {
     for (y, &x) in y.iter_mut().zip(x) {
-        *y = x * normal(x).0;
+        *y = x * T::normal(x).0;
     }
 }
 
-#[inline(always)]
-fn gelu_backward<T: Real>(x: &[T], dy: &[T], dx: &mut [T], normal: impl Fn(T) -> (T, T)) {
+/// `dx = dy * gelu'(x)`.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
+pub fn gelu_backward<T: Real>(x: &[T], dy: &[T], dx: &mut [T]) {
     for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
-        let (cdf, density) = normal(x);
+        let (cdf, density) = T::normal(x);
         *dx = dy * (cdf + x * density);
     }
 }
 
+/// `Σ a·b` with [`LANES`] partial sums.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn gelu_f32(x: &[f32], y: &mut [f32]) {
-    gelu(x, y, normal_f32);
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn gelu_backward_f32(x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    gelu_backward(x, dy, dx, normal_f32);
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn softmax_f32(scores: &mut [f32], width: usize, scale: f32) {
-    softmax(scores, width, scale, exp_f32);
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn layer_norm_f32(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, y: &mut [f32]) {
-    layer_norm(x, gamma, beta, eps, y);
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn layer_norm_backward_f32(x: &[f32], gamma: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
-    layer_norm_backward(x, gamma, eps, dy, dx);
-}
-
-#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
-fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     sum_of(a.len().min(b.len()), |i| a[i] * b[i])
-}
-
-impl Real for f32 {
-    fn storage(values: Vec<Self>) -> CpuStorage {
-        CpuStorage::F32(values)
-    }
-    fn gelu(x: &[Self], y: &mut [Self]) {
-        gelu_f32(x, y);
-    }
-    fn gelu_backward(x: &[Self], dy: &[Self], dx: &mut [Self]) {
-        gelu_backward_f32(x, dy, dx);
-    }
-    fn softmax(scores: &mut [Self], width: usize, scale: Self) {
-        softmax_f32(scores, width, scale);
-    }
-    fn layer_norm(x: &[Self], gamma: &[Self], beta: &[Self], eps: Self, y: &mut [Self]) {
-        layer_norm_f32(x, gamma, beta, eps, y);
-    }
-    fn layer_norm_backward(x: &[Self], gamma: &[Self], eps: Self, dy: &[Self], dx: &mut [Self]) {
-        layer_norm_backward_f32(x, gamma, eps, dy, dx);
-    }
-    fn dot(a: &[Self], b: &[Self]) -> Self {
-        dot_f32(a, b)
-    }
-}
-
-impl Real for f64 {
-    fn storage(values: Vec<Self>) -> CpuStorage {
-        CpuStorage::F64(values)
-    }
-    fn gelu(x: &[Self], y: &mut [Self]) {
-        gelu(x, y, normal_f64);
-    }
-    fn gelu_backward(x: &[Self], dy: &[Self], dx: &mut [Self]) {
-        gelu_backward(x, dy, dx, normal_f64);
-    }
-    fn softmax(scores: &mut [Self], width: usize, scale: Self) {
-        softmax(scores, width, scale, f64::exp);
-    }
-    fn layer_norm(x: &[Self], gamma: &[Self], beta: &[Self], eps: Self, y: &mut [Self]) {
-        layer_norm(x, gamma, beta, eps, y);
-    }
-    fn layer_norm_backward(x: &[Self], gamma: &[Self], eps: Self, dy: &[Self], dx: &mut [Self]) {
-        layer_norm_backward(x, gamma, eps, dy, dx);
-    }
-    fn dot(a: &[Self], b: &[Self]) -> Self {
-        sum_of(a.len().min(b.len()), |i| a[i] * b[i])
-    }
 }
 
 /// One operand of [`gemm`]: a matrix inside a slice.
@@ -274,7 +225,7 @@ impl<'a, T> View<'a, T> {
     }
 }
 
-/// `dst = alpha * a b`, or `dst += alpha * a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
+/// `dst = a b`, or `dst += a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
 /// `m` rows of `n`, `dst_stride` apart. `threads` of 1 stays on the calling thread.
 ///
 /// # Panics
@@ -285,7 +236,6 @@ pub fn gemm<T: Real>(
     dst: &mut [T],
     dst_stride: usize,
     accumulate: bool,
-    alpha: T,
     a: View<'_, T>,
     b: View<'_, T>,
     threads: usize,
@@ -312,7 +262,7 @@ pub fn gemm<T: Real>(
             b.column_stride as isize,
             b.row_stride as isize,
             T::one(),
-            alpha,
+            T::one(),
             false,
             false,
             false,
@@ -335,7 +285,7 @@ mod tests {
         for i in -60_000..=60_000 {
             let x = i as f32 / 5_000.0;
             let (cdf, density) = normal_f32(x);
-            let (cdf64, density64) = normal_f64(x as f64);
+            let (cdf64, density64) = f64::normal(x as f64);
             assert!((cdf as f64 - cdf64).abs() < 2e-7, "cdf({x}) = {cdf}, exact {cdf64}");
             assert!((density as f64 - density64).abs() < 1e-7, "density({x})");
         }

@@ -1,6 +1,8 @@
 //! The elements behind a tensor, and which kernels can take them.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
+use std::ops::Deref;
+
+use candle_core::{DType, Layout, Result, Storage, Tensor, bail};
 
 use crate::slices::Real;
 
@@ -26,24 +28,41 @@ pub fn float32_on_gpu(x: &Tensor) -> bool {
 }
 
 /// The elements of a contiguous tensor.
-pub fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<T>()?[start..end]),
-        None => bail!("operation on a tensor that is not contiguous: {layout:?}"),
+pub fn slice<'a, T: Real>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) -> Result<&'a [T]> {
+    match (&**storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(storage), Some((start, end))) => Ok(&storage.as_slice::<T>()?[start..end]),
+        (Storage::Cpu(_), None) => bail!("operation on a tensor that is not contiguous: {layout:?}"),
+        _ => bail!("a tensor is not on the CPU"),
     }
 }
 
-/// Binds `$elements` to the elements of a contiguous tensor on the CPU.
+/// Checks that a gradient, or a value that is added, has as many elements as `x`.
+pub fn same_count(x: &Tensor, other: &Tensor) -> Result<()> {
+    if x.elem_count() != other.elem_count() {
+        bail!("a tensor of shape {:?} beside one of shape {:?}", other.dims(), x.dims());
+    }
+    Ok(())
+}
+
+/// Binds each `$elements` to the elements, of type `$t`, of a contiguous tensor on the CPU.
 macro_rules! on_cpu {
-    ($tensor:expr, $t:ty => $elements:ident) => {
-        let (storage, layout) = $tensor.storage_and_layout();
-        let candle_core::Storage::Cpu(storage) = &*storage else {
-            candle_core::bail!("a tensor is not on the CPU")
-        };
-        let $elements = $crate::storage::slice::<$t>(storage, layout)?;
-    };
+    ($t:ty: $($tensor:expr => $elements:ident),+) => {$(
+        let storage = $tensor.storage_and_layout();
+        let $elements = $crate::storage::slice::<$t>(&storage)?;
+    )+};
 }
 pub(crate) use on_cpu;
+
+/// Returns the value of a function of [`cuda`](crate::cuda) where the kernels of this build can take `$tensor`.
+macro_rules! return_on_gpu {
+    ($tensor:expr => $function:ident $arguments:tt) => {
+        #[cfg(feature = "cuda")]
+        if $crate::storage::on_gpu($tensor) {
+            return $crate::cuda::$function $arguments;
+        }
+    };
+}
+pub(crate) use return_on_gpu;
 
 /// Runs `$body` with `$t` as the element type that `$dtype` names.
 macro_rules! by_dtype {

@@ -1,4 +1,4 @@
-//! Launching kernels on candle's stream: modules, element types, memory and grids.
+//! Launching kernels on candle's stream: modules, element types, arguments, memory and grids.
 
 use std::ops::Deref;
 
@@ -6,7 +6,9 @@ use candle_core::{
     CudaDevice, CudaStorage, Layout, Result, Shape, Storage, bail,
     cuda_backend::{
         CudaDType,
-        cudarc::driver::{CudaFunction, CudaSlice, CudaView, DeviceRepr, LaunchConfig},
+        cudarc::driver::{
+            CudaFunction, CudaSlice, CudaView, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg,
+        },
         gemm_reduced_precision_f32,
     },
 };
@@ -37,17 +39,22 @@ pub const ROWS: Module = module!("rows");
 pub const FLAT: Module = module!("flat");
 
 impl Module {
-    /// The kernel `name`.
+    /// The kernel `name` for elements of type `T`.
+    pub fn kernel<T: Element>(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
+        self.function(device, &format!("{name}_{}", T::SUFFIX))
+    }
+
+    /// The kernel of that full name.
     pub fn function(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
         Ok(device.get_or_load_custom_func(name, self.name, self.ptx)?.into_cuda_function())
     }
 }
 
-/// Numbers that the kernels know.
+/// Types of elements that kernels are compiled for.
 pub trait Element: CudaDType + DeviceRepr {
-    /// How names of kernels end.
+    /// Ending of kernels' names.
     const SUFFIX: &'static str;
-    /// How names of kernels of attention end: those with tensor cores where they may be used.
+    /// Ending of the names of attention's kernels: those with tensor cores where they may be used.
     fn products() -> &'static str;
 }
 
@@ -65,30 +72,75 @@ impl Element for bf16 {
     }
 }
 
-/// Runs `$body` with `$t` as the element type of `$storage`.
+/// Runs `$body` with `$t` as the element type that `$dtype` names.
 macro_rules! by_dtype {
-    ($storage:expr, $t:ident => $body:expr) => {
-        match &$storage.slice {
-            candle_core::cuda_backend::CudaStorageSlice::F32(_) => {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
                 type $t = f32;
                 $body
             }
-            candle_core::cuda_backend::CudaStorageSlice::BF16(_) => {
+            candle_core::DType::BF16 => {
                 type $t = half::bf16;
                 $body
             }
-            _ => bail!("operation on {:?} on a GPU, expected f32 or bf16", $storage.dtype()),
+            other => candle_core::bail!("operation on {other:?} on a GPU, expected f32 or bf16"),
         }
     };
 }
-
 pub(super) use by_dtype;
 
-/// The elements of a contiguous tensor.
-pub fn slice<'a, T: CudaDType>(storage: &'a CudaStorage, layout: &Layout) -> Result<CudaView<'a, T>> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(storage.as_cuda_slice::<T>()?.slice(start..end)),
-        None => bail!("operation on a tensor that is not contiguous: {layout:?}"),
+/// Binds each name to the elements, of the type given, of the contiguous tensor of that name.
+macro_rules! views {
+    ($($tensor:ident: $t:ty),+) => {$(
+        let storage = $tensor.storage_and_layout();
+        let $tensor = $crate::cuda::launch::elements::<$t>(&storage)?;
+    )+};
+}
+pub(super) use views;
+
+/// The elements of a contiguous tensor from its storage and layout.
+pub fn elements<'a, T: CudaDType>(
+    (storage, layout): &'a (impl Deref<Target = Storage>, &Layout),
+) -> Result<CudaView<'a, T>> {
+    match (&**storage, layout.contiguous_offsets()) {
+        (Storage::Cuda(storage), Some((start, end))) => Ok(storage.as_cuda_slice::<T>()?.slice(start..end)),
+        (Storage::Cuda(_), None) => bail!("operation on a tensor that is not contiguous: {layout:?}"),
+        _ => bail!("a tensor is not on the GPU"),
+    }
+}
+
+/// The elements of a tensor that may not be there, from its storage and layout.
+pub fn optional<'a, T: CudaDType>(
+    tensor: &'a Option<(impl Deref<Target = Storage>, &Layout)>,
+) -> Result<Option<CudaView<'a, T>>> {
+    tensor.as_ref().map(elements).transpose()
+}
+
+/// Arguments of a kernel besides single ones.
+pub trait Arguments<'a>: Sized {
+    /// An argument, or null where there is none.
+    fn or_null<T>(&mut self, argument: Option<T>) -> &mut Self
+    where
+        Self: PushKernelArg<T>;
+
+    /// Several numbers, an argument each.
+    fn numbers(&mut self, numbers: &'a [u32]) -> &mut Self;
+}
+
+impl<'a> Arguments<'a> for LaunchArgs<'a> {
+    fn or_null<T>(&mut self, argument: Option<T>) -> &mut Self
+    where
+        Self: PushKernelArg<T>,
+    {
+        match argument {
+            Some(argument) => self.arg(argument),
+            None => PushKernelArg::<&u64>::arg(self, &0),
+        }
+    }
+
+    fn numbers(&mut self, numbers: &'a [u32]) -> &mut Self {
+        numbers.iter().fold(self, |launch, number| launch.arg(number))
     }
 }
 
@@ -109,78 +161,25 @@ pub fn narrow(number: usize) -> Result<u32> {
         .map_err(|_| candle_core::Error::Msg(format!("{number} is more than a kernel takes")))
 }
 
-/// Blocks of 128 threads: `rows` for each of `images`.
-pub fn by_image(rows: usize, images: usize) -> Result<LaunchConfig> {
-    Ok(LaunchConfig {
-        grid_dim: (narrow(rows)?, second(images)?, 1),
-        block_dim: (128, 1, 1),
-        shared_mem_bytes: 0,
-    })
+/// A grid of blocks of `threads` threads without shared memory.
+pub fn grid(blocks: (u32, u32, u32), threads: u32) -> LaunchConfig {
+    LaunchConfig { grid_dim: blocks, block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// A grid's second size.
-pub fn second(number: usize) -> Result<u32> {
-    match u16::try_from(number) {
-        Ok(number) => Ok(number.into()),
-        Err(_) => bail!("{number} images or tensors at once, a GPU takes {}", u16::MAX),
+/// Blocks of `threads` threads: `blocks` for each of `parts`, images or tensors.
+pub fn by_part(blocks: usize, parts: usize, threads: u32) -> Result<LaunchConfig> {
+    match u16::try_from(parts) {
+        Ok(parts) => Ok(grid((narrow(blocks)?, parts.into(), 1), threads)),
+        Err(_) => bail!("{parts} images or tensors at once, a GPU takes {}", u16::MAX),
     }
 }
 
 /// Blocks of 256 threads, each thread for one vector of 16 bytes, up to what fills any card.
-pub fn elementwise(count: usize, bytes: usize) -> LaunchConfig {
-    let vectors = (count * bytes).div_ceil(16);
-    let blocks = vectors.div_ceil(256).clamp(1, 8192) as u32;
-    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (256, 1, 1), shared_mem_bytes: 0 }
+pub fn by_vector(bytes: usize) -> LaunchConfig {
+    grid((bytes.div_ceil(16).div_ceil(256).clamp(1, 8192) as u32, 1, 1), 256)
 }
-
-/// The GPU's storage of a tensor.
-macro_rules! on_gpu {
-    ($tensor:expr => $storage:ident, $layout:ident) => {
-        let (storage, $layout) = $tensor.storage_and_layout();
-        let Storage::Cuda($storage) = &*storage else { bail!("a tensor is not on the GPU") };
-    };
-}
-
-pub(super) use on_gpu;
-
-/// The elements of a tensor from its storage and layout.
-pub fn elements<'a, T: CudaDType>(
-    (storage, layout): &'a (impl Deref<Target = Storage>, &Layout),
-) -> Result<CudaView<'a, T>> {
-    match &**storage {
-        Storage::Cuda(storage) => slice(storage, layout),
-        _ => bail!("a tensor is not on the GPU"),
-    }
-}
-
-/// The elements of a tensor that may not be there, from its storage and layout.
-pub fn optional<'a, T: CudaDType>(
-    tensor: &'a Option<(impl Deref<Target = Storage>, &Layout)>,
-) -> Result<Option<CudaView<'a, T>>> {
-    tensor.as_ref().map(elements).transpose()
-}
-
-/// An argument that may be null.
-macro_rules! nullable {
-    ($launch:ident, $there:expr) => {
-        match $there {
-            Some(there) => $launch.arg(there),
-            None => $launch.arg(&0u64),
-        }
-    };
-}
-
-pub(super) use nullable;
 
 /// Blocks of four warps, a warp for each row.
 pub fn by_row(rows: u32) -> LaunchConfig {
-    LaunchConfig { grid_dim: (rows.div_ceil(4).max(1), 1, 1), block_dim: (128, 1, 1), shared_mem_bytes: 0 }
-}
-
-pub fn same_count(a: &Layout, b: &Layout) -> Result<usize> {
-    let count = a.shape().elem_count();
-    if b.shape().elem_count() != count {
-        bail!("a gradient of shape {:?} for values of shape {:?}", b.dims(), a.dims());
-    }
-    Ok(count)
+    grid((rows.div_ceil(4).max(1), 1, 1), 128)
 }

@@ -8,9 +8,7 @@ use std::{
 };
 
 use candle_core::{
-    CudaDevice, Result, Shape, Storage, Tensor,
-    backend::BackendStorage,
-    bail,
+    CudaDevice, Result, Shape, Tensor, bail,
     cuda_backend::{
         DeviceId, WrapErr,
         cudarc::{
@@ -23,7 +21,7 @@ use candle_core::{
     },
 };
 
-use super::launch::{Element, by_dtype, on_gpu, optional, room, slice, value};
+use super::launch::{Element, by_dtype, optional, room, value, views};
 use crate::tape::Value;
 
 /// `x Wᵀ + b + plus` of `shape` for `rows` rows of `x`; `plus` is of the same shape.
@@ -35,31 +33,24 @@ pub fn linear(
     rows: usize,
     shape: Shape,
 ) -> Result<Value> {
-    let (outputs, inputs) = weight.dims2()?;
-    on_gpu!(x => x, layout);
-    on_gpu!(weight => weight, weight_layout);
+    let (device, (outputs, inputs)) = (x.device().as_cuda_device()?, weight.dims2()?);
     let (bias, plus) = (bias.map(Tensor::storage_and_layout), plus.map(Tensor::storage_and_layout));
-    by_dtype!(x, T => {
-        let operands = Operands {
-            x: slice::<T>(x, layout)?,
-            weight: slice::<T>(weight, weight_layout)?,
-            bias: optional::<T>(&bias)?,
-            plus: optional::<T>(&plus)?,
-        };
-        multiply(x.device(), Product { rows, inputs, outputs, transposed: true }, operands, shape)
+    by_dtype!(x.dtype(), T => {
+        views!(x: T, weight: T);
+        let operands = Operands { x, weight, bias: optional::<T>(&bias)?, plus: optional::<T>(&plus)? };
+        multiply(device, Product { rows, inputs, outputs, transposed: true }, operands, shape)
     })
 }
 
 /// `dy W` of `shape`, the gradient of the input for that of `rows` rows of the output.
-pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Value> {
-    let (inputs, outputs) = weight.dims2()?;
-    on_gpu!(dy => dy, layout);
-    on_gpu!(weight => weight, weight_layout);
-    by_dtype!(dy, T => {
-        let (x, weight) = (slice::<T>(dy, layout)?, slice::<T>(weight, weight_layout)?);
-        let operands = Operands { x, weight, bias: None, plus: None };
-        multiply(dy.device(), Product { rows, inputs, outputs, transposed: false }, operands, shape)
+pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Tensor> {
+    let (device, (inputs, outputs)) = (dy.device().as_cuda_device()?, weight.dims2()?);
+    by_dtype!(dy.dtype(), T => {
+        views!(dy: T, weight: T);
+        let operands = Operands { x: dy, weight, bias: None, plus: None };
+        multiply(device, Product { rows, inputs, outputs, transposed: false }, operands, shape)
     })
+    .map(Value::tensor)
 }
 
 /// `Y = X Wᵀ`, or `X W`, of row-major matrices: `X` `(rows, inputs)`, `Y` `(rows, outputs)`.
@@ -79,36 +70,13 @@ struct Operands<'a, T> {
     plus: Option<CudaView<'a, T>>,
 }
 
-/// How numbers are multiplied.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Arithmetic {
-    Float32,
-    Tf32,
-    Bf16,
-}
-
-impl Arithmetic {
-    fn of<T: Element>() -> Self {
-        match T::products() {
-            "bf16" => Self::Bf16,
-            "tf32" => Self::Tf32,
-            _ => Self::Float32,
-        }
-    }
-
-    fn stored(self) -> sys::cudaDataType_t {
-        match self {
-            Self::Float32 | Self::Tf32 => sys::cudaDataType_t::CUDA_R_32F,
-            Self::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
-        }
-    }
-
-    /// Sums are float32 in each.
-    fn computed(self) -> sys::cublasComputeType_t {
-        match self {
-            Self::Float32 | Self::Bf16 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            Self::Tf32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
-        }
+/// Types of stored elements and of the arithmetic on them, of which [`Element::products`] says the name. Sums are float32.
+fn types(products: &str) -> (sys::cudaDataType_t, sys::cublasComputeType_t) {
+    use sys::{cublasComputeType_t::*, cudaDataType_t::*};
+    match products {
+        "bf16" => (CUDA_R_16BF, CUBLAS_COMPUTE_32F),
+        "tf32" => (CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32),
+        _ => (CUDA_R_32F, CUBLAS_COMPUTE_32F),
     }
 }
 
@@ -124,19 +92,12 @@ fn multiply<T: Element>(
     }
     let Product { rows, inputs, outputs, .. } = product;
     let Operands { x, weight, bias, plus } = &operands;
-    let fits = |operand: &Option<CudaView<'_, T>>, count| operand.as_ref().is_none_or(|it| it.len() == count);
-    if x.len() != rows * inputs
-        || weight.len() != outputs * inputs
-        || !fits(bias, outputs)
-        || !fits(plus, rows * outputs)
-    {
+    let (of_bias, of_y) = (bias.as_ref().map_or(outputs, CudaView::len), rows * outputs);
+    let found = [x.len(), weight.len(), of_bias, plus.as_ref().map_or(of_y, CudaView::len)];
+    if found != [rows * inputs, outputs * inputs, outputs, of_y] {
         bail!(
-            "a linear layer of {inputs} inputs and {outputs} outputs on {rows} rows: {} numbers in, {} weights, \
-             bias of {:?}, {:?} to be added",
-            x.len(),
-            weight.len(),
-            bias.as_ref().map(CudaView::len),
-            plus.as_ref().map(CudaView::len),
+            "a linear layer of {inputs} inputs and {outputs} outputs on {rows} rows: {found:?} numbers in the rows, \
+             weights, bias and what is to be added"
         );
     }
     let mut y = room::<T>(device, rows * outputs)?;
@@ -177,7 +138,7 @@ fn done<T>(done: Done<T>) -> Result<T> {
 
 /// cuBLASLt on one device, for one thread.
 struct Products {
-    plans: HashMap<(Product, Arithmetic, bool), Plan>,
+    plans: HashMap<(Product, &'static str, bool), Plan>,
     handle: Owned<sys::cublasLtHandle_t>,
     workspace: CudaSlice<u8>,
 }
@@ -218,20 +179,17 @@ impl Products {
         let bias = bias.map(|bias| aligned(device, bias, of_bias)).transpose()?;
         let plus = plus.map(|plus| aligned(device, plus, of_plus)).transpose()?;
 
-        let arithmetic = Arithmetic::of::<T>();
+        let products = T::products();
         let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
         let bias_at = bias.as_ref().map(|(at, _)| *at);
-        let plan = match self.plans.entry((product, arithmetic, bias.is_some())) {
-            Entry::Occupied(there) => {
-                let plan = there.into_mut();
-                plan.set_bias(bias_at)?;
-                plan
-            }
+        let plan = match self.plans.entry((product, products, bias.is_some())) {
+            Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(place) => {
                 let room = self.workspace.len();
-                place.insert(Plan::new(self.handle.handle, product, arithmetic, bias_at, room)?)
+                place.insert(Plan::new(self.handle.handle, product, types(products), bias_at, room)?)
             }
         };
+        plan.set_bias(bias_at)?;
         let (x, _x) = x.device_ptr(&stream);
         let (weight, _weight) = weight.device_ptr(&stream);
         let (y, _y) = y.device_ptr_mut(&stream);
@@ -272,18 +230,18 @@ impl Plan {
     fn new(
         handle: sys::cublasLtHandle_t,
         product: Product,
-        arithmetic: Arithmetic,
+        (stored, computed): (sys::cudaDataType_t, sys::cublasComputeType_t),
         bias: Option<CUdeviceptr>,
         workspace: usize,
     ) -> Result<Self> {
         let (rows, inputs, outputs) = (product.rows as u64, product.inputs as u64, product.outputs as u64);
         let matrix = |height: u64, width: u64| {
-            let made = result::create_matrix_layout(arithmetic.stored(), height, width, height as i64);
+            let made = result::create_matrix_layout(stored, height, width, height as i64);
             Owned::new(made, result::destroy_matrix_layout)
         };
         let weight = if product.transposed { matrix(inputs, outputs)? } else { matrix(outputs, inputs)? };
         let (x, y) = (matrix(inputs, rows)?, matrix(outputs, rows)?);
-        let made = result::create_matmul_desc(arithmetic.computed(), sys::cudaDataType_t::CUDA_R_32F);
+        let made = result::create_matmul_desc(computed, sys::cudaDataType_t::CUDA_R_32F);
         let operation = Owned::new(made, result::destroy_matmul_desc)?;
         let choice = Owned::new(result::create_matmul_pref(), result::destroy_matmul_pref)?;
         // SAFETY: the attribute is a 64-bit number, which is read during the call.

@@ -1,27 +1,25 @@
 //! The operations on an NVIDIA GPU: launches of the kernels in `core/kernels/cuda`, whose sources state how they are launched,
 //! and matrix products of cuBLASLt, all on candle's stream. No call waits for the device.
 
+mod alike;
 mod attention;
 mod embedding;
 mod flat;
-mod gelu;
 mod injected;
 mod launch;
 mod layer_norm;
 mod linear;
-mod rows;
 
 use candle_core::{CudaDevice, Result};
 
 pub use self::{
+    alike::{gelu, gelu_backward, log_softmax, log_softmax_backward, unit, unit_backward},
     attention::{attend, attend_backward},
     embedding::{assemble_tokens, patchify},
     flat::{flat, set_from_flat},
-    gelu::{gelu, gelu_backward},
     injected::{gather_rows, scatter_rows},
     layer_norm::{layer_norm, layer_norm_backward},
     linear::{linear, linear_backward},
-    rows::RowKernel,
 };
 
 /// Compute capability that the kernels of this build are compiled for, without its point: `80` is 8.0.

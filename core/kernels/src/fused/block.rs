@@ -3,28 +3,17 @@
 //! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the queries,
 //! keys and values, `m`, the slope of GELU, and a few numbers for each token. It computes attention weights again.
 
-use rayon::prelude::*;
-
 use super::{
     packed_linear::{PackedLinear, Start},
     panel::{self, Buffer, Tokens},
     panel_attention::{HeadGradients, attend},
-    setting::{Extra, Kept, Setting},
+    setting::{Call, Kept, Setting},
     tile::{PANEL, STRIP},
 };
 use crate::layers::{Block, Norm};
 
 /// A block whose layers are arranged for panels.
 pub type PanelBlock = Block<PackedLinear, Vec<f32>>;
-
-/// Tokens whose input gradients are wanted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
-    /// No token: the input is constant.
-    Nothing,
-    /// These tokens.
-    Of(Tokens),
-}
 
 /// Gradients of a block.
 #[derive(Debug)]
@@ -36,44 +25,26 @@ pub struct Gradients {
 }
 
 impl PanelBlock {
-    /// The outputs of the tokens that `reads` names, of `x`, all tokens; and what the backward pass needs if `keep`.
-    pub fn forward(
-        &self,
-        s: &Setting,
-        x: &[f32],
-        extra: Extra<'_>,
-        reads: &Tokens,
-        keep: bool,
-    ) -> (Buffer, Option<Kept>) {
+    /// The outputs of the tokens that are read, and what the backward pass needs if `keep`.
+    pub fn forward(&self, call: Call<'_>, keep: bool) -> (Buffer, Option<Kept>) {
+        let Call { s, x, reads, .. } = call;
         let d = s.width;
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
-        let everything = matches!(reads, Tokens::All(_));
-        let mut kv = s.take(2 * d, &all);
-        let mut stats1 = s.take(2, &all);
-        let mut q = s.take(d, &read);
-        {
-            let mut queries = if everything { read.cut(&mut q, d) } else { Vec::new() }.into_iter();
-            let pieces = all.cut(&mut kv, 2 * d).into_iter().zip(all.cut(&mut stats1, 2));
-            let tasks: Vec<_> = all
-                .parts()
-                .iter()
-                .zip(pieces)
-                .map(|(part, (kv, stats))| (part, kv, stats, queries.next()))
-                .collect();
-            tasks.into_par_iter().for_each(|(part, kv, stats, q)| {
-                let _span = tracing::trace_span!("qkv").entered();
-                let n = self.normed(s, &self.norm1, part.of(x, d), stats);
-                self.qkv.forward(s.level, d..3 * d, &n, part.count, Start::Bias, kv, |_, _, _| {});
-                if let Some(q) = q {
-                    self.qkv.forward(s.level, 0..d, &n, part.count, Start::Bias, q, |_, _, _| {});
-                }
-            });
-        }
-        let picked = (!everything).then(|| s.pick(x, d, reads));
+        let (mut kv, mut stats1, mut q) = (s.take(2 * d, &all), s.take(2, &all), s.take(d, &read));
+        let picked = (!matches!(reads, Tokens::All(_))).then(|| s.pick(x, d, reads));
+        // Where all tokens are read, their queries are computed along with their keys and values.
+        let queries: (&mut [f32], _) = if picked.is_none() { (&mut q, d) } else { (&mut [], 0) };
+        all.each([(&mut kv, 2 * d), (&mut stats1, 2), queries], |part, [kv, stats, q]| {
+            let _span = tracing::trace_span!("qkv").entered();
+            let n = self.normed(s, &self.norm1, part.of(x, d), stats);
+            self.qkv.forward(s.level, d..3 * d, &n, part.count, Start::Bias, kv, |_, _, _| {});
+            if !q.is_empty() {
+                self.qkv.forward(s.level, 0..d, &n, part.count, Start::Bias, q, |_, _, _| {});
+            }
+        });
         if let Some(x) = &picked {
             let mut stats = s.take(2, &read);
-            let pieces = read.cut(&mut q, d).into_iter().zip(read.cut(&mut stats, 2));
-            read.parts().par_iter().zip(pieces.collect::<Vec<_>>()).for_each(|(part, (q, stats))| {
+            read.each([(&mut q, d), (&mut stats, 2)], |part, [q, stats]| {
                 let n = self.normed(s, &self.norm1, part.of(x, d), stats);
                 self.qkv.forward(s.level, 0..d, &n, part.count, Start::Bias, q, |_, _, _| {});
             });
@@ -81,47 +52,27 @@ impl PanelBlock {
         let x = picked.as_deref().unwrap_or(x);
 
         let hidden = self.fc1.outputs();
-        let mut y = s.take(d, &read);
-        let mut mid = s.take(d, &read);
-        let mut stats2 = s.take(2, &read);
-        let mut log_sums = s.take(s.heads, &read);
+        let (mut y, mut mid) = (s.take(d, &read), s.take(d, &read));
+        let (mut stats2, mut log_sums) = (s.take(2, &read), s.take(s.heads, &read));
         let mut slope = keep.then(|| s.take(hidden, &read));
-        {
-            let mut slopes =
-                slope.as_mut().map(|slope| read.cut(slope, hidden)).unwrap_or_default().into_iter();
-            let pieces = read.cut(&mut y, d).into_iter().zip(read.cut(&mut mid, d));
-            let sums = read.cut(&mut stats2, 2).into_iter().zip(read.cut(&mut log_sums, s.heads));
-            let tasks: Vec<_> = read
-                .parts()
-                .iter()
-                .zip(pieces.zip(sums))
-                .map(|(part, pieces)| (part, pieces, slopes.next()))
-                .collect();
-            tasks.into_par_iter().for_each(|(part, ((y, mid), (stats, sums)), mut slope)| {
-                let mut attended = s.pool.take(y.len());
-                let span = tracing::trace_span!("attention").entered();
-                attend(s, part.of(&q, d), (&kv, &all), extra, part, reads.count(), &mut attended, sums);
-                drop(span);
-                let _span = tracing::trace_span!("projection and MLP").entered();
-                let start = Start::BiasAnd(part.of(x, d));
-                self.proj.forward(s.level, 0..d, &attended, part.count, start, mid, |_, _, _| {});
-                let n = self.normed(s, &self.norm2, mid, stats);
-                let mut g = s.pool.take(y.len() / d * hidden);
-                self.fc1.forward(
-                    s.level,
-                    0..hidden,
-                    &n,
-                    part.count,
-                    Start::Bias,
-                    &mut g,
-                    |panel, row, rows| {
-                        let at = (panel * hidden + row) * PANEL;
-                        panel::gelu(rows, slope.as_mut().map(|slope| &mut slope[at..][..STRIP * PANEL]));
-                    },
-                );
-                self.fc2.forward(s.level, 0..d, &g, part.count, Start::BiasAnd(mid), y, |_, _, _| {});
+        let slopes = slope.as_deref_mut().map_or((&mut [][..], 0), |slope| (slope, hidden));
+        let panels = [(&mut *y, d), (&mut mid, d), (&mut stats2, 2), (&mut log_sums, s.heads), slopes];
+        read.each(panels, |part, [y, mid, stats, sums, slope]| {
+            let mut attended = s.pool.take(y.len());
+            let span = tracing::trace_span!("attention").entered();
+            attend(call, part.of(&q, d), (&kv, &all), part, &mut attended, sums);
+            drop(span);
+            let _span = tracing::trace_span!("projection and MLP").entered();
+            let start = Start::BiasAnd(part.of(x, d));
+            self.proj.forward(s.level, 0..d, &attended, part.count, start, mid, |_, _, _| {});
+            let n = self.normed(s, &self.norm2, mid, stats);
+            let mut g = s.pool.take(y.len() / d * hidden);
+            self.fc1.forward(s.level, 0..hidden, &n, part.count, Start::Bias, &mut g, |panel, row, rows| {
+                let at = (panel * hidden + row) * PANEL;
+                panel::gelu(rows, keep.then(|| &mut slope[at..][..STRIP * PANEL]));
             });
-        }
+            self.fc2.forward(s.level, 0..d, &g, part.count, Start::BiasAnd(mid), y, |_, _, _| {});
+        });
         let kept = slope.map(|slope| Kept { stats1, q, kv, log_sums, mid, stats2, slope });
         (y, kept)
     }
@@ -138,26 +89,14 @@ impl PanelBlock {
         n
     }
 
-    /// Gradients given `dy`, that of the tokens that were read.
-    #[allow(clippy::too_many_arguments, reason = "a layer's call and its gradient, each named once")]
-    pub fn backward(
-        &self,
-        s: &Setting,
-        x: &[f32],
-        extra: Extra<'_>,
-        reads: &Tokens,
-        kept: &Kept,
-        dy: &[f32],
-        wanted: &Wanted,
-    ) -> Gradients {
+    /// Gradients given `dy`, that of the tokens that were read; `wanted` names the tokens of the input that get one.
+    pub fn backward(&self, call: Call<'_>, kept: &Kept, dy: &[f32], wanted: Option<&Tokens>) -> Gradients {
+        let Call { s, x, extra, reads } = call;
         let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs());
 
         // Through the MLP and the projection, token by token.
-        let mut d_mid = s.take(d, &read);
-        let mut d_attended = s.take(d, &read);
-        let pieces = read.cut(&mut d_mid, d).into_iter().zip(read.cut(&mut d_attended, d));
-        let tasks: Vec<_> = read.parts().iter().zip(pieces).collect();
-        tasks.into_par_iter().for_each(|(part, (d_mid, d_attended))| {
+        let (mut d_mid, mut d_attended) = (s.take(d, &read), s.take(d, &read));
+        read.each([(&mut d_mid, d), (&mut d_attended, d)], |part, [d_mid, d_attended]| {
             let _span = tracing::trace_span!("projection and MLP").entered();
             let (dy, slope) = (part.of(dy, d), part.of(&kept.slope, hidden));
             let mut g = s.pool.take(slope.len());
@@ -170,9 +109,9 @@ impl PanelBlock {
         });
 
         // Through attention, image by image and head by head.
-        let heads = HeadGradients::new(s, extra, reads, kept, &d_attended, wanted != &Wanted::Nothing);
-        let extra_gradient = heads.extra(s, extra.share);
-        let Wanted::Of(wanted) = wanted else { return Gradients { x: None, extra: extra_gradient } };
+        let heads = HeadGradients::new(call, kept, &d_attended, wanted.is_some());
+        let extra = heads.extra(s, extra.share);
+        let Some(wanted) = wanted else { return Gradients { x: None, extra } };
 
         // Through queries, keys and values to the block's input.
         let everything = matches!(reads, Tokens::All(_));
@@ -187,8 +126,7 @@ impl PanelBlock {
         };
         let mut dx = s.take(d, &shares);
         let from = if everything { 0 } else { d };
-        let tasks: Vec<_> = shares.parts().iter().zip(shares.cut(&mut dx, d)).collect();
-        tasks.into_par_iter().for_each(|(part, dx)| {
+        shares.each([(&mut dx, d)], |part, [dx]| {
             let _span = tracing::trace_span!("qkv").entered();
             let rows = 3 * d - from;
             let mut d_qkv = s.pool.take(dx.len() / d * rows);
@@ -201,18 +139,16 @@ impl PanelBlock {
             norm_backward(&self.norm1, part.of(inputs, d), part.of(stats, 2), residual, dx);
         });
         if !everything {
-            self.add_read(s, x, reads, kept, &heads, &d_mid, wanted, &mut dx);
+            self.add_read(call, kept, &heads, &d_mid, wanted, &mut dx);
         }
-        Gradients { x: Some(dx), extra: extra_gradient }
+        Gradients { x: Some(dx), extra }
     }
 
-    /// What comes to the few tokens that were read by way of their queries and of the sum around attention.
-    #[allow(clippy::too_many_arguments)]
+    /// Adds the gradients that reach the few tokens that were read through their queries and the residual connection
+    /// around attention.
     fn add_read(
         &self,
-        s: &Setting,
-        x: &[f32],
-        reads: &Tokens,
+        Call { s, x, reads, .. }: Call<'_>,
         kept: &Kept,
         heads: &HeadGradients,
         d_mid: &[f32],
@@ -222,8 +158,7 @@ impl PanelBlock {
         let (d, read) = (s.width, s.shares(reads));
         let mut gradient = s.take(d, &read);
         let (x, stats) = (s.pick(x, d, reads), s.pick(&kept.stats1, 2, reads));
-        let tasks: Vec<_> = read.parts().iter().zip(read.cut(&mut gradient, d)).collect();
-        tasks.into_par_iter().for_each(|(part, gradient)| {
+        read.each([(&mut gradient, d)], |part, [gradient]| {
             let mut d_q = s.pool.take(gradient.len());
             heads.queries(s, &Tokens::All(reads.count()), part, &mut d_q, d, 0);
             self.qkv.backward(s.level, 0..d, &d_q, part.count, gradient, |_, _, _| {});
@@ -235,11 +170,8 @@ impl PanelBlock {
             let Some(place) = (0..wanted.count()).find(|&place| wanted.position(place) == position) else {
                 continue;
             };
-            let (panel, column, _) = read.place(index);
-            let (to_panel, to_column, _) = to_layout.place(image * wanted.count() + place);
-            for row in 0..d {
-                dx[(to_panel * d + row) * PANEL + to_column] += gradient[(panel * d + row) * PANEL + column];
-            }
+            let to = panel::column_mut(&to_layout, dx, d, image * wanted.count() + place);
+            to.zip(panel::column(&read, &gradient, d, index)).for_each(|(to, from)| *to += from);
         }
     }
 }

@@ -70,7 +70,7 @@ pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> 
     let mut y = vec![0f32; tokens * outputs];
     let matmul = rate(seconds, 2 * tokens * inputs * outputs, || {
         let (x, w) = (View::rows(&x, inputs), View::rows(&w, outputs));
-        gemm((tokens, inputs, outputs), &mut y, outputs, false, 1.0, x, w, threads);
+        gemm((tokens, inputs, outputs), &mut y, outputs, false, x, w, threads);
     });
     Rates { kernel, matmul }
 }

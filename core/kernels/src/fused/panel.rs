@@ -13,6 +13,7 @@ use std::{
 };
 
 use multiversion::multiversion;
+use rayon::prelude::*;
 
 use super::tile::{GROUP, LINE, PANEL};
 use crate::slices::{exp_f32, normal_f32};
@@ -186,11 +187,6 @@ impl Shares {
         Self { parts }
     }
 
-    /// All tasks.
-    pub fn parts(&self) -> &[Part] {
-        &self.parts
-    }
-
     /// Panels in all.
     pub fn panels(&self) -> usize {
         self.parts.last().map_or(0, |part| part.panel + panels(part.count))
@@ -204,15 +200,21 @@ impl Shares {
         (part.panel + inside / PANEL, column, (PANEL - column).min(part.count - inside))
     }
 
-    /// Panels of `channels` rows in pieces, a part each.
-    pub fn cut<'a>(&self, panels: &'a mut [f32], channels: usize) -> Vec<&'a mut [f32]> {
-        let mut rest = panels;
-        let pieces = self.parts.iter().map(|part| {
-            let (piece, after) = std::mem::take(&mut rest).split_at_mut(part.len(channels));
-            rest = after;
-            piece
-        });
-        pieces.collect()
+    /// Runs `work` on every part, in parallel, with its pieces of all `panels`, each given with its number of rows.
+    pub fn each<const N: usize>(
+        &self,
+        mut panels: [(&mut [f32], usize); N],
+        work: impl Fn(&Part, [&mut [f32]; N]) + Sync,
+    ) {
+        let cut = |part: &Part| {
+            panels.each_mut().map(|(rest, channels)| {
+                let (piece, after) = std::mem::take(rest).split_at_mut(part.len(*channels));
+                *rest = after;
+                piece
+            })
+        };
+        let pieces: Vec<_> = self.parts.iter().map(cut).collect();
+        self.parts.par_iter().zip(pieces).for_each(|(part, pieces)| work(part, pieces));
     }
 }
 
@@ -262,32 +264,39 @@ pub fn scatter(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mu
     }
 }
 
+/// The `channels` values of one token.
+pub fn column<'a>(
+    shares: &Shares,
+    panels: &'a [f32],
+    channels: usize,
+    token: usize,
+) -> impl Iterator<Item = &'a f32> {
+    let (panel, column, _) = shares.place(token);
+    panels[panel * channels * PANEL..][..channels * PANEL][column..].iter().step_by(PANEL)
+}
+
+/// The `channels` values of one token, to be written.
+pub fn column_mut<'a>(
+    shares: &Shares,
+    panels: &'a mut [f32],
+    channels: usize,
+    token: usize,
+) -> impl Iterator<Item = &'a mut f32> {
+    let (panel, column, _) = shares.place(token);
+    panels[panel * channels * PANEL..][..channels * PANEL][column..].iter_mut().step_by(PANEL)
+}
+
 /// Writes tokens, rows of `width` floats each, into panels from token `first` on.
 pub fn into_panels(shares: &Shares, rows: &[f32], width: usize, first: usize, panels: &mut [f32]) {
     for (index, row) in rows.chunks_exact(width).enumerate() {
-        set_column(shares, panels, width, first + index, row);
-    }
-}
-
-/// Writes the `width` channels of one token.
-pub fn set_column(shares: &Shares, panels: &mut [f32], width: usize, token: usize, values: &[f32]) {
-    let (panel, column, _) = shares.place(token);
-    let to = &mut panels[panel * width * PANEL + column..];
-    for (channel, value) in values.iter().enumerate() {
-        to[channel * PANEL] = *value;
+        column_mut(shares, panels, width, first + index).zip(row).for_each(|(to, from)| *to = *from);
     }
 }
 
 /// Panels of `tokens` tokens as rows of `width` floats.
 pub fn out_of_panels(shares: &Shares, panels: &[f32], width: usize, tokens: usize) -> Vec<f32> {
-    let mut rows = vec![0.0; tokens * width];
-    for (token, row) in rows.chunks_exact_mut(width).enumerate() {
-        let (panel, column, _) = shares.place(token);
-        let from = &panels[panel * width * PANEL + column..];
-        for (channel, value) in row.iter_mut().enumerate() {
-            *value = from[channel * PANEL];
-        }
-    }
+    let mut rows = Vec::with_capacity(tokens * width);
+    (0..tokens).for_each(|token| rows.extend(column(shares, panels, width, token)));
     rows
 }
 

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::{
     count,
     panel::{self, Buffer, Part, Shares, Tokens},
-    setting::{Extra, Kept, Setting},
-    tile::{GROUP, Left, Order, PANEL, Right, STRIP, product},
+    setting::{Call, Extra, Kept, Setting},
+    tile::{GROUP, Left, Order, PANEL, Right, STRIP, product, wide_product},
 };
 use crate::blocks::BlockRows;
 
@@ -39,17 +39,16 @@ impl Keys {
         let injected = extra.share.attended.len();
         for (part, to) in [&mut self.k, &mut self.v].into_iter().enumerate() {
             let at = part * width + head * d;
-            for (column, row) in extra.share.attended.clone().enumerate() {
-                let from = &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
-                for (channel, value) in from.iter().enumerate() {
+            let row = |row: usize| &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
+            for (column, index) in extra.share.attended.clone().enumerate() {
+                for (channel, value) in row(index).iter().enumerate() {
                     to[channel * self.stride + column] = *value;
                 }
             }
             let tokens = (image * s.tokens, s.tokens);
             panel::gather(shares, kv, 2 * width, at..at + d, tokens, &mut to[injected..], self.stride);
-            if let Some(row) = extra.share.cls {
-                let from = &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
-                for (channel, value) in from.iter().enumerate() {
+            if let Some(index) = extra.share.cls {
+                for (channel, value) in row(index).iter().enumerate() {
                     to[channel * self.stride + injected] += *value;
                 }
             }
@@ -61,20 +60,17 @@ impl Keys {
     }
 }
 
-/// Attention of the tokens in `part`, `per_image` to an image, whose queries are panels `q`; all keys and values are in
+/// Attention of the tokens in `part` of those that are read, whose queries are panels `q`; all keys and values are in
 /// `kv`. `log_sums` becomes the logarithm of each sum of exponentials, a row for each head.
-#[allow(clippy::too_many_arguments, reason = "what attention takes and gives")]
 pub fn attend(
-    s: &Setting,
+    Call { s, extra, reads, .. }: Call<'_>,
     q: &[f32],
     kv: (&[f32], &Shares),
-    extra: Extra<'_>,
     part: &Part,
-    per_image: usize,
     y: &mut [f32],
     log_sums: &mut [f32],
 ) {
-    let (d, first, end) = (s.head(), part.first, part.first + part.count);
+    let (d, first, end, per_image) = (s.head(), part.first, part.first + part.count, reads.count());
     let alone = part.alone();
     let mut keys = Keys::new(s, extra);
     let mut scores = s.pool.take(keys.rows() * PANEL);
@@ -89,16 +85,8 @@ pub fn attend(
             while token < own.end {
                 let (panel, column) = ((token - first) / PANEL, (token - first) % PANEL);
                 let run = (PANEL - column).min(own.end - token);
-                let channels = head * d..(head + 1) * d;
-                panel::gather(
-                    &alone,
-                    q,
-                    s.width,
-                    channels.clone(),
-                    (token - first, run),
-                    &mut queries,
-                    PANEL,
-                );
+                let (channels, tokens) = (head * d..(head + 1) * d, (token - first, run));
+                panel::gather(&alone, q, s.width, channels.clone(), tokens, &mut queries, PANEL);
                 let left = Left { data: &keys.k, order: Order::Columns, stride: keys.stride };
                 let right = Right { data: &queries, stride: PANEL };
                 product(s.level, (keys.rows(), run, d), left, right, &mut scores, PANEL, false);
@@ -124,7 +112,6 @@ pub struct HeadGradients {
     q: Buffer,
     k: Buffer,
     v: Buffer,
-    queries: usize,
     query_stride: usize,
     key_stride: usize,
     injected: usize,
@@ -132,14 +119,8 @@ pub struct HeadGradients {
 
 impl HeadGradients {
     /// `tokens`: whether more than the gradients of injected keys and values is wanted.
-    pub fn new(
-        s: &Setting,
-        extra: Extra<'_>,
-        reads: &Tokens,
-        kept: &Kept,
-        d_attended: &[f32],
-        tokens: bool,
-    ) -> Self {
+    pub fn new(call: Call<'_>, kept: &Kept, d_attended: &[f32], tokens: bool) -> Self {
+        let Call { s, extra, reads, .. } = call;
         let (d, queries) = (s.head(), reads.count());
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
         let injected = extra.share.attended.len();
@@ -174,49 +155,31 @@ impl HeadGradients {
             count::add((if tokens { 4 } else { 1 }) * queries * keys.count * d);
             let mut weights = s.pool.take(keys.rows() * query_stride);
             let mut d_scores = s.pool.take(keys.rows() * query_stride);
-            for start in (0..queries).step_by(PANEL) {
-                let run = PANEL.min(queries - start);
-                let size = (keys.rows(), run, d);
-                for (data, right, to) in [(&keys.k, &q, &mut weights), (&keys.v, &g, &mut d_scores)] {
-                    let left = Left { data, order: Order::Columns, stride: keys.stride };
-                    let right = Right { data: &right[start..], stride: query_stride };
-                    product(s.level, size, left, right, &mut to[start..], query_stride, false);
-                }
+            for (data, right, to) in [(&keys.k, &q, &mut weights), (&keys.v, &g, &mut d_scores)] {
+                let left = Left { data, order: Order::Columns, stride: keys.stride };
+                let right = Right { data: right, stride: query_stride };
+                wide_product(s.level, (keys.rows(), queries, d), left, right, to, query_stride);
             }
             let size = (keys.count, queries.next_multiple_of(GROUP));
             panel::softmax_again(&mut weights, query_stride, size, s.scale(), &sums);
             panel::softmax_backward(&weights, &mut d_scores, query_stride, size, s.scale());
 
             if tokens {
-                for start in (0..queries).step_by(PANEL) {
-                    let run = PANEL.min(queries - start);
-                    let left = Left { data: &keys.k, order: Order::Rows, stride: keys.stride };
-                    let right = Right { data: &d_scores[start..], stride: query_stride };
-                    product(
-                        s.level,
-                        (d, run, keys.count),
-                        left,
-                        right,
-                        &mut dq[start..],
-                        query_stride,
-                        false,
-                    );
-                }
+                let left = Left { data: &keys.k, order: Order::Rows, stride: keys.stride };
+                let right = Right { data: &d_scores, stride: query_stride };
+                wide_product(s.level, (d, queries, keys.count), left, right, dq, query_stride);
             }
             // Keys beside one another, since now the sum runs over queries.
             let wanted = if tokens { keys.count } else { injected };
             let mut turned = s.pool.take(queries * key_stride);
             for (from, of, to) in [(&d_scores, &q, dk), (&weights, &g, dv)] {
                 panel::transpose(from, (wanted, queries), query_stride, &mut turned, key_stride);
-                for start in (0..wanted).step_by(PANEL) {
-                    let run = PANEL.min(wanted - start);
-                    let left = Left { data: of, order: Order::Rows, stride: query_stride };
-                    let right = Right { data: &turned[start..], stride: key_stride };
-                    product(s.level, (d, run, queries), left, right, &mut to[start..], key_stride, false);
-                }
+                let left = Left { data: of, order: Order::Rows, stride: query_stride };
+                let right = Right { data: &turned, stride: key_stride };
+                wide_product(s.level, (d, wanted, queries), left, right, to, key_stride);
             }
         });
-        Self { q, k, v, queries, query_stride, key_stride, injected }
+        Self { q, k, v, query_stride, key_stride, injected }
     }
 
     /// The gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
@@ -249,23 +212,20 @@ impl HeadGradients {
         channels: usize,
         row: usize,
     ) {
-        debug_assert!(of.count() <= self.queries);
-        self.write(s, &self.q, self.query_stride, 0, of, part, to, (channels, row));
+        self.write(s, (&self.q, self.query_stride), of, part, to, (channels, row));
     }
 
-    /// Likewise of keys, then values, of a set of all tokens.
+    /// Writes the gradients of keys, then values, of a set of all tokens in the same way.
     pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], channels: usize, row: usize) {
-        self.write(s, &self.k, self.key_stride, self.injected, of, part, to, (channels, row));
-        self.write(s, &self.v, self.key_stride, self.injected, of, part, to, (channels, row + s.width));
+        for (from, row) in [(&self.k, row), (&self.v, row + s.width)] {
+            self.write(s, (&from[self.injected..], self.key_stride), of, part, to, (channels, row));
+        }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn write(
         &self,
         s: &Setting,
-        from: &[f32],
-        stride: usize,
-        skip: usize,
+        (from, stride): (&[f32], usize),
         of: &Tokens,
         part: &Part,
         to: &mut [f32],
@@ -280,7 +240,7 @@ impl HeadGradients {
                 Tokens::All(_) => (PANEL - column).min(per_image - index).min(part.count - done),
                 Tokens::At(_) => 1,
             };
-            let start = image * s.heads * d * stride + skip + of.position(index);
+            let start = image * s.heads * d * stride + of.position(index);
             let to = &mut to[(panel * channels + row) * PANEL..];
             panel::scatter(&from[start..], stride, s.width, run, to, column);
             done += run;

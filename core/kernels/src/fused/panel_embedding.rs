@@ -62,7 +62,7 @@ impl PanelEmbedding {
         let (images, _, size, _) = pixels.dims4()?;
         let injected = prompt_tokens.map_or(Ok(0), |tokens| tokens.dim(1))?;
         let pixels = pixels.contiguous()?;
-        on_cpu!(pixels, f32 => pixels);
+        on_cpu!(f32: pixels => pixels);
         let Stem { patch: layer, prefix: prefix_tokens, positions } = &self.stem;
         let (d, patch_size) = (layer.outputs(), self.settings.patch_size);
         let grid = size / patch_size;
@@ -84,21 +84,19 @@ impl PanelEmbedding {
         );
         let shares = Shares::new(images * tokens, threads);
         let mut all = pool.zeros(shares.panels() * d * PANEL);
-        shares.parts().par_iter().zip(shares.cut(&mut all, d)).for_each(|(part, all)| {
+        shares.each([(&mut all, d)], |part, [all]| {
             let _span = tracing::trace_span!("embedding").entered();
             let alone = part.alone();
             for index in 0..part.count {
                 let (image, position) = ((part.first + index) / tokens, (part.first + index) % tokens);
-                let (panel, column, _) = alone.place(index);
+                let to = panel::column_mut(&alone, all, d, index);
                 if position < prefix {
-                    panel::set_column(&alone, all, d, index, &prefix_tokens[position * d..][..d]);
+                    to.zip(&prefix_tokens[position * d..][..d]).for_each(|(to, from)| *to = *from);
                 } else if position < prefix + patches {
                     let patch = position - prefix;
                     let from = &embedded[image * per_image + patch / PANEL * d * PANEL + patch % PANEL..];
-                    for channel in 0..d {
-                        all[(panel * d + channel) * PANEL + column] =
-                            from[channel * PANEL] + positions[patch * d + channel];
-                    }
+                    let from = from.iter().step_by(PANEL).zip(&positions[patch * d..][..d]);
+                    to.zip(from).for_each(|(to, (value, position))| *to = value + position);
                 }
             }
         });

@@ -5,11 +5,11 @@ use std::{mem, ops::Range, sync::Arc};
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
-    block::{PanelBlock, Wanted},
+    block::PanelBlock,
     count,
     panel::{self, Buffer, Pool, Tokens},
     panel_embedding::Embedded,
-    setting::{Extra, Kept, Setting},
+    setting::{Call, Extra, Kept, Setting},
     tile::{PANEL, SimdLevel},
 };
 use crate::{
@@ -67,9 +67,9 @@ impl Network {
         let rows = prompts.rows.as_ref().unwrap_or(&nothing).contiguous()?;
         let (trains_input, trains_rows) = (given.track_op(), rows.track_op());
         let wanted = match &panels {
-            _ if !trains_input => Wanted::Nothing,
-            Some(_) => Wanted::Of(Tokens::At((tokens - count..tokens).collect())),
-            None => Wanted::Of(Tokens::All(tokens)),
+            _ if !trains_input => None,
+            Some(_) => Some(Tokens::At((tokens - count..tokens).collect())),
+            None => Some(Tokens::All(tokens)),
         };
         let reads = match reads {
             Reads::All => Tokens::All(tokens),
@@ -93,15 +93,14 @@ impl Network {
             range,
             setting,
             rows: prompts.rows.as_ref().map_or(Ok(0), |rows| rows.dim(1))?,
+            all: Tokens::All(tokens),
             reads,
             wanted,
-            trains_rows,
             first: first_trained(trains_input, trains_rows, &shares),
             shares,
         };
         let (y, kept) = {
-            on_cpu!(given, f32 => given);
-            on_cpu!(rows, f32 => rows);
+            on_cpu!(f32: given => given, rows => rows);
             run.forward(run.input(panels, given, count), rows)
         };
         y.of_both(&given, &rows, move |given, rows, _, dy| run.gradients(&kept, given, rows, dy))
@@ -117,9 +116,12 @@ struct Run {
     shares: Vec<BlockRows>,
     /// Number of injected rows `R`.
     rows: usize,
+    /// All tokens of an image.
+    all: Tokens,
+    /// Tokens that leave the last block.
     reads: Tokens,
-    wanted: Wanted,
-    trains_rows: bool,
+    /// Tokens of the input that get a gradient; `None` where the input is constant.
+    wanted: Option<Tokens>,
     /// The first block, counted from the start of the run, that has a backward pass.
     first: Option<usize>,
 }
@@ -135,22 +137,17 @@ impl Run {
         &self.network.blocks[self.range.clone()]
     }
 
-    /// Tokens that leave block `index` of the run.
-    fn reads(&self, index: usize) -> Tokens {
-        match index + 1 == self.range.len() {
-            true => self.reads.clone(),
-            false => Tokens::All(self.setting.tokens),
-        }
-    }
-
-    fn extra<'a>(&'a self, index: usize, data: &'a [f32]) -> Extra<'a> {
-        Extra { data, rows: self.rows, share: &self.shares[index] }
+    /// The call of block `index` of the run for panels `x` and injected rows `data`.
+    fn call<'a>(&'a self, index: usize, x: &'a [f32], data: &'a [f32]) -> Call<'a> {
+        let reads = if index + 1 == self.range.len() { &self.reads } else { &self.all };
+        let extra = Extra { data, rows: self.rows, share: &self.shares[index] };
+        Call { s: &self.setting, x, extra, reads }
     }
 
     /// The images in `panels` with `tokens`, `count` of each, at their end; or `tokens` alone in panels.
     fn input(&self, panels: Option<Buffer>, tokens: &[f32], count: usize) -> Buffer {
         let s = &self.setting;
-        let shares = s.shares(&Tokens::All(s.tokens));
+        let shares = s.shares(&self.all);
         let mut panels = panels.unwrap_or_else(|| s.pool.zeros(shares.panels() * s.width * PANEL));
         if count > 0 {
             for (image, rows) in tokens.chunks_exact(count * s.width).enumerate() {
@@ -167,7 +164,7 @@ impl Run {
         for (index, block) in self.blocks().iter().enumerate() {
             let keep = self.first.is_some_and(|first| index >= first);
             let store = keep && !self.network.settings.recompute;
-            let (y, of_block) = block.forward(s, &x, self.extra(index, rows), &self.reads(index), store);
+            let (y, of_block) = block.forward(self.call(index, &x, rows), store);
             let x = mem::replace(&mut x, y);
             if keep {
                 kept.push(Step { x, kept: of_block });
@@ -189,21 +186,17 @@ impl Run {
         let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
         panel::into_panels(&shares, dy, d, 0, &mut gradient);
         for (index, step) in steps.iter().enumerate().map(|(at, step)| (first + at, step)).rev() {
-            let (block, extra, reads) = (&self.blocks()[index], self.extra(index, rows), self.reads(index));
+            let (block, call) = (&self.blocks()[index], self.call(index, &step.x, rows));
             let again = match &step.kept {
                 Some(_) => None,
-                None => count::again(|| block.forward(s, &step.x, extra, &reads, true).1),
+                None => count::again(|| block.forward(call, true).1),
             };
             let Some(kept) = step.kept.as_ref().or(again.as_ref()) else {
                 bail!("nothing was kept of a block")
             };
-            let wanted = match index == first {
-                true => self.wanted.clone(),
-                false => Wanted::Of(Tokens::All(s.tokens)),
-            };
-            let found = block.backward(s, &step.x, extra, &reads, kept, &gradient, &wanted);
-            let share = &self.shares[index];
-            let places: Vec<usize> = share.attended.clone().chain(share.cls).collect();
+            let wanted = if index == first { self.wanted.as_ref() } else { Some(&self.all) };
+            let found = block.backward(call, kept, &gradient, wanted);
+            let places: Vec<usize> = self.shares[index].places().collect();
             for (number, from) in found.extra.chunks_exact(2 * d).enumerate() {
                 let (image, place) = (number / places.len(), places[number % places.len()]);
                 d_rows[(image * self.rows + place) * 2 * d..][..2 * d].copy_from_slice(from);
@@ -213,17 +206,16 @@ impl Run {
                 None => return Ok((None, d_rows)),
             }
         }
-        let Wanted::Of(wanted) = &self.wanted else { return Ok((None, d_rows)) };
+        let Some(wanted) = &self.wanted else { return Ok((None, d_rows)) };
         Ok((Some(panel::out_of_panels(&s.shares(wanted), &gradient, d, s.images * wanted.count())), d_rows))
     }
 
     /// Gradients of `tokens` and `rows`, where they are wanted.
     fn gradients(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
-        on_cpu!(dy, f32 => dy);
-        on_cpu!(rows, f32 => injected);
+        on_cpu!(f32: dy => dy, rows => injected);
         let (d_tokens, d_rows) = self.backward(steps, dy, injected)?;
         let d_tokens = d_tokens.map(|gradient| Value::on_cpu(gradient, tokens.shape()).tensor());
-        let d_rows = self.trains_rows.then(|| Value::on_cpu(d_rows, rows.shape()).tensor());
+        let d_rows = rows.track_op().then(|| Value::on_cpu(d_rows, rows.shape()).tensor());
         Ok((d_tokens, d_rows))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    panel::{Buffer, Pool, Shares, Tokens},
+    panel::{self, Buffer, Pool, Shares, Tokens},
     tile::{PANEL, SimdLevel},
 };
 use crate::blocks::BlockRows;
@@ -38,6 +38,17 @@ pub struct Extra<'a> {
     pub rows: usize,
     /// The block's share.
     pub share: &'a BlockRows,
+}
+
+/// Input of one block in one pass.
+#[derive(Clone, Copy)]
+pub struct Call<'a> {
+    pub s: &'a Setting,
+    /// Panels of all tokens.
+    pub x: &'a [f32],
+    pub extra: Extra<'a>,
+    /// Tokens whose outputs are computed.
+    pub reads: &'a Tokens,
 }
 
 /// Values that a block's forward pass keeps for its backward pass.
@@ -86,13 +97,9 @@ impl Setting {
         let per_image = wanted.count();
         let mut to = self.pool.zeros(shares.panels() * channels * PANEL);
         for index in 0..self.images * per_image {
-            let (panel, column, _) =
-                all.place(index / per_image * self.tokens + wanted.position(index % per_image));
-            let (to_panel, to_column, _) = shares.place(index);
-            for row in 0..channels {
-                to[(to_panel * channels + row) * PANEL + to_column] =
-                    from[(panel * channels + row) * PANEL + column];
-            }
+            let token = index / per_image * self.tokens + wanted.position(index % per_image);
+            let from = panel::column(&all, from, channels, token);
+            panel::column_mut(&shares, &mut to, channels, index).zip(from).for_each(|(to, from)| *to = *from);
         }
         to
     }

@@ -26,9 +26,9 @@ pub enum Order {
     Strips,
 }
 
-const COLUMNS: u8 = 0;
-const ROWS: u8 = 1;
-const STRIPS: u8 = 2;
+const COLUMNS: u8 = Order::Columns as u8;
+const ROWS: u8 = Order::Rows as u8;
+const STRIPS: u8 = Order::Strips as u8;
 
 /// The left operand.
 #[derive(Debug, Clone, Copy)]
@@ -94,15 +94,10 @@ impl SimdLevel {
         })
     }
 
-    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should.
-    pub fn asks(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => <std::arch::x86_64::__m512 as Vector>::ASKS,
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => <std::arch::x86_64::__m256 as Vector>::ASKS,
-            _ => portable::Four::ASKS,
-        }
+    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should
+    /// (measured: where a round has fewer products, asking takes longer than they do).
+    pub const fn asks(self) -> bool {
+        matches!(self, Self::Avx512)
     }
 
     /// Lower-case name.
@@ -161,38 +156,63 @@ pub fn product(
         // from both operands; levels come from `SimdLevel::available`, so this
         // machine has the kernel's instructions.
         unsafe {
-            kernel(
+            kernel(Tile {
                 depth,
-                a.data.as_ptr().add(if depth > 0 { offset } else { 0 }),
-                a.stride,
-                b.data.as_ptr(),
-                b.stride,
-                c.as_mut_ptr().add(row * c_stride),
+                a: a.data.as_ptr().add(if depth > 0 { offset } else { 0 }),
+                a_stride: a.stride,
+                b: b.data.as_ptr(),
+                b_stride: b.stride,
+                c: c.as_mut_ptr().add(row * c_stride),
                 c_stride,
                 add,
-            );
+            });
         }
     }
 }
 
-/// `(depth, a, a's stride, b, b's stride, c, c's stride, add)`.
-type Kernel = unsafe fn(usize, *const f32, usize, *const f32, usize, *mut f32, usize, bool);
+/// `c = a b` as [`product`], of any number of columns.
+pub fn wide_product(
+    level: SimdLevel,
+    (rows, columns, depth): (usize, usize, usize),
+    a: Left<'_>,
+    b: Right<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+) {
+    for start in (0..columns).step_by(PANEL) {
+        let (run, b) = (PANEL.min(columns - start), Right { data: &b.data[start..], ..b });
+        product(level, (rows, run, depth), a, b, &mut c[start..], c_stride, false);
+    }
+}
+
+/// A part of a product: first elements of its operands and of its result, and distances of their rows.
+#[derive(Clone, Copy)]
+struct Tile {
+    depth: usize,
+    a: *const f32,
+    a_stride: usize,
+    b: *const f32,
+    b_stride: usize,
+    c: *mut f32,
+    c_stride: usize,
+    /// Whether the product is added to the result.
+    add: bool,
+}
+
+/// A function that computes [`STRIP`] rows.
+type Kernel = unsafe fn(Tile);
 
 fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
     macro_rules! pick {
-        ($module:ident) => {
-            match (order, groups) {
-                (Order::Columns, 1) => $module::tile::<COLUMNS, 1>,
-                (Order::Columns, 2) => $module::tile::<COLUMNS, 2>,
-                (Order::Columns, _) => $module::tile::<COLUMNS, 3>,
-                (Order::Rows, 1) => $module::tile::<ROWS, 1>,
-                (Order::Rows, 2) => $module::tile::<ROWS, 2>,
-                (Order::Rows, _) => $module::tile::<ROWS, 3>,
-                (Order::Strips, 1) => $module::tile::<STRIPS, 1>,
-                (Order::Strips, 2) => $module::tile::<STRIPS, 2>,
-                (Order::Strips, _) => $module::tile::<STRIPS, 3>,
-            }
-        };
+        ($module:ident) => {{
+            use $module::tile;
+            let all: [[Kernel; 3]; 3] = [
+                [tile::<COLUMNS, 1>, tile::<COLUMNS, 2>, tile::<COLUMNS, 3>],
+                [tile::<ROWS, 1>, tile::<ROWS, 2>, tile::<ROWS, 3>],
+                [tile::<STRIPS, 1>, tile::<STRIPS, 2>, tile::<STRIPS, 3>],
+            ];
+            all[order as usize][groups - 1]
+        }};
     }
     match level {
         #[cfg(target_arch = "x86_64")]
@@ -206,9 +226,7 @@ fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
 /// A register of floats.
 trait Vector: Copy {
     const LANES: usize;
-    /// Whether the loop over the depth asks for the weights that it will read (measured: where a round has fewer products,
-    /// asking takes longer than they do). See [`SimdLevel::asks`].
-    const ASKS: bool;
+    const LEVEL: SimdLevel;
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self;
     /// `LANES` floats from `at`.
@@ -287,19 +305,10 @@ unsafe fn step<V: Vector, const R: usize, const C: usize>(
 /// `R` rows by `C` registers of the result.
 ///
 /// # Safety
-/// The processor has the instructions of `V`, and `a`, `b` and `c` point to matrices that cover the tile.
+/// The processor has the instructions of `V`, and `tile` points to matrices that cover so much.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
-    depth: usize,
-    a: *const f32,
-    a_stride: usize,
-    b: *const f32,
-    b_stride: usize,
-    c: *mut f32,
-    c_stride: usize,
-    add: bool,
-) {
+unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(tile: Tile) {
+    let Tile { depth, a, a_stride, b, b_stride, c, c_stride, add } = tile;
     // SAFETY: the caller's promise; every offset below is that of an element of the tile, of row `k < depth` of `b`, or
     // of column `k` of `a`.
     unsafe {
@@ -314,7 +323,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
         match ORDER {
             COLUMNS => {
                 for k in 0..depth {
-                    if V::ASKS {
+                    if V::LEVEL.asks() {
                         prefetch(a.wrapping_add(k * a_stride + AHEAD));
                     }
                     step(&mut sums, a.add(k * a_stride), 1, b.add(k * b_stride));
@@ -328,7 +337,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
             _ => {
                 for strip in 0..depth / STRIP {
                     for k in 0..STRIP {
-                        if V::ASKS && k % 2 == 0 {
+                        if V::LEVEL.asks() && k % 2 == 0 {
                             prefetch(a.wrapping_add((strip + STRIPS_AHEAD) * a_stride + k * STRIP));
                         }
                         let b = b.add((strip * STRIP + k) * b_stride);
@@ -354,20 +363,10 @@ macro_rules! tiles {
         /// # Safety
         /// See [`registers`].
         #[cfg_attr(target_arch = "x86_64", target_feature(enable = $feature))]
-        #[allow(clippy::too_many_arguments)]
-        pub unsafe fn tile<const ORDER: u8, const G: usize>(
-            depth: usize,
-            a: *const f32,
-            a_stride: usize,
-            b: *const f32,
-            b_stride: usize,
-            c: *mut f32,
-            c_stride: usize,
-            add: bool,
-        ) {
+        pub unsafe fn tile<const ORDER: u8, const G: usize>(tile: Tile) {
             let row = match ORDER {
                 COLUMNS => 1,
-                ROWS => a_stride,
+                ROWS => tile.a_stride,
                 _ => STRIP,
             };
             $(if G == $groups {
@@ -380,11 +379,12 @@ macro_rules! tiles {
                     for column in (0..G * GROUP).step_by($registers * <$vector as Vector>::LANES) {
                         // SAFETY: the caller's promise, for a part of the tile.
                         unsafe {
-                            let (a, b) = (a.add(i * row), b.add(column));
-                            let c = c.add(i * c_stride + column);
-                            registers::<$vector, ORDER, $rows, $registers>(
-                                depth, a, a_stride, b, b_stride, c, c_stride, add,
-                            );
+                            registers::<$vector, ORDER, $rows, $registers>(Tile {
+                                a: tile.a.add(i * row),
+                                b: tile.b.add(column),
+                                c: tile.c.add(i * tile.c_stride + column),
+                                ..tile
+                            });
                         }
                     }
                 }
@@ -393,69 +393,52 @@ macro_rules! tiles {
     };
 }
 
+/// A register of x86-64 as a [`Vector`].
+#[cfg(target_arch = "x86_64")]
+macro_rules! x86 {
+    ($vector:ty, $lanes:literal, $level:ident, $splat:ident, $load:ident, $store:ident, $add_product:ident) => {
+        use std::arch::x86_64::*;
+
+        impl Vector for $vector {
+            const LANES: usize = $lanes;
+            const LEVEL: SimdLevel = SimdLevel::$level;
+            #[inline(always)]
+            unsafe fn splat(x: f32) -> Self {
+                // SAFETY: only called from functions compiled for these instructions; likewise below.
+                unsafe { $splat(x) }
+            }
+            #[inline(always)]
+            unsafe fn load(at: *const f32) -> Self {
+                // SAFETY: as above; the caller promises as many floats at `at`; likewise below.
+                unsafe { $load(at) }
+            }
+            #[inline(always)]
+            unsafe fn store(self, at: *mut f32) {
+                // SAFETY: as above.
+                unsafe { $store(at, self) }
+            }
+            #[inline(always)]
+            unsafe fn add_product(self, a: Self, b: Self) -> Self {
+                // SAFETY: as above.
+                unsafe { $add_product(a, b, self) }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
     use super::*;
-    use std::arch::x86_64::*;
 
-    impl Vector for __m512 {
-        const LANES: usize = 16;
-        const ASKS: bool = true;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            // SAFETY: only called from functions compiled for AVX-512; likewise below.
-            unsafe { _mm512_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(at: *const f32) -> Self {
-            // SAFETY: as above; the caller promises sixteen floats at `at`.
-            unsafe { _mm512_loadu_ps(at) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, at: *mut f32) {
-            // SAFETY: as above.
-            unsafe { _mm512_storeu_ps(at, self) }
-        }
-        #[inline(always)]
-        unsafe fn add_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { _mm512_fmadd_ps(a, b, self) }
-        }
-    }
-
+    x86!(__m512, 16, Avx512, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
     tiles!(__m512, "avx512f", 1 => 8 x 1, 2 => 8 x 2, 3 => 8 x 3);
 }
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::*;
-    use std::arch::x86_64::*;
 
-    impl Vector for __m256 {
-        const LANES: usize = 8;
-        const ASKS: bool = false;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self {
-            // SAFETY: only called from functions compiled for AVX2 with FMA; likewise below.
-            unsafe { _mm256_set1_ps(x) }
-        }
-        #[inline(always)]
-        unsafe fn load(at: *const f32) -> Self {
-            // SAFETY: as above; the caller promises eight floats at `at`.
-            unsafe { _mm256_loadu_ps(at) }
-        }
-        #[inline(always)]
-        unsafe fn store(self, at: *mut f32) {
-            // SAFETY: as above.
-            unsafe { _mm256_storeu_ps(at, self) }
-        }
-        #[inline(always)]
-        unsafe fn add_product(self, a: Self, b: Self) -> Self {
-            // SAFETY: as above.
-            unsafe { _mm256_fmadd_ps(a, b, self) }
-        }
-    }
-
+    x86!(__m256, 8, Avx2, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
     tiles!(__m256, "avx2,fma", 1 => 4 x 2, 2 => 4 x 2, 3 => 2 x 6);
 }
 
@@ -468,7 +451,7 @@ mod portable {
 
     impl Vector for Four {
         const LANES: usize = 4;
-        const ASKS: bool = false;
+        const LEVEL: SimdLevel = SimdLevel::Portable;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
             Self([x; 4])

@@ -4,11 +4,9 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{attention_sizes::Sizes, portable};
-#[cfg(feature = "cuda")]
-use crate::{cuda, storage::on_gpu};
 use crate::{
-    slices::{Real, View, gemm},
-    storage::{by_dtype, has_kernels, on_cpu},
+    slices::{self, Real, View, gemm},
+    storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, slice},
     tape::Value,
 };
 
@@ -43,7 +41,7 @@ pub struct Attended {
     /// `(B, N, D)`.
     pub y: Tensor,
     /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that keep it for the backward pass.
-    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only kernels on a GPU keep it"))]
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "kept by CUDA kernels alone"))]
     pub log_sums: Option<Tensor>,
 }
 
@@ -63,22 +61,13 @@ pub fn attend_backward(
     heads: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let dy = dy.contiguous()?;
-    #[cfg(feature = "cuda")]
-    if let Some(log_sums) = attended.log_sums.as_ref().filter(|_| on_gpu(qkv)) {
-        return cuda::attend_backward(qkv, extra, &attended.y, log_sums, &dy, heads);
-    }
+    return_on_gpu!(qkv => attend_backward(qkv, extra, attended, &dy, heads));
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
     by_dtype!(qkv.dtype(), T => {
-        on_cpu!(qkv, T => q_k_v);
-        on_cpu!(attended.y, T => y);
-        on_cpu!(dy, T => dy);
-        let (d_qkv, d_extra) = match extra {
-            None => backward_on_cpu(s, q_k_v, &[], y, dy),
-            Some(extra) => {
-                on_cpu!(extra, T => extra);
-                backward_on_cpu(s, q_k_v, extra, y, dy)
-            }
-        };
+        on_cpu!(T: qkv => values, attended.y => y, dy => dy);
+        let storage = extra.map(Tensor::storage_and_layout);
+        let injected = storage.as_ref().map(slice::<T>).transpose()?.unwrap_or_default();
+        let (d_qkv, d_extra) = backward_on_cpu(s, values, injected, y, dy);
         let d_extra = extra.map(|extra| Value::on_cpu(d_extra, extra.shape()).tensor());
         Ok((Value::on_cpu(d_qkv, qkv.shape()).tensor(), d_extra))
     })
@@ -86,21 +75,13 @@ pub fn attend_backward(
 
 /// The output and, from kernels that keep them, logarithms of sums.
 fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Option<Tensor>)> {
-    #[cfg(feature = "cuda")]
-    if on_gpu(qkv) {
-        return cuda::attend(qkv, extra, heads).map(|(y, log_sums)| (y, Some(log_sums)));
-    }
+    return_on_gpu!(qkv => attend(qkv, extra, heads));
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
     by_dtype!(qkv.dtype(), T => {
-        on_cpu!(qkv, T => qkv);
-        let y = match extra {
-            None => forward_on_cpu(s, qkv, &[]),
-            Some(extra) => {
-                on_cpu!(extra, T => extra);
-                forward_on_cpu(s, qkv, extra)
-            }
-        };
-        Ok((Value::on_cpu(y, (s.batch, s.tokens, s.width)), None))
+        on_cpu!(T: qkv => qkv);
+        let storage = extra.map(Tensor::storage_and_layout);
+        let injected = storage.as_ref().map(slice::<T>).transpose()?.unwrap_or_default();
+        Ok((Value::on_cpu(forward_on_cpu(s, qkv, injected), (s.batch, s.tokens, s.width)), None))
     })
 }
 
@@ -127,11 +108,11 @@ impl<'a, T: Real> HeadViews<'a, T> {
         let keys = s.keys();
         if s.extra > 0 {
             let size = (s.tokens, s.head, s.extra);
-            gemm(size, weights, keys, false, T::one(), self.q, self.extra_k.t(), 1);
+            gemm(size, weights, keys, false, self.q, self.extra_k.t(), 1);
         }
         let size = (s.tokens, s.head, s.tokens);
-        gemm(size, &mut weights[s.extra..], keys, false, T::one(), self.q, self.k.t(), 1);
-        T::softmax(weights, keys, T::from_f64(1.0 / (s.head as f64).sqrt()));
+        gemm(size, &mut weights[s.extra..], keys, false, self.q, self.k.t(), 1);
+        slices::softmax(weights, keys, T::from_f64(s.scale()));
     }
 }
 
@@ -147,10 +128,10 @@ fn forward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T]) -> Vec<T> {
             views.weights(s, &mut weights);
             let y = &mut y[head * s.head..];
             let all = View::rows(&weights[s.extra..], keys);
-            gemm((s.tokens, s.tokens, s.head), y, s.width, false, T::one(), all, views.v, 1);
+            gemm((s.tokens, s.tokens, s.head), y, s.width, false, all, views.v, 1);
             if s.extra > 0 {
                 let injected = View::rows(&weights, keys);
-                gemm((s.tokens, s.extra, s.head), y, s.width, true, T::one(), injected, views.extra_v, 1);
+                gemm((s.tokens, s.extra, s.head), y, s.width, true, injected, views.extra_v, 1);
             }
         }
     });
@@ -174,7 +155,7 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
         let y = &y[image * s.tokens * s.width..][..s.tokens * s.width];
         let dy = &dy[image * s.tokens * s.width..][..s.tokens * s.width];
         let keys = s.keys();
-        let scale = T::from_f64(1.0 / (s.head as f64).sqrt());
+        let scale = T::from_f64(s.scale());
         let mut weights = vec![T::default(); s.tokens * keys];
         let mut d_scores = vec![T::default(); s.tokens * keys];
         for head in 0..s.heads {
@@ -184,14 +165,14 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
             let g = View::rows(&dy[at..], s.width);
 
             let size = (s.tokens, s.head, s.tokens);
-            gemm(size, &mut d_scores[s.extra..], keys, false, T::one(), g, views.v.t(), 1);
+            gemm(size, &mut d_scores[s.extra..], keys, false, g, views.v.t(), 1);
             if s.extra > 0 {
                 let size = (s.tokens, s.head, s.extra);
-                gemm(size, &mut d_scores, keys, false, T::one(), g, views.extra_v.t(), 1);
+                gemm(size, &mut d_scores, keys, false, g, views.extra_v.t(), 1);
             }
             for row in 0..s.tokens {
                 let of_head = row * s.width + at..row * s.width + at + s.head;
-                let mean = T::dot(&dy[of_head.clone()], &y[of_head]);
+                let mean = slices::dot(&dy[of_head.clone()], &y[of_head]);
                 let of_row = row * keys..(row + 1) * keys;
                 for (d, &w) in d_scores[of_row.clone()].iter_mut().zip(&weights[of_row]) {
                     *d = (*d - mean) * w * scale;
@@ -201,17 +182,17 @@ fn backward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T], y: &[T], dy: &[T])
             let (w, ds) = (View::rows(&weights[s.extra..], keys), View::rows(&d_scores[s.extra..], keys));
             let square = (s.tokens, s.tokens, s.head);
             let stride = 3 * s.width;
-            gemm(square, &mut d_qkv[at..], stride, false, T::one(), ds, views.k, 1);
-            gemm(square, &mut d_qkv[s.width + at..], stride, false, T::one(), ds.t(), views.q, 1);
-            gemm(square, &mut d_qkv[2 * s.width + at..], stride, false, T::one(), w.t(), g, 1);
+            gemm(square, &mut d_qkv[at..], stride, false, ds, views.k, 1);
+            gemm(square, &mut d_qkv[s.width + at..], stride, false, ds.t(), views.q, 1);
+            gemm(square, &mut d_qkv[2 * s.width + at..], stride, false, w.t(), g, 1);
             if s.extra > 0 {
                 let (w, ds) = (View::rows(&weights, keys), View::rows(&d_scores, keys));
                 let stride = 2 * s.width;
                 let size = (s.tokens, s.extra, s.head);
-                gemm(size, &mut d_qkv[at..], 3 * s.width, true, T::one(), ds, views.extra_k, 1);
+                gemm(size, &mut d_qkv[at..], 3 * s.width, true, ds, views.extra_k, 1);
                 let size = (s.extra, s.tokens, s.head);
-                gemm(size, &mut d_extra[at..], stride, false, T::one(), ds.t(), views.q, 1);
-                gemm(size, &mut d_extra[s.width + at..], stride, false, T::one(), w.t(), g, 1);
+                gemm(size, &mut d_extra[at..], stride, false, ds.t(), views.q, 1);
+                gemm(size, &mut d_extra[s.width + at..], stride, false, w.t(), g, 1);
             }
         }
     });

@@ -29,6 +29,11 @@ impl Sizes {
         Ok(Self { batch, tokens, extra: rows, width, heads, head: width / heads })
     }
 
+    /// Factor of the scores, `1 / √(D/H)`.
+    pub fn scale(&self) -> f64 {
+        1.0 / (self.head as f64).sqrt()
+    }
+
     /// Keys that each query attends to.
     pub fn keys(&self) -> usize {
         self.extra + self.tokens

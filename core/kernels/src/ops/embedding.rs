@@ -3,8 +3,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-#[cfg(feature = "cuda")]
-use crate::{cuda, storage::on_gpu};
+use crate::storage::return_on_gpu;
 
 /// Patches of `patch` by `patch` pixels of images `(B, C, S, S)` as rows `(B, G, C p p)` of `dtype`, normalised by mean and
 /// reciprocal deviation `(1, C, 1, 1)` where there are any.
@@ -15,10 +14,7 @@ pub fn patchify(
     dtype: DType,
 ) -> Result<Tensor> {
     let (batch, channels, size, _) = pixels.dims4()?;
-    #[cfg(feature = "cuda")]
-    if on_gpu(pixels) {
-        return cuda::patchify(&pixels.contiguous()?, patch, normalize, dtype);
-    }
+    return_on_gpu!(pixels => patchify(&pixels.contiguous()?, patch, normalize, dtype));
     let pixels = match normalize {
         None => pixels.clone(),
         Some((mean, scale)) => pixels.broadcast_sub(mean)?.broadcast_mul(scale)?,
@@ -33,10 +29,7 @@ pub fn patchify(
 
 /// `prefix` `(1, R, D)`, then `patches` `(B, P, D)` plus `positions` `(1, P, D)`: `(B, R + P, D)`.
 pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if on_gpu(patches) {
-        return cuda::assemble_tokens(&prefix.contiguous()?, patches, &positions.contiguous()?);
-    }
+    return_on_gpu!(patches => assemble_tokens(&prefix.contiguous()?, patches, &positions.contiguous()?));
     let (_, count, width) = prefix.dims3()?;
     let prefix = prefix.broadcast_as((patches.dim(0)?, count, width))?;
     Tensor::cat(&[prefix, patches.broadcast_add(positions)?], 1)

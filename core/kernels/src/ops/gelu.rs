@@ -3,16 +3,14 @@
 use candle_core::{Result, Tensor};
 
 use super::portable;
-#[cfg(feature = "cuda")]
-use crate::{cuda, storage::on_gpu};
 use crate::{
-    slices::{self, Real},
-    storage::{by_dtype, has_kernels, on_cpu},
+    slices,
+    storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, same_count},
     tape::Value,
 };
 
-/// Elements handed to a thread at once.
-const CHUNK: usize = 4096;
+/// Elements in one row of the work that threads share.
+const ROW: usize = 4096;
 
 /// `x Φ(x)` with the exact distribution function Φ of the standard normal, for `x` of any shape.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
@@ -20,42 +18,28 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
         return portable::gelu(x);
     }
     let x = x.contiguous()?;
-    forward(&x)?.of(&x, |x, _, dy| gelu_backward(x, dy))
-}
-
-/// [`gelu`] without a graph.
-pub fn gelu_value(x: &Tensor) -> Result<Tensor> {
-    Ok(forward(&x.contiguous()?)?.tensor())
+    value(&x)?.of(&x, |x, _, dy| gelu_backward(x, dy))
 }
 
 /// `dy * gelu'(x)`.
 pub fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (x, dy) = (x.contiguous()?, dy.contiguous()?);
-    #[cfg(feature = "cuda")]
-    if on_gpu(&x) {
-        return Ok(cuda::gelu_backward(&x, &dy)?.tensor());
-    }
+    same_count(&x, &dy)?;
+    return_on_gpu!(&x => gelu_backward(&x, &dy));
     by_dtype!(x.dtype(), T => {
-        on_cpu!(x, T => values);
-        on_cpu!(dy, T => dy);
-        let mut dx = vec![T::default(); values.len()];
-        slices::by_rows(&mut dx, CHUNK, |start, dx| {
-            let group = start..start + dx.len();
-            T::gelu_backward(&values[group.clone()], &dy[group], dx);
+        on_cpu!(T: x => values, dy => dy);
+        let dx = slices::by_rows(values.len(), ROW, |at, dx| {
+            slices::gelu_backward(&values[at.clone()], &dy[at], dx);
         });
         Ok(Value::on_cpu(dx, x.shape()).tensor())
     })
 }
 
-fn forward(x: &Tensor) -> Result<Value> {
-    #[cfg(feature = "cuda")]
-    if on_gpu(x) {
-        return cuda::gelu(x);
-    }
+fn value(x: &Tensor) -> Result<Value> {
+    return_on_gpu!(x => gelu(x));
     by_dtype!(x.dtype(), T => {
-        on_cpu!(x, T => values);
-        let mut y = vec![T::default(); values.len()];
-        slices::by_rows(&mut y, CHUNK, |start, y| T::gelu(&values[start..start + y.len()], y));
+        on_cpu!(T: x => values);
+        let y = slices::by_rows(values.len(), ROW, |at, y| slices::gelu(&values[at], y));
         Ok(Value::on_cpu(y, x.shape()))
     })
 }

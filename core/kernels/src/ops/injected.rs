@@ -3,10 +3,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-#[cfg(feature = "cuda")]
-use crate::{cuda, storage::on_gpu};
 use crate::{
-    storage::{by_dtype, on_cpu},
+    storage::{by_dtype, on_cpu, return_on_gpu},
     tape::{Gradients, Value},
 };
 
@@ -93,13 +91,9 @@ impl Gather {
     fn forward(&self, own: &Tensor, shared: &Tensor, _dtype: DType) -> Result<Value> {
         let width = self.width;
         let shape = (self.batch, self.places.len() / 2, 2 * width);
-        #[cfg(feature = "cuda")]
-        if on_gpu(own) {
-            return cuda::gather_rows(own, shared, &self.places, self.own_rows, shape, _dtype);
-        }
+        return_on_gpu!(own => gather_rows(own, shared, &self.places, self.own_rows, shape, _dtype));
         by_dtype!(own.dtype(), T => {
-            on_cpu!(own, T => own);
-            on_cpu!(shared, T => shared);
+            on_cpu!(T: own => own, shared => shared);
             let mut rows = Vec::with_capacity(self.batch * self.places.len() * width);
             for image in 0..self.batch {
                 for &place in &self.places {
@@ -115,13 +109,10 @@ impl Gather {
 
     /// Gradients of both sources. A shared row's is the sum over the images in their order.
     fn backward(&self, dy: &Tensor) -> Result<Gradients> {
-        #[cfg(feature = "cuda")]
-        if on_gpu(dy) {
-            return cuda::scatter_rows(dy, &self.places, self.own_rows, self.shared_rows);
-        }
+        return_on_gpu!(dy => scatter_rows(dy, &self.places, self.own_rows, self.shared_rows));
         let width = self.width;
         by_dtype!(dy.dtype(), T => {
-            on_cpu!(dy, T => dy);
+            on_cpu!(T: dy => dy);
             let mut d_own = vec![T::default(); self.batch * self.own_rows * width];
             let mut d_shared = vec![T::default(); self.shared_rows * width];
             for (index, from) in dy.chunks_exact(width).enumerate() {

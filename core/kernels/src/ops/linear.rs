@@ -3,11 +3,9 @@
 use candle_core::{Result, Shape, Tensor, bail};
 
 use super::portable;
-#[cfg(feature = "cuda")]
-use crate::{cuda, storage::on_gpu};
 use crate::{
     slices::{View, gemm},
-    storage::{by_dtype, has_kernels, on_cpu},
+    storage::{by_dtype, has_kernels, on_cpu, return_on_gpu},
     tape::Value,
 };
 
@@ -22,13 +20,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         return portable::linear(x, weight, bias);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
-    forward(&x, &weight, bias, None)?.of(&x, move |_, _, dy| linear_backward(&weight, dy))
-}
-
-/// [`linear`] without a graph, plus `plus` `(..., O)`, the value of a residual connection.
-pub fn linear_value(x: &Tensor, weight: &Tensor, bias: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
-    let plus = plus.map(Tensor::contiguous).transpose()?;
-    Ok(forward(&x.contiguous()?, &weight.contiguous()?, Some(bias), plus.as_ref())?.tensor())
+    linear_value(&x, &weight, bias, None)?.of(&x, move |_, _, dy| linear_backward(&weight, dy))
 }
 
 /// `dy W`, the gradient of the input `(..., I)` for the gradient `dy` `(..., O)` of the output.
@@ -36,41 +28,41 @@ pub fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let (weight, dy) = (weight.contiguous()?, dy.contiguous()?);
     let (rows, shape) = rows(&dy, outputs, inputs)?;
-    #[cfg(feature = "cuda")]
-    if on_gpu(&dy) {
-        return Ok(cuda::linear_backward(&dy, &weight, rows, shape)?.tensor());
-    }
+    return_on_gpu!(&dy => linear_backward(&dy, &weight, rows, shape));
     by_dtype!(dy.dtype(), T => {
-        on_cpu!(weight, T => weight);
-        on_cpu!(dy, T => dy);
+        on_cpu!(T: weight => weight, dy => dy);
         let mut dx = vec![T::default(); rows * inputs];
         let (dy, weight) = (View::rows(dy, outputs), View::rows(weight, inputs));
         let threads = rayon::current_num_threads();
-        gemm((rows, outputs, inputs), &mut dx, inputs, false, 1.0, dy, weight, threads);
+        gemm((rows, outputs, inputs), &mut dx, inputs, false, dy, weight, threads);
         Ok(Value::on_cpu(dx, shape).tensor())
     })
 }
 
-fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, plus: Option<&Tensor>) -> Result<Value> {
+/// [`linear`] without a graph, plus `plus` `(..., O)`, the value of a residual connection.
+pub fn linear_value(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    plus: Option<&Tensor>,
+) -> Result<Value> {
+    let contiguous = |tensor: Option<&Tensor>| tensor.map(Tensor::contiguous).transpose();
+    let (x, weight, bias, plus) =
+        (x.contiguous()?, weight.contiguous()?, contiguous(bias)?, contiguous(plus)?);
     let (outputs, inputs) = weight.dims2()?;
-    let (rows, shape) = rows(x, inputs, outputs)?;
-    let bias = bias.map(Tensor::contiguous).transpose()?;
-    #[cfg(feature = "cuda")]
-    if on_gpu(x) {
-        return cuda::linear(x, weight, bias.as_ref(), plus, rows, shape);
-    }
+    let (rows, shape) = rows(&x, inputs, outputs)?;
+    return_on_gpu!(&x => linear(&x, &weight, bias.as_ref(), plus.as_ref(), rows, shape));
     by_dtype!(x.dtype(), T => {
-        on_cpu!(x, T => x);
-        on_cpu!(weight, T => weight);
+        on_cpu!(T: x => x, weight => weight);
         let mut y: Vec<T> = match &bias {
             Some(bias) => bias.to_vec1::<T>()?.repeat(rows),
             None => vec![T::default(); rows * outputs],
         };
         let (x, weight) = (View::rows(x, inputs), View::rows(weight, inputs).t());
         let threads = rayon::current_num_threads();
-        gemm((rows, inputs, outputs), &mut y, outputs, bias.is_some(), 1.0, x, weight, threads);
+        gemm((rows, inputs, outputs), &mut y, outputs, bias.is_some(), x, weight, threads);
         if let Some(plus) = plus {
-            on_cpu!(plus, T => plus);
+            on_cpu!(T: plus => plus);
             if plus.len() != y.len() {
                 bail!("{} numbers to be added to an output of shape {shape:?}", plus.len());
             }

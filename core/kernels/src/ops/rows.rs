@@ -14,8 +14,7 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {
         let x = x.contiguous()?;
-        let y = cuda::RowKernel::LogSoftmax.of(&[&x])?;
-        return y.of(&x, |_, y, dy| Ok(cuda::RowKernel::LogSoftmaxBackward.of(&[y, dy])?.tensor()));
+        return cuda::log_softmax(&x)?.of(&x, |_, y, dy| cuda::log_softmax_backward(y, dy));
     }
     candle_nn::ops::log_softmax(x, D::Minus1)
 }
@@ -33,9 +32,8 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 pub fn unit(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {
-        let (x, least) = (x.contiguous()?, LEAST as f32);
-        let y = cuda::RowKernel::Unit { least }.of(&[&x])?;
-        return y.of(&x, move |x, _, dy| Ok(cuda::RowKernel::UnitBackward { least }.of(&[x, dy])?.tensor()));
+        let x = x.contiguous()?;
+        return cuda::unit(&x, LEAST)?.of(&x, |x, _, dy| cuda::unit_backward(x, dy, LEAST));
     }
     let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(LEAST)?;
     x.broadcast_div(&norm)

@@ -6,7 +6,7 @@ use crate::{
     blocks::{BlockRows, Reads},
     layers::{Block, Linear, Norm},
     ops::{
-        Attended, attend, attend_backward, gelu_backward, gelu_value, layer_norm_backward, layer_norm_value,
+        Attended, attend, attend_backward, gelu, gelu_backward, layer_norm, layer_norm_backward,
         linear_backward, linear_value,
     },
 };
@@ -45,14 +45,14 @@ impl Call<'_> {
     }
 
     fn normal(&self, norm: &Norm, x: &Tensor) -> Result<Tensor> {
-        layer_norm_value(x, &norm.gamma, &norm.beta, self.eps)
+        layer_norm(x, &norm.gamma, &norm.beta, self.eps)
     }
 }
 
 impl Linear {
     /// `x Wᵀ + b + plus`.
     pub(super) fn value(&self, x: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
-        linear_value(x, &self.weight, &self.bias, plus)
+        Ok(linear_value(x, &self.weight, Some(&self.bias), plus)?.tensor())
     }
 }
 
@@ -76,7 +76,7 @@ impl Block {
 
     /// The output `(B, M, D)`.
     pub(super) fn output(&self, inner: &Inner) -> Result<Tensor> {
-        self.fc2.value(&gelu_value(&inner.hidden)?, Some(&inner.middle))
+        self.fc2.value(&gelu(&inner.hidden)?, Some(&inner.middle))
     }
 
     /// Gradients of the block's injected rows, in order, and of its input, if wanted, for the gradient `dy` `(B, M, D)` of

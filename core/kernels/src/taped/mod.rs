@@ -115,8 +115,7 @@ impl BlockRunner for TapedBlocks {
 /// The injected rows of `blocks` alone, and each block's share of these.
 fn rows_of(prompts: &Prompts, blocks: Range<usize>) -> Result<(Option<Tensor>, Vec<BlockRows>)> {
     let mut shares = prompts.shares_of(blocks);
-    let places = |share: &BlockRows| share.attended.clone().chain(share.cls).collect::<Vec<_>>();
-    let all: Vec<usize> = shares.iter().flat_map(places).collect();
+    let all: Vec<usize> = shares.iter().flat_map(BlockRows::places).collect();
     let (Some(rows), Some(&first), Some(&last)) = (&prompts.rows, all.first(), all.last()) else {
         return Ok((None, shares));
     };

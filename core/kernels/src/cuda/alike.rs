@@ -1,0 +1,98 @@
+//! Kernels whose tensors all have one shape: GELU, and operations on rows for losses and for matching prompts.
+
+use candle_core::{
+    Result, Tensor, bail,
+    cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
+};
+
+use super::launch::{
+    Arguments, ELEMENTWISE, Element, Module, ROWS, by_dtype, by_row, by_vector, elements, narrow, room, value,
+};
+use crate::{storage::same_count, tape::Value};
+
+/// Arguments of a kernel after its tensors.
+enum Extent {
+    /// Number of elements.
+    Elements(u64),
+    /// Number and width of rows, and least norm that a row is divided by.
+    Rows([u32; 2], Option<f32>),
+}
+
+/// See [`crate::gelu`].
+pub fn gelu(x: &Tensor) -> Result<Value> {
+    on_elements("gelu_forward", [x])
+}
+
+/// See [`crate::ops::gelu_backward`].
+pub fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    on_elements("gelu_backward", [x, dy]).map(Value::tensor)
+}
+
+/// See [`crate::log_softmax`].
+pub fn log_softmax(x: &Tensor) -> Result<Value> {
+    on_rows("log_softmax_forward", [x], None)
+}
+
+/// Gradient of the input of [`log_softmax`] for the output `y` and its gradient.
+pub fn log_softmax_backward(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    on_rows("log_softmax_backward", [y, dy], None).map(Value::tensor)
+}
+
+/// See [`crate::unit`]. Norms below `least` are taken for it.
+pub fn unit(x: &Tensor, least: f64) -> Result<Value> {
+    on_rows("unit_forward", [x], Some(least))
+}
+
+/// Gradient of the input `x` of [`unit`] for that of the output.
+pub fn unit_backward(x: &Tensor, dy: &Tensor, least: f64) -> Result<Tensor> {
+    on_rows("unit_backward", [x, dy], Some(least)).map(Value::tensor)
+}
+
+fn on_elements<const N: usize>(name: &str, inputs: [&Tensor; N]) -> Result<Value> {
+    let count = inputs[0].elem_count() as u64;
+    by_dtype!(inputs[0].dtype(), T => launch::<T, N>(&ELEMENTWISE, name, inputs, Extent::Elements(count)))
+}
+
+fn on_rows<const N: usize>(name: &str, inputs: [&Tensor; N], least: Option<f64>) -> Result<Value> {
+    let (count, width) = (inputs[0].elem_count(), inputs[0].dims().last().copied().unwrap_or(0));
+    if width == 0 {
+        bail!("{name} on a tensor of shape {:?}", inputs[0].dims());
+    }
+    let rows = [narrow(count / width)?, narrow(width)?];
+    launch::<f32, N>(&ROWS, name, inputs, Extent::Rows(rows, least.map(|least| least as f32)))
+}
+
+fn launch<T: Element, const N: usize>(
+    module: &Module,
+    name: &str,
+    inputs: [&Tensor; N],
+    extent: Extent,
+) -> Result<Value> {
+    let (first, device) = (inputs[0], inputs[0].device().as_cuda_device()?);
+    inputs.iter().try_for_each(|input| same_count(first, input))?;
+    let storages = inputs.map(Tensor::storage_and_layout);
+    let inputs = storages.iter().map(elements::<T>).collect::<Result<Vec<_>>>()?;
+    let mut y = room::<T>(device, first.elem_count())?;
+    let (kernel, stream) = (module.kernel::<T>(device, name)?, device.cuda_stream());
+    let mut launch = stream.launch_builder(&kernel);
+    for input in &inputs {
+        launch.arg(input);
+    }
+    launch.arg(&mut y);
+    let config = match &extent {
+        Extent::Elements(count) => {
+            launch.arg(count);
+            by_vector(first.elem_count() * size_of::<T>())
+        }
+        Extent::Rows(rows, least) => {
+            launch.numbers(rows);
+            if let Some(least) = least {
+                launch.arg(least);
+            }
+            by_row(rows[0])
+        }
+    };
+    // SAFETY: the arguments of the kernel of that name; all tensors have as many elements as it is told.
+    unsafe { launch.launch(config) }.w()?;
+    Ok(value(y, device, first.shape()))
+}
