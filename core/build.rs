@@ -1,4 +1,4 @@
-//! States what a run-time plugin and the program that loads it must have in common, for `src/registry/dynamic/stamp.rs`.
+//! States what a run-time plugin and the program that loads it must have in common, for `src/registry/dynamic/build_stamp.rs`.
 //!
 //! Rust's symbol names do not cover the layout of types: a plugin built against yesterday's sources would load and
 //! misbehave. The hash written here covers sources, dependencies, features, compiler and code generation. It becomes a

@@ -14,16 +14,16 @@ mod config_args;
 mod failure;
 mod lifecycle;
 mod logging;
-mod place;
+mod output_place;
 mod plugin;
 mod progress;
+mod recorded_training;
 mod report;
 mod signals;
 mod sweep;
 mod tensorboard;
 mod terminal;
 mod toolchain;
-mod training;
 
 use std::process::ExitCode;
 

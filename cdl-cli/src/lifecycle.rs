@@ -16,8 +16,8 @@ use cdl_core::{
 use crate::{
     failure::{Failure, first_line},
     logging::Log,
+    recorded_training::Training,
     terminal::emit,
-    training::Training,
 };
 
 /// True if a run has begun in `root`.

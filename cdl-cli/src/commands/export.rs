@@ -12,7 +12,7 @@ use cdl_core::{
 use clap::Args;
 
 use super::eval::{Restored, restored};
-use crate::{config_args::load_recorded, failure::Failure, place, terminal::emit};
+use crate::{config_args::load_recorded, failure::Failure, output_place, terminal::emit};
 
 /// Arguments of `cdl export`.
 #[derive(Debug, Args)]
@@ -78,10 +78,10 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
 /// Refuses folders that cannot be made, and one for both networks or in the other, however they are written.
 fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
     for (option, folder) in [("--student", &args.student), ("--teacher", &args.teacher)] {
-        folder.as_ref().map_or(Ok(()), |folder| place::folder(option, folder))?;
+        folder.as_ref().map_or(Ok(()), |folder| output_place::folder(option, folder))?;
     }
     let [student, teacher] =
-        [&args.student, &args.teacher].map(|folder| folder.as_deref().map(place::resolved));
+        [&args.student, &args.teacher].map(|folder| folder.as_deref().map(output_place::resolved));
     match student.zip(teacher) {
         Some((student, teacher)) if student.starts_with(&teacher) || teacher.starts_with(&student) => {
             let (student, teacher) = (student.display(), teacher.display());

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     failure::Failure,
-    place,
+    output_place,
     report::{
         cost_section::cost_csv,
         raster,
@@ -110,8 +110,8 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         ];
         files.extend(tables.map(|(name, text)| (folder.join(name), text.into_bytes())));
     }
-    let place = place::resolved(&out);
-    if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(place::resolved(file))) {
+    let place = output_place::resolved(&out);
+    if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(output_place::resolved(file))) {
         let (out, file) = (out.display(), file.display());
         return Err(Failure::mistake(format!(
             "--out {out}: expected another name, {file} is written as well"
@@ -137,8 +137,8 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
 
 /// Refuses places for the results that cannot be had, before anything is written.
 fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<(), Failure> {
-    place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
-    let page = place::resolved(out);
+    output_place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
+    let page = output_place::resolved(out);
     let named =
         [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
     let mut folders: Vec<_> =
@@ -148,8 +148,8 @@ fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<
         folders.extend(runs.iter().flat_map(of_run).map(|folder| ("--tensorboard", folder)));
     }
     for (option, folder) in folders {
-        place::folder(option, &folder)?;
-        if place::resolved(&folder).starts_with(&page) {
+        output_place::folder(option, &folder)?;
+        if output_place::resolved(&folder).starts_with(&page) {
             let (folder, out) = (folder.display(), out.display());
             return Err(Failure::mistake(format!(
                 "{option}: expected another name, {folder} becomes a folder and {out} becomes the page"

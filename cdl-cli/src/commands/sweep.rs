@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     failure::{Failure, io},
     logging::Log,
-    place,
+    output_place,
     signals::Signals,
     sweep::{
         axis::Axis,
@@ -174,7 +174,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     let cells = plan.resolve()?;
     let folder = match &args.out {
         Some(folder) => {
-            place::folder("--out", folder)?;
+            output_place::folder("--out", folder)?;
             folder.clone()
         }
         None => plan.default_folder()?,

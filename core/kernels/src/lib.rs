@@ -12,7 +12,7 @@
 //! | whole blocks of a vision transformer with injected prompts | [`blocks::BlockRunner`] |
 //! | the fast path of the CPU in float32 | [`fused::FusedBlocks`] |
 //! | every other device and type | [`TapedBlocks`] |
-//! | the same operations out of candle's own, as the oracle of tests | [`portable`] |
+//! | the same operations out of candle's own, as the oracle of tests | [`composed`] |
 //!
 //! With the feature `cuda`, operations on a GPU launch the kernels in `core/kernels/cuda`.
 //!
@@ -54,7 +54,7 @@ mod taped;
 #[cfg(feature = "cuda")]
 pub use cuda::{COMPUTE_CAP, probe};
 pub use ops::{
-    Source, Sources, attention, flat, gather_rows, gelu, layer_norm, linear, log_softmax, portable,
+    Source, Sources, attention, composed, flat, gather_rows, gelu, layer_norm, linear, log_softmax,
     set_from_flat, softmax, unit,
 };
 pub use taped::TapedBlocks;

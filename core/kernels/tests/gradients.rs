@@ -80,13 +80,13 @@ fn linear() {
         "linear",
         std::slice::from_ref(&x),
         |x| ops::linear(&x[0], &w, Some(&b)),
-        |x| ops::portable::linear(&x[0], &w, Some(&b)),
+        |x| ops::composed::linear(&x[0], &w, Some(&b)),
     );
     check(
         "linear without bias",
         &[x],
         |x| ops::linear(&x[0], &w, None),
-        |x| ops::portable::linear(&x[0], &w, None),
+        |x| ops::composed::linear(&x[0], &w, None),
     );
 }
 
@@ -100,14 +100,14 @@ fn layer_norm() {
         "layer_norm",
         &[x],
         |x| ops::layer_norm(&x[0], &gamma, &beta, 1e-6),
-        |x| ops::portable::layer_norm(&x[0], &gamma, &beta, 1e-6),
+        |x| ops::composed::layer_norm(&x[0], &gamma, &beta, 1e-6),
     );
 }
 
 #[test]
 fn gelu() {
     let x = (draw(&mut ChaCha8Rng::seed_from_u64(3), &[4, 50], DType::F64) * 2.0).unwrap();
-    check("gelu", &[x], |x| ops::gelu(&x[0]), |x| ops::portable::gelu(&x[0]));
+    check("gelu", &[x], |x| ops::gelu(&x[0]), |x| ops::composed::gelu(&x[0]));
 }
 
 #[test]
@@ -119,14 +119,14 @@ fn attention() {
         "attention",
         std::slice::from_ref(&qkv),
         |x| ops::attention(&x[0], None, heads),
-        |x| ops::portable::attention(&x[0], None, heads),
+        |x| ops::composed::attention(&x[0], None, heads),
     );
     let extra = draw(&mut rng, &[batch, 4, 2 * width], DType::F64);
     check(
         "attention with prompts",
         &[qkv, extra],
         |x| ops::attention(&x[0], Some(&x[1]), heads),
-        |x| ops::portable::attention(&x[0], Some(&x[1]), heads),
+        |x| ops::composed::attention(&x[0], Some(&x[1]), heads),
     );
 }
 

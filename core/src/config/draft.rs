@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use figment::Figment;
 
 use crate::{
-    config::{Config, Unregistered, keys::parse_run, layers::ConfigLayers},
+    config::{Config, Unregistered, config_layers::ConfigLayers, keys::parse_run},
     error::{Error, Result},
     registry::{Settings, lookup},
 };

@@ -5,7 +5,7 @@ use figment::Figment;
 use crate::registry::check_keys;
 use crate::registry::lookup;
 use crate::{
-    config::{DistillerSection, NetworkSection, RunConfig, Section, layers::origin},
+    config::{DistillerSection, NetworkSection, RunConfig, Section, config_layers::origin},
     error::{Error, Result},
     registry::{self, Settings},
 };

@@ -4,9 +4,9 @@
 //! the file itself, `CDL_...` environment variables (`CDL_OPTIMIZER__LR=0.01`), `--set key=value`.
 //! A layer that gives a section another `name` replaces the whole section: settings of the plugin before do not linger.
 
+mod config_layers;
 mod draft;
 mod keys;
-mod layers;
 mod run_config;
 
 use std::path::{Path, PathBuf};
@@ -14,16 +14,16 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 
 pub use self::{
+    config_layers::ConfigLayers,
     draft::Draft,
-    layers::ConfigLayers,
     run_config::{
         CheckpointConfig, DistillerSection, LearnerOverride, NetworkSection, RecordConfig, RunConfig, Section,
     },
 };
 use crate::{
     config::{
+        config_layers::origin,
         keys::{common_keys, unknown_key},
-        layers::origin,
     },
     error::{Error, Result, nearest},
     registry::{self, Kind, Settings, leaves},

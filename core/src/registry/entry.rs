@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     error::{Error, Result, nearest},
-    registry::{Settings, guard::Guarded, settings::leaves},
+    registry::{Settings, panic_guard::Guarded, settings::leaves},
     traits::{
         Backbone, BackboneContext, Distiller, DistillerContext, Learner, LearnerContext, StreamContext,
         TaskStream,

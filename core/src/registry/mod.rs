@@ -2,12 +2,12 @@
 
 pub mod dynamic;
 mod entry;
-mod guard;
+mod panic_guard;
 pub mod ranges;
 mod settings;
 
 pub use entry::{Build, Entry, Kind, backbone, distiller, entries, find, learner, optional, stream};
-pub(crate) use guard::backward;
-pub use guard::catch;
+pub(crate) use panic_guard::backward;
+pub use panic_guard::catch;
 pub use settings::{Settings, complete, defaults_of, parse, schema_of};
 pub(crate) use settings::{check_keys, leaves, lookup};

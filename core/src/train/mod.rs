@@ -2,7 +2,7 @@
 
 mod cost;
 mod distiller_stack;
-mod epoch;
+mod epoch_report;
 mod evaluator;
 mod network;
 mod optimizer;
@@ -15,7 +15,7 @@ mod training_loop;
 
 pub use cost::{Cost, InferenceMacs, TrainingMacs};
 pub use distiller_stack::Stack;
-pub use epoch::{EpochReport, Tally};
+pub use epoch_report::{EpochReport, Tally};
 pub(crate) use evaluator::count_right;
 pub use evaluator::{Accuracies, Confusions, Tested, Tester};
 pub use network::Network;

@@ -1,8 +1,8 @@
 //! The frozen vision transformer: `model` is its forward pass, `weights` reads its checkpoints.
 
 mod model;
-mod portable;
 mod prompts;
+mod timm_checkpoint;
 mod weights;
 
 pub use model::{Vit, VitOptions};

@@ -13,9 +13,9 @@ use cdl_core::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-pub use super::folder::Below;
+pub use super::class_folders::Below;
 use super::{
-    folder::{self, is_split},
+    class_folders::{self, is_split},
     splits::draw,
 };
 
@@ -35,7 +35,7 @@ pub struct Found {
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
     let files = Below::of(root)?.images;
     let decode = |file: &PathBuf| {
-        let image = folder::image(file);
+        let image = class_folders::image(file);
         seen();
         image.err()
     };
@@ -75,7 +75,7 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
         let reason = "is split already, into `train` and `test`; name one of these folders";
         return Err(Error::data(root, reason));
     }
-    let classes = folder::scan(root)?;
+    let classes = class_folders::scan(root)?;
     let mut all = Sha256::new();
     let (mut halves, mut sizes) = ([String::new(), String::new()], [0; 2]);
     for (label, (class, files)) in classes.iter().enumerate() {

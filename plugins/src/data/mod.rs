@@ -1,6 +1,6 @@
 //! Formats of data sets that several streams read.
 
-pub(crate) mod folder;
+pub(crate) mod class_folders;
 pub mod image_files;
 pub(crate) mod numpy;
 pub(crate) mod pages;

@@ -8,7 +8,7 @@ use std::{
 use cdl_core::prelude::*;
 use saphyr_parser::{Event, Parser};
 
-use super::{Parsed, folder::Folders, unreadable};
+use super::{Parsed, class_folders::Folders, unreadable};
 
 /// Labels by class.
 pub(crate) type Labels = BTreeMap<String, usize>;

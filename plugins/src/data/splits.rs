@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    folder::{Files, Folders, check_path, is_split, scan},
+    class_folders::{Files, Folders, check_path, is_split, scan},
     split_list::{self, Labels, in_order},
 };
 

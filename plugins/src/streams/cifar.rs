@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::{
     Parsed,
-    folder::{list, nearest_in},
+    class_folders::{list, nearest_in},
     numpy::Batch,
     planes::Planes,
     read,

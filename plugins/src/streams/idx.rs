@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{
-    folder::{check_path, nearest_in},
+    class_folders::{check_path, nearest_in},
     planes::Planes,
     read, unreadable,
 };

@@ -12,12 +12,12 @@
 //! Every value is computed in one fixed order, so results do not depend on the number of threads.
 
 mod block;
+mod block_run;
 mod count;
 mod packed_linear;
 mod panel;
 mod panel_attention;
 mod panel_embedding;
-mod run;
 mod setting;
 mod tile;
 
@@ -25,18 +25,18 @@ use std::{ops::Range, sync::Arc};
 
 use candle_core::{DType, Device, Result, Tensor};
 
+pub use block_run::Input;
 pub use count::{Rates, multiply_adds, rates};
-pub use run::Input;
 pub use tile::SimdLevel;
 
 use crate::{
     blocks::{BlockRunner, Prompts, Reads, Settings},
     layers::{Block, Stem},
 };
+use block_run::Network;
 use packed_linear::PackedLinear;
 use panel::Pool;
 use panel_embedding::PanelEmbedding;
-use run::Network;
 use tile::STRIP;
 
 /// Whether a network of these widths can be computed in panels: head width and hidden width are multiples of eight.

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::{attention_sizes::Sizes, portable};
+use super::{attention_sizes::Sizes, composed};
 use crate::{
     slices::{self, Real, View, gemm},
     storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, slice},
@@ -22,7 +22,7 @@ use crate::{
 /// Tensors whose shapes do not fit each other or the heads.
 pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Tensor> {
     if !has_kernels(qkv) {
-        return portable::attention(qkv, extra, heads);
+        return composed::attention(qkv, extra, heads);
     }
     let (qkv, extra) = (qkv.contiguous()?, extra.map(Tensor::contiguous).transpose()?);
     let (y, log_sums) = forward(&qkv, extra.as_ref(), heads)?;

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::portable;
+use super::composed;
 use crate::{
     slices,
     storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, same_count},
@@ -15,7 +15,7 @@ const ROW: usize = 4096;
 /// `x Φ(x)` with the exact distribution function Φ of the standard normal, for `x` of any shape.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !has_kernels(x) {
-        return portable::gelu(x);
+        return composed::gelu(x);
     }
     let x = x.contiguous()?;
     value(&x)?.of(&x, |x, _, dy| gelu_backward(x, dy))

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use super::portable;
+use super::composed;
 use crate::{
     slices,
     storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, same_count},
@@ -15,7 +15,7 @@ use crate::{
 /// Tensors whose widths differ.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
     if !has_kernels(x) {
-        return portable::layer_norm(x, gamma, beta, eps);
+        return composed::layer_norm(x, gamma, beta, eps);
     }
     let (x, scale) = (x.contiguous()?, gamma.clone());
     value(&x, gamma, beta, eps)?.of(&x, move |x, _, dy| layer_norm_backward(x, &scale, eps, dy, None))

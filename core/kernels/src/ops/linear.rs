@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Shape, Tensor, bail};
 
-use super::portable;
+use super::composed;
 use crate::{
     slices::{View, gemm},
     storage::{by_dtype, has_kernels, on_cpu, return_on_gpu},
@@ -17,7 +17,7 @@ use crate::{
 /// Tensors whose shapes do not fit each other.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if !has_kernels(x) {
-        return portable::linear(x, weight, bias);
+        return composed::linear(x, weight, bias);
     }
     let (x, weight) = (x.contiguous()?, weight.contiguous()?);
     linear_value(&x, &weight, bias, None)?.of(&x, move |_, _, dy| linear_backward(&weight, dy))

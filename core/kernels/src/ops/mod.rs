@@ -3,13 +3,13 @@
 
 mod attention;
 pub mod attention_sizes;
+pub mod composed;
 mod embedding;
 mod flat;
 mod gelu;
 mod injected;
 mod layer_norm;
 mod linear;
-pub mod portable;
 mod rows;
 
 pub use attention::{Attended, attend, attend_backward, attention};

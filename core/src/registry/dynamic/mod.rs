@@ -8,14 +8,14 @@
 //! A library becomes a plugin by [`export_plugin!`](crate::export_plugin), which `cdl plugin build` adds: the source of a
 //! plugin is an ordinary crate that can as well be linked in.
 
+mod build_stamp;
 mod load;
 mod plugin_manifest;
-mod stamp;
 
 pub use self::{
+    build_stamp::{IDENTITY, Import, STAMP, SYMBOL},
     load::{Identity, Loaded, inspect, load, loaded, origin_of},
     plugin_manifest::{Manifest, joined, length},
-    stamp::{IDENTITY, Import, STAMP, SYMBOL},
 };
 
 /// Makes a shared library a plugin that [`load`] takes. Everything registered in it and in the crates that it links is

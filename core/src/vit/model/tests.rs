@@ -75,8 +75,8 @@ impl Oracle {
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
         let Vit { spec, norm, eps, .. } = &self.0;
         let (stem, blocks) = self.0.layers()?;
-        let linear = |x: &Tensor, l: &Linear| cdl_kernels::portable::linear(x, &l.weight, Some(&l.bias));
-        let normal = |x: &Tensor, n: &Norm| cdl_kernels::portable::layer_norm(x, &n.gamma, &n.beta, *eps);
+        let linear = |x: &Tensor, l: &Linear| cdl_kernels::composed::linear(x, &l.weight, Some(&l.bias));
+        let normal = |x: &Tensor, n: &Norm| cdl_kernels::composed::layer_norm(x, &n.gamma, &n.beta, *eps);
         let channel =
             |v: [f32; 3]| Tensor::new(&v, &Device::Cpu)?.to_dtype(DType::F64)?.reshape((1, 3, 1, 1));
         let pixels = pixels
@@ -104,9 +104,9 @@ impl Oracle {
                 qkv = Tensor::cat(&[cls, qkv.narrow(1, 1, qkv.dim(1)? - 1)?], 1)?;
             }
             let extra = attended_rows(&injected)?;
-            let attended = cdl_kernels::portable::attention(&qkv, extra.as_ref(), spec.heads)?;
+            let attended = cdl_kernels::composed::attention(&qkv, extra.as_ref(), spec.heads)?;
             x = (x + linear(&attended, &block.proj)?)?;
-            let hidden = cdl_kernels::portable::gelu(&linear(&normal(&x, &block.norm2)?, &block.fc1)?)?;
+            let hidden = cdl_kernels::composed::gelu(&linear(&normal(&x, &block.norm2)?, &block.fc1)?)?;
             x = (x + linear(&hidden, &block.fc2)?)?;
             if taps.blocks.contains(&index) {
                 tapped.insert(index, x.clone());

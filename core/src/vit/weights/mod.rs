@@ -1,7 +1,7 @@
 //! Reading a ViT's tensors out of safetensors or a PyTorch state dict, any float type widened to float32.
 
 mod config_file;
-mod layers;
+mod frozen_layers;
 mod names;
 pub mod position_embedding;
 mod pytorch;
