@@ -78,29 +78,14 @@ const PRESETS: [(&str, &str); 10] = [
 const SIZES: [(&str, (usize, usize)); 4] =
     [("tiny", (192, 12)), ("small", (384, 12)), ("base", (768, 12)), ("large", (1024, 24))];
 
-/// Weights that this program carries.
-#[derive(Clone, Copy)]
-struct Embedded {
-    weights: &'static [u8],
-    config: &'static [u8],
-}
+const TEACHER: &[u8] = include_bytes!("../../assets/micro_vit/teacher.safetensors");
+const TEACHER_CONFIG: &[u8] = include_bytes!("../../assets/micro_vit/teacher.json");
+const STUDENT: &[u8] = include_bytes!("../../assets/micro_vit/student.safetensors");
+const STUDENT_CONFIG: &[u8] = include_bytes!("../../assets/micro_vit/student.json");
 
-const EMBEDDED: [(&str, Embedded); 2] = [
-    (
-        "micro_teacher",
-        Embedded {
-            weights: include_bytes!("../../assets/micro_vit/teacher.safetensors"),
-            config: include_bytes!("../../assets/micro_vit/teacher.json"),
-        },
-    ),
-    (
-        "micro_student",
-        Embedded {
-            weights: include_bytes!("../../assets/micro_vit/student.safetensors"),
-            config: include_bytes!("../../assets/micro_vit/student.json"),
-        },
-    ),
-];
+/// Weights that this program carries, each with its `config.json`.
+const EMBEDDED: [(&str, [&[u8]; 2]); 2] =
+    [("micro_teacher", [TEACHER, TEACHER_CONFIG]), ("micro_student", [STUDENT, STUDENT_CONFIG])];
 
 fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
     if let Some(folder) = context.folder {
@@ -142,7 +127,7 @@ fn read(source: &str) -> Result<(VitWeights, Provenance)> {
         return Err(Error::setting("weights", "", expected));
     }
     if let Some(name) = source.strip_prefix("embedded:") {
-        let Embedded { weights: bytes, config } = named(source, name, &EMBEDDED)?;
+        let [bytes, config] = named(source, name, &EMBEDDED)?;
         let weights = VitWeights::from_bytes(source.into(), bytes, Some(config))?;
         return Ok((weights, Provenance::of_bytes(source, bytes)));
     }

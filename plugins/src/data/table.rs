@@ -123,9 +123,9 @@ impl<'a> Schema<'a> {
 
     /// The column of images.
     fn image(&self, named: Option<&str>) -> Parsed<String> {
-        let leaves = self.reader.metadata().file_metadata().schema_descr().columns();
+        let schema = self.reader.metadata().file_metadata().schema_descr();
         let binary = |column: &str| {
-            self.position(column).map(|leaf| &leaves[leaf]).is_some_and(|leaf| {
+            self.position(column).map(|leaf| schema.column(leaf)).is_some_and(|leaf| {
                 let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
                     || leaf.converted_type() == ConvertedType::UTF8;
                 leaf.physical_type() == Physical::BYTE_ARRAY && !text
