@@ -148,6 +148,14 @@ pub(crate) fn io(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Err
     move |source| Error::Io { file, source }
 }
 
+/// Turns the error of a file or folder that does not exist into `None`.
+pub(crate) fn if_there<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
+    match result {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
 /// The name in `known` most like `name`, if the two are alike enough to be worth proposing.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     known

@@ -290,15 +290,9 @@ impl Learner for PlainPrompts {
         Ok(injection)
     }
     fn logits(&self, features: &Features) -> Result<Tensor> {
-        let token = match &features.tokens {
-            Some(tokens) if tokens.dim(1)? == 1 => tokens.squeeze(1)?,
-            _ => {
-                return Err(Error::State {
-                    owner: "learner".into(),
-                    reason: "its one token was not shown to it".into(),
-                });
-            }
-        };
+        let tokens = features.tokens.as_ref().filter(|tokens| tokens.dim(1).is_ok_and(|count| count == 1));
+        let (owner, reason) = ("learner".into(), "its one token was not shown to it".into());
+        let token = tokens.ok_or(Error::State { owner, reason })?.squeeze(1)?;
         self.head.forward(&(&features.cls + token)?)
     }
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     config::CheckpointConfig,
-    error::{Error, Result, io},
+    error::{Error, Result, if_there, io},
     run::{Checkpoint, Unusable},
     system::atomic::write_atomic,
     train::Position,
@@ -31,15 +31,9 @@ impl Checkpoints {
     /// A folder that cannot be read.
     pub(crate) fn open(folder: PathBuf, config: &CheckpointConfig) -> Result<Self> {
         let mut numbers = Vec::new();
-        match fs::read_dir(&folder) {
-            Ok(entries) => {
-                for entry in entries {
-                    let name = entry.map_err(io(&folder))?.file_name();
-                    numbers.extend(number(&name.to_string_lossy()));
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(io(folder)(e)),
+        let entries = if_there(fs::read_dir(&folder)).map_err(io(&folder))?;
+        for entry in entries.into_iter().flatten() {
+            numbers.extend(number(&entry.map_err(io(&folder))?.file_name().to_string_lossy()));
         }
         numbers.sort_unstable();
         Ok(Self { folder, config: config.clone(), numbers, damaged: Vec::new() })
@@ -54,11 +48,8 @@ impl Checkpoints {
         let mut sound = None;
         for &number in self.numbers.iter().rev() {
             let path = self.path(number);
-            let read = match fs::read(&path) {
-                Ok(bytes) => Checkpoint::from_bytes(&bytes),
-                Err(e) => Err(Unusable::Unread(e.to_string())),
-            };
-            let reason = match read {
+            let bytes = fs::read(&path).map_err(|e| Unusable::Unread(e.to_string()));
+            let reason = match bytes.and_then(|bytes| Checkpoint::from_bytes(&bytes)) {
                 Ok(checkpoint) => return Ok(Some((checkpoint, path))),
                 Err(reason) => reason,
             };
@@ -110,20 +101,17 @@ impl Checkpoints {
         for number in self.numbers.clone() {
             self.remove(number)?;
         }
-        match fs::remove_dir(&self.folder) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            other => other.map_err(io(&self.folder)),
+        match if_there(fs::remove_dir(&self.folder)) {
+            Err(e) if e.kind() != std::io::ErrorKind::DirectoryNotEmpty => Err(io(&self.folder)(e)),
+            _ => Ok(()),
         }
     }
 
     fn remove(&mut self, number: u64) -> Result<()> {
         let path = self.path(number);
         self.numbers.retain(|other| *other != number);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(path)(e)),
-            _ => Ok(()),
-        }
+        if_there(fs::remove_file(&path)).map_err(io(path))?;
+        Ok(())
     }
 
     fn path(&self, number: u64) -> PathBuf {

@@ -31,7 +31,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     config::Config,
-    error::{Error, Result, io},
+    error::{Error, Result, if_there, io},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
@@ -381,11 +381,9 @@ fn taken(root: &Path) -> Error {
 /// that is no folder, or that is read-only.
 pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let entries: Vec<String> = match fs::read_dir(root) {
-        Ok(entries) => entries.flatten().map(|entry| entry.file_name().to_string_lossy().into()).collect(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(e) => return Err(fail(format!("cannot be used: {e}"))),
-    };
+    let entries = if_there(fs::read_dir(root)).map_err(|e| fail(format!("cannot be used: {e}")))?;
+    let entries = entries.into_iter().flatten().flatten();
+    let entries: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into()).collect();
     let occupied = !entries.is_empty();
     if occupied && !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
         return Err(fail("already exists and holds something that is not a run; choose another".into()));

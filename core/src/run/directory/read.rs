@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde::de::DeserializeOwned;
 
 use crate::{
-    error::{Error, Result, io},
+    error::{Error, Result, if_there, io},
     metrics::{Confusion, PoolUse},
     run::{
         RunRecord,
@@ -57,10 +57,7 @@ pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<Poo
 }
 
 fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(file) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        bytes => bytes.map(Some).map_err(io(file)),
-    }
+    if_there(fs::read(file)).map_err(io(file))
 }
 
 /// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
