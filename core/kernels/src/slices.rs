@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, WithDType};
+use candle_core::WithDType;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -16,8 +16,6 @@ const LANES: usize = 16;
 
 /// float32 and float64.
 pub trait Real: WithDType + num_traits::Float + Default + std::iter::Sum {
-    /// Wraps a vector as candle's storage.
-    fn storage(values: Vec<Self>) -> CpuStorage;
     /// `e^x` for `x <= 0`.
     fn exp_negative(x: Self) -> Self;
     /// Distribution function and density of the standard normal at `x`.
@@ -25,26 +23,49 @@ pub trait Real: WithDType + num_traits::Float + Default + std::iter::Sum {
 }
 
 impl Real for f32 {
-    fn storage(values: Vec<Self>) -> CpuStorage {
-        CpuStorage::F32(values)
-    }
+    /// 0 below -87, else 2^n times a polynomial on ±ln2/2.
     #[inline(always)]
     fn exp_negative(x: Self) -> Self {
-        exp_f32(x)
+        // Adding and taking off 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        let x = if x < -87.0 { -87.0 } else { x };
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        // ln 2 in two parts, the first exact in few bits, so that x - n ln 2 loses nothing.
+        let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+        let p = 1.0 / 720.0;
+        let p = p * r + 1.0 / 120.0;
+        let p = p * r + 1.0 / 24.0;
+        let p = p * r + 1.0 / 6.0;
+        let p = p * r + 0.5;
+        let p = p * r + 1.0;
+        let p = p * r + 1.0;
+        p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
     }
+
+    /// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a least-maximum fit of the scaled
+    /// complementary error function with absolute error 8e-9. The distribution function is good to 2e-7.
     #[inline(always)]
     fn normal(x: Self) -> (Self, Self) {
-        normal_f32(x)
+        let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+        let t = 1.0 / (1.0 + 0.39 * z);
+        let p = -0.227_540_1;
+        let p = p * t + 0.886_676_6;
+        let p = p * t - 0.635_420_2;
+        let p = p * t + 0.649_575_5;
+        let p = p * t + 0.091_381_95;
+        let p = p * t + 0.235_326_25;
+        let e = Self::exp_negative(-z * z);
+        let tail = 0.5 * p * t * e;
+        (if x < 0.0 { tail } else { 1.0 - tail }, e * 0.398_942_3)
     }
 }
 
 impl Real for f64 {
-    fn storage(values: Vec<Self>) -> CpuStorage {
-        CpuStorage::F64(values)
-    }
     fn exp_negative(x: Self) -> Self {
         x.exp()
     }
+
     fn normal(x: Self) -> (Self, Self) {
         let cdf = 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2);
         (cdf, (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt())
@@ -135,45 +156,6 @@ pub fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T) {
             *v *= norm;
         }
     }
-}
-
-/// `e^x` for `x <= 0` (0 below -87): 2^n times a polynomial on ±ln2/2.
-#[inline(always)]
-pub fn exp_f32(x: f32) -> f32 {
-    // Adding and taking off 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    let x = if x < -87.0 { -87.0 } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    // ln 2 in two parts, the first exact in few bits, so that x - n ln 2 loses nothing.
-    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
-    let p = 1.0 / 720.0;
-    let p = p * r + 1.0 / 120.0;
-    let p = p * r + 1.0 / 24.0;
-    let p = p * r + 1.0 / 6.0;
-    let p = p * r + 0.5;
-    let p = p * r + 1.0;
-    let p = p * r + 1.0;
-    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
-}
-
-/// Distribution function and density of the standard normal at `x`.
-///
-/// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a least-maximum fit of the scaled
-/// complementary error function with absolute error 8e-9. In float32 the distribution function is good to 2e-7.
-#[inline(always)]
-pub fn normal_f32(x: f32) -> (f32, f32) {
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.39 * z);
-    let p = -0.227_540_1;
-    let p = p * t + 0.886_676_6;
-    let p = p * t - 0.635_420_2;
-    let p = p * t + 0.649_575_5;
-    let p = p * t + 0.091_381_95;
-    let p = p * t + 0.235_326_25;
-    let e = exp_f32(-z * z);
-    let tail = 0.5 * p * t * e;
-    (if x < 0.0 { tail } else { 1.0 - tail }, e * 0.398_942_3)
 }
 
 /// `y = gelu(x)`.
@@ -280,11 +262,11 @@ mod tests {
         for i in 0..=200_000 {
             let x = -87.0 * i as f32 / 200_000.0;
             let exact = (x as f64).exp();
-            assert!(((exp_f32(x) as f64 - exact) / exact).abs() < 4e-7, "exp({x})");
+            assert!(((f32::exp_negative(x) as f64 - exact) / exact).abs() < 4e-7, "exp({x})");
         }
         for i in -60_000..=60_000 {
             let x = i as f32 / 5_000.0;
-            let (cdf, density) = normal_f32(x);
+            let (cdf, density) = f32::normal(x);
             let (cdf64, density64) = f64::normal(x as f64);
             assert!((cdf as f64 - cdf64).abs() < 2e-7, "cdf({x}) = {cdf}, exact {cdf64}");
             assert!((density as f64 - density64).abs() < 1e-7, "density({x})");

@@ -25,7 +25,7 @@ impl Value {
 
     /// A value on the CPU.
     pub fn on_cpu<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> Self {
-        Self::new(Storage::Cpu(T::storage(values)), shape)
+        Self::new(Storage::Cpu(T::to_cpu_storage_owned(values)), shape)
     }
 
     /// The value without a graph.

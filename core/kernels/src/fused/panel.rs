@@ -16,7 +16,7 @@ use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::tile::{GROUP, LINE, PANEL};
-use crate::slices::{exp_f32, normal_f32};
+use crate::slices::Real;
 
 /// Which tokens of every image a set of panels holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -404,12 +404,12 @@ pub fn gelu(x: &mut [f32], slope: Option<&mut [f32]>) {
     match slope {
         None => {
             for x in x {
-                *x *= normal_f32(*x).0;
+                *x *= f32::normal(*x).0;
             }
         }
         Some(slope) => {
             for (x, slope) in x.iter_mut().zip(slope) {
-                let (cdf, density) = normal_f32(*x);
+                let (cdf, density) = f32::normal(*x);
                 *slope = cdf + *x * density;
                 *x *= cdf;
             }
@@ -450,7 +450,7 @@ pub fn softmax(
         for key in 0..keys {
             let row = &mut scores[key * stride + start..][..LANES];
             for i in 0..LANES {
-                row[i] = exp_f32((row[i] - max[i]) * scale);
+                row[i] = f32::exp_negative((row[i] - max[i]) * scale);
                 sum[i] += row[i];
             }
         }
@@ -481,7 +481,7 @@ pub fn softmax_again(
         let row = &mut scores[key * stride..][..columns];
         for (score, log_sum) in row.iter_mut().zip(log_sums) {
             let x = *score * scale - log_sum;
-            *score = exp_f32(if x < 0.0 { x } else { 0.0 });
+            *score = f32::exp_negative(if x < 0.0 { x } else { 0.0 });
         }
     }
 }
