@@ -49,11 +49,16 @@ pub struct Cli {
     #[arg(short, long, global = true)]
     pub verbose: bool,
     /// Threads to compute with; results do not depend on it [default: all cores]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
     /// Load a plugin, a library made by `cdl plugin build`; may be repeated
     #[arg(long = "plugin", global = true, value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
+}
+
+/// Number of threads as written.
+fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
+    text.parse().map_err(|_| "expected a whole number, at least 1")
 }
 
 #[derive(Debug, Subcommand)]

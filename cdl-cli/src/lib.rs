@@ -37,11 +37,13 @@ use self::{
 };
 
 /// Defines `main`: the command line with the built-in plugins and those that the crate links in.
+///
+/// The `main` that it defines is for the system to call, once and before any thread runs; nothing else may call it.
 #[macro_export]
 macro_rules! main {
     () => {
         fn main() -> ::std::process::ExitCode {
-            // SAFETY: `main` begins here, and nothing has started a thread.
+            // SAFETY: the system calls `main`, and nothing has started a thread.
             unsafe { $crate::start() }
         }
     };

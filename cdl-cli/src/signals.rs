@@ -48,7 +48,7 @@ impl Signals {
     }
 }
 
-/// Asks a child of this program to save its run and stop.
+/// Asks a child of this program to save its run and stop. On a system without signals it is ended as it is.
 pub fn ask_to_stop(child: &mut Child) {
     // SAFETY: `kill` accesses no memory of this process, and the child has not been waited for, so the number is its own.
     #[cfg(unix)]

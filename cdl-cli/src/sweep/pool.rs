@@ -43,9 +43,28 @@ struct Running {
 /// Runs all cells that are not done, `jobs` at once with `threads` each, and keeps the manifest. Those that another process
 /// is at are left to it; if it has ended when all others have, they are looked at once more.
 pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signals) -> Result<(), Failure> {
+    let mut running = Vec::new();
+    let done = run_cells(sweep, states, threads, signals, &mut running);
+    if done.is_err() {
+        // The sweep cannot go on, for instance on a full disk: its cells must not go on without it.
+        for cell in &mut running {
+            ask_to_stop(&mut cell.child);
+            let _ = cell.child.wait();
+        }
+    }
+    done
+}
+
+/// Runs the cells; those that are at work when an error ends it are left in `running`.
+fn run_cells(
+    sweep: &Sweep,
+    states: &mut [State],
+    threads: usize,
+    signals: &Signals,
+    running: &mut Vec<Running>,
+) -> Result<(), Failure> {
     let open = |state: &State| !matches!(state, State::Done | State::Unreadable { .. });
     let mut waiting: VecDeque<usize> = (0..states.len()).filter(|&number| open(&states[number])).collect();
-    let mut running: Vec<Running> = Vec::new();
     let done = states.iter().filter(|state| **state == State::Done).count();
     if done > 0 {
         tracing::info!("{done} of {} cells are done already", states.len());
@@ -140,6 +159,8 @@ fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> St
         Some(code) if code == i32::from(BUSY) => State::Running,
         Some(code) if [SIGINT, SIGTERM].contains(&(code - STOPPED)) => State::Stopped,
         None if asked => State::Stopped,
+        // Without signals a cell is ended as it is; its last checkpoint is where it goes on.
+        _ if asked && cfg!(not(unix)) => State::Stopped,
         _ => {
             let reason = said(cell).unwrap_or_else(|| ending(status));
             // One that was killed could not.

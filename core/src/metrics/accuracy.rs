@@ -254,4 +254,12 @@ mod tests {
         let refused = read("[[50.0],[60.0]]");
         assert!(refused.is_err_and(|e| e.contains("row 2 of an accuracy matrix has 1 entries, expected 2")));
     }
+
+    #[test]
+    fn a_single_task_forgets_nothing() {
+        let mut matrix = AccuracyMatrix::default();
+        matrix.push(vec![75.0]);
+        let forgotten = matrix.summary().map(|s| (s.forgetting, s.forgetting_from_best, s.backward_transfer));
+        assert_eq!(forgotten, Some((0.0, 0.0, 0.0)));
+    }
 }

@@ -112,4 +112,24 @@ mod tests {
             assert!(refused.contains(part), "{refused}");
         }
     }
+
+    #[test]
+    fn random_predictions_are_counted_as_a_plain_count_has_them() {
+        let mut rng = crate::rng::Rng::new(7);
+        let names: Vec<String> = (0..5).map(|class| class.to_string()).collect();
+        let mut classes = || (0..300).map(|_| (rng.standard_normal().abs() * 2.0).min(4.0) as u32).collect();
+        let (labels, predicted): (Vec<u32>, Vec<u32>) = (classes(), classes());
+        let mut confusion = Confusion::new(&names);
+        for start in (0..300).step_by(7) {
+            let end = (start + 7).min(300);
+            confusion.add(&labels[start..end], &predicted[start..end]);
+        }
+        for (truth, row) in confusion.counts().iter().enumerate() {
+            for (taken, count) in row.iter().enumerate() {
+                let pair = (truth as u32, taken as u32);
+                let plain = labels.iter().zip(&predicted).filter(|&(&t, &p)| (t, p) == pair).count();
+                assert_eq!(*count, plain as u64);
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use crate::{
     rng::Rng,
     traits::{Head, NamedVar},
 };
-use cdl_kernels as ops;
+use cdl_kernels::layer_norm;
 
 /// `x Wᵀ + b`; weight and bias start uniform in ±1/√(inputs).
 #[derive(Debug)]
@@ -98,7 +98,7 @@ impl LayerNorm {
 
     /// Normalises `x` `(..., width)`.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = ops::layer_norm(x, &self.ones, &self.zeros, self.eps)?;
+        let x = layer_norm(x, &self.ones, &self.zeros, self.eps)?;
         Ok(x.broadcast_mul(self.weight.tensor())?.broadcast_add(self.bias.tensor())?)
     }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-use crate::error::{Result, io};
+use crate::error::{Error, Result, io};
 
 /// What names of files and folders on their way begin with. A process that is killed may leave some behind.
 pub(crate) const UNFINISHED: &str = ".cdl-";
@@ -79,6 +79,11 @@ pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
     Ok(())
 }
 
+/// Error of a walk through `root` that names the file or folder which cannot be read.
+pub(crate) fn unwalked(root: &Path) -> impl Fn(walkdir::Error) -> Error {
+    move |error| io(error.path().unwrap_or(root).to_path_buf())(error.into())
+}
+
 /// Sees to it that a folder with all that is in it is on disk, before it is moved to its place. Links are not followed.
 ///
 /// # Errors
@@ -86,7 +91,7 @@ pub(crate) fn settle(fresh: TempDir, root: &Path, replace: bool) -> Result<()> {
 pub(crate) fn sync_below(root: &Path) -> Result<()> {
     let (mut folders, mut files) = (Vec::new(), Vec::new());
     for entry in WalkDir::new(root) {
-        let entry = entry.map_err(|e| io(root)(e.into()))?;
+        let entry = entry.map_err(unwalked(root))?;
         match entry.file_type() {
             kind if kind.is_dir() => folders.push(entry.into_path()),
             kind if kind.is_file() => files.push(entry.into_path()),
@@ -105,7 +110,7 @@ pub(crate) fn sync_below(root: &Path) -> Result<()> {
 /// Removes what a killed process left unfinished in `folder` and the folders in it. Nobody else may be writing there.
 pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
     for entry in WalkDir::new(folder) {
-        let entry = entry.map_err(|e| io(folder)(e.into()))?;
+        let entry = entry.map_err(unwalked(folder))?;
         if !entry.file_type().is_dir() && entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             fs::remove_file(entry.path()).map_err(io(entry.path()))?;
         }

@@ -1,11 +1,25 @@
 //! How much memory this process has used, and how much there is.
 
-use std::{fs, path::Path};
+use std::{cell::Cell, fs, path::Path};
 
 use crate::error::{Error, Result};
 
 /// Bytes of a tensor that is made without a look at the memory that is free.
 const SMALL: u64 = 1 << 26;
+
+thread_local! {
+    /// Most bytes of one tensor that [`check_size`] accepts on this thread.
+    static LIMIT: Cell<u64> = const { Cell::new(u64::MAX) };
+}
+
+/// Does `work` while no tensor of more than `bytes` passes [`check_size`], small ones aside: sizes that come from a file
+/// which need not be ours are not believed.
+pub(crate) fn within<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
+    let before = LIMIT.replace(bytes);
+    let done = work();
+    LIMIT.set(before);
+    done
+}
 
 /// The most bytes that were ever resident, where the system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
@@ -42,7 +56,7 @@ pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
     let needed = count.map_or(u64::MAX, |count| (count as u64).saturating_mul(size_of::<f32>() as u64));
     if needed > SMALL {
-        let free = available_bytes().unwrap_or(1 << 40);
+        let free = available_bytes().unwrap_or(1 << 40).min(LIMIT.get());
         if needed > free {
             return Err(Error::Memory { shape: shape.into(), needed, free });
         }

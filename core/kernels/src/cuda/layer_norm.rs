@@ -1,15 +1,16 @@
 //! Layer normalisation on a GPU.
 
 use candle_core::{
-    Result, Tensor,
+    Result, Tensor, bail,
     cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
 };
 
 use super::launch::{Arguments, LAYER_NORM, by_dtype, by_row, narrow, optional, room, value, views};
-use crate::tape::Value;
+use crate::{storage::same_count, tape::Value};
 
-/// See [`crate::layer_norm`]. `gamma` and `beta` are float32, whatever `x` is; the caller has compared the shapes.
+/// See [`crate::layer_norm`]. `gamma` and `beta` are float32, whatever `x` is.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Value> {
+    same_count(gamma, beta)?;
     let (shape, device, sizes) = (x.shape(), x.device().as_cuda_device()?, sizes(x, gamma)?);
     by_dtype!(x.dtype(), T => {
         views!(x: T, gamma: f32, beta: f32);
@@ -24,7 +25,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     })
 }
 
-/// See [`crate::ops::layer_norm_backward`]. The caller has compared the shapes.
+/// See [`crate::ops::layer_norm_backward`].
 pub fn layer_norm_backward(
     x: &Tensor,
     gamma: &Tensor,
@@ -32,6 +33,7 @@ pub fn layer_norm_backward(
     dy: &Tensor,
     plus: Option<&Tensor>,
 ) -> Result<Tensor> {
+    [Some(dy), plus].into_iter().flatten().try_for_each(|other| same_count(x, other))?;
     let (shape, device, sizes) = (x.shape(), x.device().as_cuda_device()?, sizes(x, gamma)?);
     let plus = plus.map(Tensor::storage_and_layout);
     by_dtype!(x.dtype(), T => {
@@ -48,8 +50,11 @@ pub fn layer_norm_backward(
     })
 }
 
-/// Number and width of the rows of `x`.
+/// Number and width of the rows of `x`, which are as wide as `gamma`.
 fn sizes(x: &Tensor, gamma: &Tensor) -> Result<[u32; 2]> {
     let width = gamma.elem_count();
+    if x.dims().last() != Some(&width) {
+        bail!("layer norm of width {width} on a tensor of shape {:?}", x.dims());
+    }
     Ok([narrow(x.elem_count() / width)?, narrow(width)?])
 }

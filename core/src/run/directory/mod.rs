@@ -49,7 +49,7 @@ pub use self::{
         read_results_so_far,
     },
 };
-pub use crate::system::atomic::write_atomic;
+use crate::system::atomic::write_atomic;
 
 const CONFIG: &str = "config.toml";
 const RECORD: &str = "run.json";

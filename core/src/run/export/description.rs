@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -23,8 +24,11 @@ use crate::{
 /// Most characters of a value that are quoted.
 const QUOTED: usize = 100;
 
-/// Largest number in the settings of a method that is accepted whatever the tensors are.
+/// Number of classes, or width of a query, that is accepted whatever the tensors are.
 const LARGEST: usize = 1 << 16;
+
+/// Largest whole number in the settings of a method, beyond which no tensor has a size; it may be a seed.
+const LARGEST_SETTING: usize = 1 << 32;
 
 /// One of a network's sizes.
 type Size = fn(&BackboneSpec) -> usize;
@@ -128,7 +132,8 @@ pub(super) fn setting(file: &Path, key: &str, value: &str, expected: String) -> 
 }
 
 /// Refuses sizes for which no tensor is large enough, before anything is built: a folder from elsewhere may claim sizes
-/// that no memory holds. When the methods are restored, their tensors have to have the shapes of the saved ones.
+/// that no memory holds. While the methods are built, none of their tensors may take more than the saved ones do
+/// ([`memory_limit`]); when they are restored, their tensors have to have the shapes of the saved ones.
 pub(super) fn check_sizes(
     folder: &Path,
     description: &Description,
@@ -152,11 +157,18 @@ pub(super) fn check_sizes(
         .enumerate()
         .map(|(index, kept)| (format!("distillers[{index}].section"), &kept.section.settings));
     for (section, settings) in distillers.chain([("learner".into(), &description.learner.settings)]) {
-        if let Some((key, value)) = leaves(settings).into_iter().find(|(_, value)| largest(value) > most) {
+        let found = leaves(settings).into_iter().find(|(_, value)| largest(value) > LARGEST_SETTING);
+        if let Some((key, value)) = found {
             return refuse(MODEL, &format!("{section}.{key}"), value);
         }
     }
     Ok(())
+}
+
+/// Most bytes of one tensor of a method that is built to be restored from `trained`.
+pub(super) fn memory_limit(trained: &StateDict) -> u64 {
+    let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+    trained.iter().map(|(_, tensor)| bytes(tensor)).sum()
 }
 
 /// The largest whole number in a value, 0 if there is none.

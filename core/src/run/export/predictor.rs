@@ -121,15 +121,19 @@ impl Predictor {
         };
         let own = query.as_ref().unwrap_or(&backbone).spec().width;
         let query_width = description.query_width.unwrap_or(own);
-        let mut learner =
-            setup.learner(role, "learner", &description.learner, backbone.spec(), query_width)?;
+        let most = description::memory_limit(&trained);
+        let mut learner = memory::within(most, || {
+            setup.learner(role, "learner", &description.learner, backbone.spec(), query_width)
+        })?;
         learner.restore(&task, &trained).map_err(in_file)?;
         let mut distillers = Vec::new();
         for (place, Kept { index, section }) in description.distillers.iter().enumerate() {
             let missing = || fail(&folder.join(MODEL), "has distillers, and no `teacher`");
             let networks = [description.teacher.as_ref().ok_or_else(missing)?, backbone.spec()];
             let place = format!("distillers[{place}].section");
-            let distiller = setup.distiller(*index, &place, section, networks, learner.as_ref())?;
+            let distiller = memory::within(most, || {
+                setup.distiller(*index, &place, section, networks, learner.as_ref())
+            })?;
             distillers.push((section.name.clone(), section.weight, distiller));
         }
         let mut distiller = Stack::new(distillers)?;

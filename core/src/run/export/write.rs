@@ -27,7 +27,7 @@ use crate::{
             fail,
         },
     },
-    system::atomic::{beside, settle, sync_below, write_atomic},
+    system::atomic::{beside, settle, sync_below, unwalked, write_atomic},
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
@@ -102,7 +102,7 @@ fn only_exported(root: &Path) -> Result<()> {
     known.push(root.join(checksum_list::NAME));
     let is_above = |folder: &Path| known.iter().any(|file| file.starts_with(folder));
     for entry in WalkDir::new(root).min_depth(1) {
-        let path = entry.map_err(|e| crate::error::io(root)(e.into()))?.into_path();
+        let path = entry.map_err(unwalked(root))?.into_path();
         if !(known.contains(&path) || path.is_dir() && is_above(&path)) {
             return Err(stranger(&path, "is no part of an exported model"));
         }

@@ -22,7 +22,7 @@ use crate::system::{
     device::{Missing, libraries},
     panics,
 };
-use cdl_kernels as ops;
+use cdl_kernels::probe;
 
 /// Folders that are looked into for CUDA's libraries before the system's own: those that `CDL_CUDA_LIBS` names,
 /// separated by colons.
@@ -63,7 +63,7 @@ fn connect(ordinal: usize) -> Result<Device, Missing> {
         // SAFETY: tensors are used by the thread that made them, and by others only after it has waited for its stream
         // (`upload`, `Vit::new`).
         unsafe { cuda.disable_event_tracking() };
-        if let Err(error) = ops::probe(cuda) {
+        if let Err(error) = probe(cuda) {
             let needed = ops::COMPUTE_CAP;
             return Err(Missing::Driver(format!(
                 "the card (compute capability {major}.{minor}) or its driver cannot run kernels made for {needed} \
