@@ -15,15 +15,6 @@ use crate::layers::{Block, Norm};
 /// A block whose layers are arranged for panels.
 pub type PanelBlock = Block<PackedLinear, Vec<f32>>;
 
-/// Gradients of a block.
-#[derive(Debug)]
-pub struct Gradients {
-    /// Gradient of the wanted tokens of the input, as panels.
-    pub x: Option<Buffer>,
-    /// Gradient of this block's injected rows: for each image those attended to, then that of CLS, `2D` each.
-    pub extra: Vec<f32>,
-}
-
 impl PanelBlock {
     /// The outputs of the tokens that are read, and what the backward pass needs if `keep`.
     pub fn forward(&self, call: Call<'_>, keep: bool) -> (Buffer, Option<Kept>) {
@@ -89,8 +80,15 @@ impl PanelBlock {
         n
     }
 
-    /// Gradients given `dy`, that of the tokens that were read; `wanted` names the tokens of the input that get one.
-    pub fn backward(&self, call: Call<'_>, kept: &Kept, dy: &[f32], wanted: Option<&Tokens>) -> Gradients {
+    /// Gradients for `dy`, that of the tokens that were read: of the `wanted` tokens of the input, as panels, and of the
+    /// injected rows, for each image those attended to, then that of CLS, `2D` each.
+    pub fn backward(
+        &self,
+        call: Call<'_>,
+        kept: &Kept,
+        dy: &[f32],
+        wanted: Option<&Tokens>,
+    ) -> (Option<Buffer>, Vec<f32>) {
         let Call { s, x, extra, reads } = call;
         let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs());
 
@@ -111,7 +109,7 @@ impl PanelBlock {
         // Through attention, image by image and head by head.
         let heads = HeadGradients::new(call, kept, &d_attended, wanted.is_some());
         let extra = heads.extra(s, extra.share);
-        let Some(wanted) = wanted else { return Gradients { x: None, extra } };
+        let Some(wanted) = wanted else { return (None, extra) };
 
         // Through queries, keys and values to the block's input.
         let everything = matches!(reads, Tokens::All(_));
@@ -141,7 +139,7 @@ impl PanelBlock {
         if !everything {
             self.add_read(call, kept, &heads, &d_mid, wanted, &mut dx);
         }
-        Gradients { x: Some(dx), extra }
+        (Some(dx), extra)
     }
 
     /// Adds the gradients that reach the few tokens that were read through their queries and the residual connection

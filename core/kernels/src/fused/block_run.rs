@@ -103,7 +103,7 @@ impl Network {
             on_cpu!(f32: given => given, rows => rows);
             run.forward(run.input(panels, given, count), rows)
         };
-        y.of_both(&given, &rows, move |given, rows, _, dy| run.gradients(&kept, given, rows, dy))
+        y.of_both(&given, &rows, move |given, rows, _, dy| run.backward(&kept, given, rows, dy))
     }
 }
 
@@ -133,10 +133,6 @@ struct Step {
 }
 
 impl Run {
-    fn blocks(&self) -> &[PanelBlock] {
-        &self.network.blocks[self.range.clone()]
-    }
-
     /// The call of block `index` of the run for panels `x` and injected rows `data`.
     fn call<'a>(&'a self, index: usize, x: &'a [f32], data: &'a [f32]) -> Call<'a> {
         let reads = if index + 1 == self.range.len() { &self.reads } else { &self.all };
@@ -161,7 +157,7 @@ impl Run {
     fn forward(&self, mut x: Buffer, rows: &[f32]) -> (Value, Vec<Step>) {
         let s = &self.setting;
         let mut kept = Vec::new();
-        for (index, block) in self.blocks().iter().enumerate() {
+        for (index, block) in self.network.blocks[self.range.clone()].iter().enumerate() {
             let keep = self.first.is_some_and(|first| index >= first);
             let store = keep && !self.network.settings.recompute;
             let (y, of_block) = block.forward(self.call(index, &x, rows), store);
@@ -175,18 +171,20 @@ impl Run {
         (Value::on_cpu(y, (s.images, count, s.width)), kept)
     }
 
-    /// Gradients of the input, rows of the wanted tokens, and of the injected rows.
-    fn backward(&self, steps: &[Step], dy: &[f32], rows: &[f32]) -> Result<(Option<Vec<f32>>, Vec<f32>)> {
+    /// Gradients of `tokens` and `rows`, where they are wanted.
+    fn backward(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
         let (s, d) = (&self.setting, self.setting.width);
         let Some(first) = self.first else {
             bail!("a run of frozen blocks without a trainable value has no backward pass")
         };
-        let mut d_rows = vec![0.0; rows.len()];
+        on_cpu!(f32: dy => dy, rows => injected);
+        let mut d_rows = vec![0.0; injected.len()];
         let shares = s.shares(&self.reads);
         let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
         panel::into_panels(&shares, dy, d, 0, &mut gradient);
         for (index, step) in steps.iter().enumerate().map(|(at, step)| (first + at, step)).rev() {
-            let (block, call) = (&self.blocks()[index], self.call(index, &step.x, rows));
+            let block = &self.network.blocks[self.range.start + index];
+            let call = self.call(index, &step.x, injected);
             let again = match &step.kept {
                 Some(_) => None,
                 None => count::again(|| block.forward(call, true).1),
@@ -195,27 +193,21 @@ impl Run {
                 bail!("nothing was kept of a block")
             };
             let wanted = if index == first { self.wanted.as_ref() } else { Some(&self.all) };
-            let found = block.backward(call, kept, &gradient, wanted);
+            let (dx, of_block) = block.backward(call, kept, &gradient, wanted);
             let places: Vec<usize> = self.shares[index].places().collect();
-            for (number, from) in found.extra.chunks_exact(2 * d).enumerate() {
+            for (number, from) in of_block.chunks_exact(2 * d).enumerate() {
                 let (image, place) = (number / places.len(), places[number % places.len()]);
                 d_rows[(image * self.rows + place) * 2 * d..][..2 * d].copy_from_slice(from);
             }
-            match found.x {
-                Some(dx) => gradient = dx,
-                None => return Ok((None, d_rows)),
-            }
+            // Only the first block may give no gradient of its input.
+            let Some(dx) = dx else { break };
+            gradient = dx;
         }
-        let Some(wanted) = &self.wanted else { return Ok((None, d_rows)) };
-        Ok((Some(panel::out_of_panels(&s.shares(wanted), &gradient, d, s.images * wanted.count())), d_rows))
-    }
-
-    /// Gradients of `tokens` and `rows`, where they are wanted.
-    fn gradients(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
-        on_cpu!(f32: dy => dy, rows => injected);
-        let (d_tokens, d_rows) = self.backward(steps, dy, injected)?;
-        let d_tokens = d_tokens.map(|gradient| Value::on_cpu(gradient, tokens.shape()).tensor());
-        let d_rows = rows.track_op().then(|| Value::on_cpu(d_rows, rows.shape()).tensor());
-        Ok((d_tokens, d_rows))
+        let d_tokens = self.wanted.as_ref().map(|wanted| {
+            let count = s.images * wanted.count();
+            let values = panel::out_of_panels(&s.shares(wanted), &gradient, d, count);
+            Value::on_cpu(values, tokens.shape()).tensor()
+        });
+        Ok((d_tokens, rows.track_op().then(|| Value::on_cpu(d_rows, rows.shape()).tensor())))
     }
 }

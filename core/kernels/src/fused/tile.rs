@@ -153,8 +153,7 @@ pub fn product(
         };
         // SAFETY: the asserts above show that every element that the kernel reads or writes, rows `row..row + 8` of
         // `a` and `c` and `wide` columns of `b` and `c`, lies inside the slices; `c` is borrowed mutably and so apart
-        // from both operands; levels come from `SimdLevel::available`, so this
-        // machine has the kernel's instructions.
+        // from both operands; levels come from `SimdLevel::available`, so this machine has the kernel's instructions.
         unsafe {
             kernel(Tile {
                 depth,
@@ -468,11 +467,7 @@ mod portable {
         }
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
-            let mut sum = self.0;
-            for (sum, (a, b)) in sum.iter_mut().zip(a.0.into_iter().zip(b.0)) {
-                *sum += a * b;
-            }
-            Self(sum)
+            Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
         }
     }
 

@@ -45,10 +45,9 @@ pub struct Attended {
     pub log_sums: Option<Tensor>,
 }
 
-/// [`attention`] without a graph.
+/// [`attention`] of contiguous tensors, without a graph.
 pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
-    let (qkv, extra) = (qkv.contiguous()?, extra.map(Tensor::contiguous).transpose()?);
-    let (y, log_sums) = forward(&qkv, extra.as_ref(), heads)?;
+    let (y, log_sums) = forward(qkv, extra, heads)?;
     Ok(Attended { y: y.tensor(), log_sums })
 }
 

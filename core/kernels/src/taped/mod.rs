@@ -50,10 +50,8 @@ impl TapedBlocks {
         let channel = |values: [f32; 3]| {
             Tensor::new(&values, stem.prefix.device())?.to_dtype(of_pixels)?.reshape((1, 3, 1, 1))
         };
-        let normalize = match settings.normalize {
-            Some((mean, scale)) => Some((channel(mean)?, channel(scale)?)),
-            None => None,
-        };
+        let (mean, scale) = settings.normalize.unzip();
+        let normalize = mean.map(channel).transpose()?.zip(scale.map(channel).transpose()?);
         let stem = stem.map(|layer| layer.to_dtype(dtype), |embedding| embedding.to_dtype(dtype))?;
         let convert = |block: std::result::Result<Block, E>| {
             Ok(block?.map(|layer| layer.to_dtype(dtype), |vector| Ok(vector.clone()))?)
