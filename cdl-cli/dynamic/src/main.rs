@@ -1,4 +1,4 @@
-//! `cdl` with the built-in plugins, ready to load more: its `cdl-core` is the shared library that plugins take theirs from.
+//! `cdl` linked with the shared `cdl-core`, so that it can load plugins.
 
 use std::process::ExitCode;
 

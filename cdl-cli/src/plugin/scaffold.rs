@@ -21,7 +21,7 @@ Example:
 pub struct NewArgs {
     /// Name of the method in configurations, for instance my_method
     name: String,
-    /// What to make: backbone, learner, distiller, stream
+    /// Kind of the plugin: backbone, learner, distiller, stream
     #[arg(long, value_parser = parse_kind)]
     kind: Kind,
     /// Folder of the crate [default: the name]

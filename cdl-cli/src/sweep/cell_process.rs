@@ -53,7 +53,7 @@ pub fn note_failure(folder: &Path, cell: &str, message: &str) {
     }
 }
 
-/// Why the cell's last process failed, if it did.
+/// Reason for the failure of the cell's last process, if it failed.
 pub fn noted_failure(folder: &Path, cell: &str) -> Option<String> {
     let text = fs::read_to_string(process_file(folder, cell, "failure")).ok()?;
     Some(text.trim_end().into())

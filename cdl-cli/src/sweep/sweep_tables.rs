@@ -46,7 +46,7 @@ pub fn csv(summary: &Summary) -> Result<String, Failure> {
     table_formats::csv("sweep.csv", head, rows)
 }
 
-/// The same numbers as JSON, with the values of every cell.
+/// Tables as JSON, with the values of every cell.
 pub fn json(summary: &Summary) -> Result<String, Failure> {
     let named = |names: &[String], labels: &[String]| -> Value {
         names.iter().zip(labels).map(|(name, label)| (name.clone(), Value::from(label.clone()))).collect()

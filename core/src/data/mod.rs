@@ -1,4 +1,5 @@
-//! Streams of tasks over labelled images: splits, batches, rehearsal, and decoding ahead of the networks.
+//! Streams of tasks over labelled images: splits, batches, rehearsal. `image_stream` is the entry; `batches` and
+//! `ordered` decode on other threads while the networks compute.
 
 mod batches;
 mod cache;

@@ -109,7 +109,7 @@ impl<T: RepoType> Repository<T> {
         Ok(Self { handle, wanted, revision: revision.to_owned(), endpoint, cache })
     }
 
-    /// What the hub has now, by `fetch` from the answer to `ask`, or what the cache has if the hub gives no answer or may not
+    /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer or may not
     /// be asked.
     fn newest<A, E: From<HubError>>(
         &self,

@@ -1,4 +1,4 @@
-//! Where weight files come from: a model repository on the Hugging Face Hub, or a path on this machine.
+//! Weights and data sets: from a repository on the Hugging Face Hub, or from a path on this machine.
 //!
 //! A repository is fetched into the cache that the other Hugging Face libraries use, so a file
 //! that any of them has downloaded is found again. The usual environment variables apply:

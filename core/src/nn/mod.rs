@@ -1,4 +1,5 @@
-//! Building blocks of methods: trainable layers, losses, and tokens of two networks at the same places.
+//! Building blocks of methods: trainable layers, losses, and resampling of one network's patch
+//! tokens to another's grid.
 
 mod loss;
 mod token_alignment;

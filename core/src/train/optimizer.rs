@@ -98,7 +98,7 @@ struct Group {
 /// momentum the last step), their mean square, and its largest value so far.
 const MOMENTS: [&str; 3] = ["mean", "square", "largest"];
 
-/// What the rule remembers of a group's gradients. [`MOMENTS`] that it keeps appear with the first step.
+/// State of the update rule for a group. [`MOMENTS`] that it keeps appear with the first step.
 #[derive(Debug, Clone, Default)]
 struct Moments {
     steps: u32,
@@ -258,7 +258,7 @@ impl Group {
 }
 
 impl Moments {
-    /// What the parameters move by, times the rate, after another gradient `g`:
+    /// Direction of the step after another gradient `g`, before the rate:
     ///
     /// - sgd: `b ← μ b + g`, without momentum `g`
     /// - rmsprop: `v ← α v + (1-α) g²`, then as sgd with `g / (√v + ε)` for `g`

@@ -12,7 +12,7 @@ use crate::{
 pub struct Position {
     /// Task from 0; the number of tasks when the run is done.
     pub task: usize,
-    /// Who learns, as a place in [`TrainSettings::roles`](crate::train::TrainSettings::roles); their number when all have
+    /// Network that learns, as an index into [`TrainSettings::roles`](crate::train::TrainSettings::roles); their number when all have
     /// learned the task and are to be tested.
     pub phase: usize,
     /// Epoch from 0.

@@ -74,7 +74,7 @@ pub fn gather_rows(
     rows.of_both(first, second, move |_, _, _, dy| gather.backward(dy))?.to_dtype(dtype)
 }
 
-/// Where gathered rows come from.
+/// Sources of gathered rows.
 struct Gather {
     /// For each key, then its value: a row of the own source, or of the shared one counted on from there.
     places: Vec<usize>,

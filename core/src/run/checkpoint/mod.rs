@@ -1,4 +1,5 @@
-//! A run between two of its steps, as bytes from which it goes on as if it had never been stopped.
+//! Format of a checkpoint: all that a run needs to go on between two steps as if it had never been stopped.
+//! `checkpoint_folder` writes, numbers and removes the files.
 //!
 //! A checkpoint is a safetensors file. Its tensors are `teacher/NAME` and `student/NAME`, everything that networks and
 //! methods have learned ([`Trainer::state`]), and in the middle of a phase `optimizer/NAME` ([`Optimizer::state`]). Its
