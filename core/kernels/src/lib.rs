@@ -8,7 +8,7 @@
 //! | for | see |
 //! |---|---|
 //! | one layer in a graph of candle's | [`linear`], [`layer_norm`], [`gelu`], [`attention`] |
-//! | losses and prompt matching | [`log_softmax`], [`softmax`], [`unit`] |
+//! | losses and prompt matching | [`log_softmax`], [`softmax`], [`unit`](fn@unit) |
 //! | whole blocks of a vision transformer with injected prompts | [`blocks::BlockRunner`] |
 //! | the fast path of the CPU in float32 | [`fused::FusedBlocks`] |
 //! | every other device and type | [`TapedBlocks`] |
