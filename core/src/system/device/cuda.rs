@@ -22,7 +22,7 @@ use crate::system::{
     device::{Missing, libraries},
     panics,
 };
-use cdl_kernels::probe;
+use cdl_kernels::{COMPUTE_CAP, probe};
 
 /// Folders that are looked into for CUDA's libraries before the system's own: those that `CDL_CUDA_LIBS` names,
 /// separated by colons.
@@ -64,7 +64,7 @@ fn connect(ordinal: usize) -> Result<Device, Missing> {
         // (`upload`, `Vit::new`).
         unsafe { cuda.disable_event_tracking() };
         if let Err(error) = probe(cuda) {
-            let needed = ops::COMPUTE_CAP;
+            let needed = COMPUTE_CAP;
             return Err(Missing::Driver(format!(
                 "the card (compute capability {major}.{minor}) or its driver cannot run kernels made for {needed} \
                  and CUDA's version of this build: {}",
