@@ -50,11 +50,10 @@ impl Signals {
 
 /// Asks a child of this program to save its run and stop. On a system without signals it is ended as it is.
 pub fn ask_to_stop(child: &mut Child) {
-    // SAFETY: `kill` accesses no memory of this process, and the child has not been waited for, so the number is its own.
+    // An error says that the child has ended already.
     #[cfg(unix)]
-    unsafe {
-        libc::kill(child.id() as libc::pid_t, SIGTERM);
-    }
+    let _ =
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM);
     #[cfg(not(unix))]
     let _ = child.kill();
 }
