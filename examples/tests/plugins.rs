@@ -359,7 +359,7 @@ fn patched(file: &Path, from: &str, to: &str) -> Vec<u8> {
 /// A distiller without settings, made by `build`.
 fn distiller(name: &str, build: &str) -> String {
     format!(
-        "use cdl_core::{{Distiller, LossTerm, Output, Result, Task, candle_core::Tensor}};\n\
+        "use cdl_core::prelude::*;\n\
          #[derive(Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)] pub struct C {{}}\n\
          pub struct M;\n\
          impl Distiller for M {{\n\
@@ -368,7 +368,7 @@ fn distiller(name: &str, build: &str) -> String {
                  Ok(vec![LossTerm::new(\"none\", (s.logits.sum_all()? * 0.0)?)])\n\
              }}\n\
          }}\n\
-         fn build(_: C, _: &cdl_core::traits::DistillerContext<'_>) -> Result<Box<dyn Distiller>> {{ {build} }}\n\
+         fn build(_: C, _: &DistillerContext<'_>) -> Result<Box<dyn Distiller>> {{ {build} }}\n\
          cdl_core::register!(Distiller {{ name: \"{name}\", about: \"\", citation: \"\", config: C, build: build }});\n"
     )
 }
@@ -426,8 +426,8 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     let newer = format!("cdl-core 9{}", &of("cdl-core")[1..]);
     refused(&file("core.so", patched(&dist.plugin, &line, &newer)), &[&line, &newer]);
     refused(
-        &file("features.so", patched(&dist.plugin, "features none", "features cuda")),
-        &["features cuda", "features none"],
+        &file("features.so", patched(&dist.plugin, "features default,hub", "features default,tub")),
+        &["features default,tub", "features default,hub"],
     );
     let candle = format!("candle-core {}", of("candle-core"));
     let old = format!("candle-core 9{}", &of("candle-core")[1..]);
