@@ -1,4 +1,4 @@
-//! What accuracies mean: every definition in use, by name.
+//! Definitions of accuracy and forgetting, by name.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! What a network takes each class for.
+//! Confusion matrices: test images by true and predicted class.
 
 use crate::error::{Error, Result};
 

@@ -1,4 +1,4 @@
-//! Which prompts of a pool images take: what a method says of a batch, and what a test makes of that.
+//! Use of the prompts of a pool by test images.
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::{
 /// Prompts of the largest pool.
 const LARGEST: usize = 1 << 20;
 
-/// What test images took of one pool of prompts.
+/// Use of one pool of prompts by test images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PoolUse {
     /// The pool, as the method calls it.

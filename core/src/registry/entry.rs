@@ -60,7 +60,7 @@ pub enum Build {
 }
 
 impl Build {
-    /// Which kind it makes.
+    /// Kind of plugin that it makes.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Backbone(_) => Kind::Backbone,

@@ -20,7 +20,7 @@ pub fn defaults_of<C: Default + Serialize>() -> Result<Settings> {
     to_table(&C::default())
 }
 
-/// What was written, checked and with defaults filled in.
+/// Settings as written, checked and with defaults filled in.
 pub fn complete<C: DeserializeOwned + JsonSchema + Serialize>(settings: &Settings) -> Result<Settings> {
     to_table(&parse::<C>(settings)?)
 }

@@ -1,4 +1,4 @@
-//! What a network costs: numbers trained, and multiply-adds (MACs) of one image in training and at test.
+//! Cost of a network: numbers trained, and multiply-adds (MACs) of one image in training and at test.
 //!
 //! Counted are the matrix products of the frozen networks: patch embedding, queries, keys and values, attention (scores and
 //! weighted sums, injected rows included), projections and MLPs, of all tokens in every block. What this program saves of
@@ -20,14 +20,14 @@ use crate::{
     traits::{Pass, Query, QuerySource, Role},
 };
 
-/// What one network cost, MACs for one image.
+/// Cost of one network, MACs for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Numbers that the optimiser holds, the distiller's with the student's; a task may train a part of them.
     pub trained_numbers: u64,
-    /// Of a training step.
+    /// MACs of a training step.
     pub training_macs: TrainingMacs,
-    /// Of a prediction.
+    /// MACs of a prediction.
     pub inference_macs: InferenceMacs,
 }
 
@@ -64,7 +64,7 @@ struct Passage {
 }
 
 impl Trainer {
-    /// What the network of `role` costs as it is now.
+    /// Cost of the network of `role` as it is now.
     ///
     /// # Errors
     /// Methods that cannot say what they inject.

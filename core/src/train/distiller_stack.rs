@@ -71,7 +71,7 @@ impl Stack {
         Ok(Self { members })
     }
 
-    /// What each member is to see of the student: its own extra tokens alone.
+    /// Student's output as each member sees it, with its own extra tokens alone.
     fn views<'a>(&'a self, student: &'a Output) -> impl Iterator<Item = Result<(&'a Member, Output)>> {
         let mut start = 0;
         self.members.iter().map(move |member| {

@@ -1,4 +1,4 @@
-//! What an epoch comes to: sums over its steps, and the report that is made of them.
+//! Sums over the steps of an epoch, and the report that is made of them.
 
 use std::{
     collections::BTreeMap,
@@ -64,13 +64,13 @@ impl Tally {
         self.steps += 1;
     }
 
-    /// The same with the clock stopped now.
+    /// Copy of the sums with the clock stopped now.
     pub(crate) fn stopped(&self) -> Self {
         let running = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
         Self { seconds: self.seconds + running, started: None, ..self.clone() }
     }
 
-    /// What the epoch came to, of a task of so many that the run does.
+    /// Report of the epoch; `tasks` is the number of tasks that the run does.
     pub(crate) fn report(
         &self,
         role: Role,

@@ -15,9 +15,9 @@ use crate::{
 /// Accuracy matrices of both networks; that of a network that is not trained stays empty.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Accuracies {
-    /// Of the teacher.
+    /// Matrix of the teacher.
     pub teacher: AccuracyMatrix,
-    /// Of the student.
+    /// Matrix of the student.
     pub student: AccuracyMatrix,
 }
 
@@ -41,12 +41,12 @@ impl Accuracies {
 /// Confusion matrices of the networks that were tested.
 pub type Confusions = Vec<(Role, Confusion)>;
 
-/// What a test finds besides accuracies.
+/// Results of a test besides accuracies.
 #[derive(Debug, Default)]
 pub struct Tested {
-    /// What each network took each class for.
+    /// Confusion matrix of each network.
     pub confusions: Confusions,
-    /// Which prompts the images took, by pool; none where a network's methods do not choose.
+    /// Prompts that the images took, by pool; none where a network's methods do not choose.
     pub prompt_use: ByRole<Vec<PoolUse>>,
 }
 
@@ -54,7 +54,7 @@ pub struct Tested {
 /// first time and kept, a row of numbers for each image.
 #[derive(Debug, Default)]
 pub struct Tester {
-    /// By task and batch, in the order of [`Queries::each`](super::queries::Queries::each); `None` where no learner asked.
+    /// Queries by task and batch, in the order of [`Queries::each`](super::queries::Queries::each); `None` where no learner asked.
     queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
     /// Test images left out when they were computed: one more, and all that follow stand elsewhere.
     skipped: usize,

@@ -17,7 +17,7 @@ pub struct Network {
     pub learner: Box<dyn Learner>,
 }
 
-/// What comes of a pass through a network.
+/// Result of a pass through a network.
 pub(crate) struct Passed {
     pub(crate) output: Output,
     /// The learner's, in training.
@@ -89,7 +89,7 @@ impl Network {
     }
 }
 
-/// What a method is shown: of the `injected` tokens its `own`, and of block outputs the image's tokens.
+/// Features as a method sees them: its `own` of the `injected` tokens, and of block outputs the image's tokens.
 fn own_tokens(features: &Features, injected: usize, own: Range<usize>) -> Result<Features> {
     let images = |tokens: &Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
     let blocks =

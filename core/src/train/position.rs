@@ -65,9 +65,9 @@ impl Position {
 /// Everything that a run has to know to go on, but for what its networks and methods have learned.
 #[derive(Debug, Clone, Default)]
 pub struct RunState {
-    /// What comes next.
+    /// Step that comes next.
     pub position: Position,
-    /// Of the epoch at hand.
+    /// Sums of the epoch at hand.
     pub tally: Tally,
     /// After the tasks so far.
     pub results: Accuracies,

@@ -19,7 +19,7 @@ pub struct BatchLoss {
     pub terms: Vec<LossTerm>,
     /// The learner's logits over all classes, `(B, C)`.
     pub logits: Tensor,
-    /// What the student learned from, if anything.
+    /// Teacher's logits that the student learned from, if any.
     pub teacher_logits: Option<Tensor>,
 }
 

@@ -12,7 +12,7 @@ use crate::{
 /// How long and how fast to train.
 #[derive(Debug, Clone)]
 pub struct TrainSettings {
-    /// Of each task, for teacher and student.
+    /// Epochs of each task, for teacher and student.
     pub epochs: usize,
     /// Images in a batch.
     pub batch_size: usize,
@@ -22,9 +22,9 @@ pub struct TrainSettings {
     pub schedule: ScheduleConfig,
     /// Defaults of the schedule.
     pub mode: Mode,
-    /// Whose frozen network makes the teacher's query; the student's is always its own.
+    /// Source of the teacher's query; the student's is always its own.
     pub query: QuerySource,
-    /// Which networks are trained and tested, in this order.
+    /// Networks that are trained and tested, in this order.
     pub roles: Vec<Role>,
 }
 
@@ -34,7 +34,7 @@ pub struct Trainer {
     pub teacher: Network,
     /// The small network.
     pub student: Network,
-    /// What the student is told beyond the labels.
+    /// Distillation methods of the student.
     pub distiller: Box<dyn Distiller>,
     /// How long and how fast.
     pub settings: TrainSettings,
@@ -58,7 +58,7 @@ impl Trainer {
         self.student.learner.end_task(task)
     }
 
-    /// What a phase trains.
+    /// Variables that a phase trains.
     pub fn trainable(&self, role: Role) -> Vec<NamedVar> {
         match role {
             Role::Teacher => self.teacher.learner.trainable(),
@@ -103,7 +103,7 @@ impl Trainer {
         Ok(self.predict_with(role, pixels, &self.query(role, pixels))?.0)
     }
 
-    /// The same with what the images took of pools of prompts.
+    /// Test-time logits, and the prompts that the images took from pools.
     pub(crate) fn predict_with(
         &self,
         role: Role,

@@ -12,7 +12,7 @@ use crate::{
     traits::{EpochKey, NamedVar, Role, Task, TaskStream},
 };
 
-/// What happens during a run, in order.
+/// Events of a run, in order.
 pub enum Event<'a> {
     /// A training step is done.
     Step {
@@ -35,7 +35,7 @@ pub enum Event<'a> {
         trainer: &'a Trainer,
         /// Accuracies so far.
         results: &'a Accuracies,
-        /// What else the test has found.
+        /// Confusion matrices and use of prompts.
         tested: &'a Tested,
     },
     /// The run is between two steps, epochs or tasks, whose own event came before.

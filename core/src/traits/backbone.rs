@@ -28,7 +28,7 @@ impl Normalization {
     pub const NONE: Self = Self { mean: [0.0; 3], std: [1.0; 3] };
 }
 
-/// What others need to know of a backbone.
+/// Sizes, normalisation and origin of a backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackboneSpec {
     /// Name of the plugin that built it.
@@ -51,7 +51,7 @@ pub struct BackboneSpec {
     pub provenance: Provenance,
 }
 
-/// What a backbone is built for.
+/// Surroundings that a backbone is built for.
 #[derive(Debug)]
 pub struct BackboneContext<'a> {
     /// Teacher or student.
@@ -85,7 +85,7 @@ impl Portable {
     pub const CONFIG: &str = "config.json";
 }
 
-/// Which intermediate values a caller wants besides the CLS token.
+/// Intermediate values that a caller requests besides the CLS token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taps {
     /// Outputs of these blocks, all tokens, before the final norm.
@@ -105,7 +105,7 @@ impl Taps {
         Self { blocks: BTreeSet::from([index]), norm: false }
     }
 
-    /// What either of the two wants.
+    /// Union of both requests.
     pub(crate) fn union(mut self, other: Self) -> Self {
         self.blocks.extend(other.blocks);
         self.norm |= other.norm;
@@ -113,7 +113,7 @@ impl Taps {
     }
 }
 
-/// What one forward pass gives back.
+/// Output of one forward pass.
 #[derive(Debug, Clone)]
 pub struct Features {
     /// CLS token after the final norm, `(B, D)`.
@@ -138,7 +138,7 @@ impl Features {
         })
     }
 
-    /// The same values cut off from the graph.
+    /// Copy of the values without their graph.
     pub fn detach(&self) -> Self {
         Self {
             cls: self.cls.detach(),

@@ -1,4 +1,4 @@
-//! What a run record says about the files of a data set.
+//! Record of the files of a data set, for `run.json`.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     traits::Provenance,
 };
 
-/// What a SHA-256 was taken of.
+/// Input of a SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hashed {
@@ -31,7 +31,7 @@ pub struct DataRecord {
     pub provenance: Provenance,
     /// Number of files.
     pub files: usize,
-    /// What the SHA-256 is of.
+    /// Input of the SHA-256.
     pub hashed: Hashed,
 }
 

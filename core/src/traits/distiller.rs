@@ -8,7 +8,7 @@ use crate::{
     traits::{BackboneSpec, Features, Injection, Learner, Mode, NamedVar, Pass, StateDict, Taps, Task},
 };
 
-/// What a network said about a batch.
+/// Features and logits of a network for a batch.
 #[derive(Debug, Clone)]
 pub struct Output {
     /// CLS token and block outputs, as far as [`Distiller::taps`] asked for them. `features.tokens` holds the tokens
@@ -37,13 +37,13 @@ impl LossTerm {
 /// Block outputs that a distiller compares.
 #[derive(Debug, Clone, Default)]
 pub struct DistillerTaps {
-    /// Of the teacher.
+    /// Taps of the teacher.
     pub teacher: Taps,
-    /// Of the student.
+    /// Taps of the student.
     pub student: Taps,
 }
 
-/// What a distiller is built for.
+/// Surroundings that a distiller is built for.
 pub struct DistillerContext<'a> {
     /// The teacher's network.
     pub teacher: &'a BackboneSpec,

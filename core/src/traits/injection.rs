@@ -103,7 +103,7 @@ impl Kv {
     }
 }
 
-/// What enters one block.
+/// Prompts of one block.
 #[derive(Debug, Clone, Default)]
 pub struct BlockInjection {
     /// Keys and values concatenated before the image's.
@@ -117,7 +117,7 @@ pub struct BlockInjection {
 /// All that a method adds to one forward pass.
 #[derive(Debug, Clone, Default)]
 pub struct Injection {
-    /// By block, from the first; blocks beyond the end get nothing.
+    /// Prompts by block, from the first; blocks beyond the end get none.
     pub blocks: Vec<BlockInjection>,
     /// Extra tokens `(B or 1, K, D)`, appended after the patch tokens and their position embedding; they run through
     /// every block and the final norm.

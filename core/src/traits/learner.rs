@@ -46,7 +46,7 @@ impl NamedVar {
     }
 }
 
-/// What a forward pass is for.
+/// Purpose of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     /// A training step of this network: penalties apply.
@@ -60,7 +60,7 @@ pub enum Pass {
 /// A departure of the published code from the papers, by name, and whether it is in force.
 pub type Quirk = (&'static str, bool);
 
-/// What a learner is built for.
+/// Surroundings that a learner is built for.
 #[derive(Debug)]
 pub struct LearnerContext<'a> {
     /// Teacher or student.
@@ -116,7 +116,7 @@ pub trait Learner: Send {
         Vec::new()
     }
 
-    /// What the current task trains.
+    /// Variables that the current task trains.
     fn trainable(&self) -> Vec<NamedVar>;
 
     /// Everything that [`Learner::restore`] needs, by default [`Learner::trainable`].

@@ -14,7 +14,7 @@ pub struct Lengths {
     pub tokens: usize,
     /// Whether they are trained.
     pub trained_tokens: bool,
-    /// By block, from the first; blocks beyond the end get nothing.
+    /// Lengths by block, from the first; blocks beyond the end get nothing.
     pub blocks: Vec<BlockLengths>,
 }
 

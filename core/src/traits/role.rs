@@ -39,7 +39,7 @@ impl<T> Default for ByRole<T> {
 }
 
 impl<T> ByRole<T> {
-    /// That of one network.
+    /// Value of one network.
     pub fn of(&self, role: Role) -> Option<&T> {
         match role {
             Role::Teacher => self.teacher.as_ref(),

@@ -2,12 +2,12 @@
 
 use candle_core::Tensor;
 
-/// What the images of a batch take of one pool of prompts. It is said for the record and changes nothing.
+/// Prompts that the images of a batch take from one pool. It is recorded and changes nothing.
 #[derive(Debug, Clone)]
 pub struct Selection {
     /// Name of the pool, for instance that of its keys in the saved models; no two pools of a pass have one name.
     pub pool: String,
-    /// Which prompts, or how much of them.
+    /// Chosen prompts, or the weight of each.
     pub taken: Taken,
 }
 

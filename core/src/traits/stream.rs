@@ -200,7 +200,7 @@ pub struct Skipped {
     pub test: usize,
 }
 
-/// What a stream is built for.
+/// Surroundings that a stream is built for.
 #[derive(Debug)]
 pub struct StreamContext<'a> {
     /// `published` or `corrected`: defaults of settings that differ between the two.

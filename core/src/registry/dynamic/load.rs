@@ -24,9 +24,9 @@ pub struct Loaded {
     pub file: PathBuf,
     /// Its SHA-256.
     pub sha256: String,
-    /// What it says of itself.
+    /// Manifest of the library.
     pub manifest: Manifest,
-    /// What it registered.
+    /// Entries that it registered.
     pub entries: Vec<&'static Entry>,
 }
 
@@ -80,7 +80,7 @@ impl Identity {
     }
 }
 
-/// What a library says of itself, without loading it.
+/// Manifest of a library, read without loading it.
 ///
 /// # Errors
 /// A file that cannot be read or is no plugin for this program, in a sentence that names both sides.

@@ -34,12 +34,12 @@ const VERSION_KEY: &str = "cdl_checkpoint";
 const ABOUT_KEY: &str = "about";
 const SHA256_KEY: &str = "sha256";
 
-/// What a checkpoint holds besides tensors.
+/// Contents of a checkpoint besides tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct About {
-    /// What comes next.
+    /// Step that comes next.
     pub position: Position,
-    /// Of the epoch at hand.
+    /// Sums of the epoch at hand.
     tally: Tally,
     /// Accuracies after the tasks so far.
     results: Accuracies,
@@ -76,7 +76,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Of a run as it is now; see [`About`] for the other values.
+    /// Checkpoint of a run as it is now; see [`About`] for the other values.
     ///
     /// # Errors
     /// Tensors that cannot be copied.
@@ -122,7 +122,7 @@ impl Checkpoint {
     /// Reads a file's bytes, tensors into the main memory.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// The fault of the bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unusable> {
         let damaged = |reason: &dyn std::fmt::Display| Unusable::Damaged(reason.to_string());
         if bytes.is_empty() {

@@ -20,9 +20,9 @@ use crate::{
 /// The tensors of a checkpoint, with what the files beside it say.
 pub struct VitWeights {
     source: String,
-    /// By timm's names.
+    /// Tensors by timm's names.
     tensors: HashMap<String, Tensor>,
-    /// What the file calls them.
+    /// Names of the tensors in the file.
     called: HashMap<String, String>,
     config: CheckpointConfig,
     /// Eps of the layer norms.
@@ -148,7 +148,7 @@ impl VitWeights {
         self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor `{name}`")))
     }
 
-    /// What the file calls the tensor `name`.
+    /// Name in the file of the tensor `name`.
     fn called<'n>(&'n self, name: &'n str) -> &'n str {
         self.called.get(name).map_or(name, String::as_str)
     }
