@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds a GPU that is none, target/cuda/emulated/lib64: CUDA's driver, cuBLAS, cuBLASLt and cuRAND as far as cdl uses them, with
-# this repository's and candle's kernels compiled for the CPU. core/kernels/README.md says what it proves. Prints the folder that
+# this repository's and candle's kernels compiled for the CPU. docs/dev/kernels.md says what it proves. Prints the folder that
 # CUDA_HOME is to name, to be linked with, and whose lib64 belongs in LD_LIBRARY_PATH.
 #
 # CXX  a C++20 compiler, g++ by default

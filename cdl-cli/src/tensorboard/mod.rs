@@ -2,7 +2,7 @@
 //! two networks share their charts.
 //!
 //! Their contents follow from `run.json`, `metrics.jsonl` and the accuracy matrices alone: files written during a run, after
-//! it was resumed, or from a finished run have the same bytes. `docs/metrics.md` lists the tags.
+//! it was resumed, or from a finished run have the same bytes. `docs/guide/runs-and-metrics.md` lists the tags.
 
 mod event;
 mod matrix_image;

@@ -7,6 +7,7 @@ mod common;
 mod compare;
 mod data;
 mod export;
+mod guide;
 mod hub_data;
 mod input;
 mod methods;

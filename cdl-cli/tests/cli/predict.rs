@@ -146,7 +146,7 @@ fn inference_is_measured_for_each_folder() {
         };
         refused("gpu", "device `gpu`: expected auto, cpu, cuda or cuda:N");
         if !cfg!(feature = "cuda") {
-            refused("cuda:0", "device `cuda:0`: this program is built without CUDA (docs/gpu.md");
+            refused("cuda:0", "device `cuda:0`: this program is built without CUDA (docs/guide/gpu.md");
         }
     }
 }

@@ -11,7 +11,7 @@ const FLAGS: &str = "config gpuid learner_type learner_name prompt_param log_dir
                      kd_prompt_param kd_alpha Soft_T ema_coeff random_s memory upper_bound_flag overwrite DW debug_mode";
 
 fn page() -> String {
-    fs::read_to_string(repository().join("docs/published_options.md")).expect("the page")
+    fs::read_to_string(repository().join("docs/guide/published-options.md")).expect("the page")
 }
 
 /// The three cells of every row of the tables under a heading.
@@ -126,7 +126,8 @@ fn every_key_and_name_in_the_table_exists() {
 
 /// The page's commands that begin with `cdl run`, word by word.
 fn commands(page: &str) -> Vec<Vec<String>> {
-    let blocks = page.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
+    let blocks =
+        page.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
     let ours = blocks.filter_map(|block| block.strip_prefix("cdl run "));
     ours.map(|block| block.replace("\\\n", " ").split_whitespace().map(String::from).collect()).collect()
 }
@@ -168,7 +169,7 @@ fn a_run_leaves_what_the_table_says() {
     let output = cdl(&args);
     assert!(output.status.success(), "{}", said(&output));
     let mut files = 0;
-    for [_, here, meaning] in rows(&page, "What a run leaves") {
+    for [_, here, meaning] in rows(&page, "Output files") {
         for name in quoted(&here).into_iter().chain(quoted(&meaning)) {
             match name.split_once('.') {
                 Some((network @ ("student" | "teacher"), measure)) => {

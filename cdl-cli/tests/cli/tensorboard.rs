@@ -124,7 +124,7 @@ fn epochs(run: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// What `docs/metrics.md` says that there is, for one network.
+/// What `docs/guide/runs-and-metrics.md` says that there is, for one network.
 fn expected(run: &Path, role: &str) -> BTreeMap<(String, u64), f64> {
     let mut expected = BTreeMap::new();
     for line in epochs(run).iter().filter(|line| line["role"] == role) {
@@ -315,7 +315,7 @@ fn the_page_on_metrics_has_every_field() {
     let output =
         cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(&run), "-q"][..], &TINY].concat());
     assert!(output.status.success(), "{}", said(&output));
-    let page = fs::read_to_string(repository().join("docs/metrics.md")).expect("page");
+    let page = fs::read_to_string(repository().join("docs/guide/runs-and-metrics.md")).expect("page");
     let section = page.split("## ").find(|section| section.starts_with("metrics.jsonl")).expect("section");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
     let mut named: Vec<&str> = rows.map(|(name, _)| name).collect();

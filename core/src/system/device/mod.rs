@@ -48,7 +48,7 @@ pub use crate::system::{
 pub enum Missing {
     /// The program was built without CUDA.
     #[error(
-        "this program is built without CUDA (docs/gpu.md says how to get one that is: `--features cuda`, or \
+        "this program is built without CUDA (docs/guide/gpu.md says how to get one that is: `--features cuda`, or \
          `tools/cuda.sh build` where CUDA is not installed)"
     )]
     Build,
