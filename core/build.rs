@@ -24,9 +24,12 @@ fn main() -> io::Result<()> {
 
     let mut hasher = DefaultHasher::new();
     let mut files = sources(&root.join("src"))?;
-    files.extend(sources(&root.join("kernels/src"))?);
-    if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-        files.extend(sources(&root.join("kernels/cuda"))?);
+    // Outside the source tree the kernels are a package of their own, with a version.
+    if root.join("kernels").exists() {
+        files.extend(sources(&root.join("kernels/src"))?);
+        if env::var_os("CARGO_FEATURE_CUDA").is_some() {
+            files.extend(sources(&root.join("kernels/cuda"))?);
+        }
     }
     for file in files {
         file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().hash(&mut hasher);

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Configuration that is measured unless another is given.
-const CONFIG: &str = include_str!("../../../configs/bench.toml");
+const CONFIG: &str = include_str!("../../assets/configs/bench.toml");
 
 /// Arguments of `cdl bench`.
 #[derive(Debug, Args)]

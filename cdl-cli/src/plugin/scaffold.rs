@@ -33,7 +33,7 @@ pub struct NewArgs {
 fn example(kind: Kind) -> (&'static str, &'static str, &'static str) {
     macro_rules! example {
         ($name:literal, $types:literal) => {
-            (include_str!(concat!("../../../examples/plugin/src/", $name, ".rs")), $name, $types)
+            (include_str!(concat!("../../assets/plugin_examples/", $name, ".rs")), $name, $types)
         };
     }
     match kind {

@@ -27,16 +27,10 @@ cdl_core::register!(Distiller {
 });
 
 impl Distiller for LogitMatching {
-    fn loss(
-        &self,
-        student: &Output,
-        teacher: Option<&Output>,
-        _labels: &Tensor,
-        task: &Task,
-    ) -> Result<Vec<LossTerm>> {
+    fn loss(&self, s: &Output, t: Option<&Output>, _labels: &Tensor, task: &Task) -> Result<Vec<LossTerm>> {
         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len()); // (B, classes)
-        let (s, t) = (current(&student.logits)?, current(&require_teacher(teacher)?.logits)?);
-        Ok(vec![LossTerm::new("logits", ((s - t)?.sqr()?.mean_all()? * self.beta)?)])
+        let difference = (current(&s.logits)? - current(&require_teacher(t)?.logits)?)?;
+        Ok(vec![LossTerm::new("logits", (difference.sqr()?.mean_all()? * self.beta)?)])
     }
 }
 
