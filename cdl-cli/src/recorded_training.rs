@@ -5,13 +5,12 @@ use std::{path::Path, time::Instant};
 use cdl_core::{
     config::Config,
     error::Error,
-    metrics::Summary,
     run::{
         Experiment,
         directory::{Results, RunDir},
     },
     train::{Event, Position, RunState},
-    traits::{Role, Skipped, Task},
+    traits::{Skipped, Task},
 };
 
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
     progress::Progress,
     signals::Signals,
     tensorboard::EventFiles,
-    terminal::{accuracies, emit, shell},
+    terminal::{accuracies, averages, emit, shell},
 };
 
 /// A run that is ready to train.
@@ -162,11 +161,7 @@ fn introduce(config: &Config, experiment: &Experiment) {
         );
     }
     for &role in &experiment.trainer.settings.roles {
-        let network = match role {
-            Role::Teacher => &experiment.trainer.teacher,
-            Role::Student => &experiment.trainer.student,
-        };
-        let spec = network.backbone.spec();
+        let spec = experiment.trainer.network(role).backbone.spec();
         let trained: usize =
             experiment.trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
         tracing::info!(
@@ -191,11 +186,7 @@ fn introduce(config: &Config, experiment: &Experiment) {
 }
 
 fn tell_task(index: usize, results: &Results) {
-    let networks = [("teacher", &results.teacher), ("student", &results.student)];
-    let mean = |(name, summary): (&str, &Option<Summary>)| {
-        summary.as_ref().map(|s| format!(", {name} {:.2} %", s.average_accuracy))
-    };
-    let means: String = networks.into_iter().filter_map(mean).collect();
+    let means: String = averages(results).iter().map(|average| format!(", {average}")).collect();
     tracing::info!("task {}/{} done: average accuracy over tasks so far{means}", index + 1, results.tasks);
     let Skipped { train, test } = results.skipped_images;
     if train + test > 0 {

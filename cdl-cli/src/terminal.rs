@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use cdl_core::metrics::Summary;
+use cdl_core::{metrics::Summary, run::directory::Results};
 
 use crate::failure::Failure;
 
@@ -22,6 +22,13 @@ pub fn emit(text: &str) -> Result<(), Failure> {
 pub fn shell(path: &Path) -> String {
     let path = path.to_string_lossy();
     shlex::try_quote(&path).map_or_else(|_| path.to_string(), |quoted| quoted.into_owned())
+}
+
+/// Average accuracy of each network that was trained, as `teacher 81.25 %`.
+pub fn averages(results: &Results) -> Vec<String> {
+    let networks = [("teacher", &results.teacher), ("student", &results.student)].into_iter();
+    let trained = networks.filter_map(|(name, summary)| Some((name, summary.as_ref()?.average_accuracy)));
+    trained.map(|(name, accuracy)| format!("{name} {accuracy:.2} %")).collect()
 }
 
 /// The accuracy matrix with a row for each task learned, then the averages.

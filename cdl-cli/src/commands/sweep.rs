@@ -191,7 +191,8 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {
-        plan.continues(Plan::read(&folder)?, &folder, &args.baseline, args.jobs)?;
+        plan.continues(Plan::read(&folder)?, &folder)?;
+        plan.settle(&args.baseline, args.jobs)?;
     }
     plan.write(&folder, &cells)?;
     Ok((Sweep::read(&folder)?, lock))

@@ -84,11 +84,6 @@ impl Axis {
         Ok(Self { name, values })
     }
 
-    /// The keys that it sets.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.values.iter().flat_map(|value| &value.sets).filter_map(|set| Some(set.split_once('=')?.0))
-    }
-
     /// Part of a cell's name for one value.
     pub fn part(&self, value: &Value) -> String {
         format!("{}-{}", safe(&self.name), safe(&value.label))

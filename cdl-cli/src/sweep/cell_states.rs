@@ -6,6 +6,7 @@ use cdl_core::{config::Config, run::resume_check::check_config, system::atomic::
 use serde_json::{Map, Value, json};
 
 use super::{
+    axis::{self, Axis},
     cell_process::noted_failure,
     grid::Sweep,
     layout::{is_cell_held, read_recorded, run_folder},
@@ -17,7 +18,6 @@ use crate::{
     terminal::shell,
 };
 
-/// The file.
 const FILE: &str = "sweep.json";
 
 /// State of a cell.
@@ -42,7 +42,7 @@ pub enum State {
 
 impl State {
     /// Name in `sweep.json`.
-    fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Stopped => "stopped",
@@ -57,7 +57,7 @@ impl State {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Failed { reason } | Self::Unreadable { reason } => Some(reason),
-            Self::Waiting | Self::Stopped | Self::Running | Self::Done => None,
+            _ => None,
         }
     }
 
@@ -71,10 +71,11 @@ impl State {
 
 /// Writes the states of all cells.
 pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
+    let named = |(axis, value): (&Axis, &axis::Value)| (axis.name.clone(), value.label.clone().into());
     let entry = |(cell, state): (&Cell, &State)| {
         let mut entry = json!({
             "name": cell.name,
-            "values": sweep.labels(cell).map(|(name, label)| (name.into(), label.into())).collect::<Map<_, _>>(),
+            "values": sweep.plan.axes().zip(&cell.values).map(named).collect::<Map<_, _>>(),
             "files": cell.values.iter().flat_map(|v| &v.files).map(|f| f.display().to_string()).collect::<Vec<_>>(),
             "sets": cell.values.iter().flat_map(|v| &v.sets).collect::<Vec<_>>(),
             "state": state.name(),
@@ -103,12 +104,13 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
         Err(reason) => return Ok(State::Unreadable { reason: reason.clone() }),
     };
     if begun {
-        let file = root.join("config.toml");
-        match read_recorded(&file) {
-            Ok(Some(recorded)) => check_same(&root, &recorded, config)?,
-            Ok(None) => return Ok(not_told(format!("{} is missing", file.display()), &root)),
+        let recorded = match read_recorded(&root.join("config.toml")) {
+            Ok(recorded) => recorded,
             Err(reason) => return Ok(not_told(reason, &root)),
-        }
+        };
+        check_config(&recorded, config).map_err(|error| {
+            Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
+        })?;
         if is_finished(&root, config) {
             return Ok(State::Done);
         }
@@ -130,13 +132,6 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
 fn not_told(reason: String, root: &Path) -> State {
     let again = "without that folder the cell is run again";
     State::Unreadable { reason: format!("{reason}; {again}: {}", root.display()) }
-}
-
-/// Refuses a run directory that holds another run than the cell's.
-fn check_same(root: &Path, recorded: &Config, config: &Config) -> Result<(), Failure> {
-    check_config(recorded, config).map_err(|error| {
-        Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
-    })
 }
 
 /// Number of cells that are not done, and what becomes of them; `None` if all are done.

@@ -110,12 +110,8 @@ impl Summary {
     /// Reads the results of all cells that are done by `states`.
     pub fn read(sweep: &Sweep, states: &[State]) -> Result<Self, Failure> {
         let names = |axes: &[Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
-        let mut combinations: Vec<Combination> = sweep
-            .plan
-            .combinations()
-            .into_iter()
-            .map(|labels| Combination { labels, cells: Vec::with_capacity(sweep.plan.repetitions()) })
-            .collect();
+        let none = |labels| Combination { labels, cells: Vec::new() };
+        let mut combinations: Vec<Combination> = sweep.plan.combinations().into_iter().map(none).collect();
         for (cell, state) in sweep.cells.iter().zip(states) {
             let root = run_folder(&sweep.folder, &cell.name);
             let results = (*state == State::Done).then(|| read_results(&root)).transpose()?;

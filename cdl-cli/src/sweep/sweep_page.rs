@@ -118,7 +118,7 @@ fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Markup {
                     } @else { (cell.name) }
                 }
                 td {
-                    (word(state))
+                    @if *state == State::Waiting { "not begun" } @else { (state.name()) }
                     @if let Some(reason) = state.reason().or(missing.map(String::as_str)) { small { (reason) } }
                 }
                 @for role in summary.roles() {
@@ -130,15 +130,4 @@ fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Markup {
         }
     };
     html::table(&head, &rows)
-}
-
-fn word(state: &State) -> &'static str {
-    match state {
-        State::Done => "done",
-        State::Waiting => "not begun",
-        State::Stopped => "stopped",
-        State::Running => "running",
-        State::Failed { .. } => "failed",
-        State::Unreadable { .. } => "unreadable",
-    }
 }
