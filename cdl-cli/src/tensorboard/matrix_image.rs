@@ -7,7 +7,7 @@ use cdl_core::{
 
 use crate::report::{
     accuracy_section,
-    plot::{Picture, picture},
+    plot::picture,
     raster::{self, Image},
 };
 
@@ -28,8 +28,8 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
             let shades: Vec<Vec<f64>> =
                 rows.iter().map(|row| row.iter().map(|accuracy| accuracy / 100.0).collect()).collect();
             let title = format!("{}, accuracy of {tasks} tasks", role.as_str());
-            let picture = picture(&title, ("after task", "task"), &Picture { shades: &shades, groups: &[] });
-            picture.ok_or_else(|| fail("there are too many tasks".into()))?
+            picture(&title, ("after task", "task"), &shades, &[])
+                .ok_or_else(|| fail("there are too many tasks".into()))?
         }
     };
     let scale = (SIDE / plot.width.max(plot.height)).min(1.0);
