@@ -58,13 +58,11 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let spinner = Spinner::new(log, "images looked at");
     let report = preflight::check(draft, &plan, &|| spinner.one());
     drop(spinner);
-    if args.json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|e| Failure::working(format!("the report cannot be written: {e}")))?;
-        emit(&format!("{text}\n"))?;
-    } else {
-        emit(&table(&report))?;
-    }
+    let failed = |e| Failure::working(format!("the report cannot be written: {e}"));
+    emit(&match args.json {
+        true => serde_json::to_string_pretty(&report).map_err(failed)? + "\n",
+        false => table(&report),
+    })?;
     let head =
         |count: usize| format!("{count} mistake{} would stop this run", if count == 1 { "" } else { "s" });
     Failure::list(head, report.mistakes)
@@ -93,7 +91,6 @@ fn table(report: &Report) -> String {
 }
 
 fn data(text: &mut String, data: &Data) {
-    let total = |of: fn(&preflight::TaskReport) -> usize| data.tasks.iter().map(of).sum::<usize>();
     let _ = writeln!(
         text,
         "data: {}, {} classes in {} tasks, images of {} px\n  task  classes     train      test  looked at  damaged",
@@ -105,12 +102,13 @@ fn data(text: &mut String, data: &Data) {
     let mut row = |name: &str, [classes, train, test, looked_at, damaged]: [usize; 5]| {
         let _ = writeln!(text, "  {name:>4} {classes:>8} {train:>9} {test:>9} {looked_at:>10} {damaged:>8}");
     };
+    let mut all = [0; 5];
     for (index, task) in data.tasks.iter().enumerate() {
         let counts = [task.classes, task.train, task.test, task.looked_at, task.damaged];
         row(&(index + 1).to_string(), counts);
+        all = std::array::from_fn(|column| all[column] + counts[column]);
     }
-    let all = [total(|t| t.classes), total(|t| t.train), total(|t| t.test)];
-    row("all", [all[0], all[1], all[2], total(|t| t.looked_at), total(|t| t.damaged)]);
+    row("all", all);
     for file in &data.files {
         let many =
             if file.files > 1 { format!(" ({} files, names and sizes)", file.files) } else { String::new() };

@@ -74,27 +74,25 @@ pub struct FetchArgs {
 
 /// Fetches, and says what was fetched.
 pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
-    let refuse = |message: String| Failure::mistake(message);
     if let Some(dir) = args.dir.as_ref().filter(|dir| dir.exists()) {
-        return Err(refuse(format!("{} is there already; name a new folder", dir.display())));
+        return Err(Failure::mistake(format!("{} is there already; name a new folder", dir.display())));
     }
     let source = match args.sources.as_slice() {
         [source] if source.starts_with("hf:") => Some(source.clone()),
         [name] if !Path::new(name).exists() => {
             let stream = registry::find(Kind::Stream, name).map_err(Failure::before_writing)?;
-            match stream.source {
-                Some(source) if source.starts_with("hf:") => Some(source.into()),
-                Some(source) => {
-                    return Err(refuse(format!("`{name}` cannot be fetched by this program: {source}")));
-                }
-                None => return Err(refuse(format!("`{name}` does not say where its data can be had"))),
-            }
+            let source = match stream.source {
+                Some(source) if source.starts_with("hf:") => Ok(source.to_string()),
+                Some(source) => Err(format!("`{name}` cannot be fetched by this program: {source}")),
+                None => Err(format!("`{name}` does not say where its data can be had")),
+            };
+            Some(source.map_err(Failure::mistake)?)
         }
         _ => None,
     };
     let Some(source) = source else {
         if args.dir.is_some() {
-            return Err(refuse("--dir is for one data set, not for a configuration".into()));
+            return Err(Failure::mistake("--dir is for one data set, not for a configuration".into()));
         }
         let configs = args.sources.iter().map(PathBuf::from).collect();
         let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;

@@ -11,7 +11,7 @@ use cdl_core::{
         directory::{Results, check_same, read_model, read_prompt_use, read_results},
     },
     train::{Accuracies, Tester},
-    traits::{Role, Task},
+    traits::Task,
 };
 use clap::Args;
 
@@ -81,17 +81,12 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let prompts = read_prompt_use(&args.run_dir, task.index)?;
     let mut text = String::new();
     for role in roles {
-        let recorded = match role {
-            Role::Teacher => &results.teacher,
-            Role::Student => &results.student,
-        };
         let row = accuracies.of(role).rows().last().cloned().unwrap_or_default();
         let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
         let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
         text +=
             &format!("{} after task {after}: {} %, average {mean:.2} %\n", role.as_str(), cells.join(" "));
-        let recorded = recorded.as_ref().and_then(|summary| summary.accuracy_matrix.rows().get(after - 1));
-        match recorded {
+        match results.of(role).and_then(|summary| summary.accuracy_matrix.rows().get(after - 1)) {
             Some(recorded) if *recorded == row => text += "  as recorded by the run\n",
             Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
             None => {}

@@ -85,9 +85,8 @@ fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
     match student.zip(teacher) {
         Some((student, teacher)) if student.starts_with(&teacher) || teacher.starts_with(&student) => {
             let (student, teacher) = (student.display(), teacher.display());
-            let reason =
-                format!("--teacher {teacher}: expected a folder apart from that of --student, {student}");
-            Err(Failure::mistake(reason))
+            let expected = "expected a folder apart from that of --student";
+            Err(Failure::mistake(format!("--teacher {teacher}: {expected}, {student}")))
         }
         _ => Ok(()),
     }
