@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Configuration files with overrides.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// Configuration files (TOML), later ones over earlier ones
     #[arg(required = true, value_name = "CONFIG")]

@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer},
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt,
     registry::LookupSpan,
     util::SubscriberInitExt,
@@ -69,9 +69,12 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
         _ => "info",
     };
     // The hub client reports every retry as an error of its own; ours says what matters.
-    let terminal = tracing_subscriber::fmt::layer().event_format(Short).with_writer(log.clone()).with_filter(
-        EnvFilter::new(format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}")),
-    );
+    let filter = format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}");
+    let bars = log.bars.clone();
+    let terminal = tracing_subscriber::fmt::layer()
+        .event_format(Short)
+        .with_writer(move || TerminalWriter(bars.clone()))
+        .with_filter(EnvFilter::new(filter));
     let filter = EnvFilter::try_from_env("CDL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,cdl=debug,cdl_core=debug"));
     let sink = log.file.clone();
@@ -108,18 +111,10 @@ where
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = TerminalWriter<'a>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        TerminalWriter(&self.bars)
-    }
-}
-
 /// Standard error, with the bars out of the way while it is written.
-pub struct TerminalWriter<'a>(&'a MultiProgress);
+struct TerminalWriter(MultiProgress);
 
-impl Write for TerminalWriter<'_> {
+impl Write for TerminalWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.suspend(|| io::stderr().write(bytes))
     }

@@ -68,19 +68,9 @@ impl Progress {
 pub struct Spinner(ProgressBar);
 
 impl Spinner {
-    /// Counts `what`.
-    pub fn new(log: &Log, what: &'static str) -> Self {
-        Self::with(log, "{pos} {msg}, {elapsed}", what)
-    }
-
-    /// Shows `what` without a number, for what cannot be counted.
-    pub fn uncounted(log: &Log, what: &'static str) -> Self {
-        Self::with(log, "{spinner} {msg}, {elapsed}", what)
-    }
-
-    fn with(log: &Log, template: &str, what: &'static str) -> Self {
-        let bar = log.bar(ProgressBar::no_length(), template);
-        bar.set_message(what);
+    /// Shows `what` with the time; `{pos}` in it is the count.
+    pub fn new(log: &Log, what: &str) -> Self {
+        let bar = log.bar(ProgressBar::no_length(), &format!("{what}, {{elapsed}}"));
         // The elapsed time goes on while nothing is counted.
         bar.enable_steady_tick(Duration::from_millis(200));
         Self(bar)

@@ -55,7 +55,7 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
     let run_dir = args.run_dir.clone().unwrap_or_else(default);
     let plan = Plan { steps: args.steps, images: args.images, run_dir: &run_dir, overwrite: args.overwrite };
-    let spinner = Spinner::new(log, "images looked at");
+    let spinner = Spinner::new(log, "{pos} images looked at");
     let report = preflight::check(draft, &plan, &|| spinner.one());
     drop(spinner);
     let failed = |e| Failure::working(format!("the report cannot be written: {e}"));

@@ -97,14 +97,14 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
         let configs = args.sources.iter().map(PathBuf::from).collect();
         let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
         // Plugins fetch what they need; the log names each file.
-        let spinner = Spinner::uncounted(log, "fetching");
+        let spinner = Spinner::new(log, "{spinner} fetching");
         let files = preflight::fetch(&config).map_err(Failure::before_writing)?;
         drop(spinner);
         let line = |file: &DataRecord| format!("{}  {}\n", file.provenance.sha256, file.provenance.file);
         return emit(&files.iter().map(line).collect::<String>());
     };
     let source: WeightSource = source.parse().map_err(|e| Failure::before_writing(Error::from(e)))?;
-    let spinner = Spinner::new(log, "files fetched");
+    let spinner = Spinner::new(log, "{pos} files fetched");
     let files = dataset::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.one());
     let files = files.map_err(Failure::before_writing)?;
     drop(spinner);
@@ -152,7 +152,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
         let message = format!("{} is there already; remove it to write another", list.display());
         return Err(Failure::mistake(message));
     }
-    let spinner = Spinner::new(log, "files looked at");
+    let spinner = Spinner::new(log, "{pos} files looked at");
     let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
     let mut wrong = found.damaged;
     let listed = match list.exists() {
@@ -188,7 +188,7 @@ fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     if args.record {
         return Err(Failure::mistake("--record is for a folder".into()));
     }
-    let spinner = Spinner::new(log, "images looked at");
+    let spinner = Spinner::new(log, "{pos} images looked at");
     let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
     drop(spinner);
     let mut text = String::from("   train      test  class\n");

@@ -57,19 +57,15 @@ pub fn describe(name: &str) -> Result<(), Failure> {
 
 /// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.
 fn section(name: &str) -> Result<(), Failure> {
-    let (schema, defaults) = match name {
-        "optimizer" => (schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
-        "schedule" => (schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
-        "checkpoint" => (schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
-        "record" => (schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
-        "metrics" => (schema_of::<EpochReport>(), Settings::new()),
-        _ => (schema_of::<RunConfig>(), Settings::new()),
+    let (title, schema, defaults) = match name {
+        "optimizer" => ("[optimizer]", schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
+        "schedule" => ("[schedule]", schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
+        "checkpoint" => ("[checkpoint]", schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
+        "record" => ("[record]", schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
+        "metrics" => ("metrics: a line of metrics.jsonl", schema_of::<EpochReport>(), Settings::new()),
+        _ => ("run: the top level of a configuration", schema_of::<RunConfig>(), Settings::new()),
     };
-    let mut text = match name {
-        "run" => "run: the top level of a configuration\n\n".to_string(),
-        "metrics" => "metrics: a line of metrics.jsonl\n\n".to_string(),
-        name => format!("[{name}]\n\n"),
-    };
+    let mut text = format!("{title}\n\n");
     write_fields(&mut text, &schema, &schema, &defaults, "");
     emit(&text)
 }

@@ -72,7 +72,7 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     let batch_size = batch_size(&model, "--batch-size", args.batch_size)?;
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     let width = names.iter().map(|name| on_a_line(name).chars().count()).max().unwrap_or_default();
-    let spinner = Spinner::new(log, "images");
+    let spinner = Spinner::new(log, "{pos} images");
     let mut unread = 0;
     for (files, names) in files.chunks(batch_size).zip(names.chunks(batch_size)) {
         let (images, read) = read(&model, files, &|| spinner.one());

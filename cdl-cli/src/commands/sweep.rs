@@ -225,7 +225,7 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
         State::Done => None,
         State::Running => Some("another process is at it".to_string()),
         State::Waiting | State::Stopped => Some("saved and stopped".into()),
-        State::Failed { reason } | State::Unreadable { reason } => Some(reason.clone()),
+        State::Failed(reason) | State::Unreadable(reason) => Some(reason.clone()),
     };
     let left = sweep.cells.iter().zip(&states);
     let left: Vec<String> =
@@ -255,8 +255,6 @@ fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     let figure = sweep_page::figure(&summary);
     place("accuracy.svg", &figure.standalone())?;
     place("sweep.html", &sweep_page::page(sweep, &summary, states, &figure))?;
-    emit(
-        &(sweep_tables::text(&summary)
-            + &format!("tables, figure and page are in {}\n", sweep.folder.display())),
-    )
+    let end = format!("tables, figure and page are in {}\n", sweep.folder.display());
+    emit(&(sweep_tables::text(&summary) + &end))
 }

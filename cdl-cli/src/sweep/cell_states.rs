@@ -31,13 +31,9 @@ pub enum State {
     Running,
     Done,
     /// Ended without being finished, with what its process said.
-    Failed {
-        reason: String,
-    },
+    Failed(String),
     /// Its configuration, or that of its run, cannot be read. Whether the run is the cell's is unknown, so it is left alone.
-    Unreadable {
-        reason: String,
-    },
+    Unreadable(String),
 }
 
 impl State {
@@ -48,15 +44,15 @@ impl State {
             Self::Stopped => "stopped",
             Self::Running => "running",
             Self::Done => "done",
-            Self::Failed { .. } => "failed",
-            Self::Unreadable { .. } => "unreadable",
+            Self::Failed(_) => "failed",
+            Self::Unreadable(_) => "unreadable",
         }
     }
 
     /// Reason of a failure.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Failed { reason } | Self::Unreadable { reason } => Some(reason),
+            Self::Failed(reason) | Self::Unreadable(reason) => Some(reason),
             _ => None,
         }
     }
@@ -64,7 +60,7 @@ impl State {
     /// Reason of a failure and what becomes of the cell, to follow its name.
     pub fn trouble(&self) -> Option<String> {
         let what =
-            if matches!(self, Self::Failed { .. }) { "failed" } else { "cannot be read and is left alone" };
+            if matches!(self, Self::Failed(_)) { "failed" } else { "cannot be read and is left alone" };
         Some(format!("{what}: {}", self.reason()?))
     }
 }
@@ -101,7 +97,7 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
     let begun = is_begun(&root);
     let config = match config {
         Ok(config) => config,
-        Err(reason) => return Ok(State::Unreadable { reason: reason.clone() }),
+        Err(reason) => return Ok(State::Unreadable(reason.clone())),
     };
     if begun {
         let recorded = match read_recorded(&root.join("config.toml")) {
@@ -123,7 +119,7 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
         return Ok(not_told(first_line(&error), &root));
     }
     Ok(match noted_failure(folder, cell) {
-        Some(reason) => State::Failed { reason },
+        Some(reason) => State::Failed(reason),
         None if begun => State::Stopped,
         None => State::Waiting,
     })
@@ -131,14 +127,14 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
 
 fn not_told(reason: String, root: &Path) -> State {
     let again = "without that folder the cell is run again";
-    State::Unreadable { reason: format!("{reason}; {again}: {}", root.display()) }
+    State::Unreadable(format!("{reason}; {again}: {}", root.display()))
 }
 
 /// Number of cells that are not done, and what becomes of them; `None` if all are done.
 pub fn what_is_left(folder: &Path, states: &[State]) -> Option<String> {
     let count = |is: fn(&State) -> bool| states.iter().filter(|state| is(state)).count();
-    let failed = count(|state| matches!(state, State::Failed { .. }));
-    let unreadable = count(|state| matches!(state, State::Unreadable { .. }));
+    let failed = count(|state| matches!(state, State::Failed(_)));
+    let unreadable = count(|state| matches!(state, State::Unreadable(_)));
     let others = count(|state| *state != State::Done) - failed - unreadable;
     let (resume, cells) = (format!("`cdl resume {}`", shell(folder)), states.len());
     let are = |count: usize| if count == 1 { "is" } else { "are" };
@@ -166,8 +162,8 @@ mod tests {
 
     #[test]
     fn what_resume_goes_on_with_and_what_it_leaves_alone_are_counted_apart() {
-        let failed = || State::Failed { reason: "x".into() };
-        let damaged = || State::Unreadable { reason: "y".into() };
+        let failed = || State::Failed("x".into());
+        let damaged = || State::Unreadable("y".into());
         let again = "their logs are in grid/logs, and `cdl resume grid` tries them again";
         let go_on = "`cdl resume grid` goes on with them";
         let many = [damaged(), failed(), failed(), damaged(), State::Waiting, State::Stopped];

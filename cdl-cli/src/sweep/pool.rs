@@ -65,7 +65,7 @@ fn run_cells(
     signals: &Signals,
     running: &mut Vec<Running>,
 ) -> Result<(), Failure> {
-    let open = |state: &State| !matches!(state, State::Done | State::Unreadable { .. });
+    let open = |state: &State| !matches!(state, State::Done | State::Unreadable(_));
     let mut waiting: VecDeque<usize> = (0..states.len()).filter(|&number| open(&states[number])).collect();
     let done = states.iter().filter(|state| **state == State::Done).count();
     if done > 0 {
@@ -84,7 +84,7 @@ fn run_cells(
                 }
                 Err(failure) => {
                     ended += 1;
-                    let state = State::Failed { reason: failure.message };
+                    let state = State::Failed(failure.message);
                     tell(sweep, number, &state, ended, Duration::ZERO);
                     state
                 }
@@ -113,7 +113,7 @@ fn run_cells(
         for mut cell in running.extract_if(.., |cell| !matches!(cell.child.try_wait(), Ok(None))) {
             let state = match cell.child.wait() {
                 Ok(status) => outcome(sweep, status, &cell, signals.asked().is_some()),
-                Err(e) => State::Failed { reason: format!("its process cannot be waited for: {e}") },
+                Err(e) => State::Failed(format!("its process cannot be waited for: {e}")),
             };
             ended += usize::from(state != State::Running);
             tell(sweep, cell.number, &state, ended, cell.since.elapsed());
@@ -161,7 +161,7 @@ fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> St
             let reason = said(cell).unwrap_or_else(|| ending(status));
             // One that was killed could not.
             note_failure(&sweep.folder, &sweep.cells[cell.number].name, &reason);
-            State::Failed { reason }
+            State::Failed(reason)
         }
     }
 }
@@ -199,7 +199,7 @@ fn tell(sweep: &Sweep, number: usize, state: &State, ended: usize, took: Duratio
         }
         State::Running => tracing::warn!("{name}: another process is at it; the others go on"),
         State::Stopped | State::Waiting => tracing::info!("{name}: saved and stopped"),
-        State::Failed { .. } | State::Unreadable { .. } => {
+        State::Failed(_) | State::Unreadable(_) => {
             tracing::warn!("{ended}/{count} {name} {}", state.trouble().unwrap_or_default());
         }
     }

@@ -100,7 +100,7 @@ impl Summary {
         let sweep = Sweep::read(folder)?;
         let states = look(&sweep)?;
         for (cell, state) in sweep.cells.iter().zip(&states) {
-            if let State::Unreadable { reason } = state {
+            if let State::Unreadable(reason) = state {
                 tracing::warn!("{} is left out: {reason}", cell.name);
             }
         }

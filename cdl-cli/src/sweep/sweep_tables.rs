@@ -108,23 +108,22 @@ struct Table {
 
 fn tables(summary: &Summary) -> Vec<Table> {
     let mut tables = Vec::new();
-    let row = |combination: &Combination, n: usize, cell: &dyn Fn(&Definition) -> String| {
-        [combination.title(), n.to_string()].into_iter().chain(DEFINITIONS.iter().map(cell)).collect()
-    };
     for role in summary.roles() {
-        let means = |combination: &Combination| {
-            row(combination, combination.done(), &|definition| mean(combination.spread(role, definition)))
-        };
-        tables.push(Table { role, from: None, rows: summary.combinations.iter().map(means).collect() });
-        let Some(base) = summary.base().filter(|_| summary.combinations.len() > 1) else { continue };
-        let others = summary.combinations.iter().enumerate().filter(|(at, _)| *at != summary.baseline);
-        let differences = |(number, combination): (usize, &Combination)| {
-            let of = |definition: &Definition| summary.difference(number, role, definition);
-            row(combination, of(&DEFINITIONS[0]).map_or(0, |apart| apart.n), &|definition| {
-                apart(of(definition))
-            })
-        };
-        tables.push(Table { role, from: Some(base.title()), rows: others.map(differences).collect() });
+        let (mut means, mut differences) = (Vec::new(), Vec::new());
+        for (number, combination) in summary.combinations.iter().enumerate() {
+            let row = |n: usize, cells: [String; DEFINITIONS.len()]| {
+                [combination.title(), n.to_string()].into_iter().chain(cells).collect()
+            };
+            means.push(row(combination.done(), DEFINITIONS.map(|d| mean(combination.spread(role, &d)))));
+            if number != summary.baseline {
+                let spreads = DEFINITIONS.map(|definition| summary.difference(number, role, &definition));
+                differences.push(row(spreads[0].map_or(0, |spread| spread.n), spreads.map(apart)));
+            }
+        }
+        tables.push(Table { role, from: None, rows: means });
+        if let Some(base) = summary.base().filter(|_| !differences.is_empty()) {
+            tables.push(Table { role, from: Some(base.title()), rows: differences });
+        }
     }
     tables
 }

@@ -48,18 +48,14 @@ fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
         x += taken;
         (x - taken, y)
     };
-    let named: Vec<_> = (series.iter())
-        .map(|one| {
-            let name = cut(&one.name, 44);
-            (one, place(&name), name)
-        })
-        .collect();
     let drawn = html! {
-        @for (one, (x, y), name) in &named {
-            line x1=(px(*x)) y1=(px(*y)) x2=(px(x + 28.0)) y2=(px(*y)) stroke=(one.ink()) stroke-width="2"
+        @for one in series {
+            @let name = cut(&one.name, 44);
+            @let (x, y) = place(&name);
+            line x1=(px(x)) y1=(px(y)) x2=(px(x + 28.0)) y2=(px(y)) stroke=(one.ink()) stroke-width="2"
                 stroke-dasharray=[one.dashes()] {}
-            (one.marker((x + 14.0, *y), &one.name))
-            (text((x + 35.0, y + 4.0), "", name))
+            (one.marker((x + 14.0, y), &one.name))
+            (text((x + 35.0, y + 4.0), "", &name))
         }
     };
     (drawn, y + 20.0 - top)
