@@ -119,29 +119,26 @@ impl<'a> Measured<'a> {
     /// All of it for people.
     pub fn tables(&self) -> String {
         let (run, device) = (&self.config.run, &self.experiment.device);
+        let (batch, precision, kernels) = (run.batch_size, run.precision.as_str(), device::kernels(device));
         let (threads, [teacher, student]) = (rayon::current_num_threads(), self.networks());
+        let fused::Rates { kernel, matmul } = self.rates;
         let mut text = format!(
-            "teacher {teacher}, student {student}, batch {}, {} on {}, {threads} threads, {} kernels\n\n\
+            "teacher {teacher}, student {student}, batch {batch}, {precision} on {}, {threads} threads, {kernels} kernels\n\n\
              matrix products on this machine: {:.0} GFLOP/s at best, {:.0} of the size of a layer\n\n\
              step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of a layer's\n",
-            run.batch_size,
-            run.precision.as_str(),
             device::describe(device),
-            device::kernels(device),
-            self.rates.kernel / 1e9,
-            self.rates.matmul / 1e9,
+            kernel / 1e9,
+            matmul / 1e9,
         );
         for (step, (role, images)) in self.steps.iter().zip(self.images_per_second()) {
-            let rate = step.operations / step.median();
+            let (median, fastest) = (step.median(), step.seconds[0]);
+            let (slowest, rate) = (step.seconds[step.seconds.len() - 1], step.operations / median);
             let _ = writeln!(
                 text,
-                "{role:<10} {:>9.4} {:>9.4} {:>9.4} {images:>9.2} {:>9.1} {:>9.1} {:>11.1} %",
-                step.median(),
-                step.seconds[0],
-                step.seconds[step.seconds.len() - 1],
+                "{role:<10} {median:>9.4} {fastest:>9.4} {slowest:>9.4} {images:>9.2} {:>9.1} {:>9.1} {:>11.1} %",
                 step.operations / 1e9,
                 rate / 1e9,
-                100.0 * rate / self.rates.matmul,
+                100.0 * rate / matmul,
             );
         }
         for step in &self.steps {

@@ -5,9 +5,9 @@ use std::{fmt::Write, path::PathBuf};
 use cdl_core::{
     run::{
         directory::RunDir,
-        preflight::{self, Data, NetworkReport, Plan, Report, Time},
+        preflight::{self, Data, NetworkReport, NetworkTime, Plan, Report, Time},
     },
-    traits::Normalization,
+    traits::{BackboneSpec, DataRecord, Normalization, Provenance},
 };
 use clap::Args;
 
@@ -109,62 +109,43 @@ fn data(text: &mut String, data: &Data) {
         all = std::array::from_fn(|column| all[column] + counts[column]);
     }
     row("all", all);
-    for file in &data.files {
-        let many =
-            if file.files > 1 { format!(" ({} files, names and sizes)", file.files) } else { String::new() };
-        let revision = file.provenance.revision.as_ref();
-        let revision = revision.map(|revision| format!(" at {revision}")).unwrap_or_default();
-        let _ = writeln!(
-            text,
-            "  {}{revision}{many}: {:.1} MB, SHA-256 {}",
-            file.provenance.file,
-            file.provenance.bytes as f64 / 1e6,
-            file.provenance.sha256
-        );
+    for DataRecord { provenance, files, .. } in &data.files {
+        let many = if *files > 1 { format!(" ({files} files, names and sizes)") } else { String::new() };
+        let Provenance { file, bytes, sha256, .. } = provenance;
+        let (revision, megabytes) = (revision(provenance), *bytes as f64 / 1e6);
+        let _ = writeln!(text, "  {file}{revision}{many}: {megabytes:.1} MB, SHA-256 {sha256}");
     }
 }
 
+/// Revision of a file from the hub, to follow its name.
+fn revision(provenance: &Provenance) -> String {
+    provenance.revision.as_ref().map(|revision| format!(" at {revision}")).unwrap_or_default()
+}
+
 fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
-    let Normalization { mean, std } = spec.normalization;
-    let pixels = match spec.normalization {
-        Normalization::NONE => "pixels as they are".to_string(),
-        _ => format!("pixels less {mean:?}, by {std:?}"),
+    let BackboneSpec { depth, width, patch_size, normalization, provenance, .. } = spec;
+    let Provenance { source, file, bytes, sha256, .. } = provenance;
+    let pixels = match normalization {
+        &Normalization::NONE => "pixels as they are".to_string(),
+        Normalization { mean, std } => format!("pixels less {mean:?}, by {std:?}"),
     };
-    let revision = spec.provenance.revision.as_ref();
-    let revision = revision.map(|revision| format!(" at {revision}")).unwrap_or_default();
+    let (role, revision, megabytes) = (role.as_str(), revision(provenance), *bytes as f64 / 1e6);
     let _ = writeln!(
         text,
-        "\n{}: {}{revision}, {} blocks, width {}, patches of {} px, {pixels}\n  {}: {:.1} MB, SHA-256 {}",
-        role.as_str(),
-        spec.provenance.source,
-        spec.depth,
-        spec.width,
-        spec.patch_size,
-        spec.provenance.file,
-        spec.provenance.bytes as f64 / 1e6,
-        spec.provenance.sha256,
+        "\n{role}: {source}{revision}, {depth} blocks, width {width}, patches of {patch_size} px, {pixels}\n  \
+         {file}: {megabytes:.1} MB, SHA-256 {sha256}"
     );
 }
 
 fn time(text: &mut String, time: &Time) {
-    for network in &time.networks {
-        let _ = writeln!(
-            text,
-            "time: {} steps of the {} at {:.4} s: {}",
-            network.steps,
-            network.role.as_str(),
-            network.step_seconds,
-            duration(network.steps as f64 * network.step_seconds),
-        );
+    for NetworkTime { role, steps, step_seconds } in &time.networks {
+        let (role, whole) = (role.as_str(), duration(*steps as f64 * step_seconds));
+        let _ = writeln!(text, "time: {steps} steps of the {role} at {step_seconds:.4} s: {whole}");
     }
-    let _ = writeln!(
-        text,
-        "time: {} images tested at {:.1} a second: {}\ntime of the whole run: about {}",
-        time.test_images,
-        time.test_images_per_second,
-        duration(time.test_images as f64 / time.test_images_per_second),
-        duration(time.seconds),
-    );
+    let Time { test_images: images, test_images_per_second: rate, seconds, .. } = time;
+    let (testing, whole) = (duration(*images as f64 / rate), duration(*seconds));
+    let _ = writeln!(text, "time: {images} images tested at {rate:.1} a second: {testing}");
+    let _ = writeln!(text, "time of the whole run: about {whole}");
 }
 
 /// Seconds in words.

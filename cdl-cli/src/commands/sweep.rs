@@ -204,21 +204,14 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
     let mut states = cell_states::look(sweep)?;
     cell_states::write(sweep, &states)?;
     let threads = (rayon::current_num_threads() / sweep.plan.jobs).max(1);
-    let folder = sweep.folder.display();
-    tracing::info!(
-        "{} cells in {folder}, {} at once with {threads} thread(s) each",
-        sweep.cells.len(),
-        sweep.plan.jobs
-    );
+    let (folder, cells, jobs) = (sweep.folder.display(), sweep.cells.len(), sweep.plan.jobs);
+    tracing::info!("{cells} cells in {folder}, {jobs} at once with {threads} thread(s) each");
     pool::run(sweep, &mut states, threads, &signals)?;
     let done = states.iter().filter(|state| **state == State::Done).count();
     if let Some((signal, code)) = signals.asked() {
-        let message = format!(
-            "stopped by {signal}: {done} of {} cells are done, those at work were saved; go on with: cdl resume {}",
-            states.len(),
-            shell(&sweep.folder)
-        );
-        return Err(Failure { message, code });
+        let again = format!("go on with: cdl resume {}", shell(&sweep.folder));
+        let done = format!("{done} of {cells} cells are done, those at work were saved");
+        return Err(Failure { message: format!("stopped by {signal}: {done}; {again}"), code });
     }
     collect(sweep, &states)?;
     let word = |state: &State| match state {

@@ -122,23 +122,21 @@ impl RecordedRun {
     /// One line about the run: data set, learner, seed, progress, time and memory.
     pub fn headline(&self) -> String {
         let values = self.values();
-        let of = |key: &str| values.get(key).map_or("?", String::as_str).trim_matches('"');
+        let [stream, learner, seed] = ["stream.name", "learner.name", "seed"]
+            .map(|key| values.get(key).map_or("?", String::as_str).trim_matches('"'));
         let seconds = match self.results.tasks_done {
             0 => String::new(),
             _ => format!(", {:.1} s", self.results.wall_seconds),
         };
-        let memory =
-            self.results.peak_memory_bytes.map(|bytes| format!(", {:.0} MB at most", bytes as f64 / 1e6));
-        format!(
-            "{}: {}, learner {}, seed {}; {}{seconds}{}",
-            self.name,
-            of("stream.name"),
-            of("learner.name"),
-            of("seed"),
-            self.progress(),
-            memory.unwrap_or_default()
-        )
+        let (name, progress, memory) = (&self.name, self.progress(), peak_memory(&self.results));
+        format!("{name}: {stream}, learner {learner}, seed {seed}; {progress}{seconds}{memory}")
     }
+}
+
+/// Peak memory at the end of a line; empty where it is unknown.
+pub fn peak_memory(results: &Results) -> String {
+    let memory = |bytes: u64| format!(", {:.0} MB at most", bytes as f64 / 1e6);
+    results.peak_memory_bytes.map(memory).unwrap_or_default()
 }
 
 /// Name of a folder, links resolved, or `default` where it has none.
