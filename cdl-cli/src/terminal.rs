@@ -44,16 +44,13 @@ pub fn accuracies(title: &str, summary: &Summary) -> String {
             text += &format!("{accuracy:>8.2}");
         }
     }
-    text += &format!(
-        "\n  average accuracy {:.2} %, forgetting {:.2} (published definitions)\n  \
-         average incremental accuracy {:.2} %, forgetting from best {:.2}, backward transfer {:.2}\n",
-        summary.average_accuracy,
-        summary.forgetting,
-        summary.average_incremental_accuracy,
-        summary.forgetting_from_best,
-        summary.backward_transfer,
-    );
-    text
+    let Summary { average_accuracy, forgetting, average_incremental_accuracy: incremental, .. } = summary;
+    let Summary { forgetting_from_best: from_best, backward_transfer: backward, .. } = summary;
+    text + &format!(
+        "\n  average accuracy {average_accuracy:.2} %, forgetting {forgetting:.2} (published definitions)\n  \
+         average incremental accuracy {incremental:.2} %, forgetting from best {from_best:.2}, \
+         backward transfer {backward:.2}\n"
+    )
 }
 
 /// Rows of cells in columns of equal width; the first row is the head.

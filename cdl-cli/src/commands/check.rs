@@ -90,26 +90,21 @@ fn table(report: &Report) -> String {
     text
 }
 
-fn data(text: &mut String, data: &Data) {
-    let _ = writeln!(
-        text,
-        "data: {}, {} classes in {} tasks, images of {} px\n  task  classes     train      test  looked at  damaged",
-        data.stream,
-        data.classes,
-        data.tasks.len(),
-        data.image_size,
-    );
+fn data(text: &mut String, Data { stream, classes, image_size, tasks, files, .. }: &Data) {
+    let count = tasks.len();
+    let _ = writeln!(text, "data: {stream}, {classes} classes in {count} tasks, images of {image_size} px");
+    let _ = writeln!(text, "  task  classes     train      test  looked at  damaged");
     let mut row = |name: &str, [classes, train, test, looked_at, damaged]: [usize; 5]| {
         let _ = writeln!(text, "  {name:>4} {classes:>8} {train:>9} {test:>9} {looked_at:>10} {damaged:>8}");
     };
     let mut all = [0; 5];
-    for (index, task) in data.tasks.iter().enumerate() {
+    for (index, task) in tasks.iter().enumerate() {
         let counts = [task.classes, task.train, task.test, task.looked_at, task.damaged];
         row(&(index + 1).to_string(), counts);
         all = std::array::from_fn(|column| all[column] + counts[column]);
     }
     row("all", all);
-    for DataRecord { provenance, files, .. } in &data.files {
+    for DataRecord { provenance, files, .. } in files {
         let many = if *files > 1 { format!(" ({files} files, names and sizes)") } else { String::new() };
         let Provenance { file, bytes, sha256, .. } = provenance;
         let (revision, megabytes) = (revision(provenance), *bytes as f64 / 1e6);

@@ -233,12 +233,10 @@ pub fn split(args: &SplitArgs) -> Result<(), Failure> {
     };
     let lists = image_files::split(&folder, args.fraction, args.seed).map_err(Failure::before_writing)?;
     let [train, test] = lists.write(&args.out).map_err(Failure::before_writing)?;
-    let [classes, training, testing] = lists.counts;
+    let ([classes, training, testing], folder) = (lists.counts, folder.display());
+    let [train, test] = [train, test].map(|list| list.display().to_string());
     emit(&format!(
-        "{classes} classes, {training} training and {testing} test images of {}\n\n\
-         train_list = {:?}\ntest_list = {:?}\n",
-        folder.display(),
-        train.display().to_string(),
-        test.display().to_string(),
+        "{classes} classes, {training} training and {testing} test images of {folder}\n\n\
+         train_list = {train:?}\ntest_list = {test:?}\n"
     ))
 }

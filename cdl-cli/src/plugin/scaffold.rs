@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use cdl_core::registry::{Kind, find};
+use cdl_core::registry::{Entry, Kind, find};
 use clap::Args;
 
 use crate::{
@@ -55,8 +55,7 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
 }
 
 /// Makes the crate and says how to go on.
-pub fn new(args: &NewArgs) -> Result<(), Failure> {
-    let name = &args.name;
+pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !good || TAKEN.split_whitespace().any(|word| word == name) {
@@ -64,18 +63,14 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
             "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
         return Err(Failure::mistake(format!("`{name}`: {expected}")));
     }
-    if let Ok(entry) = find(args.kind, name) {
-        return Err(Failure::mistake(format!(
-            "`{name}`: there is a {} of this name, by {}",
-            entry.build.kind(),
-            entry.origin
-        )));
+    if let Ok(Entry { origin, .. }) = find(*kind, name) {
+        return Err(Failure::mistake(format!("`{name}`: there is a {kind} of this name, by {origin}")));
     }
-    let dir = args.dir.clone().unwrap_or_else(|| name.into());
+    let dir = dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
         return Err(Failure::mistake(format!("{}: is there already", dir.display())));
     }
-    let [source, own, types, section, more] = example(args.kind);
+    let [source, own, types, section, more] = example(*kind);
     let source = source.replace(own, name).replace(types, &camel(name));
     let source = source.replace("citation: \"\"", "citation: \"yours\"");
     let library = format!("target/cdl/{name}{}", std::env::consts::DLL_SUFFIX);
@@ -99,8 +94,7 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
     emit(&format!(
         "{dir}: a {kind} that works; change {dir}/src/lib.rs into yours\n  \
          cdl plugin build {dir}\n  cdl plugin check {dir}/{library}\n  \
-         cdl run configs/quickstart.toml {dir}/{name}.toml\n",
-        kind = args.kind,
+         cdl run configs/quickstart.toml {dir}/{name}.toml\n"
     ))
 }
 

@@ -162,22 +162,20 @@ mod tests {
 
     #[test]
     fn what_resume_goes_on_with_and_what_it_leaves_alone_are_counted_apart() {
-        let failed = || State::Failed("x".into());
-        let damaged = || State::Unreadable("y".into());
+        use State::{Done, Failed, Running, Stopped, Unreadable, Waiting};
+        let failed = || Failed("x".into());
+        let damaged = || Unreadable("y".into());
         let again = "their logs are in grid/logs, and `cdl resume grid` tries them again";
         let go_on = "`cdl resume grid` goes on with them";
-        let many = [damaged(), failed(), failed(), damaged(), State::Waiting, State::Stopped];
+        let many = [damaged(), failed(), failed(), damaged(), Waiting, Stopped];
         for (states, expected) in [
-            (
-                vec![State::Stopped, State::Running, State::Done],
-                format!("2 of 3 cells are not done; {go_on}"),
-            ),
-            (vec![failed(), State::Done], format!("1 of 2 cells failed; {again}")),
-            (vec![failed(), State::Waiting], format!("1 of 2 cells failed, 1 more is not done; {again}")),
-            (vec![damaged(), State::Done], "1 of 2 cells cannot be read and is left alone".into()),
+            (vec![Stopped, Running, Done], format!("2 of 3 cells are not done; {go_on}")),
+            (vec![failed(), Done], format!("1 of 2 cells failed; {again}")),
+            (vec![failed(), Waiting], format!("1 of 2 cells failed, 1 more is not done; {again}")),
+            (vec![damaged(), Done], "1 of 2 cells cannot be read and is left alone".into()),
             (vec![damaged(), damaged()], "2 of 2 cells cannot be read and are left alone".into()),
             (
-                vec![damaged(), State::Waiting],
+                vec![damaged(), Waiting],
                 format!("1 of 2 cells are not done; {go_on}; 1 cannot be read and is left alone"),
             ),
             (
@@ -189,6 +187,6 @@ mod tests {
         ] {
             assert_eq!(what_is_left(Path::new("grid"), &states), Some(expected));
         }
-        assert_eq!(what_is_left(Path::new("grid"), &[State::Done, State::Done]), None);
+        assert_eq!(what_is_left(Path::new("grid"), &[Done, Done]), None);
     }
 }

@@ -242,11 +242,10 @@ impl Plan {
         let gone: Vec<String> =
             earlier.cells().into_iter().map(|cell| cell.name).filter(|name| !cells.contains(name)).collect();
         if let Some(first) = gone.first() {
+            let (folder, gone) = (folder.display(), gone.len());
             return Err(Failure::mistake(format!(
-                "{}: holds another sweep: {} of its cells, such as {first}, are not among those asked for; a \
-                 sweep may grow but not change; give another --out",
-                folder.display(),
-                gone.len()
+                "{folder}: holds another sweep: {gone} of its cells, such as {first}, are not among those asked for; a \
+                 sweep may grow but not change; give another --out"
             )));
         }
         (self.baseline, self.jobs) = (earlier.baseline, earlier.jobs);

@@ -112,7 +112,7 @@ impl EventFiles {
         role: Role,
         step: usize,
         scalars: Vec<(String, f64)>,
-        accuracy_matrix: Option<Image>,
+        image: Option<Image>,
     ) -> Result<()> {
         let io = |path: &Path| {
             let file = path.to_path_buf();
@@ -129,7 +129,7 @@ impl EventFiles {
             self.files.insert(role, (path, file));
         }
         let Some((path, file)) = self.files.get_mut(&role) else { return Ok(()) };
-        let event = Event { wall_time: self.started + self.trained, step, scalars, accuracy_matrix };
+        let event = Event { wall_time: self.started + self.trained, step, scalars, accuracy_matrix: image };
         file.write_all(&event.to_record()).map_err(io(path))
     }
 }
