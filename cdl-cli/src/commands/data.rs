@@ -12,7 +12,7 @@ use cdl_core::{
     },
     registry::{self, Kind},
     run::preflight,
-    traits::DataRecord,
+    traits::{ClassCount, DataRecord},
 };
 use cdl_plugins::image_files;
 use clap::{Args, Subcommand};
@@ -140,50 +140,11 @@ pub struct VerifyArgs {
 
 /// Looks at everything.
 pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
-    match args.sources.as_slice() {
-        [folder] if folder.is_dir() => verify_folder(folder, args.record, log),
-        _ => verify_config(args, log),
+    if let [folder] = &args.sources[..]
+        && folder.is_dir()
+    {
+        return verify_folder(folder, args.record, log);
     }
-}
-
-fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
-    let list = folder.join(checksum_list::NAME);
-    if record && list.exists() {
-        let message = format!("{} is there already; remove it to write another", list.display());
-        return Err(Failure::mistake(message));
-    }
-    let spinner = Spinner::new(log, "{pos} files looked at");
-    let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
-    let mut wrong = found.damaged;
-    let listed = match list.exists() {
-        true => {
-            let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
-            wrong.extend(manifest.check(folder, &|| spinner.one()));
-            Some(manifest)
-        }
-        false if record && wrong.is_empty() => {
-            let manifest = Manifest::of(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
-            manifest.write(&list)?;
-            Some(manifest)
-        }
-        false => None,
-    };
-    drop(spinner);
-    let mut text = String::new();
-    for (name, count) in &found.counts {
-        text += &format!("{count:>8}  {name}\n");
-    }
-    let images: usize = found.counts.values().sum();
-    text += &format!("{images:>8}  images in {} folders can be decoded\n", found.counts.len());
-    text += &match listed {
-        Some(manifest) => format!("{:>8}  files listed in {}\n", manifest.0.len(), list.display()),
-        None => format!("no list {}: checksums were not compared\n", checksum_list::NAME),
-    };
-    emit(&text)?;
-    Failure::list(|count| format!("{count} files are not as they should be"), wrong)
-}
-
-fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
     if args.record {
         return Err(Failure::mistake("--record is for a folder".into()));
@@ -192,12 +153,40 @@ fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
     drop(spinner);
     let mut text = String::from("   train      test  class\n");
-    for count in &found.classes {
-        text += &format!("{:>8}  {:>8}  {}\n", count.train, count.test, count.name);
+    for ClassCount { name, train, test } in &found.classes {
+        text += &format!("{train:>8}  {test:>8}  {name}\n");
     }
     text += &format!("{} images looked at, of {} files\n", found.looked_at, found.files);
     emit(&text)?;
     Failure::list(|count| format!("{count} images cannot be read"), found.damaged)
+}
+
+fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
+    let list = folder.join(checksum_list::NAME);
+    if record && list.exists() {
+        let list = list.display();
+        return Err(Failure::mistake(format!("{list} is there already; remove it to write another")));
+    }
+    let spinner = Spinner::new(log, "{pos} files looked at");
+    let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+    let mut wrong = found.damaged;
+    let mut last = format!("no list {}: checksums were not compared\n", checksum_list::NAME);
+    let listed = |files: usize| format!("{files:>8}  files listed in {}\n", list.display());
+    if list.exists() {
+        let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
+        wrong.extend(manifest.check(folder, &|| spinner.one()));
+        last = listed(manifest.0.len());
+    } else if record && wrong.is_empty() {
+        let manifest = Manifest::of(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+        manifest.write(&list)?;
+        last = listed(manifest.0.len());
+    }
+    drop(spinner);
+    let mut text: String = found.counts.iter().map(|(name, count)| format!("{count:>8}  {name}\n")).collect();
+    let images: usize = found.counts.values().sum();
+    text += &format!("{images:>8}  images in {} folders can be decoded\n", found.counts.len());
+    emit(&(text + &last))?;
+    Failure::list(|count| format!("{count} files are not as they should be"), wrong)
 }
 
 /// Arguments of `cdl data split`.

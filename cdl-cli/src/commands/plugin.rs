@@ -51,11 +51,6 @@ impl PluginCommand {
             }
         }
     }
-
-    /// True if the command looks at libraries itself, so that none is loaded before.
-    pub fn loads_itself(&self) -> bool {
-        matches!(self, Self::New(_) | Self::Build(_) | Self::Probe { .. } | Self::List)
-    }
 }
 
 /// Arguments of `cdl plugin check`.

@@ -85,7 +85,6 @@ pub struct SweepArgs {
     cell: Option<String>,
 }
 
-/// Batch systems that can run cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Emit {
     /// A job array of Slurm
@@ -180,10 +179,8 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
         None => plan.default_folder()?,
     };
     // Of a sweep that was killed before its plan was written, there is a lock at most.
-    let visible = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-    };
-    let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.into_iter().any(visible));
+    let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+    let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(visible));
     if occupied && !is_sweep(&folder) {
         let reason = "holds something that is not a sweep; choose another --out";
         return Err(Failure::mistake(format!("{}: {reason}", folder.display())));

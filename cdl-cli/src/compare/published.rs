@@ -25,7 +25,7 @@ pub fn number(row: &Line, column: &str) -> f64 {
 pub const PARTS: [&str; 6] = ["dataset", "teacher", "student", "learner", "distiller", "tasks"];
 
 /// Part by part, this program's names of what a result is about.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Subject(pub [String; 6]);
 
 impl Serialize for Subject {

@@ -1,34 +1,33 @@
 //! Table of costs: trained numbers and multiply-adds of one image.
 
-use cdl_core::traits::Role;
+use cdl_core::{train::Cost, traits::Role};
 use maud::{Markup, html};
 
 use super::{html, recorded_run::RecordedRun, table_formats::csv};
 use crate::failure::Failure;
 
-/// Place of a figure in a network's part of `results.json`, title and note. Parts of the figure before them have a title in
-/// small letters.
-const FIGURES: [(&str, &str, &str); 9] = [
-    ("/trained_numbers", "Numbers trained", "prompts, keys, heads; the distiller's with the student's"),
-    ("/training_macs/total", "Training step", "MACs of one image, all passes"),
-    ("/training_macs/query", "queries", "passes without prompts"),
-    ("/training_macs/teacher", "teacher", "while the student learns"),
-    ("/training_macs/forward", "forward", "with prompts"),
-    ("/training_macs/backward", "backward", "down to what is trained"),
-    ("/inference_macs/total", "Inference", "MACs of one image, all passes"),
-    ("/inference_macs/query", "query", "the pass without prompts"),
-    ("/inference_macs/forward", "network", "the pass with prompts"),
+/// Name of a figure (the path in `results.json`, with `_` between its parts), title, note and value. Parts of the figure
+/// before them have a title in small letters.
+type Figure = (&'static str, &'static str, &'static str, fn(&Cost) -> u64);
+
+const FIGURES: [Figure; 9] = [
+    (
+        "trained_numbers",
+        "Numbers trained",
+        "prompts, keys, heads; the distiller's with the student's",
+        |cost| cost.trained_numbers,
+    ),
+    ("training_macs_total", "Training step", "MACs of one image, all passes", |cost| {
+        cost.training_macs.total
+    }),
+    ("training_macs_query", "queries", "passes without prompts", |cost| cost.training_macs.query),
+    ("training_macs_teacher", "teacher", "while the student learns", |cost| cost.training_macs.teacher),
+    ("training_macs_forward", "forward", "with prompts", |cost| cost.training_macs.forward),
+    ("training_macs_backward", "backward", "down to what is trained", |cost| cost.training_macs.backward),
+    ("inference_macs_total", "Inference", "MACs of one image, all passes", |cost| cost.inference_macs.total),
+    ("inference_macs_query", "query", "the pass without prompts", |cost| cost.inference_macs.query),
+    ("inference_macs_forward", "network", "the pass with prompts", |cost| cost.inference_macs.forward),
 ];
-
-/// Figure of a network, if it is recorded.
-fn value(run: &RecordedRun, role: Role, place: &str) -> Option<u64> {
-    serde_json::json!(run.results.cost.of(role)).pointer(place)?.as_u64()
-}
-
-/// Name of a figure in CSV and on the page.
-fn name(place: &str) -> String {
-    place[1..].replace('/', "_")
-}
 
 /// Section of the page, if any run has recorded its cost.
 pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
@@ -44,18 +43,18 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
         }
     };
     let rows = html! {
-        @for (place, title, note) in FIGURES {
+        @for (name, title, note, figure) in &FIGURES {
+            @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).map(figure);
             tr {
                 td class=[title.starts_with(char::is_lowercase).then_some("part")] { (title) small { (note) } }
                 @for (index, run) in runs.iter().enumerate() {
                     @for role in run.roles() {
-                        @let own = value(run, role, place);
-                        @let first = runs.first().filter(|_| index > 0).and_then(|first| value(first, role, place));
-                        @let more = html! { @if let Some(times) = ratio(own, first) { small { (format!("×{times:.2}")) } } };
-                        (html::number((index, role, &name(place)), own, short, &more))
+                        @let first = runs.first().filter(|_| index > 0).and_then(|first| value(first, role));
+                        @let more = html! { @if let Some(times) = ratio(value(run, role), first) { small { (format!("×{times:.2}")) } } };
+                        (html::number((index, role, name), value(run, role), short, &more))
                     }
                     @if run.roles().count() == 2 {
-                        @let times = ratio(value(run, Role::Student, place), value(run, Role::Teacher, place));
+                        @let times = ratio(value(run, Role::Student), value(run, Role::Teacher));
                         td.n { (times.map_or("–".into(), |times| format!("{times:.3}"))) }
                     }
                 }
@@ -95,20 +94,20 @@ fn short(value: u64) -> String {
 
 /// A row for each network of each run, as far as it is recorded; MACs of one image, seconds and bytes of the run.
 pub fn cost_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
-    let text = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
-    let mut head: Vec<String> = ["run", "network"].map(String::from).into();
-    head.extend(FIGURES.map(|(place, ..)| name(place)));
-    head.extend(["wall_seconds", "peak_memory_bytes"].map(String::from));
-    let mut rows = Vec::new();
-    for run in runs {
-        for role in run.roles() {
-            let mut row = vec![run.name.clone(), role.as_str().into()];
-            row.extend(FIGURES.map(|(place, ..)| text(value(run, role, place))));
-            row.extend([run.results.wall_seconds.to_string(), text(run.results.peak_memory_bytes)]);
-            rows.push(row);
-        }
-    }
-    csv("cost.csv", head, rows)
+    let head = ["run", "network"].into_iter().chain(FIGURES.iter().map(|(name, ..)| *name));
+    let head = head.chain(["wall_seconds", "peak_memory_bytes"]).map(String::from).collect();
+    let row = |run: &RecordedRun, role: Role| {
+        let cost = run.results.cost.of(role);
+        let figure = |(.., value): &Figure| cost.map(|cost| value(cost).to_string()).unwrap_or_default();
+        let memory = run.results.peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
+        let names = [run.name.clone(), role.as_str().into()].into_iter();
+        names
+            .chain(FIGURES.iter().map(figure))
+            .chain([run.results.wall_seconds.to_string(), memory])
+            .collect()
+    };
+    let rows = runs.iter().flat_map(|run| run.roles().map(move |role| row(run, role)));
+    csv("cost.csv", head, rows.collect())
 }
 
 #[cfg(test)]

@@ -55,8 +55,8 @@ impl RecordedRun {
         let fail = |reason: String| Error::Config { origin: file.display().to_string(), reason };
         let config_text = fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
         let config = config_text.parse().map_err(|e: toml::de::Error| fail(e.message().into()))?;
-        let confusion = |role: Role| read_confusion(root, role);
-        let confusions = ByRole { student: confusion(Role::Student)?, teacher: confusion(Role::Teacher)? };
+        let [student, teacher] = ROLES.map(|role| read_confusion(root, role));
+        let confusions = ByRole { student: student?, teacher: teacher? };
         let (record, name) = (read_record(root)?, folder_name(root, "run"));
         Ok(Self {
             root: root.into(),

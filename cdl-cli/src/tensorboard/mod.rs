@@ -25,7 +25,6 @@ use cdl_core::{
 use self::event::Event;
 use crate::report::raster::Image;
 
-/// Folder in a run directory.
 const FOLDER: &str = "tensorboard";
 
 /// Event files of one run, open for appending.
@@ -145,9 +144,8 @@ fn accuracies(results: &Results, tasks: usize) -> Accuracies {
 fn remove_earlier(folder: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let name = entry.file_name();
-        let ours =
-            name.to_str().is_some_and(|n| n.starts_with("events.out.tfevents.") && n.ends_with(".cdl"));
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = name.starts_with("events.out.tfevents.") && name.ends_with(".cdl");
         if ours && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }

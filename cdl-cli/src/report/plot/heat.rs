@@ -67,13 +67,7 @@ pub fn heat<V>(
     let width = (left + across + 16.0).max(wide(title) * 1.25 + 24.0);
     // The name of the vertical axis may be longer than all rows together.
     let height = (top + high + 12.0).max(middle + wide(axes.0) / 2.0 + 6.0);
-    let (scale, width, more) = match key {
-        None => (Markup::default(), width, 0.0),
-        Some(key) => {
-            let (drawn, needed) = scale(key, height + 4.0);
-            (drawn, width.max(needed), 52.0)
-        }
-    };
+    let (scale, needed, more) = key.map(|key| scale(key, height + 4.0)).unwrap_or_default();
     let body = html! {
         (axis_names(axes, left + across / 2.0, middle))
         @for (index, name) in above.iter().enumerate() {
@@ -98,11 +92,11 @@ pub fn heat<V>(
         }
         (scale)
     };
-    Plot { title: title.into(), width, height: height + more, body }
+    Plot { title: title.into(), width: width.max(needed), height: height + more, body }
 }
 
-/// All shades in a row with the names of their ends, below `top`, and the width of it.
-fn scale(key: &Key, top: f64) -> (Markup, f64) {
+/// All shades in a row with the names of their ends, below `top`, and the width and height that they take.
+fn scale(key: &Key, top: f64) -> (Markup, f64, f64) {
     const STEP: f64 = 10.0;
     let (low, high) = (wide(&key.ends.0) + 18.0, wide(&key.ends.1) + 16.0);
     let (y, end) = (top + 20.0, low + 21.0 * STEP);
@@ -123,7 +117,7 @@ fn scale(key: &Key, top: f64) -> (Markup, f64) {
         (text((low - 6.0, y + 11.0), "end", &key.ends.0))
         (text((end + 6.0, y + 11.0), "", &key.ends.1))
     };
-    (drawn, (end + high).max(wide(key.what) + 20.0))
+    (drawn, (end + high).max(wide(key.what) + 20.0), 52.0)
 }
 
 /// Colour that can be read on a shade.
