@@ -3,6 +3,7 @@
 use std::{fmt::Write, path::PathBuf};
 
 use cdl_core::{
+    config::ConfigLayers,
     run::{
         directory::RunDir,
         preflight::{self, Data, NetworkReport, NetworkTime, Plan, Report, Time},
@@ -48,7 +49,7 @@ pub struct CheckArgs {
 
 /// Looks at everything that a run needs and says all that is wrong.
 pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
-    let layers = args.config.layers();
+    let layers = ConfigLayers::read(&args.config.configs, &args.config.sets);
     // The draft reports errors in the list of plugins.
     loading::load_each(layers.plugins().unwrap_or_default())?;
     let draft = layers.draft();

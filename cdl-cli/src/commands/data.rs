@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use cdl_core::{
-    config::Config,
     error::Error,
     hub::{
         WeightSource,
@@ -36,17 +35,6 @@ pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
         DataCommand::Fetch(args) => fetch(args, log),
         DataCommand::Verify(args) => verify(args, log),
         DataCommand::Split(args) => split(args),
-    }
-}
-
-/// The folder of a configuration's data (`stream.path`).
-fn folder_of(config: &Config) -> Result<PathBuf, Failure> {
-    let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
-    match path.filter(|path| !path.is_empty() && Path::new(path).is_dir()) {
-        Some(path) => Ok(path.into()),
-        None => {
-            Err(Failure::mistake(format!("{}: `stream.path` names no folder of this machine", config.name())))
-        }
     }
 }
 
@@ -218,7 +206,14 @@ pub struct SplitArgs {
 pub fn split(args: &SplitArgs) -> Result<(), Failure> {
     let folder = match args.source.is_dir() {
         true => args.source.clone(),
-        false => folder_of(&ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?)?,
+        false => {
+            let config = ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?;
+            let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
+            let reason = "`stream.path` names no folder of this machine";
+            path.map(PathBuf::from)
+                .filter(|path| path.is_dir())
+                .ok_or_else(|| Failure::mistake(format!("{}: {reason}", config.name())))?
+        }
     };
     let lists = image_files::split(&folder, args.fraction, args.seed).map_err(Failure::before_writing)?;
     let [train, test] = lists.write(&args.out).map_err(Failure::before_writing)?;

@@ -162,14 +162,8 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
             "expected --vary, --vary-file, --seeds, --orders or --repeat; one run is made by cdl run";
         return Err(Failure::mistake(format!("nothing is varied: {expected}")));
     }
-    let mut plan = Plan {
-        configs: args.configs.clone(),
-        sets: args.sets.clone(),
-        baseline: args.baseline.clone(),
-        jobs: args.jobs.unwrap_or(1),
-        vary,
-        repeat,
-    };
+    let (configs, sets, baseline) = (args.configs.clone(), args.sets.clone(), args.baseline.clone());
+    let mut plan = Plan { configs, sets, baseline, jobs: args.jobs.unwrap_or(1), vary, repeat };
     let cells = plan.resolve()?;
     let folder = match &args.out {
         Some(folder) => {
@@ -211,19 +205,12 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
         return Err(Failure { message: format!("stopped by {signal}: {done}; {again}"), code });
     }
     collect(sweep, &states)?;
-    let word = |state: &State| match state {
-        State::Done => None,
-        State::Running => Some("another process is at it".to_string()),
-        State::Waiting | State::Stopped => Some("saved and stopped".into()),
-        State::Failed(reason) | State::Unreadable(reason) => Some(reason.clone()),
-    };
-    let left = sweep.cells.iter().zip(&states);
-    let left: Vec<String> =
-        left.filter_map(|(cell, state)| Some(format!("\n  {}: {}", cell.name, word(state)?))).collect();
-    match cell_states::what_is_left(&sweep.folder, &states) {
-        None => Ok(()),
-        Some(head) => Err(Failure::working(head + &left.concat())),
+    let Some(mut left) = cell_states::what_is_left(&sweep.folder, &states) else { return Ok(()) };
+    for (cell, state) in sweep.cells.iter().zip(&states).filter(|(_, state)| **state != State::Done) {
+        let other = if *state == State::Running { "another process is at it" } else { "saved and stopped" };
+        left += &format!("\n  {}: {}", cell.name, state.reason().unwrap_or(other));
     }
+    Err(Failure::working(left))
 }
 
 /// Writes tables, figure and page of all cells that are done.

@@ -50,15 +50,12 @@ pub struct Sdk {
 impl Sdk {
     /// The one beside the running program.
     pub fn find() -> Result<Self, Failure> {
-        let folder = std::env::current_exe()
-            .and_then(|program| program.canonicalize())
-            .ok()
-            .and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)))
-            .filter(|folder| folder.join(INDEX).exists())
-            .ok_or_else(|| {
-                let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
-                Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
-            })?;
+        let program = std::env::current_exe().and_then(|program| program.canonicalize()).ok();
+        let folder = program.and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)));
+        let folder = folder.filter(|folder| folder.join(INDEX).exists()).ok_or_else(|| {
+            let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
+            Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
+        })?;
         let file = folder.join(INDEX);
         let bytes = std::fs::read(&file).map_err(io(&file))?;
         let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| io(&file)(e.into()))?;

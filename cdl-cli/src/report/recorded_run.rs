@@ -57,17 +57,9 @@ impl RecordedRun {
         let config = config_text.parse().map_err(|e: toml::de::Error| fail(e.message().into()))?;
         let [student, teacher] = ROLES.map(|role| read_confusion(root, role));
         let confusions = ByRole { student: student?, teacher: teacher? };
-        let (record, name) = (read_record(root)?, folder_name(root, "run"));
-        Ok(Self {
-            root: root.into(),
-            name,
-            results,
-            record,
-            epochs: Vec::new(),
-            confusions,
-            config_text,
-            config,
-        })
+        let (record, name, root) = (read_record(root)?, folder_name(root, "run"), root.to_path_buf());
+        let epochs = Vec::new();
+        Ok(Self { root, name, results, record, epochs, confusions, config_text, config })
     }
 
     /// Trained networks.

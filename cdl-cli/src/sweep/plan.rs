@@ -306,14 +306,8 @@ mod tests {
             let axis = |text: &&str| Axis::of_key("--vary", text).map_err(|e| e.message).expect("an axis");
             texts.iter().map(axis).collect()
         };
-        Plan {
-            configs: vec!["a.toml".into()],
-            sets: Vec::new(),
-            baseline: Vec::new(),
-            jobs: 1,
-            vary: axes(vary),
-            repeat: axes(repeat),
-        }
+        let (vary, repeat) = (axes(vary), axes(repeat));
+        Plan { configs: vec!["a.toml".into()], sets: vec![], baseline: vec![], jobs: 1, vary, repeat }
     }
 
     #[test]

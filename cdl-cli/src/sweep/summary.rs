@@ -121,13 +121,9 @@ impl Summary {
                 combination.cells.push(outcome);
             }
         }
-        Ok(Self {
-            name: folder_name(&sweep.folder, "sweep"),
-            vary: names(&sweep.plan.vary),
-            repeat: names(&sweep.plan.repeat),
-            combinations,
-            baseline: sweep.plan.baseline()?,
-        })
+        let (vary, repeat, baseline) =
+            (names(&sweep.plan.vary), names(&sweep.plan.repeat), sweep.plan.baseline()?);
+        Ok(Self { name: folder_name(&sweep.folder, "sweep"), vary, repeat, combinations, baseline })
     }
 
     /// Names of the varied axes, the head of the column of combinations.

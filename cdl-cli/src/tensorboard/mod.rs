@@ -54,10 +54,8 @@ impl EventFiles {
     fn replay(root: &Path, folder: &Path, accuracies: &Accuracies) -> Result<Self> {
         let record = read_record(root)?;
         let started = record["started"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-        let started = started.ok_or_else(|| Error::RunDir {
-            dir: root.into(),
-            reason: "run.json does not say when the run started".into(),
-        })?;
+        let reason = "run.json does not say when the run started";
+        let started = started.ok_or_else(|| Error::RunDir { dir: root.into(), reason: reason.into() })?;
         // To the microsecond, which a float64 holds.
         let started = started.as_microsecond() as f64 / 1e6;
         let mut events = Self { folder: folder.into(), started, trained: 0.0, files: BTreeMap::new() };
