@@ -107,9 +107,8 @@ impl Command {
     /// True if plugins are loaded before the command runs; other commands look at libraries themselves, or need none.
     pub fn needs_plugins(&self) -> bool {
         match self {
-            Self::Plugin(command) => !command.loads_itself(),
-            Self::Dist(_) => false,
-            _ => true,
+            Self::Plugin(command) => matches!(command, plugin::PluginCommand::Check(_)),
+            command => !matches!(command, Self::Dist(_)),
         }
     }
 

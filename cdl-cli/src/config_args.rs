@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Configuration files with overrides.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
     /// Configuration files (TOML), later ones over earlier ones
     #[arg(required = true, value_name = "CONFIG")]
@@ -25,14 +25,9 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// Reads files, environment and overrides.
-    pub fn layers(&self) -> ConfigLayers {
-        ConfigLayers::read(&self.configs, &self.sets)
-    }
-
     /// Reads the configuration and warns about files that have no effect: their order is probably wrong.
     pub fn load(&self) -> Result<Config, Failure> {
-        let layers = self.layers();
+        let layers = ConfigLayers::read(&self.configs, &self.sets);
         let without_effect: Vec<String> =
             layers.without_effect().into_iter().map(|file| file.display().to_string()).collect();
         let config = build(layers)?;

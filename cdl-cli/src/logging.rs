@@ -11,7 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer},
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt,
     registry::LookupSpan,
     util::SubscriberInitExt,
@@ -25,11 +25,14 @@ pub struct Log {
     /// Progress bars; messages are written between their redraws.
     bars: MultiProgress,
     quiet: bool,
-    file: Arc<Mutex<Sink>>,
+    sink: Arc<Sink>,
 }
 
+/// Destination of the log.
+struct Sink(Mutex<Target>);
+
 /// The log file, or what was logged before it was known.
-enum Sink {
+enum Target {
     Waiting(Vec<u8>),
     File(File),
 }
@@ -37,11 +40,11 @@ enum Sink {
 impl Log {
     /// Sends the log to `file`, with all that was logged before.
     pub fn open(&self, mut file: File) -> io::Result<()> {
-        let mut sink = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Sink::Waiting(bytes) = &*sink {
+        let mut sink = self.sink.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Target::Waiting(bytes) = &*sink {
             file.write_all(bytes)?;
         }
-        *sink = Sink::File(file);
+        *sink = Target::File(file);
         Ok(())
     }
 
@@ -61,24 +64,24 @@ impl Log {
 /// Installs logging for the process. `CDL_LOG` takes filters in the form of `tracing-subscriber` for the log file.
 /// `profile` is told of every step's phases and operations.
 pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
-    let file = Arc::new(Mutex::new(Sink::Waiting(Vec::new())));
-    let log = Log { bars: MultiProgress::new(), quiet, file };
+    let sink = Arc::new(Sink(Mutex::new(Target::Waiting(Vec::new()))));
+    let log = Log { bars: MultiProgress::new(), quiet, sink };
     let level = match (quiet, verbose) {
         (true, _) => "warn",
         (_, true) => "debug",
         _ => "info",
     };
     // The hub client reports every retry as an error of its own; ours says what matters.
-    let terminal = tracing_subscriber::fmt::layer().event_format(Short).with_writer(log.clone()).with_filter(
-        EnvFilter::new(format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}")),
-    );
+    let filter = format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}");
+    let bars = log.bars.clone();
+    let terminal = tracing_subscriber::fmt::layer()
+        .event_format(Short)
+        .with_writer(move || TerminalWriter(bars.clone()))
+        .with_filter(EnvFilter::new(filter));
     let filter = EnvFilter::try_from_env("CDL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,cdl=debug,cdl_core=debug"));
-    let sink = log.file.clone();
-    let file = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_writer(move || FileWriter(sink.clone()))
-        .with_filter(filter);
+    let file =
+        tracing_subscriber::fmt::layer().with_ansi(false).with_writer(log.sink.clone()).with_filter(filter);
     let profile = profile.map(|profile| profile.with_filter(EnvFilter::new("off,cdl_core=trace")));
     tracing_subscriber::registry().with(terminal).with(file).with(profile).init();
     log
@@ -108,18 +111,10 @@ where
     }
 }
 
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = TerminalWriter<'a>;
-
-    fn make_writer(&'a self) -> Self::Writer {
-        TerminalWriter(&self.bars)
-    }
-}
-
 /// Standard error, with the bars out of the way while it is written.
-pub struct TerminalWriter<'a>(&'a MultiProgress);
+struct TerminalWriter(MultiProgress);
 
-impl Write for TerminalWriter<'_> {
+impl Write for TerminalWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.suspend(|| io::stderr().write(bytes))
     }
@@ -129,13 +124,11 @@ impl Write for TerminalWriter<'_> {
     }
 }
 
-struct FileWriter(Arc<Mutex<Sink>>);
-
-impl Write for FileWriter {
+impl Write for &Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Sink::Waiting(waiting) => waiting.write(bytes),
-            Sink::File(file) => file.write(bytes),
+            Target::Waiting(waiting) => waiting.write(bytes),
+            Target::File(file) => file.write(bytes),
         }
     }
 

@@ -23,34 +23,26 @@ pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Refuses a file that cannot be made since it is a folder, or since its folder cannot be; `option` as of [`folder`].
-pub fn file(option: &str, path: &Path) -> Result<(), Failure> {
-    if path.is_dir() || path.file_name().is_none() {
-        let path = path.display();
-        return Err(Failure::mistake(format!(
-            "{option} {path}: expected the name of a file, found a folder"
-        )));
-    }
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => folder(option, parent),
-        None => Ok(()),
-    }
-}
-
-/// Refuses what [`file`] refuses, and an existing file that is no HTML page: a report replaces nothing else.
+/// Refuses a page that cannot be made since it is a folder, or since its folder cannot be (`option` as of [`folder`]), and an
+/// existing file that is no HTML page: a report replaces nothing else.
 pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     const BEGINNING: &[u8] = b"<!doctype html";
-    file(option, path)?;
+    let fail = |what: &str| Err(Failure::mistake(format!("{option} {}: {what}", path.display())));
+    if path.is_dir() || path.file_name().is_none() {
+        return fail("expected the name of a file, found a folder");
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        folder(option, parent)?;
+    }
     let mut beginning = [0; BEGINNING.len()];
     let read = match path.is_file() {
         true => fs::File::open(path).and_then(|mut file| file.read(&mut beginning)).unwrap_or(0),
         false => 0,
     };
-    if beginning[..read].eq_ignore_ascii_case(&BEGINNING[..read]) {
-        return Ok(());
+    match beginning[..read].eq_ignore_ascii_case(&BEGINNING[..read]) {
+        true => Ok(()),
+        false => fail("expected a page or a new name, and that file is no page"),
     }
-    let path = path.display();
-    Err(Failure::mistake(format!("{option} {path}: expected a page or a new name, and that file is no page")))
 }
 
 /// Resolves `path`, which need not exist, without links and `..`, so that one place has one name.
@@ -74,27 +66,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_in_the_way_is_named() {
-        let root = tempfile::tempdir().expect("temporary folder");
-        let taken = root.path().join("taken");
-        std::fs::write(&taken, "").expect("file");
-        let said = |done: Result<(), Failure>| {
-            done.err().map_or(String::new(), |f| format!("{} {}", f.code, f.message))
-        };
-        assert_eq!(said(folder("--tables", &root.path().join("new/folder"))), "");
-        assert_eq!(said(file("--out", &root.path().join("new/page.html"))), "");
-        assert_eq!(said(file("--out", &taken)), "", "a file gives way to another");
-        assert_eq!(said(file("--out", "page.html".as_ref())), "");
-        for (words, failed) in [
-            ("taken is none", folder("--tables", &taken)),
-            ("taken is none", folder("--tables", &taken.join("deeper/still"))),
-            ("taken is none", file("--out", &taken.join("page.html"))),
-            ("found a folder", file("--out", root.path())),
-            ("empty name", folder("--tables", "".as_ref())),
-        ] {
-            let said = said(failed);
-            assert!(said.starts_with("2 --") && said.contains(words), "{said}");
-        }
+    fn an_empty_name_is_no_folder() {
+        let refused = folder("--tables", "".as_ref());
+        assert!(refused.is_err_and(|failure| failure.code == 2 && failure.message.contains("empty name")));
     }
 
     #[cfg(unix)]

@@ -36,25 +36,15 @@ impl Progress {
 
     /// An epoch is done.
     pub fn epoch(&self, report: &EpochReport) {
-        let total = report.losses.get("loss").copied().unwrap_or(f64::NAN);
-        let terms: Vec<String> = report
-            .losses
-            .iter()
-            .filter(|(name, _)| *name != "loss")
-            .map(|(name, value)| format!("{name} {value:.4}"))
-            .collect();
+        let EpochReport { tasks, epochs, losses, accuracy, lr, images_per_second, .. } = report;
+        let (task, role, epoch) = (report.task + 1, report.role.as_str(), report.epoch + 1);
+        let total = losses.get("loss").copied().unwrap_or(f64::NAN);
+        let terms = losses.iter().filter(|(name, _)| *name != "loss");
+        let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value:.4}")).collect();
+        let (terms, digits) = (terms.join(", "), if *images_per_second < 10.0 { 2 } else { 0 });
         tracing::info!(
-            "task {}/{} {:7} epoch {}/{}  loss {total:.4} ({})  accuracy {:5.1} %  lr {:.2e}  {:.*} images/s",
-            report.task + 1,
-            report.tasks,
-            report.role.as_str(),
-            report.epoch + 1,
-            report.epochs,
-            terms.join(", "),
-            report.accuracy,
-            report.lr,
-            if report.images_per_second < 10.0 { 2 } else { 0 },
-            report.images_per_second,
+            "task {task}/{tasks} {role:7} epoch {epoch}/{epochs}  loss {total:.4} ({terms})  accuracy {accuracy:5.1} %  \
+             lr {lr:.2e}  {images_per_second:.digits$} images/s"
         );
     }
 
@@ -68,19 +58,9 @@ impl Progress {
 pub struct Spinner(ProgressBar);
 
 impl Spinner {
-    /// Counts `what`.
-    pub fn new(log: &Log, what: &'static str) -> Self {
-        Self::with(log, "{pos} {msg}, {elapsed}", what)
-    }
-
-    /// Shows `what` without a number, for what cannot be counted.
-    pub fn uncounted(log: &Log, what: &'static str) -> Self {
-        Self::with(log, "{spinner} {msg}, {elapsed}", what)
-    }
-
-    fn with(log: &Log, template: &str, what: &'static str) -> Self {
-        let bar = log.bar(ProgressBar::no_length(), template);
-        bar.set_message(what);
+    /// Shows `what` with the time; `{pos}` in it is the count.
+    pub fn new(log: &Log, what: &str) -> Self {
+        let bar = log.bar(ProgressBar::no_length(), &format!("{what}, {{elapsed}}"));
         // The elapsed time goes on while nothing is counted.
         bar.enable_steady_tick(Duration::from_millis(200));
         Self(bar)

@@ -5,22 +5,22 @@ use std::{path::Path, time::Instant};
 use cdl_core::{
     config::Config,
     error::Error,
-    metrics::Summary,
     run::{
         Experiment,
         directory::{Results, RunDir},
     },
     train::{Event, Position, RunState},
-    traits::{Role, Skipped, Task},
+    traits::{BackboneSpec, Provenance, Skipped, Task},
 };
 
 use crate::{
     failure::{Failure, first_line},
     logging::Log,
     progress::Progress,
+    report::recorded_run::peak_memory,
     signals::Signals,
     tensorboard::EventFiles,
-    terminal::{accuracies, emit, shell},
+    terminal::{accuracies, averages, emit, shell},
 };
 
 /// A run that is ready to train.
@@ -137,65 +137,42 @@ fn summary(results: &Results, path: &Path) -> String {
             text.push('\n');
         }
     }
-    let memory = results.peak_memory_bytes.map(|bytes| format!(", {:.0} MB at most", bytes as f64 / 1e6));
-    let memory = memory.unwrap_or_default();
-    text + &format!("{:.1} s{memory}; results are in {}\n", results.wall_seconds, path.display())
+    let (seconds, memory, path) = (results.wall_seconds, peak_memory(results), path.display());
+    text + &format!("{seconds:.1} s{memory}; results are in {path}\n")
 }
 
-fn introduce(config: &Config, experiment: &Experiment) {
-    let run = &config.run;
-    let stream = &experiment.stream;
-    let count = |of: &dyn Fn(usize) -> usize| stream.tasks().iter().map(|task| of(task.index)).sum::<usize>();
+fn introduce(config: &Config, Experiment { stream, trainer, .. }: &Experiment) {
+    let (run, tasks, side) = (&config.run, stream.tasks(), stream.image_size());
+    let (name, classes) = (&run.stream.name, tasks.last().map_or(0, Task::seen));
+    let train: usize = tasks.iter().map(|task| stream.train_count(task.index)).sum();
+    let test: usize = tasks.iter().map(|task| stream.test_count(task.index)).sum();
     tracing::info!(
-        "{}: {} classes in {} tasks, {} training and {} test images of {} px",
-        run.stream.name,
-        stream.tasks().last().map_or(0, Task::seen),
-        stream.tasks().len(),
-        count(&|task| stream.train_count(task)),
-        count(&|task| stream.test_count(task)),
-        stream.image_size(),
+        "{name}: {classes} classes in {} tasks, {train} training and {test} test images of {side} px",
+        tasks.len()
     );
-    if let Some(task) = stream.tasks().iter().find(|task| stream.train_classes(task.index).len() == 1) {
+    if let Some(task) = tasks.iter().find(|task| stream.train_classes(task.index).len() == 1) {
         tracing::warn!(
             "task {} is learned among one class alone: its cross-entropy is zero and nothing is learned from labels",
             task.index + 1
         );
     }
-    for &role in &experiment.trainer.settings.roles {
-        let network = match role {
-            Role::Teacher => &experiment.trainer.teacher,
-            Role::Student => &experiment.trainer.student,
-        };
-        let spec = network.backbone.spec();
-        let trained: usize =
-            experiment.trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
+    for &role in &trainer.settings.roles {
+        let BackboneSpec { depth, width, normalization, provenance, .. } =
+            trainer.network(role).backbone.spec();
+        let Provenance { source, file, sha256, .. } = provenance;
+        let trained: usize = trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
+        let (role, learner) = (role.as_str(), run.learner(role).0.name);
         tracing::info!(
-            "{}: {} ({} blocks, width {}), learner {}, {} numbers trained",
-            role.as_str(),
-            spec.provenance.source,
-            spec.depth,
-            spec.width,
-            run.learner(role).0.name,
-            trained,
+            "{role}: {source} ({depth} blocks, width {width}), learner {learner}, {trained} numbers trained"
         );
-        tracing::debug!(
-            "{}: {} with SHA-256 {}, {:?}",
-            role.as_str(),
-            spec.provenance.file,
-            spec.provenance.sha256,
-            spec.normalization,
-        );
+        tracing::debug!("{role}: {file} with SHA-256 {sha256}, {normalization:?}");
     }
     let distillers: Vec<&str> = run.distillers().iter().map(|section| section.name.as_str()).collect();
     tracing::info!("distiller {}, seed {}", distillers.join(" and "), run.seed);
 }
 
 fn tell_task(index: usize, results: &Results) {
-    let networks = [("teacher", &results.teacher), ("student", &results.student)];
-    let mean = |(name, summary): (&str, &Option<Summary>)| {
-        summary.as_ref().map(|s| format!(", {name} {:.2} %", s.average_accuracy))
-    };
-    let means: String = networks.into_iter().filter_map(mean).collect();
+    let means: String = averages(results).iter().map(|average| format!(", {average}")).collect();
     tracing::info!("task {}/{} done: average accuracy over tasks so far{means}", index + 1, results.tasks);
     let Skipped { train, test } = results.skipped_images;
     if train + test > 0 {

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use cdl_core::metrics::Summary;
+use cdl_core::{metrics::Summary, run::directory::Results};
 
 use crate::failure::Failure;
 
@@ -24,6 +24,13 @@ pub fn shell(path: &Path) -> String {
     shlex::try_quote(&path).map_or_else(|_| path.to_string(), |quoted| quoted.into_owned())
 }
 
+/// Average accuracy of each network that was trained, as `teacher 81.25 %`.
+pub fn averages(results: &Results) -> Vec<String> {
+    let networks = [("teacher", &results.teacher), ("student", &results.student)].into_iter();
+    let trained = networks.filter_map(|(name, summary)| Some((name, summary.as_ref()?.average_accuracy)));
+    trained.map(|(name, accuracy)| format!("{name} {accuracy:.2} %")).collect()
+}
+
 /// The accuracy matrix with a row for each task learned, then the averages.
 pub fn accuracies(title: &str, summary: &Summary) -> String {
     let rows = summary.accuracy_matrix.rows();
@@ -37,16 +44,13 @@ pub fn accuracies(title: &str, summary: &Summary) -> String {
             text += &format!("{accuracy:>8.2}");
         }
     }
-    text += &format!(
-        "\n  average accuracy {:.2} %, forgetting {:.2} (published definitions)\n  \
-         average incremental accuracy {:.2} %, forgetting from best {:.2}, backward transfer {:.2}\n",
-        summary.average_accuracy,
-        summary.forgetting,
-        summary.average_incremental_accuracy,
-        summary.forgetting_from_best,
-        summary.backward_transfer,
-    );
-    text
+    let Summary { average_accuracy, forgetting, average_incremental_accuracy: incremental, .. } = summary;
+    let Summary { forgetting_from_best: from_best, backward_transfer: backward, .. } = summary;
+    text + &format!(
+        "\n  average accuracy {average_accuracy:.2} %, forgetting {forgetting:.2} (published definitions)\n  \
+         average incremental accuracy {incremental:.2} %, forgetting from best {from_best:.2}, \
+         backward transfer {backward:.2}\n"
+    )
 }
 
 /// Rows of cells in columns of equal width; the first row is the head.

@@ -104,33 +104,27 @@ fn table(lines: &[Value]) -> String {
         batches.truncate(1);
     }
     let first = |key: &str| lines.first().and_then(|line| line[key].as_str()).unwrap_or_default();
-    let mut text = format!(
-        "{}, {} kernels; images decoded and resized before\n\n{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
-        first("device"),
-        first("kernels"),
-        "network",
-        "blocks",
-        "width",
-        "1 image, ms",
-        format!("images/s, of {}", batches.join(", ")),
-        "frozen MB",
-        "trained MB",
-        "peak MB",
-    );
-    let number =
-        |value: &Value, scale: f64| value.as_f64().map_or("-".into(), |v| format!("{:.2}", v * scale));
+    let (device, kernels) = (first("device"), first("kernels"));
+    let mut text = format!("{device}, {kernels} kernels; images decoded and resized before\n\n");
+    let mut row = |name: &str, cells: [String; 7]| {
+        text += &format!("{name:<28}");
+        for (cell, width) in cells.iter().zip([6, 7, 12, 18, 10, 10, 9]) {
+            text += &format!(" {cell:>width$}");
+        }
+        text.push('\n');
+    };
+    let images = format!("images/s, of {}", batches.join(", "));
+    let head = ["blocks", "width", "1 image, ms", &images, "frozen MB", "trained MB", "peak MB"];
+    row("network", head.map(String::from));
     for line in lines {
-        text += &format!(
-            "{:<28} {:>6} {:>7} {:>12} {:>18} {:>10} {:>10} {:>9}\n",
-            line["model"].as_str().unwrap_or_default(),
-            line["blocks"].to_string(),
-            line["width"].to_string(),
-            number(&line["latency_s"], 1e3),
-            number(&line["images_s"], 1.0),
-            number(&line["frozen_bytes"], 1e-6),
-            number(&line["trained_bytes"], 1e-6),
-            number(&line["peak_bytes"], 1e-6),
-        );
+        let number =
+            |key: &str, scale: f64| line[key].as_f64().map_or("-".into(), |v| format!("{:.2}", v * scale));
+        let [blocks, width] = ["blocks", "width"].map(|key| line[key].to_string());
+        let [latency, images] = [number("latency_s", 1e3), number("images_s", 1.0)];
+        let [frozen, trained, peak] =
+            ["frozen_bytes", "trained_bytes", "peak_bytes"].map(|key| number(key, 1e-6));
+        let name = line["model"].as_str().unwrap_or_default();
+        row(name, [blocks, width, latency, images, frozen, trained, peak]);
     }
     text
 }

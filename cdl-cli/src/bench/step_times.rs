@@ -20,7 +20,7 @@ use crate::failure::Failure;
 /// Measured steps of one network.
 struct Step {
     role: Role,
-    /// Seconds of the timed steps, sorted.
+    /// Seconds of the timed steps, of which there is at least one, sorted.
     seconds: Vec<f64>,
     /// Floating-point operations of one step in the frozen networks; what is computed twice counts once.
     operations: f64,
@@ -34,14 +34,6 @@ impl Step {
             0 => (self.seconds[middle - 1] + self.seconds[middle]) / 2.0,
             _ => self.seconds[middle],
         }
-    }
-
-    fn least(&self) -> f64 {
-        self.seconds.first().copied().unwrap_or_default()
-    }
-
-    fn most(&self) -> f64 {
-        self.seconds.last().copied().unwrap_or_default()
     }
 }
 
@@ -59,9 +51,9 @@ impl<'a> Measured<'a> {
     /// Builds an experiment and times `timed` steps of each network after `warmup` others.
     pub fn of(config: &'a Config, warmup: u32, timed: u32, profile: &Profile) -> Result<Self, Failure> {
         let mut experiment = Experiment::build(config).map_err(Failure::before_writing)?;
-        let Experiment { stream, trainer, device } = &mut experiment;
-        let task = stream.tasks()[0].clone();
-        trainer.begin_task(&task)?;
+        let task = experiment.stream.tasks()[0].clone();
+        experiment.trainer.begin_task(&task)?;
+        let Experiment { stream, trainer, device } = &experiment;
         let key = EpochKey { task: 0, role: Role::Teacher, epoch: 0 };
         let batch = stream.train_batches(key, config.run.batch_size, 0).next();
         let batch = batch.ok_or_else(|| Error::Tasks("the first task fills no batch".into()))??;
@@ -69,7 +61,7 @@ impl<'a> Measured<'a> {
         device::forget_peak(device);
         let mut steps = Vec::new();
         for role in config.run.roles() {
-            steps.push(measure(trainer, role, &task, &batch, device, (warmup, timed, profile))?);
+            steps.push(measure(&experiment, role, (&task, &batch), (warmup, timed), profile)?);
         }
         // What is measured from here on is not part of a run.
         let peak_bytes = device::peak_bytes(device).or_else(memory::peak_bytes);
@@ -115,7 +107,7 @@ impl<'a> Measured<'a> {
         for step in &self.steps {
             let role = step.role.as_str();
             line[format!("{role}_step_s")] = step.median().into();
-            line[format!("{role}_step_min_s")] = step.least().into();
+            line[format!("{role}_step_min_s")] = step.seconds[0].into();
             line[format!("{role}_gflop")] = (step.operations / 1e9).into();
         }
         line["matmul_gflops"] = (self.rates.matmul / 1e9).into();
@@ -127,29 +119,26 @@ impl<'a> Measured<'a> {
     /// All of it for people.
     pub fn tables(&self) -> String {
         let (run, device) = (&self.config.run, &self.experiment.device);
+        let (batch, precision, kernels) = (run.batch_size, run.precision.as_str(), device::kernels(device));
         let (threads, [teacher, student]) = (rayon::current_num_threads(), self.networks());
+        let fused::Rates { kernel, matmul } = self.rates;
         let mut text = format!(
-            "teacher {teacher}, student {student}, batch {}, {} on {}, {threads} threads, {} kernels\n\n\
+            "teacher {teacher}, student {student}, batch {batch}, {precision} on {}, {threads} threads, {kernels} kernels\n\n\
              matrix products on this machine: {:.0} GFLOP/s at best, {:.0} of the size of a layer\n\n\
              step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of a layer's\n",
-            run.batch_size,
-            run.precision.as_str(),
             device::describe(device),
-            device::kernels(device),
-            self.rates.kernel / 1e9,
-            self.rates.matmul / 1e9,
+            kernel / 1e9,
+            matmul / 1e9,
         );
         for (step, (role, images)) in self.steps.iter().zip(self.images_per_second()) {
-            let rate = step.operations / step.median();
+            let (median, fastest) = (step.median(), step.seconds[0]);
+            let (slowest, rate) = (step.seconds[step.seconds.len() - 1], step.operations / median);
             let _ = writeln!(
                 text,
-                "{role:<10} {:>9.4} {:>9.4} {:>9.4} {images:>9.2} {:>9.1} {:>9.1} {:>11.1} %",
-                step.median(),
-                step.least(),
-                step.most(),
+                "{role:<10} {median:>9.4} {fastest:>9.4} {slowest:>9.4} {images:>9.2} {:>9.1} {:>9.1} {:>11.1} %",
                 step.operations / 1e9,
                 rate / 1e9,
-                100.0 * rate / self.rates.matmul,
+                100.0 * rate / matmul,
             );
         }
         for step in &self.steps {
@@ -162,13 +151,13 @@ impl<'a> Measured<'a> {
     }
 }
 
+/// Times steps of one network, `timed` of them after `warmup` others.
 fn measure(
-    trainer: &Trainer,
+    Experiment { trainer, device, .. }: &Experiment,
     role: Role,
-    task: &Task,
-    batch: &Batch,
-    device: &Device,
-    (warmup, timed, profile): (u32, u32, &Profile),
+    (task, batch): (&Task, &Batch),
+    (warmup, timed): (u32, u32),
+    profile: &Profile,
 ) -> Result<Step, Failure> {
     let mut optimizer = Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?;
     let mut step = || -> Result<f64, Failure> {
@@ -199,11 +188,7 @@ fn measure(
 }
 
 /// Rates of matrix products on a GPU: at best, and of the size of a layer.
-fn rates_of(
-    device: &Device,
-    dtype: DType,
-    (rows, inputs, outputs): (usize, usize, usize),
-) -> Result<fused::Rates> {
+fn rates_of(device: &Device, dtype: DType, layer: (usize, usize, usize)) -> Result<fused::Rates> {
     // Of numbers that differ, as in a network: those that do not take a card less power, and it runs faster than it could.
     let few = Rng::new(0).normal(&[1 << 16], 1.0, device)?.to_dtype(dtype)?;
     let numbers = |rows: usize, columns: usize| {
@@ -211,7 +196,7 @@ fn rates_of(
         few.repeat(count.div_ceil(few.elem_count()))?.narrow(0, 0, count)?.reshape((rows, columns))
     };
     // Seconds of a product, and its rate.
-    let measure = |rows: usize, inputs: usize, outputs: usize| -> Result<(f64, f64)> {
+    let measure = |(rows, inputs, outputs): (usize, usize, usize)| -> Result<(f64, f64)> {
         let (a, b) = (numbers(rows, inputs)?, numbers(inputs, outputs)?);
         let seconds = |products: u32| -> Result<f64> {
             device.synchronize()?;
@@ -228,13 +213,13 @@ fn rates_of(
     };
     let mut best = 0.0f64;
     for size in [1024, 2048, 4096, 8192] {
-        let (seconds, rate) = measure(size, size, size)?;
+        let (seconds, rate) = measure((size, size, size))?;
         best = best.max(rate);
         if seconds > 0.1 {
             break;
         }
     }
-    Ok(fused::Rates { kernel: best, matmul: measure(rows, inputs, outputs)?.1 })
+    Ok(fused::Rates { kernel: best, matmul: measure(layer)?.1 })
 }
 
 /// Phases of a mean step, and in each its operations: seconds of all threads, divided by their number.

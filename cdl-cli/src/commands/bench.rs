@@ -17,7 +17,7 @@ const CONFIG: &str = include_str!("../../assets/configs/bench.toml");
 
 /// Arguments of `cdl bench`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(mut_arg("configs", |configs| configs.required(false)), after_help = "\
 Without a configuration: the published method at the published sizes (configs/bench.toml), random weights and images.
 Steps are those of the first task, on one batch; reading and augmenting images is not part of them (--input).
 
@@ -27,12 +27,8 @@ Examples:
   cdl bench --teacher large --student base --set teacher.checkpoint_blocks=true --json
   cdl bench --inference student teacher               folders that `cdl export` has made")]
 pub struct BenchArgs {
-    /// Configuration files (TOML), later ones over earlier ones
-    #[arg(value_name = "CONFIG")]
-    configs: Vec<PathBuf>,
-    /// Override a value, for instance --set learner.pool=50; may be repeated
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    sets: Vec<String>,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Random teacher of this size: tiny, small, base, large
     #[arg(long, value_name = "SIZE")]
     teacher: Option<String>,
@@ -71,15 +67,15 @@ pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
         let passes = inference_times::Passes { batch: args.batch, device, timed, warmup };
         return inference_times::bench(&args.inference, &passes, args.json);
     }
-    let mut sets = args.sets.clone();
+    let ConfigArgs { configs, mut sets } = args.config.clone();
     for (network, size) in [("teacher", &args.teacher), ("student", &args.student)] {
         sets.extend(size.as_ref().map(|size| format!("{network}.weights=\"random:{size}\"")));
     }
     sets.extend(args.device.as_ref().map(|device| format!("device={device:?}")));
     sets.extend(args.batch.map(|batch| format!("batch_size={batch}")));
-    let config = match args.configs.is_empty() {
+    let config = match configs.is_empty() {
         true => Config::parse("configs/bench.toml", CONFIG, &sets).map_err(Failure::before_writing)?,
-        false => ConfigArgs { configs: args.configs.clone(), sets }.load()?,
+        false => ConfigArgs { configs, sets }.load()?,
     };
     let measured = Measured::of(&config, args.warmup, args.steps, profile)?;
     let input = match args.input {

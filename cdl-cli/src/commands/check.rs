@@ -3,11 +3,12 @@
 use std::{fmt::Write, path::PathBuf};
 
 use cdl_core::{
+    config::ConfigLayers,
     run::{
         directory::RunDir,
-        preflight::{self, Data, NetworkReport, Plan, Report, Time},
+        preflight::{self, Data, NetworkReport, NetworkTime, Plan, Report, Time},
     },
-    traits::Normalization,
+    traits::{BackboneSpec, DataRecord, Normalization, Provenance},
 };
 use clap::Args;
 
@@ -48,23 +49,21 @@ pub struct CheckArgs {
 
 /// Looks at everything that a run needs and says all that is wrong.
 pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
-    let layers = args.config.layers();
+    let layers = ConfigLayers::read(&args.config.configs, &args.config.sets);
     // The draft reports errors in the list of plugins.
     loading::load_each(layers.plugins().unwrap_or_default())?;
     let draft = layers.draft();
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
     let run_dir = args.run_dir.clone().unwrap_or_else(default);
     let plan = Plan { steps: args.steps, images: args.images, run_dir: &run_dir, overwrite: args.overwrite };
-    let spinner = Spinner::new(log, "images looked at");
+    let spinner = Spinner::new(log, "{pos} images looked at");
     let report = preflight::check(draft, &plan, &|| spinner.one());
     drop(spinner);
-    if args.json {
-        let text = serde_json::to_string_pretty(&report)
-            .map_err(|e| Failure::working(format!("the report cannot be written: {e}")))?;
-        emit(&format!("{text}\n"))?;
-    } else {
-        emit(&table(&report))?;
-    }
+    let failed = |e| Failure::working(format!("the report cannot be written: {e}"));
+    emit(&match args.json {
+        true => serde_json::to_string_pretty(&report).map_err(failed)? + "\n",
+        false => table(&report),
+    })?;
     let head =
         |count: usize| format!("{count} mistake{} would stop this run", if count == 1 { "" } else { "s" });
     Failure::list(head, report.mistakes)
@@ -92,81 +91,57 @@ fn table(report: &Report) -> String {
     text
 }
 
-fn data(text: &mut String, data: &Data) {
-    let total = |of: fn(&preflight::TaskReport) -> usize| data.tasks.iter().map(of).sum::<usize>();
-    let _ = writeln!(
-        text,
-        "data: {}, {} classes in {} tasks, images of {} px\n  task  classes     train      test  looked at  damaged",
-        data.stream,
-        data.classes,
-        data.tasks.len(),
-        data.image_size,
-    );
+fn data(text: &mut String, Data { stream, classes, image_size, tasks, files, .. }: &Data) {
+    let count = tasks.len();
+    let _ = writeln!(text, "data: {stream}, {classes} classes in {count} tasks, images of {image_size} px");
+    let _ = writeln!(text, "  task  classes     train      test  looked at  damaged");
     let mut row = |name: &str, [classes, train, test, looked_at, damaged]: [usize; 5]| {
         let _ = writeln!(text, "  {name:>4} {classes:>8} {train:>9} {test:>9} {looked_at:>10} {damaged:>8}");
     };
-    for (index, task) in data.tasks.iter().enumerate() {
+    let mut all = [0; 5];
+    for (index, task) in tasks.iter().enumerate() {
         let counts = [task.classes, task.train, task.test, task.looked_at, task.damaged];
         row(&(index + 1).to_string(), counts);
+        all = std::array::from_fn(|column| all[column] + counts[column]);
     }
-    let all = [total(|t| t.classes), total(|t| t.train), total(|t| t.test)];
-    row("all", [all[0], all[1], all[2], total(|t| t.looked_at), total(|t| t.damaged)]);
-    for file in &data.files {
-        let many =
-            if file.files > 1 { format!(" ({} files, names and sizes)", file.files) } else { String::new() };
-        let revision = file.provenance.revision.as_ref();
-        let revision = revision.map(|revision| format!(" at {revision}")).unwrap_or_default();
-        let _ = writeln!(
-            text,
-            "  {}{revision}{many}: {:.1} MB, SHA-256 {}",
-            file.provenance.file,
-            file.provenance.bytes as f64 / 1e6,
-            file.provenance.sha256
-        );
+    row("all", all);
+    for DataRecord { provenance, files, .. } in files {
+        let many = if *files > 1 { format!(" ({files} files, names and sizes)") } else { String::new() };
+        let Provenance { file, bytes, sha256, .. } = provenance;
+        let (revision, megabytes) = (revision(provenance), *bytes as f64 / 1e6);
+        let _ = writeln!(text, "  {file}{revision}{many}: {megabytes:.1} MB, SHA-256 {sha256}");
     }
 }
 
+/// Revision of a file from the hub, to follow its name.
+fn revision(provenance: &Provenance) -> String {
+    provenance.revision.as_ref().map(|revision| format!(" at {revision}")).unwrap_or_default()
+}
+
 fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
-    let Normalization { mean, std } = spec.normalization;
-    let pixels = match spec.normalization {
-        Normalization::NONE => "pixels as they are".to_string(),
-        _ => format!("pixels less {mean:?}, by {std:?}"),
+    let BackboneSpec { depth, width, patch_size, normalization, provenance, .. } = spec;
+    let Provenance { source, file, bytes, sha256, .. } = provenance;
+    let pixels = match normalization {
+        &Normalization::NONE => "pixels as they are".to_string(),
+        Normalization { mean, std } => format!("pixels less {mean:?}, by {std:?}"),
     };
-    let revision = spec.provenance.revision.as_ref();
-    let revision = revision.map(|revision| format!(" at {revision}")).unwrap_or_default();
+    let (role, revision, megabytes) = (role.as_str(), revision(provenance), *bytes as f64 / 1e6);
     let _ = writeln!(
         text,
-        "\n{}: {}{revision}, {} blocks, width {}, patches of {} px, {pixels}\n  {}: {:.1} MB, SHA-256 {}",
-        role.as_str(),
-        spec.provenance.source,
-        spec.depth,
-        spec.width,
-        spec.patch_size,
-        spec.provenance.file,
-        spec.provenance.bytes as f64 / 1e6,
-        spec.provenance.sha256,
+        "\n{role}: {source}{revision}, {depth} blocks, width {width}, patches of {patch_size} px, {pixels}\n  \
+         {file}: {megabytes:.1} MB, SHA-256 {sha256}"
     );
 }
 
 fn time(text: &mut String, time: &Time) {
-    for network in &time.networks {
-        let _ = writeln!(
-            text,
-            "time: {} steps of the {} at {:.4} s: {}",
-            network.steps,
-            network.role.as_str(),
-            network.step_seconds,
-            duration(network.steps as f64 * network.step_seconds),
-        );
+    for NetworkTime { role, steps, step_seconds } in &time.networks {
+        let (role, whole) = (role.as_str(), duration(*steps as f64 * step_seconds));
+        let _ = writeln!(text, "time: {steps} steps of the {role} at {step_seconds:.4} s: {whole}");
     }
-    let _ = writeln!(
-        text,
-        "time: {} images tested at {:.1} a second: {}\ntime of the whole run: about {}",
-        time.test_images,
-        time.test_images_per_second,
-        duration(time.test_images as f64 / time.test_images_per_second),
-        duration(time.seconds),
-    );
+    let Time { test_images: images, test_images_per_second: rate, seconds, .. } = time;
+    let (testing, whole) = (duration(*images as f64 / rate), duration(*seconds));
+    let _ = writeln!(text, "time: {images} images tested at {rate:.1} a second: {testing}");
+    let _ = writeln!(text, "time of the whole run: about {whole}");
 }
 
 /// Seconds in words.

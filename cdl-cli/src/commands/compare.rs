@@ -32,7 +32,6 @@ pub struct CompareArgs {
     format: Format,
 }
 
-/// Output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// For the terminal

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use cdl_core::{
-    config::Config,
     error::Error,
     hub::{
         WeightSource,
@@ -12,7 +11,7 @@ use cdl_core::{
     },
     registry::{self, Kind},
     run::preflight,
-    traits::DataRecord,
+    traits::{ClassCount, DataRecord},
 };
 use cdl_plugins::image_files;
 use clap::{Args, Subcommand};
@@ -36,17 +35,6 @@ pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
         DataCommand::Fetch(args) => fetch(args, log),
         DataCommand::Verify(args) => verify(args, log),
         DataCommand::Split(args) => split(args),
-    }
-}
-
-/// The folder of a configuration's data (`stream.path`).
-fn folder_of(config: &Config) -> Result<PathBuf, Failure> {
-    let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
-    match path.filter(|path| !path.is_empty() && Path::new(path).is_dir()) {
-        Some(path) => Ok(path.into()),
-        None => {
-            Err(Failure::mistake(format!("{}: `stream.path` names no folder of this machine", config.name())))
-        }
     }
 }
 
@@ -74,39 +62,37 @@ pub struct FetchArgs {
 
 /// Fetches, and says what was fetched.
 pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
-    let refuse = |message: String| Failure::mistake(message);
     if let Some(dir) = args.dir.as_ref().filter(|dir| dir.exists()) {
-        return Err(refuse(format!("{} is there already; name a new folder", dir.display())));
+        return Err(Failure::mistake(format!("{} is there already; name a new folder", dir.display())));
     }
     let source = match args.sources.as_slice() {
         [source] if source.starts_with("hf:") => Some(source.clone()),
         [name] if !Path::new(name).exists() => {
             let stream = registry::find(Kind::Stream, name).map_err(Failure::before_writing)?;
-            match stream.source {
-                Some(source) if source.starts_with("hf:") => Some(source.into()),
-                Some(source) => {
-                    return Err(refuse(format!("`{name}` cannot be fetched by this program: {source}")));
-                }
-                None => return Err(refuse(format!("`{name}` does not say where its data can be had"))),
-            }
+            let source = match stream.source {
+                Some(source) if source.starts_with("hf:") => Ok(source.to_string()),
+                Some(source) => Err(format!("`{name}` cannot be fetched by this program: {source}")),
+                None => Err(format!("`{name}` does not say where its data can be had")),
+            };
+            Some(source.map_err(Failure::mistake)?)
         }
         _ => None,
     };
     let Some(source) = source else {
         if args.dir.is_some() {
-            return Err(refuse("--dir is for one data set, not for a configuration".into()));
+            return Err(Failure::mistake("--dir is for one data set, not for a configuration".into()));
         }
         let configs = args.sources.iter().map(PathBuf::from).collect();
         let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
         // Plugins fetch what they need; the log names each file.
-        let spinner = Spinner::uncounted(log, "fetching");
+        let spinner = Spinner::new(log, "{spinner} fetching");
         let files = preflight::fetch(&config).map_err(Failure::before_writing)?;
         drop(spinner);
         let line = |file: &DataRecord| format!("{}  {}\n", file.provenance.sha256, file.provenance.file);
         return emit(&files.iter().map(line).collect::<String>());
     };
     let source: WeightSource = source.parse().map_err(|e| Failure::before_writing(Error::from(e)))?;
-    let spinner = Spinner::new(log, "files fetched");
+    let spinner = Spinner::new(log, "{pos} files fetched");
     let files = dataset::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.one());
     let files = files.map_err(Failure::before_writing)?;
     drop(spinner);
@@ -142,64 +128,53 @@ pub struct VerifyArgs {
 
 /// Looks at everything.
 pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
-    match args.sources.as_slice() {
-        [folder] if folder.is_dir() => verify_folder(folder, args.record, log),
-        _ => verify_config(args, log),
+    if let [folder] = &args.sources[..]
+        && folder.is_dir()
+    {
+        return verify_folder(folder, args.record, log);
     }
+    let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
+    if args.record {
+        return Err(Failure::mistake("--record is for a folder".into()));
+    }
+    let spinner = Spinner::new(log, "{pos} images looked at");
+    let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
+    drop(spinner);
+    let mut text = String::from("   train      test  class\n");
+    for ClassCount { name, train, test } in &found.classes {
+        text += &format!("{train:>8}  {test:>8}  {name}\n");
+    }
+    text += &format!("{} images looked at, of {} files\n", found.looked_at, found.files);
+    emit(&text)?;
+    Failure::list(|count| format!("{count} images cannot be read"), found.damaged)
 }
 
 fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
     let list = folder.join(checksum_list::NAME);
     if record && list.exists() {
-        let message = format!("{} is there already; remove it to write another", list.display());
-        return Err(Failure::mistake(message));
+        let list = list.display();
+        return Err(Failure::mistake(format!("{list} is there already; remove it to write another")));
     }
-    let spinner = Spinner::new(log, "files looked at");
+    let spinner = Spinner::new(log, "{pos} files looked at");
     let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
     let mut wrong = found.damaged;
-    let listed = match list.exists() {
-        true => {
-            let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
-            wrong.extend(manifest.check(folder, &|| spinner.one()));
-            Some(manifest)
-        }
-        false if record && wrong.is_empty() => {
-            let manifest = Manifest::of(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
-            manifest.write(&list)?;
-            Some(manifest)
-        }
-        false => None,
-    };
-    drop(spinner);
-    let mut text = String::new();
-    for (name, count) in &found.counts {
-        text += &format!("{count:>8}  {name}\n");
+    let mut last = format!("no list {}: checksums were not compared\n", checksum_list::NAME);
+    let listed = |files: usize| format!("{files:>8}  files listed in {}\n", list.display());
+    if list.exists() {
+        let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
+        wrong.extend(manifest.check(folder, &|| spinner.one()));
+        last = listed(manifest.0.len());
+    } else if record && wrong.is_empty() {
+        let manifest = Manifest::of(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+        manifest.write(&list)?;
+        last = listed(manifest.0.len());
     }
+    drop(spinner);
+    let mut text: String = found.counts.iter().map(|(name, count)| format!("{count:>8}  {name}\n")).collect();
     let images: usize = found.counts.values().sum();
     text += &format!("{images:>8}  images in {} folders can be decoded\n", found.counts.len());
-    text += &match listed {
-        Some(manifest) => format!("{:>8}  files listed in {}\n", manifest.0.len(), list.display()),
-        None => format!("no list {}: checksums were not compared\n", checksum_list::NAME),
-    };
-    emit(&text)?;
+    emit(&(text + &last))?;
     Failure::list(|count| format!("{count} files are not as they should be"), wrong)
-}
-
-fn verify_config(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
-    let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
-    if args.record {
-        return Err(Failure::mistake("--record is for a folder".into()));
-    }
-    let spinner = Spinner::new(log, "images looked at");
-    let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
-    drop(spinner);
-    let mut text = String::from("   train      test  class\n");
-    for count in &found.classes {
-        text += &format!("{:>8}  {:>8}  {}\n", count.train, count.test, count.name);
-    }
-    text += &format!("{} images looked at, of {} files\n", found.looked_at, found.files);
-    emit(&text)?;
-    Failure::list(|count| format!("{count} images cannot be read"), found.damaged)
 }
 
 /// Arguments of `cdl data split`.
@@ -231,16 +206,21 @@ pub struct SplitArgs {
 pub fn split(args: &SplitArgs) -> Result<(), Failure> {
     let folder = match args.source.is_dir() {
         true => args.source.clone(),
-        false => folder_of(&ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?)?,
+        false => {
+            let config = ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?;
+            let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
+            let reason = "`stream.path` names no folder of this machine";
+            path.map(PathBuf::from)
+                .filter(|path| path.is_dir())
+                .ok_or_else(|| Failure::mistake(format!("{}: {reason}", config.name())))?
+        }
     };
     let lists = image_files::split(&folder, args.fraction, args.seed).map_err(Failure::before_writing)?;
     let [train, test] = lists.write(&args.out).map_err(Failure::before_writing)?;
-    let [classes, training, testing] = lists.counts;
+    let ([classes, training, testing], folder) = (lists.counts, folder.display());
+    let [train, test] = [train, test].map(|list| list.display().to_string());
     emit(&format!(
-        "{classes} classes, {training} training and {testing} test images of {}\n\n\
-         train_list = {:?}\ntest_list = {:?}\n",
-        folder.display(),
-        train.display().to_string(),
-        test.display().to_string(),
+        "{classes} classes, {training} training and {testing} test images of {folder}\n\n\
+         train_list = {train:?}\ntest_list = {test:?}\n"
     ))
 }

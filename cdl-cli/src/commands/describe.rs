@@ -43,7 +43,10 @@ pub fn describe(name: &str) -> Result<(), Failure> {
             text += "  no settings of its own\n";
         }
         if entry.build.kind() == Kind::Distiller {
-            let schema = without_name(schema_of::<DistillerSection>());
+            let mut schema = schema_of::<DistillerSection>();
+            if let Some(properties) = schema["properties"].as_object_mut() {
+                properties.remove("name");
+            }
             text += "\n  of every distiller:\n";
             write_fields(&mut text, &schema, &schema, &Settings::new(), "");
         }
@@ -52,29 +55,17 @@ pub fn describe(name: &str) -> Result<(), Failure> {
     emit(&text)
 }
 
-/// A section's schema less the plugin's `name`.
-fn without_name(mut schema: Value) -> Value {
-    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.remove("name");
-    }
-    schema
-}
-
 /// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.
 fn section(name: &str) -> Result<(), Failure> {
-    let (schema, defaults) = match name {
-        "optimizer" => (schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
-        "schedule" => (schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
-        "checkpoint" => (schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
-        "record" => (schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
-        "metrics" => (schema_of::<EpochReport>(), Settings::new()),
-        _ => (schema_of::<RunConfig>(), Settings::new()),
+    let (title, schema, defaults) = match name {
+        "optimizer" => ("[optimizer]", schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
+        "schedule" => ("[schedule]", schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
+        "checkpoint" => ("[checkpoint]", schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
+        "record" => ("[record]", schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
+        "metrics" => ("metrics: a line of metrics.jsonl", schema_of::<EpochReport>(), Settings::new()),
+        _ => ("run: the top level of a configuration", schema_of::<RunConfig>(), Settings::new()),
     };
-    let mut text = match name {
-        "run" => "run: the top level of a configuration\n\n".to_string(),
-        "metrics" => "metrics: a line of metrics.jsonl\n\n".to_string(),
-        name => format!("[{name}]\n\n"),
-    };
+    let mut text = format!("{title}\n\n");
     write_fields(&mut text, &schema, &schema, &defaults, "");
     emit(&text)
 }
@@ -114,34 +105,21 @@ fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
 /// A type in words: `integer`, `"fixed" | "shuffled"`, `list of number`.
 fn type_name(root: &Value, schema: &Value) -> String {
     let schema = resolve(root, schema);
-    for key in ["anyOf", "oneOf"] {
-        if let Some(choices) = schema.get(key).and_then(Value::as_array) {
-            let names: Vec<String> =
-                choices.iter().map(|choice| type_name(root, choice)).filter(|name| name != "null").collect();
-            return names.join(" | ");
-        }
-    }
-    if let Some(value) = schema.get("const") {
-        return value.to_string();
-    }
-    if let Some(values) = schema.get("enum").and_then(Value::as_array) {
-        return values.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
-    }
-    let of = |name: &str| match name {
-        "array" => {
+    let list = |key: &str| schema.get(key).and_then(Value::as_array);
+    let of = |name: &Value| match name.as_str() {
+        Some("array") => {
             format!("list of {}", schema.get("items").map_or("anything".into(), |s| type_name(root, s)))
         }
-        name => name.to_string(),
+        name => name.unwrap_or("anything").into(),
     };
-    match schema.get("type") {
-        Some(Value::String(name)) => of(name),
-        Some(Value::Array(names)) => names
-            .iter()
-            .filter_map(Value::as_str)
-            .filter(|name| *name != "null")
-            .map(of)
-            .collect::<Vec<_>>()
-            .join(" | "),
-        _ => "anything".into(),
-    }
+    let names: Vec<String> = if let Some(choices) = list("anyOf").or_else(|| list("oneOf")) {
+        choices.iter().map(|choice| type_name(root, choice)).collect()
+    } else if let Some(values) = list("enum") {
+        values.iter().map(Value::to_string).collect()
+    } else if let Some(names) = list("type") {
+        names.iter().map(of).collect()
+    } else {
+        return schema.get("const").map_or_else(|| of(&schema["type"]), Value::to_string);
+    };
+    names.into_iter().filter(|name| name != "null").collect::<Vec<_>>().join(" | ")
 }

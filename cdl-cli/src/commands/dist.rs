@@ -1,12 +1,14 @@
 //! `cdl dist`: the program that loads plugins, in a folder that works wherever it is moved.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
-use cargo_metadata::{Artifact, CrateType, DependencyKind, Metadata, MetadataCommand, PackageId, TargetKind};
+use cargo_metadata::{
+    Artifact, CrateType, DependencyKind, Metadata, MetadataCommand, NodeDep, PackageId, TargetKind,
+};
 use clap::Args;
 use walkdir::WalkDir;
 
@@ -34,13 +36,13 @@ pub struct DistArgs {
 pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     let source = source_tree()?;
     if let Some(name) = foreign(&args.dir)? {
-        let message = format!(
-            "{}: holds `{name}`, which `cdl dist` did not make and would remove; choose another folder",
-            args.dir.display()
-        );
-        return Err(Failure::mistake(message));
+        let reason = "which `cdl dist` did not make and would remove; choose another folder";
+        return Err(Failure::mistake(format!("{}: holds `{name}`, {reason}", args.dir.display())));
     }
-    let artifacts = build(&source)?;
+    let mut build = cargo();
+    build.args(["build", "--release", "-p", "cdl-dynamic", "--message-format=json-render-diagnostics"]);
+    let artifacts = artifacts(build.current_dir(&source))?
+        .ok_or_else(|| Failure::working("cargo could not build the program".into()))?;
     let metadata = MetadataCommand::new()
         .manifest_path(source.join("Cargo.toml"))
         .exec()
@@ -82,20 +84,8 @@ fn foreign(dir: &Path) -> Result<Option<String>, Failure> {
 fn source_tree() -> Result<PathBuf, Failure> {
     let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
     let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
-    tree.map(Path::to_path_buf).ok_or_else(|| {
-        Failure::mistake(format!(
-            "{}: is not in the source tree of cdl, from which `cdl dist` builds",
-            here.display()
-        ))
-    })
-}
-
-/// Builds, and tells what cargo made or found made.
-fn build(source: &Path) -> Result<Vec<Artifact>, Failure> {
-    let arguments = ["build", "--release", "-p", "cdl-dynamic"];
-    let mut cargo = cargo();
-    cargo.args(arguments).arg("--message-format=json-render-diagnostics").current_dir(source);
-    artifacts(&mut cargo)?.ok_or_else(|| Failure::working("cargo could not build the program".into()))
+    let reason = "is not in the source tree of cdl, from which `cdl dist` builds";
+    tree.map(Path::to_path_buf).ok_or_else(|| Failure::mistake(format!("{}: {reason}", here.display())))
 }
 
 /// Copies everything into `root`.
@@ -122,17 +112,12 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
         }
     }
 
-    let by_package: HashMap<&PackageId, Vec<&Artifact>> =
-        artifacts.iter().fold(HashMap::new(), |mut all, artifact| {
-            all.entry(&artifact.package_id).or_insert_with(Vec::new).push(artifact);
-            all
-        });
     let core = metadata.packages.iter().find(|package| package.name.as_str() == "cdl-core");
     let core = &core.ok_or_else(|| missing("cdl-core"))?.id;
     let mut files = BTreeMap::new();
     for package in below(core, metadata) {
         // What build scripts use as well was made twice: the one for them, without optimisation, does not count.
-        let mut made = by_package.get(package).cloned().unwrap_or_default();
+        let mut made: Vec<_> = artifacts.iter().filter(|made| made.package_id == *package).collect();
         made.sort_by_key(|artifact| artifact.profile.opt_level != "0");
         for artifact in made {
             if let Some(file) = metadata_file(artifact) {
@@ -146,12 +131,8 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
         (package.id == *core || direct(core, metadata).contains(&package.id))
             .then(|| (package.name.to_string(), Shared { version, features, has_default, file }))
     });
-    let index = Sdk {
-        compiler: rustc(&["-vV"], source)?,
-        shared_library,
-        crates: named.collect(),
-        folder: PathBuf::new(),
-    };
+    let (compiler, crates) = (rustc(&["-vV"], source)?, named.collect());
+    let index = Sdk { compiler, shared_library, crates, folder: PathBuf::new() };
     let text = serde_json::to_vec_pretty(&index).map_err(|e| Failure::working(e.to_string()))?;
     fs::write(sdk.join(INDEX), text).map_err(io(&sdk))?;
     for name in COPIED {
@@ -164,12 +145,11 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
 fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     let with = |extension: &str| artifact.filenames.iter().find(|file| file.extension() == Some(extension));
     let macros = artifact.target.kind.contains(&TargetKind::ProcMacro);
-    let library =
-        artifact.target.crate_types.iter().any(|kind| matches!(kind, CrateType::Lib | CrateType::RLib));
-    let file = match (macros, library) {
-        (true, _) => artifact.filenames.first(),
-        (false, true) => with("rmeta").or_else(|| with("rlib")),
-        (false, false) => None,
+    let library = |kind: &CrateType| matches!(kind, CrateType::Lib | CrateType::RLib);
+    let file = match macros {
+        true => artifact.filenames.first(),
+        false if artifact.target.crate_types.iter().any(library) => with("rmeta").or_else(|| with("rlib")),
+        false => None,
     };
     file.map(|file| file.as_std_path())
 }
@@ -177,12 +157,8 @@ fn metadata_file(artifact: &Artifact) -> Option<&Path> {
 /// Packages that `package` links.
 fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
     let node = metadata.resolve.as_ref().and_then(|all| all.nodes.iter().find(|node| node.id == *package));
-    let normal = |dependency: &&'a cargo_metadata::NodeDep| {
-        dependency.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal)
-    };
-    node.into_iter()
-        .flat_map(|node| node.deps.iter().filter(normal).map(|dependency| &dependency.pkg))
-        .collect()
+    let normal = |node: &&NodeDep| node.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
+    node.into_iter().flat_map(|node| &node.deps).filter(normal).map(|dependency| &dependency.pkg).collect()
 }
 
 /// `package` and everything below it, but for what procedural macros link: they are whole.

@@ -11,7 +11,7 @@ use cdl_core::{
         directory::{Results, check_same, read_model, read_prompt_use, read_results},
     },
     train::{Accuracies, Tester},
-    traits::{Role, Task},
+    traits::Task,
 };
 use clap::Args;
 
@@ -69,29 +69,19 @@ pub fn restored(
 /// Loads the models of a run and tests them on every task that they have seen.
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let Restored { experiment, task, results, .. } = restored("eval", &args.run_dir, args.task, &args.sets)?;
-    let (after, roles) = (task.index + 1, experiment.trainer.settings.roles.clone());
+    let after = task.index + 1;
     let mut accuracies = Accuracies::default();
-    let tested = Tester::default().test(
-        &experiment.trainer,
-        &task,
-        experiment.stream.as_ref(),
-        &mut accuracies,
-        &mut || Ok(()),
-    )?;
+    let (trainer, stream) = (&experiment.trainer, experiment.stream.as_ref());
+    let tested = Tester::default().test(trainer, &task, stream, &mut accuracies, &mut || Ok(()))?;
     let prompts = read_prompt_use(&args.run_dir, task.index)?;
     let mut text = String::new();
-    for role in roles {
-        let recorded = match role {
-            Role::Teacher => &results.teacher,
-            Role::Student => &results.student,
-        };
+    for &role in &trainer.settings.roles {
         let row = accuracies.of(role).rows().last().cloned().unwrap_or_default();
         let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
         let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
-        text +=
-            &format!("{} after task {after}: {} %, average {mean:.2} %\n", role.as_str(), cells.join(" "));
-        let recorded = recorded.as_ref().and_then(|summary| summary.accuracy_matrix.rows().get(after - 1));
-        match recorded {
+        let (name, cells) = (role.as_str(), cells.join(" "));
+        text += &format!("{name} after task {after}: {cells} %, average {mean:.2} %\n");
+        match results.of(role).and_then(|summary| summary.accuracy_matrix.rows().get(after - 1)) {
             Some(recorded) if *recorded == row => text += "  as recorded by the run\n",
             Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
             None => {}

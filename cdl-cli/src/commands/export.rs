@@ -61,15 +61,11 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
         let model = Predictor::load_on(folder, &experiment.device)?;
         let (frozen, trained) = model.weight_bytes()?;
         // Told at once: it is there whatever becomes of the next.
+        let (role, after, tasks) = (role.as_str(), task.index + 1, experiment.stream.tasks().len());
+        let (classes, folder) = (model.classes().len(), folder.display());
+        let [frozen, trained] = [frozen, trained].map(|bytes| bytes as f64 / 1e6);
         emit(&format!(
-            "{} after task {} of {}, {} classes: {} ({:.1} MB frozen, {:.1} MB trained)\n",
-            role.as_str(),
-            task.index + 1,
-            experiment.stream.tasks().len(),
-            model.classes().len(),
-            folder.display(),
-            frozen as f64 / 1e6,
-            trained as f64 / 1e6,
+            "{role} after task {after} of {tasks}, {classes} classes: {folder} ({frozen:.1} MB frozen, {trained:.1} MB trained)\n"
         ))?;
     }
     Ok(())
@@ -80,15 +76,12 @@ fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
     for (option, folder) in [("--student", &args.student), ("--teacher", &args.teacher)] {
         folder.as_ref().map_or(Ok(()), |folder| output_place::folder(option, folder))?;
     }
-    let [student, teacher] =
-        [&args.student, &args.teacher].map(|folder| folder.as_deref().map(output_place::resolved));
-    match student.zip(teacher) {
-        Some((student, teacher)) if student.starts_with(&teacher) || teacher.starts_with(&student) => {
-            let (student, teacher) = (student.display(), teacher.display());
-            let reason =
-                format!("--teacher {teacher}: expected a folder apart from that of --student, {student}");
-            Err(Failure::mistake(reason))
-        }
-        _ => Ok(()),
+    let (Some(student), Some(teacher)) = (&args.student, &args.teacher) else { return Ok(()) };
+    let [student, teacher] = [student, teacher].map(|folder| output_place::resolved(folder));
+    if !student.starts_with(&teacher) && !teacher.starts_with(&student) {
+        return Ok(());
     }
+    let (student, teacher) = (student.display(), teacher.display());
+    let expected = "expected a folder apart from that of --student";
+    Err(Failure::mistake(format!("--teacher {teacher}: {expected}, {student}")))
 }

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    error::Error,
     run::export::{Prediction, Predictor, Seen},
     system::device::{self, Precision},
     transform,
@@ -47,7 +46,6 @@ pub struct PredictArgs {
     device: String,
 }
 
-/// Format of predictions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     /// A line for each image.
@@ -72,16 +70,18 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     let batch_size = batch_size(&model, "--batch-size", args.batch_size)?;
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
     let width = names.iter().map(|name| on_a_line(name).chars().count()).max().unwrap_or_default();
-    let spinner = Spinner::new(log, "images");
+    let spinner = Spinner::new(log, "{pos} images");
     let mut unread = 0;
     for (files, names) in files.chunks(batch_size).zip(names.chunks(batch_size)) {
-        let (images, read) = read(&model, files, &|| spinner.one());
+        let read = read(&model, files, &|| spinner.one());
+        let errors: Vec<Option<String>> = read.iter().map(|image| image.as_ref().err().cloned()).collect();
+        let images: Vec<Seen> = read.into_iter().flatten().collect();
         let mut answers = model.predict_seen(&images, args.top as usize)?.into_iter();
         let mut text = String::new();
-        for (name, read) in names.iter().zip(read) {
-            let answer = match read {
-                Ok(()) => answers.next().unwrap_or_default(),
-                Err(error) => {
+        for (name, error) in names.iter().zip(errors) {
+            let answer = match error {
+                None => answers.next().unwrap_or_default(),
+                Some(error) => {
                     tracing::warn!("{}", on_a_line(&error));
                     unread += 1;
                     if args.format == Format::Json {
@@ -104,28 +104,15 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     }
 }
 
-/// The images of a batch that can be read, and of each file whether it could be. Of an image nothing is kept but what the
-/// network sees: files may be a thousand times larger.
-fn read(
-    model: &Predictor,
-    files: &[PathBuf],
-    seen: &(dyn Fn() + Sync),
-) -> (Vec<Seen>, Vec<Result<(), String>>) {
+/// Reads the images of a batch. Nothing of an image is kept but what the network sees: files may be a thousand times larger.
+fn read(model: &Predictor, files: &[PathBuf], seen: &(dyn Fn() + Sync)) -> Vec<Result<Seen, String>> {
     let way = &model.description().transform;
-    let read: Vec<Result<Seen, Error>> = files
-        .par_iter()
-        .map(|file| {
-            let image = transform::open(file).map(|image| Seen::of(&image, way));
-            seen();
-            image
-        })
-        .collect();
-    let mut images = Vec::new();
-    let read = read
-        .into_iter()
-        .map(|image| image.map(|image| images.push(image)).map_err(|e| e.to_string()))
-        .collect();
-    (images, read)
+    let read = |file: &PathBuf| {
+        let image = transform::open(file).map(|image| Seen::of(&image, way));
+        seen();
+        image.map_err(|e| e.to_string())
+    };
+    files.par_iter().map(read).collect()
 }
 
 /// The files that are named, and those in folders that are named, sorted there.

@@ -5,11 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{error::Error, system::atomic::write_atomic};
+use cdl_core::system::atomic::write_atomic;
 use clap::{Args, ValueEnum};
 
 use crate::{
-    failure::Failure,
+    failure::{Failure, io},
     output_place,
     report::{
         cost_section::cost_csv,
@@ -120,7 +120,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     let mut told = String::new();
     for (file, bytes) in [(out, page)].into_iter().chain(files) {
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
+            fs::create_dir_all(folder).map_err(io(folder))?;
         }
         write_atomic(&file, &bytes)?;
         told += &format!("{}\n", file.display());

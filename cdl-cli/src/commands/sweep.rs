@@ -85,7 +85,6 @@ pub struct SweepArgs {
     cell: Option<String>,
 }
 
-/// Batch systems that can run cells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Emit {
     /// A job array of Slurm
@@ -163,14 +162,8 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
             "expected --vary, --vary-file, --seeds, --orders or --repeat; one run is made by cdl run";
         return Err(Failure::mistake(format!("nothing is varied: {expected}")));
     }
-    let mut plan = Plan {
-        configs: args.configs.clone(),
-        sets: args.sets.clone(),
-        baseline: args.baseline.clone(),
-        jobs: args.jobs.unwrap_or(1),
-        vary,
-        repeat,
-    };
+    let (configs, sets, baseline) = (args.configs.clone(), args.sets.clone(), args.baseline.clone());
+    let mut plan = Plan { configs, sets, baseline, jobs: args.jobs.unwrap_or(1), vary, repeat };
     let cells = plan.resolve()?;
     let folder = match &args.out {
         Some(folder) => {
@@ -180,10 +173,8 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
         None => plan.default_folder()?,
     };
     // Of a sweep that was killed before its plan was written, there is a lock at most.
-    let visible = |entry: std::io::Result<fs::DirEntry>| {
-        entry.is_ok_and(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-    };
-    let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.into_iter().any(visible));
+    let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
+    let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(visible));
     if occupied && !is_sweep(&folder) {
         let reason = "holds something that is not a sweep; choose another --out";
         return Err(Failure::mistake(format!("{}: {reason}", folder.display())));
@@ -191,7 +182,8 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {
-        plan.continues(Plan::read(&folder)?, &folder, &args.baseline, args.jobs)?;
+        plan.continues(Plan::read(&folder)?, &folder)?;
+        plan.settle(&args.baseline, args.jobs)?;
     }
     plan.write(&folder, &cells)?;
     Ok((Sweep::read(&folder)?, lock))
@@ -203,36 +195,22 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
     let mut states = cell_states::look(sweep)?;
     cell_states::write(sweep, &states)?;
     let threads = (rayon::current_num_threads() / sweep.plan.jobs).max(1);
-    let folder = sweep.folder.display();
-    tracing::info!(
-        "{} cells in {folder}, {} at once with {threads} thread(s) each",
-        sweep.cells.len(),
-        sweep.plan.jobs
-    );
+    let (folder, cells, jobs) = (sweep.folder.display(), sweep.cells.len(), sweep.plan.jobs);
+    tracing::info!("{cells} cells in {folder}, {jobs} at once with {threads} thread(s) each");
     pool::run(sweep, &mut states, threads, &signals)?;
     let done = states.iter().filter(|state| **state == State::Done).count();
     if let Some((signal, code)) = signals.asked() {
-        let message = format!(
-            "stopped by {signal}: {done} of {} cells are done, those at work were saved; go on with: cdl resume {}",
-            states.len(),
-            shell(&sweep.folder)
-        );
-        return Err(Failure { message, code });
+        let again = format!("go on with: cdl resume {}", shell(&sweep.folder));
+        let done = format!("{done} of {cells} cells are done, those at work were saved");
+        return Err(Failure { message: format!("stopped by {signal}: {done}; {again}"), code });
     }
     collect(sweep, &states)?;
-    let word = |state: &State| match state {
-        State::Done => None,
-        State::Running => Some("another process is at it".to_string()),
-        State::Waiting | State::Stopped => Some("saved and stopped".into()),
-        State::Failed { reason } | State::Unreadable { reason } => Some(reason.clone()),
-    };
-    let left = sweep.cells.iter().zip(&states);
-    let left: Vec<String> =
-        left.filter_map(|(cell, state)| Some(format!("\n  {}: {}", cell.name, word(state)?))).collect();
-    match cell_states::what_is_left(&sweep.folder, &states) {
-        None => Ok(()),
-        Some(head) => Err(Failure::working(head + &left.concat())),
+    let Some(mut left) = cell_states::what_is_left(&sweep.folder, &states) else { return Ok(()) };
+    for (cell, state) in sweep.cells.iter().zip(&states).filter(|(_, state)| **state != State::Done) {
+        let other = if *state == State::Running { "another process is at it" } else { "saved and stopped" };
+        left += &format!("\n  {}: {}", cell.name, state.reason().unwrap_or(other));
     }
+    Err(Failure::working(left))
 }
 
 /// Writes tables, figure and page of all cells that are done.
@@ -254,8 +232,6 @@ fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     let figure = sweep_page::figure(&summary);
     place("accuracy.svg", &figure.standalone())?;
     place("sweep.html", &sweep_page::page(sweep, &summary, states, &figure))?;
-    emit(
-        &(sweep_tables::text(&summary)
-            + &format!("tables, figure and page are in {}\n", sweep.folder.display())),
-    )
+    let end = format!("tables, figure and page are in {}\n", sweep.folder.display());
+    emit(&(sweep_tables::text(&summary) + &end))
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{
     own_results::Ours,
-    published::{Published, Subject},
+    published::{Published, Subject, number},
 };
 
 /// Number of nearest subjects that can be read at a glance.
@@ -58,8 +58,8 @@ pub fn beside(ours: Ours, table: &Published) -> Comparison {
     let mut settings_that_differ: Vec<Difference> = Vec::new();
     for row in rows {
         for (setting, value) in table.settings(row, ours.role) {
-            let own = ours.value(setting.get("key"));
-            let (what, key) = (setting.get("what").to_string(), setting.get("key").to_string());
+            let (what, key) = (setting["what"].clone(), setting["key"].clone());
+            let own = ours.value(&key);
             let published_is_known = value.is_some();
             let published = value.unwrap_or_default();
             // Rows of several versions were made with the same settings.
@@ -71,18 +71,16 @@ pub fn beside(ours: Ours, table: &Published) -> Comparison {
                 settings_that_differ.push(Difference { what, key, ours: own, published, published_is_known });
             }
         }
-        let (version, method) = (row.get("version").to_string(), row.get("kd").to_string());
+        let (version, method) = (row["version"].clone(), row["kd"].clone());
         notes.extend(table.note(row).map(|note| format!("{version}, {method}: {note}")));
-        let (average_accuracy, forgetting) = (row.number("acc"), row.number("forget"));
-        let average_accuracy_difference = ours.average_accuracy.mean - average_accuracy;
-        let forgetting_difference = ours.forgetting.mean - forgetting;
+        let (average_accuracy, forgetting) = (number(row, "acc"), number(row, "forget"));
         published.push(Beside {
             version,
             method,
             average_accuracy,
             forgetting,
-            average_accuracy_difference,
-            forgetting_difference,
+            average_accuracy_difference: ours.average_accuracy.mean - average_accuracy,
+            forgetting_difference: ours.forgetting.mean - forgetting,
         });
     }
     Comparison { ours, published, settings_that_differ, notes, nearest }

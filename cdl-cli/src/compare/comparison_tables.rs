@@ -7,14 +7,8 @@ use super::{
 use crate::{
     failure::Failure,
     report::table_formats::{self, markdown, markdown_safe},
-    sweep::statistics::Spread,
     terminal::columns,
 };
-
-/// Mean with its deviation, where there are several runs.
-fn figure(spread: &Spread) -> String {
-    format!("{:.2}{}", spread.mean, spread.deviation_text())
-}
 
 impl Difference {
     fn published(&self) -> String {
@@ -63,7 +57,7 @@ pub fn people(comparisons: &[Comparison], published: &Published, in_markdown: bo
         };
         let none = String::new;
         let mut figures =
-            vec![vec![runs, figure(&ours.average_accuracy), none(), figure(&ours.forgetting), none()]];
+            vec![vec![runs, ours.average_accuracy.text(), none(), ours.forgetting.text(), none()]];
         figures.extend(rows.iter().map(|row| {
             vec![
                 format!("{}, {}", row.version, row.method),

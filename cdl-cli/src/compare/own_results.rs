@@ -35,16 +35,21 @@ pub struct Ours {
 impl Ours {
     /// Value of a published setting: null where the runs have none, all of them where they differ.
     pub fn value(&self, keys: &str) -> Value {
-        let mut values: Vec<Value> = Vec::new();
-        for value in self.made.iter().map(|made| get(made, keys, self.role)) {
-            if !values.contains(&value) {
-                values.push(value);
-            }
+        in_common(self.made.iter().map(|made| get(made, keys, self.role)))
+    }
+}
+
+/// The one value of all runs, or all values in words.
+fn in_common(of_runs: impl Iterator<Item = Value>) -> Value {
+    let mut values: Vec<Value> = Vec::new();
+    for value in of_runs {
+        if !values.contains(&value) {
+            values.push(value);
         }
-        match values.len() {
-            0 | 1 => values.pop().unwrap_or(Value::Null),
-            _ => values.iter().map(shown).collect::<Vec<_>>().join(" and ").into(),
-        }
+    }
+    match &values[..] {
+        [only] => only.clone(),
+        _ => values.iter().map(shown).collect::<Vec<_>>().join(" and ").into(),
     }
 }
 
@@ -141,18 +146,9 @@ mod tests {
 
     #[test]
     fn a_setting_in_which_runs_differ_has_all_their_values() {
-        let made = |epochs: u64| json!({ "epochs": epochs, "seed": 1 });
-        let spread = Spread::of(&[1.0, 2.0, 3.0]).expect("values");
-        let ours = Ours {
-            run: "sweep".into(),
-            role: Role::Student,
-            subject: Subject::default(),
-            average_accuracy: spread,
-            forgetting: spread,
-            made: vec![made(5), made(20), made(5)],
-        };
-        assert_eq!(ours.value("epochs"), "5 and 20");
-        assert_eq!(ours.value("seed"), 1);
-        assert_eq!(ours.value("batch_size"), Value::Null);
+        let of = |values: [Value; 3]| in_common(values.into_iter());
+        assert_eq!(of([5.into(), 20.into(), 5.into()]), "5 and 20");
+        assert_eq!(of([1.into(), 1.into(), 1.into()]), 1);
+        assert_eq!(of([Value::Null, Value::Null, Value::Null]), Value::Null);
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use cdl_core::traits::Role;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::failure::Failure;
@@ -14,27 +14,18 @@ pub const NOTHING: &str = "-";
 const ALONE: &str = "#";
 
 /// Line of a file by column.
-#[derive(Debug, Deserialize)]
-#[serde(transparent)]
-pub struct Line(BTreeMap<String, String>);
+pub type Line = BTreeMap<String, String>;
 
-impl Line {
-    /// Text in a column.
-    pub fn get(&self, column: &str) -> &str {
-        self.0.get(column).map_or("", String::as_str)
-    }
-
-    /// Number in a column.
-    pub fn number(&self, column: &str) -> f64 {
-        self.get(column).parse().unwrap_or(f64::NAN)
-    }
+/// Number in a column.
+pub fn number(row: &Line, column: &str) -> f64 {
+    row[column].parse().unwrap_or(f64::NAN)
 }
 
 /// Names of the parts of a subject.
 pub const PARTS: [&str; 6] = ["dataset", "teacher", "student", "learner", "distiller", "tasks"];
 
 /// Part by part, this program's names of what a result is about.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Subject(pub [String; 6]);
 
 impl Serialize for Subject {
@@ -66,13 +57,11 @@ impl Published {
     }
 
     fn name(&self, column: &str, published: &str) -> Option<&Line> {
-        self.names.iter().find(|name| name.get("column") == column && name.get("published") == published)
+        self.names.iter().find(|name| name["column"] == column && name["published"] == published)
     }
 
     fn ours(&self, column: &str, published: &str) -> Option<String> {
-        self.name(column, published)
-            .map(|name| name.get("ours").into())
-            .filter(|ours: &String| !ours.is_empty())
+        self.name(column, published).map(|name| name["ours"].clone()).filter(|ours| !ours.is_empty())
     }
 
     /// Distiller of a network that learns alone.
@@ -82,26 +71,19 @@ impl Published {
 
     /// The table's name of a network, where it has one.
     pub fn network<'a>(&'a self, ours: &'a str) -> &'a str {
-        let name = self.names.iter().find(|name| name.get("column") == "network" && name.get("ours") == ours);
-        name.map_or(ours, |name| name.get("published"))
+        let name = self.names.iter().find(|name| name["column"] == "network" && name["ours"] == ours);
+        name.map_or(ours, |name| name["published"].as_str())
     }
 
     /// Subject of a row; `None` where something in it is not implemented.
     pub fn subject(&self, row: &Line) -> Option<Subject> {
-        let teacher = match row.get("teacher") {
+        let teacher = match row["teacher"].as_str() {
             ALONE => NOTHING.to_string(),
             teacher => self.ours("network", teacher)?,
         };
-        let ours = |column: &str| self.ours(column, row.get(column));
-        let student = self.ours("network", row.get("student"))?;
-        Some(Subject([
-            ours("dataset")?,
-            teacher,
-            student,
-            ours("learner")?,
-            ours("kd")?,
-            row.get("tasks").into(),
-        ]))
+        let ours = |column: &str| self.ours(column, &row[column]);
+        let (dataset, student) = (ours("dataset")?, self.ours("network", &row["student"])?);
+        Some(Subject([dataset, teacher, student, ours("learner")?, ours("kd")?, row["tasks"].clone()]))
     }
 
     /// Rows about `subject`, the newest version first.
@@ -125,7 +107,7 @@ impl Published {
 
     /// Note about a row's name for the method.
     pub fn note(&self, row: &Line) -> Option<&str> {
-        self.name("kd", row.get("kd")).map(|name| name.get("note")).filter(|note| !note.is_empty())
+        self.name("kd", &row["kd"]).map(|name| name["note"].as_str()).filter(|note| !note.is_empty())
     }
 
     /// Settings that a row was made with, as far as they concern the network `role` of a run. `None` is a value that is not
@@ -136,13 +118,13 @@ impl Published {
         role: Role,
     ) -> impl Iterator<Item = (&'a Line, Option<Value>)> {
         let concerns = move |setting: &&Line| {
-            let (column, published) = (setting.get("column"), setting.get("published"));
-            let value = row.get(column);
-            let of_row = column == "*" || published == value || (published == "*" && value != ALONE);
-            of_row && ["*", role.as_str()].contains(&setting.get("of"))
+            let (column, published) = (setting["column"].as_str(), &setting["published"]);
+            let of_row =
+                column == "*" || row[column] == *published || (published == "*" && row[column] != ALONE);
+            of_row && ["*", role.as_str()].contains(&setting["of"].as_str())
         };
         self.settings.iter().filter(concerns).map(|setting| {
-            let value = match setting.get("value") {
+            let value = match setting["value"].as_str() {
                 "?" => None,
                 NOTHING => Some(Value::Null),
                 value => Some(serde_json::from_str(value).unwrap_or_else(|_| value.into())),
@@ -175,29 +157,25 @@ mod tests {
         assert_eq!(published.rows.len(), 310);
         for row in &published.rows {
             for column in ["dataset", "learner", "kd"] {
-                assert!(published.name(column, row.get(column)).is_some(), "{column} {row:?}");
+                assert!(published.name(column, &row[column]).is_some(), "{column} {row:?}");
             }
-            for network in [row.get("teacher"), row.get("student")].into_iter().filter(|name| *name != ALONE)
-            {
+            for network in [&row["teacher"], &row["student"]].into_iter().filter(|name| *name != ALONE) {
                 assert!(published.ours("network", network).is_some(), "{network}");
             }
             for number in ["acc", "forget", "tasks"] {
-                assert!(row.number(number).is_finite(), "{number} {row:?}");
+                assert!(super::number(row, number).is_finite(), "{number} {row:?}");
             }
-            assert!(!row.get("version").is_empty());
+            assert!(!row["version"].is_empty());
             // What cannot be reached says why.
             if published.subject(row).is_none() {
                 assert!(published.note(row).is_some_and(|note| note.contains("not implemented")), "{row:?}");
             }
         }
         for setting in &published.settings {
-            let used = published.rows.iter().any(|row| {
-                [Role::Student, Role::Teacher]
-                    .into_iter()
-                    .any(|role| published.settings(row, role).any(|(other, _)| std::ptr::eq(other, setting)))
-            });
-            assert!(used && !setting.get("key").is_empty() && !setting.get("what").is_empty(), "{setting:?}");
-            let value = setting.get("value");
+            let of = |row, role| published.settings(row, role).any(|(other, _)| std::ptr::eq(other, setting));
+            let used = published.rows.iter().any(|row| of(row, Role::Student) || of(row, Role::Teacher));
+            assert!(used && !setting["key"].is_empty() && !setting["what"].is_empty(), "{setting:?}");
+            let value = setting["value"].as_str();
             let whole = ["?", NOTHING].contains(&value) || serde_json::from_str::<Value>(value).is_ok();
             assert!(whole, "{setting:?}");
         }
@@ -211,7 +189,7 @@ mod tests {
         let [dataset, teacher, student, _, _, tasks] = &subject.0;
         assert_eq!([dataset, teacher, student, tasks], ["cifar100", "768x12", "384x12", "10"]);
         let rows = published.rows(&subject);
-        let versions: Vec<_> = rows.iter().map(|row| (row.get("version"), row.number("acc"))).collect();
+        let versions: Vec<_> = rows.iter().map(|row| (row["version"].as_str(), number(row, "acc"))).collect();
         assert_eq!(versions, [("D-CDL(site 2026)", 83.03), ("v3 KDP 2025-03", 83.03), ("v2 2024-12", 82.39)]);
         let alone = published.subject(row(0)).expect("implemented");
         assert_eq!((&alone.0[1], &alone.0[4]), (&NOTHING.to_string(), &published.alone()));

@@ -10,11 +10,13 @@ use std::{
     process::Command,
 };
 
-use cargo_metadata::{Dependency, DependencyKind, MetadataCommand, Package, Target, TargetKind};
+use cargo_metadata::{
+    Dependency, DependencyKind, MetadataCommand, Package, Target, TargetKind, camino::Utf8Path,
+};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::sdk::{SHARED_CRATE, Sdk};
+use super::sdk::{SHARED_CRATE, Sdk, Shared};
 use crate::{
     failure::{Failure, io},
     terminal::emit,
@@ -43,52 +45,44 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
         args.dir.canonicalize().map_err(|e| Failure::mistake(format!("{}: {e}", args.dir.display())))?;
     let found = rustc(&["-vV"], &dir)?;
     if found != sdk.compiler {
+        let [made, here] = [&sdk.compiler, &found].map(|text| text.lines().next().unwrap_or_default());
         return Err(Failure::mistake(format!(
-            "plugins of this `cdl` have to be built with {}, which made it; here is {}. Install that one with rustup, \
-             and choose it by `rustup override` or RUSTC",
-            first(&sdk.compiler),
-            first(&found)
+            "plugins of this `cdl` have to be built with {made}, which made it; here is {here}. Install that one with \
+             rustup, and choose it by `rustup override` or RUSTC"
         )));
     }
     let package = package(&dir)?;
-    let library = package
-        .targets
-        .iter()
-        .find(|target| target.kind.iter().any(|kind| matches!(kind, TargetKind::Lib | TargetKind::RLib)))
-        .ok_or_else(|| {
-            Failure::mistake(format!("{}: the crate has no library (src/lib.rs)", package.manifest_path))
-        })?;
+    let place = &package.manifest_path;
+    let is_library = |kind: &TargetKind| matches!(kind, TargetKind::Lib | TargetKind::RLib);
+    let library = package.targets.iter().find(|target| target.kind.iter().any(is_library));
+    let library =
+        library.ok_or_else(|| Failure::mistake(format!("{place}: the crate has no library (src/lib.rs)")))?;
     let (shared, own): (Vec<&Dependency>, Vec<&Dependency>) = package
         .dependencies
         .iter()
         .filter(|dependency| dependency.kind == DependencyKind::Normal)
         .partition(|dependency| sdk.crates.contains_key(&dependency.name));
     for dependency in &shared {
-        fits(dependency, &sdk, &package)?;
+        fits(dependency, &sdk.crates[&dependency.name], place)?;
     }
     if !shared.iter().any(|dependency| dependency.name == "cdl-core") {
         return Err(Failure::mistake(format!(
-            "{}: does not depend on cdl-core, whose traits a plugin implements",
-            package.manifest_path
+            "{place}: does not depend on cdl-core, whose traits a plugin implements"
         )));
     }
 
     let target = dir.join("target").join("cdl");
     let work = target.join("build");
     fs::create_dir_all(&work).map_err(io(&work))?;
-    let names: Vec<String> = shared.iter().map(|dependency| name_in_source(dependency)).collect();
-    let externs = sdk.externs(shared.iter().map(|d| d.name.as_str()).zip(names.iter().map(String::as_str)));
+    let externs = sdk.externs(shared.iter().map(|d| (d.name.as_str(), key(d).replace('-', "_"))));
+    let name = library.name.replace('-', "_");
+    let plugin = Plugin { package: &package, library, name, externs, work };
     let script = package.targets.iter().find(|target| target.kind.contains(&TargetKind::CustomBuild));
-    let compiled = match own.is_empty() && script.is_none() {
-        true => Compiled { library: compile(&dir, &package, library, &externs, &work)?, dependencies: None },
-        false => compile_with_cargo(&package, library, script, &own, &externs, &work)?,
+    let library = match own.is_empty() && script.is_none() {
+        true => plugin.compile(&dir)?,
+        false => plugin.compile_with_cargo(script, &own)?,
     };
-    let file = link(&sdk, &package, library, &compiled, &work, &target)?;
-    emit(&format!("{}\n", file.display()))
-}
-
-fn first(text: &str) -> &str {
-    text.lines().next().unwrap_or_default()
+    emit(&format!("{}\n", plugin.link(&sdk, &library, &target)?.display()))
 }
 
 /// The crate in `dir`, as cargo reads its manifest.
@@ -107,75 +101,165 @@ fn package(dir: &Path) -> Result<Package, Failure> {
     })
 }
 
-/// Refuses a dependency if the program's version of that crate does not match it, or lacks features that it requests.
-fn fits(dependency: &Dependency, sdk: &Sdk, package: &Package) -> Result<(), Failure> {
-    let Some(shared) = sdk.crates.get(&dependency.name) else { return Ok(()) };
-    let place = &package.manifest_path;
-    if !dependency.req.matches(&shared.version) {
+/// Refuses a dependency of the crate in `place` if the program's version of it does not match, or lacks features that are
+/// requested.
+fn fits(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<(), Failure> {
+    let Dependency { name, req, .. } = dependency;
+    if !req.matches(&shared.version) {
         return Err(Failure::mistake(format!(
-            "{place}: asks for {} {}, and this program, with which a plugin shares it, has {}",
-            dependency.name, dependency.req, shared.version
+            "{place}: asks for {name} {req}, and this program, with which a plugin shares it, has {}",
+            shared.version
         )));
     }
-    let default = dependency.uses_default_features.then(|| "default".to_string());
     // A crate without a feature called `default` has none to turn on.
-    let default = default.filter(|_| shared.has_default);
+    let default = (dependency.uses_default_features && shared.has_default).then(|| "default".to_string());
     let missing: Vec<String> =
         dependency.features.iter().cloned().chain(default).filter(|f| !shared.features.contains(f)).collect();
     match missing.is_empty() {
         true => Ok(()),
         false => Err(Failure::mistake(format!(
-            "{place}: asks for {} with the features {}, and this program, with which a plugin shares it, has it with {}",
-            dependency.name,
+            "{place}: asks for {name} with the features {}, and this program, with which a plugin shares it, has it with {}",
             missing.join(", "),
             if shared.features.is_empty() { "none".into() } else { shared.features.join(", ") },
         ))),
     }
 }
 
-/// Name of a library in Rust.
-fn name_of(library: &Target) -> String {
-    library.name.replace('-', "_")
+/// Name of a dependency in a manifest.
+fn key(dependency: &Dependency) -> &String {
+    dependency.rename.as_ref().unwrap_or(&dependency.name)
 }
 
-/// Name of a dependency in Rust.
-fn name_in_source(dependency: &Dependency) -> String {
-    dependency.rename.as_ref().unwrap_or(&dependency.name).replace('-', "_")
+/// A crate that becomes a plugin.
+struct Plugin<'a> {
+    package: &'a Package,
+    library: &'a Target,
+    /// Name of the library in Rust.
+    name: String,
+    /// Options of the compiler that make the program's crates known.
+    externs: Vec<String>,
+    /// Folder of what is made on the way.
+    work: PathBuf,
 }
 
-/// The crate as a Rust library.
-struct Compiled {
-    library: PathBuf,
-    /// Folder of the crates that were compiled for it.
-    dependencies: Option<PathBuf>,
-}
-
-/// Compiles a crate that needs nothing but what the program has.
-fn compile(
-    dir: &Path,
-    package: &Package,
-    library: &Target,
-    externs: &[String],
-    work: &Path,
-) -> Result<PathBuf, Failure> {
-    let name = name_of(library);
-    let mut command = compiler(dir);
-    command
-        .args(["--crate-name", &name, "--edition", package.edition.as_str(), "--crate-type", "rlib"])
-        .args(["-C", "opt-level=3", "-C", &format!("metadata=cdl-plugin-{}", package.version)])
-        .arg("--out-dir")
-        .arg(work)
-        .args(externs);
-    for feature in default_features(package) {
-        command.args(["--cfg", &format!("feature=\"{feature}\"")]);
+impl Plugin<'_> {
+    /// Compiles a crate that needs nothing but what the program has, to a Rust library.
+    fn compile(&self, dir: &Path) -> Result<PathBuf, Failure> {
+        let Self { package, library, name, externs, work } = self;
+        let mut command = compiler(dir);
+        command
+            .args(["--crate-name", name, "--edition", package.edition.as_str(), "--crate-type", "rlib"])
+            .args(["-C", "opt-level=3", "-C", &format!("metadata=cdl-plugin-{}", package.version)])
+            .arg("--out-dir")
+            .arg(work)
+            .args(externs);
+        for feature in default_features(package) {
+            command.args(["--cfg", &format!("feature=\"{feature}\"")]);
+        }
+        // As cargo sets them.
+        command
+            .env("CARGO_PKG_NAME", package.name.as_str())
+            .env("CARGO_PKG_VERSION", package.version.to_string());
+        command.env("CARGO_MANIFEST_DIR", dir).env("CARGO_CRATE_NAME", name);
+        run(command.arg(&library.src_path), "the plugin does not compile")?;
+        Ok(work.join(format!("lib{name}.rlib")))
     }
-    // As cargo sets them.
-    command
-        .env("CARGO_PKG_NAME", package.name.as_str())
-        .env("CARGO_PKG_VERSION", package.version.to_string());
-    command.env("CARGO_MANIFEST_DIR", dir).env("CARGO_CRATE_NAME", &name);
-    run(command.arg(&library.src_path), "the plugin does not compile")?;
-    Ok(work.join(format!("lib{name}.rlib")))
+
+    /// Compiles a crate with dependencies of its own or a build script: cargo sees a manifest without the crates that the
+    /// program has, and the compiler gets those by hand.
+    fn compile_with_cargo(&self, script: Option<&Target>, own: &[&Dependency]) -> Result<PathBuf, Failure> {
+        let folder = self.work.join("cargo");
+        let manifest = folder.join("Cargo.toml");
+        let text = toml::to_string(&self.manifest(script, own))
+            .map_err(|e| Failure::working(format!("{}: {e}", manifest.display())))?;
+        fs::create_dir_all(&folder).map_err(io(&folder))?;
+        fs::write(&manifest, text).map_err(io(&folder))?;
+        let lock = self.package.manifest_path.with_file_name("Cargo.lock");
+        if lock.exists() {
+            fs::copy(&lock, folder.join("Cargo.lock")).map_err(io(&folder))?;
+        }
+        let mut cargo = cargo();
+        cargo
+            .args([
+                "rustc",
+                "--release",
+                "--lib",
+                "--message-format=json-render-diagnostics",
+                "--manifest-path",
+            ])
+            .arg(&manifest)
+            .arg("--target-dir")
+            .arg(self.work.join("cargo-target"))
+            .arg("--")
+            .args(&self.externs)
+            // The same crate in the program and in the plugin must be two crates to Rust.
+            .env("RUSTFLAGS", "-Cmetadata=cdl-plugin");
+        let made = artifacts(&mut cargo)?.into_iter().flatten();
+        let own = made.filter(|artifact| artifact.target.src_path == self.library.src_path);
+        let files =
+            own.flat_map(|artifact| artifact.filenames).filter(|file| file.extension() == Some("rlib"));
+        let library = files.map(PathBuf::from).next_back();
+        library.ok_or_else(|| Failure::mistake("the plugin does not compile".into()))
+    }
+
+    /// A manifest for the same sources with the dependencies `own` alone.
+    fn manifest(&self, script: Option<&Target>, own: &[&Dependency]) -> Value {
+        let package = self.package;
+        // Features of the program's crates are on already.
+        let of_own = |name: &str| own.iter().any(|own| key(own) == name);
+        let kept = |implied: &&String| match implied.strip_prefix("dep:") {
+            Some(name) => of_own(name),
+            None => match implied.split_once('/') {
+                Some((name, _)) => of_own(name.trim_end_matches('?')),
+                None => package.features.contains_key(*implied),
+            },
+        };
+        let features = package.features.iter();
+        let features =
+            features.map(|(name, implied)| (name.clone(), implied.iter().filter(kept).cloned().collect()));
+        let mut manifest = json!({
+            "package": { "name": package.name, "version": package.version, "edition": package.edition },
+            "workspace": {},
+            "lib": { "name": self.name, "path": self.library.src_path, "crate-type": ["rlib"] },
+            "features": features.collect::<Map<String, Value>>(),
+        });
+        if let Some(script) = script {
+            manifest["package"]["build"] = json!(script.src_path);
+            for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Build) {
+                add(&mut manifest, "build-dependencies", dependency);
+            }
+        }
+        for dependency in own {
+            add(&mut manifest, "dependencies", dependency);
+        }
+        manifest
+    }
+
+    /// Links the compiled crate behind the lines that make it a plugin.
+    fn link(&self, sdk: &Sdk, library: &Path, target: &Path) -> Result<PathBuf, Failure> {
+        let Self { package, name, work, .. } = self;
+        let root = work.join("plugin.rs");
+        let text = format!(
+            "extern crate {SHARED_CRATE} as _;\nextern crate {name} as _;\ncdl_core::export_plugin!({:?}, \"{}\");\n",
+            package.name.as_str(),
+            package.version
+        );
+        fs::write(&root, text).map_err(io(&root))?;
+        let file = target.join(format!("{name}{}", std::env::consts::DLL_SUFFIX));
+        let mut command = compiler(target);
+        command
+            .args(["--crate-name", &format!("{name}_plugin"), "--edition", "2024"])
+            .args(["--crate-type", "cdylib", "-C", "opt-level=3", "-C", "strip=debuginfo"])
+            .args(sdk.externs([("cdl-core", "cdl_core")]))
+            .args(["--extern", &format!("{SHARED_CRATE}={}", sdk.shared_library().display())])
+            .args(["--extern", &format!("{name}={}", library.display())])
+            // Beside the library are the crates that cargo has compiled for it.
+            .args(["-L", &format!("dependency={}", library.with_file_name("deps").display())])
+            .arg("-o")
+            .arg(&file);
+        run(command.arg(&root), "the plugin cannot be linked")?;
+        Ok(file)
+    }
 }
 
 /// The features of `package` that are on by default.
@@ -188,76 +272,6 @@ fn default_features(package: &Package) -> Vec<String> {
         }
     }
     on
-}
-
-/// Compiles a crate with dependencies of its own or a build script: cargo sees a manifest without the crates that the
-/// program has, and the compiler gets those by hand.
-fn compile_with_cargo(
-    package: &Package,
-    library: &Target,
-    script: Option<&Target>,
-    own: &[&Dependency],
-    externs: &[String],
-    work: &Path,
-) -> Result<Compiled, Failure> {
-    let folder = work.join("cargo");
-    let manifest = folder.join("Cargo.toml");
-    let text = toml::to_string(&manifest_of(package, library, script, own))
-        .map_err(|e| Failure::working(format!("{}: {e}", manifest.display())))?;
-    fs::create_dir_all(&folder).map_err(io(&folder))?;
-    fs::write(&manifest, text).map_err(io(&folder))?;
-    let lock = package.manifest_path.with_file_name("Cargo.lock");
-    if lock.exists() {
-        fs::copy(&lock, folder.join("Cargo.lock")).map_err(io(&folder))?;
-    }
-    let mut cargo = cargo();
-    cargo
-        .args(["rustc", "--release", "--lib", "--message-format=json-render-diagnostics", "--manifest-path"])
-        .arg(&manifest)
-        .arg("--target-dir")
-        .arg(work.join("cargo-target"))
-        .arg("--")
-        .args(externs)
-        // The same crate in the program and in the plugin must be two crates to Rust.
-        .env("RUSTFLAGS", "-Cmetadata=cdl-plugin");
-    let made = artifacts(&mut cargo)?.into_iter().flatten();
-    let own = made.filter(|artifact| artifact.target.src_path == library.src_path);
-    let files = own.flat_map(|artifact| artifact.filenames).filter(|file| file.extension() == Some("rlib"));
-    let library = files.map(PathBuf::from).next_back();
-    let library = library.ok_or_else(|| Failure::mistake("the plugin does not compile".into()))?;
-    Ok(Compiled { dependencies: Some(work.join("cargo-target").join("release").join("deps")), library })
-}
-
-/// A manifest for the same sources with the dependencies `own` alone.
-fn manifest_of(package: &Package, library: &Target, script: Option<&Target>, own: &[&Dependency]) -> Value {
-    // Features of the program's crates are on already.
-    let of_own = |name: &str| own.iter().any(|own| own.rename.as_ref().unwrap_or(&own.name) == name);
-    let kept = |implied: &&String| match implied.strip_prefix("dep:") {
-        Some(name) => of_own(name),
-        None => match implied.split_once('/') {
-            Some((name, _)) => of_own(name.trim_end_matches('?')),
-            None => package.features.contains_key(*implied),
-        },
-    };
-    let features = package.features.iter();
-    let features =
-        features.map(|(name, implied)| (name.clone(), implied.iter().filter(kept).cloned().collect()));
-    let mut manifest = json!({
-        "package": { "name": package.name, "version": package.version, "edition": package.edition },
-        "workspace": {},
-        "lib": { "name": name_of(library), "path": library.src_path, "crate-type": ["rlib"] },
-        "features": features.collect::<Map<String, Value>>(),
-    });
-    if let Some(script) = script {
-        manifest["package"]["build"] = json!(script.src_path);
-        for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Build) {
-            add(&mut manifest, "build-dependencies", dependency);
-        }
-    }
-    for dependency in own {
-        add(&mut manifest, "dependencies", dependency);
-    }
-    manifest
 }
 
 /// Adds a dependency to a section of a manifest.
@@ -285,43 +299,7 @@ fn add(manifest: &mut Value, section: &str, dependency: &Dependency) {
     } else if let Some(registry) = &dependency.registry {
         entry["registry-index"] = json!(registry);
     }
-    section[dependency.rename.as_ref().unwrap_or(&dependency.name)] = entry;
-}
-
-/// Links the compiled crate behind the lines that make it a plugin.
-fn link(
-    sdk: &Sdk,
-    package: &Package,
-    library: &Target,
-    compiled: &Compiled,
-    work: &Path,
-    target: &Path,
-) -> Result<PathBuf, Failure> {
-    let name = name_of(library);
-    let root = work.join("plugin.rs");
-    let text = format!(
-        "extern crate {SHARED_CRATE} as _;\nextern crate {name} as _;\ncdl_core::export_plugin!({:?}, \"{}\");\n",
-        package.name.as_str(),
-        package.version
-    );
-    fs::write(&root, text).map_err(io(&root))?;
-    let file = target.join(format!("{name}{}", std::env::consts::DLL_SUFFIX));
-    let mut command = compiler(target);
-    command
-        .args(["--crate-name", &format!("{name}_plugin"), "--edition", "2024"])
-        .args(["--crate-type", "cdylib", "-C", "opt-level=3", "-C", "strip=debuginfo"])
-        .args(sdk.externs([("cdl-core", "cdl_core")]))
-        .arg("--extern")
-        .arg(format!("{SHARED_CRATE}={}", sdk.shared_library().display()))
-        .arg("--extern")
-        .arg(format!("{name}={}", compiled.library.display()))
-        .arg("-o")
-        .arg(&file);
-    if let Some(dependencies) = &compiled.dependencies {
-        command.arg("-L").arg(format!("dependency={}", dependencies.display()));
-    }
-    run(command.arg(&root), "the plugin cannot be linked")?;
-    Ok(file)
+    section[key(dependency)] = entry;
 }
 
 /// Runs a compiler, which says itself what is wrong.

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -17,6 +17,8 @@ use crate::failure::Failure;
 
 /// Folders in which plugins are looked for, as in `PATH`.
 pub const SEARCH: &str = "CDL_PLUGIN_PATH";
+/// Seconds that a library may take to load.
+const PATIENCE: u64 = 60;
 /// Output of a process that has loaded a library and survived it.
 pub const LOADED: &str = "loaded\n";
 /// Whether this program shares `cdl-core` with plugins.
@@ -62,12 +64,10 @@ pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
         ));
     }
     dynamic::inspect(file)?;
-    if let Some(loaded) =
-        dynamic::loaded().into_iter().find(|loaded| Some(&loaded.file) == file.canonicalize().ok().as_ref())
-    {
-        return Ok(loaded);
+    let place = file.canonicalize().ok();
+    if !dynamic::loaded().iter().any(|loaded| Some(&loaded.file) == place.as_ref()) {
+        probe(file).map_err(fail)?;
     }
-    probe(file).map_err(fail)?;
     Ok(dynamic::load(file)?)
 }
 
@@ -76,37 +76,26 @@ fn probe(file: &Path) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("this program cannot find itself: {e}"))?;
     let mut command = Command::new(program);
     command.args(["--quiet", "plugin", "probe"]).arg(file).env_remove(SEARCH);
-    let output = within(PATIENCE, &mut command)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing was said");
-    let loaded = output.status.success() && output.stdout == LOADED.as_bytes();
-    match output.status.code() {
-        // What is wrong beyond that, this process will find and say itself.
-        Some(2) => Ok(()),
-        _ if loaded => Ok(()),
-        _ => Err(format!("ends the program when it is loaded ({}): {said}", output.status)),
-    }
-}
-
-/// Time that a library may take to load.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Runs `command`, whose words fit into a pipe, and ends it after `limit`.
-fn within(limit: Duration, command: &mut Command) -> Result<Output, String> {
     let failed = |e: std::io::Error| format!("cannot be tried out: {e}");
     let start = Instant::now();
+    // Its words fit into a pipe.
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     while child.try_wait().map_err(failed)?.is_none() {
-        if start.elapsed() > limit {
+        if start.elapsed() > Duration::from_secs(PATIENCE) {
             child.kill().map_err(failed)?;
-            return Err(format!(
-                "was not loaded within {} s: something in it waits or never ends",
-                limit.as_secs()
-            ));
+            return Err(format!("was not loaded within {PATIENCE} s: something in it waits or never ends"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    child.wait_with_output().map_err(failed)
+    let output = child.wait_with_output().map_err(failed)?;
+    let loaded = output.status.success() && output.stdout == LOADED.as_bytes();
+    // Code 2: what is wrong beyond that, this process will find and say itself.
+    if loaded || output.status.code() == Some(2) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing was said");
+    Err(format!("ends the program when it is loaded ({}): {said}", output.status))
 }
 
 /// The libraries in the folders of `CDL_PLUGIN_PATH`, by folder and name.

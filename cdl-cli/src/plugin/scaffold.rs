@@ -1,11 +1,8 @@
 //! `cdl plugin new`: a crate with a method that works, from which to go on.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
-use cdl_core::registry::{Kind, find};
+use cdl_core::registry::{Entry, Kind, find};
 use clap::Args;
 
 use crate::{
@@ -29,30 +26,27 @@ pub struct NewArgs {
     dir: Option<PathBuf>,
 }
 
-/// Method of the kind that is wanted, its name, and the name of its types.
-fn example(kind: Kind) -> (&'static str, &'static str, &'static str) {
+/// Method of the kind that is wanted: source, name, name of its types, section of a configuration that uses it, and further
+/// settings there.
+fn example(kind: Kind) -> [&'static str; 5] {
     macro_rules! example {
-        ($name:literal, $types:literal) => {
-            (include_str!(concat!("../../assets/plugin_examples/", $name, ".rs")), $name, $types)
+        ($name:literal, $types:literal, $section:literal, $more:expr) => {
+            [
+                include_str!(concat!("../../assets/plugin_examples/", $name, ".rs")),
+                $name,
+                $types,
+                $section,
+                $more,
+            ]
         };
     }
+    let transform = "tasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n";
     match kind {
-        Kind::Distiller => example!("token_hint", "TokenHint"),
-        Kind::Learner => example!("shared_prompts", "SharedPrompts"),
-        Kind::Backbone => example!("half_size", "HalfSize"),
-        Kind::Stream => example!("gratings", "Gratings"),
+        Kind::Distiller => example!("token_hint", "TokenHint", "distiller", ""),
+        Kind::Learner => example!("shared_prompts", "SharedPrompts", "learner", ""),
+        Kind::Backbone => example!("half_size", "HalfSize", "student", ""),
+        Kind::Stream => example!("gratings", "Gratings", "stream", transform),
     }
-}
-
-/// Section of a configuration that uses the method.
-fn section(kind: Kind, name: &str) -> String {
-    let (section, more) = match kind {
-        Kind::Distiller => ("distiller", ""),
-        Kind::Learner => ("learner", ""),
-        Kind::Backbone => ("student", ""),
-        Kind::Stream => ("stream", "tasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n"),
-    };
-    format!("[{section}]\nname = \"{name}\"\n{more}")
 }
 
 fn parse_kind(text: &str) -> Result<Kind, String> {
@@ -61,8 +55,7 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
 }
 
 /// Makes the crate and says how to go on.
-pub fn new(args: &NewArgs) -> Result<(), Failure> {
-    let name = &args.name;
+pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !good || TAKEN.split_whitespace().any(|word| word == name) {
@@ -70,25 +63,21 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
             "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
         return Err(Failure::mistake(format!("`{name}`: {expected}")));
     }
-    if let Ok(entry) = find(args.kind, name) {
-        return Err(Failure::mistake(format!(
-            "`{name}`: there is a {} of this name, by {}",
-            entry.build.kind(),
-            entry.origin
-        )));
+    if let Ok(Entry { origin, .. }) = find(*kind, name) {
+        return Err(Failure::mistake(format!("`{name}`: there is a {kind} of this name, by {origin}")));
     }
-    let dir = args.dir.clone().unwrap_or_else(|| name.into());
+    let dir = dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
         return Err(Failure::mistake(format!("{}: is there already", dir.display())));
     }
-    let (source, own, types) = example(args.kind);
+    let [source, own, types, section, more] = example(*kind);
     let source = source.replace(own, name).replace(types, &camel(name));
     let source = source.replace("citation: \"\"", "citation: \"yours\"");
     let library = format!("target/cdl/{name}{}", std::env::consts::DLL_SUFFIX);
     let settings = format!(
-        "# Laid over another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n{}",
+        "# Laid over another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n\
+         [{section}]\nname = \"{name}\"\n{more}",
         dir.join(&library).display().to_string(),
-        section(args.kind, name)
     );
     let files = [
         ("Cargo.toml", cargo_toml(name)),
@@ -97,14 +86,15 @@ pub fn new(args: &NewArgs) -> Result<(), Failure> {
         (".gitignore", "/target\n".into()),
     ];
     for (file, text) in files {
-        write(&dir.join(file), &text)?;
+        let file = dir.join(file);
+        let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&file, text));
+        written.map_err(io(&file))?;
     }
     let dir = dir.display();
     emit(&format!(
         "{dir}: a {kind} that works; change {dir}/src/lib.rs into yours\n  \
          cdl plugin build {dir}\n  cdl plugin check {dir}/{library}\n  \
-         cdl run configs/quickstart.toml {dir}/{name}.toml\n",
-        kind = args.kind,
+         cdl run configs/quickstart.toml {dir}/{name}.toml\n"
     ))
 }
 
@@ -115,14 +105,8 @@ const TAKEN: &str = "abstract alloc as async await become box break cdl_core con
                      use virtual where while yield";
 
 fn camel(name: &str) -> String {
-    let capital = |word: &str| {
-        let mut letters = word.chars();
-        letters
-            .next()
-            .map(|first| first.to_ascii_uppercase().to_string() + letters.as_str())
-            .unwrap_or_default()
-    };
-    name.split('_').map(capital).collect()
+    let capital = |word: &str| word.split_at_checked(1).map(|(first, rest)| first.to_uppercase() + rest);
+    name.split('_').filter_map(capital).collect()
 }
 
 /// The manifest. Versions are those of this program: its crates are what a plugin is built with.
@@ -135,9 +119,4 @@ fn cargo_toml(name: &str) -> String {
          [dependencies]\ncdl-core = \"{version}\"\nschemars = \"1\"\nserde = {{ version = \"1\", features = [\"derive\"] \
          }}\n\n[workspace]\n"
     )
-}
-
-fn write(file: &Path, text: &str) -> Result<(), Failure> {
-    let written = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(file, text));
-    written.map_err(io(file))
 }

@@ -7,10 +7,7 @@
 //! lib/cdl/sdk.json          which of them a plugin may name, with versions and features
 //! ```
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf};
 
 use cargo_metadata::semver::Version;
 use serde::{Deserialize, Serialize};
@@ -53,27 +50,20 @@ pub struct Sdk {
 impl Sdk {
     /// The one beside the running program.
     pub fn find() -> Result<Self, Failure> {
-        let folder = std::env::current_exe()
-            .and_then(|program| program.canonicalize())
-            .ok()
-            .and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)))
-            .filter(|folder| folder.join(INDEX).exists())
-            .ok_or_else(|| {
-                let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
-                Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
-            })?;
-        Self::read(&folder)
-    }
-
-    fn read(folder: &Path) -> Result<Self, Failure> {
+        let program = std::env::current_exe().and_then(|program| program.canonicalize()).ok();
+        let folder = program.and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)));
+        let folder = folder.filter(|folder| folder.join(INDEX).exists()).ok_or_else(|| {
+            let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
+            Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
+        })?;
         let file = folder.join(INDEX);
         let bytes = std::fs::read(&file).map_err(io(&file))?;
         let sdk: Self = serde_json::from_slice(&bytes).map_err(|e| io(&file)(e.into()))?;
-        Ok(Self { folder: folder.into(), ..sdk })
+        Ok(Self { folder, ..sdk })
     }
 
     /// Options for `rustc` that make `packages` (package, name in the source) known.
-    pub fn externs<'a>(&self, packages: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+    pub fn externs<'a, N: Display>(&self, packages: impl IntoIterator<Item = (&'a str, N)>) -> Vec<String> {
         let mut options = vec!["-L".into(), format!("dependency={}", self.folder.display())];
         for (package, name) in packages {
             if let Some(shared) = self.crates.get(package) {

@@ -10,10 +10,8 @@ use super::{
 pub fn after_each_task(runs: &[RecordedRun]) -> Plots {
     let mean = |row: &Vec<f64>| (!row.is_empty()).then(|| row.iter().sum::<f64>() / row.len() as f64);
     let series = series(runs, |run, role| Some(run.accuracies(role)?.iter().map(mean).collect()));
-    over_tasks(runs, |places| {
-        let axes = Axes { x: "after task", percent: true, places, groups: Vec::new() };
-        ("accuracy".into(), plot::lines("Average accuracy, %", &axes, &series, 560.0))
-    })
+    let plot = |axes| ("accuracy".into(), plot::lines("Average accuracy, %", &axes, &series, 560.0));
+    over_tasks(runs, "after task", true).map(plot).into_iter().collect()
 }
 
 /// Difference of each task's accuracy right after it was learned and after the last task.
@@ -24,18 +22,16 @@ pub fn forgetting(runs: &[RecordedRun]) -> Plots {
         let learned = rows.iter().enumerate().map(|(task, row)| row.get(task).zip(last.get(task)));
         Some(learned.map(|pair| pair.map(|(first, last)| first - last)).collect())
     });
-    over_tasks(runs, |places| {
-        let axes = Axes { x: "task", percent: false, places, groups: Vec::new() };
-        ("forgetting".into(), plot::bars("Forgetting, percentage points", &axes, &series, 560.0))
-    })
+    let title = "Forgetting, percentage points";
+    let plot = |axes| ("forgetting".into(), plot::bars(title, &axes, &series, 560.0));
+    over_tasks(runs, "task", false).map(plot).into_iter().collect()
 }
 
-/// Plot with a place for each task, if any run has finished a task.
-fn over_tasks(runs: &[RecordedRun], plot: impl FnOnce(Vec<String>) -> (String, Plot)) -> Plots {
-    let tasks =
-        runs.iter().flat_map(|run| run.roles().filter_map(|role| run.accuracies(role))).map(<[_]>::len);
-    let tasks = tasks.max().filter(|tasks| *tasks > 0);
-    tasks.map(|tasks| plot(numbers(tasks))).into_iter().collect()
+/// Axes with a place for each task, if any run has finished a task.
+fn over_tasks<'a>(runs: &[RecordedRun], x: &'a str, percent: bool) -> Option<Axes<'a>> {
+    let matrices = runs.iter().flat_map(|run| run.roles().filter_map(|role| run.accuracies(role)));
+    let tasks = matrices.map(<[_]>::len).max().filter(|tasks| *tasks > 0)?;
+    Some(Axes { x, percent, places: numbers(tasks), groups: Vec::new() })
 }
 
 /// Accuracy matrix of each network.
@@ -49,17 +45,13 @@ pub fn matrices(runs: &[RecordedRun]) -> Plots {
 /// Heat map of an accuracy matrix: a row for each task learned, a column for each task tested.
 pub fn matrix(title: &str, rows: &[Vec<f64>]) -> Plot {
     let names = numbers(rows.len());
-    let cell = |after: usize, task: usize, accuracy: f64| Cell {
+    let cell = |after: usize, task: usize, accuracy: &f64| Cell {
         shade: accuracy / 100.0,
         label: if rows.len() > 12 { format!("{accuracy:.0}") } else { format!("{accuracy:.1}") },
         tip: format!("task {} after task {}: {accuracy:.2} %", task + 1, after + 1),
     };
-    let row = |(after, row): (usize, &Vec<f64>)| {
-        row.iter().enumerate().map(|(task, accuracy)| cell(after, task, *accuracy)).collect()
-    };
-    let cells: Vec<Vec<Cell>> = rows.iter().enumerate().map(row).collect();
     let title = format!("{title}, accuracy in %");
-    plot::heat(&title, (&names, &names), ("after task", "task"), &cells, None)
+    plot::heat(&title, (&names, &names), ("after task", "task"), rows, cell, None)
 }
 
 /// Accuracy on each class after the last task.

@@ -3,7 +3,7 @@
 use cdl_core::metrics::Confusion;
 
 use super::{
-    plot::{self, Cell, Picture, Plot},
+    plot::{self, Cell, Plot},
     recorded_run::RecordedRun,
     run_series::{Plots, each_network},
 };
@@ -29,18 +29,15 @@ fn share(count: u64, row: &[u64]) -> f64 {
 }
 
 fn by_cell(confusion: &Confusion, title: &str) -> Plot {
-    let classes = confusion.classes();
-    let row = |(truth, counts): (&String, &Vec<u64>)| {
-        let cell = |(taken, count): (&String, &u64)| {
-            let shade = share(*count, counts);
-            let tip = format!("{truth} taken for {taken}: {count} images, {:.1} %", 100.0 * shade);
-            let label = if *count == 0 { String::new() } else { count.to_string() };
-            Cell { shade, label, tip }
-        };
-        classes.iter().zip(counts).map(cell).collect()
+    let (classes, counts) = (confusion.classes(), confusion.counts());
+    let cell = |truth: usize, taken: usize, count: &u64| {
+        let shade = share(*count, &counts[truth]);
+        let (truth, taken) = (&classes[truth], &classes[taken]);
+        let tip = format!("{truth} taken for {taken}: {count} images, {:.1} %", 100.0 * shade);
+        let label = if *count == 0 { String::new() } else { count.to_string() };
+        Cell { shade, label, tip }
     };
-    let cells: Vec<Vec<Cell>> = classes.iter().zip(confusion.counts()).map(row).collect();
-    plot::heat(title, (classes, classes), ("true class", "predicted class"), &cells, None)
+    plot::heat(title, (classes, classes), ("true class", "predicted class"), counts, cell, None)
 }
 
 /// Matrix as an image, with lines between tasks. Shades are square roots: a small share of many classes would not be seen.
@@ -56,5 +53,5 @@ fn as_picture(run: &RecordedRun, confusion: &Confusion, title: &str) -> Option<P
         .collect();
     let title = format!("{title} (shades are square roots of the shares)");
     let axes = ("true class, by task", "predicted class, by task");
-    plot::picture(&title, axes, &Picture { shades: &shades, groups: &groups })
+    plot::picture(&title, axes, &shades, &groups)
 }

@@ -107,7 +107,7 @@ pub fn cost_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
             .collect()
     };
     let rows = runs.iter().flat_map(|run| run.roles().map(move |role| row(run, role)));
-    csv("cost.csv", head, rows)
+    csv("cost.csv", head, rows.collect())
 }
 
 #[cfg(test)]

@@ -25,15 +25,10 @@ summary{cursor:pointer;padding:4px 0;overflow-wrap:anywhere}
 
 /// Whole page under its title.
 pub fn document(title: &str, body: &Markup) -> String {
-    let colours = |dark: bool| -> String {
-        let colour =
-            |(name, on_light, on_dark)| format!("--{name}:{};", if dark { on_dark } else { on_light });
-        PALETTE.map(colour).concat()
-    };
+    let light = PALETTE.map(|(name, light, _)| format!("--{name}:{light};")).concat();
+    let dark = PALETTE.map(|(name, _, dark)| format!("--{name}:{dark};")).concat();
     let colours = format!(
-        "\n:root{{color-scheme:light dark;{}}}\n@media (prefers-color-scheme:dark){{:root{{{}}}}}",
-        colours(false),
-        colours(true)
+        "\n:root{{color-scheme:light dark;{light}}}\n@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
     );
     let page = html! {
         (DOCTYPE)

@@ -11,11 +11,9 @@ use super::{
 /// Heat map for each pool of each network.
 pub fn prompts(runs: &[RecordedRun]) -> Plots {
     each_network(runs, |run, role, title| {
+        let name = |pool: &PoolUse| format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool));
         let pools = run.results.prompt_use.of(role).into_iter().flatten();
-        let one = |pool: &PoolUse| {
-            (format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool)), heat(pool, title))
-        };
-        pools.map(one).collect::<Plots>()
+        pools.map(|pool| (name(pool), heat(pool, title))).collect::<Plots>()
     })
 }
 
@@ -23,7 +21,7 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
     let rows = pool.rows();
     let prompts = rows.iter().map(Vec::len).max().unwrap_or(0);
     let largest = rows.iter().flatten().fold(0.0, |largest: f64, value| largest.max(value.abs()));
-    let cell = |task: usize, prompt: usize, value: f64| {
+    let cell = |task: usize, prompt: usize, &value: &f64| {
         let place = format!("task {}, prompt {}", task + 1, prompt + 1);
         match &pool.table {
             UseTable::Counts(_) => Cell {
@@ -38,28 +36,19 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
             },
         }
     };
-    let row = |(task, row): (usize, &Vec<f64>)| {
-        row.iter().enumerate().map(|(prompt, value)| cell(task, prompt, *value)).collect()
-    };
-    let cells: Vec<Vec<Cell>> = rows.iter().enumerate().map(row).collect();
     let (what, key) = match &pool.table {
-        UseTable::Counts(_) => ("% of images", shares()),
-        UseTable::MeanWeights(_) => ("mean weight", weights(largest)),
+        UseTable::Counts(_) => {
+            let what = "shade: share of the task's images that take the prompt";
+            ("% of images", Key { what, ends: ("0 %".into(), "100 %".into()), signed: false })
+        }
+        UseTable::MeanWeights(_) => {
+            let what = "shade: mean weight; below zero brown, with a stroke or a minus";
+            let small = largest < 0.01 && largest > 0.0;
+            let end = if small { format!("{largest:.1e}") } else { format!("{largest:.2}") };
+            ("mean weight", Key { what, ends: (format!("-{end}"), end), signed: true })
+        }
     };
     let names = (&numbers(rows.len())[..], &numbers(prompts)[..]);
     let title = format!("{title}, {}: {what}", pool.pool);
-    plot::heat(&title, names, ("image's task", "prompt"), &cells, Some(&key))
-}
-
-fn shares() -> Key {
-    let what = "shade: share of the task's images that take the prompt".into();
-    Key { what, ends: ("0 %".into(), "100 %".into()), signed: false }
-}
-
-/// Shades up to the `largest` absolute weight of this pool.
-fn weights(largest: f64) -> Key {
-    let what = "shade: mean weight; below zero brown, with a stroke or a minus".into();
-    let end =
-        if largest < 0.01 && largest > 0.0 { format!("{largest:.1e}") } else { format!("{largest:.2}") };
-    Key { what, ends: (format!("-{end}"), end), signed: true }
+    plot::heat(&title, names, ("image's task", "prompt"), &rows, cell, Some(&key))
 }

@@ -55,19 +55,11 @@ impl RecordedRun {
         let fail = |reason: String| Error::Config { origin: file.display().to_string(), reason };
         let config_text = fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
         let config = config_text.parse().map_err(|e: toml::de::Error| fail(e.message().into()))?;
-        let confusion = |role: Role| read_confusion(root, role);
-        let confusions = ByRole { student: confusion(Role::Student)?, teacher: confusion(Role::Teacher)? };
-        let (record, name) = (read_record(root)?, folder_name(root, "run"));
-        Ok(Self {
-            root: root.into(),
-            name,
-            results,
-            record,
-            epochs: Vec::new(),
-            confusions,
-            config_text,
-            config,
-        })
+        let [student, teacher] = ROLES.map(|role| read_confusion(root, role));
+        let confusions = ByRole { student: student?, teacher: teacher? };
+        let (record, name, root) = (read_record(root)?, folder_name(root, "run"), root.to_path_buf());
+        let epochs = Vec::new();
+        Ok(Self { root, name, results, record, epochs, confusions, config_text, config })
     }
 
     /// Trained networks.
@@ -122,23 +114,21 @@ impl RecordedRun {
     /// One line about the run: data set, learner, seed, progress, time and memory.
     pub fn headline(&self) -> String {
         let values = self.values();
-        let of = |key: &str| values.get(key).map_or("?", String::as_str).trim_matches('"');
+        let [stream, learner, seed] = ["stream.name", "learner.name", "seed"]
+            .map(|key| values.get(key).map_or("?", String::as_str).trim_matches('"'));
         let seconds = match self.results.tasks_done {
             0 => String::new(),
             _ => format!(", {:.1} s", self.results.wall_seconds),
         };
-        let memory =
-            self.results.peak_memory_bytes.map(|bytes| format!(", {:.0} MB at most", bytes as f64 / 1e6));
-        format!(
-            "{}: {}, learner {}, seed {}; {}{seconds}{}",
-            self.name,
-            of("stream.name"),
-            of("learner.name"),
-            of("seed"),
-            self.progress(),
-            memory.unwrap_or_default()
-        )
+        let (name, progress, memory) = (&self.name, self.progress(), peak_memory(&self.results));
+        format!("{name}: {stream}, learner {learner}, seed {seed}; {progress}{seconds}{memory}")
     }
+}
+
+/// Peak memory at the end of a line; empty where it is unknown.
+pub fn peak_memory(results: &Results) -> String {
+    let memory = |bytes: u64| format!(", {:.0} MB at most", bytes as f64 / 1e6);
+    results.peak_memory_bytes.map(memory).unwrap_or_default()
 }
 
 /// Name of a folder, links resolved, or `default` where it has none.

@@ -6,8 +6,13 @@ use cdl_core::{metrics::DEFINITIONS, system::atomic::write_atomic, traits::Role}
 use maud::{Markup, html};
 
 use super::{
-    accuracy_section, confusion_section, cost_section, html, loss_section, prompt_section,
-    recorded_run::RecordedRun, run_series::Plots,
+    accuracy_section::{after_each_task, by_class, forgetting, matrices},
+    confusion_section::confusions,
+    cost_section, html,
+    loss_section::losses,
+    prompt_section::prompts,
+    recorded_run::RecordedRun,
+    run_series::Plots,
 };
 use crate::failure::Failure;
 
@@ -27,44 +32,29 @@ pub fn place_page(root: &Path) -> Result<(), Failure> {
 
 /// All sections with plots.
 pub fn sections(runs: &[RecordedRun]) -> Vec<Section> {
+    let section = |title, note, plots| Section { title, note, plots };
     vec![
-        Section {
-            title: "Accuracy after each task",
-            note: "Mean over the tasks seen so far.",
-            plots: accuracy_section::after_each_task(runs),
-        },
-        Section {
-            title: "Accuracy matrix",
-            note: "On each task's test images after learning each task.",
-            plots: accuracy_section::matrices(runs),
-        },
-        Section {
-            title: "Forgetting by task",
-            note: "Accuracy right after a task was learned, less that after the last task: A[j][j] - A[T-1][j].",
-            plots: accuracy_section::forgetting(runs),
-        },
-        Section {
-            title: "Accuracy by class",
-            note: "After the last task, among all classes seen.",
-            plots: accuracy_section::by_class(runs),
-        },
-        Section {
-            title: "Confusion matrix",
-            note: "After the last task. Shades are shares of the true class's images, numbers are images.",
-            plots: confusion_section::confusions(runs),
-        },
-        Section {
-            title: "Prompts",
-            note: "Which prompts of each pool the test images take after the last task, by task of the image: the share of a \
-                   task's images, or the mean weight with its sign where each image weighs all prompts. The scale of \
-                   shades stands below each; that of weights goes to the largest of the pool.",
-            plots: prompt_section::prompts(runs),
-        },
-        Section {
-            title: "Losses",
-            note: "Means over each epoch's steps; loss is the sum that was minimised.",
-            plots: loss_section::losses(runs),
-        },
+        section("Accuracy after each task", "Mean over the tasks seen so far.", after_each_task(runs)),
+        section("Accuracy matrix", "On each task's test images after learning each task.", matrices(runs)),
+        section(
+            "Forgetting by task",
+            "Accuracy right after a task was learned, less that after the last task: A[j][j] - A[T-1][j].",
+            forgetting(runs),
+        ),
+        section("Accuracy by class", "After the last task, among all classes seen.", by_class(runs)),
+        section(
+            "Confusion matrix",
+            "After the last task. Shades are shares of the true class's images, numbers are images.",
+            confusions(runs),
+        ),
+        section(
+            "Prompts",
+            "Which prompts of each pool the test images take after the last task, by task of the image: the share of a \
+             task's images, or the mean weight with its sign where each image weighs all prompts. The scale of \
+             shades stands below each; that of weights goes to the largest of the pool.",
+            prompts(runs),
+        ),
+        section("Losses", "Means over each epoch's steps; loss is the sum that was minimised.", losses(runs)),
     ]
 }
 

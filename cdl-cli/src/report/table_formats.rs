@@ -5,11 +5,7 @@ use cdl_core::metrics::DEFINITIONS;
 use crate::failure::Failure;
 
 /// Rows under a head as CSV; `name` names the file in errors.
-pub fn csv(
-    name: &str,
-    head: Vec<String>,
-    rows: impl IntoIterator<Item = Vec<String>>,
-) -> Result<String, Failure> {
+pub fn csv(name: &str, head: Vec<String>, rows: Vec<Vec<String>>) -> Result<String, Failure> {
     let fail = |reason: String| Failure::working(format!("{name}: {reason}"));
     let mut csv = csv::Writer::from_writer(Vec::new());
     for row in [head].into_iter().chain(rows) {
@@ -26,11 +22,7 @@ pub fn digits(value: Option<f64>) -> String {
 
 /// `head` and a column title for each definition.
 pub fn with_definitions(head: &[&str]) -> Vec<String> {
-    head.iter()
-        .copied()
-        .chain(DEFINITIONS.iter().map(|definition| definition.title))
-        .map(String::from)
-        .collect()
+    head.iter().copied().chain(DEFINITIONS.map(|definition| definition.title)).map(String::from).collect()
 }
 
 /// Rows under a head as Markdown, columns from `texts` on to the right.
@@ -46,10 +38,8 @@ pub fn markdown(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
 
 /// Table of all definitions as Markdown.
 pub fn markdown_definitions() -> String {
-    let row = |definition: &cdl_core::metrics::Definition| {
-        [definition.title, definition.formula].map(String::from).into()
-    };
-    let rows: Vec<Vec<String>> = DEFINITIONS.iter().map(row).collect();
+    let rows =
+        DEFINITIONS.map(|definition| [definition.title, definition.formula].map(String::from).to_vec());
     markdown(2, &["definition".into(), "formula".into()], &rows)
 }
 
@@ -60,10 +50,8 @@ pub fn markdown_safe(text: &str) -> String {
 
 /// Beginning of a LaTeX file: comments with `note` and all definitions.
 pub fn latex_head(note: &str) -> String {
-    let line = |definition: &cdl_core::metrics::Definition| {
-        format!("% {}: ${}$\n", definition.title, definition.latex)
-    };
-    format!("% needs \\usepackage{{booktabs}}\n{note}{}", DEFINITIONS.iter().map(line).collect::<String>())
+    let lines = DEFINITIONS.map(|definition| format!("% {}: ${}$\n", definition.title, definition.latex));
+    format!("% needs \\usepackage{{booktabs}}\n{note}{}", lines.concat())
 }
 
 /// Rows under a head as a `tabular` for the package booktabs, columns from `texts` on to the right. The first `texts` cells

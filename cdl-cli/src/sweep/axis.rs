@@ -84,11 +84,6 @@ impl Axis {
         Ok(Self { name, values })
     }
 
-    /// The keys that it sets.
-    pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.values.iter().flat_map(|value| &value.sets).filter_map(|set| Some(set.split_once('=')?.0))
-    }
-
     /// Part of a cell's name for one value.
     pub fn part(&self, value: &Value) -> String {
         format!("{}-{}", safe(&self.name), safe(&value.label))
@@ -185,6 +180,7 @@ mod tests {
     #[test]
     fn names_are_readable_where_they_can_be_and_always_safe() {
         let axis = |text: &str| Axis::of_key("--vary", text).map_err(|e| e.message).expect("an axis");
+        let files = |text: &str| Axis::of_files("--vary-file", text).map_err(|e| e.message).expect("an axis");
         let parts = |axis: &Axis| axis.values.iter().map(|value| axis.part(value)).collect::<Vec<_>>();
         assert_eq!(parts(&axis("distiller.name=one,\"two\"")), ["distiller-one", "distiller-two"]);
         assert_eq!(parts(&axis("optimizer.lr=1e-3")), ["optimizer.lr-1e-3"]);
@@ -195,32 +191,24 @@ mod tests {
         assert!(parts(&long).iter().all(|name| name.len() < 80), "{long:?}");
         assert_ne!(long.values[0].label, long.values[1].label);
 
-        let files = Axis::of_files("--vary-file", "configs/distiller/one.toml,configs/distiller/two.toml");
-        let files = files.map_err(|e| e.message).expect("an axis");
-        assert_eq!(parts(&files), ["distiller-one", "distiller-two"]);
-        let same = "method=a/kd.toml,b/x/kd.toml,c/x/kd.toml,./c/none.toml";
-        let same = Axis::of_files("--vary-file", same).map_err(|e| e.message).expect("an axis");
+        let folder = files("configs/distiller/one.toml,configs/distiller/two.toml");
+        assert_eq!(parts(&folder), ["distiller-one", "distiller-two"]);
+        assert_eq!(parts(&files("method=a=1/one.toml")), ["method-one"]);
+        let same = files("method=a/kd.toml,b/x/kd.toml,c/x/kd.toml,./c/none.toml");
         let labels: Vec<&str> = same.values.iter().map(|value| value.label.as_str()).collect();
         assert_eq!(labels, ["a/kd", "b/x/kd", "c/x/kd", "none"]);
         let parts: BTreeSet<String> = parts(&same).into_iter().collect();
         assert!(parts.len() == 4 && parts.iter().all(|part| !part.contains('/')), "{parts:?}");
 
         let labels = |text: &str| {
-            let axis = Axis::of_files("--vary-file", text).map_err(|e| e.message).expect("an axis");
+            let axis = files(text);
             (axis.name, axis.values.into_iter().map(|value| value.label).collect::<Vec<_>>().join(" "))
         };
         let outside = labels("m=../a/kd.toml,a/kd.toml,/a/kd.toml,../../a/kd.toml");
         assert_eq!(outside, ("m".into(), "../a/kd a/kd /a/kd ../../a/kd".into()));
         assert_eq!(labels("a/kd.toml,a/kd.conf,b/kd.toml").1, "kd.toml kd.conf b/kd");
         assert_eq!(labels("../kd.toml,kd.toml,/kd.toml"), ("file".into(), "../kd kd /kd".into()));
-        assert_eq!(
-            labels("a/kd.toml,./a/kd.toml"),
-            ("a".into(), "kd.toml kd.toml".into()),
-            "one file is one"
-        );
-
-        let named = Axis::of_files("--vary-file", "method=a=1/one.toml").map_err(|e| e.message);
-        let named = named.expect("an axis");
-        assert_eq!(named.part(&named.values[0]), "method-one");
+        // One file is one.
+        assert_eq!(labels("a/kd.toml,./a/kd.toml"), ("a".into(), "kd.toml kd.toml".into()));
     }
 }

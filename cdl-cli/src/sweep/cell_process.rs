@@ -6,7 +6,7 @@ use cdl_core::system::atomic::write_atomic;
 
 use super::{
     layout::{load_config, lock_cell, process_file, run_folder},
-    plan::{Cell, Plan},
+    plan::Plan,
 };
 use crate::{
     failure::{Failure, first_line},
@@ -18,7 +18,12 @@ use crate::{
 pub fn run_cell(folder: &Path, which: &str, log: &Log) -> Result<(), Failure> {
     let start = Instant::now();
     let cells = Plan::read(folder)?.cells();
-    let cell = &find(&cells, which)?.name;
+    let number = which.parse().ok().and_then(|number: usize| cells.get(number));
+    let cell = number.or_else(|| cells.iter().find(|cell| cell.name == which)).ok_or_else(|| {
+        let (first, last) = (cells.first().map_or("", |cell| &cell.name), cells.len().saturating_sub(1));
+        Failure::mistake(format!("--cell {which}: the sweep has the cells 0 to {last}, called like {first}"))
+    })?;
+    let cell = &cell.name;
     let _lock = lock_cell(folder, cell)?;
     let _ = fs::remove_file(process_file(folder, cell, "failure"));
     let work = || -> Result<(), Failure> {
@@ -35,14 +40,6 @@ pub fn run_cell(folder: &Path, which: &str, log: &Log) -> Result<(), Failure> {
         note_failure(folder, cell, &failure.message);
     }
     done
-}
-
-fn find<'a>(cells: &'a [Cell], which: &str) -> Result<&'a Cell, Failure> {
-    let number = which.parse().ok().and_then(|number: usize| cells.get(number));
-    number.or_else(|| cells.iter().find(|cell| cell.name == which)).ok_or_else(|| {
-        let (first, last) = (cells.first().map_or("", |cell| &cell.name), cells.len().saturating_sub(1));
-        Failure::mistake(format!("--cell {which}: the sweep has the cells 0 to {last}, called like {first}"))
-    })
 }
 
 /// Writes down why a cell's process failed: a process of a job array has no sweep that would see it end.

@@ -6,6 +6,7 @@ use cdl_core::{config::Config, run::resume_check::check_config, system::atomic::
 use serde_json::{Map, Value, json};
 
 use super::{
+    axis::{self, Axis},
     cell_process::noted_failure,
     grid::Sweep,
     layout::{is_cell_held, read_recorded, run_folder},
@@ -17,7 +18,6 @@ use crate::{
     terminal::shell,
 };
 
-/// The file.
 const FILE: &str = "sweep.json";
 
 /// State of a cell.
@@ -31,50 +31,47 @@ pub enum State {
     Running,
     Done,
     /// Ended without being finished, with what its process said.
-    Failed {
-        reason: String,
-    },
+    Failed(String),
     /// Its configuration, or that of its run, cannot be read. Whether the run is the cell's is unknown, so it is left alone.
-    Unreadable {
-        reason: String,
-    },
+    Unreadable(String),
 }
 
 impl State {
     /// Name in `sweep.json`.
-    fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Stopped => "stopped",
             Self::Running => "running",
             Self::Done => "done",
-            Self::Failed { .. } => "failed",
-            Self::Unreadable { .. } => "unreadable",
+            Self::Failed(_) => "failed",
+            Self::Unreadable(_) => "unreadable",
         }
     }
 
     /// Reason of a failure.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Failed { reason } | Self::Unreadable { reason } => Some(reason),
-            Self::Waiting | Self::Stopped | Self::Running | Self::Done => None,
+            Self::Failed(reason) | Self::Unreadable(reason) => Some(reason),
+            _ => None,
         }
     }
 
     /// Reason of a failure and what becomes of the cell, to follow its name.
     pub fn trouble(&self) -> Option<String> {
         let what =
-            if matches!(self, Self::Failed { .. }) { "failed" } else { "cannot be read and is left alone" };
+            if matches!(self, Self::Failed(_)) { "failed" } else { "cannot be read and is left alone" };
         Some(format!("{what}: {}", self.reason()?))
     }
 }
 
 /// Writes the states of all cells.
 pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
+    let named = |(axis, value): (&Axis, &axis::Value)| (axis.name.clone(), value.label.clone().into());
     let entry = |(cell, state): (&Cell, &State)| {
         let mut entry = json!({
             "name": cell.name,
-            "values": sweep.labels(cell).map(|(name, label)| (name.into(), label.into())).collect::<Map<_, _>>(),
+            "values": sweep.plan.axes().zip(&cell.values).map(named).collect::<Map<_, _>>(),
             "files": cell.values.iter().flat_map(|v| &v.files).map(|f| f.display().to_string()).collect::<Vec<_>>(),
             "sets": cell.values.iter().flat_map(|v| &v.sets).collect::<Vec<_>>(),
             "state": state.name(),
@@ -100,15 +97,16 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
     let begun = is_begun(&root);
     let config = match config {
         Ok(config) => config,
-        Err(reason) => return Ok(State::Unreadable { reason: reason.clone() }),
+        Err(reason) => return Ok(State::Unreadable(reason.clone())),
     };
     if begun {
-        let file = root.join("config.toml");
-        match read_recorded(&file) {
-            Ok(Some(recorded)) => check_same(&root, &recorded, config)?,
-            Ok(None) => return Ok(not_told(format!("{} is missing", file.display()), &root)),
+        let recorded = match read_recorded(&root.join("config.toml")) {
+            Ok(recorded) => recorded,
             Err(reason) => return Ok(not_told(reason, &root)),
-        }
+        };
+        check_config(&recorded, config).map_err(|error| {
+            Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
+        })?;
         if is_finished(&root, config) {
             return Ok(State::Done);
         }
@@ -121,7 +119,7 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
         return Ok(not_told(first_line(&error), &root));
     }
     Ok(match noted_failure(folder, cell) {
-        Some(reason) => State::Failed { reason },
+        Some(reason) => State::Failed(reason),
         None if begun => State::Stopped,
         None => State::Waiting,
     })
@@ -129,21 +127,14 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
 
 fn not_told(reason: String, root: &Path) -> State {
     let again = "without that folder the cell is run again";
-    State::Unreadable { reason: format!("{reason}; {again}: {}", root.display()) }
-}
-
-/// Refuses a run directory that holds another run than the cell's.
-fn check_same(root: &Path, recorded: &Config, config: &Config) -> Result<(), Failure> {
-    check_config(recorded, config).map_err(|error| {
-        Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
-    })
+    State::Unreadable(format!("{reason}; {again}: {}", root.display()))
 }
 
 /// Number of cells that are not done, and what becomes of them; `None` if all are done.
 pub fn what_is_left(folder: &Path, states: &[State]) -> Option<String> {
     let count = |is: fn(&State) -> bool| states.iter().filter(|state| is(state)).count();
-    let failed = count(|state| matches!(state, State::Failed { .. }));
-    let unreadable = count(|state| matches!(state, State::Unreadable { .. }));
+    let failed = count(|state| matches!(state, State::Failed(_)));
+    let unreadable = count(|state| matches!(state, State::Unreadable(_)));
     let others = count(|state| *state != State::Done) - failed - unreadable;
     let (resume, cells) = (format!("`cdl resume {}`", shell(folder)), states.len());
     let are = |count: usize| if count == 1 { "is" } else { "are" };
@@ -171,22 +162,20 @@ mod tests {
 
     #[test]
     fn what_resume_goes_on_with_and_what_it_leaves_alone_are_counted_apart() {
-        let failed = || State::Failed { reason: "x".into() };
-        let damaged = || State::Unreadable { reason: "y".into() };
+        use State::{Done, Failed, Running, Stopped, Unreadable, Waiting};
+        let failed = || Failed("x".into());
+        let damaged = || Unreadable("y".into());
         let again = "their logs are in grid/logs, and `cdl resume grid` tries them again";
         let go_on = "`cdl resume grid` goes on with them";
-        let many = [damaged(), failed(), failed(), damaged(), State::Waiting, State::Stopped];
+        let many = [damaged(), failed(), failed(), damaged(), Waiting, Stopped];
         for (states, expected) in [
-            (
-                vec![State::Stopped, State::Running, State::Done],
-                format!("2 of 3 cells are not done; {go_on}"),
-            ),
-            (vec![failed(), State::Done], format!("1 of 2 cells failed; {again}")),
-            (vec![failed(), State::Waiting], format!("1 of 2 cells failed, 1 more is not done; {again}")),
-            (vec![damaged(), State::Done], "1 of 2 cells cannot be read and is left alone".into()),
+            (vec![Stopped, Running, Done], format!("2 of 3 cells are not done; {go_on}")),
+            (vec![failed(), Done], format!("1 of 2 cells failed; {again}")),
+            (vec![failed(), Waiting], format!("1 of 2 cells failed, 1 more is not done; {again}")),
+            (vec![damaged(), Done], "1 of 2 cells cannot be read and is left alone".into()),
             (vec![damaged(), damaged()], "2 of 2 cells cannot be read and are left alone".into()),
             (
-                vec![damaged(), State::Waiting],
+                vec![damaged(), Waiting],
                 format!("1 of 2 cells are not done; {go_on}; 1 cannot be read and is left alone"),
             ),
             (
@@ -198,6 +187,6 @@ mod tests {
         ] {
             assert_eq!(what_is_left(Path::new("grid"), &states), Some(expected));
         }
-        assert_eq!(what_is_left(Path::new("grid"), &[State::Done, State::Done]), None);
+        assert_eq!(what_is_left(Path::new("grid"), &[Done, Done]), None);
     }
 }

@@ -58,25 +58,20 @@ pub fn is_cell_held(folder: &Path, cell: &str) -> bool {
     directory::holder(&lock).is_some() || directory::is_held(&run_folder(folder, cell))
 }
 
-/// Reads a configuration that the sweep or a run of it has recorded, to be looked at: no plugin is loaded for it. `None` if
-/// there is none; an error is told in one line.
-pub fn read_recorded(file: &Path) -> Result<Option<Config>, String> {
-    let text = match fs::read_to_string(file) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(|e| format!("{}: {e}", file.display()))?,
-    };
-    let config = Config::recorded_without_plugins(file, &text);
-    config.map(Some).map_err(|error| first_line(&error))
+/// Reads a configuration that the sweep or a run of it has recorded, to be looked at: no plugin is loaded for it. An error
+/// is told in one line.
+pub fn read_recorded(file: &Path) -> Result<Config, String> {
+    let text = fs::read_to_string(file).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => format!("{} is missing", file.display()),
+        _ => format!("{}: {e}", file.display()),
+    })?;
+    Config::recorded_without_plugins(file, &text).map_err(|error| first_line(&error))
 }
 
 /// Reads the recorded configuration of a cell, which has to have one.
 pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
-    let file = config_file(folder, cell);
     let again = "give the whole command again, it writes what is missing";
-    match read_recorded(&file) {
-        Ok(found) => found.ok_or_else(|| format!("{} is missing; {again}", file.display())),
-        Err(reason) => Err(format!("{reason}; {again}")),
-    }
+    read_recorded(&config_file(folder, cell)).map_err(|reason| format!("{reason}; {again}"))
 }
 
 /// Loads the recorded configuration of a cell with the plugins that it names, to be run.

@@ -10,17 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cdl_core::run::directory::read_results;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
     cell_process::note_failure,
     cell_states::{State, write},
     grid::Sweep,
-    layout::{is_cell_held, process_file},
+    layout::{is_cell_held, process_file, run_folder},
 };
 use crate::{
     failure::{BUSY, Failure, STOPPED, io},
     signals::{Signals, ask_to_stop},
+    terminal::averages,
 };
 
 /// Time between two looks whether a process has ended.
@@ -63,7 +65,7 @@ fn run_cells(
     signals: &Signals,
     running: &mut Vec<Running>,
 ) -> Result<(), Failure> {
-    let open = |state: &State| !matches!(state, State::Done | State::Unreadable { .. });
+    let open = |state: &State| !matches!(state, State::Done | State::Unreadable(_));
     let mut waiting: VecDeque<usize> = (0..states.len()).filter(|&number| open(&states[number])).collect();
     let done = states.iter().filter(|state| **state == State::Done).count();
     if done > 0 {
@@ -82,7 +84,7 @@ fn run_cells(
                 }
                 Err(failure) => {
                     ended += 1;
-                    let state = State::Failed { reason: failure.message };
+                    let state = State::Failed(failure.message);
                     tell(sweep, number, &state, ended, Duration::ZERO);
                     state
                 }
@@ -108,17 +110,11 @@ fn run_cells(
             continue;
         }
         sleep(PACE);
-        let mut at = 0;
-        while at < running.len() {
-            let state = match running[at].child.try_wait() {
-                Ok(None) => {
-                    at += 1;
-                    continue;
-                }
-                Ok(Some(status)) => outcome(sweep, status, &running[at], signals.asked().is_some()),
-                Err(e) => State::Failed { reason: format!("its process cannot be waited for: {e}") },
+        for mut cell in running.extract_if(.., |cell| !matches!(cell.child.try_wait(), Ok(None))) {
+            let state = match cell.child.wait() {
+                Ok(status) => outcome(sweep, status, &cell, signals.asked().is_some()),
+                Err(e) => State::Failed(format!("its process cannot be waited for: {e}")),
             };
-            let cell = running.swap_remove(at);
             ended += usize::from(state != State::Running);
             tell(sweep, cell.number, &state, ended, cell.since.elapsed());
             states[cell.number] = state;
@@ -165,7 +161,7 @@ fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, asked: bool) -> St
             let reason = said(cell).unwrap_or_else(|| ending(status));
             // One that was killed could not.
             note_failure(&sweep.folder, &sweep.cells[cell.number].name, &reason);
-            State::Failed { reason }
+            State::Failed(reason)
         }
     }
 }
@@ -196,12 +192,14 @@ fn tell(sweep: &Sweep, number: usize, state: &State, ended: usize, took: Duratio
     let (name, count) = (&sweep.cells[number].name, sweep.cells.len());
     match state {
         State::Done => {
-            let seconds = took.as_secs_f64();
-            tracing::info!("{ended}/{count} {name}: {}{seconds:.1} s", sweep.headline(number));
+            let results = read_results(&run_folder(&sweep.folder, name));
+            let mut words = results.as_ref().map(averages).unwrap_or_default();
+            words.push(format!("{:.1} s", took.as_secs_f64()));
+            tracing::info!("{ended}/{count} {name}: {}", words.join(", "));
         }
         State::Running => tracing::warn!("{name}: another process is at it; the others go on"),
         State::Stopped | State::Waiting => tracing::info!("{name}: saved and stopped"),
-        State::Failed { .. } | State::Unreadable { .. } => {
+        State::Failed(_) | State::Unreadable(_) => {
             tracing::warn!("{ended}/{count} {name} {}", state.trouble().unwrap_or_default());
         }
     }

@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{failure::Failure, terminal};
 
-/// The script.
 const FILE: &str = "sweep.slurm";
 /// Seconds before the time limit at which a cell is told to save.
 const NOTICE: u32 = 180;

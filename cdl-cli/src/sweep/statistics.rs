@@ -41,6 +41,11 @@ impl Spread {
         [self.n.to_string(), self.mean.to_string(), self.deviation.map(|d| d.to_string()).unwrap_or_default()]
     }
 
+    /// Mean and deviation with two digits after the point.
+    pub fn text(&self) -> String {
+        format!("{:.2}{}", self.mean, self.deviation_text())
+    }
+
     /// Deviation behind a mean; empty for a single value.
     pub fn deviation_text(&self) -> String {
         self.deviation.map(|deviation| format!(" ± {deviation:.2}")).unwrap_or_default()

@@ -100,7 +100,7 @@ impl Summary {
         let sweep = Sweep::read(folder)?;
         let states = look(&sweep)?;
         for (cell, state) in sweep.cells.iter().zip(&states) {
-            if let State::Unreadable { reason } = state {
+            if let State::Unreadable(reason) = state {
                 tracing::warn!("{} is left out: {reason}", cell.name);
             }
         }
@@ -110,12 +110,8 @@ impl Summary {
     /// Reads the results of all cells that are done by `states`.
     pub fn read(sweep: &Sweep, states: &[State]) -> Result<Self, Failure> {
         let names = |axes: &[Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
-        let mut combinations: Vec<Combination> = sweep
-            .plan
-            .combinations()
-            .into_iter()
-            .map(|labels| Combination { labels, cells: Vec::with_capacity(sweep.plan.repetitions()) })
-            .collect();
+        let none = |labels| Combination { labels, cells: Vec::new() };
+        let mut combinations: Vec<Combination> = sweep.plan.combinations().into_iter().map(none).collect();
         for (cell, state) in sweep.cells.iter().zip(states) {
             let root = run_folder(&sweep.folder, &cell.name);
             let results = (*state == State::Done).then(|| read_results(&root)).transpose()?;
@@ -125,13 +121,9 @@ impl Summary {
                 combination.cells.push(outcome);
             }
         }
-        Ok(Self {
-            name: folder_name(&sweep.folder, "sweep"),
-            vary: names(&sweep.plan.vary),
-            repeat: names(&sweep.plan.repeat),
-            combinations,
-            baseline: sweep.plan.baseline()?,
-        })
+        let (vary, repeat, baseline) =
+            (names(&sweep.plan.vary), names(&sweep.plan.repeat), sweep.plan.baseline()?);
+        Ok(Self { name: folder_name(&sweep.folder, "sweep"), vary, repeat, combinations, baseline })
     }
 
     /// Names of the varied axes, the head of the column of combinations.

@@ -56,7 +56,7 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
         }
         div.plots { div { (figure.inline()) } }
         h2 { "Cells" }
-        (cells(sweep, summary, states))
+        (cells(summary, states))
         h2 { "Plan" }
         (html::file(FILE, &plan))
     };
@@ -93,7 +93,7 @@ fn means(summary: &Summary, role: Role) -> Markup {
 }
 
 /// A row for each cell: its state, its published figures, and a link to its own page.
-fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Markup {
+fn cells(summary: &Summary, states: &[State]) -> Markup {
     let shown = &DEFINITIONS[..2];
     let head = html! {
         th { "cell" }
@@ -104,9 +104,9 @@ fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Markup {
     };
     let outcomes = summary.combinations.iter().flat_map(|combination| &combination.cells);
     let rows = html! {
-        @for ((cell, outcome), state) in sweep.cells.iter().zip(outcomes).zip(states) {
+        @for (cell, state) in outcomes.zip(states) {
             // A run that cannot be read must not keep the sweep from its page.
-            @let placed = outcome.results.as_ref().map(|_| place_page(&outcome.root).map_err(|failure| {
+            @let placed = cell.results.as_ref().map(|_| place_page(&cell.root).map_err(|failure| {
                 tracing::warn!("{} has no page of its own: {}", cell.name, failure.message);
                 failure.message
             }));
@@ -118,27 +118,16 @@ fn cells(sweep: &Sweep, summary: &Summary, states: &[State]) -> Markup {
                     } @else { (cell.name) }
                 }
                 td {
-                    (word(state))
+                    @if *state == State::Waiting { "not begun" } @else { (state.name()) }
                     @if let Some(reason) = state.reason().or(missing.map(String::as_str)) { small { (reason) } }
                 }
                 @for role in summary.roles() {
                     @for definition in shown {
-                        td.n { (outcome.value(role, definition).map_or("–".into(), |value| format!("{value:.2}"))) }
+                        td.n { (cell.value(role, definition).map_or("–".into(), |value| format!("{value:.2}"))) }
                     }
                 }
             }
         }
     };
     html::table(&head, &rows)
-}
-
-fn word(state: &State) -> &'static str {
-    match state {
-        State::Done => "done",
-        State::Waiting => "not begun",
-        State::Stopped => "stopped",
-        State::Running => "running",
-        State::Failed { .. } => "failed",
-        State::Unreadable { .. } => "unreadable",
-    }
 }

@@ -51,37 +51,28 @@ pub fn json(summary: &Summary) -> Result<String, Failure> {
     let named = |names: &[String], labels: &[String]| -> Value {
         names.iter().zip(labels).map(|(name, label)| (name.clone(), Value::from(label.clone()))).collect()
     };
-    let one = |number: usize, role: Role, definition: &Definition| {
-        let combination = &summary.combinations[number];
-        let apart = summary.difference(number, role, definition);
-        let mut difference = json!(apart);
-        if let Some((low, high)) = apart.and_then(|apart| apart.interval()) {
-            difference["interval_95"] = json!([low, high]);
-        }
-        let mut one = json!(combination.spread(role, definition));
-        if one.is_object() {
-            one["values"] = json!(combination.values(role, definition));
-            one["difference"] = difference;
-        }
-        one
-    };
-    let network = |number: usize, role: Role| -> Value {
-        DEFINITIONS.iter().map(|d| (d.name.to_string(), one(number, role, d))).collect()
+    let cell = |cell: &Outcome| {
+        let repetition = named(&summary.repeat, &cell.labels);
+        json!({ "name": cell.name, "repetition": repetition, "done": cell.results.is_some() })
     };
     let combination = |(number, combination): (usize, &Combination)| {
-        let cell = |cell: &Outcome| {
-            json!({
-                "name": cell.name,
-                "repetition": named(&summary.repeat, &cell.labels),
-                "done": cell.results.is_some(),
-            })
-        };
         let mut value = json!({
             "values": named(&summary.vary, &combination.labels),
             "cells": combination.cells.iter().map(cell).collect::<Vec<_>>(),
         });
         for role in summary.roles() {
-            value[role.as_str()] = network(number, role);
+            for definition in &DEFINITIONS {
+                let mut one = json!(combination.spread(role, definition));
+                if one.is_object() {
+                    one["values"] = json!(combination.values(role, definition));
+                    let apart = summary.difference(number, role, definition);
+                    one["difference"] = json!(apart);
+                    if let Some((low, high)) = apart.and_then(|apart| apart.interval()) {
+                        one["difference"]["interval_95"] = json!([low, high]);
+                    }
+                }
+                value[role.as_str()][definition.name] = one;
+            }
         }
         value
     };
@@ -94,9 +85,9 @@ pub fn json(summary: &Summary) -> Result<String, Failure> {
     Ok(format!("{all:#}\n"))
 }
 
-/// Mean and deviation with two digits after the point.
+/// Mean and deviation.
 fn mean(spread: Option<Spread>) -> String {
-    spread.map_or("–".into(), |spread| format!("{:.2}{}", spread.mean, spread.deviation_text()))
+    spread.map_or("–".into(), |spread| spread.text())
 }
 
 /// Difference with its deviation and interval.
@@ -117,23 +108,22 @@ struct Table {
 
 fn tables(summary: &Summary) -> Vec<Table> {
     let mut tables = Vec::new();
-    let row = |combination: &Combination, n: usize, cell: &dyn Fn(&Definition) -> String| {
-        [combination.title(), n.to_string()].into_iter().chain(DEFINITIONS.iter().map(cell)).collect()
-    };
     for role in summary.roles() {
-        let means = |combination: &Combination| {
-            row(combination, combination.done(), &|definition| mean(combination.spread(role, definition)))
-        };
-        tables.push(Table { role, from: None, rows: summary.combinations.iter().map(means).collect() });
-        let Some(base) = summary.base().filter(|_| summary.combinations.len() > 1) else { continue };
-        let others = summary.combinations.iter().enumerate().filter(|(at, _)| *at != summary.baseline);
-        let differences = |(number, combination): (usize, &Combination)| {
-            let of = |definition: &Definition| summary.difference(number, role, definition);
-            row(combination, of(&DEFINITIONS[0]).map_or(0, |apart| apart.n), &|definition| {
-                apart(of(definition))
-            })
-        };
-        tables.push(Table { role, from: Some(base.title()), rows: others.map(differences).collect() });
+        let (mut means, mut differences) = (Vec::new(), Vec::new());
+        for (number, combination) in summary.combinations.iter().enumerate() {
+            let row = |n: usize, cells: [String; DEFINITIONS.len()]| {
+                [combination.title(), n.to_string()].into_iter().chain(cells).collect()
+            };
+            means.push(row(combination.done(), DEFINITIONS.map(|d| mean(combination.spread(role, &d)))));
+            if number != summary.baseline {
+                let spreads = DEFINITIONS.map(|definition| summary.difference(number, role, &definition));
+                differences.push(row(spreads[0].map_or(0, |spread| spread.n), spreads.map(apart)));
+            }
+        }
+        tables.push(Table { role, from: None, rows: means });
+        if let Some(base) = summary.base().filter(|_| !differences.is_empty()) {
+            tables.push(Table { role, from: Some(base.title()), rows: differences });
+        }
     }
     tables
 }

@@ -22,9 +22,9 @@ use cdl_core::{
     traits::Role,
 };
 
-use self::event::{Event, Value};
+use self::event::Event;
+use crate::report::raster::Image;
 
-/// Folder in a run directory.
 const FOLDER: &str = "tensorboard";
 
 /// Event files of one run, open for appending.
@@ -54,10 +54,8 @@ impl EventFiles {
     fn replay(root: &Path, folder: &Path, accuracies: &Accuracies) -> Result<Self> {
         let record = read_record(root)?;
         let started = record["started"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-        let started = started.ok_or_else(|| Error::RunDir {
-            dir: root.into(),
-            reason: "run.json does not say when the run started".into(),
-        })?;
+        let reason = "run.json does not say when the run started";
+        let started = started.ok_or_else(|| Error::RunDir { dir: root.into(), reason: reason.into() })?;
         // To the microsecond, which a float64 holds.
         let started = started.as_microsecond() as f64 / 1e6;
         let mut events = Self { folder: folder.into(), started, trained: 0.0, files: BTreeMap::new() };
@@ -76,19 +74,14 @@ impl EventFiles {
     /// Adds the losses and speed of an epoch.
     pub fn epoch(&mut self, report: &EpochReport) -> Result<()> {
         self.trained += report.seconds;
-        let mut values: Vec<(String, Value)> = Vec::new();
+        let mut scalars = Vec::new();
         for (name, loss) in &report.losses {
-            let name = if name == "loss" { "total" } else { name };
-            values.push((format!("loss/{name}"), Value::Scalar(*loss as f32)));
+            scalars.push((format!("loss/{}", if name == "loss" { "total" } else { name }), *loss));
         }
-        for (name, value) in [
-            ("accuracy", report.accuracy),
-            ("learning_rate", report.lr),
-            ("images_per_second", report.images_per_second),
-        ] {
-            values.push((format!("training/{name}"), Value::Scalar(value as f32)));
-        }
-        self.add(report.role, report.task * report.epochs + report.epoch + 1, values)
+        scalars.push(("training/accuracy".into(), report.accuracy));
+        scalars.push(("training/learning_rate".into(), report.lr));
+        scalars.push(("training/images_per_second".into(), report.images_per_second));
+        self.add(report.role, report.task * report.epochs + report.epoch + 1, scalars, None)
     }
 
     /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the definitions
@@ -97,24 +90,27 @@ impl EventFiles {
         for role in [Role::Teacher, Role::Student] {
             let rows: AccuracyMatrix = accuracies.of(role).first(task + 1);
             let (Some(row), Some(summary)) = (rows.rows().get(task), rows.summary()) else { continue };
-            let mut values: Vec<(String, Value)> = Vec::new();
+            let mut scalars = Vec::new();
             for (j, accuracy) in row.iter().enumerate() {
-                values.push((format!("accuracy/task_{}", j + 1), Value::Scalar(*accuracy as f32)));
+                scalars.push((format!("accuracy/task_{}", j + 1), *accuracy));
             }
             for definition in DEFINITIONS {
-                if let Some(value) = (definition.value)(&summary) {
-                    values.push((format!("summary/{}", definition.name), Value::Scalar(value as f32)));
-                }
+                let value = (definition.value)(&summary);
+                scalars.extend(value.map(|value| (format!("summary/{}", definition.name), value)));
             }
-            let image = matrix_image::image(role, rows.rows())?;
-            values.extend(image.map(|image| ("accuracy_matrix".into(), Value::Image(image))));
-            self.add(role, task + 1, values)?;
+            self.add(role, task + 1, scalars, matrix_image::image(role, rows.rows())?)?;
         }
         Ok(())
     }
 
     /// Adds an event to the file of `role`, which is made if it is not open yet.
-    fn add(&mut self, role: Role, step: usize, values: Vec<(String, Value)>) -> Result<()> {
+    fn add(
+        &mut self,
+        role: Role,
+        step: usize,
+        scalars: Vec<(String, f64)>,
+        image: Option<Image>,
+    ) -> Result<()> {
         let io = |path: &Path| {
             let file = path.to_path_buf();
             move |source| Error::Io { file, source }
@@ -130,7 +126,7 @@ impl EventFiles {
             self.files.insert(role, (path, file));
         }
         let Some((path, file)) = self.files.get_mut(&role) else { return Ok(()) };
-        let event = Event { wall_time: self.started + self.trained, step, values };
+        let event = Event { wall_time: self.started + self.trained, step, scalars, accuracy_matrix: image };
         file.write_all(&event.to_record()).map_err(io(path))
     }
 }
@@ -146,9 +142,8 @@ fn accuracies(results: &Results, tasks: usize) -> Accuracies {
 fn remove_earlier(folder: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        let name = entry.file_name();
-        let ours =
-            name.to_str().is_some_and(|n| n.starts_with("events.out.tfevents.") && n.ends_with(".cdl"));
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let ours = name.starts_with("events.out.tfevents.") && name.ends_with(".cdl");
         if ours && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }

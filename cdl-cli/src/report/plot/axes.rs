@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::elements::{Plot, Series, cut, heading, line, points, px, text, wide, widest};
+use super::elements::{Plot, Series, cut, line, points, px, text, wide, widest};
 
 /// Texts along the axes.
 pub struct Axes<'a> {
@@ -37,38 +37,6 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Places of values on the vertical axis.
-struct Scale {
-    low: f64,
-    high: f64,
-    step: f64,
-}
-
-impl Scale {
-    /// Percent, or from zero (or below) up to the largest value.
-    fn of(series: &[Series], percent: bool) -> Self {
-        if percent {
-            return Self { low: 0.0, high: 100.0, step: 20.0 };
-        }
-        let values =
-            series.iter().flat_map(|one| one.values.iter().flatten()).filter(|value| value.is_finite());
-        let (low, high) = values.fold((0f64, 0f64), |(low, high), &value| (low.min(value), high.max(value)));
-        let high = if high > low { high } else { low + 1.0 };
-        let step = tick(high - low);
-        Self { low: (low / step).floor() * step, high: (high / step).ceil() * step, step }
-    }
-
-    fn ticks(&self) -> impl Iterator<Item = f64> {
-        let count = ((self.high - self.low) / self.step).round().clamp(1.0, 20.0) as usize;
-        (0..=count).map(|index| self.low + index as f64 * self.step)
-    }
-
-    fn y(&self, value: f64) -> f64 {
-        let share = (value - self.low) / (self.high - self.low);
-        TOP + TALL * (1.0 - share.clamp(0.0, 1.0))
-    }
-}
-
 /// Legend in rows no wider than `width`, and its height.
 fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
     let (mut x, mut y) = (10.0, top);
@@ -80,18 +48,14 @@ fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
         x += taken;
         (x - taken, y)
     };
-    let named: Vec<_> = (series.iter())
-        .map(|one| {
-            let name = cut(&one.name, 44);
-            (one, place(&name), name)
-        })
-        .collect();
     let drawn = html! {
-        @for (one, (x, y), name) in &named {
-            line x1=(px(*x)) y1=(px(*y)) x2=(px(x + 28.0)) y2=(px(*y)) stroke=(one.ink()) stroke-width="2"
+        @for one in series {
+            @let name = cut(&one.name, 44);
+            @let (x, y) = place(&name);
+            line x1=(px(x)) y1=(px(y)) x2=(px(x + 28.0)) y2=(px(y)) stroke=(one.ink()) stroke-width="2"
                 stroke-dasharray=[one.dashes()] {}
-            (one.marker((x + 14.0, *y), &one.name))
-            (text((x + 35.0, y + 4.0), "", name))
+            (one.marker((x + 14.0, y), &one.name))
+            (text((x + 35.0, y + 4.0), "", &name))
         }
     };
     (drawn, y + 20.0 - top)
@@ -100,7 +64,10 @@ fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
 /// Axes, ticks, names and legend, between which series are drawn.
 struct Frame<'a> {
     axes: &'a Axes<'a>,
-    scale: Scale,
+    /// Lower and upper end of the vertical axis, and the distance between its ticks.
+    low: f64,
+    high: f64,
+    step: f64,
     width: f64,
     /// Width of a place.
     slot: f64,
@@ -109,7 +76,21 @@ struct Frame<'a> {
 impl<'a> Frame<'a> {
     fn new(axes: &'a Axes<'a>, series: &[Series], width: f64) -> Self {
         let slot = (width - 14.0 - LEFT) / axes.places.len().max(1) as f64;
-        Self { axes, scale: Scale::of(series, axes.percent), width, slot }
+        if axes.percent {
+            return Self { axes, low: 0.0, high: 100.0, step: 20.0, width, slot };
+        }
+        // From zero (or below) up to the largest value.
+        let values =
+            series.iter().flat_map(|one| one.values.iter().flatten()).filter(|value| value.is_finite());
+        let (low, high) = values.fold((0f64, 0f64), |(low, high), &value| (low.min(value), high.max(value)));
+        let high = if high > low { high } else { low + 1.0 };
+        let step = tick(high - low);
+        Self { axes, low: (low / step).floor() * step, high: (high / step).ceil() * step, step, width, slot }
+    }
+
+    fn y(&self, value: f64) -> f64 {
+        let share = (value - self.low) / (self.high - self.low);
+        TOP + TALL * (1.0 - share.clamp(0.0, 1.0))
     }
 
     fn middle(&self, place: usize) -> f64 {
@@ -122,7 +103,7 @@ impl<'a> Frame<'a> {
         let point = |(index, (value, place)): (usize, (&Option<f64>, &String))| {
             let value = value.filter(|value| value.is_finite())?;
             let tip = format!("{}, {place}: {}", series.name, short(value));
-            Some(((self.middle(index), self.scale.y(value)), tip))
+            Some(((self.middle(index), self.y(value)), tip))
         };
         values.filter_map(point).collect()
     }
@@ -131,7 +112,7 @@ impl<'a> Frame<'a> {
         let ends: Vec<(f64, f64, f64)> = (series.band.iter().enumerate())
             .filter_map(|(index, ends)| {
                 let (low, high) = ends.filter(|(low, high)| low.is_finite() && high.is_finite())?;
-                Some((self.middle(index), self.scale.y(low), self.scale.y(high)))
+                Some((self.middle(index), self.y(low), self.y(high)))
             })
             .collect();
         let upper = ends.iter().map(|(x, _, high)| (*x, *high));
@@ -141,17 +122,17 @@ impl<'a> Frame<'a> {
 
     /// The whole plot, with `shapes` for its series.
     fn around(&self, title: &str, series: &[Series], shapes: &Markup) -> Plot {
-        let Self { axes, scale, width, slot } = self;
+        let Self { axes, low, high, step, width, slot } = self;
+        let ticks = ((high - low) / step).round().clamp(1.0, 20.0) as usize;
         let (right, bottom) = (width - 14.0, TOP + TALL);
         let every = ((widest(&axes.places, 14) + 8.0) / slot).ceil().max(1.0) as usize;
-        let (names, high) = match series.len() {
+        let (names, more) = match series.len() {
             1 => (Markup::default(), 0.0),
             _ => legend(series, bottom + 56.0, *width),
         };
         let body = html! {
-            (heading(title))
-            @for value in scale.ticks() {
-                @let y = scale.y(value);
+            @for value in (0..=ticks).map(|index| low + index as f64 * step) {
+                @let y = self.y(value);
                 (line((LEFT, y), (right, y), if value == 0.0 { "quiet" } else { "rule" }))
                 (text((LEFT - 7.0, y + 4.0), "quiet end", &short(value)))
             }
@@ -166,7 +147,7 @@ impl<'a> Frame<'a> {
             (text(((LEFT + right) / 2.0, bottom + 35.0), "quiet middle", axes.x))
             (names) (shapes)
         };
-        Plot { title: title.into(), width: *width, height: bottom + 52.0 + high, body }
+        Plot { title: title.into(), width: *width, height: bottom + 52.0 + more, body }
     }
 }
 
@@ -192,7 +173,7 @@ pub fn lines(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plo
 pub fn bars(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plot {
     let frame = Frame::new(axes, series, width);
     let thick = (0.76 * frame.slot / series.len().max(1) as f64).min(34.0);
-    let zero = frame.scale.y(0.0);
+    let zero = frame.y(0.0);
     let shapes = html! {
         @for (number, one) in series.iter().enumerate() {
             @for ((middle, y), tip) in frame.points(one) {
@@ -213,7 +194,6 @@ pub fn dots(title: &str, places: &[String], series: &[Series], width: f64) -> Pl
     let x = |value: f64| left + (right - left) * (value / 100.0).clamp(0.0, 1.0);
     let (names, high) = legend(series, bottom + 40.0, width);
     let body = html! {
-        (heading(title))
         @for value in (0..=5).map(|step| 20.0 * f64::from(step)) {
             (line((x(value), TOP), (x(value), bottom), "rule"))
             (text((x(value), bottom + 17.0), "quiet middle", &short(value)))

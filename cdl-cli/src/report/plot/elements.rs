@@ -74,13 +74,13 @@ impl Series {
 
 /// A drawing and its size.
 pub struct Plot {
-    /// Name for readers who do not see the drawing.
+    /// Heading, also for readers who do not see the drawing.
     pub title: String,
     /// Width in pixels of the page.
     pub width: f64,
     /// Height in pixels of the page.
     pub height: f64,
-    /// Elements of the drawing.
+    /// Elements of the drawing below its title.
     pub body: Markup,
 }
 
@@ -109,6 +109,7 @@ impl Plot {
                 font-family="system-ui, 'Segoe UI', Helvetica, Arial, sans-serif" font-size="12" fill="var(--ink)" {
                 @if on_page.is_none() { style { (PreEscaped(STYLE)) } }
                 rect width=(width) height=(height) fill="var(--page)" {}
+                (text((10.0, 20.0), "heading", &self.title))
                 (self.body)
             }
         }
@@ -129,10 +130,6 @@ pub fn text((x, y): (f64, f64), class: &str, what: &str) -> Markup {
 pub fn upright((x, y): (f64, f64), class: &str, what: &str) -> Markup {
     let (x, y) = (px(x), px(y));
     html! { text x=(x) y=(y) class=(class) transform={ "rotate(-90 " (x) " " (y) ")" } { (what) } }
-}
-
-pub fn heading(title: &str) -> Markup {
-    text((10.0, 20.0), "heading", title)
 }
 
 pub fn line((x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str) -> Markup {

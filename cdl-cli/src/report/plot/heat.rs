@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ImageFormat, Rgb, RgbImage};
 use maud::{Markup, html};
 
-use super::elements::{Plot, cut, heading, line, px, text, upright, wide, widest};
+use super::elements::{Plot, cut, line, px, text, upright, wide, widest};
 
 /// Cell of a heat map.
 pub struct Cell {
@@ -21,7 +21,7 @@ pub struct Cell {
 /// Meaning of the shades of a heat map, drawn below it.
 pub struct Key {
     /// Name of the shaded quantity.
-    pub what: String,
+    pub what: &'static str,
     /// Names of the lowest and of the highest shade.
     pub ends: (String, String),
     /// Whether shades go from -1 to 1 instead of from 0. Zero is white then; cells below zero have another colour, and a
@@ -37,12 +37,14 @@ fn axis_names((vertical, horizontal): (&str, &str), across: f64, down: f64) -> M
     }
 }
 
-/// Rows of cells, with names beside and above them. `names` and `axes` are those of rows, then those of columns.
-pub fn heat(
+/// Rows of cells, each made from row, column and value, with names beside and above them. `names` and `axes` are those of
+/// rows, then those of columns.
+pub fn heat<V>(
     title: &str,
     (beside, above): (&[String], &[String]),
     axes: (&str, &str),
-    rows: &[Vec<Cell>],
+    rows: &[Vec<V>],
+    cell: impl Fn(usize, usize, &V) -> Cell,
     key: Option<&Key>,
 ) -> Plot {
     let signed = key.is_some_and(|key| key.signed);
@@ -65,47 +67,41 @@ pub fn heat(
     let width = (left + across + 16.0).max(wide(title) * 1.25 + 24.0);
     // The name of the vertical axis may be longer than all rows together.
     let height = (top + high + 12.0).max(middle + wide(axes.0) / 2.0 + 6.0);
-    let (scale, width, more) = match key {
-        None => (Markup::default(), width, 0.0),
-        Some(key) => {
-            let (drawn, needed) = scale(key, height + 4.0);
-            (drawn, width.max(needed), 52.0)
-        }
-    };
+    let (scale, needed, more) = key.map(|key| scale(key, height + 4.0)).unwrap_or_default();
     let body = html! {
-        (heading(title))
         (axis_names(axes, left + across / 2.0, middle))
         @for (index, name) in above.iter().enumerate() {
             @let (x, name) = (left + (index as f64 + 0.5) * size, cut(name, 18));
             @if turned { (upright((x + 4.0, top - 8.0), small, &name)) } @else { (text((x, top - 8.0), "middle", &name)) }
         }
-        @for (index, (name, cells)) in beside.iter().zip(rows).enumerate() {
+        @for (index, (name, values)) in beside.iter().zip(rows).enumerate() {
             @let y = top + index as f64 * down;
             (text((left - 8.0, y + down / 2.0 + 4.0), &format!("end {small}"), &cut(name, 18)))
-            @for (column, Cell { shade, label, tip }) in cells.iter().enumerate() {
+            @for (column, value) in values.iter().enumerate() {
+                @let Cell { shade, label, tip } = cell(index, column, value);
                 @let x = left + column as f64 * size;
                 g {
                     title { (tip) }
-                    rect x=(px(x)) y=(px(y)) width=(size) height=(down) fill=(colour(*shade, signed)) stroke="var(--page)" {}
+                    rect x=(px(x)) y=(px(y)) width=(size) height=(down) fill=(colour(shade, signed)) stroke="var(--page)" {}
                     @if labelled {
-                        text x=(px(x + size / 2.0)) y=(px(y + down / 2.0 + 4.0)) class="middle" fill=(ink(*shade))
+                        text x=(px(x + size / 2.0)) y=(px(y + down / 2.0 + 4.0)) class="middle" fill=(ink(shade))
                             font-size=[(size < 40.0).then_some("10.5")] { (label) }
-                    } @else if *shade < 0.0 { (minus((x + size / 2.0, y + down / 2.0), *shade)) }
+                    } @else if shade < 0.0 { (minus((x + size / 2.0, y + down / 2.0), shade)) }
                 }
             }
         }
         (scale)
     };
-    Plot { title: title.into(), width, height: height + more, body }
+    Plot { title: title.into(), width: width.max(needed), height: height + more, body }
 }
 
-/// All shades in a row with the names of their ends, below `top`, and the width of it.
-fn scale(key: &Key, top: f64) -> (Markup, f64) {
+/// All shades in a row with the names of their ends, below `top`, and the width and height that they take.
+fn scale(key: &Key, top: f64) -> (Markup, f64, f64) {
     const STEP: f64 = 10.0;
     let (low, high) = (wide(&key.ends.0) + 18.0, wide(&key.ends.1) + 16.0);
     let (y, end) = (top + 20.0, low + 21.0 * STEP);
     let drawn = html! {
-        (text((10.0, top + 12.0), "quiet", &key.what))
+        (text((10.0, top + 12.0), "quiet", key.what))
         @for step in 0..=20 {
             // Zero lies in the middle of the middle step.
             @let shade = if key.signed { f64::from(step - 10) / 10.0 } else { f64::from(step) / 20.0 };
@@ -121,7 +117,7 @@ fn scale(key: &Key, top: f64) -> (Markup, f64) {
         (text((low - 6.0, y + 11.0), "end", &key.ends.0))
         (text((end + 6.0, y + 11.0), "", &key.ends.1))
     };
-    (drawn, (end + high).max(wide(&key.what) + 20.0))
+    (drawn, (end + high).max(wide(key.what) + 20.0), 52.0)
 }
 
 /// Colour that can be read on a shade.
@@ -134,16 +130,15 @@ fn minus((x, y): (f64, f64), shade: f64) -> Markup {
     html! { line x1=(px(x - 2.5)) y1=(px(y)) x2=(px(x + 2.5)) y2=(px(y)) stroke=(ink(shade)) stroke-width="1.4" {} }
 }
 
-/// Cells of a square heat map that is too large to draw one by one.
-pub struct Picture<'a> {
-    /// Darkness of each cell from 0 to 1, row by row. Cells that a row lacks stay white.
-    pub shades: &'a [Vec<f64>],
-    /// Places at which a group of rows, and of columns, begins, with its name.
-    pub groups: &'a [(usize, String)],
-}
-
-/// Heat map as an image with a pixel for each cell, which stretches without blurring; `None` if there is nothing to show.
-pub fn picture(title: &str, axes: (&str, &str), Picture { shades, groups }: &Picture<'_>) -> Option<Plot> {
+/// Square heat map as an image with a pixel for each cell, which stretches without blurring; `None` if there is nothing to
+/// show. `shades` go from 0 to 1, cells that a row lacks stay white; `groups` are the places at which a group of rows, and of
+/// columns, begins, each with its name.
+pub fn picture(
+    title: &str,
+    axes: (&str, &str),
+    shades: &[Vec<f64>],
+    groups: &[(usize, String)],
+) -> Option<Plot> {
     let count = shades.len();
     let mut image = RgbImage::new(count.try_into().ok()?, count.try_into().ok()?);
     for (x, y, pixel) in image.enumerate_pixels_mut() {
@@ -156,7 +151,6 @@ pub fn picture(title: &str, axes: (&str, &str), Picture { shades, groups }: &Pic
     let (left, top, side) = (64.0, 72.0, cell * count as f64);
     let ends = groups.iter().skip(1).map(|(start, _)| *start).chain([count]);
     let body = html! {
-        (heading(title))
         (axis_names(axes, left + side / 2.0, top + side / 2.0))
         image x=(px(left)) y=(px(top)) width=(px(side)) height=(px(side)) image-rendering="pixelated"
             style="image-rendering:pixelated" href={ "data:image/png;base64," (STANDARD.encode(png.get_ref())) } {}
@@ -199,31 +193,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_has_a_pixel_for_each_cell() {
-        let shades = vec![vec![0.0, 1.0, 0.5], vec![0.25, 0.0, 1.0], vec![1.0, 0.75, 0.0]];
-        let groups = [(0, "1".to_string()), (2, "2".to_string())];
-        let plot =
-            picture("t", ("a", "b"), &Picture { shades: &shades, groups: &groups }).expect("a picture");
-        let (_, data) = plot.body.0.split_once("base64,").expect("an image");
-        let (data, _) = data.split_once('"').expect("its end");
-        let png = STANDARD.decode(data).expect("base64");
-        let image = image::load_from_memory(&png).expect("PNG").to_rgb8();
-        assert_eq!(image.dimensions(), (3, 3));
-        for (x, y, pixel) in image.enumerate_pixels() {
-            assert_eq!(pixel.0, rgb(shades[y as usize][x as usize], false));
-        }
-        assert_eq!(image.get_pixel(1, 0).0, [8, 58, 120]);
-        assert!(picture("t", ("a", "b"), &Picture { shades: &[], groups: &[] }).is_none());
-    }
-
-    #[test]
     fn signs_are_seen_in_colour_and_in_grey() {
-        let cell = |shade: f64| Cell { shade, label: String::new(), tip: "tip".into() };
+        let cell =
+            |_: usize, _: usize, shade: &f64| Cell { shade: *shade, label: String::new(), tip: "tip".into() };
         let names: Vec<String> = (0..30).map(|number| number.to_string()).collect();
-        let row: Vec<Cell> = (0..30).map(|number| cell(f64::from(number) / 15.0 - 1.0)).collect();
-        let key = Key { what: "weight".into(), ends: ("-0.5".into(), "0.5".into()), signed: true };
+        let row: Vec<f64> = (0..30).map(|number| f64::from(number) / 15.0 - 1.0).collect();
+        let key = Key { what: "weight", ends: ("-0.5".into(), "0.5".into()), signed: true };
         let below = &names[..1];
-        let plot = heat("t", (below, &names), ("a", "b"), &[row], Some(&key));
+        let plot = heat("t", (below, &names), ("a", "b"), &[row], cell, Some(&key));
         let (cells, scale) = plot.body.0.split_once(">weight<").expect("what is shaded is said");
         // 15 of 30 are below zero, and 10 of 21 on the scale.
         assert_eq!(cells.matches("stroke-width=\"1.4\"").count(), 15);
@@ -237,7 +214,7 @@ mod tests {
         };
         assert!((light(-1.0) - light(1.0)).abs() < 20.0, "{} {}", light(-1.0), light(1.0));
         assert!(light(0.0) > 254.0 && light(-0.5) > light(-0.9) && light(0.5) > light(0.9));
-        let plain = heat("t", (below, &names), ("a", "b"), &[], None);
+        let plain = heat("t", (below, &names), ("a", "b"), &[], cell, None);
         assert!(plain.height + 40.0 < plot.height);
     }
 }

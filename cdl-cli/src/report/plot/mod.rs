@@ -7,5 +7,5 @@ mod heat;
 pub use self::{
     axes::{Axes, bars, dots, lines},
     elements::{PALETTE, Plot, STYLE, Series, printable},
-    heat::{Cell, Key, Picture, heat, picture},
+    heat::{Cell, Key, heat, picture},
 };
