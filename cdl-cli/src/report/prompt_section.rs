@@ -11,7 +11,7 @@ use super::{
 /// Heat map for each pool of each network.
 pub fn prompts(runs: &[RecordedRun]) -> Plots {
     each_network(runs, |run, role, title| {
-        let pools = run.results.prompt_use.of(role).into_iter().flatten();
+        let pools = run.results.prompt_use.of(role).iter().flatten();
         let one = |pool: &PoolUse| {
             (format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool)), heat(pool, title))
         };
