@@ -6,7 +6,7 @@
 //! code runs.
 
 use std::{
-    collections::hash_map::DefaultHasher,
+    collections::{BTreeSet, hash_map::DefaultHasher},
     env, fs,
     hash::{Hash, Hasher},
     io,
@@ -17,36 +17,32 @@ use std::{
 fn main() -> io::Result<()> {
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
-    println!("cargo:rerun-if-changed=src");
-    println!("cargo:rerun-if-changed=kernels/src");
-    println!("cargo:rerun-if-changed=kernels/cuda");
     println!("cargo:rerun-if-changed=build.rs");
 
     let mut hasher = DefaultHasher::new();
-    let mut files = sources(&root.join("src"))?;
-    // Outside the source tree the kernels are a package of their own, with a version.
-    if root.join("kernels").exists() {
-        files.extend(sources(&root.join("kernels/src"))?);
-        if env::var_os("CARGO_FEATURE_CUDA").is_some() {
-            files.extend(sources(&root.join("kernels/cuda"))?);
+    let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
+    for (folder, counts) in [("src", true), ("kernels/src", true), ("kernels/cuda", cuda)] {
+        // Outside the source tree the kernels are a package of their own, with a version.
+        let path = root.join(folder);
+        if !path.exists() {
+            continue;
         }
-    }
-    for file in files {
-        file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().hash(&mut hasher);
-        fs::read(&file)?.hash(&mut hasher);
+        println!("cargo:rerun-if-changed={folder}");
+        for file in sources(&path)?.into_iter().filter(|_| counts) {
+            file.strip_prefix(&root).unwrap_or(&file).to_string_lossy().hash(&mut hasher);
+            fs::read(&file)?.hash(&mut hasher);
+        }
     }
     // Versions of everything below; a crate from a registry has no lock file above it.
-    let lock = root.ancestors().skip(1).map(|folder| folder.join("Cargo.lock")).find(|file| file.exists());
-    let lock = match lock {
-        Some(file) => {
-            println!("cargo:rerun-if-changed={}", file.display());
-            fs::read_to_string(file)?
-        }
-        None => String::new(),
-    };
+    let mut lock = String::new();
+    let mut locks = root.ancestors().skip(1).map(|folder| folder.join("Cargo.lock"));
+    if let Some(file) = locks.find(|file| file.exists()) {
+        println!("cargo:rerun-if-changed={}", file.display());
+        lock = fs::read_to_string(file)?;
+    }
     lock.hash(&mut hasher);
     let compiler = Command::new(variable("RUSTC")).arg("-vV").output()?.stdout;
-    let compiler = String::from_utf8_lossy(&compiler).into_owned();
+    let compiler = String::from_utf8_lossy(&compiler);
     compiler.hash(&mut hasher);
     let features = features();
     let code = [
@@ -69,7 +65,7 @@ fn main() -> io::Result<()> {
         compiler.lines().next().unwrap_or("unknown"),
         variable("CARGO_PKG_VERSION"),
         locked(&lock, "candle-core"),
-        if features.is_empty() { "none".into() } else { features.join(",") },
+        if features.is_empty() { "none".into() } else { Vec::from_iter(features).join(",") },
         variable("TARGET"),
         variable("OPT_LEVEL"),
     );
@@ -79,6 +75,11 @@ fn main() -> io::Result<()> {
          /// Its address says whose copy of this library one runs in.\n\
          // SAFETY: the name holds a hash and collides with nothing.\n\
          #[unsafe(export_name = \"cdl_abi_{hash}\")]\npub static IDENTITY: u8 = 0;\n\
+         /// Text of a plugin's manifest.\n#[doc(hidden)]\n#[macro_export]\n\
+         macro_rules! __plugin_manifest {{\n\
+         \x20   ($name:literal, $version:literal) => {{\n\
+         \x20       concat!(\"cdl-plugin 1\\nname \", $name, \"\\nversion \", $version, \"\\n\", {stamp:?})\n\
+         }} }}\n\
          /// Imports the symbol of the library that the plugin is compiled against.\n#[doc(hidden)]\n#[macro_export]\n\
          macro_rules! __plugin_identity {{ () => {{\n\
          \x20   unsafe extern \"C\" {{ #[link_name = \"cdl_abi_{hash}\"] static CDL_IDENTITY: u8; }}\n\
@@ -104,14 +105,12 @@ fn sources(folder: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Names of the features that are on.
-fn features() -> Vec<String> {
+fn features() -> BTreeSet<String> {
     let on = env::vars_os().filter_map(|(name, _)| {
         let name = name.into_string().ok()?;
         Some(name.strip_prefix("CARGO_FEATURE_")?.to_lowercase())
     });
-    let mut on: Vec<String> = on.collect();
-    on.sort();
-    on
+    on.collect()
 }
 
 /// The version of a package in a lock file.

@@ -35,9 +35,6 @@ impl Rng {
     }
 
     /// Float32 tensor with entries uniform in `[low, high)`.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory) where there is no memory for them.
     pub fn uniform(&mut self, shape: &[usize], low: f32, high: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> =
@@ -46,9 +43,6 @@ impl Rng {
     }
 
     /// Float32 tensor with normal entries of mean 0 and standard deviation `std`.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory) where there is no memory for them.
     pub fn normal(&mut self, shape: &[usize], std: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> = (0..count).map(|_| std * self.standard_normal() as f32).collect();

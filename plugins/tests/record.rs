@@ -28,7 +28,7 @@ fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
     let last = stream.tasks().last().expect("three tasks");
     let tested =
         Tester::default().test(&trainer, last, &stream, &mut Accuracies::default(), &mut || Ok(()))?;
-    let of = |role| tested.prompt_use.of(role).cloned().expect("tested");
+    let of = |role| tested.prompt_use.of(role).clone().expect("tested");
     Ok((trainer, [of(Role::Teacher), of(Role::Student)]))
 }
 

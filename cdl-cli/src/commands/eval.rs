@@ -86,8 +86,8 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
             Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),
             None => {}
         }
-        let used = tested.prompt_use.of(role).filter(|pools| !pools.is_empty());
-        match prompts.as_ref().and_then(|prompts| prompts.of(role)).zip(used) {
+        let used = tested.prompt_use.of(role).as_ref().filter(|pools| !pools.is_empty());
+        match prompts.as_ref().and_then(|prompts| prompts.of(role).as_ref()).zip(used) {
             Some((recorded, used)) if same(recorded, used) => text += "  prompts are taken as in the run\n",
             Some(_) => text += "  prompts are taken otherwise than in the run\n",
             None => {}

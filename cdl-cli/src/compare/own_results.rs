@@ -113,8 +113,8 @@ fn made(run: &RecordedRun, role: Role, seeds: &str) -> Value {
     if let Some([only]) = made["distillers"].as_array().map(Vec::as_slice) {
         made["distiller"] = only.clone();
     }
-    let images: Option<u64> =
-        run.confusions.of(role).map(|confusion| confusion.counts().iter().flatten().sum());
+    let confusion = run.confusions.of(role).as_ref();
+    let images: Option<u64> = confusion.map(|confusion| confusion.counts().iter().flatten().sum());
     made["results"] = json!({ "seeds": seeds, "tasks_done": run.results.tasks_done, "test_images": images });
     made["run.json"] = run.record.clone();
     made

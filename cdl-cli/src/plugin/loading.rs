@@ -9,7 +9,7 @@ use std::{
 
 use cdl_core::{
     config::ConfigLayers,
-    error::{Error, PluginError},
+    error::Error,
     registry::{Entry, dynamic},
 };
 
@@ -56,7 +56,7 @@ pub fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
 
 /// Loads one plugin, after another process has shown that it can be loaded at all.
 pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
-    let fail = |reason: String| Failure::from(Error::from(PluginError { file: file.into(), reason }));
+    let fail = |reason: String| Failure::from(Error::Plugin { file: file.into(), reason });
     if !SHARED.load(Ordering::Relaxed) {
         return Err(fail(
             "this `cdl` is linked as a whole and loads no plugins; `cdl dist DIR` makes one that does, DIR/bin/cdl"

@@ -56,7 +56,7 @@ pub fn matrix(title: &str, rows: &[Vec<f64>]) -> Plot {
 
 /// Accuracy on each class after the last task.
 pub fn by_class(runs: &[RecordedRun]) -> Plots {
-    let series = series(runs, |run, role| run.results.class_accuracy.of(role).cloned());
+    let series = series(runs, |run, role| run.results.class_accuracy.of(role).clone());
     let (Some(first), Some(most)) = (runs.first(), series.iter().map(|one| one.values.len()).max()) else {
         return Vec::new();
     };

@@ -14,7 +14,7 @@ const MOST_CLASSES: usize = 100;
 /// Confusion matrix of each network.
 pub fn confusions(runs: &[RecordedRun]) -> Plots {
     each_network(runs, |run, role, title| {
-        let confusion = run.confusions.of(role)?;
+        let confusion = run.confusions.of(role).as_ref()?;
         let plot = match confusion.classes().len() > MOST_CLASSES {
             true => as_picture(run, confusion, title)?,
             false => by_cell(confusion, title),

@@ -44,7 +44,7 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
     };
     let rows = html! {
         @for (name, title, note, figure) in &FIGURES {
-            @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).map(figure);
+            @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).as_ref().map(figure);
             tr {
                 td class=[title.starts_with(char::is_lowercase).then_some("part")] { (title) small { (note) } }
                 @for (index, run) in runs.iter().enumerate() {
@@ -97,7 +97,7 @@ pub fn cost_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
     let head = ["run", "network"].into_iter().chain(FIGURES.iter().map(|(name, ..)| *name));
     let head = head.chain(["wall_seconds", "peak_memory_bytes"]).map(String::from).collect();
     let row = |run: &RecordedRun, role: Role| {
-        let cost = run.results.cost.of(role);
+        let cost = run.results.cost.of(role).as_ref();
         let figure = |(.., value): &Figure| cost.map(|cost| value(cost).to_string()).unwrap_or_default();
         let memory = run.results.peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
         let names = [run.name.clone(), role.as_str().into()].into_iter();

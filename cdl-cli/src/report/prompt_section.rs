@@ -12,7 +12,7 @@ use super::{
 pub fn prompts(runs: &[RecordedRun]) -> Plots {
     each_network(runs, |run, role, title| {
         let name = |pool: &PoolUse| format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool));
-        let pools = run.results.prompt_use.of(role).into_iter().flatten();
+        let pools = run.results.prompt_use.of(role).iter().flatten();
         pools.map(|pool| (name(pool), heat(pool, title))).collect::<Plots>()
     })
 }

@@ -31,7 +31,7 @@ pub struct RecordedRun {
     /// Lines of `metrics.jsonl`.
     pub epochs: Vec<EpochReport>,
     /// Confusion matrices after the last finished task.
-    pub confusions: ByRole<Confusion>,
+    pub confusions: ByRole<Option<Confusion>>,
     /// Text of `config.toml`.
     pub config_text: String,
     /// Values of `config.toml`.

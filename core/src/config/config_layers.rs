@@ -13,16 +13,16 @@ use crate::{
 };
 
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
-const NAMED: [&str; 9] = [
+pub(super) const NAMED: [&str; 9] = [
     "stream",
     "teacher",
     "student",
     "learner",
-    "teacher.learner",
-    "student.learner",
     "distiller",
     "optimizer",
     "schedule",
+    "teacher.learner",
+    "student.learner",
 ];
 /// Environment variables with the prefix `CDL_` that are not settings; the program and its tests read them elsewhere.
 const RESERVED: [&str; 8] =
@@ -34,19 +34,17 @@ const RESERVED: [&str; 8] =
 pub struct ConfigLayers {
     /// Files as they were named, the lowest first.
     pub(super) files: Vec<PathBuf>,
-    /// Layers of each of [`ConfigLayers::files`], those of the files that it extends first.
-    of_files: Vec<Vec<Layer>>,
+    /// Layers of each of [`ConfigLayers::files`] that could be read, those of the files that it extends first.
+    pub(super) of_files: Vec<Vec<Layer>>,
     /// Layers above all files.
     overrides: Vec<Layer>,
     /// Everything that could not be read.
     pub(super) errors: Vec<Error>,
-    /// Whether a file could not be read.
-    pub(super) incomplete: bool,
 }
 
 /// One layer of values with where they came from.
 #[derive(Debug, Clone)]
-struct Layer {
+pub(super) struct Layer {
     metadata: Metadata,
     values: Dict,
     /// Whether it is one of several variables or `--set`, which count as one layer whatever their order.
@@ -70,11 +68,12 @@ impl ConfigLayers {
         let mut layers = Self::default();
         for file in files.iter().map(AsRef::as_ref) {
             let mut of_file = Vec::new();
-            layers.errors.extend(read_file(file, &mut Vec::new(), &mut of_file).err());
             layers.files.push(file.into());
-            layers.of_files.push(of_file);
+            match read_file(file, &mut Vec::new(), &mut of_file) {
+                Ok(()) => layers.of_files.push(of_file),
+                Err(error) => layers.errors.push(error),
+            }
         }
-        layers.incomplete = !layers.errors.is_empty();
         layers.overridden(sets)
     }
 
@@ -94,7 +93,6 @@ impl ConfigLayers {
             }
             Err(error) => layers.errors.push(error),
         }
-        layers.incomplete = !layers.errors.is_empty();
         layers
     }
 
@@ -116,9 +114,6 @@ impl ConfigLayers {
     /// The plugins that the configuration names, each with where it is named. They have to be loaded
     /// ([`load`](crate::registry::dynamic::load)) before [`ConfigLayers::draft`] finds what they register. None where a
     /// layer could not be read.
-    ///
-    /// # Errors
-    /// A list of another type.
     pub fn plugins(&self) -> Result<Vec<(PathBuf, String)>> {
         let figment = self.merged(None);
         if !self.errors.is_empty() || figment.find_value("plugins").is_err() {

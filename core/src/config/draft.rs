@@ -7,7 +7,7 @@ use figment::Figment;
 use crate::{
     config::{Config, Unregistered, config_layers::ConfigLayers, keys::parse_run},
     error::{Error, Result},
-    registry::{Settings, lookup},
+    registry::Settings,
 };
 
 /// A configuration and everything that is wrong with it.
@@ -27,10 +27,10 @@ impl ConfigLayers {
     }
 
     pub(super) fn draft_with(self, unregistered: Unregistered) -> Draft {
-        let layers = self.merged(None);
+        let (layers, complete) = (self.merged(None), self.of_files.len() == self.files.len());
         let mut mistakes = self.errors;
         // Without one of the files, what the others lack would be reported in its place.
-        let read = if self.incomplete { None } else { read(layers, self.files, &mut mistakes) };
+        let read = if complete { read(layers, self.files, &mut mistakes) } else { None };
         let config = read.map(|mut config| {
             mistakes.extend(config.complete(unregistered));
             config
@@ -40,10 +40,7 @@ impl ConfigLayers {
 }
 
 impl Draft {
-    /// The configuration, if nothing is wrong with it.
-    ///
-    /// # Errors
-    /// The first of [`Draft::mistakes`].
+    /// The configuration, or the first of [`Draft::mistakes`].
     pub fn into_config(self) -> Result<Config> {
         match (self.mistakes.into_iter().next(), self.config) {
             (None, Some(config)) => Ok(config),
@@ -79,9 +76,6 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
 
 /// Removes the value at a dotted key; whether there was one.
 pub(super) fn remove(table: &mut Settings, key: &str) -> bool {
-    if lookup(table, key).is_none() {
-        return false;
-    }
     match key.split_once('.') {
         None => table.remove(key).is_some(),
         Some((first, rest)) => {

@@ -2,12 +2,13 @@
 
 use figment::Figment;
 
-use crate::registry::check_keys;
-use crate::registry::lookup;
 use crate::{
-    config::{DistillerSection, NetworkSection, RunConfig, Section, config_layers::origin},
+    config::{
+        DistillerSection, NetworkSection, RunConfig, Section,
+        config_layers::{NAMED, origin},
+    },
     error::{Error, Result},
-    registry::{self, Settings},
+    registry::{self, Settings, check_keys, lookup},
 };
 
 /// The keys that a plugin's section has whatever the plugin.
@@ -43,22 +44,19 @@ pub(super) fn parse_run(
     figment: &Figment,
     files: &str,
 ) -> Result<RunConfig, (Option<String>, Error)> {
-    let refused = |error: Error| (error.key().map(String::from), error);
-    check_keys(&registry::schema_of::<RunConfig>(), table, "", "configuration").map_err(|error| {
-        let (key, error) = refused(error);
-        match error {
-            Error::UnknownKey { key: unknown, nearest, known, .. } => {
-                let origin = origin(figment, &unknown).unwrap_or_else(|| files.to_string());
-                (key, unknown_key(origin, unknown, nearest, known))
-            }
-            other => (key, other),
+    check_keys(&registry::schema_of::<RunConfig>(), table).map_err(|error| match error {
+        Error::UnknownKey { key, nearest, known, .. } => {
+            let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
+            (Some(key.clone()), unknown_key(origin, key, nearest, known))
         }
+        other => (None, other),
     })?;
-    typed(table, figment, files).map_err(refused)
+    typed(table, figment, files).map_err(|error| (error.key().map(String::from), error))
 }
 
 fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
     let fail = |reason: String| Error::Config { origin: files.into(), reason };
+    let written = |key: &str| origin(figment, key).unwrap_or_else(|| files.to_string());
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {
             return Err(fail(
@@ -75,21 +73,10 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
             return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
         }
     }
-    let sections = [
-        "stream",
-        "teacher",
-        "student",
-        "learner",
-        "distiller",
-        "optimizer",
-        "schedule",
-        "checkpoint",
-        "record",
-    ];
-    for section in sections.into_iter().chain(["teacher.learner", "student.learner"]) {
+    for section in NAMED.into_iter().chain(["checkpoint", "record"]) {
         if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
             return Err(Error::Setting {
-                origin: origin(figment, section).unwrap_or_else(|| files.to_string()),
+                origin: written(section),
                 key: section.into(),
                 value: value.to_string(),
                 expected: format!("it is a section; its name is `{section}.name`"),
@@ -113,7 +100,6 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
         let reason = e.into_inner().to_string();
         let reason = reason.lines().next().unwrap_or_default().to_string();
         let value = lookup(table, &key).map(|v| v.to_string()).unwrap_or_default();
-        let origin = origin(figment, &key).unwrap_or_else(|| files.to_string());
-        Error::Setting { origin, key, value, expected: reason }
+        Error::Setting { origin: written(&key), key, value, expected: reason }
     })
 }

@@ -9,7 +9,10 @@ mod draft;
 mod keys;
 mod run_config;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+};
 
 use figment::Figment;
 
@@ -26,7 +29,7 @@ use crate::{
         keys::{common_keys, unknown_key},
     },
     error::{Error, Result, nearest},
-    registry::{self, Kind, Settings, leaves},
+    registry::{self, Kind, Settings, leaves, ranges},
     traits::Role,
 };
 
@@ -60,26 +63,17 @@ impl Config {
     }
 
     /// Reads a text, which extends nothing; `name` stands for its file.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         ConfigLayers::parse(name, text, sets).draft().into_config()
     }
 
     /// Reads the configuration that a run has recorded in `file`, whatever the environment contains now.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
     pub fn recorded(file: &Path, text: &str) -> Result<Self> {
         ConfigLayers::recorded(file, text).draft().into_config()
     }
 
     /// Reads a recorded configuration to be looked at and not to be run: the settings of methods that are not
     /// registered stay as they were recorded. So nobody's library is loaded, and its code run, to read its results.
-    ///
-    /// # Errors
-    /// As [`Config::load`], but for names that are not known.
     pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
         ConfigLayers::recorded(file, text).draft_with(Unregistered::AsWritten).into_config()
     }
@@ -121,6 +115,12 @@ impl Config {
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(&self.to_table()?)
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
+    }
+
+    /// Error of the value at a key that belongs to no plugin.
+    pub(crate) fn refused(&self, key: &str, value: impl Display, expected: impl Into<String>) -> Error {
+        let (origin, value, expected) = (self.origin(key), value.to_string(), expected.into());
+        Error::Setting { origin, key: key.into(), value, expected }
     }
 
     /// Adds to an error about a plugin's setting which section it belongs to and where it was written.
@@ -207,18 +207,12 @@ impl Config {
             complete(&place(index), Kind::Distiller, &distiller.name, &mut distiller.settings);
         }
         for (index, distiller) in run.distillers().iter().enumerate() {
-            if !(distiller.weight.is_finite() && distiller.weight >= 0.0) {
-                let error = Error::setting("weight", distiller.weight, "expected a finite number, 0 or more");
-                wrong.push(self.locate(&place(index), error));
-            }
+            let valid = ranges::non_negative("weight", distiller.weight);
+            wrong.extend(valid.err().map(|error| self.locate(&place(index), error)));
         }
-        let top = |key: &str, value: &str, expected: &str| {
-            let (origin, value, expected) = (self.origin(key), value.into(), expected.into());
-            Error::Setting { origin, key: key.into(), value, expected }
-        };
         if run.roles().is_empty() {
             let expected = "with `train_teacher = false` nothing is left to train";
-            wrong.push(top("train_student", "false", expected));
+            wrong.push(self.refused("train_student", false, expected));
         }
         // Those that were loaded in another way are written down, so that the configuration repeats the run.
         for loaded in run.loaded_plugins() {
@@ -230,7 +224,7 @@ impl Config {
         run.query = Some(run.query_source());
         for (key, value) in [("epochs", run.epochs), ("batch_size", run.batch_size)] {
             if value == 0 {
-                wrong.push(top(key, "0", "expected at least 1"));
+                wrong.push(self.refused(key, 0, "expected at least 1"));
             }
         }
         let valid = [

@@ -243,9 +243,12 @@ impl RunConfig {
         (section, format!("{}.learner", role.as_str()))
     }
 
-    /// The network that makes the teacher's query.
+    /// The network that makes the teacher's query, by the mode if nothing is said.
     pub fn query_source(&self) -> QuerySource {
-        self.query.unwrap_or(QuerySource::of_mode(self.mode))
+        self.query.unwrap_or(match self.mode {
+            Mode::Published => QuerySource::Student,
+            Mode::Corrected => QuerySource::Own,
+        })
     }
 
     /// How many tasks it stops after, where it says so (`stream.max_tasks`).
@@ -264,11 +267,9 @@ impl RunConfig {
         ];
         used.extend(learners);
         used.extend(self.distillers().iter().map(|section| (Kind::Distiller, section.name.clone())));
-        let registers = |loaded: &dynamic::Loaded| {
-            let names = loaded.entries.iter().map(|entry| (entry.build.kind(), entry.name));
-            names.into_iter().any(|(kind, name)| used.iter().any(|(k, n)| *k == kind && n == name))
-        };
-        dynamic::loaded().into_iter().filter(registers).collect()
+        let used_of =
+            |loaded: &dynamic::Loaded| used.iter().any(|(kind, name)| loaded.registers(*kind, name));
+        dynamic::loaded().into_iter().filter(used_of).collect()
     }
 
     /// The networks that are trained, in order.

@@ -56,17 +56,22 @@ impl Assembly {
     }
 
     fn batch(&self, images: &[(Arc<RgbImage>, u32)]) -> Result<Batch> {
-        let side = self.source.side();
-        let mut pixels = vec![0f32; images.len() * 3 * side * side];
-        pixels
-            .par_chunks_mut(3 * side * side)
-            .zip(images)
-            .for_each(|(pixels, (square, _))| write_pixels(square, pixels));
+        let squares: Vec<&RgbImage> = images.iter().map(|(square, _)| square.as_ref()).collect();
         let labels: Vec<u32> = images.iter().map(|&(_, label)| label).collect();
         // Labels first: `upload` ends when everything that this thread copied to the device is there.
         let labels = Tensor::from_vec(labels, images.len(), &self.device)?;
-        Ok(Batch { pixels: device::upload(pixels, (images.len(), 3, side, side), &self.device)?, labels })
+        Ok(Batch { pixels: upload_squares(&squares, self.source.side(), &self.device)?, labels })
     }
+}
+
+/// Pixels `(B, 3, S, S)` in `[0, 1]` of squares with the side `side`, on `device`.
+pub(crate) fn upload_squares(squares: &[&RgbImage], side: usize, device: &Device) -> Result<Tensor> {
+    let mut values = vec![0f32; squares.len() * 3 * side * side];
+    values
+        .par_chunks_mut(3 * side * side)
+        .zip(squares)
+        .for_each(|(values, square)| write_pixels(square, values));
+    device::upload(values, (squares.len(), 3, side, side), device)
 }
 
 impl Iterator for Assembly {

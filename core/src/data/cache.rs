@@ -7,23 +7,6 @@ use std::{
 
 use image::RgbImage;
 
-/// A test image, in the form that takes less memory.
-#[derive(Clone)]
-pub(super) enum TestImage {
-    /// As decoded.
-    Decoded(Arc<RgbImage>),
-    /// As the network sees it.
-    Square(Arc<RgbImage>),
-}
-
-impl TestImage {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Decoded(image) | Self::Square(image) => image.len(),
-        }
-    }
-}
-
 /// Test images, which every later task needs again, and in the room they leave training images, which the epochs of
 /// one task need again.
 ///
@@ -39,7 +22,7 @@ pub(super) struct Cache {
 struct Kept {
     test_bytes: usize,
     train_bytes: usize,
-    test: BTreeMap<usize, TestImage>,
+    test: BTreeMap<usize, Arc<RgbImage>>,
     train: BTreeMap<usize, Arc<RgbImage>>,
 }
 
@@ -53,28 +36,25 @@ impl Cache {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Test image `index`, if it is kept.
-    pub(super) fn test(&self, index: usize) -> Option<TestImage> {
+    pub(super) fn test(&self, index: usize) -> Option<Arc<RgbImage>> {
         self.kept().test.get(&index).cloned()
     }
 
     /// Keeps test image `index` if there is room; training images give way.
-    pub(super) fn keep_test(&self, index: usize, image: TestImage) {
+    pub(super) fn keep_test(&self, index: usize, image: &Arc<RgbImage>) {
         let mut kept = self.kept();
-        let bytes = image.bytes();
-        if kept.test.contains_key(&index) || kept.test_bytes + bytes > self.room {
+        if kept.test.contains_key(&index) || kept.test_bytes + image.len() > self.room {
             return;
         }
-        while kept.test_bytes + kept.train_bytes + bytes > self.room
+        while kept.test_bytes + kept.train_bytes + image.len() > self.room
             && let Some((_, image)) = kept.train.pop_last()
         {
             kept.train_bytes -= image.len();
         }
-        kept.test_bytes += bytes;
-        kept.test.insert(index, image);
+        kept.test_bytes += image.len();
+        kept.test.insert(index, image.clone());
     }
 
-    /// Training image `index`, if it is kept.
     pub(super) fn train(&self, index: usize) -> Option<Arc<RgbImage>> {
         self.kept().train.get(&index).cloned()
     }
@@ -124,13 +104,13 @@ mod tests {
             cache.keep_train(index, &image());
         }
         assert_eq!(kept(&cache), (vec![], vec![0, 1, 2], 36));
-        cache.keep_test(7, TestImage::Square(image()));
+        cache.keep_test(7, &image());
         assert_eq!(kept(&cache), (vec![7], vec![0, 1], 36));
         cache.retain_train(&BTreeSet::from([1, 4]));
         assert_eq!(kept(&cache), (vec![7], vec![1], 24));
         for index in 8..12 {
-            cache.keep_test(index, TestImage::Decoded(image()));
-            cache.keep_test(index, TestImage::Decoded(image()));
+            cache.keep_test(index, &image());
+            cache.keep_test(index, &image());
         }
         assert_eq!(kept(&cache), (vec![7, 8, 9], vec![], 36));
         assert!(cache.test(8).is_some() && cache.test(10).is_none() && cache.train(1).is_none());
@@ -140,11 +120,11 @@ mod tests {
     fn an_image_that_can_never_fit_drives_nothing_out() {
         let cache = Cache::new(15);
         cache.keep_train(0, &image());
-        cache.keep_test(0, TestImage::Square(Arc::new(RgbImage::new(3, 2))));
+        cache.keep_test(0, &Arc::new(RgbImage::new(3, 2)));
         assert_eq!(kept(&cache), (vec![], vec![0], 12));
         let none = Cache::new(0);
         none.keep_train(0, &image());
-        none.keep_test(0, TestImage::Square(image()));
+        none.keep_test(0, &image());
         assert_eq!(kept(&none), (vec![], vec![], 0));
     }
 }

@@ -6,43 +6,30 @@ use std::{
 };
 
 use image::RgbImage;
+use rayon::prelude::*;
 
 use crate::{
-    data::{
-        ImageSet, OnError,
-        cache::{Cache, TestImage},
-    },
+    data::{ImageSet, OnError, TaskSettings, cache::Cache, image_stream::Member},
     error::{Error, Result},
     rng::Rng,
     system::panics,
+    traits::Inspection,
     transform::TransformConfig,
 };
 
 /// Images of one split, with the numbers of those that could not be read.
 pub(super) struct Source {
-    set: Arc<dyn ImageSet>,
-    transform: TransformConfig,
+    pub(super) set: Arc<dyn ImageSet>,
+    pub(super) transform: TransformConfig,
     cache: Arc<Cache>,
     on_error: OnError,
     damaged: Mutex<BTreeSet<usize>>,
 }
 
 impl Source {
-    pub(super) fn new(
-        set: Arc<dyn ImageSet>,
-        transform: TransformConfig,
-        cache: Arc<Cache>,
-        on_error: OnError,
-    ) -> Self {
+    pub(super) fn new(set: Arc<dyn ImageSet>, settings: &TaskSettings, cache: Arc<Cache>) -> Self {
+        let (transform, on_error) = (settings.transform.clone(), settings.input.on_error);
         Self { set, transform, cache, on_error, damaged: Mutex::default() }
-    }
-
-    pub(super) fn set(&self) -> &dyn ImageSet {
-        self.set.as_ref()
-    }
-
-    pub(super) fn transform(&self) -> &TransformConfig {
-        &self.transform
     }
 
     /// Side of a square in pixels.
@@ -70,28 +57,44 @@ impl Source {
         Ok(Arc::new(self.transform.train(&image, rng)))
     }
 
-    /// Image `index` as a test image.
+    /// Image `index` as a test image. Of the decoded image and the square, the smaller one is kept.
     pub(super) fn test_square(&self, index: usize) -> Result<Arc<RgbImage>> {
-        match self.cache.test(index) {
-            Some(TestImage::Square(square)) => Ok(square),
-            Some(TestImage::Decoded(image)) => Ok(Arc::new(self.transform.test(&image))),
-            None => {
-                let image = self.decode(index)?;
-                let square = Arc::new(self.transform.test(&image));
-                if square.len() < image.len() || (square.len() == image.len() && !self.set.in_memory()) {
-                    self.cache.keep_test(index, TestImage::Square(square.clone()));
-                } else if !self.set.in_memory() {
-                    self.cache.keep_test(index, TestImage::Decoded(Arc::new(image)));
-                }
-                Ok(square)
-            }
+        let image = match self.cache.test(index) {
+            Some(square) if square.len() == 3 * self.side() * self.side() => return Ok(square),
+            Some(image) => image,
+            None => Arc::new(self.decode(index)?),
+        };
+        let square = Arc::new(self.transform.test(&image));
+        if square.len() < image.len() || !self.set.in_memory() {
+            self.cache.keep_test(index, if square.len() <= image.len() { &square } else { &image });
         }
+        Ok(square)
+    }
+
+    /// Decodes `most` of the images: the first, the last, and others drawn by a fixed seed. `seen` is told of each.
+    pub(super) fn inspect(&self, members: &[Member], most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
+        let mut chosen: Vec<usize> = (0..members.len()).collect();
+        if most < chosen.len() {
+            // The last one first, so that of two images these two are taken.
+            let last = members.len() - 1;
+            chosen.swap(last.min(1), last);
+            if let Some(others) = chosen.get_mut(2..) {
+                Rng::new(0).derive("inspect").shuffle(others);
+            }
+            chosen.truncate(most);
+            chosen.sort_unstable();
+        }
+        let look = |at: usize| {
+            let found = self.decode(members[at].0).err();
+            seen();
+            found
+        };
+        let looked_at = chosen.len();
+        let found: Vec<Option<Error>> = chosen.into_par_iter().map(look).collect();
+        Inspection { looked_at, damaged: found.into_iter().flatten().collect() }
     }
 
     /// What becomes of `error`, met at image `index`: it is returned, or the image is left out with a warning.
-    ///
-    /// # Errors
-    /// `error`, unless such images are skipped.
     pub(super) fn leave_out(&self, index: usize, error: Error) -> Result<()> {
         if self.on_error == OnError::Stop {
             return Err(error);
@@ -100,11 +103,6 @@ impl Source {
             tracing::warn!("left out: {error}");
         }
         Ok(())
-    }
-
-    /// Whether unreadable images are left out.
-    pub(super) fn skips(&self) -> bool {
-        self.on_error == OnError::Skip
     }
 
     /// Numbers of the images that were left out.

@@ -9,11 +9,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     data::{
-        ClassOrder, InputSettings, TaskSettings,
+        ClassOrder, InputSettings, OnError, TaskSettings,
         batches::{Assembly, Prepared},
         cache::Cache,
         image_source::Source,
-        inspect::inspect,
         ordered::{Ordered, ahead},
         rehearsal::Memory,
         tasks::order_and_tasks,
@@ -49,9 +48,6 @@ pub trait ImageSet: Send + Sync {
     fn image(&self, index: usize) -> Result<RgbImage>;
 
     /// The files that the images come from, for the run record.
-    ///
-    /// # Errors
-    /// Files that are no longer there.
     fn files(&self) -> Result<Vec<DataRecord>> {
         Ok(Vec::new())
     }
@@ -151,8 +147,7 @@ impl ImageStream {
                 let (class, mend) = (&classes[class], "remove the class or add images");
                 return Err(Error::Tasks(format!("{name}: class `{class}` has no {what} images; {mend}")));
             }
-            let source = Source::new(set, settings.transform.clone(), cache.clone(), settings.input.on_error);
-            Ok(Split { source: Arc::new(source), members })
+            Ok(Split { source: Arc::new(Source::new(set, settings, cache.clone())), members })
         };
         let train = sort(train, "training", false, settings.train_per_class)?;
         let test = sort(test, "test", true, settings.test_per_class)?;
@@ -215,7 +210,7 @@ impl ImageStream {
         // Places count all images, so that what an image draws does not depend on when another was found damaged.
         let mut images: Vec<(usize, Member)> = members.into_iter().enumerate().collect();
         images.retain(|(_, (index, _))| !source.damaged().contains(index));
-        if !partial && !source.skips() {
+        if !partial && self.input.on_error == OnError::Stop {
             images.truncate(images.len() / size * size);
         }
         // A run that goes on knows what was damaged in the batches before, so these were filled by what comes first.
@@ -316,14 +311,14 @@ impl TaskStream for ImageStream {
         let mut files: Vec<DataRecord> = Vec::new();
         for split in [&self.train, &self.test] {
             // With a validation split both halves come from the same files.
-            let new = split.source.set().files()?.into_iter().filter(|file| !files.contains(file));
+            let new = split.source.set.files()?.into_iter().filter(|file| !files.contains(file));
             files.extend(new.collect::<Vec<_>>());
         }
         Ok(StreamRecord {
             fingerprint: self.fingerprint.clone(),
             class_counts: self.class_counts(),
             files,
-            transform: Some(self.test.source.transform().clone()),
+            transform: Some(self.test.source.transform.clone()),
         })
     }
 
@@ -336,7 +331,7 @@ impl ImageFiles for ImageStream {
     fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
         let mut all = Inspection::default();
         for Split { source, members } in [&self.train, &self.test] {
-            let found = inspect(source, &members[task], most, seen);
+            let found = source.inspect(&members[task], most, seen);
             all.looked_at += found.looked_at;
             all.damaged.extend(found.damaged);
         }
@@ -392,7 +387,7 @@ fn fingerprint(classes: &[String], splits: [&Split; 2]) -> String {
     for split in splits {
         for (task, members) in split.members.iter().enumerate() {
             for &(index, label) in members {
-                hash.update(format!("{task} {label} {}\n", split.source.set().id(index)));
+                hash.update(format!("{task} {label} {}\n", split.source.set.id(index)));
             }
         }
         hash.update([0]);

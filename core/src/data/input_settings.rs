@@ -49,10 +49,7 @@ impl Default for InputSettings {
 }
 
 impl InputSettings {
-    /// Checks every value.
-    ///
-    /// # Errors
-    /// The first value out of range, by its key.
+    /// Refuses the first value out of range, by its key.
     pub fn validate(&self) -> Result<()> {
         if self.workers > MAX_WORKERS {
             let expected = format!("expected 0 to {MAX_WORKERS} threads");

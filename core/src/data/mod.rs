@@ -6,11 +6,11 @@ mod cache;
 mod image_source;
 mod image_stream;
 mod input_settings;
-mod inspect;
 mod ordered;
 mod rehearsal;
 mod tasks;
 
+pub(crate) use batches::upload_squares;
 pub use image_stream::{ImageSet, ImageStream};
 pub use input_settings::{InputSettings, OnError};
 pub(crate) use tasks::STREAM_RNG;

@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, sync_channel},
     },
     thread::{self, JoinHandle},
 };
@@ -23,15 +23,11 @@ type Job<T> = dyn Fn(usize) -> T + Send + Sync;
 pub(super) struct Ordered<T> {
     job: Arc<Job<T>>,
     left: Range<usize>,
-    workers: Vec<Worker<T>>,
+    /// Results and thread of each worker; no thread where none could be started.
+    workers: Vec<(Receiver<T>, Option<JoinHandle<()>>)>,
     /// Without workers: how many are computed at once, and those that are ready.
     chunk: usize,
     ready: VecDeque<T>,
-}
-
-struct Worker<T> {
-    results: Receiver<T>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl<T: Send + 'static> Ordered<T> {
@@ -44,14 +40,15 @@ impl<T: Send + 'static> Ordered<T> {
             .map(|first| {
                 // One more result than the queue holds waits in the hands of the worker.
                 let (sender, results) = sync_channel(ahead.div_ceil(workers) - 1);
-                let positions = (first..count).step_by(workers);
+                let mut positions = (first..count).step_by(workers);
                 let job = job.clone();
-                let work = move || send(positions, &sender, job.as_ref());
+                // Until all is done or nobody listens any more.
+                let work = move || drop(positions.try_for_each(|position| sender.send(job(position))));
                 let thread = thread::Builder::new().name(format!("images {first}")).spawn(work);
                 if let Err(error) = &thread {
                     tracing::debug!("no thread to prepare images, so they are prepared when needed: {error}");
                 }
-                Worker { results, thread: thread.ok() }
+                (results, thread.ok())
             })
             .collect();
         Self { job, left: 0..count, workers, chunk: ahead, ready: VecDeque::new() }
@@ -61,21 +58,6 @@ impl<T: Send + 'static> Ordered<T> {
     pub(super) fn left(&self) -> usize {
         self.left.len()
     }
-
-    /// Ends it here: none is to come, and the workers end.
-    pub(super) fn stop(&mut self) {
-        self.left = 0..0;
-        self.dismiss();
-    }
-}
-
-/// Computes and sends until all is done or nobody listens any more.
-fn send<T>(positions: impl Iterator<Item = usize>, results: &SyncSender<T>, job: &Job<T>) {
-    for position in positions {
-        if results.send(job(position)).is_err() {
-            return;
-        }
-    }
 }
 
 impl<T: Send + 'static> Iterator for Ordered<T> {
@@ -84,9 +66,9 @@ impl<T: Send + 'static> Iterator for Ordered<T> {
     fn next(&mut self) -> Option<T> {
         let position = self.left.next()?;
         if !self.workers.is_empty() {
-            let worker = &self.workers[position % self.workers.len()];
+            let (results, _) = &self.workers[position % self.workers.len()];
             // A worker that could not be started hands over nothing.
-            return Some(worker.results.recv().unwrap_or_else(|_| (self.job)(position)));
+            return Some(results.recv().unwrap_or_else(|_| (self.job)(position)));
         }
         if self.ready.is_empty() {
             let end = self.left.end.min(position.saturating_add(self.chunk));
@@ -98,9 +80,11 @@ impl<T: Send + 'static> Iterator for Ordered<T> {
 }
 
 impl<T> Ordered<T> {
-    fn dismiss(&mut self) {
+    /// Ends it here: none is to come, and the workers end.
+    pub(super) fn stop(&mut self) {
+        self.left = 0..0;
         // All queues close before the first thread is waited for.
-        let threads: Vec<_> = self.workers.drain(..).filter_map(|worker| worker.thread).collect();
+        let threads: Vec<_> = self.workers.drain(..).filter_map(|(_, thread)| thread).collect();
         for thread in threads {
             // A panic has been reported where it happened.
             let _ = thread.join();
@@ -110,7 +94,7 @@ impl<T> Ordered<T> {
 
 impl<T> Drop for Ordered<T> {
     fn drop(&mut self) {
-        self.dismiss();
+        self.stop();
     }
 }
 
@@ -142,37 +126,6 @@ mod tests {
         let results = Ordered::new(3, 2, usize::MAX, Arc::new(|position| position));
         assert!(results.eq(0..3));
         assert_eq!(Ordered::new(0, 2, 3, Arc::new(|position| position)).next(), None);
-    }
-
-    #[test]
-    fn no_more_is_ready_than_was_allowed() {
-        for (workers, ahead) in [(0, 4), (1, 4), (2, 4), (3, 7), (5, 2)] {
-            let computed = Arc::new(AtomicUsize::new(0));
-            let count = computed.clone();
-            let job = move |position| {
-                count.fetch_add(1, Ordering::SeqCst);
-                position
-            };
-            let mut results = Ordered::new(1_000, workers, ahead, Arc::new(job));
-            for taken in 1..=100 {
-                results.next();
-                let ready = computed.load(Ordering::SeqCst) - taken;
-                assert!(ready < ahead + workers.max(1), "{ready} ready, {workers} workers, {ahead} ahead");
-            }
-        }
-    }
-
-    #[test]
-    fn dropping_it_early_ends_the_workers() {
-        for workers in [0, 1, 2, 5] {
-            let alive = Arc::new(());
-            let held = alive.clone();
-            let job = move |position| (position, Arc::strong_count(&held)).0;
-            let mut results = Ordered::new(1_000_000, workers, 6, Arc::new(job));
-            assert_eq!((results.next(), results.next()), (Some(0), Some(1)));
-            drop(results);
-            assert_eq!(Arc::strong_count(&alive), 1, "a worker still holds the job");
-        }
     }
 
     #[test]

@@ -51,20 +51,13 @@ mod tests {
             vec![(9, 3)],
         ];
         let memory = Memory::new(5, &train, 4, &Rng::new(1));
-        let kept = |start: usize| -> Vec<u32> {
-            let task = Task { index: 0, count: 3, classes: start..start + 1 };
-            memory.before(&task).map(|(_, label)| label).collect()
+        let kept = |start: usize| -> (Vec<usize>, Vec<u32>) {
+            memory.before(&Task { index: 0, count: 3, classes: start..start + 1 }).unzip()
         };
-        assert!(kept(0).is_empty());
-        assert_eq!(kept(2), [0, 0, 0, 1, 1]);
-        assert_eq!(kept(3), [0, 0, 1, 1, 2]);
-        let images = |start: usize| -> Vec<usize> {
-            memory
-                .before(&Task { index: 0, count: 3, classes: start..start + 1 })
-                .map(|(image, _)| image)
-                .collect()
-        };
-        let (early, late) = (images(2), images(3));
+        assert!(kept(0).0.is_empty());
+        let ((early, early_labels), (late, late_labels)) = (kept(2), kept(3));
+        assert_eq!(early_labels, [0, 0, 0, 1, 1]);
+        assert_eq!(late_labels, [0, 0, 1, 1, 2]);
         assert!(
             late[..4].iter().all(|image| early.contains(image)),
             "memory only shrinks: {early:?}, {late:?}"

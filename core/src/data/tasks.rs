@@ -29,18 +29,14 @@ pub enum ClassOrder {
 #[serde(default)]
 pub struct TaskSettings {
     /// Number of tasks of equal size; must divide the number of classes. Default: one task.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<usize>,
     /// Explicit tasks as lists of class names, each class exactly once; they win over `tasks` and `class_order`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub task_classes: Option<Vec<Vec<String>>>,
     /// `fixed`: classes in the data set's order, `shuffled`: by the run's seed. Default: fixed in mode `published`,
     /// shuffled in mode `corrected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub class_order: Option<ClassOrder>,
     /// The seed of a shuffled class order, so that orders can be varied apart from everything else that is random; the
     /// order is that of a run with this `seed`. Default: the run's seed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub class_order_seed: Option<u64>,
     /// All classes at once, as one task: joint training, the upper bound of continual learning. It wins over `tasks`
     /// and `task_classes`. Methods whose published form is at odds with a single task (APT's student then learns from
@@ -48,22 +44,18 @@ pub struct TaskSettings {
     pub joint: bool,
     /// Stop after the first so many tasks. They are those of the whole stream: the classes that never come stay in
     /// the networks' heads, unused. Default: all tasks.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tasks: Option<usize>,
     /// Share of each class's training images, above 0 and below 1, that is held out and tested on in place of the test
     /// set, to choose settings without it; published: 0.2. The same images are held out whatever the run's seed.
     /// Default: none, and the test set is used.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<f64>,
     /// Images of earlier tasks that are kept for rehearsal, shared out evenly over the classes seen before (drawn by
     /// the run's seed; a class gives up images as others arrive). With a memory, cross-entropy and distillation are
     /// over all classes seen so far instead of the current task's. 0: no rehearsal.
     pub memory: usize,
     /// Use only the first so many training images of each class.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub train_per_class: Option<usize>,
     /// Use only the first so many test images of each class.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub test_per_class: Option<usize>,
     /// Crops, sizes and flips.
     pub transform: TransformConfig,
@@ -195,8 +187,6 @@ mod tests {
         let error = |lists: Vec<Vec<String>>| {
             explicit_tasks(&classes, &lists).err().map(|e| e.to_string()).unwrap_or_default()
         };
-        assert!(error(list(&[&["class0"], &["class1"]])).contains("`class2` is in no task"));
-        assert!(error(list(&[&["class0", "class1", "class2", "clas0"]])).contains("did you mean `class0`"));
         assert!(error(list(&[&["class0"], &["class0", "class1", "class2"]])).contains("twice"));
         let (order, tasks) =
             explicit_tasks(&classes, &list(&[&["class2"], &["class0", "class1"]])).unwrap_or_default();

@@ -73,9 +73,9 @@ pub enum Error {
     /// A plugin, or what it returned, that does not keep what its kind promises.
     #[error("{plugin} breaks a promise: {promise}")]
     Promise { plugin: String, promise: String },
-    /// A library that is no plugin for this program.
-    #[error(transparent)]
-    Plugin(#[from] PluginError),
+    /// A library that is no plugin for this program: what is wrong with it, and what to do.
+    #[error("plugin {file}: {reason}")]
+    Plugin { file: PathBuf, reason: String },
     /// A panic in a method of a plugin's trait.
     #[error("{kind} `{plugin}` panicked in `{method}`: {message}")]
     Panicked { kind: &'static str, plugin: String, method: &'static str, message: String },
@@ -95,15 +95,6 @@ pub enum Error {
     /// Reading or writing a file failed.
     #[error("{file}: {source}")]
     Io { file: PathBuf, source: std::io::Error },
-}
-
-/// A library that is no plugin for this program: what is wrong with it, and what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("plugin {file}: {reason}")]
-#[allow(missing_docs, reason = "explained above")]
-pub struct PluginError {
-    pub file: PathBuf,
-    pub reason: String,
 }
 
 impl Error {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// `A[i][j]`: accuracy in percent on task `j`'s test set after learning task `i >= j`, over all classes seen.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Vec<Vec<f64>>", into = "Vec<Vec<f64>>")]
+#[serde(try_from = "Vec<Vec<f64>>")]
 pub struct AccuracyMatrix(Vec<Vec<f64>>);
 
 impl TryFrom<Vec<Vec<f64>>> for AccuracyMatrix {
@@ -18,12 +18,6 @@ impl TryFrom<Vec<Vec<f64>>> for AccuracyMatrix {
                 Err(format!("row {number} of an accuracy matrix has {entries} entries, expected {number}"))
             }
         }
-    }
-}
-
-impl From<AccuracyMatrix> for Vec<Vec<f64>> {
-    fn from(matrix: AccuracyMatrix) -> Self {
-        matrix.0
     }
 }
 
@@ -253,13 +247,5 @@ mod tests {
         assert!(read("[[50.0],[60.0,70.0]]").is_ok());
         let refused = read("[[50.0],[60.0]]");
         assert!(refused.is_err_and(|e| e.contains("row 2 of an accuracy matrix has 1 entries, expected 2")));
-    }
-
-    #[test]
-    fn a_single_task_forgets_nothing() {
-        let mut matrix = AccuracyMatrix::default();
-        matrix.push(vec![75.0]);
-        let forgotten = matrix.summary().map(|s| (s.forgetting, s.forgetting_from_best, s.backward_transfer));
-        assert_eq!(forgotten, Some((0.0, 0.0, 0.0)));
     }
 }

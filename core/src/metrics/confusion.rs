@@ -5,7 +5,6 @@ use crate::error::{Error, Result};
 /// Test images by true class and predicted class, among the classes seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confusion {
-    /// Class names in stream order.
     classes: Vec<String>,
     /// `counts[t][p]`: images of class `t` that were taken for class `p`.
     counts: Vec<Vec<u64>>,
@@ -58,10 +57,7 @@ impl Confusion {
         csv.into_inner().map_err(|e| fail(e.to_string()))
     }
 
-    /// Reads what [`Confusion::to_csv`] wrote.
-    ///
-    /// # Errors
-    /// What is wrong with it, in a sentence: no CSV, not square, or cells that are no counts.
+    /// Reads what [`Confusion::to_csv`] wrote, or says what is wrong with it in a sentence.
     pub(crate) fn from_csv(bytes: &[u8]) -> Result<Self, String> {
         let mut csv = csv::Reader::from_reader(bytes);
         let header = csv.headers().map_err(|e| e.to_string())?;

@@ -26,34 +26,29 @@ impl TokenAlignment {
     /// Maps of different numbers of patches that are not square.
     pub fn new(student: &BackboneSpec, teacher: &BackboneSpec, device: &Device) -> Result<Self> {
         let (to, from) = (student.patches, teacher.patches);
-        let resampling = match to == from {
-            true => None,
-            false => {
-                for spec in [student, teacher] {
-                    if spec.patches.isqrt().pow(2) != spec.patches {
-                        return Err(Error::Config {
-                            origin: spec.provenance.source.clone(),
-                            reason: format!(
-                                "its {} patches are no square, so they cannot be compared with those of another network",
-                                spec.patches
-                            ),
-                        });
-                    }
-                }
-                // What becomes of every single patch is one column of the matrix.
-                let unit =
-                    Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
-                let matrix = resample(&unit, from.isqrt(), to.isqrt(), from);
-                Some(Tensor::from_vec(matrix, (to, from), device)?)
+        let mut alignment = Self { student_patches: to, teacher_patches: from, resampling: None };
+        if to == from {
+            return Ok(alignment);
+        }
+        for spec in [student, teacher] {
+            if spec.patches.isqrt().pow(2) != spec.patches {
+                return Err(Error::Config {
+                    origin: spec.provenance.source.clone(),
+                    reason: format!(
+                        "its {} patches are no square, so they cannot be compared with those of another network",
+                        spec.patches
+                    ),
+                });
             }
-        };
-        Ok(Self { student_patches: to, teacher_patches: from, resampling })
+        }
+        // What becomes of every single patch is one column of the matrix.
+        let unit = Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
+        let matrix = resample(&unit, from.isqrt(), to.isqrt(), from);
+        alignment.resampling = Some(Tensor::from_vec(matrix, (to, from), device)?);
+        Ok(alignment)
     }
 
     /// Tokens `(B, Ns, Ds)` and `(B, Nt, Dt)` to `(B, N, Ds)` and `(B, N, Dt)`; the CLS token comes first.
-    ///
-    /// # Errors
-    /// Fewer tokens than the networks said.
     pub fn apply(&self, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
         if self.resampling.is_none() && student.dim(1)? == teacher.dim(1)? {
             return Ok((student.clone(), teacher.clone()));

@@ -121,7 +121,10 @@ macro_rules! register {
                 name: $name,
                 about: $about,
                 citation: $citation,
-                source: $crate::registry::optional(&[$($source)?]),
+                source: {
+                    const GIVEN: &[&str] = &[$($source)?];
+                    GIVEN.first().copied()
+                },
                 origin: module_path!(),
                 schema: $crate::registry::schema_of::<$config>,
                 defaults: $crate::registry::defaults_of::<$config>,
@@ -133,14 +136,6 @@ macro_rules! register {
             }
         }
     };
-}
-
-/// The one that is given, if one is; for [`register!`](crate::register), in whose place `None` may be a plugin.
-pub const fn optional(given: &[&'static str]) -> Option<&'static str> {
-    match given {
-        [first, ..] => Some(first),
-        [] => None,
-    }
 }
 
 /// All plugins of a kind, sorted by name.

@@ -6,7 +6,7 @@ mod panic_guard;
 pub mod ranges;
 mod settings;
 
-pub use entry::{Build, Entry, Kind, backbone, distiller, entries, find, learner, optional, stream};
+pub use entry::{Build, Entry, Kind, backbone, distiller, entries, find, learner, stream};
 pub(crate) use panic_guard::backward;
 pub use panic_guard::catch;
 pub use settings::{Settings, complete, defaults_of, parse, schema_of};

@@ -19,9 +19,6 @@ use crate::{
 };
 
 /// Runs `run`; returns a panic of a plugin that could not be returned where it happened.
-///
-/// # Errors
-/// Errors of `run`, and [`Error::Panicked`].
 pub fn catch<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
     let panicked =
         |panic: Box<dyn Any + Send>| panic.downcast().map_or_else(|p| resume_unwind(p), |e| Err(*e));

@@ -1,6 +1,6 @@
 //! Settings of a plugin as written in a configuration: read into its type, refused with the key and the nearest valid one.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -34,7 +34,7 @@ fn to_table(value: &impl Serialize) -> Result<Settings> {
 
 /// Reads settings, refusing unknown keys and naming the key of a wrong value.
 pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C> {
-    check_keys(&schema_of::<C>(), settings, "", "configuration")?;
+    check_keys(&schema_of::<C>(), settings)?;
     serde_path_to_error::deserialize(toml::Value::Table(settings.clone())).map_err(|e| {
         // Inside flattened structs serde loses the path; then the key is the one without which all is well.
         let key = Some(e.path().to_string()).filter(|key| lookup(settings, key).is_some());
@@ -93,27 +93,19 @@ pub(crate) fn leaves(table: &Settings) -> Vec<(String, &toml::Value)> {
     all
 }
 
-/// Refuses keys of `table` that `schema` does not define, at any depth.
-///
-/// # Errors
-/// [`Error::UnknownKey`] for the first such key, with the nearest valid one; `origin` is used as is.
-pub(crate) fn check_keys(
-    schema: &serde_json::Value,
-    table: &Settings,
-    path: &str,
-    origin: &str,
-) -> Result<()> {
-    check_at(schema, schema, table, path, origin)
+/// Refuses the first key of `table` that `schema` does not define, at any depth, with the nearest valid one.
+pub(crate) fn check_keys(schema: &serde_json::Value, table: &Settings) -> Result<()> {
+    check_below(schema, schema, table, "")
 }
 
-fn check_at(
+/// [`check_keys`] of the table at the key `path`, whose part of the schema `root` is `schema`.
+fn check_below(
     root: &serde_json::Value,
     schema: &serde_json::Value,
     table: &Settings,
     path: &str,
-    origin: &str,
 ) -> Result<()> {
-    let mut known: HashSet<&str> = HashSet::new();
+    let mut known: BTreeSet<&str> = BTreeSet::new();
     let mut open = false;
     let mut parts = vec![schema];
     let mut properties = Vec::new();
@@ -136,20 +128,16 @@ fn check_at(
             if open {
                 continue;
             }
-            let mut names: Vec<String> = known.iter().map(|name| name.to_string()).collect();
-            names.sort();
             return Err(Error::UnknownKey {
-                origin: origin.into(),
+                origin: "configuration".into(),
                 key: full,
                 nearest: nearest(key, known.iter().copied()),
-                known: names,
+                known: known.into_iter().map(String::from).collect(),
             });
         }
         if let toml::Value::Table(inner) = value {
-            for map in &properties {
-                if let Some(schema) = map.get(key) {
-                    check_at(root, schema, inner, &full, origin)?;
-                }
+            for schema in properties.iter().filter_map(|map| map.get(key)) {
+                check_below(root, schema, inner, &full)?;
             }
         }
     }

@@ -83,17 +83,13 @@ impl Setup<'_> {
     }
 }
 
-/// The device of a run.
 pub(crate) fn device(config: &Config) -> Result<Device> {
     device::open(&config.run.device, config.run.precision).map_err(|error| match error {
-        Error::Setting { key, value, expected, .. } => {
-            Error::Setting { origin: config.origin(&key), key, value, expected }
-        }
+        Error::Setting { key, value, expected, .. } => config.refused(&key, value, expected),
         error => error,
     })
 }
 
-/// The stream of a run.
 pub(crate) fn stream(config: &Config, device: &Device) -> Result<Box<dyn TaskStream>> {
     let run = &config.run;
     let context = StreamContext { mode: run.mode, device, rng: Rng::new(run.seed).derive(STREAM_RNG) };
@@ -105,19 +101,13 @@ pub(crate) fn stream(config: &Config, device: &Device) -> Result<Box<dyn TaskStr
 pub(crate) fn check_batches(config: &Config, stream: &dyn TaskStream) -> Result<()> {
     let counts = stream.tasks().iter().map(|task| (stream.train_count(task.index), task.index));
     let (images, task) = counts.min().unwrap_or((0, 0));
-    let (key, value) = ("batch_size", config.run.batch_size);
-    if images >= value {
+    if images >= config.run.batch_size {
         return Ok(());
     }
-    Err(Error::Setting {
-        origin: config.origin(key),
-        key: key.into(),
-        value: value.to_string(),
-        expected: format!(
-            "at most {images}, the training images of task {}: incomplete batches are dropped",
-            task + 1
-        ),
-    })
+    let task = task + 1;
+    let expected =
+        format!("at most {images}, the training images of task {task}: incomplete batches are dropped");
+    Err(config.refused("batch_size", config.run.batch_size, expected))
 }
 
 /// Builds the networks and methods of a run.
@@ -199,8 +189,7 @@ impl<'a> RunBuilder<'a> {
         ] {
             if !trained && distiller.needs_teacher() {
                 let expected = format!("the distiller `{}` {reason}; choose one that does not", section.name);
-                let (origin, value) = (self.config.origin(key), "false".into());
-                return Err(Error::Setting { origin, key: key.into(), value, expected });
+                return Err(self.config.refused(key, false, expected));
             }
         }
         Ok(distiller)

@@ -168,34 +168,25 @@ impl Experiment {
     /// Departures of the published code from the papers, and whether each is in force.
     fn quirks(&self, config: &Config) -> BTreeMap<String, bool> {
         let settings = &self.trainer.settings;
-        let mut quirks = BTreeMap::new();
-        let mut note = |name: String, on: bool| quirks.insert(name, on);
-        note(
-            "repeated_first_rate".into(),
-            settings.epochs > 1 && settings.schedule.repeats_first_rate(settings.mode),
-        );
-        for (name, on) in self.stream.quirks() {
-            note(name.into(), on);
-        }
+        let repeats = settings.epochs > 1 && settings.schedule.repeats_first_rate(settings.mode);
+        let mut quirks = BTreeMap::from([("repeated_first_rate".to_string(), repeats)]);
+        quirks.extend(self.stream.quirks().into_iter().map(|(name, on)| (name.to_string(), on)));
         for &role in &settings.roles {
             let network = self.trainer.network(role);
             let unnormalised = network.backbone.spec().normalization == Normalization::NONE;
-            note(format!("{}/unnormalised_pixels", role.as_str()), unnormalised);
+            quirks.insert(format!("{}/unnormalised_pixels", role.as_str()), unnormalised);
             if role == Role::Teacher {
-                note("teacher/students_query".into(), settings.query == QuerySource::Student);
+                quirks.insert("teacher/students_query".into(), settings.query == QuerySource::Student);
             }
             let (learner, _) = config.run.learner(role);
             for (name, on) in network.learner.quirks() {
-                note(format!("{}/{}/{name}", role.as_str(), learner.name), on);
+                quirks.insert(format!("{}/{}/{name}", role.as_str(), learner.name), on);
             }
         }
         quirks
     }
 
     /// What to write down about this run.
-    ///
-    /// # Errors
-    /// Files of the data set that are no longer there.
     pub fn record(&self, config: &Config) -> Result<RunRecord> {
         let trained = config
             .run

@@ -17,7 +17,7 @@ use crate::{
     },
     system::memory,
     train::{Network, Optimizer, Stack, Trainer},
-    traits::{BackboneSpec, Batch, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
+    traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
 };
 
 /// Steps of each network before those that are timed, besides those whose images were prepared ahead.
@@ -328,9 +328,6 @@ pub struct Verified {
 }
 
 /// Decodes every image that a run would use; `seen` is told of each.
-///
-/// # Errors
-/// Data that cannot be found or sorted into tasks.
 pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     let mut config = config.clone();
     config.run.stream.put_off_reading();
@@ -352,9 +349,6 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
 }
 
 /// Brings data and weights onto this machine, as a run would, and says which data these are.
-///
-/// # Errors
-/// What cannot be had.
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
     config.run.stream.put_off_reading();
@@ -406,7 +400,9 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
     while rates.len() < passes {
         let start = Instant::now();
         let Some(batch) = batches.next().transpose()? else { break };
-        predict(trainer, &batch)?;
+        for &role in &trainer.settings.roles {
+            trainer.predict(role, &batch.pixels)?.to_device(&Device::Cpu)?;
+        }
         rates.push(batch.len() as f64 / start.elapsed().as_secs_f64());
     }
     let test_images_per_second = median(rates.into_iter().skip(skipped).collect());
@@ -416,13 +412,6 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
     let training: f64 = networks.iter().map(|n| n.step_seconds * n.steps as f64).sum();
     let seconds = training + test_images as f64 / test_images_per_second;
     Ok(Time { networks, test_images_per_second, test_images, seconds })
-}
-
-fn predict(trainer: &Trainer, batch: &Batch) -> Result<()> {
-    for &role in &trainer.settings.roles {
-        trainer.predict(role, &batch.pixels)?.to_device(&Device::Cpu)?;
-    }
-    Ok(())
 }
 
 /// The middle one, of a few numbers the upper of the two; NaN of none.

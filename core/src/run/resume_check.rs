@@ -28,10 +28,10 @@ pub fn check_config(now: &Config, begun: &Config) -> Result<()> {
     let value_in = |rows: &[(String, String, String)], key: &str| {
         rows.iter().find(|row| row.0 == key).map_or("(nothing)".to_string(), |row| row.1.clone())
     };
-    let keys = now.iter().chain(begun.iter().filter(|row| !now.iter().any(|other| other.0 == row.0)));
-    for (key, _, origin) in keys {
+    for (key, _, origin) in now.iter().chain(&begun) {
         let (value, before) = (value_in(&now, key), value_in(&begun, key));
-        if value != before && !is_harmless(key) {
+        let harmless = HARMLESS.iter().any(|of| key == of || (of.ends_with('.') && key.starts_with(of)));
+        if value != before && !harmless {
             let harmless =
                 HARMLESS.map(|key| if key.ends_with('.') { format!("{key}*") } else { key.into() });
             let expected = format!(
@@ -45,45 +45,34 @@ pub fn check_config(now: &Config, begun: &Config) -> Result<()> {
     Ok(())
 }
 
-fn is_harmless(key: &str) -> bool {
-    HARMLESS.iter().any(|harmless| key == *harmless || (harmless.ends_with('.') && key.starts_with(harmless)))
-}
-
 /// Refuses data, weights or a kind of device that are not those that the run in `root` was begun with, and warns of
 /// another version of this software.
-///
-/// # Errors
-/// What differs, with both values.
 pub fn check_record(root: &Path, record: &RunRecord) -> Result<()> {
     directory::check_same(root, record)?;
     let recorded = directory::read_record(root)?;
     let of = |key: &str| recorded.get(key).and_then(|value| value.as_str()).unwrap_or_default();
+    let fail = |reason: String| Err(Error::RunDir { dir: root.into(), reason });
     let kind = |device: &str| device.chars().take_while(|c| c.is_alphabetic()).collect::<String>();
-    if kind(of("device")) != kind(&record.device) {
-        let reason = format!(
-            "the run was begun on `{}` and would go on on `{}`, which does not compute to the same bytes; \
-             `--set device=...` chooses",
-            of("device"),
-            record.device
-        );
-        return Err(Error::RunDir { dir: root.into(), reason });
+    let (begun, now) = (of("device"), &record.device);
+    if kind(begun) != kind(now) {
+        return fail(format!(
+            "the run was begun on `{begun}` and would go on on `{now}`, which does not compute to the same bytes; \
+             `--set device=...` chooses"
+        ));
     }
     let portable = |kernels: &str| kernels == "portable";
-    if !of("kernels").is_empty() && portable(of("kernels")) != portable(&record.kernels) {
-        let reason = format!(
-            "the run was begun with kernels of the kind `{}` and would go on with `{}`, which do not compute to the same \
-             bytes; `CDL_SIMD` chooses",
-            of("kernels"),
-            record.kernels
-        );
-        return Err(Error::RunDir { dir: root.into(), reason });
+    let (begun, now) = (of("kernels"), &record.kernels);
+    if !begun.is_empty() && portable(begun) != portable(now) {
+        return fail(format!(
+            "the run was begun with kernels of the kind `{begun}` and would go on with `{now}`, which do not compute to the \
+             same bytes; `CDL_SIMD` chooses"
+        ));
     }
-    if of("version") != record.version {
+    let (begun, now) = (of("version"), &record.version);
+    if begun != now {
         tracing::warn!(
-            "the run was begun by version {} of cdl, this is {}: its results may differ from those of a run that was \
-             not stopped",
-            of("version"),
-            record.version
+            "the run was begun by version {begun} of cdl, this is {now}: its results may differ from those of a run that \
+             was not stopped"
         );
     }
     Ok(())

@@ -7,6 +7,7 @@ use std::{
 };
 
 use rayon::prelude::*;
+use serde::Serialize;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
@@ -17,9 +18,6 @@ pub(crate) const UNFINISHED: &str = ".cdl-";
 
 /// Temporary file in the same folder, flushed to disk, then renamed: readers see the old file or the new one, also
 /// after the machine has lost power.
-///
-/// # Errors
-/// A place that cannot be written.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = folder_of(path);
     let write = || -> std::io::Result<()> {
@@ -38,6 +36,13 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         Ok(())
     };
     write().map_err(io(path))
+}
+
+/// Writes `value` as indented JSON with a line feed at its end, as [`write_atomic`] does.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| io(path)(error.into()))?;
+    bytes.push(b'\n');
+    write_atomic(path, &bytes)
 }
 
 /// The folder of what `path` names: a bare name is in the working directory, which no empty name opens.
@@ -85,9 +90,6 @@ pub(crate) fn unwalked(root: &Path) -> impl Fn(walkdir::Error) -> Error {
 }
 
 /// Sees to it that a folder with all that is in it is on disk, before it is moved to its place. Links are not followed.
-///
-/// # Errors
-/// A folder that cannot be read or written.
 pub(crate) fn sync_below(root: &Path) -> Result<()> {
     let (mut folders, mut files) = (Vec::new(), Vec::new());
     for entry in WalkDir::new(root) {

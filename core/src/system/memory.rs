@@ -47,11 +47,8 @@ pub(crate) fn available_bytes() -> Option<u64> {
     Some(left.min(available))
 }
 
-/// Checks that the host has memory for a float32 tensor of `shape`, whatever the device is: initial values are drawn on
-/// the host. Returns the tensor's number of elements.
-///
-/// # Errors
-/// [`Error::Memory`] where there is none. An allocation that fails would end the program.
+/// Refuses a float32 tensor of `shape` for which the host has no memory ([`Error::Memory`]), whatever the device is: initial
+/// values are drawn on the host, and an allocation that fails would end the program. Returns the number of elements.
 pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
     let needed = count.map_or(u64::MAX, |count| (count as u64).saturating_mul(size_of::<f32>() as u64));

@@ -14,10 +14,7 @@ thread_local! {
     static CATCHING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What `work` returns. It must leave nothing half made behind that outlives it.
-///
-/// # Errors
-/// The first line of what it said if it panicked.
+/// Result of `work`, or the first line of what it said if it panicked. It must leave nothing half made behind that outlives it.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     CATCHING.set(CATCHING.get() + 1);
     let done = catch_unwind(AssertUnwindSafe(work));

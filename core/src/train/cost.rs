@@ -7,17 +7,13 @@
 //! to the first block with a trained prompt or token, and in that block down to what is trained. Heads, losses and the
 //! matching of queries with keys are left out; they are a thousandth.
 
-use std::cell::Cell;
-
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::traits::Lengths;
-use crate::traits::Macs;
 use crate::{
     error::Result,
     train::Trainer,
-    traits::{Pass, Query, QuerySource, Role},
+    traits::{Lengths, Macs, Pass, Query, QuerySource, Role},
 };
 
 /// Cost of one network, MACs for one image.
@@ -57,39 +53,27 @@ pub struct InferenceMacs {
     pub total: u64,
 }
 
-/// One pass of a network: what it costs, and whether its learner asked for the query.
-struct Passage {
-    macs: Macs,
-    asked: bool,
-}
-
 impl Trainer {
     /// Cost of the network of `role` as it is now.
-    ///
-    /// # Errors
-    /// Methods that cannot say what they inject.
     pub fn cost(&self, role: Role) -> Result<Cost> {
         let numbers = self.trainable(role).iter().map(|var| var.tensor().elem_count() as u64).sum();
-        let own = self.passage(role, Pass::Train)?;
-        let teacher = match role {
+        let query_of = |asked: bool, role: Role| match asked {
+            true => self.querying(role).macs(&Lengths::default()).forward,
+            false => 0,
+        };
+        let (Macs { forward, backward }, own_asks) = self.passage(role, Pass::Train)?;
+        let (teacher, teacher_asks) = match role {
             Role::Student if self.distiller.needs_teacher() => {
-                Some(self.passage(Role::Teacher, Pass::Teach)?)
+                let (macs, asks) = self.passage(Role::Teacher, Pass::Teach)?;
+                (macs.forward, asks)
             }
-            _ => None,
+            _ => (0, false),
         };
-        let asks = |passage: &Option<Passage>| passage.as_ref().is_some_and(|passage| passage.asked);
-        let query = match (own.asked, asks(&teacher)) {
-            // Networks that share a query compute it once.
-            (true, true) if self.settings.query == QuerySource::Student => self.query_macs(role),
-            (own, teacher) => {
-                let of = |asked: bool, role: Role| if asked { self.query_macs(role) } else { 0 };
-                of(own, role) + of(teacher, Role::Teacher)
-            }
-        };
-        let (teacher, Macs { forward, backward }) =
-            (teacher.map_or(0, |teacher| teacher.macs.forward), own.macs);
-        let test = self.passage(role, Pass::Test)?;
-        let test_query = if test.asked { self.query_macs(role) } else { 0 };
+        // Networks that share a query compute it once.
+        let shared = own_asks && teacher_asks && self.settings.query == QuerySource::Student;
+        let query = query_of(own_asks, role) + query_of(teacher_asks && !shared, Role::Teacher);
+        let (test, test_asks) = self.passage(role, Pass::Test)?;
+        let test_query = query_of(test_asks, role);
         Ok(Cost {
             trained_numbers: numbers,
             training_macs: TrainingMacs {
@@ -101,30 +85,23 @@ impl Trainer {
             },
             inference_macs: InferenceMacs {
                 query: test_query,
-                forward: test.macs.forward,
-                total: test_query + test.macs.forward,
+                forward: test.forward,
+                total: test_query + test.forward,
             },
         })
     }
 
-    /// The pass that makes the query of `role`.
-    fn query_macs(&self, role: Role) -> u64 {
-        self.querying(role).macs(&Lengths::default()).forward
-    }
-
-    /// One image through the network of `role`, as its methods say without computing it: any query will do.
-    fn passage(&self, role: Role, pass: Pass) -> Result<Passage> {
+    /// Cost of one image through the network of `role`, as its methods say without computing it (any query will do), and
+    /// whether its learner asked for the query.
+    fn passage(&self, role: Role, pass: Pass) -> Result<(Macs, bool)> {
         let network = self.network(role);
         let trainable = network.learner.trainable();
         let device = trainable.first().map_or(&Device::Cpu, |var| var.tensor().device());
-        let asked = Cell::new(false);
-        let ones = Tensor::ones((1, self.querying(role).spec().width), DType::F32, device)?;
-        let query = Query::watched(ones, &asked);
+        let query = Query::known(Tensor::ones((1, self.querying(role).spec().width), DType::F32, device)?);
         let mut injection = network.learner.inject(&query, pass)?;
-        if role == Role::Student {
-            injection = injection.merge(self.distiller.inject(pass)?)?;
+        if let Some(distiller) = self.distiller_of(role) {
+            injection = injection.merge(distiller.inject(pass)?)?;
         }
-        let macs = network.backbone.macs(&injection.lengths()?);
-        Ok(Passage { macs, asked: asked.get() })
+        Ok((network.backbone.macs(&injection.lengths()?), query.was_asked_for()))
     }
 }

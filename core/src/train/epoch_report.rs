@@ -49,7 +49,6 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Starts the clock.
     pub(crate) fn start(&mut self) {
         self.started = Some(Instant::now());
     }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use candle_core::{D, Tensor};
-use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Result,
@@ -13,41 +12,15 @@ use crate::{
 };
 
 /// Accuracy matrices of both networks; that of a network that is not trained stays empty.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Accuracies {
-    /// Matrix of the teacher.
-    pub teacher: AccuracyMatrix,
-    /// Matrix of the student.
-    pub student: AccuracyMatrix,
-}
-
-impl Accuracies {
-    /// The matrix of one network.
-    pub fn of(&self, role: Role) -> &AccuracyMatrix {
-        match role {
-            Role::Teacher => &self.teacher,
-            Role::Student => &self.student,
-        }
-    }
-
-    fn of_mut(&mut self, role: Role) -> &mut AccuracyMatrix {
-        match role {
-            Role::Teacher => &mut self.teacher,
-            Role::Student => &mut self.student,
-        }
-    }
-}
-
-/// Confusion matrices of the networks that were tested.
-pub type Confusions = Vec<(Role, Confusion)>;
+pub type Accuracies = ByRole<AccuracyMatrix>;
 
 /// Results of a test besides accuracies.
 #[derive(Debug, Default)]
 pub struct Tested {
-    /// Confusion matrix of each network.
-    pub confusions: Confusions,
+    /// Confusion matrix of each network that was tested.
+    pub confusions: Vec<(Role, Confusion)>,
     /// Prompts that the images took, by pool; none where a network's methods do not choose.
-    pub prompt_use: ByRole<Vec<PoolUse>>,
+    pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
 }
 
 /// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
@@ -58,6 +31,18 @@ pub struct Tester {
     queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
     /// Test images left out when they were computed: one more, and all that follow stand elsewhere.
     skipped: usize,
+}
+
+/// Counts of one network during a test.
+struct Counts {
+    role: Role,
+    /// Images of the task at hand that were classified correctly.
+    right: usize,
+    /// Accuracy on each task so far.
+    row: Vec<f64>,
+    confusion: Confusion,
+    /// `None` once a selection could not be counted.
+    uses: Option<UseTally>,
 }
 
 impl Tester {
@@ -74,13 +59,17 @@ impl Tester {
         results: &mut Accuracies,
         on_batch: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tested> {
-        let roles = &trainer.settings.roles;
-        let mut rows = vec![Vec::new(); roles.len()];
         let names = stream.classes().get(..task.seen()).unwrap_or(stream.classes());
-        let mut confusions: Confusions = roles.iter().map(|&role| (role, Confusion::new(names))).collect();
-        let mut uses: Vec<Option<UseTally>> = roles.iter().map(|_| Some(UseTally::default())).collect();
+        let new = |&role: &Role| Counts {
+            role,
+            right: 0,
+            row: Vec::new(),
+            confusion: Confusion::new(names),
+            uses: Some(UseTally::default()),
+        };
+        let mut networks: Vec<Counts> = trainer.settings.roles.iter().map(new).collect();
         for seen in &stream.tasks()[..=task.index] {
-            let (mut right, mut total) = (vec![0; roles.len()], 0);
+            let mut total = 0;
             for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
                 let batch = batch?;
                 let skipped = stream.skipped().test;
@@ -96,18 +85,15 @@ impl Tester {
                     }
                 }
                 let labels = batch.labels.to_vec1::<u32>()?;
-                let counts = right.iter_mut().zip(&mut uses).zip(&mut confusions);
-                for ((right, uses), (role, confusion)) in counts {
+                for Counts { role, right, confusion, uses, .. } in &mut networks {
+                    let (network, distiller) = (trainer.network(*role), trainer.distiller_of(*role));
                     let (logits, selections) =
-                        trainer.predict_with(*role, &batch.pixels, queries.of(*role))?;
-                    // What is said for the record ends no run.
-                    let added =
-                        uses.as_mut().map_or(Ok(()), |of| of.add(seen.index, batch.len(), &selections));
-                    if let Err(error) = added {
-                        tracing::warn!(
-                            "which prompts the {}'s images take is not recorded: {error}",
-                            role.as_str()
-                        );
+                        network.predict(distiller, &batch.pixels, queries.of(*role))?;
+                    // Recording is best effort: a failure here must not stop the run.
+                    let added = uses.as_mut().map(|uses| uses.add(seen.index, batch.len(), &selections));
+                    if let Some(Err(error)) = added {
+                        let role = role.as_str();
+                        tracing::warn!("which prompts the {role}'s images take is not recorded: {error}");
                         *uses = None;
                     }
                     let best = best_among(&logits, 0..task.seen())?;
@@ -118,18 +104,17 @@ impl Tester {
                 total += batch.len();
                 on_batch()?;
             }
-            rows.iter_mut().zip(right).for_each(|(row, right)| row.push(100.0 * right as f64 / total as f64));
-        }
-        for (row, role) in rows.into_iter().zip(roles) {
-            results.of_mut(*role).push(row);
-        }
-        let mut prompt_use = ByRole::default();
-        for (uses, role) in uses.into_iter().zip(roles) {
-            if let Some(uses) = uses {
-                prompt_use.set(*role, uses.finish());
+            for Counts { right, row, .. } in &mut networks {
+                row.push(100.0 * std::mem::take(right) as f64 / total as f64);
             }
         }
-        Ok(Tested { confusions, prompt_use })
+        let mut tested = Tested::default();
+        for Counts { role, row, confusion, uses, .. } in networks {
+            results.of_mut(role).push(row);
+            tested.confusions.push((role, confusion));
+            *tested.prompt_use.of_mut(role) = uses.map(UseTally::finish);
+        }
+        Ok(tested)
     }
 }
 

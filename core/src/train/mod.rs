@@ -17,7 +17,7 @@ pub use cost::{Cost, InferenceMacs, TrainingMacs};
 pub use distiller_stack::Stack;
 pub use epoch_report::{EpochReport, Tally};
 pub(crate) use evaluator::count_right;
-pub use evaluator::{Accuracies, Confusions, Tested, Tester};
+pub use evaluator::{Accuracies, Tested, Tester};
 pub use network::Network;
 pub(crate) use network::Passed;
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerName};

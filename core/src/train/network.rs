@@ -20,72 +20,57 @@ pub struct Network {
 /// Result of a pass through a network.
 pub(crate) struct Passed {
     pub(crate) output: Output,
-    /// The learner's, in training.
+    /// Penalty of the learner, in training.
     pub(crate) penalty: Option<Tensor>,
     pub(crate) selections: Vec<Selection>,
 }
 
 impl Network {
-    /// As the teacher, for the student and for the test: no gradients.
-    pub(crate) fn as_teacher(
+    /// Passes images with the learner's prompts and, in the student, those of the `distiller`. Only training has gradients.
+    pub(crate) fn pass(
         &self,
+        distiller: Option<&dyn Distiller>,
         pixels: &Tensor,
         query: &Query<'_>,
         pass: Pass,
         taps: &Taps,
     ) -> Result<Passed> {
-        let _span = tracing::debug_span!("teacher forward").entered();
-        let injection = self.learner.inject(query, pass)?.detach();
-        let features = self.backbone.forward(pixels, &injection, taps)?.detach();
-        let logits = self.learner.logits(&features)?.detach();
-        let output = Output { features: own_tokens(&features, injection.token_count()?, 0..0)?, logits };
-        Ok(Passed { output, penalty: None, selections: injection.selections })
-    }
-
-    /// As the student, with the learner's and the distiller's prompts.
-    pub(crate) fn as_student(
-        &self,
-        distiller: &dyn Distiller,
-        pixels: &Tensor,
-        query: &Query<'_>,
-        pass: Pass,
-        taps: &Taps,
-    ) -> Result<Passed> {
-        let _span = tracing::debug_span!("student forward").entered();
+        let span = match distiller {
+            Some(_) => tracing::debug_span!("student forward"),
+            None => tracing::debug_span!("teacher forward"),
+        };
+        let _span = span.entered();
         let mut injection = self.learner.inject(query, pass)?;
         let penalty = injection.penalty.take();
         let learners = injection.token_count()?;
-        let mut injection = injection.merge(distiller.inject(pass)?)?;
-        if pass == Pass::Test {
+        if let Some(distiller) = distiller {
+            injection = injection.merge(distiller.inject(pass)?)?;
+        }
+        if pass != Pass::Train {
             injection = injection.detach();
         }
         let features = self.backbone.forward(pixels, &injection, taps)?;
         // The learner's tokens come first, the distiller's follow; each is shown its own.
         let injected = injection.token_count()?;
-        let logits = self.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
+        let mut logits = self.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
+        if pass != Pass::Train {
+            logits = logits.detach();
+        }
         let output = Output { features: own_tokens(&features, injected, learners..injected)?, logits };
         Ok(Passed { output, penalty, selections: injection.selections })
     }
 
-    /// Logits `(B, C)` as the student predicts them, without gradients, and what the images took of pools of prompts.
-    pub(crate) fn student_logits(
+    /// Predicted logits `(B, C)` without gradients, and what the images took of pools of prompts.
+    pub(crate) fn predict(
         &self,
-        distiller: &dyn Distiller,
+        distiller: Option<&dyn Distiller>,
         pixels: &Tensor,
         query: &Query<'_>,
     ) -> Result<(Tensor, Vec<Selection>)> {
-        let passed = self.as_student(distiller, pixels, query, Pass::Test, &Taps::none())?;
-        Ok((distiller.predict(&passed.output)?.detach(), passed.selections))
-    }
-
-    /// Logits `(B, C)` as the teacher predicts them, without gradients, and what the images took of pools of prompts.
-    pub(crate) fn teacher_logits(
-        &self,
-        pixels: &Tensor,
-        query: &Query<'_>,
-    ) -> Result<(Tensor, Vec<Selection>)> {
-        let passed = self.as_teacher(pixels, query, Pass::Test, &Taps::none())?;
-        Ok((passed.output.logits, passed.selections))
+        let Passed { output, selections, .. } =
+            self.pass(distiller, pixels, query, Pass::Test, &Taps::none())?;
+        let logits = distiller.map_or(Ok(output.logits.clone()), |distiller| distiller.predict(&output))?;
+        Ok((logits.detach(), selections))
     }
 }
 

@@ -27,11 +27,6 @@ impl Position {
         Self { task, ..Self::default() }
     }
 
-    /// After the step.
-    pub(crate) fn next_step(self) -> Self {
-        Self { step: self.step + 1, ..self }
-    }
-
     /// After the epoch, of `epochs` in a phase.
     pub(crate) fn next_epoch(self, epochs: usize) -> Self {
         match self.epoch + 1 < epochs {
@@ -104,7 +99,7 @@ mod tests {
                     for _ in 0..steps(task) {
                         assert_eq!(at.steps_before(phases, epochs, steps), done, "{at:?}");
                         met.push(at);
-                        at = at.next_step();
+                        at.step += 1;
                         done += 1;
                     }
                     met.push(at);

@@ -30,7 +30,6 @@ pub struct ScheduleConfig {
     pub name: ScheduleName,
     /// Whether a cosine's first two epochs share the full rate, as in the published code. Default: yes in mode
     /// `published`, no in mode `corrected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub repeat_first_rate: Option<bool>,
     /// Epochs (from 0) at which a step schedule lowers the rate.
     pub milestones: Vec<usize>,

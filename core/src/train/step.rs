@@ -7,7 +7,7 @@ use crate::{
     nn::cross_entropy,
     registry,
     train::{Optimizer, Passed, Trainer},
-    traits::{Batch, LossTerm, Pass, Role, Taps, Task},
+    traits::{Batch, Distiller, LossTerm, Pass, Role, Task},
 };
 
 /// The loss of one batch with what it is made of.
@@ -24,55 +24,31 @@ pub struct BatchLoss {
 }
 
 impl Trainer {
-    /// The loss of one batch in the phase of `role`, over `task.classes`.
+    /// The loss of one batch in the phase of `role`, over `task.classes`: cross-entropy and the learner's penalty; of the
+    /// student also the distiller's terms, with the weight that the distiller leaves to cross-entropy.
     pub fn loss(&self, role: Role, task: &Task, batch: &Batch) -> Result<BatchLoss> {
-        match role {
-            Role::Teacher => self.teacher_loss(task, batch),
-            Role::Student => self.student_loss(task, batch),
+        let (pixels, queries) = (&batch.pixels, self.queries(&batch.pixels));
+        let distiller = self.distiller_of(role);
+        let taps = distiller.map(Distiller::taps).unwrap_or_default();
+        let needed = distiller.is_some_and(Distiller::needs_teacher);
+        let teach = || self.teacher.pass(None, pixels, queries.of(Role::Teacher), Pass::Teach, &taps.teacher);
+        let teacher = needed.then(teach).transpose()?.map(|passed| passed.output);
+        let network = self.network(role);
+        let Passed { output, penalty, .. } =
+            network.pass(distiller, pixels, queries.of(role), Pass::Train, &taps.student)?;
+        let mut ce = cross_entropy(&output.logits, &batch.labels, &task.classes)?;
+        if let Some(distiller) = distiller {
+            ce = (ce * distiller.cross_entropy_weight())?;
         }
-    }
-
-    /// Cross-entropy among the task's classes and the learner's penalty.
-    fn teacher_loss(&self, task: &Task, batch: &Batch) -> Result<BatchLoss> {
-        let query = self.query(Role::Teacher, &batch.pixels);
-        let _span = tracing::debug_span!("teacher forward").entered();
-        let injection = self.teacher.learner.inject(&query, Pass::Train)?;
-        let features = self.teacher.backbone.forward(&batch.pixels, &injection, &Taps::none())?;
-        let logits = self.teacher.learner.logits(&features)?;
-        let mut terms = vec![LossTerm::new("ce", cross_entropy(&logits, &batch.labels, &task.classes)?)];
-        terms.extend(injection.penalty.map(|penalty| LossTerm::new("penalty", penalty)));
-        BatchLoss::sum(terms, logits, None)
-    }
-
-    /// Weighted cross-entropy, the distiller's terms and the learner's penalty.
-    fn student_loss(&self, task: &Task, batch: &Batch) -> Result<BatchLoss> {
-        let queries = self.queries(&batch.pixels);
-        let taps = self.distiller.taps();
-        let teacher = match self.distiller.needs_teacher() {
-            true => {
-                let query = queries.of(Role::Teacher);
-                Some(self.teacher.as_teacher(&batch.pixels, query, Pass::Teach, &taps.teacher)?.output)
-            }
-            false => None,
-        };
-        let Passed { output: student, penalty, .. } = self.student.as_student(
-            self.distiller.as_ref(),
-            &batch.pixels,
-            queries.of(Role::Student),
-            Pass::Train,
-            &taps.student,
-        )?;
-        let ce = cross_entropy(&student.logits, &batch.labels, &task.classes)?;
-        let mut terms = vec![LossTerm::new("ce", (ce * self.distiller.cross_entropy_weight())?)];
-        terms.extend(self.distiller.loss(&student, teacher.as_ref(), &batch.labels, task)?);
+        let mut terms = vec![LossTerm::new("ce", ce)];
+        if let Some(distiller) = distiller {
+            terms.extend(distiller.loss(&output, teacher.as_ref(), &batch.labels, task)?);
+        }
         terms.extend(penalty.map(|penalty| LossTerm::new("penalty", penalty)));
-        BatchLoss::sum(terms, student.logits, teacher.map(|teacher| teacher.logits))
+        BatchLoss::sum(terms, output.logits, teacher.map(|teacher| teacher.logits))
     }
 
     /// Moves what `optimizer` holds down the gradient of `loss`.
-    ///
-    /// # Errors
-    /// Operations that have no gradient.
     pub fn update(loss: &BatchLoss, optimizer: &mut Optimizer) -> Result<()> {
         let gradients =
             tracing::debug_span!("backward").in_scope(|| registry::backward(|| loss.total.backward()))?;

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     rng::Rng,
     train::{Network, OptimizerConfig, Queries, ScheduleConfig},
-    traits::{Backbone, Distiller, Mode, NamedVar, Query, QuerySource, Role, Selection, StateDict, Task},
+    traits::{Backbone, Distiller, Mode, NamedVar, Query, QuerySource, Role, StateDict, Task},
 };
 
 /// How long and how fast to train.
@@ -60,14 +60,14 @@ impl Trainer {
 
     /// Variables that a phase trains.
     pub fn trainable(&self, role: Role) -> Vec<NamedVar> {
-        match role {
-            Role::Teacher => self.teacher.learner.trainable(),
-            Role::Student => {
-                let mut vars = self.student.learner.trainable();
-                vars.extend(self.distiller.trainable());
-                vars
-            }
-        }
+        let mut vars = self.network(role).learner.trainable();
+        vars.extend(self.distiller_of(role).map(Distiller::trainable).unwrap_or_default());
+        vars
+    }
+
+    /// Distillation methods that have a part in the network of `role`: the student's.
+    pub(crate) fn distiller_of(&self, role: Role) -> Option<&dyn Distiller> {
+        (role == Role::Student).then_some(self.distiller.as_ref())
     }
 
     /// The query of `role`, which is computed when its learner asks for it.
@@ -78,7 +78,8 @@ impl Trainer {
     /// The queries of a batch for both networks.
     pub(crate) fn queries<'a>(&'a self, pixels: &'a Tensor) -> Queries<'a> {
         let own = self.settings.query == QuerySource::Own;
-        Queries::new(self.student.backbone.as_ref(), own.then(|| self.teacher.backbone.as_ref()), pixels)
+        let teacher = own.then(|| self.query(Role::Teacher, pixels));
+        Queries { student: self.query(Role::Student, pixels), teacher }
     }
 
     /// The network of `role`.
@@ -100,32 +101,17 @@ impl Trainer {
 
     /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
     pub fn predict(&self, role: Role, pixels: &Tensor) -> Result<Tensor> {
-        Ok(self.predict_with(role, pixels, &self.query(role, pixels))?.0)
-    }
-
-    /// Test-time logits, and the prompts that the images took from pools.
-    pub(crate) fn predict_with(
-        &self,
-        role: Role,
-        pixels: &Tensor,
-        query: &Query<'_>,
-    ) -> Result<(Tensor, Vec<Selection>)> {
-        match role {
-            Role::Teacher => self.teacher.teacher_logits(pixels, query),
-            Role::Student => self.student.student_logits(self.distiller.as_ref(), pixels, query),
-        }
+        let query = self.query(role, pixels);
+        Ok(self.network(role).predict(self.distiller_of(role), pixels, &query)?.0)
     }
 
     /// Everything trained of one network, as saved after each task; the distiller's belongs to the student.
     pub fn state(&self, role: Role) -> Result<StateDict> {
-        match role {
-            Role::Teacher => self.teacher.learner.state(),
-            Role::Student => {
-                let mut state = self.student.learner.state()?;
-                state.extend(self.distiller.state()?);
-                Ok(state)
-            }
+        let mut state = self.network(role).learner.state()?;
+        if let Some(distiller) = self.distiller_of(role) {
+            state.extend(distiller.state()?);
         }
+        Ok(state)
     }
 
     /// Takes up one network as [`Trainer::state`] gave it during or after `task`.

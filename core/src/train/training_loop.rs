@@ -115,14 +115,10 @@ impl Trainer {
                 check_finite(&values, role, task, epoch, step)?;
                 let right = count_right(&loss.logits, &batch.labels, task.classes.clone())?;
                 now.tally.add(&values, right, batch.len());
-                now.position = now.position.next_step();
+                now.position.step += 1;
                 on(Event::Step { role, task, epoch, step: (step, steps) })?;
-                on(Event::Between(Moment {
-                    trainer: self,
-                    stream,
-                    state: now,
-                    optimizer: Some(&optimizer),
-                }))?;
+                let moment = Moment { trainer: self, stream, state: now, optimizer: Some(&optimizer) };
+                on(Event::Between(moment))?;
             }
             // A last update that broke a parameter shows in no loss yet.
             check_finite(&self.sums(role)?, role, task, epoch, steps.saturating_sub(1))?;

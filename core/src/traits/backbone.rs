@@ -128,24 +128,11 @@ pub struct Features {
 
 impl Features {
     /// The output of block `index`, which must have been asked for.
-    ///
-    /// # Errors
-    /// A block that was not tapped.
     pub fn block(&self, index: usize) -> Result<&Tensor> {
         self.blocks.get(&index).ok_or_else(|| Error::State {
             owner: format!("output of block {index}"),
             reason: "not asked for by the taps".into(),
         })
-    }
-
-    /// Copy of the values without their graph.
-    pub fn detach(&self) -> Self {
-        Self {
-            cls: self.cls.detach(),
-            tokens: self.tokens.as_ref().map(Tensor::detach),
-            blocks: self.blocks.iter().map(|(&block, t)| (block, t.detach())).collect(),
-            norm: self.norm.as_ref().map(Tensor::detach),
-        }
     }
 }
 

@@ -47,9 +47,6 @@ impl DataRecord {
     }
 
     /// Many files below `root`, known by their names and sizes.
-    ///
-    /// # Errors
-    /// A file that is not there.
     pub fn of_files<'a>(root: &Path, files: impl Iterator<Item = &'a PathBuf>) -> Result<Self> {
         let mut hash = Sha256::new();
         let (mut count, mut bytes) = (0, 0);

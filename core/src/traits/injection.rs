@@ -32,11 +32,8 @@ impl Kv {
         Self(Parts::Apart { k, v })
     }
 
-    /// Splits prompts `(B or 1, L, D)` into keys (the first `L / 2` rows) and values (the rest), as the published
-    /// methods do.
-    ///
-    /// # Errors
-    /// An odd `L`.
+    /// Splits prompts `(B or 1, L, D)`, an even number, into keys (the first `L / 2` rows) and values (the rest), as the
+    /// published methods do.
     pub fn halves(prompts: &Tensor) -> Result<Self> {
         Self::rows(prompts, 0..prompts.dim(1)?)
     }

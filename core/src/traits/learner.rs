@@ -21,9 +21,6 @@ pub struct NamedVar {
 
 impl NamedVar {
     /// Makes a copy of `value` trainable under `name`.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory) where there is no memory for the copy.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         if value.device().is_cpu() {
             memory::check_size(value.dims())?;
@@ -32,9 +29,6 @@ impl NamedVar {
     }
 
     /// Makes zeros of `shape` trainable under `name`.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory) where there is no memory for them.
     pub fn zeros(name: impl Into<String>, shape: &[usize], device: &Device) -> Result<Self> {
         memory::check_size(shape)?;
         Self::new(name, &Tensor::zeros(shape, DType::F32, device)?)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Result,
-    traits::{Backbone, Injection, Mode, Taps},
+    traits::{Backbone, Injection, Taps},
 };
 
 /// Whose frozen network makes the query.
@@ -21,64 +21,48 @@ pub enum QuerySource {
     Own,
 }
 
-impl QuerySource {
-    /// Where a configuration says nothing: the student's in mode `published`, each one's own in mode `corrected`.
-    pub(crate) fn of_mode(mode: Mode) -> Self {
-        match mode {
-            Mode::Published => Self::Student,
-            Mode::Corrected => Self::Own,
-        }
-    }
-}
-
 /// Queries `q(x)` `(B, Dq)` of a batch: the CLS token of a frozen network without prompts, after the final norm.
-pub struct Query<'a>(Source<'a>);
+pub struct Query<'a> {
+    source: Source<'a>,
+    asked: Cell<bool>,
+}
 
 enum Source<'a> {
     Known(Tensor),
-    Watched { value: Tensor, asked: &'a Cell<bool> },
     Lazy { backbone: &'a dyn Backbone, pixels: &'a Tensor, value: OnceCell<Tensor> },
 }
 
 impl<'a> Query<'a> {
     /// The query that `backbone` makes of images `(B, 3, S, S)`.
     pub fn of(backbone: &'a dyn Backbone, pixels: &'a Tensor) -> Self {
-        Self(Source::Lazy { backbone, pixels, value: OnceCell::new() })
+        let source = Source::Lazy { backbone, pixels, value: OnceCell::new() };
+        Self { source, asked: Cell::default() }
     }
 
     /// A query that is known already, `(B, Dq)`.
     pub fn known(value: Tensor) -> Self {
-        Self(Source::Known(value))
+        Self { source: Source::Known(value), asked: Cell::default() }
     }
 
-    /// A query that is known, and notes that it was asked for.
-    pub(crate) fn watched(value: Tensor, asked: &'a Cell<bool>) -> Self {
-        Self(Source::Watched { value, asked })
+    /// Whether anybody has asked for it.
+    pub(crate) fn was_asked_for(&self) -> bool {
+        self.asked.get()
     }
 
     /// The query if it is known or has been asked for.
     pub(crate) fn computed(&self) -> Option<&Tensor> {
-        match &self.0 {
-            Source::Known(value) | Source::Watched { value, .. } => Some(value),
+        match &self.source {
+            Source::Known(value) => Some(value),
             Source::Lazy { value, .. } => value.get(),
         }
     }
 
     /// The query `(B, Dq)`, without gradient.
-    ///
-    /// # Errors
-    /// Images that do not fit the network.
     pub fn get(&self) -> Result<&Tensor> {
-        match &self.0 {
-            Source::Known(value) => Ok(value),
-            Source::Watched { value, asked } => {
-                asked.set(true);
-                Ok(value)
-            }
-            Source::Lazy { backbone, pixels, value } => {
-                if let Some(value) = value.get() {
-                    return Ok(value);
-                }
+        self.asked.set(true);
+        match (self.computed(), &self.source) {
+            (Some(value), _) | (None, Source::Known(value)) => Ok(value),
+            (None, Source::Lazy { backbone, pixels, value }) => {
                 let _span = tracing::debug_span!("query").entered();
                 let plain = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
                 Ok(value.get_or_init(|| plain.cls.detach()))

@@ -23,35 +23,29 @@ impl Role {
     }
 }
 
-/// Something of each network; `null` for one that is not trained.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A value of each network.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ByRole<T> {
     /// The student's.
-    pub student: Option<T>,
+    pub student: T,
     /// The teacher's.
-    pub teacher: Option<T>,
-}
-
-impl<T> Default for ByRole<T> {
-    fn default() -> Self {
-        Self { student: None, teacher: None }
-    }
+    pub teacher: T,
 }
 
 impl<T> ByRole<T> {
     /// Value of one network.
-    pub fn of(&self, role: Role) -> Option<&T> {
+    pub fn of(&self, role: Role) -> &T {
         match role {
-            Role::Teacher => self.teacher.as_ref(),
-            Role::Student => self.student.as_ref(),
+            Role::Teacher => &self.teacher,
+            Role::Student => &self.student,
         }
     }
 
-    /// Sets that of one network.
-    pub(crate) fn set(&mut self, role: Role, value: T) {
+    /// Value of one network, to be changed.
+    pub(crate) fn of_mut(&mut self, role: Role) -> &mut T {
         match role {
-            Role::Teacher => self.teacher = Some(value),
-            Role::Student => self.student = Some(value),
+            Role::Teacher => &mut self.teacher,
+            Role::Student => &mut self.student,
         }
     }
 }

@@ -44,7 +44,6 @@ impl StateDict {
         self.0.insert(name.into(), tensor);
     }
 
-    /// Takes a tensor out.
     pub(crate) fn remove(&mut self, name: &str) -> Option<Tensor> {
         self.0.remove(name)
     }

@@ -126,9 +126,6 @@ pub trait TaskStream: Send + Sync {
     fn test_batches(&self, task: usize, batch_size: usize) -> Batches<'_>;
 
     /// Description of the data, for run records and exported models.
-    ///
-    /// # Errors
-    /// Files that are no longer there.
     fn record(&self) -> Result<StreamRecord>;
 
     /// Classes among which a task is learned: its own, or all seen so far where images of earlier ones are rehearsed.

@@ -50,10 +50,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         })
 }
 
-/// Reads and decodes an image file.
-///
-/// # Errors
-/// A file that cannot be read or decoded, by its name.
+/// Reads and decodes an image file; errors name it.
 pub fn open(file: &Path) -> Result<RgbImage, Error> {
     let fail = |reason: String| Error::Data { file: file.into(), reason };
     let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;

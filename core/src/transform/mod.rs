@@ -103,11 +103,7 @@ impl Default for TransformConfig {
 }
 
 impl TransformConfig {
-    /// Checks every value.
-    ///
-    /// # Errors
-    ///
-    /// A sentence that names the first key whose value cannot be used, the value, and what was expected.
+    /// Refuses the first value that cannot be used, in a sentence with its key, the value and what was expected.
     pub fn validate(&self) -> Result<(), String> {
         let Self { image_size, scale, ratio, resize, .. } = *self;
         if !(1..=MAX_SIDE).contains(&image_size) {

@@ -10,9 +10,9 @@ use libloading::Library;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    error::{Error, PluginError, Result},
+    error::{Error, Result},
     registry::{
-        Entry,
+        Entry, Kind,
         dynamic::plugin_manifest::{Manifest, SELF_CONTAINED},
     },
 };
@@ -28,6 +28,13 @@ pub struct Loaded {
     pub manifest: Manifest,
     /// Entries that it registered.
     pub entries: Vec<&'static Entry>,
+}
+
+impl Loaded {
+    /// Whether the library has registered the plugin `name`.
+    pub(crate) fn registers(&self, kind: Kind, name: &str) -> bool {
+        self.entries.iter().any(|entry| (entry.build.kind(), entry.name) == (kind, name))
+    }
 }
 
 static LOADED: Mutex<Vec<Loaded>> = Mutex::new(Vec::new());
@@ -90,11 +97,11 @@ pub fn inspect(path: &Path) -> Result<Manifest> {
 
 /// The absolute path, the manifest and the SHA-256 of a library.
 fn look(path: &Path) -> Result<(PathBuf, Manifest, String)> {
-    let fail = |reason: String| PluginError { file: path.into(), reason };
+    let fail = |reason: String| Error::Plugin { file: path.into(), reason };
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}"));
     let file = path.canonicalize().map_err(unreadable)?;
     if file.is_dir() {
-        return Err(fail("is a folder; expected a shared library made by `cdl plugin build`".into()).into());
+        return Err(fail("is a folder; expected a shared library made by `cdl plugin build`".into()));
     }
     let bytes = std::fs::read(&file).map_err(unreadable)?;
     let manifest = Manifest::of_library(&bytes).map_err(fail)?;
@@ -111,18 +118,18 @@ pub fn load(path: &Path) -> Result<Loaded> {
     if let Some(known) = all().iter().find(|loaded| loaded.file == file) {
         return Ok(known.clone());
     }
-    let fail = |reason: String| PluginError { file: file.clone(), reason };
+    let fail = |reason: String| Error::Plugin { file: file.clone(), reason };
     let before = registered();
     let earlier = Identity::here();
     let theirs = open(&file).map_err(fail)?;
     if !(theirs.is(&Identity::here()) && earlier.tensor < theirs.tensor) {
-        return Err(fail(SELF_CONTAINED.into()).into());
+        return Err(fail(SELF_CONTAINED.into()));
     }
     let new = |entry: &&'static Entry| !before.iter().any(|old| std::ptr::eq(*old, *entry));
     let entries: Vec<&'static Entry> = registered().into_iter().filter(new).collect();
     if entries.is_empty() {
         let reason = "registers nothing: it needs at least one `cdl_core::register!`";
-        return Err(fail(reason.into()).into());
+        return Err(fail(reason.into()));
     }
     for entry in &entries {
         let kind = entry.build.kind();

@@ -15,7 +15,7 @@ mod plugin_manifest;
 pub use self::{
     build_stamp::{IDENTITY, Import, STAMP, SYMBOL},
     load::{Identity, Loaded, inspect, load, loaded, origin_of},
-    plugin_manifest::{Manifest, joined, length},
+    plugin_manifest::Manifest,
 };
 
 /// Makes a shared library a plugin that [`load`] takes. Everything registered in it and in the crates that it links is
@@ -30,13 +30,15 @@ pub use self::{
 macro_rules! export_plugin {
     ($name:literal, $version:literal) => {
         $crate::__plugin_identity!();
-        const CDL_PARTS: &[&str] =
-            &["cdl-plugin 1\nname ", $name, "\nversion ", $version, "\n", $crate::registry::dynamic::STAMP];
+        const CDL_MANIFEST: &str = $crate::__plugin_manifest!($name, $version);
         /// Read from the file before it is loaded.
         #[used]
         #[unsafe(no_mangle)]
-        pub static CDL_PLUGIN_MANIFEST: [u8; $crate::registry::dynamic::length(CDL_PARTS)] =
-            $crate::registry::dynamic::joined(CDL_PARTS);
+        pub static CDL_PLUGIN_MANIFEST: [u8; CDL_MANIFEST.len()] = match CDL_MANIFEST.as_bytes().first_chunk()
+        {
+            Some(bytes) => *bytes,
+            None => unreachable!(),
+        };
         /// Who this library shares `cdl-core` with.
         #[unsafe(no_mangle)]
         pub extern "C" fn cdl_plugin_identity() -> $crate::registry::dynamic::Identity {

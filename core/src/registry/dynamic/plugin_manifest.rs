@@ -24,9 +24,6 @@ const LONGEST: u64 = 1 << 16;
 
 impl Manifest {
     /// Reads the manifest of a library.
-    ///
-    /// # Errors
-    /// No library, no plugin, a plugin built with something else, or one with a copy of this crate of its own.
     pub(super) fn of_library(bytes: &[u8]) -> Result<Self, String> {
         let no_library = |why: String| format!("is no shared library that this system can load ({why})");
         let library = object::File::parse(bytes).map_err(|e| no_library(e.to_string()))?;
@@ -92,42 +89,12 @@ fn text(library: &object::File<'_>) -> Result<String, String> {
     String::from_utf8(bytes.into()).map_err(|_| unreadable("it is not text"))
 }
 
-/// Bytes of all `parts` together.
-pub const fn length(parts: &[&str]) -> usize {
-    let (mut total, mut part) = (0, 0);
-    while part < parts.len() {
-        total += parts[part].len();
-        part += 1;
-    }
-    total
-}
-
-/// All `parts` in a row; `N` must be their [`length`].
-pub const fn joined<const N: usize>(parts: &[&str]) -> [u8; N] {
-    let mut bytes = [0; N];
-    let (mut at, mut part) = (0, 0);
-    while part < parts.len() {
-        let from = parts[part].as_bytes();
-        let mut byte = 0;
-        while byte < from.len() {
-            bytes[at] = from[byte];
-            at += 1;
-            byte += 1;
-        }
-        part += 1;
-    }
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PARTS: &[&str] = &["cdl-plugin 1\nname ", "m", "\nversion ", "0.2.0", "\n", super::super::STAMP];
-    const TEXT: [u8; length(PARTS)] = joined(PARTS);
-
     fn manifest() -> Manifest {
-        Manifest::parse(std::str::from_utf8(&TEXT).unwrap()).unwrap()
+        Manifest::parse(&format!("cdl-plugin 1\nname m\nversion 0.2.0\n{}", super::super::STAMP)).unwrap()
     }
 
     #[test]

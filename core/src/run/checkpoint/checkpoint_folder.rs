@@ -26,9 +26,6 @@ pub(crate) struct Checkpoints {
 
 impl Checkpoints {
     /// Those in `folder`, which need not be there.
-    ///
-    /// # Errors
-    /// A folder that cannot be read.
     pub(crate) fn open(folder: PathBuf, config: &CheckpointConfig) -> Result<Self> {
         let mut numbers = Vec::new();
         let entries = if_there(fs::read_dir(&folder)).map_err(io(&folder))?;
@@ -94,9 +91,6 @@ impl Checkpoints {
     }
 
     /// Removes all of them, and the folder if nothing else is in it.
-    ///
-    /// # Errors
-    /// A file that cannot be removed.
     pub(crate) fn clear(&mut self) -> Result<()> {
         for number in self.numbers.clone() {
             self.remove(number)?;
@@ -197,21 +191,11 @@ mod tests {
         for step in 1..=4 {
             all.save(&checkpoint(step)?)?;
         }
-        let damage = |number: u64, how: &dyn Fn(&[u8]) -> Vec<u8>| {
+        for number in 2..=4 {
             let path = folder.join(name(number));
-            fs::write(&path, how(&fs::read(&path).expect("checkpoint"))).expect("written");
-        };
-        damage(4, &|_| Vec::new());
-        assert_eq!(newest(&folder), Some(3));
-        damage(3, &|bytes| bytes[..bytes.len() - 1].into());
-        assert_eq!(newest(&folder), Some(2));
-        damage(2, &|bytes| {
-            let mut bytes = bytes.to_vec();
-            if let Some(last) = bytes.last_mut() {
-                *last ^= 1;
-            }
-            bytes
-        });
+            let bytes = fs::read(&path).expect("checkpoint");
+            fs::write(&path, &bytes[..bytes.len() - 1]).expect("written");
+        }
         let config = CheckpointConfig { keep: 2, ..Default::default() };
         let mut all = Checkpoints::open(folder.clone(), &config)?;
         assert_eq!(all.newest()?.map(|(checkpoint, _)| checkpoint.about.position.step), Some(1));

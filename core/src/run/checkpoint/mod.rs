@@ -39,9 +39,7 @@ const SHA256_KEY: &str = "sha256";
 pub struct About {
     /// Step that comes next.
     pub position: Position,
-    /// Sums of the epoch at hand.
     tally: Tally,
-    /// Accuracies after the tasks so far.
     results: Accuracies,
     /// Images that could not be read.
     left_out: LeftOut,
@@ -77,9 +75,6 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// Checkpoint of a run as it is now; see [`About`] for the other values.
-    ///
-    /// # Errors
-    /// Tensors that cannot be copied.
     pub fn of(moment: &Moment<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
         let Moment { trainer, stream, state, optimizer } = moment;
         let mut tensors = StateDict::default();
@@ -107,9 +102,6 @@ impl Checkpoint {
     }
 
     /// The file's bytes.
-    ///
-    /// # Errors
-    /// Tensors of a type that safetensors does not have.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "checkpoint".into(), reason };
         let about = serde_json::to_string(&self.about).map_err(|e| fail(e.to_string()))?;
@@ -120,9 +112,6 @@ impl Checkpoint {
     }
 
     /// Reads a file's bytes, tensors into the main memory.
-    ///
-    /// # Errors
-    /// The fault of the bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unusable> {
         let damaged = |reason: &dyn std::fmt::Display| Unusable::Damaged(reason.to_string());
         if bytes.is_empty() {

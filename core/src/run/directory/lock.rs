@@ -13,7 +13,6 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// Name of a directory's lock.
 const LOCK: &str = ".lock";
 /// Time between two attempts.
 const PACE: Duration = Duration::from_millis(50);
@@ -50,9 +49,6 @@ pub fn lock(root: &Path) -> Result<File> {
 }
 
 /// Takes the lock `path` for as long as the file is open, or gives the process that has it.
-///
-/// # Errors
-/// The file cannot be made.
 pub fn lock_file(path: &Path) -> Result<std::result::Result<File, Holder>> {
     lock_after(path, || sleep(PACE))
 }
@@ -90,9 +86,6 @@ pub fn is_held(root: &Path) -> bool {
 }
 
 /// Refuses a directory that another process is writing to; it need not exist.
-///
-/// # Errors
-/// The process that has its lock.
 pub(super) fn check_free(root: &Path) -> Result<()> {
     holder(&root.join(LOCK)).map_or(Ok(()), |holder| Err(held(root, holder)))
 }

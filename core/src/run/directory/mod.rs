@@ -35,7 +35,7 @@ use crate::{
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
-        atomic::{UNFINISHED, beside, folder_of, remove_unfinished, settle},
+        atomic::{UNFINISHED, beside, folder_of, remove_unfinished, settle, write_atomic, write_json},
         hex,
     },
     train::{Accuracies, Cost, EpochReport, Moment, Tested, Trainer},
@@ -49,7 +49,6 @@ pub use self::{
         read_results_so_far,
     },
 };
-use crate::system::atomic::write_atomic;
 
 const CONFIG: &str = "config.toml";
 const RECORD: &str = "run.json";
@@ -57,6 +56,7 @@ const METRICS: &str = "metrics.jsonl";
 const RESULTS: &str = "results.json";
 const CHECKPOINTS: &str = "checkpoints";
 const LOG: &str = "log.txt";
+const PROMPT_USE: &str = "prompt_use.json";
 
 /// All that may stand in a run directory.
 const NAMES: [&str; 14] = [
@@ -86,14 +86,14 @@ pub struct Results {
     /// Accuracy in percent on each class's test images after the last finished task, in stream order; `null` for a class
     /// without test images, and for a network that was not trained.
     #[serde(default)]
-    pub class_accuracy: ByRole<Vec<Option<f64>>>,
+    pub class_accuracy: ByRole<Option<Vec<Option<f64>>>>,
     /// Which prompts the test images took after the last finished task, pool by pool; an empty list for a network whose
     /// methods do not choose.
     #[serde(default)]
-    pub prompt_use: ByRole<Vec<PoolUse>>,
+    pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
     /// Numbers trained, and multiply-adds of one image.
     #[serde(default)]
-    pub cost: ByRole<Cost>,
+    pub cost: ByRole<Option<Cost>>,
     /// Tasks finished.
     pub tasks_done: usize,
     /// Number of tasks of the run: those of the stream, or of these the first `stream.max_tasks`.
@@ -170,35 +170,31 @@ impl RunDir {
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
         // Held until the run that is there has made place.
         let earlier = if vacant(root, overwrite)? { None } else { Some(lock(root)?) };
-        Self::place(root, config, record, needed, earlier.is_some()).map_err(|e| match e {
-            taken @ Error::RunDir { .. } => taken,
-            e => fail(format!("cannot be written: {e}")),
-        })
-    }
-
-    /// `replace`: a run is there, and this process has its lock.
-    fn place(root: &Path, config: &Config, record: &RunRecord, needed: u64, replace: bool) -> Result<Self> {
-        let parent = folder_of(root);
-        fs::create_dir_all(parent).map_err(io(parent))?;
-        let free = free_bytes(parent)?;
-        if free < needed {
-            let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
-            return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
-        }
-        let fresh = beside(parent)?;
-        let toml = config.to_toml()?;
-        write_atomic(&fresh.path().join(CONFIG), toml.as_bytes())?;
-        let written = Written { record, config_sha256: hex(&Sha256::digest(&toml)) };
-        write_atomic(&fresh.path().join(RECORD), &json(&written)?)?;
-        let files = (append(fresh.path(), METRICS)?, append(fresh.path(), LOG)?);
-        let lock = lock(fresh.path())?;
-        let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-        settle(fresh, root, replace).map_err(|e| match e {
+        let place = || -> Result<Self> {
+            let parent = folder_of(root);
+            fs::create_dir_all(parent).map_err(io(parent))?;
+            let free = free_bytes(parent)?;
+            if free < needed {
+                let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
+                return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
+            }
+            let fresh = beside(parent)?;
+            let toml = config.to_toml()?;
+            write_atomic(&fresh.path().join(CONFIG), toml.as_bytes())?;
+            let written = Written { record, config_sha256: hex(&Sha256::digest(&toml)) };
+            write_json(&fresh.path().join(RECORD), &written)?;
+            let files = (append(fresh.path(), METRICS)?, append(fresh.path(), LOG)?);
+            let lock = lock(fresh.path())?;
+            let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
+            settle(fresh, root, earlier.is_some())?;
+            Ok(Self::of(root, files, config, toml, checkpoints, lock))
+        };
+        place().map_err(|e| match e {
+            refused @ Error::RunDir { .. } => refused,
             // Another process has begun a run there since this one looked.
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => taken(root),
-            e => e,
-        })?;
-        Ok(Self::of(root, files, config, toml, checkpoints, lock))
+            e => fail(format!("cannot be written: {e}")),
+        })
     }
 
     fn of(
@@ -224,25 +220,24 @@ impl RunDir {
         let lock = lock(root)?;
         remove_unfinished(root)?;
         let mut checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-        let (checkpoint, origin) = match checkpoints.newest()? {
-            Some((checkpoint, file)) => (Some(checkpoint), file),
-            None => (None, root.join(CONFIG)),
-        };
-        let toml = match &checkpoint {
-            Some(checkpoint) => checkpoint.about.config.clone(),
+        let newest = checkpoints.newest()?;
+        let (origin, toml) = match &newest {
+            Some((checkpoint, file)) => (file.clone(), checkpoint.about.config.clone()),
             None => {
-                let toml = fs::read_to_string(&origin).map_err(io(&origin))?;
+                let file = root.join(CONFIG);
+                let toml = fs::read_to_string(&file).map_err(io(&file))?;
                 let (begun, now) = (record["config_sha256"].as_str(), hex(&Sha256::digest(&toml)));
                 if begun.is_some_and(|begun| begun != now) {
                     let reason = "config.toml is not the one that the run was begun with (its SHA-256 is not that in \
                                   run.json), and no checkpoint holds that one; begin another run";
                     return Err(Error::RunDir { dir: root.into(), reason: reason.into() });
                 }
-                toml
+                (file, toml)
             }
         };
         let begun = Config::recorded(&origin, &toml)?;
         let files = (append(root, METRICS)?, append(root, LOG)?);
+        let checkpoint = newest.map(|(checkpoint, _)| checkpoint);
         Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, begun))
     }
 
@@ -284,9 +279,6 @@ impl RunDir {
     }
 
     /// Removes the checkpoints of a run that is done.
-    ///
-    /// # Errors
-    /// Files that cannot be removed.
     pub fn finish(&mut self) -> Result<()> {
         self.checkpoints.clear()
     }
@@ -335,12 +327,12 @@ impl RunDir {
             let accuracy = accuracies.of(role).to_csv();
             write_atomic(&role_file(&self.root, "accuracy", role), accuracy.as_bytes())?;
             match trainer.cost(role) {
-                Ok(of_role) => cost.set(role, of_role),
+                Ok(of_role) => *cost.of_mut(role) = Some(of_role),
                 Err(error) => tracing::warn!("the {}'s cost is not recorded: {error}", role.as_str()),
             }
         }
         for (role, confusion) in &tested.confusions {
-            class_accuracy.set(*role, confusion.class_accuracy());
+            *class_accuracy.of_mut(*role) = Some(confusion.class_accuracy());
             write_atomic(&role_file(&self.root, "confusion", *role), &confusion.to_csv()?)?;
         }
         let results = Results {
@@ -355,8 +347,8 @@ impl RunDir {
             peak_memory_bytes: crate::system::memory::peak_bytes(),
             skipped_images,
         };
-        write_atomic(&prompt_use_file(&models), &json(&tested.prompt_use)?)?;
-        write_atomic(&self.root.join(RESULTS), &json(&results)?)?;
+        write_json(&models.join(PROMPT_USE), &tested.prompt_use)?;
+        write_json(&self.root.join(RESULTS), &results)?;
         Ok(results)
     }
 }
@@ -408,9 +400,6 @@ pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
 }
 
 /// Bytes that are free for a run directory, which need not be there yet.
-///
-/// # Errors
-/// A file system that does not tell.
 pub fn free_bytes(root: &Path) -> Result<u64> {
     let folder = nearest_folder(root);
     fs4::available_space(folder).map_err(io(folder))
@@ -435,19 +424,7 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
     models.join(format!("{}.safetensors", role.as_str()))
 }
 
-fn prompt_use_file(models: &Path) -> PathBuf {
-    models.join("prompt_use.json")
-}
-
-/// Opens a file of the run to add to it.
 fn append(root: &Path, name: &str) -> Result<File> {
     let path = root.join(name);
     OpenOptions::new().create(true).append(true).open(&path).map_err(io(&path))
-}
-
-fn json(value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|e| Error::State { owner: "results".into(), reason: e.to_string() })?;
-    bytes.push(b'\n');
-    Ok(bytes)
 }

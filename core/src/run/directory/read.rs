@@ -9,7 +9,7 @@ use crate::{
     metrics::{Confusion, PoolUse},
     run::{
         RunRecord,
-        directory::{METRICS, RECORD, RESULTS, Results, model_dir, model_file, prompt_use_file, role_file},
+        directory::{METRICS, PROMPT_USE, RECORD, RESULTS, Results, model_dir, model_file, role_file},
     },
     train::EpochReport,
     traits::{ByRole, Role, StateDict},
@@ -17,17 +17,11 @@ use crate::{
 
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
-    let hint = match root.join(RECORD).exists() {
-        true => "has the run finished a task?",
-        false => "is it a run?",
-    };
+    let hint = if root.join(RECORD).exists() { "has the run finished a task?" } else { "is it a run?" };
     read_json(root, RESULTS, hint)
 }
 
 /// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
-///
-/// # Errors
-/// A directory that is no run's, or files that cannot be read.
 pub fn read_results_so_far(root: &Path) -> Result<Results> {
     let record = read_record(root)?;
     if root.join(RESULTS).exists() {
@@ -37,9 +31,6 @@ pub fn read_results_so_far(root: &Path) -> Result<Results> {
 }
 
 /// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
-///
-/// # Errors
-/// A file that cannot be read, or is no confusion matrix.
 pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
     let file = role_file(root, "confusion", role);
     let confusion = read_if_there(&file)?.map(|bytes| Confusion::from_csv(&bytes)).transpose();
@@ -47,11 +38,8 @@ pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
 }
 
 /// Reads which prompts the test images took after task `task` (from 0); `None` where the run has not noted it.
-///
-/// # Errors
-/// A file that cannot be read, or holds something else.
-pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Vec<PoolUse>>>> {
-    let file = prompt_use_file(&model_dir(root, task));
+pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Option<Vec<PoolUse>>>>> {
+    let file = model_dir(root, task).join(PROMPT_USE);
     let prompt_use = read_if_there(&file)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
     prompt_use.map_err(|e| Error::Data { file, reason: e.to_string() })
 }
@@ -61,9 +49,6 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
-///
-/// # Errors
-/// A file that cannot be read, or a line that is no report, by its number.
 pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
     let path = root.join(METRICS);
     let text = fs::read_to_string(&path).map_err(io(&path))?;
@@ -76,17 +61,11 @@ pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
 }
 
 /// Reads `run.json` of a run.
-///
-/// # Errors
-/// A directory without one, or one that is no JSON.
 pub fn read_record(root: &Path) -> Result<serde_json::Value> {
     read_json(root, RECORD, "is it a run?")
 }
 
 /// Refuses an experiment whose data or weights are not those that the run in `root` was made with.
-///
-/// # Errors
-/// What differs, with the SHA-256 of both.
 pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
     let recorded = read_record(root)?;
     let now = serde_json::to_value(record)

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -17,7 +16,10 @@ use crate::{
         checksum_list::{self, Manifest},
     },
     registry::{dynamic, leaves},
-    run::export::{CLASSES, Description, FORMAT, MODEL, TRAINED, fail},
+    run::{
+        PluginRecord,
+        export::{CLASSES, Description, FORMAT, MODEL, TRAINED, fail},
+    },
     traits::{BackboneSpec, StateDict},
 };
 
@@ -66,16 +68,12 @@ pub(super) fn description(folder: &Path) -> Result<Description> {
             return Err(fail(&file, "is missing; export the model again"));
         }
         let (_, found) = checksum(&file)?;
-        match found == *sum {
-            true => Ok(()),
-            false => {
-                let list = checksum_list::NAME;
-                Err(fail(
-                    &file,
-                    format!("is damaged: its SHA-256 is {found}, in {list} {sum}; export it again"),
-                ))
-            }
+        if found != *sum {
+            let list = checksum_list::NAME;
+            let reason = format!("is damaged: its SHA-256 is {found}, in {list} {sum}; export it again");
+            return Err(fail(&file, reason));
         }
+        Ok(())
     };
     listed(MODEL)?;
     let description: Description = typed(&file, value)?;
@@ -84,13 +82,18 @@ pub(super) fn description(folder: &Path) -> Result<Description> {
         return Err(setting(&file, "batch_size", "0", "expected 1 or more".into()));
     }
     if let Some(teacher) = &description.teacher {
-        teacher_sizes(&file, teacher)?;
+        for (name, size, most) in TEACHER {
+            let size = size(teacher);
+            if !(1..=most).contains(&size) {
+                let expected = format!("expected a size of a network, 1 to {most}");
+                return Err(setting(&file, &format!("teacher.{name}"), &size.to_string(), expected));
+            }
+        }
     }
     description.files().iter().try_for_each(|name| listed(name))?;
     Ok(description)
 }
 
-/// The names of the classes.
 pub(super) fn classes(folder: &Path) -> Result<Vec<String>> {
     let file = folder.join(CLASSES);
     typed(&file, json(&file)?)
@@ -132,8 +135,8 @@ pub(super) fn setting(file: &Path, key: &str, value: &str, expected: String) -> 
 }
 
 /// Refuses sizes for which no tensor is large enough, before anything is built: a folder from elsewhere may claim sizes
-/// that no memory holds. While the methods are built, none of their tensors may take more than the saved ones do
-/// ([`memory_limit`]); when they are restored, their tensors have to have the shapes of the saved ones.
+/// that no memory holds. While the methods are built, none of their tensors may take more than the saved ones do; when they
+/// are restored, their tensors have to have the shapes of the saved ones.
 pub(super) fn check_sizes(
     folder: &Path,
     description: &Description,
@@ -163,12 +166,6 @@ pub(super) fn check_sizes(
         }
     }
     Ok(())
-}
-
-/// Most bytes of one tensor of a method that is built to be restored from `trained`.
-pub(super) fn memory_limit(trained: &StateDict) -> u64 {
-    let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-    trained.iter().map(|(_, tensor)| bytes(tensor)).sum()
 }
 
 /// The largest whole number in a value, 0 if there is none.
@@ -216,31 +213,13 @@ pub(super) fn located(folder: &Path, description: &Description, section: &str, e
 /// are.
 pub(super) fn check_plugins(folder: &Path, description: &Description) -> Result<()> {
     let loaded = dynamic::loaded();
-    let other = description.plugins.iter().find_map(|wanted| {
-        let found = loaded.iter().find(|loaded| loaded.manifest.name == wanted.name)?;
-        (found.sha256 != wanted.sha256).then_some((wanted, found))
-    });
-    match other {
-        None => Ok(()),
-        Some((wanted, found)) => {
-            let reason = format!(
-                "was made with the plugin {} of the SHA-256 {}; that of {} is {}",
-                wanted.name,
-                wanted.sha256,
-                found.file.display(),
-                found.sha256
-            );
-            Err(fail(&folder.join(MODEL), reason))
-        }
-    }
-}
-
-fn teacher_sizes(file: &Path, teacher: &BackboneSpec) -> Result<()> {
-    for (name, size, most) in TEACHER {
-        let size = size(teacher);
-        if !(1..=most).contains(&size) {
-            let expected = format!("expected a size of a network, 1 to {most}");
-            return Err(setting(file, &format!("teacher.{name}"), &size.to_string(), expected));
+    for PluginRecord { name, sha256, .. } in &description.plugins {
+        let found = loaded.iter().find(|loaded| loaded.manifest.name == *name);
+        if let Some(found) = found.filter(|found| found.sha256 != *sha256) {
+            let (file, other) = (found.file.display(), &found.sha256);
+            let reason =
+                format!("was made with the plugin {name} of the SHA-256 {sha256}; that of {file} is {other}");
+            return Err(fail(&folder.join(MODEL), reason));
         }
     }
     Ok(())
@@ -262,9 +241,8 @@ pub(super) fn same_sizes(file: &Path, key: &str, said: &BackboneSpec, found: &Ba
             return Err(setting(file, &format!("{key}.spec.{name}"), &size(said).to_string(), expected));
         }
     }
-    let same = said.plugin == found.plugin && said.normalization == found.normalization;
-    match same {
-        true => Ok(()),
-        false => Err(fail(file, format!("`{key}.spec` is not that of the network in {key}/"))),
+    if (&said.plugin, said.normalization) != (&found.plugin, found.normalization) {
+        return Err(fail(file, format!("`{key}.spec` is not that of the network in {key}/")));
     }
+    Ok(())
 }

@@ -125,12 +125,8 @@ impl Description {
                 self.tasks.len()
             ));
         }
-        match self.tasks.last() {
-            Some(last) => {
-                Ok(Task { index: self.tasks.len() - 1, count: self.task_count, classes: last.clone() })
-            }
-            None => Err("`tasks` is empty: it has learned nothing".into()),
-        }
+        let last = self.tasks.last().ok_or("`tasks` is empty: it has learned nothing")?;
+        Ok(Task { index: self.tasks.len() - 1, count: self.task_count, classes: last.clone() })
     }
 
     /// The files of the folder but for the list of them.

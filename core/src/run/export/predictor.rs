@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::{
+    data::upload_squares,
     error::{Error, Result},
     run::{
         builder::Setup,
@@ -19,7 +20,7 @@ use crate::{
     },
     train::{Network, Stack},
     traits::{Backbone, BackboneSpec, Distiller, Query, Role, StateDict},
-    transform::{TransformConfig, write_pixels},
+    transform::TransformConfig,
 };
 
 /// Images of the largest batch, whatever the machine has.
@@ -82,17 +83,13 @@ impl Predictor {
     }
 
     /// The same on a device.
-    ///
-    /// # Errors
-    /// As [`Predictor::load`].
     pub fn load_on(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let folder = folder.as_ref();
         let description = description::description(folder)?;
         let classes = description::classes(folder)?;
         let task = description.task(classes.len()).map_err(|reason| fail(&folder.join(MODEL), reason))?;
         description::check_plugins(folder, &description)?;
-        let file = folder.join(TRAINED);
-        let trained = StateDict::read(&file, device)?;
+        let trained = StateDict::read(&folder.join(TRAINED), device)?;
         description::check_sizes(folder, &description, classes.len(), &trained)?;
         let setup = Setup {
             seed: description.seed,
@@ -115,17 +112,15 @@ impl Predictor {
         let backbone = frozen(role, NETWORK, &description.network)?;
         let query =
             description.query.as_ref().map(|query| frozen(Role::Student, QUERY, query)).transpose()?;
-        let in_file = |error: Error| match error {
-            Error::State { owner, reason } => fail(&file, format!("{owner}: {reason}")),
-            error => error,
-        };
         let own = query.as_ref().unwrap_or(&backbone).spec().width;
         let query_width = description.query_width.unwrap_or(own);
-        let most = description::memory_limit(&trained);
+        let trained_bytes = bytes(trained.iter().map(|(_, tensor)| tensor));
+        // No tensor of a method may take more than the saved ones do.
+        let most = trained_bytes as u64;
         let mut learner = memory::within(most, || {
             setup.learner(role, "learner", &description.learner, backbone.spec(), query_width)
         })?;
-        learner.restore(&task, &trained).map_err(in_file)?;
+        learner.restore(&task, &trained).map_err(|error| (setup.locate)("learner", error))?;
         let mut distillers = Vec::new();
         for (place, Kept { index, section }) in description.distillers.iter().enumerate() {
             let missing = || fail(&folder.join(MODEL), "has distillers, and no `teacher`");
@@ -137,12 +132,11 @@ impl Predictor {
             distillers.push((section.name.clone(), section.weight, distiller));
         }
         let mut distiller = Stack::new(distillers)?;
-        distiller.restore(&trained).map_err(in_file)?;
+        distiller.restore(&trained).map_err(|error| (setup.locate)("distillers", error))?;
         drop(setup);
         let network = Network { backbone, learner };
         // Another thread may be the one that asks.
         device.synchronize()?;
-        let trained_bytes = bytes(trained.iter().map(|(_, tensor)| tensor));
         Ok(Self { description, classes, network, query, distiller, device: device.clone(), trained_bytes })
     }
 
@@ -163,9 +157,6 @@ impl Predictor {
     }
 
     /// Bytes of the tensors: the frozen ones, that of another network's query included, and the trained ones.
-    ///
-    /// # Errors
-    /// Frozen tensors that cannot be had.
     pub fn weight_bytes(&self) -> Result<(usize, usize)> {
         let mut frozen = 0;
         for backbone in [Some(&self.network.backbone), self.query.as_ref()].into_iter().flatten() {
@@ -182,9 +173,6 @@ impl Predictor {
     }
 
     /// The `top` classes for each image, the best first.
-    ///
-    /// # Errors
-    /// What goes wrong in a method or in a tensor operation.
     pub fn predict(&self, images: &[RgbImage], top: usize) -> Result<Vec<Vec<Prediction>>> {
         let transform = &self.description.transform;
         let seen: Vec<Seen> = images.par_iter().map(|image| Seen::of(image, transform)).collect();
@@ -192,9 +180,6 @@ impl Predictor {
     }
 
     /// The same of images that are transformed already.
-    ///
-    /// # Errors
-    /// As [`Predictor::predict`].
     pub fn predict_seen(&self, images: &[Seen], top: usize) -> Result<Vec<Vec<Prediction>>> {
         if images.is_empty() {
             return Ok(Vec::new());
@@ -214,30 +199,21 @@ impl Predictor {
                 format!("it is a square of {side} px, as this network sees it, not of {}", other.width());
             return Err(Error::Promise { plugin: "an image".into(), promise });
         }
-        let mut values = vec![0f32; images.len() * 3 * side * side];
-        images
-            .par_iter()
-            .zip(values.par_chunks_exact_mut(3 * side * side))
-            .for_each(|(Seen(square), values)| write_pixels(square, values));
-        device::upload(values, (images.len(), 3, side, side), &self.device)
+        let squares: Vec<&RgbImage> = images.iter().map(|Seen(square)| square).collect();
+        upload_squares(&squares, side, &self.device)
     }
 
     /// Logits `(B, C)` over all classes, also those not learned yet, of pixels `(B, 3, S, S)`: what the run's network
     /// computes, to the bit.
-    ///
-    /// # Errors
-    /// Shapes that do not fit the network.
     pub fn logits(&self, pixels: &Tensor) -> Result<Tensor> {
         let asked = self.query.as_ref().unwrap_or(&self.network.backbone);
         let query = Query::of(asked.as_ref(), pixels);
-        match self.description.role {
-            Role::Teacher => Ok(self.network.teacher_logits(pixels, &query)?.0),
-            Role::Student => Ok(self.network.student_logits(&self.distiller, pixels, &query)?.0),
-        }
+        let student = self.description.role == Role::Student;
+        let distiller = student.then_some(&self.distiller as &dyn Distiller);
+        Ok(self.network.predict(distiller, pixels, &query)?.0)
     }
 }
 
-/// Bytes of tensors.
 fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> usize {
     tensors.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
 }

@@ -1,19 +1,17 @@
 //! Writing the folder.
 
 use std::{
-    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Tensor};
-use serde::Serialize;
 use walkdir::WalkDir;
 
 use crate::{
     config::Config,
-    error::{Error, Result},
+    error::{Error, Result, if_there},
     hub::{
         checksum,
         checksum_list::{self, Manifest},
@@ -27,7 +25,7 @@ use crate::{
             fail,
         },
     },
-    system::atomic::{beside, settle, sync_below, unwalked, write_atomic},
+    system::atomic::{beside, folder_of, settle, sync_below, unwalked, write_atomic, write_json},
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
@@ -50,7 +48,7 @@ pub fn write(
     overwrite: bool,
 ) -> Result<Description> {
     let replace = occupied(root, overwrite)?;
-    let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = folder_of(root);
     fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
     let fresh = beside(parent)?;
     let folder = fresh.path();
@@ -60,8 +58,8 @@ pub fn write(
         network(experiment, Role::Student, root, &folder.join(QUERY))?;
     }
     write_atomic(&folder.join(TRAINED), &trained.to_bytes()?)?;
-    write_atomic(&folder.join(CLASSES), &json(root, &experiment.stream.classes())?)?;
-    write_atomic(&folder.join(MODEL), &json(root, &description)?)?;
+    write_json(&folder.join(CLASSES), &experiment.stream.classes())?;
+    write_json(&folder.join(MODEL), &description)?;
     let sums: Result<BTreeMap<String, String>> = description
         .files()
         .into_iter()
@@ -76,16 +74,15 @@ pub fn write(
 
 /// Whether an exported model is there that is to be replaced.
 fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
-    match fs::read_dir(root).map(|mut entries| entries.next().is_some()) {
-        Ok(false) => Ok(false),
-        // What --overwrite would not replace is refused in the same words without it.
-        Ok(true) => match (only_exported(root), overwrite) {
-            (Err(stranger), _) => Err(stranger),
-            (Ok(()), true) => Ok(true),
-            (Ok(()), false) => Err(fail(root, "already exists; choose another folder or add --overwrite")),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(fail(root, format!("cannot be used: {e}"))),
+    let entries = if_there(fs::read_dir(root)).map_err(|e| fail(root, format!("cannot be used: {e}")))?;
+    if entries.is_none_or(|mut entries| entries.next().is_none()) {
+        return Ok(false);
+    }
+    // What --overwrite would not replace is refused in the same words without it.
+    only_exported(root)?;
+    match overwrite {
+        true => Ok(true),
+        false => Err(fail(root, "already exists; choose another folder or add --overwrite")),
     }
 }
 
@@ -172,19 +169,18 @@ fn describe(
 fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let trainer = &experiment.trainer;
     let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
-    let asked = Cell::new(false);
-    trainer.network(role).learner.inject(&Query::watched(nothing, &asked), Pass::Test)?;
-    Ok(asked.get())
+    let query = Query::known(nothing);
+    trainer.network(role).learner.inject(&query, Pass::Test)?;
+    Ok(query.was_asked_for())
 }
 
 /// Whether a model uses a method of a loaded plugin.
 fn needs(model: &Description, loaded: &Loaded) -> bool {
-    let networks = [Some(&model.network), model.query.as_ref()].into_iter().flatten();
-    let mut used: Vec<(Kind, &str)> =
-        networks.map(|network| (Kind::Backbone, network.plugin.as_str())).collect();
-    used.push((Kind::Learner, &model.learner.name));
-    used.extend(model.distillers.iter().map(|kept| (Kind::Distiller, kept.section.name.as_str())));
-    loaded.entries.iter().any(|entry| used.contains(&(entry.build.kind(), entry.name)))
+    let mut networks = [Some(&model.network), model.query.as_ref()].into_iter().flatten();
+    let mut distillers = model.distillers.iter();
+    networks.any(|network| loaded.registers(Kind::Backbone, &network.plugin))
+        || loaded.registers(Kind::Learner, &model.learner.name)
+        || distillers.any(|kept| loaded.registers(Kind::Distiller, &kept.section.name))
 }
 
 /// The student's distillation methods that inject something at test or have a word in the prediction, and what the learner
@@ -208,7 +204,6 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
     Ok((kept, trained))
 }
 
-/// Writes a frozen network into `folder`.
 fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> Result<()> {
     let backbone = &experiment.trainer.network(role).backbone;
     let portable = backbone.portable()?.ok_or_else(|| {
@@ -219,9 +214,6 @@ fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> R
 }
 
 /// Writes a network's files into `folder`, which is made if it is not there.
-///
-/// # Errors
-/// A place that cannot be written.
 pub(crate) fn write_network(network: &Portable, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(crate::error::io(folder))?;
     write_atomic(&folder.join(Portable::WEIGHTS), &network.weights.to_bytes()?)?;
@@ -243,10 +235,4 @@ fn check(experiment: &Experiment, role: Role, folder: &Path) -> Result<()> {
         });
     }
     Ok(())
-}
-
-fn json(root: &Path, value: &impl Serialize) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| fail(root, e.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
 }

@@ -6,33 +6,26 @@ use libloading::Library;
 
 use crate::system::device::Missing;
 
-/// A library by the names that it may have, the first of which is said, and what to say without it.
-struct Needed {
-    names: &'static [&'static str],
-    what: &'static str,
-}
-
 const TOOLKIT: &str = "it is part of CUDA; name its folder in CDL_CUDA_LIBS or LD_LIBRARY_PATH";
 
-/// What opening a device and its matrix products need, those first that others need.
-const NEEDED: [Needed; 4] = [
-    Needed { names: &["libcuda.so.1", "libcuda.so"], what: "the NVIDIA driver" },
-    Needed { names: CUBLAS_LT, what: TOOLKIT },
-    Needed { names: CUBLAS, what: TOOLKIT },
-    Needed { names: &["libcurand.so.10", "libcurand.so"], what: TOOLKIT },
+/// Libraries that opening a device and its matrix products need, those first that others need: the names that each may have,
+/// the first of which is said, and what to say without it.
+const NEEDED: [(&[&str], &str); 4] = [
+    (&["libcuda.so.1", "libcuda.so"], "the NVIDIA driver"),
+    (CUBLAS[0], TOOLKIT),
+    (CUBLAS[1], TOOLKIT),
+    (&["libcurand.so.10", "libcurand.so"], TOOLKIT),
 ];
 
 // Bindings of a named release take libraries of its major version: another one has other functions under the same names.
 // A build that asked the compiler for the release has linked its libraries, and the loader has chosen them already.
-const CUBLAS: &[&str] = match RELEASE {
-    Some([b'1', b'3', ..]) => &["libcublas.so.13"],
-    Some([b'1', b'2', ..]) => &["libcublas.so.12"],
-    _ => &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
-};
-const CUBLAS_LT: &[&str] = match RELEASE {
-    Some([b'1', b'3', ..]) => &["libcublasLt.so.13"],
-    Some([b'1', b'2', ..]) => &["libcublasLt.so.12"],
-    _ => &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+const CUBLAS: [&[&str]; 2] = match RELEASE {
+    Some([b'1', b'3', ..]) => [&["libcublasLt.so.13"], &["libcublas.so.13"]],
+    Some([b'1', b'2', ..]) => [&["libcublasLt.so.12"], &["libcublas.so.12"]],
+    _ => [
+        &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+        &["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
+    ],
 };
 const RELEASE: Option<&[u8]> = match option_env!("CUDARC_CUDA_VERSION") {
     Some(release) => Some(release.as_bytes()),
@@ -41,10 +34,10 @@ const RELEASE: Option<&[u8]> = match option_env!("CUDARC_CUDA_VERSION") {
 
 /// Loads all of them; as long as they are kept, the bindings find them by name.
 pub(super) fn load(folders: &[PathBuf]) -> Result<Vec<Library>, Missing> {
-    let one = |Needed { names, what }: &Needed| {
+    let one = |(names, what): (&[&'static str], &'static str)| {
         first(names, folders).map_err(|reason| Missing::Library { library: names[0], what, reason })
     };
-    NEEDED.iter().map(one).collect()
+    NEEDED.into_iter().map(one).collect()
 }
 
 /// The first library that loads; otherwise what was wrong with that in `folders`, or with the first of `names`.
@@ -92,7 +85,7 @@ mod tests {
     /// With a driver the rest may still be missing; without one, that is what is said.
     #[test]
     fn without_a_driver_the_driver_is_what_is_missing() {
-        if first(NEEDED[0].names, &[]).is_ok() {
+        if first(NEEDED[0].0, &[]).is_ok() {
             return;
         }
         let missing = load(&[]).unwrap_err();
