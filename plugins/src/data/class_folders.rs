@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{data::ImageSet, error::nearest, image::RgbImage, prelude::*, transform::decode};
+use cdl_core::{error::nearest, prelude::*, transform::decode};
 
 use super::{read, unreadable};
 

@@ -3,9 +3,7 @@
 
 use std::{fmt, fs::File, path::Path, sync::Arc};
 
-use cdl_core::{
-    data::ImageSet, hub::dataset::DataFile, image::RgbImage, prelude::*, system::panics, transform::decode,
-};
+use cdl_core::{hub::dataset::DataFile, prelude::*, system::panics, transform::decode};
 use parquet::{
     basic::{Compression, ConvertedType, LogicalType, Type as Physical},
     column::reader::ColumnReaderImpl,

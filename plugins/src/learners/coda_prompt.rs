@@ -8,8 +8,6 @@
 use std::ops::Range;
 
 use cdl_core::{kernels::unit, prelude::*};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Blocks that get prompts, as published: the first five (fewer in a shallower network).
 const BLOCKS: usize = 5;

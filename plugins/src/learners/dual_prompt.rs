@@ -6,8 +6,6 @@
 //! expert whose key is nearest.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use super::l2p::{cosine, nearest, take};
 
@@ -28,7 +26,6 @@ pub struct DualPromptConfig {
     pub g_length: usize,
     /// Among which experts an image chooses at test: `pool`, all of them, also those that no task has trained yet (as
     /// published), or `seen`, those of the tasks so far. Default: pool in mode `published`, seen in mode `corrected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub candidates: Option<Candidates>,
 }
 
@@ -190,8 +187,7 @@ mod tests {
         let config =
             |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
         for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
-            let mut learner =
-                DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::traits::Role::Student))?;
+            let mut learner = DualPrompt::new(config(candidates), &lab.learner_context(Role::Student))?;
             learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;

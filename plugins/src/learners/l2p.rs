@@ -5,8 +5,6 @@
 //! published code of continual distillation learning, and each image chooses for itself.
 
 use cdl_core::{kernels::unit, prelude::*};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Blocks that a deep L2P prompts (fewer in a shallower network).
 const DEEP_BLOCKS: usize = 5;

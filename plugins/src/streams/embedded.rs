@@ -1,12 +1,7 @@
 //! What the repository carries: 3,500 images of Fashion-MNIST (Xiao et al., arXiv 1708.07747; MIT licence), so that a
 //! run needs nothing but this program.
 
-use cdl_core::{
-    data::{ImageStream, TaskSettings},
-    prelude::*,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use cdl_core::prelude::*;
 
 use super::idx::{FASHION_MNIST, IdxFile, set};
 

@@ -5,13 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{
-    data::{ImageStream, TaskSettings},
-    prelude::*,
-};
+use cdl_core::prelude::*;
 use flate2::read::GzDecoder;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::data::{
     class_folders::{check_path, nearest_in},
