@@ -1,8 +1,6 @@
 //! DomainNet: 345 classes in six styles, 586,575 images.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::data::splits::{SplitConfig, Splits};
 
@@ -40,17 +38,6 @@ pub enum Domain {
 impl Domain {
     const ALL: [Self; 6] =
         [Self::Clipart, Self::Infograph, Self::Painting, Self::Quickdraw, Self::Real, Self::Sketch];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Clipart => "clipart",
-            Self::Infograph => "infograph",
-            Self::Painting => "painting",
-            Self::Quickdraw => "quickdraw",
-            Self::Real => "real",
-            Self::Sketch => "sketch",
-        }
-    }
 }
 
 impl Default for DomainnetConfig {
@@ -75,9 +62,9 @@ fn build(config: DomainnetConfig, context: &StreamContext<'_>) -> Result<Box<dyn
         if domains.is_empty() {
             return Err(Error::setting("domains", "[]", "expected at least one domain, or split lists"));
         }
-        let lists = |split: &str| -> Vec<_> {
-            domains.iter().map(|domain| path.join(format!("{}_{split}.txt", domain.as_str()))).collect()
-        };
+        // Lists are called after their domains, in lower case.
+        let list = |domain: &Domain, split: &str| path.join(format!("{domain:?}_{split}.txt").to_lowercase());
+        let lists = |split: &str| domains.iter().map(|domain| list(domain, split)).collect::<Vec<_>>();
         Splits::read(path, &lists("train"), &lists("test"))
     })
 }
