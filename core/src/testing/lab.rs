@@ -15,7 +15,7 @@ use crate::{
     traits::{
         Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Features, Head, Injection, Kv,
         Learner, LearnerContext, LossTerm, Mode, NamedVar, Normalization, Output, Pass, Provenance, Query,
-        QuerySource, Role, StateDict, StreamRecord, Task, TaskStream, require_teacher,
+        QuerySource, Role, StreamRecord, Task, TaskStream, require_teacher,
     },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
@@ -132,12 +132,11 @@ impl Lab {
         }
     }
 
-    /// The registered learner `name`.
-    ///
-    /// # Errors
-    /// An unknown name, or settings that the learner refuses.
-    pub fn learner(&self, role: Role, name: &str, settings: &Settings) -> Result<Box<dyn Learner>> {
-        registry::learner(name, settings, &self.learner_context(role))
+    /// The registered learner `name`, for the teacher and for the student.
+    fn learners(&self, name: &str, settings: &Settings) -> Result<[Box<dyn Learner>; 2]> {
+        let [teacher, student] =
+            ROLES.map(|role| registry::learner(name, settings, &self.learner_context(role)));
+        Ok([teacher?, student?])
     }
 
     /// A trainer of one epoch a task.
@@ -169,8 +168,7 @@ impl Lab {
     /// # Errors
     /// Unknown names, or settings that a method refuses.
     pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
-        let [teacher, student] = ROLES.map(|role| self.learner(role, learner.0, learner.1));
-        let (teacher, student) = (teacher?, student?);
+        let [teacher, student] = self.learners(learner.0, learner.1)?;
         let name = distiller.0;
         let distiller = registry::distiller(name, distiller.1, &self.distiller_context(student.as_ref()))?;
         Ok(self.trainer(teacher, student, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
@@ -260,7 +258,6 @@ pub(super) struct PlainPrompts {
     prompts: NamedVar,
     token: NamedVar,
     head: Linear,
-    width: usize,
 }
 
 impl PlainPrompts {
@@ -272,15 +269,11 @@ impl PlainPrompts {
             prompts: NamedVar::new("prompt.p_0", &prompts)?,
             token: NamedVar::new("prompt.token", &token)?,
             head: Linear::new("last", width, context.classes, &mut rng, context.device)?,
-            width,
         })
     }
 }
 
 impl Learner for PlainPrompts {
-    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
-        Ok(())
-    }
     fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let mut injection = Injection { tokens: Some(self.token.tensor().clone()), ..Injection::none() };
         injection.block_mut(0).prefix = Some(Kv::halves(self.prompts.tensor())?);
@@ -296,19 +289,10 @@ impl Learner for PlainPrompts {
         self.head.forward(&(&features.cls + token)?)
     }
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(Linear::new(name, self.width, CLASSES, rng, &Device::Cpu)?))
-    }
-    fn end_task(&mut self, _task: &Task) -> Result<()> {
-        Ok(())
+        Ok(Box::new(self.head.like(name, rng)?))
     }
     fn trainable(&self) -> Vec<NamedVar> {
         [self.prompts.clone(), self.token.clone()].into_iter().chain(self.head.trainable()).collect()
-    }
-    fn state(&self) -> Result<StateDict> {
-        StateDict::of(&self.trainable())
-    }
-    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
-        state.load_into(&self.trainable())
     }
 }
 
@@ -338,9 +322,8 @@ impl Distiller for SoftTargets {
 
 /// The learner `name` in both networks, with the kit's own distiller.
 pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let [teacher, student] = ROLES.map(|role| lab.learner(role, name, settings));
-    let distiller = SoftTargets { width: lab.student.spec().width };
-    Ok(lab.trainer(teacher?, student?, Box::new(distiller)))
+    let [teacher, student] = lab.learners(name, settings)?;
+    Ok(lab.trainer(teacher, student, Box::new(SoftTargets { width: lab.student.spec().width })))
 }
 
 /// The distiller `name`, with the kit's own learner in both networks.

@@ -66,8 +66,9 @@ impl Check<'_> {
                     self.logits_fit("logits", &learner.logits(&features)?, images)?;
                     let head = learner.new_head("second", &mut Rng::new(0))?;
                     self.logits_fit("the logits of a further head", &head.logits(&features.cls)?, images)?;
+                    let named = head.trainable().iter().all(|var| var.name.starts_with("second."));
                     self.promise(
-                        head.trainable().iter().all(|var| var.name.starts_with("second.")),
+                        named,
                         "a further head trains tensors called after it, `second.weight` and so on",
                     )?;
                 }
@@ -175,7 +176,9 @@ impl Check<'_> {
                 };
                 let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
                 for number in 0..4 {
-                    let direction = random_signs(&name, number, gradient.len());
+                    let mut rng = Rng::new(0).derive(&format!("{name} {number}"));
+                    let direction: Vec<f64> =
+                        gradient.iter().map(|_| rng.standard_normal().signum()).collect();
                     let expected: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
                     let tolerance = 0.02 * length + noise;
                     let nearest = derivative(&var, &direction, &loss, expected, tolerance)?;
@@ -227,11 +230,9 @@ impl Check<'_> {
                     optimizer.step(&gradients)?;
                 }
                 let (who, whom) = (role.as_str(), other.as_str());
-                if let Some(name) = names.difference(&reached).next() {
-                    self.promise(
-                        false,
-                        format!("`{name}` is trained by the {who}, but never gets a gradient"),
-                    )?;
+                for name in &names {
+                    let promise = format!("`{name}` is trained by the {who}, but never gets a gradient");
+                    self.promise(reached.contains(name), promise)?;
                 }
                 let untouched = state_bits(&trainer, other)? == others;
                 self.promise(untouched, format!("the {who}'s phase leaves the {whom} as it is"))?;
@@ -270,11 +271,10 @@ impl Check<'_> {
         let [first, second, third] = [0, 1, 2].map(|index| &stream.tasks()[index]);
         let pixels = stream.batch(1, 77)?.pixels;
         let same = |one: &Trainer, other: &Trainer, promise: &str| -> Result<()> {
-            let mut equal = true;
-            for role in ROLES {
-                equal &= bits(&one.predict(role, &pixels)?)? == bits(&other.predict(role, &pixels)?)?;
-            }
-            self.promise(equal, promise)
+            ROLES.into_iter().try_for_each(|role| {
+                let [one, other] = [one, other].map(|trainer| trainer.predict(role, &pixels));
+                self.promise(bits(&one?)? == bits(&other?)?, promise)
+            })
         };
         original.begin_task(first)?;
         train(&mut original, &stream, first, 2)?;
@@ -282,11 +282,8 @@ impl Check<'_> {
         original.begin_task(second)?;
         train(&mut original, &stream, second, 2)?;
         restore(&original, &mut middle, second)?;
-        same(
-            &original,
-            &middle,
-            "a restored state predicts as the saved one: is every tensor that `new` draws in `trainable` or in `state`?",
-        )?;
+        let hint = "is every tensor that `new` draws in `trainable` or in `state`?";
+        same(&original, &middle, &format!("a restored state predicts as the saved one: {hint}"))?;
         for trainer in [&mut original, &mut middle] {
             train(trainer, &stream, second, 2)?;
             trainer.end_task(second)?;
@@ -351,12 +348,6 @@ fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
         to.restore(role, task, &saved)?;
     }
     Ok(())
-}
-
-/// Signs that depend on the tensor's name and a number.
-fn random_signs(name: &str, number: usize, count: usize) -> Vec<f64> {
-    let mut rng = Rng::new(0).derive(&format!("{name} {number}"));
-    (0..count).map(|_| rng.standard_normal().signum()).collect()
 }
 
 /// Estimate nearest to `expected` of the derivative along a direction, from central differences

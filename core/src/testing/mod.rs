@@ -110,9 +110,9 @@ impl Conformance<'_> {
         let alone = |seed: u64, lab: Lab| distiller_trainer(&lab.seeded(seed), name, &settings);
         // As a run uses it.
         let build = |seed: u64, lab: Lab| -> Result<Trainer> {
-            let Trainer { teacher, student, distiller, settings, rng } = alone(seed, lab)?;
-            let distiller = Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?);
-            Ok(Trainer { teacher, student, distiller, settings, rng })
+            let mut trainer = alone(seed, lab)?;
+            trainer.distiller = Box::new(Stack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
+            Ok(trainer)
         };
         let check = Check { plugin: format!("`{name}`"), build: &build };
         for lab in Lab::variants()? {
@@ -178,16 +178,11 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     };
     let schema = (entry.schema)();
     for (key, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
-        promise(
-            !taken.contains(&key.as_str()),
-            &format!(
-                "a setting of a {kind} cannot be called `{key}`: configurations use that key themselves"
-            ),
-        )?;
-        promise(
-            property.get("description").is_some(),
-            &format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"),
-        )?;
+        let what =
+            format!("a setting of a {kind} cannot be called `{key}`: configurations use that key themselves");
+        promise(!taken.contains(&key.as_str()), &what)?;
+        let what = format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it");
+        promise(property.get("description").is_some(), &what)?;
     }
     let unknown = Settings::from_iter([("no such setting".into(), toml::Value::Boolean(true))]);
     promise((entry.complete)(&unknown).is_err(), "a setting that does not exist is refused")?;
