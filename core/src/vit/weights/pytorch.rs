@@ -30,15 +30,9 @@ const MOST_SHARING: usize = 4;
 const MOST_AXES: usize = 16;
 const MOST_KEY: usize = 64;
 
-/// Whether a file begins like `torch.save`'s of today.
-pub(super) fn is_archive(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04")
-}
-
-/// Whether a file begins like those that `torch.save` wrote before version 1.6.
-pub(super) fn is_legacy(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x80\x02\x8a\x0a")
-}
+/// Beginning of the files of `torch.save`, of today and before version 1.6.
+pub(super) const ARCHIVE: &[u8] = b"PK\x03\x04";
+pub(super) const LEGACY: &[u8] = b"\x80\x02\x8a\x0a";
 
 /// All tensors of a state dict, at the top or under one of [`NESTED`]; the message begins after the file's name.
 pub(super) fn read(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
