@@ -44,21 +44,19 @@ pub fn fetch(
 ) -> crate::error::Result<Vec<DataFile>> {
     match source {
         WeightSource::Path(path) => {
-            let names = choose(&names_below(path)?)?;
-            let told = |name| of_folder(source, path, name).inspect(|_| seen());
-            names.into_iter().map(|name| Ok(told(name)?)).collect()
+            let files = choose(&names_below(path)?)?.into_iter().map(|name| {
+                let path = path.join(&name);
+                let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
+                seen();
+                Ok(DataFile { name, path, provenance })
+            });
+            files.collect()
         }
         WeightSource::Hub { repo, revision } => {
             let revision = revision.as_deref().unwrap_or(DEFAULT_REVISION);
             client::dataset(source.to_string(), repo, revision, choose, seen)
         }
     }
-}
-
-fn of_folder(source: &WeightSource, folder: &Path, name: String) -> Result<DataFile, HubError> {
-    let path = folder.join(&name);
-    let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
-    Ok(DataFile { name, path, provenance })
 }
 
 /// The names of all files below a folder, sorted; hidden ones are left out.
