@@ -1,7 +1,7 @@
 //! An injection's keys and values as rows of one tensor, so that prompts cost the same few operations, forward and back,
 //! however many blocks have some.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, mem, ops::Range};
 
 use candle_core::{DType, Tensor, TensorId};
 
@@ -89,14 +89,14 @@ impl Pieces {
     /// Where the first row of `prompts` `(B or 1, P, D)` is then.
     fn take(&mut self, prompts: &Tensor) -> Result<Source> {
         let (images, rows, _) = prompts.dims3()?;
-        let (pieces, count) = match images == self.batch {
-            true => (&mut self.own, &mut self.own_rows),
-            false => (&mut self.shared, &mut self.shared_rows),
+        let shared = images != self.batch;
+        let (pieces, count) = match shared {
+            true => (&mut self.shared, &mut self.shared_rows),
+            false => (&mut self.own, &mut self.own_rows),
         };
         pieces.push(prompts.clone());
-        *count += rows;
-        let first = *count - rows;
-        Ok(if images == self.batch { Source::Own(first) } else { Source::Shared(first) })
+        let row = mem::replace(count, *count + rows);
+        Ok(Source { shared, row })
     }
 
     /// `(B, R, 2D)`; nothing without rows.

@@ -129,9 +129,9 @@ impl PanelBlock {
             let rows = 3 * d - from;
             let mut d_qkv = s.pool.take(dx.len() / d * rows);
             if everything {
-                heads.queries(s, wanted, part, &mut d_qkv, rows, 0);
+                heads.queries(s, wanted, part, &mut d_qkv, (rows, 0));
             }
-            heads.keys(s, wanted, part, &mut d_qkv, rows, d - from);
+            heads.keys(s, wanted, part, &mut d_qkv, (rows, d - from));
             self.qkv.backward(s.level, from..3 * d, &d_qkv, part.count, dx, |_, _, _| {});
             let residual = residual.map(|residual| part.of(residual, d));
             norm_backward(&self.norm1, part.of(inputs, d), part.of(stats, 2), residual, dx);
@@ -158,7 +158,7 @@ impl PanelBlock {
         let (x, stats) = (s.pick(x, d, reads), s.pick(&kept.stats1, 2, reads));
         read.each([(&mut gradient, d)], |part, [gradient]| {
             let mut d_q = s.pool.take(gradient.len());
-            heads.queries(s, &Tokens::All(reads.count()), part, &mut d_q, d, 0);
+            heads.queries(s, &Tokens::All(reads.count()), part, &mut d_q, (d, 0));
             self.qkv.backward(s.level, 0..d, &d_q, part.count, gradient, |_, _, _| {});
             norm_backward(&self.norm1, part.of(&x, d), part.of(&stats, 2), Some(part.of(d_mid, d)), gradient);
         });

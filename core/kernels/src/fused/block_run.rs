@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::{
     block::PanelBlock,
     count,
+    packed_linear::PackedLinear,
     panel::{self, Buffer, Pool, Tokens},
     panel_embedding::Embedded,
     setting::{Call, Extra, Kept, Setting},
@@ -14,12 +15,15 @@ use super::{
 };
 use crate::{
     blocks::{BlockRows, Prompts, Reads, Settings, first_trained},
+    layers::Stem,
     storage::on_cpu,
     tape::{Gradients, Value},
 };
 
-/// All blocks of a network.
+/// A network up to its last block.
 pub struct Network {
+    /// Layers before the blocks; prefix and positions are rows of `D`.
+    pub stem: Stem<PackedLinear, Vec<f32>>,
     pub blocks: Vec<PanelBlock>,
     pub width: usize,
     pub settings: Settings,

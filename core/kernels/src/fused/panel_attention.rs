@@ -201,49 +201,47 @@ impl HeadGradients {
         gradient
     }
 
-    /// Writes the gradient of the queries of a set's tokens into panels of `channels` rows, from row `row` on; the
-    /// set is one of the tokens that were read.
-    pub fn queries(
-        &self,
-        s: &Setting,
-        of: &Tokens,
-        part: &Part,
-        to: &mut [f32],
-        channels: usize,
-        row: usize,
-    ) {
-        self.write(s, (&self.q, self.query_stride), of, part, to, (channels, row));
+    /// Writes the gradient of the queries of a set's tokens into panels, `at` being their number of rows and the row where the
+    /// queries begin; the set is one of the tokens that were read.
+    pub fn queries(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
+        write(s, (&self.q, self.query_stride), of, part, to, at);
     }
 
     /// Writes the gradients of keys, then values, of a set of all tokens in the same way.
-    pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], channels: usize, row: usize) {
-        for (from, row) in [(&self.k, row), (&self.v, row + s.width)] {
-            self.write(s, (&from[self.injected..], self.key_stride), of, part, to, (channels, row));
-        }
-    }
-
-    fn write(
+    pub fn keys(
         &self,
         s: &Setting,
-        (from, stride): (&[f32], usize),
         of: &Tokens,
         part: &Part,
         to: &mut [f32],
         (channels, row): (usize, usize),
     ) {
-        let (d, per_image) = (s.head(), of.count());
-        let mut done = 0;
-        while done < part.count {
-            let (image, index) = ((part.first + done) / per_image, (part.first + done) % per_image);
-            let (panel, column) = (done / PANEL, done % PANEL);
-            let run = match of {
-                Tokens::All(_) => (PANEL - column).min(per_image - index).min(part.count - done),
-                Tokens::At(_) => 1,
-            };
-            let start = image * s.heads * d * stride + of.position(index);
-            let to = &mut to[(panel * channels + row) * PANEL..];
-            panel::scatter(&from[start..], stride, s.width, run, to, column);
-            done += run;
+        for (from, row) in [(&self.k, row), (&self.v, row + s.width)] {
+            write(s, (&from[self.injected..], self.key_stride), of, part, to, (channels, row));
         }
+    }
+}
+
+fn write(
+    s: &Setting,
+    (from, stride): (&[f32], usize),
+    of: &Tokens,
+    part: &Part,
+    to: &mut [f32],
+    (channels, row): (usize, usize),
+) {
+    let (d, per_image) = (s.head(), of.count());
+    let mut done = 0;
+    while done < part.count {
+        let (image, index) = ((part.first + done) / per_image, (part.first + done) % per_image);
+        let (panel, column) = (done / PANEL, done % PANEL);
+        let run = match of {
+            Tokens::All(_) => (PANEL - column).min(per_image - index).min(part.count - done),
+            Tokens::At(_) => 1,
+        };
+        let start = image * s.heads * d * stride + of.position(index);
+        let to = &mut to[(panel * channels + row) * PANEL..];
+        panel::scatter(&from[start..], stride, s.width, run, to, column);
+        done += run;
     }
 }

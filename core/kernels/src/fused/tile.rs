@@ -512,16 +512,9 @@ mod tests {
                 for level in SimdLevel::available() {
                     let mut results = [before.clone(), before.clone()];
                     for (c, add) in results.iter_mut().zip([false, true]) {
-                        let left = Left { data: &a, order, stride };
-                        product(
-                            level,
-                            (rows, columns, depth),
-                            left,
-                            Right { data: &b, stride: 50 },
-                            c,
-                            52,
-                            add,
-                        );
+                        let (left, right) =
+                            (Left { data: &a, order, stride }, Right { data: &b, stride: 50 });
+                        product(level, (rows, columns, depth), left, right, c, 52, add);
                         for row in 0..rows {
                             for column in 0..columns {
                                 let start = if add { before[row * 52 + column] as f64 } else { 0.0 };
