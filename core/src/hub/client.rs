@@ -25,19 +25,21 @@ use crate::{
 /// Further attempts after a request has failed. Fewer than the client's own default: a machine that cannot reach the hub should
 /// find its cached copy within a second.
 const RETRIES: usize = 2;
+/// Branch that stands for a repository where its source names no revision.
+const DEFAULT_REVISION: &str = "main";
 
 /// Fetches the weight files of a model repository.
-pub(super) fn weights(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, HubError> {
+pub(super) fn weights(wanted: String, repo: &str, revision: Option<&str>) -> Result<WeightFiles, HubError> {
     let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
     // A commit's files never change: the hub need not be asked if the cache has them all.
     let (cached, complete) = repository.weight_files(true)?;
-    let settled = cached.as_ref().filter(|files| complete && files[0].commit == revision);
+    let settled = cached.as_ref().filter(|files| complete && files[0].commit == repository.revision);
     let download = |()| {
         tracing::info!("fetching `{}` from {}", repository.wanted, repository.endpoint);
         let (files, _) = repository.weight_files(false)?;
         files.ok_or_else(|| HubError::NoWeights {
             wanted: repository.wanted.clone(),
-            revision: revision.to_owned(),
+            revision: repository.revision.clone(),
         })
     };
     let files = match settled {
@@ -57,7 +59,7 @@ pub(super) fn weights(wanted: String, repo: &str, revision: &str) -> Result<Weig
 pub(super) fn dataset(
     wanted: String,
     repo: &str,
-    revision: &str,
+    revision: Option<&str>,
     choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
     seen: &dyn Fn(),
 ) -> crate::error::Result<Vec<DataFile>> {
@@ -92,14 +94,20 @@ struct CachedFile {
 }
 
 impl<T: RepoType> Repository<T> {
-    fn open(wanted: String, repo: &str, revision: &str) -> Result<Self, HubError> {
+    fn open(wanted: String, repo: &str, revision: Option<&str>) -> Result<Self, HubError> {
         let unusable = |error: HFError| HubError::Client { wanted: wanted.clone(), reason: reason(&error) };
         let client = HFClient::builder().retry_max_attempts(RETRIES).build().map_err(unusable)?;
         let (endpoint, cache) = (client.endpoint().to_owned(), client.cache_dir().to_owned());
         let (owner, name) = hf_hub::split_id(repo);
         let client = HFClientSync::from_inner(client).map_err(unusable)?;
         let handle = client.repository(T::default(), owner, name);
-        Ok(Self { handle, wanted, revision: revision.to_owned(), endpoint, cache })
+        Ok(Self {
+            handle,
+            wanted,
+            revision: revision.unwrap_or(DEFAULT_REVISION).to_owned(),
+            endpoint,
+            cache,
+        })
     }
 
     /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer or may not

@@ -14,7 +14,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use crate::{
     error::HubError,
-    hub::{DEFAULT_REVISION, WeightSource, checksum, client},
+    hub::{WeightSource, checksum},
     traits::Provenance,
 };
 
@@ -52,10 +52,12 @@ pub fn fetch(
             });
             files.collect()
         }
+        #[cfg(feature = "hub")]
         WeightSource::Hub { repo, revision } => {
-            let revision = revision.as_deref().unwrap_or(DEFAULT_REVISION);
-            client::dataset(source.to_string(), repo, revision, choose, seen)
+            super::client::dataset(source.to_string(), repo, revision.as_deref(), choose, seen)
         }
+        #[cfg(not(feature = "hub"))]
+        WeightSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }.into()),
     }
 }
 

@@ -16,17 +16,14 @@ use super::{
     table::{self, Columns, EncodedImages, Label, Table},
 };
 
-/// Both splits of a data set.
-pub(crate) struct ParquetImages {
-    /// Class names in the order of the labels.
-    pub(crate) classes: Vec<String>,
-    pub(crate) train: EncodedImages,
-    pub(crate) test: EncodedImages,
-}
-
-/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder. `train` and `test` are names of splits or
-/// patterns; of `test` the first that any file is of.
-pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>) -> Result<ParquetImages> {
+/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder: class names in the order of the labels, training
+/// images and test images. `train` and `test` are names of splits or patterns; of `test` the first that any file is of.
+pub(crate) fn read(
+    path: &str,
+    train: &str,
+    test: &[&str],
+    columns: Columns<'_>,
+) -> Result<(Vec<String>, EncodedImages, EncodedImages)> {
     let source: WeightSource = path.parse()?;
     let train_files = fetch(&source, |names| of_split(path, names, &[train], "train_split"), &|| ())?;
     let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"), &|| ())?;
@@ -42,7 +39,7 @@ pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>)
     let (train, test) = (open(train_files)?, open(test_files)?);
     let classes = classes(path, train.iter().chain(&test))?;
     let (train, test) = (EncodedImages::new(train, &classes)?, EncodedImages::new(test, &classes)?);
-    Ok(ParquetImages { classes, train, test })
+    Ok((classes, train, test))
 }
 
 /// The names of all classes: those that the files state, or those in the label column, sorted, or numbers.

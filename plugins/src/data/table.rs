@@ -72,8 +72,8 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
         return Err(format!("promises more rows than it has bytes ({length})"));
     }
     let schema = Schema::new(&reader, again);
-    let image = schema.image(columns.image)?;
-    let label = schema.label(columns.label)?;
+    let image = schema.column("image", columns.image, &["image", "img"], "Image")?;
+    let label = schema.column("label", columns.label, &["label"], "ClassLabel")?;
     let images = schema.values::<ByteArrayType>(&image)?;
     let leaf = schema.leaf(&label)?;
     let labels: Vec<Label> = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
@@ -119,34 +119,19 @@ impl<'a> Schema<'a> {
         Self { reader, file, columns, features }
     }
 
-    /// The column of images.
-    fn image(&self, named: Option<&str>) -> Parsed<String> {
+    /// Whether the values of a column are bytes that are no text.
+    fn is_binary(&self, column: &str) -> bool {
         let schema = self.reader.metadata().file_metadata().schema_descr();
-        let binary = |column: &str| {
-            self.position(column).map(|leaf| schema.column(leaf)).is_some_and(|leaf| {
-                let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
-                    || leaf.converted_type() == ConvertedType::UTF8;
-                leaf.physical_type() == Physical::BYTE_ARRAY && !text
-            })
-        };
-        self.column("image", named, &["image", "img"], "Image", &binary)
+        self.position(column).map(|leaf| schema.column(leaf)).is_some_and(|leaf| {
+            let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
+                || leaf.converted_type() == ConvertedType::UTF8;
+            leaf.physical_type() == Physical::BYTE_ARRAY && !text
+        })
     }
 
-    /// The column of labels.
-    fn label(&self, named: Option<&str>) -> Parsed<String> {
-        self.column("label", named, &["label"], "ClassLabel", &|_| false)
-    }
-
-    /// The column that is named; or the only one that the `datasets` library noted as `noted`; or the only one that
-    /// looks like it; or the first that has a usual name.
-    fn column(
-        &self,
-        what: &str,
-        named: Option<&str>,
-        usual: &[&str],
-        noted: &str,
-        looks: &dyn Fn(&str) -> bool,
-    ) -> Parsed<String> {
+    /// The column that is named; or the only one that the `datasets` library noted as `noted`; or, of images, the only one
+    /// of bytes; or the first that has a usual name.
+    fn column(&self, what: &str, named: Option<&str>, usual: &[&str], noted: &str) -> Parsed<String> {
         let all = || format!("its columns are {}", self.columns.join(", "));
         let has = |name: &str| self.columns.iter().any(|column| column == name);
         if let Some(name) = named {
@@ -154,7 +139,8 @@ impl<'a> Schema<'a> {
             return has(name).then(|| name.into()).ok_or_else(missing);
         }
         let is_noted = |column: &str| self.features[column]["_type"] == noted;
-        for test in [&is_noted, looks] {
+        let looks_like_it = |column: &str| what == "image" && self.is_binary(column);
+        for test in [&is_noted as &dyn Fn(&str) -> bool, &looks_like_it] {
             let found: Vec<&String> = self.columns.iter().filter(|column| test(column)).collect();
             if let [only] = found[..] {
                 return Ok(only.clone());

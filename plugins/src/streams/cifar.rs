@@ -11,8 +11,7 @@ use crate::data::{
     class_folders::{list, nearest_in},
     numpy::Batch,
     planes::Planes,
-    read,
-    shards::{self, ParquetImages},
+    read, shards,
     table::Columns,
 };
 
@@ -120,7 +119,7 @@ fn build(variant: &Variant, config: CifarConfig, context: &StreamContext<'_>) ->
             (variant.class_names(form, &folder)?, Box::new(train), Box::new(test))
         } else if path.starts_with("hf:") || has_parquet(folder) {
             let columns = Columns { image: Some("img"), label: Some(variant.label) };
-            let ParquetImages { classes, train, test } = shards::read(&path, "train", &["test"], columns)?;
+            let (classes, train, test) = shards::read(&path, "train", &["test"], columns)?;
             (classes, Box::new(train), Box::new(test))
         } else {
             return Err(variant.not_found(folder));

@@ -2,10 +2,7 @@
 
 use cdl_core::prelude::*;
 
-use crate::data::{
-    shards::{self, ParquetImages},
-    table::Columns,
-};
+use crate::data::{shards, table::Columns};
 
 /// Settings of `hub_images`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -61,8 +58,7 @@ fn build(config: HubImagesConfig, context: &StreamContext<'_>) -> Result<Box<dyn
         None => vec!["test", "validation", "valid", "val"],
     };
     let columns = Columns { image: config.image_column.as_deref(), label: config.label_column.as_deref() };
-    let ParquetImages { classes, train, test } =
-        shards::read(&config.path, &config.train_split, &test, columns)?;
+    let (classes, train, test) = shards::read(&config.path, &config.train_split, &test, columns)?;
     let name = format!("hub_images {}", config.path);
     let stream = ImageStream::new(&name, classes, Box::new(train), Box::new(test), &config.tasks, context)?;
     if config.verify {

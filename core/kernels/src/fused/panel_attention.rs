@@ -91,7 +91,7 @@ pub fn attend(
                 let right = Right { data: &queries, stride: PANEL };
                 product(s.level, (keys.rows(), run, d), left, right, &mut scores, PANEL, false);
                 let wide = run.next_multiple_of(GROUP);
-                panel::softmax(&mut scores, PANEL, (keys.count, wide), s.scale(), &mut sums);
+                panel::softmax(&mut scores, [keys.count, wide], s.scale(), &mut sums);
                 let left = Left { data: &keys.v, order: Order::Rows, stride: keys.stride };
                 let right = Right { data: &scores, stride: PANEL };
                 product(s.level, (d, run, keys.count), left, right, &mut result, PANEL, false);
@@ -160,8 +160,9 @@ impl HeadGradients {
                 let right = Right { data: right, stride: query_stride };
                 wide_product(s.level, (keys.rows(), queries, d), left, right, to, query_stride);
             }
-            let size = (keys.count, queries.next_multiple_of(GROUP));
-            panel::softmax_again(&mut weights, query_stride, size, s.scale(), &sums);
+            let size = [keys.count, queries.next_multiple_of(GROUP)];
+            let scores = &mut weights[..keys.count * query_stride];
+            panel::softmax_again(scores, query_stride, size[1], s.scale(), &sums);
             panel::softmax_backward(&weights, &mut d_scores, query_stride, size, s.scale());
 
             if tokens {
@@ -173,7 +174,7 @@ impl HeadGradients {
             let wanted = if tokens { keys.count } else { injected };
             let mut turned = s.pool.take(queries * key_stride);
             for (from, of, to) in [(&d_scores, &q, dk), (&weights, &g, dv)] {
-                panel::transpose(from, (wanted, queries), query_stride, &mut turned, key_stride);
+                panel::transpose(from, [wanted, queries], query_stride, &mut turned, key_stride);
                 let left = Left { data: of, order: Order::Rows, stride: query_stride };
                 let right = Right { data: &turned, stride: key_stride };
                 wide_product(s.level, (d, wanted, queries), left, right, to, key_stride);
