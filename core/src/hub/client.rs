@@ -37,10 +37,8 @@ pub(super) fn weights(wanted: String, repo: &str, revision: Option<&str>) -> Res
     let download = |()| {
         tracing::info!("fetching `{}` from {}", repository.wanted, repository.endpoint);
         let (files, _) = repository.weight_files(false)?;
-        files.ok_or_else(|| HubError::NoWeights {
-            wanted: repository.wanted.clone(),
-            revision: repository.revision.clone(),
-        })
+        let (wanted, revision) = (repository.wanted.clone(), repository.revision.clone());
+        files.ok_or(HubError::NoWeights { wanted, revision })
     };
     let files = match settled {
         Some(files) => files.clone(),
@@ -101,13 +99,8 @@ impl<T: RepoType> Repository<T> {
         let (owner, name) = hf_hub::split_id(repo);
         let client = HFClientSync::from_inner(client).map_err(unusable)?;
         let handle = client.repository(T::default(), owner, name);
-        Ok(Self {
-            handle,
-            wanted,
-            revision: revision.unwrap_or(DEFAULT_REVISION).to_owned(),
-            endpoint,
-            cache,
-        })
+        let revision = revision.unwrap_or(DEFAULT_REVISION).to_owned();
+        Ok(Self { handle, wanted, revision, endpoint, cache })
     }
 
     /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer or may not

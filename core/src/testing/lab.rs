@@ -142,8 +142,7 @@ impl Lab {
     /// A trainer of one epoch a task.
     pub fn trainer(
         &self,
-        teacher: Box<dyn Learner>,
-        student: Box<dyn Learner>,
+        [teacher, student]: [Box<dyn Learner>; 2],
         distiller: Box<dyn Distiller>,
     ) -> Trainer {
         Trainer {
@@ -168,10 +167,10 @@ impl Lab {
     /// # Errors
     /// Unknown names, or settings that a method refuses.
     pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
-        let [teacher, student] = self.learners(learner.0, learner.1)?;
-        let name = distiller.0;
-        let distiller = registry::distiller(name, distiller.1, &self.distiller_context(student.as_ref()))?;
-        Ok(self.trainer(teacher, student, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
+        let learners = self.learners(learner.0, learner.1)?;
+        let (name, context) = (distiller.0, self.distiller_context(learners[1].as_ref()));
+        let distiller = registry::distiller(name, distiller.1, &context)?;
+        Ok(self.trainer(learners, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
     }
 }
 
@@ -322,14 +321,14 @@ impl Distiller for SoftTargets {
 
 /// The learner `name` in both networks, with the kit's own distiller.
 pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let [teacher, student] = lab.learners(name, settings)?;
-    Ok(lab.trainer(teacher, student, Box::new(SoftTargets { width: lab.student.spec().width })))
+    let distiller = SoftTargets { width: lab.student.spec().width };
+    Ok(lab.trainer(lab.learners(name, settings)?, Box::new(distiller)))
 }
 
 /// The distiller `name`, with the kit's own learner in both networks.
 pub(super) fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
     let [teacher, student] = ROLES.map(|role| PlainPrompts::new(&lab.learner_context(role)));
-    let (teacher, student) = (Box::new(teacher?), Box::new(student?));
-    let distiller = registry::distiller(name, settings, &lab.distiller_context(student.as_ref()))?;
-    Ok(lab.trainer(teacher, student, distiller))
+    let learners: [Box<dyn Learner>; 2] = [Box::new(teacher?), Box::new(student?)];
+    let distiller = registry::distiller(name, settings, &lab.distiller_context(learners[1].as_ref()))?;
+    Ok(lab.trainer(learners, distiller))
 }

@@ -67,10 +67,8 @@ impl Check<'_> {
                     let head = learner.new_head("second", &mut Rng::new(0))?;
                     self.logits_fit("the logits of a further head", &head.logits(&features.cls)?, images)?;
                     let named = head.trainable().iter().all(|var| var.name.starts_with("second."));
-                    self.promise(
-                        named,
-                        "a further head trains tensors called after it, `second.weight` and so on",
-                    )?;
+                    let promise = "a further head trains tensors called after it, `second.weight` and so on";
+                    self.promise(named, promise)?;
                 }
             }
             trainer.end_task(task)?;

@@ -33,31 +33,24 @@ pub(crate) fn read(
         let reason = format!("`{both}` is in both splits; name others as `train_split` and `test_split`");
         return Err(Error::data(path, reason));
     }
-    let open = |files: Vec<DataFile>| -> Result<Vec<(DataFile, Table)>> {
-        files.into_iter().map(|file| table::read(&file.path, columns).map(|table| (file, table))).collect()
-    };
-    let (train, test) = (open(train_files)?, open(test_files)?);
-    let classes = classes(path, train.iter().chain(&test))?;
+    let count = train_files.len();
+    let open = |file: DataFile| table::read(&file.path, columns).map(|table| (file, table));
+    let mut train = train_files.into_iter().chain(test_files).map(open).collect::<Result<Vec<_>>>()?;
+    let classes = classes(path, &train)?;
+    let test = train.split_off(count);
     let (train, test) = (EncodedImages::new(train, &classes)?, EncodedImages::new(test, &classes)?);
     Ok((classes, train, test))
 }
 
 /// The names of all classes: those that the files state, or those in the label column, sorted, or numbers.
-fn classes<'a>(
-    path: &str,
-    tables: impl Iterator<Item = &'a (DataFile, Table)> + Clone,
-) -> Result<Vec<String>> {
-    let mut noted = tables.clone().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
+fn classes(path: &str, tables: &[(DataFile, Table)]) -> Result<Vec<String>> {
+    let mut noted = tables.iter().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
     if let Some((first, names)) = noted.next() {
-        return match noted.find(|(_, others)| *others != names) {
-            Some((file, _)) => {
-                Err(Error::data(file, format!("its classes are not those of {}", first.display())))
-            }
-            None => Ok(names.clone()),
-        };
+        let Some((file, _)) = noted.find(|(_, others)| *others != names) else { return Ok(names.clone()) };
+        return Err(Error::data(file, format!("its classes are not those of {}", first.display())));
     }
     let (mut names, mut largest, mut images) = (BTreeSet::new(), -1, 0);
-    for label in tables.flat_map(|(_, table)| &table.labels) {
+    for label in tables.iter().flat_map(|(_, table)| &table.labels) {
         images += 1;
         match label {
             Label::Name(name) => drop(names.insert(name)),

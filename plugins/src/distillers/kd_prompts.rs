@@ -57,14 +57,12 @@ impl KdPrompts {
         ranges::halves("length", length)?;
         let mut rng = context.rng.clone();
         let width = context.student.width;
-        let prompts = (0..layers.min(context.student.depth))
-            .map(|layer| {
-                let rows = if layer == 0 { 1 } else { length };
-                let value =
-                    rng.derive(&layer.to_string()).uniform(&[rows, width], 0.0, 1.0, context.device)?;
-                NamedVar::new(format!("kd_prompt.kd_p_{layer}"), &value)
-            })
-            .collect::<Result<_>>()?;
+        let mut prompts = Vec::new();
+        for layer in 0..layers.min(context.student.depth) {
+            let (mut rng, rows) = (rng.derive(&layer.to_string()), if layer == 0 { 1 } else { length });
+            let value = rng.uniform(&[rows, width], 0.0, 1.0, context.device)?;
+            prompts.push(NamedVar::new(format!("kd_prompt.kd_p_{layer}"), &value)?);
+        }
         Ok(Self { kd, prompts, head: context.learner.new_head("kd_last", &mut rng)? })
     }
 

@@ -68,15 +68,14 @@ impl CodaPrompt {
         let mut rng = context.rng.clone();
         let (width, query, device) = (context.backbone.width, context.query_width, context.device);
         let zeros = |name: String, shape: &[usize]| NamedVar::zeros(name, shape, device);
-        let blocks = (0..context.backbone.depth.min(BLOCKS))
-            .map(|block| {
-                Ok(Block {
-                    prompts: zeros(format!("prompt.e_p_{block}"), &[config.pool, config.length, width])?,
-                    keys: zeros(format!("prompt.e_k_{block}"), &[config.pool, query])?,
-                    attention: zeros(format!("prompt.e_a_{block}"), &[config.pool, query])?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let mut blocks = Vec::new();
+        for block in 0..context.backbone.depth.min(BLOCKS) {
+            blocks.push(Block {
+                prompts: zeros(format!("prompt.e_p_{block}"), &[config.pool, config.length, width])?,
+                keys: zeros(format!("prompt.e_k_{block}"), &[config.pool, query])?,
+                attention: zeros(format!("prompt.e_a_{block}"), &[config.pool, query])?,
+            });
+        }
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
         Ok(Self { config, blocks, head, tasks: context.tasks, current: 0..0 })
     }

@@ -84,27 +84,20 @@ impl DualPrompt {
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let within = |block: &usize| *block < context.backbone.depth;
-        let general = GENERAL_BLOCKS
-            .into_iter()
-            .filter(within)
-            .map(|block| {
-                let value =
-                    rng.derive(&format!("general {block}")).uniform(&[g_length, width], 0.0, 1.0, device)?;
-                Ok((block, NamedVar::new(format!("prompt.g_p_{block}"), &value)?))
-            })
-            .collect::<Result<_>>()?;
-        let experts = EXPERT_BLOCKS
-            .into_iter()
-            .filter(within)
-            .map(|block| {
-                let mut rng = rng.derive(&format!("experts {block}"));
-                let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
-                let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
-                let prompts = NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?;
-                let keys = NamedVar::new(format!("prompt.e_k_{block}"), &keys)?;
-                Ok(Experts { block, prompts, keys })
-            })
-            .collect::<Result<_>>()?;
+        let (mut general, mut experts) = (Vec::new(), Vec::new());
+        for block in GENERAL_BLOCKS.into_iter().filter(within) {
+            let mut rng = rng.derive(&format!("general {block}"));
+            let prompt = rng.uniform(&[g_length, width], 0.0, 1.0, device)?;
+            general.push((block, NamedVar::new(format!("prompt.g_p_{block}"), &prompt)?));
+        }
+        for block in EXPERT_BLOCKS.into_iter().filter(within) {
+            let mut rng = rng.derive(&format!("experts {block}"));
+            let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
+            let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
+            let prompts = NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?;
+            let keys = NamedVar::new(format!("prompt.e_k_{block}"), &keys)?;
+            experts.push(Experts { block, prompts, keys });
+        }
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
         let candidates = candidates.unwrap_or(match context.mode {
             Mode::Published => Candidates::Pool,

@@ -77,7 +77,7 @@ impl PanelBlock {
         dy: &[f32],
         wanted: Option<&Tokens>,
     ) -> (Option<Buffer>, Vec<f32>) {
-        let Call { s, x, extra, reads } = call;
+        let Call { s, x, share, reads, .. } = call;
         let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs());
 
         // Through the MLP and the projection, token by token.
@@ -96,7 +96,7 @@ impl PanelBlock {
 
         // Through attention, image by image and head by head.
         let heads = HeadGradients::new(call, kept, &d_attended, wanted.is_some());
-        let extra = heads.extra(s, extra.share);
+        let extra = heads.extra(s, share);
         let Some(wanted) = wanted else { return (None, extra) };
 
         // Through queries, keys and values to the block's input.

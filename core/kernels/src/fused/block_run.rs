@@ -10,7 +10,7 @@ use super::{
     packed_linear::PackedLinear,
     panel::{self, Buffer, Pool, Tokens},
     panel_embedding::Embedded,
-    setting::{Call, Extra, Kept, Setting},
+    setting::{Call, Kept, Setting},
     tile::{PANEL, SimdLevel},
 };
 use crate::{
@@ -137,11 +137,10 @@ struct Step {
 }
 
 impl Run {
-    /// The call of block `index` of the run for panels `x` and injected rows `data`.
-    fn call<'a>(&'a self, index: usize, x: &'a [f32], data: &'a [f32]) -> Call<'a> {
+    /// The call of block `index` of the run for panels `x` and `injected` rows.
+    fn call<'a>(&'a self, index: usize, x: &'a [f32], injected: &'a [f32]) -> Call<'a> {
         let reads = if index + 1 == self.range.len() { &self.reads } else { &self.all };
-        let extra = Extra { data, rows: self.rows, share: &self.shares[index] };
-        Call { s: &self.setting, x, extra, reads }
+        Call { s: &self.setting, x, injected, rows: self.rows, share: &self.shares[index], reads }
     }
 
     /// The images in `panels` with `tokens`, `count` of each, at their end; or `tokens` alone in panels.
