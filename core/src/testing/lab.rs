@@ -10,12 +10,11 @@ use crate::{
     nn::{Linear, kl_divergence},
     registry::{self, Settings},
     rng::Rng,
-    system::device::Precision,
     train::{Network, OptimizerConfig, ScheduleConfig, Stack, TrainSettings, Trainer},
     traits::{
         Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Features, Head, Injection, Kv,
-        Learner, LearnerContext, LossTerm, Mode, NamedVar, Normalization, Output, Pass, Provenance, Query,
-        QuerySource, Role, StreamRecord, Task, TaskStream, require_teacher,
+        Learner, LearnerContext, LossTerm, Mode, NamedVar, Output, Pass, Provenance, Query, QuerySource,
+        Role, StreamRecord, Task, TaskStream, require_teacher,
     },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
@@ -64,9 +63,6 @@ impl Lab {
     }
 
     /// The same with networks of these sizes.
-    ///
-    /// # Errors
-    /// Sizes that no network can have.
     pub fn with_shapes(seed: u64, teacher: Shape, student: Shape) -> Result<Self> {
         Ok(Self {
             teacher: Arc::new(random_vit("random teacher", teacher)?),
@@ -80,10 +76,6 @@ impl Lab {
     /// The same in another mode, with another query.
     pub fn with_mode(self, mode: Mode, query: QuerySource) -> Self {
         Self { mode, query, ..self }
-    }
-
-    pub(super) fn seeded(self, seed: u64) -> Self {
-        Self { rng: Rng::new(seed), ..self }
     }
 
     /// What a plugin may meet: the usual, the corrected mode with own queries, a teacher with fewer blocks than the
@@ -163,9 +155,6 @@ impl Lab {
     }
 
     /// A trainer of registered methods, each with its settings.
-    ///
-    /// # Errors
-    /// Unknown names, or settings that a method refuses.
     pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
         let learners = self.learners(learner.0, learner.1)?;
         let (name, context) = (distiller.0, self.distiller_context(learners[1].as_ref()));
@@ -178,14 +167,7 @@ fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
     let Shape { width, depth, heads, patch } = shape;
     let sizes = VitSizes { width, depth, patch_size: patch, image_size: SIDE };
     let weights = VitWeights::random(name, sizes)?;
-    let options = VitOptions {
-        heads: Some(heads),
-        depth: None,
-        image_size: SIDE,
-        normalization: Normalization::NONE,
-        checkpoint_blocks: false,
-        precision: Precision::Float32,
-    };
+    let options = VitOptions { heads: Some(heads), image_size: SIDE, ..VitOptions::default() };
     Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
 }
 

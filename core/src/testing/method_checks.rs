@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// A plugin under test in a trainer that can be built again and again, from a seed and what it runs on.
+/// A plugin under test in a trainer that can be built again and again, from what it runs on.
 pub(super) struct Check<'a> {
     pub(super) plugin: String,
-    pub(super) build: &'a dyn Fn(u64, Lab) -> Result<Trainer>,
+    pub(super) build: &'a dyn Fn(&Lab) -> Result<Trainer>,
 }
 
 impl Check<'_> {
@@ -31,7 +31,7 @@ impl Check<'_> {
     }
 
     fn trainer(&self, seed: u64) -> Result<Trainer> {
-        (self.build)(seed, Lab::new(seed)?)
+        (self.build)(&Lab::new(seed)?)
     }
 
     /// What holds for learners and distillers alike.
@@ -45,7 +45,7 @@ impl Check<'_> {
     }
 
     pub(super) fn learner_shapes(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(1, lab)?;
+        let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(1);
         for task in stream.tasks() {
             trainer.begin_task(task)?;
@@ -77,7 +77,7 @@ impl Check<'_> {
     }
 
     pub(super) fn distiller_shapes(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(1, lab)?;
+        let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(1);
         let taps = trainer.distiller.taps();
         for (network, taps) in [(&trainer.teacher, &taps.teacher), (&trainer.student, &taps.student)] {
@@ -114,10 +114,8 @@ impl Check<'_> {
     pub(super) fn prediction_is_announced(&self, alone: &Trainer) -> Result<()> {
         let pixels = Noise::new(1).batch(0, 0)?.pixels;
         let in_a_run = self.trainer(1)?.predict(Role::Student, &pixels)?;
-        self.promise(
-            bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)?,
-            "a distiller whose `predict` is not the learner's logits says so by `predicts`",
-        )
+        let same = bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)?;
+        self.promise(same, "a distiller whose `predict` is not the learner's logits says so by `predicts`")
     }
 
     fn injection_fits(&self, injection: &Injection, spec: &BackboneSpec, images: usize) -> Result<()> {
@@ -168,10 +166,8 @@ impl Check<'_> {
             // What rounding makes of a difference of losses.
             let noise = 5e-5 * loss()?.abs().max(1.0);
             for NamedVar { name, var } in trainer.trainable(role) {
-                let gradient = match gradients.get(var.as_tensor()) {
-                    Some(gradient) => numbers(gradient)?,
-                    None => vec![0.0; var.elem_count()],
-                };
+                let gradient = gradients.get(var.as_tensor()).map(numbers).transpose()?;
+                let gradient = gradient.unwrap_or_else(|| vec![0.0; var.elem_count()]);
                 let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
                 for number in 0..4 {
                     let mut rng = Rng::new(0).derive(&format!("{name} {number}"));
@@ -197,7 +193,7 @@ impl Check<'_> {
     }
 
     pub(super) fn what_is_trained_moves_and_nothing_else(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(3, lab)?;
+        let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(4);
         let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u64>>> {
             let [teacher, student] = [&trainer.teacher, &trainer.student].map(|of| of.backbone.weights());
@@ -296,8 +292,8 @@ impl Check<'_> {
         }
         same(&original, &end, "a state restored at the end of a task learns the next one as the saved one")?;
         for role in ROLES {
-            let refused =
-                end.trainable(role).is_empty() || end.restore(role, third, &StateDict::default()).is_err();
+            let nothing = end.trainable(role).is_empty();
+            let refused = nothing || end.restore(role, third, &StateDict::default()).is_err();
             self.promise(refused, "a saved state without its tensors is refused")?;
         }
         Ok(())
@@ -369,9 +365,8 @@ fn derivative(
     for step in [2.7e-2, 9e-3, 3e-3, 1e-3, 1e-3 / 3.0] {
         let now = (at(step)? - at(-step)?) / (2.0 * step);
         let cancelled = last.map_or(now, |last: f64| (9.0 * now - last) / 8.0);
-        nearest = [now, cancelled]
-            .into_iter()
-            .fold(nearest, |best, one| if error(one) < error(best) { one } else { best });
+        let nearer = |best, one| if error(one) < error(best) { one } else { best };
+        nearest = [now, cancelled].into_iter().fold(nearest, nearer);
         if error(nearest) <= tolerance {
             break;
         }

@@ -65,9 +65,7 @@ pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> 
         read_settings(Kind::Learner, learner.0, learner.1)?,
         read_settings(Kind::Distiller, distiller.0, distiller.1)?,
     ];
-    let build = |seed: u64, lab: Lab| {
-        lab.seeded(seed).trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]))
-    };
+    let build = |lab: &Lab| lab.trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]));
     let check = Check { plugin: format!("`{}` with `{}`", learner.0, distiller.0), build: &build };
     check.what_is_trained_moves_and_nothing_else(Lab::new(3)?)?;
     check.a_saved_state_restores_it()?;
@@ -93,7 +91,7 @@ impl Conformance<'_> {
     /// Checks the learner registered as `name`.
     pub fn learner(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Learner, name, self.settings)?;
-        let build = |seed: u64, lab: Lab| learner_trainer(&lab.seeded(seed), name, &settings);
+        let build = |lab: &Lab| learner_trainer(lab, name, &settings);
         let check = Check { plugin: format!("`{name}`"), build: &build };
         for lab in Lab::variants()? {
             check.learner_shapes(lab)?;
@@ -107,10 +105,10 @@ impl Conformance<'_> {
     /// Checks the distiller registered as `name`.
     pub fn distiller(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Distiller, name, self.settings)?;
-        let alone = |seed: u64, lab: Lab| distiller_trainer(&lab.seeded(seed), name, &settings);
+        let alone = |lab: &Lab| distiller_trainer(lab, name, &settings);
         // As a run uses it.
-        let build = |seed: u64, lab: Lab| -> Result<Trainer> {
-            let mut trainer = alone(seed, lab)?;
+        let build = |lab: &Lab| -> Result<Trainer> {
+            let mut trainer = alone(lab)?;
             trainer.distiller = Box::new(Stack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
             Ok(trainer)
         };
@@ -122,7 +120,7 @@ impl Conformance<'_> {
             check.gradients_are_derivatives(&[Role::Student])?;
         }
         check.everything()?;
-        check.prediction_is_announced(&alone(1, Lab::new(1)?)?)
+        check.prediction_is_announced(&alone(&Lab::new(1)?)?)
     }
 }
 

@@ -104,10 +104,7 @@ impl Pieces {
         if self.places.is_empty() {
             return Ok(None);
         }
-        let one = |pieces: &[Tensor]| match pieces {
-            [] => Ok(None),
-            pieces => Tensor::cat(pieces, 1).map(Some),
-        };
+        let one = |pieces: &[Tensor]| (!pieces.is_empty()).then(|| Tensor::cat(pieces, 1)).transpose();
         let (own, shared) = (one(&self.own)?, one(&self.shared)?);
         let sources = Sources { own: own.as_ref(), shared: shared.as_ref() };
         Ok(Some(gather_rows(sources, &self.places, self.batch, dtype)?))

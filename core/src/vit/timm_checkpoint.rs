@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     error::{Error, Result},
     system::device::Precision,
-    traits::{Normalization, Portable, Provenance, StateDict},
+    traits::{Portable, Provenance, StateDict},
     vit::{Vit, VitOptions, VitWeights, weights},
 };
 use cdl_kernels::layers::{Linear, Norm};
@@ -37,14 +37,8 @@ impl Vit {
             let reason = format!("is a network for images of {own_size} px, not of {image_size}");
             return Err(Error::Weights { file: file.display().to_string(), reason });
         }
-        let options = VitOptions {
-            heads: None,
-            depth: None,
-            image_size,
-            normalization: weights.normalization().unwrap_or(Normalization::NONE),
-            checkpoint_blocks: false,
-            precision,
-        };
+        let normalization = weights.normalization().unwrap_or_default();
+        let options = VitOptions { image_size, normalization, precision, ..VitOptions::default() };
         Self::new(plugin, &weights, &options, provenance, device)
     }
 

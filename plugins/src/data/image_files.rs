@@ -29,9 +29,6 @@ pub struct Found {
 }
 
 /// Decodes every image below `root`; `seen` is called after each.
-///
-/// # Errors
-/// Folders that cannot be read.
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
     let files = Below::of(root)?.images;
     let decode = |file: &PathBuf| {

@@ -81,10 +81,8 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
         let folders: BTreeSet<&str> = chosen.iter().map(|name| folder_of(name)).collect();
         if folders.len() > 1 && !split.contains('*') {
             let patterns: Vec<String> = folders.iter().map(|folder| format!("`{folder}{split}*`")).collect();
-            return Err(fail(format!(
-                "split `{split}` is in several folders; say which as a pattern `{key}`: {}",
-                patterns.join(", ")
-            )));
+            let say = format!("say which as a pattern `{key}`: {}", patterns.join(", "));
+            return Err(fail(format!("split `{split}` is in several folders; {say}")));
         }
         check_shards(&chosen).map_err(fail)?;
         return Ok(chosen);
@@ -92,10 +90,9 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
     let known: Vec<&str> = parquet.iter().map(|name| name.as_str()).collect();
     let near = splits.first().and_then(|split| nearest(split, known.iter().copied()));
     let near = near.map(|near| format!(", `{near}` for one")).unwrap_or_default();
+    let (splits, count) = (splits.join("` or `"), known.len());
     Err(fail(format!(
-        "no parquet file is of the split `{}` (`{key}`); it has {} parquet files{near}",
-        splits.join("` or `"),
-        known.len()
+        "no parquet file is of the split `{splits}` (`{key}`); it has {count} parquet files{near}"
     )))
 }
 
@@ -138,9 +135,8 @@ fn check_shards(names: &[String]) -> Parsed<()> {
         };
         let there = names.iter().filter(is_shard).count();
         if there != count {
-            return Err(format!(
-                "{there} of the {count} files `{base}-*{suffix}` are here; fetch all of them"
-            ));
+            let files = format!("{there} of the {count} files `{base}-*{suffix}`");
+            return Err(format!("{files} are here; fetch all of them"));
         }
     }
     Ok(())

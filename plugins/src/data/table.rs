@@ -47,10 +47,7 @@ impl fmt::Display for Label {
     }
 }
 
-/// Reads a file.
-///
-/// # Errors
-/// A file that is not parquet or has not what is wanted, by file and column.
+/// Reads a file; errors name it and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let file = File::open(path).map_err(unreadable(path))?;
     // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
@@ -211,10 +208,8 @@ impl<'a> Schema<'a> {
                     return Err(format!("is damaged: column `{}` ends early", description.path()));
                 }
                 if let Some(row) = levels.iter().position(|&level| level < full) {
-                    let row = first + row;
-                    return Err(format!(
-                        "column `{column}` has no value in row {row}; expected one in every row"
-                    ));
+                    let none = format!("column `{column}` has no value in row {}", first + row);
+                    return Err(format!("{none}; expected one in every row"));
                 }
             }
         }
@@ -244,10 +239,8 @@ impl EncodedImages {
                     Label::Name(name) => classes.iter().position(|class| class == name),
                 };
                 all.labels.push(class.ok_or_else(|| {
-                    let count = classes.len();
-                    let reason =
-                        format!("row {row} has the label {label}, which is none of the {count} classes");
-                    Error::data(&file.path, reason)
+                    let none = format!("which is none of the {} classes", classes.len());
+                    Error::data(&file.path, format!("row {row} has the label {label}, {none}"))
                 })?);
             }
             all.files.push((all.images.len(), file));

@@ -68,11 +68,10 @@ impl Level {
         let norm = |part: &str| LayerNorm::new(&name(part), student.width, 1e-5, device);
         let fusion = match index {
             0 => None,
-            _ => Some(Fusion {
-                projz: linear("projz", student.width)?,
-                normz: norm("normz")?,
-                norm2: norm("norm2")?,
-            }),
+            _ => {
+                let (projz, normz) = (linear("projz", student.width)?, norm("normz")?);
+                Some(Fusion { projz, normz, norm2: norm("norm2")? })
+            }
         };
         Ok(Self {
             teacher_block: teacher.depth - 1 - index,

@@ -157,9 +157,8 @@ impl IdxFile {
         match dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)) {
             Some(expected) if expected == data.len() => Ok((dims, data)),
             _ => {
-                let reason =
-                    format!("{} bytes of data, but its header says {dims:?}: truncated?", data.len());
-                Err(Error::data(&self.path, reason))
+                let found = format!("{} bytes of data", data.len());
+                Err(Error::data(&self.path, format!("{found}, but its header says {dims:?}: truncated?")))
             }
         }
     }

@@ -42,7 +42,7 @@ impl PanelBlock {
         }
         let x = picked.as_deref().unwrap_or(x);
 
-        let hidden = self.fc1.outputs();
+        let hidden = self.fc1.outputs;
         let (mut y, mut mid) = (s.take(d, &read), s.take(d, &read));
         let (mut stats2, mut log_sums) = (s.take(2, &read), s.take(s.heads, &read));
         let mut slope = keep.then(|| s.take(hidden, &read));
@@ -78,7 +78,7 @@ impl PanelBlock {
         wanted: Option<&Tokens>,
     ) -> (Option<Buffer>, Vec<f32>) {
         let Call { s, x, share, reads, .. } = call;
-        let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs());
+        let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs);
 
         // Through the MLP and the projection, token by token.
         let (mut d_mid, mut d_attended) = (s.take(d, &read), s.take(d, &read));

@@ -67,7 +67,7 @@ impl FusedBlocks {
         let arrange = |block: std::result::Result<Block, E>| Ok(block?.map(PackedLinear::new, values)?);
         let stem = stem.map(PackedLinear::new, values)?;
         let blocks = blocks.into_iter().map(arrange).collect::<std::result::Result<_, E>>()?;
-        let (width, pool) = (stem.patch.outputs(), Pool::shared());
+        let (width, pool) = (stem.patch.outputs, Pool::shared());
         Ok(Self(Arc::new(Network { stem, blocks, width, settings, level, pool })))
     }
 }

@@ -50,7 +50,7 @@ impl Network {
         let pixels = pixels.contiguous()?;
         on_cpu!(f32: pixels => pixels);
         let Stem { patch: layer, prefix: prefix_tokens, positions } = &self.stem;
-        let (d, patch_size) = (layer.outputs(), settings.patch_size);
+        let (d, patch_size) = (layer.outputs, settings.patch_size);
         let grid = size / patch_size;
         let threads = rayon::current_num_threads();
         let (patches, prefix) = (grid * grid, prefix_tokens.len() / d);

@@ -22,11 +22,10 @@ fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
     let sizes = VitSizes { width, depth: DEPTH, patch_size: 4, image_size: SIDE };
     let options = VitOptions {
         heads: Some(heads),
-        depth: None,
         image_size: SIDE,
         normalization: Normalization { mean: [0.4, 0.5, 0.6], std: [0.3, 0.25, 0.2] },
         checkpoint_blocks: recompute,
-        precision: Precision::Float32,
+        ..VitOptions::default()
     };
     let weights = VitWeights::random("fast", sizes).unwrap();
     Vit::new("vit", &weights, &options, Provenance::of_bytes("fast", b"fast"), &Device::Cpu).unwrap()
@@ -171,8 +170,8 @@ type Forward = fn(&Vit, &Tensor, &Injection, &Taps) -> Result<Features>;
 type Outcome = (Vec<f64>, Vec<Vec<f64>>);
 
 impl Case {
-    /// Trainable tensors in order: keys and values by place, then tokens.
-    fn vars(&self, width: usize) -> Vec<Var> {
+    /// Values of trainable tensors in order: keys and values by place, then tokens.
+    fn values(&self, width: usize) -> Vec<Tensor> {
         let mut rng = Rng::new(5);
         let mut draw = |shape: &[usize]| rng.normal(shape, 1.0, &Device::Cpu).unwrap();
         let mut values = Vec::new();
@@ -186,7 +185,7 @@ impl Case {
         if self.parts {
             values.extend([BATCH, 1].map(|images| draw(&[images, 14, width])));
         }
-        values.iter().map(|value| Var::from_tensor(value).unwrap()).collect()
+        values
     }
 
     fn injection(&self, vars: &[Tensor]) -> Injection {
@@ -219,20 +218,14 @@ impl Case {
     /// All outputs asked for, in one row, and the gradient of every variable.
     fn run(&self, vit: &Vit, dtype: DType, forward: Forward) -> Outcome {
         let pixels = Rng::new(6).normal(&[BATCH, 3, SIDE, SIDE], 1.0, &Device::Cpu).unwrap();
-        let vars: Vec<Var> = self
-            .vars(vit.spec.width)
-            .iter()
-            .map(|var| Var::from_tensor(&var.as_tensor().to_dtype(dtype).unwrap()).unwrap())
-            .collect();
+        let values = self.values(vit.spec.width).into_iter().map(|value| value.to_dtype(dtype).unwrap());
+        let vars: Vec<Var> = values.map(|value| Var::from_tensor(&value).unwrap()).collect();
         let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
         let taps = Taps { blocks: self.taps.iter().copied().collect(), norm: self.norm };
         let features =
             forward(vit, &pixels.to_dtype(dtype).unwrap(), &self.injection(&tensors), &taps).unwrap();
-        let mut outputs = vec![features.cls];
-        outputs.extend(features.tokens);
-        outputs.extend(features.blocks.into_values());
-        outputs.extend(features.norm);
-        let all: Vec<Tensor> = outputs.iter().map(|t| t.flatten_all().unwrap()).collect();
+        let outputs = [features.cls].into_iter().chain(features.tokens).chain(features.blocks.into_values());
+        let all: Vec<Tensor> = outputs.chain(features.norm).map(|t| t.flatten_all().unwrap()).collect();
         let all = Tensor::cat(&all, 0).unwrap();
         // Every output has its own weight, so that no gradient can hide behind another.
         let count = all.elem_count();

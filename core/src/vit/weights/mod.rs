@@ -211,9 +211,10 @@ impl VitWeights {
             Some(heads) => {
                 Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
             }
-            None => Err(self.wrong(format!(
-                "the width {width} does not tell the number of attention heads; set `heads`"
-            ))),
+            None => {
+                let untold = format!("the width {width} does not tell the number of attention heads");
+                Err(self.wrong(format!("{untold}; set `heads`")))
+            }
         }
     }
 
