@@ -207,9 +207,7 @@ impl<T: RepoType> Repository<T> {
             _ => HubError::Endpoint { wanted, endpoint, reason },
         }
     }
-}
 
-impl Repository<RepoTypeModel> {
     /// Weights, if there are any, then the files beside them, all of the weights' commit: as the hub has them, or with `local`
     /// as the cache has them. And whether what is not here is known to be missing from the repository.
     fn weight_files(&self, local: bool) -> Result<(Option<Vec<CachedFile>>, bool), HubError> {
@@ -234,9 +232,7 @@ impl Repository<RepoTypeModel> {
         let beside = [get(CONFIG, &weights.commit)?, get(PREPROCESSOR, &weights.commit)?];
         Ok((Some([Some(weights)].into_iter().chain(beside).flatten().collect()), complete))
     }
-}
 
-impl Repository<RepoTypeDataset> {
     /// The names of all files that the hub has.
     fn data_listed(&self) -> Result<Vec<String>, HFError> {
         let entries = self.handle.list_tree().revision(&self.revision).recursive(true).send()?;

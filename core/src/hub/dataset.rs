@@ -34,9 +34,6 @@ pub struct DataFile {
 ///
 /// Each is read once in full, for its checksum; `seen` is told of each that has come from the hub or
 /// was found in the folder.
-///
-/// # Errors
-/// What `choose` says, and [`HubError`]s.
 pub fn fetch(
     source: &WeightSource,
     choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,

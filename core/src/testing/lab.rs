@@ -165,8 +165,7 @@ impl Lab {
 
 fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
     let Shape { width, depth, heads, patch } = shape;
-    let sizes = VitSizes { width, depth, patch_size: patch, image_size: SIDE };
-    let weights = VitWeights::random(name, sizes)?;
+    let weights = VitWeights::random(name, VitSizes { width, depth, patch_size: patch, image_size: SIDE })?;
     let options = VitOptions { heads: Some(heads), image_size: SIDE, ..VitOptions::default() };
     Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
 }

@@ -51,9 +51,8 @@ impl Check<'_> {
             trainer.begin_task(task)?;
             for (role, network) in [(Role::Teacher, &trainer.teacher), (Role::Student, &trainer.student)] {
                 let (backbone, learner) = (&network.backbone, &network.learner);
-                for (pass, images) in
-                    [(Pass::Train, BATCH), (Pass::Teach, BATCH), (Pass::Test, BATCH), (Pass::Test, 1)]
-                {
+                let [train, teach, test] = [Pass::Train, Pass::Teach, Pass::Test];
+                for (pass, images) in [(train, BATCH), (teach, BATCH), (test, BATCH), (test, 1)] {
                     let pixels = stream.batch(task.index, 0)?.pixels.narrow(0, 0, images)?;
                     let injection = learner.inject(&trainer.query(role, &pixels), pass)?;
                     self.injection_fits(&injection, backbone.spec(), images)?;

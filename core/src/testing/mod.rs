@@ -126,10 +126,7 @@ impl Conformance<'_> {
 
 /// SHA-256 over the gradients of a registered learner or distiller in the first step of a task, and over all parameters
 /// after that step: equal digests mean equal to the byte. So one can tell whether a method computes the same linked in and
-/// loaded, or on two machines.
-///
-/// # Errors
-/// Whatever the method fails with; a kind of plugin that trains nothing.
+/// loaded, or on two machines. A kind of plugin that trains nothing is refused.
 pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String> {
     let settings = read_settings(kind, name, settings)?;
     let lab = Lab::new(1)?;
@@ -191,8 +188,5 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
 
 /// The error of a promise that is not kept by `plugin`, which is written as messages name it.
 fn promise(plugin: &str, kept: bool, promise: impl Into<String>) -> Result<()> {
-    match kept {
-        true => Ok(()),
-        false => Err(Error::Promise { plugin: plugin.into(), promise: promise.into() }),
-    }
+    kept.then_some(()).ok_or_else(|| Error::Promise { plugin: plugin.into(), promise: promise.into() })
 }

@@ -1,6 +1,6 @@
 //! Common parts of the targets: a folder in memory for readers that take paths, and a way to read a stream to its end.
 
-use std::path::Path;
+use std::{path::Path, sync::LazyLock};
 
 use cdl_core::{
     candle_core::Device,
@@ -11,6 +11,9 @@ use cdl_core::{
     traits::{Mode, StreamContext},
 };
 use tempfile::TempDir;
+
+/// A folder that is made at its first use.
+pub type Folder = LazyLock<TempDir>;
 
 /// Prepares a target for its first input: panics that readers catch are answers, and only others end the process.
 pub fn start() {

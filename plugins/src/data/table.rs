@@ -1,7 +1,7 @@
 //! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
 //! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
 
-use std::{fmt, fs::File, path::Path, sync::Arc};
+use std::{fmt::Display, fs::File, path::Path, sync::Arc};
 
 use cdl_core::{hub::dataset::DataFile, prelude::*, system::panics, transform::decode};
 use parquet::{
@@ -38,15 +38,6 @@ pub(crate) enum Label {
     Name(String),
 }
 
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Number(number) => number.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
-
 /// Reads a file; errors name it and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let file = File::open(path).map_err(unreadable(path))?;
@@ -75,10 +66,11 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     let leaf = schema.leaf(&label)?;
     let labels: Vec<Label> = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
         Physical::INT64 => schema.values::<Int64Type>(&label)?.into_iter().map(Label::Number).collect(),
-        Physical::INT32 => {
-            let number = |number: i32| Label::Number(number.into());
-            schema.values::<Int32Type>(&label)?.into_iter().map(number).collect()
-        }
+        Physical::INT32 => schema
+            .values::<Int32Type>(&label)?
+            .into_iter()
+            .map(|number| Label::Number(number.into()))
+            .collect(),
         Physical::BYTE_ARRAY => {
             let name = |name: ByteArray| Ok(Label::Name(name.as_utf8().map_err(|e| e.to_string())?.into()));
             schema.values::<ByteArrayType>(&label)?.into_iter().map(name).collect::<Parsed<_>>()?
@@ -232,13 +224,11 @@ impl EncodedImages {
         let mut all = Self::default();
         for (file, table) in tables {
             for (row, label) in table.labels.iter().enumerate() {
-                let class = match label {
-                    Label::Number(number) => {
-                        usize::try_from(*number).ok().filter(|&class| class < classes.len())
-                    }
-                    Label::Name(name) => classes.iter().position(|class| class == name),
+                let (class, label): (_, &dyn Display) = match label {
+                    Label::Number(number) => (usize::try_from(*number).ok(), number),
+                    Label::Name(name) => (classes.iter().position(|class| class == name), name),
                 };
-                all.labels.push(class.ok_or_else(|| {
+                all.labels.push(class.filter(|&class| class < classes.len()).ok_or_else(|| {
                     let none = format!("which is none of the {} classes", classes.len());
                     Error::data(&file.path, format!("row {row} has the label {label}, {none}"))
                 })?);

@@ -130,14 +130,9 @@ impl Distiller for ReviewKd {
     }
 
     fn taps(&self) -> DistillerTaps {
-        let taps = |block: fn(&Level) -> usize| Taps {
-            blocks: self.levels.iter().map(block).collect(),
-            norm: false,
-        };
-        DistillerTaps {
-            teacher: taps(|level| level.teacher_block),
-            student: taps(|level| level.student_block),
-        }
+        let (teacher, student) = self.levels.iter().map(|l| (l.teacher_block, l.student_block)).unzip();
+        let [teacher, student] = [teacher, student].map(|blocks| Taps { blocks, norm: false });
+        DistillerTaps { teacher, student }
     }
 
     fn loss(

@@ -88,15 +88,13 @@ impl Apt {
 impl Learner for Apt {
     fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let prompts = match (pass, self.teacher_prompts) {
-            (Pass::Train, _) => self.prompts.tensor().clone(),
-            (Pass::Teach, TeacherPrompts::Merged) => self.merge()?,
-            (Pass::Teach | Pass::Test, _) => match &self.merged {
-                Some(merged) => merged.clone(),
-                // Zero vectors change nothing.
-                None => return Ok(Injection::none()),
-            },
+            (Pass::Train, _) => Some(self.prompts.tensor().clone()),
+            (Pass::Teach, TeacherPrompts::Merged) => Some(self.merge()?),
+            (Pass::Teach | Pass::Test, _) => self.merged.clone(),
         };
         let mut injection = Injection::none();
+        // Zero vectors change nothing.
+        let Some(prompts) = prompts else { return Ok(injection) };
         let all = prompts.unsqueeze(0)?; // (1, 2 N, D)
         for block in 0..all.dim(1)? / 2 {
             injection.block_mut(block).cls_add = Some(Kv::rows(&all, 2 * block..2 * block + 2)?);

@@ -221,8 +221,7 @@ mod tests {
 
     #[test]
     fn new_rows_are_orthonormal_and_earlier_ones_stay() -> Result<()> {
-        let zeros = Tensor::zeros((6, 2, 8), DType::F32, &Device::Cpu)?;
-        let var = NamedVar::new("p", &zeros)?;
+        let var = NamedVar::zeros("p", &[6, 2, 8], &Device::Cpu)?;
         let mut rng = Rng::new(1);
         grow_orthogonally(&var, 0..2, &mut rng)?;
         let before = var.tensor().narrow(0, 0, 2)?.flatten_all()?.to_vec1::<f32>()?;
@@ -239,8 +238,7 @@ mod tests {
 
     #[test]
     fn more_rows_than_dimensions_still_have_length_one() -> Result<()> {
-        let zeros = Tensor::zeros((5, 3), DType::F32, &Device::Cpu)?;
-        let var = NamedVar::new("k", &zeros)?;
+        let var = NamedVar::zeros("k", &[5, 3], &Device::Cpu)?;
         grow_orthogonally(&var, 0..5, &mut Rng::new(2))?;
         for (i, row) in gram(&var, 5)?.iter().enumerate() {
             assert!((row[i] - 1.0).abs() < 1e-5, "row {i} has length² {}", row[i]);

@@ -35,14 +35,11 @@ pub enum Domain {
     Sketch,
 }
 
-impl Domain {
-    const ALL: [Self; 6] =
-        [Self::Clipart, Self::Infograph, Self::Painting, Self::Quickdraw, Self::Real, Self::Sketch];
-}
-
 impl Default for DomainnetConfig {
     fn default() -> Self {
-        Self { domains: Domain::ALL.to_vec(), images: SplitConfig::default() }
+        use Domain::{Clipart, Infograph, Painting, Quickdraw, Real, Sketch};
+        let domains = vec![Clipart, Infograph, Painting, Quickdraw, Real, Sketch];
+        Self { domains, images: SplitConfig::default() }
     }
 }
 

@@ -185,16 +185,11 @@ impl Run {
         let shares = s.shares(&self.reads);
         let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
         panel::into_panels(&shares, dy, d, 0, &mut gradient);
-        for (index, step) in steps.iter().enumerate().map(|(at, step)| (first + at, step)).rev() {
+        for (index, Step { x, kept }) in (first..self.range.len()).zip(steps).rev() {
             let block = &self.network.blocks[self.range.start + index];
-            let call = self.call(index, &step.x, injected);
-            let again = match &step.kept {
-                Some(_) => None,
-                None => count::again(|| block.forward(call, true).1),
-            };
-            let Some(kept) = step.kept.as_ref().or(again.as_ref()) else {
-                bail!("nothing was kept of a block")
-            };
+            let call = self.call(index, x, injected);
+            let again = if kept.is_none() { count::again(|| block.forward(call, true).1) } else { None };
+            let Some(kept) = kept.as_ref().or(again.as_ref()) else { bail!("nothing was kept of a block") };
             let wanted = if index == first { self.wanted.as_ref() } else { Some(&self.all) };
             let (dx, of_block) = block.backward(call, kept, &gradient, wanted);
             let places: Vec<usize> = self.shares[index].places().collect();
