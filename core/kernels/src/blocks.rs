@@ -64,15 +64,9 @@ pub trait BlockRunner {
     fn dtype(&self) -> DType;
 
     /// Embeds images `(B, 3, S, S)`: CLS and registers, the patches with their positions, then the prompts' tokens.
-    ///
-    /// # Errors
-    /// Images of a wrong shape, or errors of the device.
     fn embed(&self, pixels: &Tensor, prompts: &Prompts) -> Result<Self::Tokens>;
 
     /// Output of the last of `blocks` for the tokens that `reads` names, `(B, M, D)`.
-    ///
-    /// # Errors
-    /// Prompts of a wrong shape, or errors of the device.
     fn run(&self, blocks: Range<usize>, x: Self::Tokens, prompts: &Prompts, reads: Reads) -> Result<Tensor>;
 
     /// The frozen tensors as they were given.

@@ -97,9 +97,6 @@ impl Manifest {
     }
 
     /// Writes the list whole or not at all.
-    ///
-    /// # Errors
-    /// A place that cannot be written.
     pub fn write(&self, file: &Path) -> Result<()> {
         let lines: String = self.0.iter().map(|(name, sha256)| format!("{sha256}  {name}\n")).collect();
         write_atomic(file, lines.as_bytes())
@@ -121,9 +118,7 @@ impl Manifest {
             seen();
             found
         };
-        let files: Vec<_> = self.0.iter().collect();
-        let found: Vec<Option<Error>> = files.into_par_iter().map(look).collect();
-        let mut found: Vec<Error> = found.into_iter().flatten().collect();
+        let mut found: Vec<Error> = self.0.par_iter().filter_map(look).collect();
         // As paths, so that `a//b` is `a/b`.
         let listed: BTreeSet<&Path> = self.0.keys().map(Path::new).collect();
         match names_below(folder) {

@@ -22,26 +22,27 @@ use crate::{
     traits::Provenance,
 };
 
-/// Further attempts after a request has failed. Fewer than the client's own default: a machine
-/// that cannot reach the hub should find its cached copy within a second.
+/// Further attempts after a request has failed. Fewer than the client's own default: a machine that cannot reach the hub should
+/// find its cached copy within a second.
 const RETRIES: usize = 2;
+/// Branch that stands for a repository where its source names no revision.
+const DEFAULT_REVISION: &str = "main";
 
 /// Fetches the weight files of a model repository.
-///
-/// # Errors
-/// Repositories, revisions and files that cannot be had, with what to do about it.
-pub(super) fn weights(wanted: String, repo: &str, revision: &str) -> Result<WeightFiles, HubError> {
+pub(super) fn weights(wanted: String, repo: &str, revision: Option<&str>) -> Result<WeightFiles, HubError> {
     let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
     // A commit's files never change: the hub need not be asked if the cache has them all.
-    let (cached, complete) = repository.weights_cached()?;
-    let settled = cached.as_ref().filter(|files| complete && files[0].commit == revision);
+    let (cached, complete) = repository.weight_files(true)?;
+    let settled = cached.as_ref().filter(|files| complete && files[0].commit == repository.revision);
+    let download = |()| {
+        tracing::info!("fetching `{}` from {}", repository.wanted, repository.endpoint);
+        let (files, _) = repository.weight_files(false)?;
+        let (wanted, revision) = (repository.wanted.clone(), repository.revision.clone());
+        files.ok_or(HubError::NoWeights { wanted, revision })
+    };
     let files = match settled {
         Some(files) => files.clone(),
-        None => repository.newest(
-            || Ok::<_, HubError>(cached),
-            || repository.stands(),
-            |()| repository.weights_downloaded(),
-        )?,
+        None => repository.newest(|| Ok(cached), || repository.stands(), download)?,
     };
     let path = |name: &str| files.iter().find(|file| file.name == name).map(|file| file.path.clone());
     Ok(WeightFiles {
@@ -53,13 +54,10 @@ pub(super) fn weights(wanted: String, repo: &str, revision: &str) -> Result<Weig
 }
 
 /// Fetches those files of a data set repository that `choose` takes from the names of all its files, which are sorted.
-///
-/// # Errors
-/// Errors of `choose`, and repositories, revisions and files that cannot be had.
 pub(super) fn dataset(
     wanted: String,
     repo: &str,
-    revision: &str,
+    revision: Option<&str>,
     choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
     seen: &dyn Fn(),
 ) -> crate::error::Result<Vec<DataFile>> {
@@ -94,19 +92,15 @@ struct CachedFile {
 }
 
 impl<T: RepoType> Repository<T> {
-    fn open(wanted: String, repo: &str, revision: &str) -> Result<Self, HubError> {
-        let opened = HFClient::builder().retry_max_attempts(RETRIES).build().and_then(|client| {
-            let endpoint = client.endpoint().to_owned();
-            let cache = client.cache_dir().to_owned();
-            Ok((HFClientSync::from_inner(client)?, endpoint, cache))
-        });
-        let (client, endpoint, cache) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return Err(HubError::Client { wanted, reason: reason(&error) }),
-        };
+    fn open(wanted: String, repo: &str, revision: Option<&str>) -> Result<Self, HubError> {
+        let unusable = |error: HFError| HubError::Client { wanted: wanted.clone(), reason: reason(&error) };
+        let client = HFClient::builder().retry_max_attempts(RETRIES).build().map_err(unusable)?;
+        let (endpoint, cache) = (client.endpoint().to_owned(), client.cache_dir().to_owned());
         let (owner, name) = hf_hub::split_id(repo);
+        let client = HFClientSync::from_inner(client).map_err(unusable)?;
         let handle = client.repository(T::default(), owner, name);
-        Ok(Self { handle, wanted, revision: revision.to_owned(), endpoint, cache })
+        let revision = revision.unwrap_or(DEFAULT_REVISION).to_owned();
+        Ok(Self { handle, wanted, revision, endpoint, cache })
     }
 
     /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer or may not
@@ -152,18 +146,14 @@ impl<T: RepoType> Repository<T> {
     /// A question of its own, because a download says neither: to it, a repository, a revision and a file that is
     /// missing are all one, and if the hub cannot be reached it silently takes what the cache has.
     fn stands(&self) -> Result<(), HFError> {
-        let repo_id = || self.handle.repo_path();
         if self.handle.revision_exists().revision(&self.revision).send()? {
-            Ok(())
-        } else if self.handle.exists().send()? {
-            Err(HFError::RevisionNotFound {
-                repo_id: repo_id(),
-                revision: self.revision.clone(),
-                context: None,
-            })
-        } else {
-            Err(HFError::RepoNotFound { repo_id: repo_id(), context: None })
+            return Ok(());
         }
+        let (repo_id, revision, context) = (self.handle.repo_path(), self.revision.clone(), None);
+        Err(match self.handle.exists().send()? {
+            true => HFError::RevisionNotFound { repo_id, revision, context },
+            false => HFError::RepoNotFound { repo_id, context },
+        })
     }
 
     /// Origin of a cached file. Its checksum must be the one that the hub lists: the client stores what a server sends in
@@ -187,8 +177,7 @@ impl<T: RepoType> Repository<T> {
     }
 
     fn cache_folder(&self) -> PathBuf {
-        let name = format!("{}--{}", T::default().plural(), self.handle.repo_path().replace('/', "--"));
-        self.cache.join(name)
+        self.cache.join(format!("{}--{}", T::default().plural(), self.handle.repo_path().replace('/', "--")))
     }
 
     fn explain(&self, error: HFError) -> HubError {
@@ -218,57 +207,32 @@ impl<T: RepoType> Repository<T> {
             _ => HubError::Endpoint { wanted, endpoint, reason },
         }
     }
-}
 
-impl Repository<RepoTypeModel> {
-    /// Weights, then the files beside them, all of the weights' commit. `get` has none of a file that the repository has not.
-    fn weight_files(
-        &self,
-        mut get: impl FnMut(&str, &str) -> Result<Option<CachedFile>, HubError>,
-    ) -> Result<Option<Vec<CachedFile>>, HubError> {
+    /// Weights, if there are any, then the files beside them, all of the weights' commit: as the hub has them, or with `local`
+    /// as the cache has them. And whether what is not here is known to be missing from the repository.
+    fn weight_files(&self, local: bool) -> Result<(Option<Vec<CachedFile>>, bool), HubError> {
+        let mut complete = true;
+        let mut get = |name: &str, revision: &str| match self.file(name, revision, local) {
+            Ok(file) => Ok(Some(file)),
+            // The hub has no such file at this commit, and the cache remembers.
+            Err(HFError::EntryNotFound { .. }) => Ok(None),
+            // The cache was never told, and the hub may have it.
+            Err(HFError::LocalEntryNotFound { .. }) if local => {
+                complete = false;
+                Ok(None)
+            }
+            Err(error) => Err(self.explain(error)),
+        };
         let [preferred, other] = WEIGHTS;
         let weights = match get(preferred, &self.revision)? {
             None => get(other, &self.revision)?,
             found => found,
         };
-        let Some(weights) = weights else { return Ok(None) };
+        let Some(weights) = weights else { return Ok((None, complete)) };
         let beside = [get(CONFIG, &weights.commit)?, get(PREPROCESSOR, &weights.commit)?];
-        Ok(Some([Some(weights)].into_iter().chain(beside).flatten().collect()))
+        Ok((Some([Some(weights)].into_iter().chain(beside).flatten().collect()), complete))
     }
 
-    /// The files as the cache has them, if it has weights, and whether what is not here is known to be missing from the
-    /// repository.
-    fn weights_cached(&self) -> Result<(Option<Vec<CachedFile>>, bool), HubError> {
-        let mut complete = true;
-        let files = self.weight_files(|name, revision| match self.file(name, revision, true) {
-            Ok(file) => Ok(Some(file)),
-            // The hub has no such file at this commit, and the cache remembers.
-            Err(HFError::EntryNotFound { .. }) => Ok(None),
-            // The cache was never told, and the hub may have it.
-            Err(HFError::LocalEntryNotFound { .. }) => {
-                complete = false;
-                Ok(None)
-            }
-            Err(error) => Err(self.explain(error)),
-        })?;
-        Ok((files, complete))
-    }
-
-    fn weights_downloaded(&self) -> Result<Vec<CachedFile>, HubError> {
-        tracing::info!("fetching `{}` from {}", self.wanted, self.endpoint);
-        let files = self.weight_files(|name, revision| match self.file(name, revision, false) {
-            Ok(file) => Ok(Some(file)),
-            Err(HFError::EntryNotFound { .. }) => Ok(None),
-            Err(error) => Err(self.explain(error)),
-        })?;
-        files.ok_or_else(|| HubError::NoWeights {
-            wanted: self.wanted.clone(),
-            revision: self.revision.clone(),
-        })
-    }
-}
-
-impl Repository<RepoTypeDataset> {
     /// The names of all files that the hub has.
     fn data_listed(&self) -> Result<Vec<String>, HFError> {
         let entries = self.handle.list_tree().revision(&self.revision).recursive(true).send()?;
@@ -351,9 +315,7 @@ fn listed_checksum(cached: &Path) -> Option<String> {
 /// What went wrong, on one line. For a request that failed this is the innermost cause: the outer
 /// ones only say that it was a request, and repeat its address.
 fn reason(error: &HFError) -> String {
-    let HFError::Request { source, .. } = error else {
-        return error.to_string();
-    };
+    let HFError::Request { source, .. } = error else { return error.to_string() };
     let mut cause: &dyn Error = source;
     while let Some(inner) = cause.source() {
         cause = inner;

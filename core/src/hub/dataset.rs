@@ -14,7 +14,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use crate::{
     error::HubError,
-    hub::{DEFAULT_REVISION, WeightSource, checksum, client},
+    hub::{WeightSource, checksum},
     traits::Provenance,
 };
 
@@ -34,9 +34,6 @@ pub struct DataFile {
 ///
 /// Each is read once in full, for its checksum; `seen` is told of each that has come from the hub or
 /// was found in the folder.
-///
-/// # Errors
-/// What `choose` says, and [`HubError`]s.
 pub fn fetch(
     source: &WeightSource,
     choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
@@ -44,21 +41,21 @@ pub fn fetch(
 ) -> crate::error::Result<Vec<DataFile>> {
     match source {
         WeightSource::Path(path) => {
-            let names = choose(&names_below(path)?)?;
-            let told = |name| of_folder(source, path, name).inspect(|_| seen());
-            names.into_iter().map(|name| Ok(told(name)?)).collect()
+            let files = choose(&names_below(path)?)?.into_iter().map(|name| {
+                let path = path.join(&name);
+                let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
+                seen();
+                Ok(DataFile { name, path, provenance })
+            });
+            files.collect()
         }
+        #[cfg(feature = "hub")]
         WeightSource::Hub { repo, revision } => {
-            let revision = revision.as_deref().unwrap_or(DEFAULT_REVISION);
-            client::dataset(source.to_string(), repo, revision, choose, seen)
+            super::client::dataset(source.to_string(), repo, revision.as_deref(), choose, seen)
         }
+        #[cfg(not(feature = "hub"))]
+        WeightSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }.into()),
     }
-}
-
-fn of_folder(source: &WeightSource, folder: &Path, name: String) -> Result<DataFile, HubError> {
-    let path = folder.join(&name);
-    let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
-    Ok(DataFile { name, path, provenance })
 }
 
 /// The names of all files below a folder, sorted; hidden ones are left out.

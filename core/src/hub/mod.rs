@@ -17,9 +17,6 @@
 pub mod checksum_list;
 #[cfg(feature = "hub")]
 mod client;
-#[cfg(not(feature = "hub"))]
-#[path = "no_client.rs"]
-mod client;
 pub mod dataset;
 mod weight_files;
 mod weight_source;
@@ -27,18 +24,11 @@ mod weight_source;
 pub use weight_files::{WeightFiles, fetch};
 pub use weight_source::WeightSource;
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::{fs::File, io::Read, path::Path};
 
 use sha2::{Digest, Sha256};
 
 use crate::{error::HubError, system::hex};
-
-/// Branch that stands for a repository where its source names no revision.
-const DEFAULT_REVISION: &str = "main";
 
 fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
@@ -48,19 +38,11 @@ fn file_name(path: &Path) -> String {
 pub(crate) fn checksum(path: &Path) -> Result<(u64, String), HubError> {
     let unreadable = |reason| HubError::Unreadable { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(unreadable)?;
-    let mut hasher = Sha256::new();
-    let mut bytes = 0;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => {
-                hasher.update(&buffer[..count]);
-                bytes += count as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
-        }
+    let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, Vec::new());
+    while file.by_ref().take(1 << 20).read_to_end(&mut buffer).map_err(unreadable)? > 0 {
+        hasher.update(&buffer);
+        bytes += buffer.len() as u64;
+        buffer.clear();
     }
     Ok((bytes, hex(&hasher.finalize())))
 }

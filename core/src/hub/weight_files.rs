@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::HubError,
-    hub::{DEFAULT_REVISION, WeightSource, checksum, client, file_name},
+    hub::{WeightSource, checksum, file_name},
     traits::Provenance,
 };
 
@@ -42,10 +42,12 @@ pub struct WeightFiles {
 /// revision is a full commit hash, whose files never change, and the cache holds them.
 pub fn fetch(source: &WeightSource) -> Result<WeightFiles, HubError> {
     match source {
+        #[cfg(feature = "hub")]
         WeightSource::Hub { repo, revision } => {
-            let revision = revision.as_deref().unwrap_or(DEFAULT_REVISION);
-            client::weights(source.to_string(), repo, revision)
+            super::client::weights(source.to_string(), repo, revision.as_deref())
         }
+        #[cfg(not(feature = "hub"))]
+        WeightSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }),
         WeightSource::Path(path) => from_path(source.to_string(), path),
     }
 }

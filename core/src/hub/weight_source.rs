@@ -42,14 +42,10 @@ impl FromStr for WeightSource {
         let Some((owner, name)) = repo.split_once('/') else {
             return refuse("`hf:` must be followed by an owner, a `/` and a name".to_owned());
         };
-        for part in [owner, name] {
-            if !is_repository_name(part) {
-                return refuse(format!("`{part}` cannot be an owner or a name on the hub"));
-            }
+        if let Some(part) = [owner, name].into_iter().find(|part| !is_repository_name(part)) {
+            return refuse(format!("`{part}` cannot be an owner or a name on the hub"));
         }
-        if let Some(revision) = revision
-            && !is_revision(revision)
-        {
+        if let Some(revision) = revision.filter(|revision| !is_revision(revision)) {
             return refuse(format!("`{revision}` cannot be a branch, a tag or a commit"));
         }
         Ok(Self::Hub { repo: repo.to_owned(), revision: revision.map(str::to_owned) })

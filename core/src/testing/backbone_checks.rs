@@ -52,8 +52,8 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
         let moved = build(Some(folder.path()))?;
         let same = BackboneSpec { provenance: moved.spec().provenance.clone(), ..backbone.spec().clone() };
         check.promise(*moved.spec() == same, "built from its own files it has the same sizes")?;
-        check
-            .promise(bytes(moved.as_ref())? == before, "built from its own files it has the same weights")?;
+        let equal = bytes(moved.as_ref())? == before;
+        check.promise(equal, "built from its own files it has the same weights")?;
         check.again(&pixels, &plain, moved.as_ref())?;
     }
     check.prompts(&pixels, &plain)?;
@@ -96,10 +96,8 @@ impl Check<'_> {
         let features = self.backbone.forward(pixels, injection, &taps)?;
         let batch = pixels.dim(0)?;
         self.promise(features.cls.dims() == [batch, spec.width], "the CLS token has the shape (B, D)")?;
-        self.promise(
-            features.blocks.keys().copied().eq(0..spec.depth),
-            "the output of every block that is tapped comes back",
-        )?;
+        let blocks = features.blocks.keys().copied().eq(0..spec.depth);
+        self.promise(blocks, "the output of every block that is tapped comes back")?;
         let norm = features.norm.as_ref();
         self.promise(norm.is_some(), "the tokens after the final norm come back where they are tapped")?;
         let least = 1 + spec.patches + extra;
@@ -117,8 +115,8 @@ impl Check<'_> {
 
     fn rows(&self, pixels: &Tensor, batch: &Features) -> Result<()> {
         for row in 0..pixels.dim(0)? {
-            let alone =
-                self.backbone.forward(&pixels.narrow(0, row, 1)?, &Injection::none(), &Taps::none())?;
+            let image = pixels.narrow(0, row, 1)?;
+            let alone = self.backbone.forward(&image, &Injection::none(), &Taps::none())?;
             let near = distance(&alone.cls, &batch.cls.narrow(0, row, 1)?)? < 1e-3;
             self.promise(near, "an image's features do not depend on the others of its batch")?;
         }
@@ -176,9 +174,9 @@ impl Check<'_> {
         let number = |value: Tensor| -> Result<f64> { Ok(value.to_dtype(DType::F64)?.to_scalar()?) };
         let gradients = value()?.backward()?;
         for var in vars {
-            let gradient = gradients.get(var.as_tensor());
-            self.promise(gradient.is_some(), format!("a {what} gets a gradient"))?;
-            let Some(gradient) = gradient else { continue };
+            let Some(gradient) = gradients.get(var.as_tensor()) else {
+                return self.promise(false, format!("a {what} gets a gradient"));
+            };
             let norm = number(gradient.sqr()?.sum_all()?.sqrt()?)?;
             let some = norm.is_finite() && norm > 0.0;
             self.promise(some, format!("a {what} gets a gradient that is not zero"))?;
@@ -190,9 +188,8 @@ impl Check<'_> {
             let slope = (at(1.0)? - at(-1.0)?) / (2.0 * step);
             var.set(&start)?;
             let near = (slope - norm).abs() <= 0.05 * norm + 1e-3;
-            let promise =
-                format!("the gradient of a {what} is a derivative: {norm:.4}, by differences {slope:.4}");
-            self.promise(near, promise)?;
+            let found = format!("{norm:.4}, by differences {slope:.4}");
+            self.promise(near, format!("the gradient of a {what} is a derivative: {found}"))?;
         }
         Ok(())
     }

@@ -10,12 +10,11 @@ use crate::{
     nn::{Linear, kl_divergence},
     registry::{self, Settings},
     rng::Rng,
-    system::device::Precision,
     train::{Network, OptimizerConfig, ScheduleConfig, Stack, TrainSettings, Trainer},
     traits::{
         Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Features, Head, Injection, Kv,
-        Learner, LearnerContext, LossTerm, Mode, NamedVar, Normalization, Output, Pass, Provenance, Query,
-        QuerySource, Role, StateDict, StreamRecord, Task, TaskStream, require_teacher,
+        Learner, LearnerContext, LossTerm, Mode, NamedVar, Output, Pass, Provenance, Query, QuerySource,
+        Role, StreamRecord, Task, TaskStream, require_teacher,
     },
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
@@ -64,9 +63,6 @@ impl Lab {
     }
 
     /// The same with networks of these sizes.
-    ///
-    /// # Errors
-    /// Sizes that no network can have.
     pub fn with_shapes(seed: u64, teacher: Shape, student: Shape) -> Result<Self> {
         Ok(Self {
             teacher: Arc::new(random_vit("random teacher", teacher)?),
@@ -80,10 +76,6 @@ impl Lab {
     /// The same in another mode, with another query.
     pub fn with_mode(self, mode: Mode, query: QuerySource) -> Self {
         Self { mode, query, ..self }
-    }
-
-    pub(super) fn seeded(self, seed: u64) -> Self {
-        Self { rng: Rng::new(seed), ..self }
     }
 
     /// What a plugin may meet: the usual, the corrected mode with own queries, a teacher with fewer blocks than the
@@ -132,19 +124,17 @@ impl Lab {
         }
     }
 
-    /// The registered learner `name`.
-    ///
-    /// # Errors
-    /// An unknown name, or settings that the learner refuses.
-    pub fn learner(&self, role: Role, name: &str, settings: &Settings) -> Result<Box<dyn Learner>> {
-        registry::learner(name, settings, &self.learner_context(role))
+    /// The registered learner `name`, for the teacher and for the student.
+    fn learners(&self, name: &str, settings: &Settings) -> Result<[Box<dyn Learner>; 2]> {
+        let [teacher, student] =
+            ROLES.map(|role| registry::learner(name, settings, &self.learner_context(role)));
+        Ok([teacher?, student?])
     }
 
     /// A trainer of one epoch a task.
     pub fn trainer(
         &self,
-        teacher: Box<dyn Learner>,
-        student: Box<dyn Learner>,
+        [teacher, student]: [Box<dyn Learner>; 2],
         distiller: Box<dyn Distiller>,
     ) -> Trainer {
         Trainer {
@@ -165,30 +155,18 @@ impl Lab {
     }
 
     /// A trainer of registered methods, each with its settings.
-    ///
-    /// # Errors
-    /// Unknown names, or settings that a method refuses.
     pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
-        let [teacher, student] = ROLES.map(|role| self.learner(role, learner.0, learner.1));
-        let (teacher, student) = (teacher?, student?);
-        let name = distiller.0;
-        let distiller = registry::distiller(name, distiller.1, &self.distiller_context(student.as_ref()))?;
-        Ok(self.trainer(teacher, student, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
+        let learners = self.learners(learner.0, learner.1)?;
+        let (name, context) = (distiller.0, self.distiller_context(learners[1].as_ref()));
+        let distiller = registry::distiller(name, distiller.1, &context)?;
+        Ok(self.trainer(learners, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
     }
 }
 
 fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
     let Shape { width, depth, heads, patch } = shape;
-    let sizes = VitSizes { width, depth, patch_size: patch, image_size: SIDE };
-    let weights = VitWeights::random(name, sizes)?;
-    let options = VitOptions {
-        heads: Some(heads),
-        depth: None,
-        image_size: SIDE,
-        normalization: Normalization::NONE,
-        checkpoint_blocks: false,
-        precision: Precision::Float32,
-    };
+    let weights = VitWeights::random(name, VitSizes { width, depth, patch_size: patch, image_size: SIDE })?;
+    let options = VitOptions { heads: Some(heads), image_size: SIDE, ..VitOptions::default() };
     Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
 }
 
@@ -260,7 +238,6 @@ pub(super) struct PlainPrompts {
     prompts: NamedVar,
     token: NamedVar,
     head: Linear,
-    width: usize,
 }
 
 impl PlainPrompts {
@@ -272,15 +249,11 @@ impl PlainPrompts {
             prompts: NamedVar::new("prompt.p_0", &prompts)?,
             token: NamedVar::new("prompt.token", &token)?,
             head: Linear::new("last", width, context.classes, &mut rng, context.device)?,
-            width,
         })
     }
 }
 
 impl Learner for PlainPrompts {
-    fn begin_task(&mut self, _task: &Task, _rng: &mut Rng) -> Result<()> {
-        Ok(())
-    }
     fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let mut injection = Injection { tokens: Some(self.token.tensor().clone()), ..Injection::none() };
         injection.block_mut(0).prefix = Some(Kv::halves(self.prompts.tensor())?);
@@ -296,19 +269,10 @@ impl Learner for PlainPrompts {
         self.head.forward(&(&features.cls + token)?)
     }
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        Ok(Box::new(Linear::new(name, self.width, CLASSES, rng, &Device::Cpu)?))
-    }
-    fn end_task(&mut self, _task: &Task) -> Result<()> {
-        Ok(())
+        Ok(Box::new(self.head.like(name, rng)?))
     }
     fn trainable(&self) -> Vec<NamedVar> {
         [self.prompts.clone(), self.token.clone()].into_iter().chain(self.head.trainable()).collect()
-    }
-    fn state(&self) -> Result<StateDict> {
-        StateDict::of(&self.trainable())
-    }
-    fn restore(&mut self, _task: &Task, state: &StateDict) -> Result<()> {
-        state.load_into(&self.trainable())
     }
 }
 
@@ -338,15 +302,14 @@ impl Distiller for SoftTargets {
 
 /// The learner `name` in both networks, with the kit's own distiller.
 pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let [teacher, student] = ROLES.map(|role| lab.learner(role, name, settings));
     let distiller = SoftTargets { width: lab.student.spec().width };
-    Ok(lab.trainer(teacher?, student?, Box::new(distiller)))
+    Ok(lab.trainer(lab.learners(name, settings)?, Box::new(distiller)))
 }
 
 /// The distiller `name`, with the kit's own learner in both networks.
 pub(super) fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
     let [teacher, student] = ROLES.map(|role| PlainPrompts::new(&lab.learner_context(role)));
-    let (teacher, student) = (Box::new(teacher?), Box::new(student?));
-    let distiller = registry::distiller(name, settings, &lab.distiller_context(student.as_ref()))?;
-    Ok(lab.trainer(teacher, student, distiller))
+    let learners: [Box<dyn Learner>; 2] = [Box::new(teacher?), Box::new(student?)];
+    let distiller = registry::distiller(name, settings, &lab.distiller_context(learners[1].as_ref()))?;
+    Ok(lab.trainer(learners, distiller))
 }

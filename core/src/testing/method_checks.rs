@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// A plugin under test in a trainer that can be built again and again, from a seed and what it runs on.
+/// A plugin under test in a trainer that can be built again and again, from what it runs on.
 pub(super) struct Check<'a> {
     pub(super) plugin: String,
-    pub(super) build: &'a dyn Fn(u64, Lab) -> Result<Trainer>,
+    pub(super) build: &'a dyn Fn(&Lab) -> Result<Trainer>,
 }
 
 impl Check<'_> {
@@ -31,7 +31,7 @@ impl Check<'_> {
     }
 
     fn trainer(&self, seed: u64) -> Result<Trainer> {
-        (self.build)(seed, Lab::new(seed)?)
+        (self.build)(&Lab::new(seed)?)
     }
 
     /// What holds for learners and distillers alike.
@@ -45,15 +45,14 @@ impl Check<'_> {
     }
 
     pub(super) fn learner_shapes(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(1, lab)?;
+        let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(1);
         for task in stream.tasks() {
             trainer.begin_task(task)?;
             for (role, network) in [(Role::Teacher, &trainer.teacher), (Role::Student, &trainer.student)] {
                 let (backbone, learner) = (&network.backbone, &network.learner);
-                for (pass, images) in
-                    [(Pass::Train, BATCH), (Pass::Teach, BATCH), (Pass::Test, BATCH), (Pass::Test, 1)]
-                {
+                let [train, teach, test] = [Pass::Train, Pass::Teach, Pass::Test];
+                for (pass, images) in [(train, BATCH), (teach, BATCH), (test, BATCH), (test, 1)] {
                     let pixels = stream.batch(task.index, 0)?.pixels.narrow(0, 0, images)?;
                     let injection = learner.inject(&trainer.query(role, &pixels), pass)?;
                     self.injection_fits(&injection, backbone.spec(), images)?;
@@ -66,10 +65,9 @@ impl Check<'_> {
                     self.logits_fit("logits", &learner.logits(&features)?, images)?;
                     let head = learner.new_head("second", &mut Rng::new(0))?;
                     self.logits_fit("the logits of a further head", &head.logits(&features.cls)?, images)?;
-                    self.promise(
-                        head.trainable().iter().all(|var| var.name.starts_with("second.")),
-                        "a further head trains tensors called after it, `second.weight` and so on",
-                    )?;
+                    let named = head.trainable().iter().all(|var| var.name.starts_with("second."));
+                    let promise = "a further head trains tensors called after it, `second.weight` and so on";
+                    self.promise(named, promise)?;
                 }
             }
             trainer.end_task(task)?;
@@ -78,7 +76,7 @@ impl Check<'_> {
     }
 
     pub(super) fn distiller_shapes(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(1, lab)?;
+        let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(1);
         let taps = trainer.distiller.taps();
         for (network, taps) in [(&trainer.teacher, &taps.teacher), (&trainer.student, &taps.student)] {
@@ -115,10 +113,8 @@ impl Check<'_> {
     pub(super) fn prediction_is_announced(&self, alone: &Trainer) -> Result<()> {
         let pixels = Noise::new(1).batch(0, 0)?.pixels;
         let in_a_run = self.trainer(1)?.predict(Role::Student, &pixels)?;
-        self.promise(
-            bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)?,
-            "a distiller whose `predict` is not the learner's logits says so by `predicts`",
-        )
+        let same = bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)?;
+        self.promise(same, "a distiller whose `predict` is not the learner's logits says so by `predicts`")
     }
 
     fn injection_fits(&self, injection: &Injection, spec: &BackboneSpec, images: usize) -> Result<()> {
@@ -169,13 +165,13 @@ impl Check<'_> {
             // What rounding makes of a difference of losses.
             let noise = 5e-5 * loss()?.abs().max(1.0);
             for NamedVar { name, var } in trainer.trainable(role) {
-                let gradient = match gradients.get(var.as_tensor()) {
-                    Some(gradient) => numbers(gradient)?,
-                    None => vec![0.0; var.elem_count()],
-                };
+                let gradient = gradients.get(var.as_tensor()).map(numbers).transpose()?;
+                let gradient = gradient.unwrap_or_else(|| vec![0.0; var.elem_count()]);
                 let length = gradient.iter().map(|g| g * g).sum::<f64>().sqrt();
                 for number in 0..4 {
-                    let direction = random_signs(&name, number, gradient.len());
+                    let mut rng = Rng::new(0).derive(&format!("{name} {number}"));
+                    let direction: Vec<f64> =
+                        gradient.iter().map(|_| rng.standard_normal().signum()).collect();
                     let expected: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
                     let tolerance = 0.02 * length + noise;
                     let nearest = derivative(&var, &direction, &loss, expected, tolerance)?;
@@ -196,7 +192,7 @@ impl Check<'_> {
     }
 
     pub(super) fn what_is_trained_moves_and_nothing_else(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(3, lab)?;
+        let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(4);
         let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u64>>> {
             let [teacher, student] = [&trainer.teacher, &trainer.student].map(|of| of.backbone.weights());
@@ -227,11 +223,9 @@ impl Check<'_> {
                     optimizer.step(&gradients)?;
                 }
                 let (who, whom) = (role.as_str(), other.as_str());
-                if let Some(name) = names.difference(&reached).next() {
-                    self.promise(
-                        false,
-                        format!("`{name}` is trained by the {who}, but never gets a gradient"),
-                    )?;
+                for name in &names {
+                    let promise = format!("`{name}` is trained by the {who}, but never gets a gradient");
+                    self.promise(reached.contains(name), promise)?;
                 }
                 let untouched = state_bits(&trainer, other)? == others;
                 self.promise(untouched, format!("the {who}'s phase leaves the {whom} as it is"))?;
@@ -270,11 +264,10 @@ impl Check<'_> {
         let [first, second, third] = [0, 1, 2].map(|index| &stream.tasks()[index]);
         let pixels = stream.batch(1, 77)?.pixels;
         let same = |one: &Trainer, other: &Trainer, promise: &str| -> Result<()> {
-            let mut equal = true;
-            for role in ROLES {
-                equal &= bits(&one.predict(role, &pixels)?)? == bits(&other.predict(role, &pixels)?)?;
-            }
-            self.promise(equal, promise)
+            ROLES.into_iter().try_for_each(|role| {
+                let [one, other] = [one, other].map(|trainer| trainer.predict(role, &pixels));
+                self.promise(bits(&one?)? == bits(&other?)?, promise)
+            })
         };
         original.begin_task(first)?;
         train(&mut original, &stream, first, 2)?;
@@ -282,11 +275,8 @@ impl Check<'_> {
         original.begin_task(second)?;
         train(&mut original, &stream, second, 2)?;
         restore(&original, &mut middle, second)?;
-        same(
-            &original,
-            &middle,
-            "a restored state predicts as the saved one: is every tensor that `new` draws in `trainable` or in `state`?",
-        )?;
+        let hint = "is every tensor that `new` draws in `trainable` or in `state`?";
+        same(&original, &middle, &format!("a restored state predicts as the saved one: {hint}"))?;
         for trainer in [&mut original, &mut middle] {
             train(trainer, &stream, second, 2)?;
             trainer.end_task(second)?;
@@ -301,8 +291,8 @@ impl Check<'_> {
         }
         same(&original, &end, "a state restored at the end of a task learns the next one as the saved one")?;
         for role in ROLES {
-            let refused =
-                end.trainable(role).is_empty() || end.restore(role, third, &StateDict::default()).is_err();
+            let nothing = end.trainable(role).is_empty();
+            let refused = nothing || end.restore(role, third, &StateDict::default()).is_err();
             self.promise(refused, "a saved state without its tensors is refused")?;
         }
         Ok(())
@@ -353,12 +343,6 @@ fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
     Ok(())
 }
 
-/// Signs that depend on the tensor's name and a number.
-fn random_signs(name: &str, number: usize, count: usize) -> Vec<f64> {
-    let mut rng = Rng::new(0).derive(&format!("{name} {number}"));
-    (0..count).map(|_| rng.standard_normal().signum()).collect()
-}
-
 /// Estimate nearest to `expected` of the derivative along a direction, from central differences
 /// `(f(x + h d) - f(x - h d)) / 2h` at ever smaller steps until one is within `tolerance`, and from what each gives with the
 /// one before when their error in `h²` is cancelled. The variable is put back.
@@ -380,9 +364,8 @@ fn derivative(
     for step in [2.7e-2, 9e-3, 3e-3, 1e-3, 1e-3 / 3.0] {
         let now = (at(step)? - at(-step)?) / (2.0 * step);
         let cancelled = last.map_or(now, |last: f64| (9.0 * now - last) / 8.0);
-        nearest = [now, cancelled]
-            .into_iter()
-            .fold(nearest, |best, one| if error(one) < error(best) { one } else { best });
+        let nearer = |best, one| if error(one) < error(best) { one } else { best };
+        nearest = [now, cancelled].into_iter().fold(nearest, nearer);
         if error(nearest) <= tolerance {
             break;
         }

@@ -65,9 +65,7 @@ pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> 
         read_settings(Kind::Learner, learner.0, learner.1)?,
         read_settings(Kind::Distiller, distiller.0, distiller.1)?,
     ];
-    let build = |seed: u64, lab: Lab| {
-        lab.seeded(seed).trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]))
-    };
+    let build = |lab: &Lab| lab.trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]));
     let check = Check { plugin: format!("`{}` with `{}`", learner.0, distiller.0), build: &build };
     check.what_is_trained_moves_and_nothing_else(Lab::new(3)?)?;
     check.a_saved_state_restores_it()?;
@@ -93,7 +91,7 @@ impl Conformance<'_> {
     /// Checks the learner registered as `name`.
     pub fn learner(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Learner, name, self.settings)?;
-        let build = |seed: u64, lab: Lab| learner_trainer(&lab.seeded(seed), name, &settings);
+        let build = |lab: &Lab| learner_trainer(lab, name, &settings);
         let check = Check { plugin: format!("`{name}`"), build: &build };
         for lab in Lab::variants()? {
             check.learner_shapes(lab)?;
@@ -107,12 +105,12 @@ impl Conformance<'_> {
     /// Checks the distiller registered as `name`.
     pub fn distiller(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Distiller, name, self.settings)?;
-        let alone = |seed: u64, lab: Lab| distiller_trainer(&lab.seeded(seed), name, &settings);
+        let alone = |lab: &Lab| distiller_trainer(lab, name, &settings);
         // As a run uses it.
-        let build = |seed: u64, lab: Lab| -> Result<Trainer> {
-            let Trainer { teacher, student, distiller, settings, rng } = alone(seed, lab)?;
-            let distiller = Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?);
-            Ok(Trainer { teacher, student, distiller, settings, rng })
+        let build = |lab: &Lab| -> Result<Trainer> {
+            let mut trainer = alone(lab)?;
+            trainer.distiller = Box::new(Stack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
+            Ok(trainer)
         };
         let check = Check { plugin: format!("`{name}`"), build: &build };
         for lab in Lab::variants()? {
@@ -122,16 +120,13 @@ impl Conformance<'_> {
             check.gradients_are_derivatives(&[Role::Student])?;
         }
         check.everything()?;
-        check.prediction_is_announced(&alone(1, Lab::new(1)?)?)
+        check.prediction_is_announced(&alone(&Lab::new(1)?)?)
     }
 }
 
 /// SHA-256 over the gradients of a registered learner or distiller in the first step of a task, and over all parameters
 /// after that step: equal digests mean equal to the byte. So one can tell whether a method computes the same linked in and
-/// loaded, or on two machines.
-///
-/// # Errors
-/// Whatever the method fails with; a kind of plugin that trains nothing.
+/// loaded, or on two machines. A kind of plugin that trains nothing is refused.
 pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String> {
     let settings = read_settings(kind, name, settings)?;
     let lab = Lab::new(1)?;
@@ -178,16 +173,11 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     };
     let schema = (entry.schema)();
     for (key, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
-        promise(
-            !taken.contains(&key.as_str()),
-            &format!(
-                "a setting of a {kind} cannot be called `{key}`: configurations use that key themselves"
-            ),
-        )?;
-        promise(
-            property.get("description").is_some(),
-            &format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it"),
-        )?;
+        let what =
+            format!("a setting of a {kind} cannot be called `{key}`: configurations use that key themselves");
+        promise(!taken.contains(&key.as_str()), &what)?;
+        let what = format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it");
+        promise(property.get("description").is_some(), &what)?;
     }
     let unknown = Settings::from_iter([("no such setting".into(), toml::Value::Boolean(true))]);
     promise((entry.complete)(&unknown).is_err(), "a setting that does not exist is refused")?;
@@ -198,8 +188,5 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
 
 /// The error of a promise that is not kept by `plugin`, which is written as messages name it.
 fn promise(plugin: &str, kept: bool, promise: impl Into<String>) -> Result<()> {
-    match kept {
-        true => Ok(()),
-        false => Err(Error::Promise { plugin: plugin.into(), promise: promise.into() }),
-    }
+    kept.then_some(()).ok_or_else(|| Error::Promise { plugin: plugin.into(), promise: promise.into() })
 }

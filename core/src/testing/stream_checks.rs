@@ -53,10 +53,8 @@ impl Check<'_> {
         for (index, task) in tasks.iter().enumerate() {
             self.promise(task.index == index && task.count >= tasks.len(), "tasks are numbered in order")?;
             self.promise(task.classes.start == next, "tasks take up the classes in order, each once")?;
-            self.promise(
-                task.classes.end > next && task.classes.end <= classes,
-                "every task has classes, all of them named",
-            )?;
+            let named = task.classes.end > next && task.classes.end <= classes;
+            self.promise(named, "every task has classes, all of them named")?;
             next = task.classes.end;
         }
         Ok(())

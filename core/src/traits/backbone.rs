@@ -28,6 +28,12 @@ impl Normalization {
     pub const NONE: Self = Self { mean: [0.0; 3], std: [1.0; 3] };
 }
 
+impl Default for Normalization {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
 /// Sizes, normalisation and origin of a backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackboneSpec {

@@ -17,7 +17,7 @@ impl Interpolation {
     }
 
     /// The filter at distance `x` from its centre.
-    fn weight(self, x: f64) -> f64 {
+    pub(crate) fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         let x = x.abs();
         match self {

@@ -28,8 +28,8 @@ use cdl_kernels::{
     layers::{Block, Norm, Stem},
 };
 
-/// Options of a [`Vit`] besides its weights.
-#[derive(Debug, Clone)]
+/// Options of a [`Vit`] besides its weights; all but `image_size` have a default.
+#[derive(Debug, Clone, Default)]
 pub struct VitOptions {
     /// Attention heads; `None` takes the checkpoint's configuration, else the usual number for this width.
     pub heads: Option<usize>,

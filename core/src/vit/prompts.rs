@@ -1,7 +1,7 @@
 //! An injection's keys and values as rows of one tensor, so that prompts cost the same few operations, forward and back,
 //! however many blocks have some.
 
-use std::{collections::HashMap, ops::Range};
+use std::{collections::HashMap, mem, ops::Range};
 
 use candle_core::{DType, Tensor, TensorId};
 
@@ -89,14 +89,14 @@ impl Pieces {
     /// Where the first row of `prompts` `(B or 1, P, D)` is then.
     fn take(&mut self, prompts: &Tensor) -> Result<Source> {
         let (images, rows, _) = prompts.dims3()?;
-        let (pieces, count) = match images == self.batch {
-            true => (&mut self.own, &mut self.own_rows),
-            false => (&mut self.shared, &mut self.shared_rows),
+        let shared = images != self.batch;
+        let (pieces, count) = match shared {
+            true => (&mut self.shared, &mut self.shared_rows),
+            false => (&mut self.own, &mut self.own_rows),
         };
         pieces.push(prompts.clone());
-        *count += rows;
-        let first = *count - rows;
-        Ok(if images == self.batch { Source::Own(first) } else { Source::Shared(first) })
+        let row = mem::replace(count, *count + rows);
+        Ok(Source { shared, row })
     }
 
     /// `(B, R, 2D)`; nothing without rows.
@@ -104,10 +104,7 @@ impl Pieces {
         if self.places.is_empty() {
             return Ok(None);
         }
-        let one = |pieces: &[Tensor]| match pieces {
-            [] => Ok(None),
-            pieces => Tensor::cat(pieces, 1).map(Some),
-        };
+        let one = |pieces: &[Tensor]| (!pieces.is_empty()).then(|| Tensor::cat(pieces, 1)).transpose();
         let (own, shared) = (one(&self.own)?, one(&self.shared)?);
         let sources = Sources { own: own.as_ref(), shared: shared.as_ref() };
         Ok(Some(gather_rows(sources, &self.places, self.batch, dtype)?))

@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::{
     error::{Error, Result},
     system::device::Precision,
-    traits::{Normalization, Portable, Provenance, StateDict},
+    traits::{Portable, Provenance, StateDict},
     vit::{Vit, VitOptions, VitWeights, weights},
 };
-use cdl_kernels::layers::{Linear, Norm};
+use cdl_kernels::layers::{Block, Linear, Norm, Stem};
 
 impl Vit {
     /// Reads a network that was exported ([`Backbone::portable`](crate::traits::Backbone::portable)) from its folder.
@@ -37,26 +37,26 @@ impl Vit {
             let reason = format!("is a network for images of {own_size} px, not of {image_size}");
             return Err(Error::Weights { file: file.display().to_string(), reason });
         }
-        let options = VitOptions {
-            heads: None,
-            depth: None,
-            image_size,
-            normalization: weights.normalization().unwrap_or(Normalization::NONE),
-            checkpoint_blocks: false,
-            precision,
-        };
+        let normalization = weights.normalization().unwrap_or_default();
+        let options = VitOptions { image_size, normalization, precision, ..VitOptions::default() };
         Self::new(plugin, &weights, &options, provenance, device)
     }
 
     /// All frozen tensors by timm's names, but for the sums of tokens and position embeddings.
     pub(super) fn named_weights(&self) -> Result<Vec<(String, Tensor)>> {
-        let (stem, blocks) = self.layers()?;
-        let mut all = vec![("prefix".to_string(), stem.prefix), ("positions".into(), stem.positions)];
+        let (Stem { patch, prefix, positions }, blocks) = self.layers()?;
+        let mut all = vec![("prefix".to_string(), prefix), ("positions".into(), positions)];
+        all.extend(self.named_layers(patch, blocks));
+        Ok(all)
+    }
+
+    fn named_layers(&self, patch: Linear, blocks: Vec<Block>) -> Vec<(String, Tensor)> {
+        let mut all = Vec::new();
         let mut add = |name: String, layer: Linear| {
             all.push((format!("{name}.weight"), layer.weight));
             all.push((format!("{name}.bias"), layer.bias));
         };
-        add("patch_embed.proj".into(), stem.patch);
+        add("patch_embed.proj".into(), patch);
         let norm = |norm: Norm| Linear { weight: norm.gamma, bias: norm.beta };
         for (i, block) in blocks.into_iter().enumerate() {
             add(format!("blocks.{i}.norm1"), norm(block.norm1));
@@ -67,24 +67,17 @@ impl Vit {
             add(format!("blocks.{i}.mlp.fc2"), block.fc2);
         }
         add("norm".into(), norm(self.norm.clone()));
-        Ok(all)
+        all
     }
 
     /// The files of a checkpoint that is read as this network, to the bit.
     pub(super) fn checkpoint(&self) -> Result<Portable> {
-        let spec = &self.spec;
-        let (width, patch) = (spec.width, spec.patch_size);
-        let mut weights: StateDict = self.named_weights()?.into_iter().collect();
-        let mut take = |name: &str| {
-            let missing =
-                || Error::State { owner: spec.plugin.clone(), reason: format!("no tensor `{name}`") };
-            weights.remove(name).ok_or_else(missing)
-        };
-        let (prefix, positions) = (take("prefix")?, take("positions")?);
-        let kernel = take("patch_embed.proj.weight")?.reshape((width, 3, patch, patch))?;
+        let (spec, side) = (&self.spec, self.spec.patch_size);
+        let (Stem { patch: Linear { weight, bias }, prefix, positions }, blocks) = self.layers()?;
+        let patch = Linear { weight: weight.reshape((spec.width, 3, side, side))?, bias };
+        let mut weights: StateDict = self.named_layers(patch, blocks).into_iter().collect();
         // CLS and registers have their positions added already.
-        let none = Tensor::zeros((1, 1, width), positions.dtype(), positions.device())?;
-        weights.insert("patch_embed.proj.weight", kernel);
+        let none = Tensor::zeros((1, 1, spec.width), positions.dtype(), positions.device())?;
         weights.insert("cls_token", prefix.narrow(1, 0, 1)?);
         weights.insert("pos_embed", Tensor::cat(&[none, positions], 1)?);
         let registers = prefix.dim(1)? - 1;

@@ -1,16 +1,12 @@
 //! CIFAR files: pickles as the Python version's images and class names, anything else as the binary version.
 #![no_main]
 
-use std::sync::LazyLock;
-
-use cdl_fuzz::{fixtures, judge, read, start, write};
+use cdl_fuzz::{Folder, fixtures, judge, read, start, write};
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
 
-static IMAGES: LazyLock<TempDir> = LazyLock::new(|| fixtures(&["cifar-100-python/train"]));
-static NAMES: LazyLock<TempDir> =
-    LazyLock::new(|| fixtures(&["cifar-100-python/train", "cifar-100-python/test"]));
-static BINARY: LazyLock<TempDir> = LazyLock::new(|| fixtures(&["cifar-100-binary/train.bin"]));
+static IMAGES: Folder = Folder::new(|| fixtures(&["cifar-100-python/train"]));
+static NAMES: Folder = Folder::new(|| fixtures(&["cifar-100-python/train", "cifar-100-python/test"]));
+static BINARY: Folder = Folder::new(|| fixtures(&["cifar-100-binary/train.bin"]));
 
 fuzz_target!(init: start(), |bytes: &[u8]| {
     if bytes.first() == Some(&0x80) {

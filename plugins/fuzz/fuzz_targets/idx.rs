@@ -1,16 +1,13 @@
 //! IDX files of images or of labels, plain or gzipped.
 #![no_main]
 
-use std::sync::LazyLock;
-
-use cdl_fuzz::{folder, judge, read, start, write};
+use cdl_fuzz::{Folder, folder, judge, read, start, write};
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
 
 const IMAGES: &[u8] = include_bytes!("../seeds/idx/images");
 const LABELS: &[u8] = include_bytes!("../seeds/idx/labels");
 
-static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+static FOLDER: Folder = Folder::new(|| {
     let folder = folder();
     write(&folder, "train-images-idx3-ubyte", IMAGES);
     write(&folder, "train-labels-idx1-ubyte", LABELS);

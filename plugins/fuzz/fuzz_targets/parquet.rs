@@ -1,13 +1,10 @@
 //! Parquet files of images and labels.
 #![no_main]
 
-use std::sync::LazyLock;
-
-use cdl_fuzz::{fixtures, judge, read, start, write};
+use cdl_fuzz::{Folder, fixtures, judge, read, start, write};
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
 
-static PLAIN: LazyLock<TempDir> = LazyLock::new(|| fixtures(&["plain/train.parquet"]));
+static PLAIN: Folder = Folder::new(|| fixtures(&["plain/train.parquet"]));
 
 fuzz_target!(init: start(), |bytes: &[u8]| {
     write(&PLAIN, "test.parquet", bytes);

@@ -1,13 +1,10 @@
 //! Split lists of image folders, as text and as YAML.
 #![no_main]
 
-use std::sync::LazyLock;
-
-use cdl_fuzz::{folder, judge, read, start, write};
+use cdl_fuzz::{Folder, folder, judge, read, start, write};
 use libfuzzer_sys::fuzz_target;
-use tempfile::TempDir;
 
-static FOLDER: LazyLock<TempDir> = LazyLock::new(|| {
+static FOLDER: Folder = Folder::new(|| {
     let folder = folder();
     for file in ["a/0.png", "a/1.png", "b/0.png", "b/1.png"] {
         write(&folder, file, include_bytes!("../../../core/tests/fixtures/transform/decode_bits.png"));

@@ -1,6 +1,6 @@
 //! Common parts of the targets: a folder in memory for readers that take paths, and a way to read a stream to its end.
 
-use std::path::Path;
+use std::{path::Path, sync::LazyLock};
 
 use cdl_core::{
     candle_core::Device,
@@ -12,6 +12,9 @@ use cdl_core::{
 };
 use tempfile::TempDir;
 
+/// A folder that is made at its first use.
+pub type Folder = LazyLock<TempDir>;
+
 /// Prepares a target for its first input: panics that readers catch are answers, and only others end the process.
 pub fn start() {
     panics::keep_quiet();
@@ -19,9 +22,6 @@ pub fn start() {
 }
 
 /// Checks that an error is one that the user can mend, in words that fit on a screen.
-///
-/// # Panics
-/// If it is not.
 pub fn judge<T>(outcome: Result<T>) {
     if let Err(error) = outcome {
         let said = error.to_string();
@@ -31,9 +31,6 @@ pub fn judge<T>(outcome: Result<T>) {
 }
 
 /// A folder, in memory where the system has such a place.
-///
-/// # Panics
-/// If none can be made.
 pub fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
@@ -41,9 +38,6 @@ pub fn folder() -> TempDir {
 }
 
 /// Writes `bytes` where a reader will look.
-///
-/// # Panics
-/// If they cannot be written.
 pub fn write(folder: &TempDir, name: &str, bytes: &[u8]) {
     let file = folder.path().join(name);
     std::fs::create_dir_all(file.parent().unwrap_or(folder.path())).expect("folder");
@@ -51,9 +45,6 @@ pub fn write(folder: &TempDir, name: &str, bytes: &[u8]) {
 }
 
 /// A folder with copies of committed files of the plugins' tests.
-///
-/// # Panics
-/// If one is not there.
 pub fn fixtures(names: &[&str]) -> TempDir {
     let (all, copies) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/streams"), folder());
     for name in names.iter().map(Path::new) {

@@ -9,8 +9,6 @@ use cdl_core::{
     prelude::*,
     vit::{Vit, VitOptions, VitSizes, VitWeights},
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Settings of `vit`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -25,15 +23,12 @@ pub struct VitConfig {
     /// DINOv2. DeiT's distillation token goes through the network as trained; the features are those of CLS alone.
     pub weights: String,
     /// Keep only the first so many blocks (and the final norm). Default: all.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
     /// Attention heads. Default: as the checkpoint's `config.json` says, else heads of width 64 up to width 1024, and
     /// the published number for the wider networks.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
     /// `none`: pixels stay in [0, 1]; `checkpoint`: mean and deviation of the checkpoint's `config.json` (timm) or
     /// `preprocessor_config.json` (transformers); `half`: 0.5 and 0.5. Default: none in mode `published`, checkpoint in mode `corrected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<Normalize>,
     /// In training, compute what a block's backward pass needs a second time instead of keeping it: a third more
     /// time, for large networks whose activations do not fit.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{data::ImageSet, error::nearest, image::RgbImage, prelude::*, transform::decode};
+use cdl_core::{error::nearest, prelude::*, transform::decode};
 
 use super::{read, unreadable};
 
@@ -32,10 +32,9 @@ pub(crate) fn is_split(folder: &Path) -> bool {
 
 /// Image files by class folder, sorted; an empty class folder stays in as an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
-    let mut classes = Folders::new();
-    for class in list(folder)?.into_iter().filter(|path| path.is_dir()) {
-        classes.insert(name_of(&class), Below::of(&class)?.images);
-    }
+    let folders = list(folder)?.into_iter().filter(|path| path.is_dir());
+    let images = |class: PathBuf| Ok((name_of(&class), Below::of(&class)?.images));
+    let classes = folders.map(images).collect::<Result<Folders>>()?;
     if classes.is_empty() {
         return Err(Error::data(folder, "has no class folders"));
     }
@@ -53,9 +52,6 @@ pub struct Below {
 
 impl Below {
     /// Lists the files below `folder`.
-    ///
-    /// # Errors
-    /// Folders that cannot be read.
     pub fn of(folder: &Path) -> Result<Self> {
         let mut below = Self::default();
         below.collect(folder, &mut Vec::new())?;

@@ -29,9 +29,6 @@ pub struct Found {
 }
 
 /// Decodes every image below `root`; `seen` is called after each.
-///
-/// # Errors
-/// Folders that cannot be read.
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
     let files = Below::of(root)?.images;
     let decode = |file: &PathBuf| {
@@ -85,10 +82,8 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
         }
         // Who reads a list takes the folder of an image as its class.
         if let Some(deep) = files.iter().find(|file| file.parent() != Some(&folder)) {
-            return Err(Error::data(
-                deep,
-                format!("lies deeper than `CLASS/image`; move it up to `{class}`"),
-            ));
+            let reason = format!("lies deeper than `CLASS/image`; move it up to `{class}`");
+            return Err(Error::data(deep, reason));
         }
         let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
         names.iter().for_each(|name| all.update(format!("{name}\n")));

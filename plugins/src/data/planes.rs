@@ -1,6 +1,6 @@
 //! Images of one size that lie in memory channel by channel, as CIFAR and the MNIST family have them.
 
-use cdl_core::{data::ImageSet, image::RgbImage, prelude::*};
+use cdl_core::prelude::*;
 
 /// Images with their labels.
 #[derive(Default)]

@@ -16,17 +16,14 @@ use super::{
     table::{self, Columns, EncodedImages, Label, Table},
 };
 
-/// Both splits of a data set.
-pub(crate) struct ParquetImages {
-    /// Class names in the order of the labels.
-    pub(crate) classes: Vec<String>,
-    pub(crate) train: EncodedImages,
-    pub(crate) test: EncodedImages,
-}
-
-/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder. `train` and `test` are names of splits or
-/// patterns; of `test` the first that any file is of.
-pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>) -> Result<ParquetImages> {
+/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder: class names in the order of the labels, training
+/// images and test images. `train` and `test` are names of splits or patterns; of `test` the first that any file is of.
+pub(crate) fn read(
+    path: &str,
+    train: &str,
+    test: &[&str],
+    columns: Columns<'_>,
+) -> Result<(Vec<String>, EncodedImages, EncodedImages)> {
     let source: WeightSource = path.parse()?;
     let train_files = fetch(&source, |names| of_split(path, names, &[train], "train_split"), &|| ())?;
     let test_files = fetch(&source, |names| of_split(path, names, test, "test_split"), &|| ())?;
@@ -36,31 +33,24 @@ pub(crate) fn read(path: &str, train: &str, test: &[&str], columns: Columns<'_>)
         let reason = format!("`{both}` is in both splits; name others as `train_split` and `test_split`");
         return Err(Error::data(path, reason));
     }
-    let open = |files: Vec<DataFile>| -> Result<Vec<(DataFile, Table)>> {
-        files.into_iter().map(|file| table::read(&file.path, columns).map(|table| (file, table))).collect()
-    };
-    let (train, test) = (open(train_files)?, open(test_files)?);
-    let classes = classes(path, train.iter().chain(&test))?;
+    let count = train_files.len();
+    let open = |file: DataFile| table::read(&file.path, columns).map(|table| (file, table));
+    let mut train = train_files.into_iter().chain(test_files).map(open).collect::<Result<Vec<_>>>()?;
+    let classes = classes(path, &train)?;
+    let test = train.split_off(count);
     let (train, test) = (EncodedImages::new(train, &classes)?, EncodedImages::new(test, &classes)?);
-    Ok(ParquetImages { classes, train, test })
+    Ok((classes, train, test))
 }
 
 /// The names of all classes: those that the files state, or those in the label column, sorted, or numbers.
-fn classes<'a>(
-    path: &str,
-    tables: impl Iterator<Item = &'a (DataFile, Table)> + Clone,
-) -> Result<Vec<String>> {
-    let mut noted = tables.clone().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
+fn classes(path: &str, tables: &[(DataFile, Table)]) -> Result<Vec<String>> {
+    let mut noted = tables.iter().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
     if let Some((first, names)) = noted.next() {
-        return match noted.find(|(_, others)| *others != names) {
-            Some((file, _)) => {
-                Err(Error::data(file, format!("its classes are not those of {}", first.display())))
-            }
-            None => Ok(names.clone()),
-        };
+        let Some((file, _)) = noted.find(|(_, others)| *others != names) else { return Ok(names.clone()) };
+        return Err(Error::data(file, format!("its classes are not those of {}", first.display())));
     }
     let (mut names, mut largest, mut images) = (BTreeSet::new(), -1, 0);
-    for label in tables.flat_map(|(_, table)| &table.labels) {
+    for label in tables.iter().flat_map(|(_, table)| &table.labels) {
         images += 1;
         match label {
             Label::Name(name) => drop(names.insert(name)),
@@ -91,10 +81,8 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
         let folders: BTreeSet<&str> = chosen.iter().map(|name| folder_of(name)).collect();
         if folders.len() > 1 && !split.contains('*') {
             let patterns: Vec<String> = folders.iter().map(|folder| format!("`{folder}{split}*`")).collect();
-            return Err(fail(format!(
-                "split `{split}` is in several folders; say which as a pattern `{key}`: {}",
-                patterns.join(", ")
-            )));
+            let say = format!("say which as a pattern `{key}`: {}", patterns.join(", "));
+            return Err(fail(format!("split `{split}` is in several folders; {say}")));
         }
         check_shards(&chosen).map_err(fail)?;
         return Ok(chosen);
@@ -102,10 +90,9 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
     let known: Vec<&str> = parquet.iter().map(|name| name.as_str()).collect();
     let near = splits.first().and_then(|split| nearest(split, known.iter().copied()));
     let near = near.map(|near| format!(", `{near}` for one")).unwrap_or_default();
+    let (splits, count) = (splits.join("` or `"), known.len());
     Err(fail(format!(
-        "no parquet file is of the split `{}` (`{key}`); it has {} parquet files{near}",
-        splits.join("` or `"),
-        known.len()
+        "no parquet file is of the split `{splits}` (`{key}`); it has {count} parquet files{near}"
     )))
 }
 
@@ -148,9 +135,8 @@ fn check_shards(names: &[String]) -> Parsed<()> {
         };
         let there = names.iter().filter(is_shard).count();
         if there != count {
-            return Err(format!(
-                "{there} of the {count} files `{base}-*{suffix}` are here; fetch all of them"
-            ));
+            let files = format!("{there} of the {count} files `{base}-*{suffix}`");
+            return Err(format!("{files} are here; fetch all of them"));
         }
     }
     Ok(())

@@ -6,12 +6,7 @@ use std::{
     slice::from_ref,
 };
 
-use cdl_core::{
-    data::{ImageStream, TaskSettings},
-    prelude::*,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use cdl_core::prelude::*;
 
 use super::{
     class_folders::{Files, Folders, check_path, is_split, scan},
@@ -27,10 +22,8 @@ pub struct SplitConfig {
     /// Training images: a text file with `.../CLASS/image.jpg LABEL` a line, or a YAML file with the lists `data` (paths)
     /// and `targets` (labels), as the published code has them. Labels set the order of the classes. Folders that a
     /// path begins with and that are not there, such as `data/imagenet-r`, are left out.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub train_list: Option<PathBuf>,
     /// Test images, likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub test_list: Option<PathBuf>,
     /// Decode every image once before the run begins, so that a damaged one is found at once.
     pub verify: bool,

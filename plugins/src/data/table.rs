@@ -1,11 +1,9 @@
 //! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
 //! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
 
-use std::{fmt, fs::File, path::Path, sync::Arc};
+use std::{fmt::Display, fs::File, path::Path, sync::Arc};
 
-use cdl_core::{
-    data::ImageSet, hub::dataset::DataFile, image::RgbImage, prelude::*, system::panics, transform::decode,
-};
+use cdl_core::{hub::dataset::DataFile, prelude::*, system::panics, transform::decode};
 use parquet::{
     basic::{Compression, ConvertedType, LogicalType, Type as Physical},
     column::reader::ColumnReaderImpl,
@@ -40,19 +38,7 @@ pub(crate) enum Label {
     Name(String),
 }
 
-impl fmt::Display for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Number(number) => number.fmt(f),
-            Self::Name(name) => name.fmt(f),
-        }
-    }
-}
-
-/// Reads a file.
-///
-/// # Errors
-/// A file that is not parquet or has not what is wanted, by file and column.
+/// Reads a file; errors name it and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let file = File::open(path).map_err(unreadable(path))?;
     // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
@@ -74,16 +60,17 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
         return Err(format!("promises more rows than it has bytes ({length})"));
     }
     let schema = Schema::new(&reader, again);
-    let image = schema.image(columns.image)?;
-    let label = schema.label(columns.label)?;
+    let image = schema.column("image", columns.image, &["image", "img"], "Image")?;
+    let label = schema.column("label", columns.label, &["label"], "ClassLabel")?;
     let images = schema.values::<ByteArrayType>(&image)?;
     let leaf = schema.leaf(&label)?;
     let labels: Vec<Label> = match metadata.file_metadata().schema_descr().column(leaf).physical_type() {
         Physical::INT64 => schema.values::<Int64Type>(&label)?.into_iter().map(Label::Number).collect(),
-        Physical::INT32 => {
-            let number = |number: i32| Label::Number(number.into());
-            schema.values::<Int32Type>(&label)?.into_iter().map(number).collect()
-        }
+        Physical::INT32 => schema
+            .values::<Int32Type>(&label)?
+            .into_iter()
+            .map(|number| Label::Number(number.into()))
+            .collect(),
         Physical::BYTE_ARRAY => {
             let name = |name: ByteArray| Ok(Label::Name(name.as_utf8().map_err(|e| e.to_string())?.into()));
             schema.values::<ByteArrayType>(&label)?.into_iter().map(name).collect::<Parsed<_>>()?
@@ -121,34 +108,19 @@ impl<'a> Schema<'a> {
         Self { reader, file, columns, features }
     }
 
-    /// The column of images.
-    fn image(&self, named: Option<&str>) -> Parsed<String> {
+    /// Whether the values of a column are bytes that are no text.
+    fn is_binary(&self, column: &str) -> bool {
         let schema = self.reader.metadata().file_metadata().schema_descr();
-        let binary = |column: &str| {
-            self.position(column).map(|leaf| schema.column(leaf)).is_some_and(|leaf| {
-                let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
-                    || leaf.converted_type() == ConvertedType::UTF8;
-                leaf.physical_type() == Physical::BYTE_ARRAY && !text
-            })
-        };
-        self.column("image", named, &["image", "img"], "Image", &binary)
+        self.position(column).map(|leaf| schema.column(leaf)).is_some_and(|leaf| {
+            let text = matches!(leaf.logical_type_ref(), Some(LogicalType::String))
+                || leaf.converted_type() == ConvertedType::UTF8;
+            leaf.physical_type() == Physical::BYTE_ARRAY && !text
+        })
     }
 
-    /// The column of labels.
-    fn label(&self, named: Option<&str>) -> Parsed<String> {
-        self.column("label", named, &["label"], "ClassLabel", &|_| false)
-    }
-
-    /// The column that is named; or the only one that the `datasets` library noted as `noted`; or the only one that
-    /// looks like it; or the first that has a usual name.
-    fn column(
-        &self,
-        what: &str,
-        named: Option<&str>,
-        usual: &[&str],
-        noted: &str,
-        looks: &dyn Fn(&str) -> bool,
-    ) -> Parsed<String> {
+    /// The column that is named; or the only one that the `datasets` library noted as `noted`; or, of images, the only one
+    /// of bytes; or the first that has a usual name.
+    fn column(&self, what: &str, named: Option<&str>, usual: &[&str], noted: &str) -> Parsed<String> {
         let all = || format!("its columns are {}", self.columns.join(", "));
         let has = |name: &str| self.columns.iter().any(|column| column == name);
         if let Some(name) = named {
@@ -156,7 +128,8 @@ impl<'a> Schema<'a> {
             return has(name).then(|| name.into()).ok_or_else(missing);
         }
         let is_noted = |column: &str| self.features[column]["_type"] == noted;
-        for test in [&is_noted, looks] {
+        let looks_like_it = |column: &str| what == "image" && self.is_binary(column);
+        for test in [&is_noted as &dyn Fn(&str) -> bool, &looks_like_it] {
             let found: Vec<&String> = self.columns.iter().filter(|column| test(column)).collect();
             if let [only] = found[..] {
                 return Ok(only.clone());
@@ -227,10 +200,8 @@ impl<'a> Schema<'a> {
                     return Err(format!("is damaged: column `{}` ends early", description.path()));
                 }
                 if let Some(row) = levels.iter().position(|&level| level < full) {
-                    let row = first + row;
-                    return Err(format!(
-                        "column `{column}` has no value in row {row}; expected one in every row"
-                    ));
+                    let none = format!("column `{column}` has no value in row {}", first + row);
+                    return Err(format!("{none}; expected one in every row"));
                 }
             }
         }
@@ -253,17 +224,13 @@ impl EncodedImages {
         let mut all = Self::default();
         for (file, table) in tables {
             for (row, label) in table.labels.iter().enumerate() {
-                let class = match label {
-                    Label::Number(number) => {
-                        usize::try_from(*number).ok().filter(|&class| class < classes.len())
-                    }
-                    Label::Name(name) => classes.iter().position(|class| class == name),
+                let (class, label): (_, &dyn Display) = match label {
+                    Label::Number(number) => (usize::try_from(*number).ok(), number),
+                    Label::Name(name) => (classes.iter().position(|class| class == name), name),
                 };
-                all.labels.push(class.ok_or_else(|| {
-                    let count = classes.len();
-                    let reason =
-                        format!("row {row} has the label {label}, which is none of the {count} classes");
-                    Error::data(&file.path, reason)
+                all.labels.push(class.filter(|&class| class < classes.len()).ok_or_else(|| {
+                    let none = format!("which is none of the {} classes", classes.len());
+                    Error::data(&file.path, format!("row {row} has the label {label}, {none}"))
                 })?);
             }
             all.files.push((all.images.len(), file));

@@ -4,8 +4,6 @@
 //! (TCKD, a pair of probabilities), and what it thinks of all the others (NCKD).
 
 use cdl_core::{kernels::log_softmax, prelude::*};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Settings of `dkd`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,29 +31,21 @@ cdl_core::register!(Distiller {
     about: "Decoupled distillation: the right class and the others apart",
     citation: "Zhao et al., CVPR 2022, arXiv:2203.08679",
     config: DkdConfig,
-    build: |config, context| Ok(Box::new(Dkd::new(config, context)?) as Box<dyn Distiller>),
+    build: |config: DkdConfig, _context: &DistillerContext<'_>| {
+        ranges::fraction("alpha", config.alpha)?;
+        ranges::positive("temperature", config.temperature)?;
+        ranges::non_negative("tckd_weight", config.tckd_weight)?;
+        ranges::non_negative("nckd_weight", config.nckd_weight)?;
+        Ok(Box::new(config) as Box<dyn Distiller>)
+    },
 });
 
 /// The right class's logit is lowered by this among the others: its probability there is zero.
 const OUT: f64 = 1000.0;
 
-struct Dkd {
-    config: DkdConfig,
-}
-
-impl Dkd {
-    fn new(config: DkdConfig, _context: &DistillerContext<'_>) -> Result<Self> {
-        ranges::fraction("alpha", config.alpha)?;
-        ranges::positive("temperature", config.temperature)?;
-        ranges::non_negative("tckd_weight", config.tckd_weight)?;
-        ranges::non_negative("nckd_weight", config.nckd_weight)?;
-        Ok(Self { config })
-    }
-}
-
-impl Distiller for Dkd {
+impl Distiller for DkdConfig {
     fn cross_entropy_weight(&self) -> f64 {
-        1.0 - self.config.alpha
+        1.0 - self.alpha
     }
 
     fn loss(
@@ -65,7 +55,7 @@ impl Distiller for Dkd {
         labels: &Tensor,
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
-        let DkdConfig { alpha, tckd_weight, nckd_weight, temperature } = self.config;
+        let DkdConfig { alpha, tckd_weight, nckd_weight, temperature } = *self;
         let (start, count) = (task.classes.start, task.classes.len());
         let target = (labels.to_dtype(DType::I64)? - start as f64)?.unsqueeze(1)?; // (B, 1)
         let student = Parts::new(&student.logits.narrow(1, start, count)?, &target, temperature)?;
@@ -129,13 +119,12 @@ mod tests {
             // Classes of another task stand before those that count.
             let logits = Tensor::new(&[[9.0, z[0], z[1], z[2]]], &Device::Cpu)?;
             let cls = logits.clone();
-            let features =
-                cdl_core::traits::Features { cls, tokens: None, blocks: Default::default(), norm: None };
+            let features = Features { cls, tokens: None, blocks: Default::default(), norm: None };
             Ok(Output { features, logits })
         };
         let labels = Tensor::new(&[1 + y as u32], &Device::Cpu)?;
         let task = Task { index: 1, count: 2, classes: 1..4 };
-        let terms = Dkd { config }.loss(&output(&s)?, Some(&output(&t)?), &labels, &task)?;
+        let terms = config.loss(&output(&s)?, Some(&output(&t)?), &labels, &task)?;
         let found = terms[0].value.to_scalar::<f64>()?;
         assert!((found - expected).abs() < 1e-12, "{found} against {expected}");
         Ok(())

@@ -4,8 +4,6 @@
 //! `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use super::kd::KdConfig;
 

@@ -4,8 +4,6 @@
 //! `α T² KL(softmax(t/T) ‖ softmax(s/T))` over the current task's classes.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Settings of `kd`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -30,7 +28,7 @@ cdl_core::register!(Distiller {
     config: KdConfig,
     build: |config: KdConfig, _context: &DistillerContext<'_>| {
         config.validate()?;
-        Ok(Box::new(Kd { config }) as Box<dyn Distiller>)
+        Ok(Box::new(config) as Box<dyn Distiller>)
     },
 });
 
@@ -49,13 +47,9 @@ impl KdConfig {
     }
 }
 
-struct Kd {
-    config: KdConfig,
-}
-
-impl Distiller for Kd {
+impl Distiller for KdConfig {
     fn cross_entropy_weight(&self) -> f64 {
-        1.0 - self.config.alpha
+        1.0 - self.alpha
     }
 
     fn loss(
@@ -65,6 +59,6 @@ impl Distiller for Kd {
         _labels: &Tensor,
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
-        Ok(vec![self.config.term(&student.logits, &require_teacher(teacher)?.logits, task)?])
+        Ok(vec![self.term(&student.logits, &require_teacher(teacher)?.logits, task)?])
     }
 }

@@ -5,8 +5,6 @@
 //! the teacher, while the learner's head on the CLS token is drawn to the labels. Both predict together.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use super::kd::KdConfig;
 
@@ -41,7 +39,7 @@ cdl_core::register!(Distiller {
 });
 
 struct KdPrompts {
-    config: KdPromptsConfig,
+    kd: KdConfig,
     /// The KD token `(1, D)`, then the prompts `(L, D)` of blocks 1, 2, ...
     prompts: Vec<NamedVar>,
     /// Reads the KD token.
@@ -50,22 +48,22 @@ struct KdPrompts {
 
 impl KdPrompts {
     fn new(config: KdPromptsConfig, context: &DistillerContext<'_>) -> Result<Self> {
-        KdConfig { alpha: config.alpha, temperature: config.temperature }.validate()?;
-        if config.layers == 0 {
+        let KdPromptsConfig { alpha, temperature, layers, length } = config;
+        let kd = KdConfig { alpha, temperature };
+        kd.validate()?;
+        if layers == 0 {
             return Err(Error::setting("layers", 0, "expected at least 1"));
         }
-        ranges::halves("length", config.length)?;
+        ranges::halves("length", length)?;
         let mut rng = context.rng.clone();
         let width = context.student.width;
-        let prompts = (0..config.layers.min(context.student.depth))
-            .map(|layer| {
-                let rows = if layer == 0 { 1 } else { config.length };
-                let value =
-                    rng.derive(&layer.to_string()).uniform(&[rows, width], 0.0, 1.0, context.device)?;
-                NamedVar::new(format!("kd_prompt.kd_p_{layer}"), &value)
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { config, prompts, head: context.learner.new_head("kd_last", &mut rng)? })
+        let mut prompts = Vec::new();
+        for layer in 0..layers.min(context.student.depth) {
+            let (mut rng, rows) = (rng.derive(&layer.to_string()), if layer == 0 { 1 } else { length });
+            let value = rng.uniform(&[rows, width], 0.0, 1.0, context.device)?;
+            prompts.push(NamedVar::new(format!("kd_prompt.kd_p_{layer}"), &value)?);
+        }
+        Ok(Self { kd, prompts, head: context.learner.new_head("kd_last", &mut rng)? })
     }
 
     /// Logits `(B, C)` of the KD token, the last of its tokens.
@@ -80,7 +78,7 @@ impl KdPrompts {
 
 impl Distiller for KdPrompts {
     fn cross_entropy_weight(&self) -> f64 {
-        1.0 - self.config.alpha
+        1.0 - self.kd.alpha
     }
 
     fn inject(&self, _pass: Pass) -> Result<Injection> {
@@ -102,8 +100,8 @@ impl Distiller for KdPrompts {
         _labels: &Tensor,
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
-        let kd = KdConfig { alpha: self.config.alpha, temperature: self.config.temperature };
-        Ok(vec![kd.term(&self.kd_logits(&student.features)?, &require_teacher(teacher)?.logits, task)?])
+        let kd_logits = self.kd_logits(&student.features)?;
+        Ok(vec![self.kd.term(&kd_logits, &require_teacher(teacher)?.logits, task)?])
     }
 
     fn predicts(&self) -> bool {
@@ -111,8 +109,8 @@ impl Distiller for KdPrompts {
     }
 
     fn predict(&self, student: &Output) -> Result<Tensor> {
-        let kd = (self.kd_logits(&student.features)? * self.config.alpha)?;
-        Ok(((&student.logits * (1.0 - self.config.alpha))? + kd)?)
+        let kd = (self.kd_logits(&student.features)? * self.kd.alpha)?;
+        Ok(((&student.logits * (1.0 - self.kd.alpha))? + kd)?)
     }
 
     fn trainable(&self) -> Vec<NamedVar> {

@@ -1,8 +1,6 @@
 //! No distillation: the student learns from labels alone. The baseline that shows what a teacher is worth.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// `none` has no settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,12 +11,10 @@ cdl_core::register!(Distiller {
     about: "No distillation: the student learns from labels alone",
     citation: "baseline",
     config: NoneConfig,
-    build: |_config: NoneConfig, _context: &DistillerContext<'_>| Ok(Box::new(None) as Box<dyn Distiller>),
+    build: |config: NoneConfig, _context: &DistillerContext<'_>| Ok(Box::new(config) as Box<dyn Distiller>),
 });
 
-struct None;
-
-impl Distiller for None {
+impl Distiller for NoneConfig {
     fn needs_teacher(&self) -> bool {
         false
     }

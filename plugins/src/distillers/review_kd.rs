@@ -4,8 +4,6 @@
 //! deeper blocks know up to shallower ones: `α T² KL + w · mean over levels of MSE(level, block of the teacher)`.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use super::kd::KdConfig;
 
@@ -40,6 +38,9 @@ cdl_core::register!(Distiller {
 
 /// Fuses a block of the student with what deeper levels passed up (ABF, attention-based fusion).
 struct Level {
+    /// Blocks that it compares.
+    teacher_block: usize,
+    student_block: usize,
     /// `Ds` to `Ds`.
     proj1: Linear,
     norm1: LayerNorm,
@@ -58,25 +59,27 @@ struct Fusion {
 
 impl Level {
     /// Level `index` counted from the deepest.
-    fn new(index: usize, student: usize, teacher: usize, rng: &Rng, device: &Device) -> Result<Self> {
+    fn new(index: usize, context: &DistillerContext<'_>) -> Result<Self> {
+        let (student, teacher, device) = (context.student, context.teacher, context.device);
         let name = |part: &str| format!("ReviewKD_layers.abfs.{index}.{part}");
         let linear = |part: &str, outputs: usize| {
-            Linear::new(&name(part), student, outputs, &mut rng.derive(&name(part)), device)
+            Linear::new(&name(part), student.width, outputs, &mut context.rng.derive(&name(part)), device)
         };
-        let norm = |part: &str| LayerNorm::new(&name(part), student, 1e-5, device);
+        let norm = |part: &str| LayerNorm::new(&name(part), student.width, 1e-5, device);
         let fusion = match index {
             0 => None,
-            _ => Some(Fusion {
-                projz: linear("projz", student)?,
-                normz: norm("normz")?,
-                norm2: norm("norm2")?,
-            }),
+            _ => {
+                let (projz, normz) = (linear("projz", student.width)?, norm("normz")?);
+                Some(Fusion { projz, normz, norm2: norm("norm2")? })
+            }
         };
         Ok(Self {
-            proj1: linear("proj1", student)?,
+            teacher_block: teacher.depth - 1 - index,
+            student_block: student.depth - 1 - index,
+            proj1: linear("proj1", student.width)?,
             norm1: norm("norm1")?,
             fusion,
-            proj2: linear("proj2", teacher)?,
+            proj2: linear("proj2", teacher.width)?,
         })
     }
 
@@ -106,8 +109,6 @@ struct ReviewKd {
     /// The deepest first.
     levels: Vec<Level>,
     alignment: TokenAlignment,
-    teacher_depth: usize,
-    student_depth: usize,
 }
 
 impl ReviewKd {
@@ -116,29 +117,10 @@ impl ReviewKd {
         let kd = KdConfig { alpha, temperature };
         kd.validate()?;
         ranges::non_negative("review_weight", review_weight)?;
-        let (student, teacher, device) = (context.student, context.teacher, context.device);
-        let levels = (0..student.depth.min(teacher.depth))
-            .map(|index| Level::new(index, student.width, teacher.width, &context.rng, device))
-            .collect::<Result<_>>()?;
-        let alignment = TokenAlignment::new(student, teacher, device)?;
-        Ok(Self {
-            kd,
-            review_weight,
-            levels,
-            alignment,
-            teacher_depth: teacher.depth,
-            student_depth: student.depth,
-        })
-    }
-
-    /// The teacher's block that level `index` compares.
-    fn teacher_block(&self, index: usize) -> usize {
-        self.teacher_depth - 1 - index
-    }
-
-    /// The student's block that level `index` compares.
-    fn student_block(&self, index: usize) -> usize {
-        self.student_depth - 1 - index
+        let levels = 0..context.student.depth.min(context.teacher.depth);
+        let levels = levels.map(|index| Level::new(index, context)).collect::<Result<_>>()?;
+        let alignment = TokenAlignment::new(context.student, context.teacher, context.device)?;
+        Ok(Self { kd, review_weight, levels, alignment })
     }
 }
 
@@ -148,11 +130,9 @@ impl Distiller for ReviewKd {
     }
 
     fn taps(&self) -> DistillerTaps {
-        let taps = |block: &dyn Fn(usize) -> usize| Taps {
-            blocks: (0..self.levels.len()).map(block).collect(),
-            norm: false,
-        };
-        DistillerTaps { teacher: taps(&|i| self.teacher_block(i)), student: taps(&|i| self.student_block(i)) }
+        let (teacher, student) = self.levels.iter().map(|l| (l.teacher_block, l.student_block)).unzip();
+        let [teacher, student] = [teacher, student].map(|blocks| Taps { blocks, norm: false });
+        DistillerTaps { teacher, student }
     }
 
     fn loss(
@@ -165,9 +145,9 @@ impl Distiller for ReviewKd {
         let teacher = require_teacher(teacher)?;
         let mut passed: Option<Tensor> = None;
         let mut differences = Vec::new();
-        for (index, level) in self.levels.iter().enumerate() {
-            let f = student.features.block(self.student_block(index))?; // (B, Ns, Ds)
-            let goal = teacher.features.block(self.teacher_block(index))?; // (B, Nt, Dt)
+        for level in &self.levels {
+            let f = student.features.block(level.student_block)?; // (B, Ns, Ds)
+            let goal = teacher.features.block(level.teacher_block)?; // (B, Nt, Dt)
             let (f, goal) = self.alignment.apply(f, goal)?; // both (B, N, .)
             let (out, x) = level.forward(&f, passed.as_ref())?;
             differences.push((out - goal)?.sqr()?.mean_all()?);

@@ -5,8 +5,6 @@
 //! needed. The vectors are trained on from task to task; evaluation uses their running mean over tasks.
 
 use cdl_core::{kernels, prelude::*};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Settings of `apt`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -18,7 +16,6 @@ pub struct AptConfig {
     /// What the student learns from: `stale`, the teacher with the mean over earlier tasks only, since merging comes
     /// after the student's phase (as published; in the first task its prompts are zero), or `merged`, the teacher as
     /// it will be after merging. Default: stale in mode `published`, merged in mode `corrected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub teacher_prompts: Option<TeacherPrompts>,
 }
 
@@ -91,15 +88,13 @@ impl Apt {
 impl Learner for Apt {
     fn inject(&self, _query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let prompts = match (pass, self.teacher_prompts) {
-            (Pass::Train, _) => self.prompts.tensor().clone(),
-            (Pass::Teach, TeacherPrompts::Merged) => self.merge()?,
-            (Pass::Teach | Pass::Test, _) => match &self.merged {
-                Some(merged) => merged.clone(),
-                // Zero vectors change nothing.
-                None => return Ok(Injection::none()),
-            },
+            (Pass::Train, _) => Some(self.prompts.tensor().clone()),
+            (Pass::Teach, TeacherPrompts::Merged) => Some(self.merge()?),
+            (Pass::Teach | Pass::Test, _) => self.merged.clone(),
         };
         let mut injection = Injection::none();
+        // Zero vectors change nothing.
+        let Some(prompts) = prompts else { return Ok(injection) };
         let all = prompts.unsqueeze(0)?; // (1, 2 N, D)
         for block in 0..all.dim(1)? / 2 {
             injection.block_mut(block).cls_add = Some(Kv::rows(&all, 2 * block..2 * block + 2)?);
@@ -141,21 +136,12 @@ impl Learner for Apt {
 
     fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
         state.load_into(&self.trainable())?;
-        self.merged = match state.get(MERGED) {
-            Some(saved) if saved.shape() != self.prompts.var.shape() => {
-                let (saved, expected) = (saved.dims(), self.prompts.var.dims());
-                let reason = format!("saved with shape {saved:?}, expected {expected:?}");
-                return Err(Error::State { owner: MERGED.into(), reason });
-            }
-            Some(saved) => Some(saved.to_device(self.prompts.var.device())?.to_dtype(DType::F32)?),
-            None if task.index > 0 => {
-                return Err(Error::State {
-                    owner: MERGED.into(),
-                    reason: "missing from the saved state".into(),
-                });
-            }
-            None => None,
-        };
+        self.merged = None;
+        if task.index > 0 || state.get(MERGED).is_some() {
+            let merged = NamedVar::zeros(MERGED, self.prompts.var.dims(), self.prompts.var.device())?;
+            state.load_into(std::slice::from_ref(&merged))?;
+            self.merged = Some(merged.tensor().detach());
+        }
         Ok(())
     }
 }

@@ -8,8 +8,6 @@
 use std::ops::Range;
 
 use cdl_core::{kernels::unit, prelude::*};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Blocks that get prompts, as published: the first five (fewer in a shallower network).
 const BLOCKS: usize = 5;
@@ -70,15 +68,14 @@ impl CodaPrompt {
         let mut rng = context.rng.clone();
         let (width, query, device) = (context.backbone.width, context.query_width, context.device);
         let zeros = |name: String, shape: &[usize]| NamedVar::zeros(name, shape, device);
-        let blocks = (0..context.backbone.depth.min(BLOCKS))
-            .map(|block| {
-                Ok(Block {
-                    prompts: zeros(format!("prompt.e_p_{block}"), &[config.pool, config.length, width])?,
-                    keys: zeros(format!("prompt.e_k_{block}"), &[config.pool, query])?,
-                    attention: zeros(format!("prompt.e_a_{block}"), &[config.pool, query])?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let mut blocks = Vec::new();
+        for block in 0..context.backbone.depth.min(BLOCKS) {
+            blocks.push(Block {
+                prompts: zeros(format!("prompt.e_p_{block}"), &[config.pool, config.length, width])?,
+                keys: zeros(format!("prompt.e_k_{block}"), &[config.pool, query])?,
+                attention: zeros(format!("prompt.e_a_{block}"), &[config.pool, query])?,
+            });
+        }
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
         Ok(Self { config, blocks, head, tasks: context.tasks, current: 0..0 })
     }
@@ -224,8 +221,7 @@ mod tests {
 
     #[test]
     fn new_rows_are_orthonormal_and_earlier_ones_stay() -> Result<()> {
-        let zeros = Tensor::zeros((6, 2, 8), DType::F32, &Device::Cpu)?;
-        let var = NamedVar::new("p", &zeros)?;
+        let var = NamedVar::zeros("p", &[6, 2, 8], &Device::Cpu)?;
         let mut rng = Rng::new(1);
         grow_orthogonally(&var, 0..2, &mut rng)?;
         let before = var.tensor().narrow(0, 0, 2)?.flatten_all()?.to_vec1::<f32>()?;
@@ -242,8 +238,7 @@ mod tests {
 
     #[test]
     fn more_rows_than_dimensions_still_have_length_one() -> Result<()> {
-        let zeros = Tensor::zeros((5, 3), DType::F32, &Device::Cpu)?;
-        let var = NamedVar::new("k", &zeros)?;
+        let var = NamedVar::zeros("k", &[5, 3], &Device::Cpu)?;
         grow_orthogonally(&var, 0..5, &mut Rng::new(2))?;
         for (i, row) in gram(&var, 5)?.iter().enumerate() {
             assert!((row[i] - 1.0).abs() < 1e-5, "row {i} has length² {}", row[i]);

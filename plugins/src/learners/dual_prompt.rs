@@ -6,8 +6,6 @@
 //! expert whose key is nearest.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use super::l2p::{cosine, nearest, take};
 
@@ -28,7 +26,6 @@ pub struct DualPromptConfig {
     pub g_length: usize,
     /// Among which experts an image chooses at test: `pool`, all of them, also those that no task has trained yet (as
     /// published), or `seen`, those of the tasks so far. Default: pool in mode `published`, seen in mode `corrected`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub candidates: Option<Candidates>,
 }
 
@@ -87,27 +84,20 @@ impl DualPrompt {
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let within = |block: &usize| *block < context.backbone.depth;
-        let general = GENERAL_BLOCKS
-            .into_iter()
-            .filter(within)
-            .map(|block| {
-                let value =
-                    rng.derive(&format!("general {block}")).uniform(&[g_length, width], 0.0, 1.0, device)?;
-                Ok((block, NamedVar::new(format!("prompt.g_p_{block}"), &value)?))
-            })
-            .collect::<Result<_>>()?;
-        let experts = EXPERT_BLOCKS
-            .into_iter()
-            .filter(within)
-            .map(|block| {
-                let mut rng = rng.derive(&format!("experts {block}"));
-                let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
-                let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
-                let prompts = NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?;
-                let keys = NamedVar::new(format!("prompt.e_k_{block}"), &keys)?;
-                Ok(Experts { block, prompts, keys })
-            })
-            .collect::<Result<_>>()?;
+        let (mut general, mut experts) = (Vec::new(), Vec::new());
+        for block in GENERAL_BLOCKS.into_iter().filter(within) {
+            let mut rng = rng.derive(&format!("general {block}"));
+            let prompt = rng.uniform(&[g_length, width], 0.0, 1.0, device)?;
+            general.push((block, NamedVar::new(format!("prompt.g_p_{block}"), &prompt)?));
+        }
+        for block in EXPERT_BLOCKS.into_iter().filter(within) {
+            let mut rng = rng.derive(&format!("experts {block}"));
+            let prompts = rng.uniform(&[pool, e_length, width], 0.0, 1.0, device)?;
+            let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
+            let prompts = NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?;
+            let keys = NamedVar::new(format!("prompt.e_k_{block}"), &keys)?;
+            experts.push(Experts { block, prompts, keys });
+        }
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
         let candidates = candidates.unwrap_or(match context.mode {
             Mode::Published => Candidates::Pool,
@@ -190,8 +180,7 @@ mod tests {
         let config =
             |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
         for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
-            let mut learner =
-                DualPrompt::new(config(candidates), &lab.learner_context(cdl_core::traits::Role::Student))?;
+            let mut learner = DualPrompt::new(config(candidates), &lab.learner_context(Role::Student))?;
             learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;

@@ -5,8 +5,6 @@
 //! published code of continual distillation learning, and each image chooses for itself.
 
 use cdl_core::{kernels::unit, prelude::*};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Blocks that a deep L2P prompts (fewer in a shallower network).
 const DEEP_BLOCKS: usize = 5;
@@ -66,17 +64,15 @@ impl L2p {
         let mut rng = context.rng.clone();
         let (width, device) = (context.backbone.width, context.device);
         let blocks = if deep { context.backbone.depth.min(DEEP_BLOCKS) } else { 1 };
-        let pools = (0..blocks)
-            .map(|block| {
-                let mut rng = rng.derive(&format!("block {block}"));
-                let prompts = rng.uniform(&[pool, length, width], 0.0, 1.0, device)?;
-                let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
-                Ok(Pool {
-                    prompts: NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?,
-                    keys: NamedVar::new(format!("prompt.e_k_{block}"), &keys)?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let mut pools = Vec::new();
+        for block in 0..blocks {
+            let mut rng = rng.derive(&format!("block {block}"));
+            let prompts = rng.uniform(&[pool, length, width], 0.0, 1.0, device)?;
+            let keys = rng.uniform(&[pool, context.query_width], 0.0, 1.0, device)?;
+            let prompts = NamedVar::new(format!("prompt.e_p_{block}"), &prompts)?;
+            let keys = NamedVar::new(format!("prompt.e_k_{block}"), &keys)?;
+            pools.push(Pool { prompts, keys });
+        }
         let head = Linear::new("last", width, context.classes, &mut rng, device)?;
         Ok(Self { config, pools, head })
     }

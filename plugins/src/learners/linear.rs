@@ -1,8 +1,6 @@
 //! A linear head on the frozen CLS token, without prompts: the lower bound that prompt methods are measured against.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// `linear` has no settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,19 +11,15 @@ cdl_core::register!(Learner {
     about: "A linear head without prompts, trained task after task: the lower bound",
     citation: "baseline",
     config: LinearConfig,
-    build: |config, context| Ok(Box::new(LinearProbe::new(config, context)?) as Box<dyn Learner>),
+    build: |_config: LinearConfig, context: &LearnerContext<'_>| {
+        let (width, mut rng) = (context.backbone.width, context.rng.clone());
+        let head = Linear::new("last", width, context.classes, &mut rng, context.device)?;
+        Ok(Box::new(LinearProbe { head }) as Box<dyn Learner>)
+    },
 });
 
 struct LinearProbe {
     head: Linear,
-}
-
-impl LinearProbe {
-    fn new(_config: LinearConfig, context: &LearnerContext<'_>) -> Result<Self> {
-        let mut rng = context.rng.clone();
-        let head = Linear::new("last", context.backbone.width, context.classes, &mut rng, context.device)?;
-        Ok(Self { head })
-    }
 }
 
 impl Learner for LinearProbe {

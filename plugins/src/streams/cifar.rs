@@ -4,20 +4,14 @@
 
 use std::path::{Path, PathBuf};
 
-use cdl_core::{
-    data::{ImageSet, ImageStream, TaskSettings},
-    prelude::*,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use cdl_core::prelude::*;
 
 use crate::data::{
     Parsed,
     class_folders::{list, nearest_in},
     numpy::Batch,
     planes::Planes,
-    read,
-    shards::{self, ParquetImages},
+    read, shards,
     table::Columns,
 };
 
@@ -76,22 +70,18 @@ struct Variant {
 /// A form in which images lie in files of their own and class names in another.
 struct Form {
     folder: &'static str,
-    /// Ending of the names of image files.
-    ending: &'static str,
     /// File of class names.
     names: &'static str,
-    /// Adds the images of a file.
-    add: fn(&Variant, &[u8], &mut Planes) -> Parsed<()>,
-    /// Reads class names.
-    read_names: fn(&Variant, &[u8]) -> Parsed<Vec<String>>,
+    /// Whether the files are pickles; else images are records of label bytes and pixels, and names lines of text.
+    pickled: bool,
 }
 
 const CIFAR10: Variant = Variant {
     name: "cifar10",
     train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
     test: "test_batch",
-    binary: Form::binary("cifar-10-batches-bin", "batches.meta.txt"),
-    python: Form::python("cifar-10-batches-py", "batches.meta"),
+    binary: Form { folder: "cifar-10-batches-bin", names: "batches.meta.txt", pickled: false },
+    python: Form { folder: "cifar-10-batches-py", names: "batches.meta", pickled: true },
     label_bytes: 1,
     label: "label",
     classes: "airplane automobile bird cat deer dog frog horse ship truck",
@@ -101,8 +91,8 @@ const CIFAR100: Variant = Variant {
     name: "cifar100",
     train: &["train"],
     test: "test",
-    binary: Form::binary("cifar-100-binary", "fine_label_names.txt"),
-    python: Form::python("cifar-100-python", "meta"),
+    binary: Form { folder: "cifar-100-binary", names: "fine_label_names.txt", pickled: false },
+    python: Form { folder: "cifar-100-python", names: "meta", pickled: true },
     label_bytes: 2,
     label: "fine_label",
     classes: "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can \
@@ -129,7 +119,7 @@ fn build(variant: &Variant, config: CifarConfig, context: &StreamContext<'_>) ->
             (variant.class_names(form, &folder)?, Box::new(train), Box::new(test))
         } else if path.starts_with("hf:") || has_parquet(folder) {
             let columns = Columns { image: Some("img"), label: Some(variant.label) };
-            let ParquetImages { classes, train, test } = shards::read(&path, "train", &["test"], columns)?;
+            let (classes, train, test) = shards::read(&path, "train", &["test"], columns)?;
             (classes, Box::new(train), Box::new(test))
         } else {
             return Err(variant.not_found(folder));
@@ -151,7 +141,8 @@ impl Variant {
         for name in files {
             let file = folder.join(form.file(name));
             let bytes = read(&file)?;
-            (form.add)(self, &bytes, &mut images).map_err(|reason| Error::data(&file, reason))?;
+            let add = if form.pickled { add_pickle } else { add_records };
+            add(self, &bytes, &mut images).map_err(|reason| Error::data(&file, reason))?;
             images.files.push(DataRecord::of_bytes(&file, &bytes));
         }
         Ok(images)
@@ -163,7 +154,16 @@ impl Variant {
         if !file.exists() {
             return Ok(self.classes.split_whitespace().map(String::from).collect());
         }
-        (form.read_names)(self, &read(&file)?).map_err(|reason| Error::data(file, reason))
+        let bytes = read(&file)?;
+        let names = || -> Parsed<Vec<String>> {
+            if form.pickled {
+                let batch = Batch::read(&bytes)?;
+                return batch.strings(batch.entry(&format!("{}_names", self.label))?);
+            }
+            let text = std::str::from_utf8(&bytes).map_err(|e| format!("is not text: {e}"))?;
+            Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect())
+        };
+        names().map_err(|reason| Error::data(file, reason))
     }
 
     fn not_found(&self, folder: &Path) -> Error {
@@ -176,26 +176,9 @@ impl Variant {
 }
 
 impl Form {
-    /// Records of label bytes and an image; text with a line for each class name.
-    const fn binary(folder: &'static str, names: &'static str) -> Self {
-        let read_names = |_: &Variant, bytes: &[u8]| {
-            let text = std::str::from_utf8(bytes).map_err(|e| format!("is not text: {e}"))?;
-            Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect())
-        };
-        Self { folder, ending: ".bin", names, add: add_records, read_names }
-    }
-
-    /// Pickled dictionaries, one of class names among them.
-    const fn python(folder: &'static str, names: &'static str) -> Self {
-        let read_names = |variant: &Variant, bytes: &[u8]| {
-            let batch = Batch::read(bytes)?;
-            batch.strings(batch.entry(&format!("{}_names", variant.label))?)
-        };
-        Self { folder, ending: "", names, add: add_pickle, read_names }
-    }
-
+    /// File of the images `name`.
     fn file(&self, name: &str) -> String {
-        format!("{name}{}", self.ending)
+        if self.pickled { name.into() } else { format!("{name}.bin") }
     }
 }
 

@@ -1,8 +1,6 @@
 //! DomainNet: 345 classes in six styles, 586,575 images.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::data::splits::{SplitConfig, Splits};
 
@@ -37,25 +35,11 @@ pub enum Domain {
     Sketch,
 }
 
-impl Domain {
-    const ALL: [Self; 6] =
-        [Self::Clipart, Self::Infograph, Self::Painting, Self::Quickdraw, Self::Real, Self::Sketch];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Clipart => "clipart",
-            Self::Infograph => "infograph",
-            Self::Painting => "painting",
-            Self::Quickdraw => "quickdraw",
-            Self::Real => "real",
-            Self::Sketch => "sketch",
-        }
-    }
-}
-
 impl Default for DomainnetConfig {
     fn default() -> Self {
-        Self { domains: Domain::ALL.to_vec(), images: SplitConfig::default() }
+        use Domain::{Clipart, Infograph, Painting, Quickdraw, Real, Sketch};
+        let domains = vec![Clipart, Infograph, Painting, Quickdraw, Real, Sketch];
+        Self { domains, images: SplitConfig::default() }
     }
 }
 
@@ -75,9 +59,9 @@ fn build(config: DomainnetConfig, context: &StreamContext<'_>) -> Result<Box<dyn
         if domains.is_empty() {
             return Err(Error::setting("domains", "[]", "expected at least one domain, or split lists"));
         }
-        let lists = |split: &str| -> Vec<_> {
-            domains.iter().map(|domain| path.join(format!("{}_{split}.txt", domain.as_str()))).collect()
-        };
+        // Lists are called after their domains, in lower case.
+        let list = |domain: &Domain, split: &str| path.join(format!("{domain:?}_{split}.txt").to_lowercase());
+        let lists = |split: &str| domains.iter().map(|domain| list(domain, split)).collect::<Vec<_>>();
         Splits::read(path, &lists("train"), &lists("test"))
     })
 }

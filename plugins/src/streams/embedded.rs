@@ -1,12 +1,7 @@
 //! What the repository carries: 3,500 images of Fashion-MNIST (Xiao et al., arXiv 1708.07747; MIT licence), so that a
 //! run needs nothing but this program.
 
-use cdl_core::{
-    data::{ImageStream, TaskSettings},
-    prelude::*,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use cdl_core::prelude::*;
 
 use super::idx::{FASHION_MNIST, IdxFile, set};
 
@@ -37,8 +32,7 @@ fn build(config: EmbeddedConfig, context: &StreamContext<'_>) -> Result<Box<dyn 
         |name: &str, bytes: &[u8]| IdxFile::new(format!("embedded:{name}-ubyte.gz").into(), bytes.into());
     let train = set(file("train-images-idx3", TRAIN_IMAGES)?, file("train-labels-idx1", TRAIN_LABELS)?)?;
     let test = set(file("t10k-images-idx3", TEST_IMAGES)?, file("t10k-labels-idx1", TEST_LABELS)?)?;
+    let (train, test) = (Box::new(train), Box::new(test));
     let classes = FASHION_MNIST.lines().map(String::from).collect();
-    let stream =
-        ImageStream::new("embedded", classes, Box::new(train), Box::new(test), &config.tasks, context)?;
-    Ok(Box::new(stream))
+    Ok(Box::new(ImageStream::new("embedded", classes, train, test, &config.tasks, context)?))
 }

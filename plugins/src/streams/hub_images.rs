@@ -1,16 +1,8 @@
 //! Any image-classification data set in parquet files, on the Hugging Face Hub or in a folder.
 
-use cdl_core::{
-    data::{ImageStream, TaskSettings},
-    prelude::*,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use cdl_core::prelude::*;
 
-use crate::data::{
-    shards::{self, ParquetImages},
-    table::Columns,
-};
+use crate::data::{shards, table::Columns};
 
 /// Settings of `hub_images`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -23,13 +15,10 @@ pub struct HubImagesConfig {
     /// the files' paths in which `*` stands for any text.
     pub train_split: String,
     /// Test images, likewise. Default: `test`, or without one `validation`, `valid` or `val`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub test_split: Option<String>,
     /// The column of images, structs with a field `bytes` or plain bytes. Default: the only one of this kind.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub image_column: Option<String>,
     /// The column of labels, numbers or names. Default: the only one that the files call a class label, or `label`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub label_column: Option<String>,
     /// Decode every image once before the run begins, so that a damaged one is found at once.
     pub verify: bool,
@@ -69,8 +58,7 @@ fn build(config: HubImagesConfig, context: &StreamContext<'_>) -> Result<Box<dyn
         None => vec!["test", "validation", "valid", "val"],
     };
     let columns = Columns { image: config.image_column.as_deref(), label: config.label_column.as_deref() };
-    let ParquetImages { classes, train, test } =
-        shards::read(&config.path, &config.train_split, &test, columns)?;
+    let (classes, train, test) = shards::read(&config.path, &config.train_split, &test, columns)?;
     let name = format!("hub_images {}", config.path);
     let stream = ImageStream::new(&name, classes, Box::new(train), Box::new(test), &config.tasks, context)?;
     if config.verify {

@@ -5,13 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{
-    data::{ImageStream, TaskSettings},
-    prelude::*,
-};
+use cdl_core::prelude::*;
 use flate2::read::GzDecoder;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::data::{
     class_folders::{check_path, nearest_in},
@@ -162,9 +157,8 @@ impl IdxFile {
         match dims.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)) {
             Some(expected) if expected == data.len() => Ok((dims, data)),
             _ => {
-                let reason =
-                    format!("{} bytes of data, but its header says {dims:?}: truncated?", data.len());
-                Err(Error::data(&self.path, reason))
+                let found = format!("{} bytes of data", data.len());
+                Err(Error::data(&self.path, format!("{found}, but its header says {dims:?}: truncated?")))
             }
         }
     }

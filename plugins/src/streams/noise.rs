@@ -1,12 +1,6 @@
 //! Images of noise, to measure and to try things with: nothing to fetch and nothing to learn.
 
-use cdl_core::{
-    data::{ImageSet, ImageStream, TaskSettings},
-    image::RgbImage,
-    prelude::*,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use cdl_core::prelude::*;
 
 /// Settings of `noise`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -70,6 +64,5 @@ fn build(config: NoiseConfig, context: &StreamContext<'_>) -> Result<Box<dyn Tas
             rng: context.rng.derive(name),
         })
     };
-    let stream = ImageStream::new("noise", names, set("train"), set("test"), &tasks, context)?;
-    Ok(Box::new(stream))
+    Ok(Box::new(ImageStream::new("noise", names, set("train"), set("test"), &tasks, context)?))
 }

@@ -13,7 +13,7 @@ use candle_core::{
 
 use super::launch::{ATTENTION, Arguments, Element, by_dtype, grid, narrow, optional, room, value, views};
 use crate::{
-    ops::{Attended, attention_sizes::Sizes},
+    ops::{Attended, Sizes},
     tape::Value,
 };
 

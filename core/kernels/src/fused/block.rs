@@ -27,7 +27,7 @@ impl PanelBlock {
         let queries: (&mut [f32], _) = if picked.is_none() { (&mut q, d) } else { (&mut [], 0) };
         all.each([(&mut kv, 2 * d), (&mut stats1, 2), queries], |part, [kv, stats, q]| {
             let _span = tracing::trace_span!("qkv").entered();
-            let n = self.normed(s, &self.norm1, part.of(x, d), stats);
+            let n = self.norm1.forward(s, part.of(x, d), stats);
             self.qkv.forward(s.level, d..3 * d, &n, part.count, Start::Bias, kv, |_, _, _| {});
             if !q.is_empty() {
                 self.qkv.forward(s.level, 0..d, &n, part.count, Start::Bias, q, |_, _, _| {});
@@ -36,13 +36,13 @@ impl PanelBlock {
         if let Some(x) = &picked {
             let mut stats = s.take(2, &read);
             read.each([(&mut q, d), (&mut stats, 2)], |part, [q, stats]| {
-                let n = self.normed(s, &self.norm1, part.of(x, d), stats);
+                let n = self.norm1.forward(s, part.of(x, d), stats);
                 self.qkv.forward(s.level, 0..d, &n, part.count, Start::Bias, q, |_, _, _| {});
             });
         }
         let x = picked.as_deref().unwrap_or(x);
 
-        let hidden = self.fc1.outputs();
+        let hidden = self.fc1.outputs;
         let (mut y, mut mid) = (s.take(d, &read), s.take(d, &read));
         let (mut stats2, mut log_sums) = (s.take(2, &read), s.take(s.heads, &read));
         let mut slope = keep.then(|| s.take(hidden, &read));
@@ -56,7 +56,7 @@ impl PanelBlock {
             let _span = tracing::trace_span!("projection and MLP").entered();
             let start = Start::BiasAnd(part.of(x, d));
             self.proj.forward(s.level, 0..d, &attended, part.count, start, mid, |_, _, _| {});
-            let n = self.normed(s, &self.norm2, mid, stats);
+            let n = self.norm2.forward(s, mid, stats);
             let mut g = s.pool.take(y.len() / d * hidden);
             self.fc1.forward(s.level, 0..hidden, &n, part.count, Start::Bias, &mut g, |panel, row, rows| {
                 let at = (panel * hidden + row) * PANEL;
@@ -68,18 +68,6 @@ impl PanelBlock {
         (y, kept)
     }
 
-    /// Panels after a layer norm, and the norm's means and deviations.
-    fn normed(&self, s: &Setting, norm: &Norm<Vec<f32>>, x: &[f32], stats: &mut [f32]) -> Buffer {
-        let mut n = s.pool.take(x.len());
-        let rows = s.width * PANEL;
-        for ((x, n), stats) in
-            x.chunks_exact(rows).zip(n.chunks_exact_mut(rows)).zip(stats.chunks_exact_mut(2 * PANEL))
-        {
-            panel::layer_norm(x, &norm.gamma, &norm.beta, s.eps, stats, n);
-        }
-        n
-    }
-
     /// Gradients for `dy`, that of the tokens that were read: of the `wanted` tokens of the input, as panels, and of the
     /// injected rows, for each image those attended to, then that of CLS, `2D` each.
     pub fn backward(
@@ -89,8 +77,8 @@ impl PanelBlock {
         dy: &[f32],
         wanted: Option<&Tokens>,
     ) -> (Option<Buffer>, Vec<f32>) {
-        let Call { s, x, extra, reads } = call;
-        let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs());
+        let Call { s, x, share, reads, .. } = call;
+        let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs);
 
         // Through the MLP and the projection, token by token.
         let (mut d_mid, mut d_attended) = (s.take(d, &read), s.take(d, &read));
@@ -102,13 +90,13 @@ impl PanelBlock {
                 panel::multiply(rows, &slope[(panel * hidden + row) * PANEL..][..STRIP * PANEL]);
             });
             self.fc1.backward(s.level, 0..hidden, &g, part.count, d_mid, |_, _, _| {});
-            norm_backward(&self.norm2, part.of(&kept.mid, d), part.of(&kept.stats2, 2), Some(dy), d_mid);
+            self.norm2.backward(part.of(&kept.mid, d), part.of(&kept.stats2, 2), Some(dy), d_mid);
             self.proj.backward(s.level, 0..d, d_mid, part.count, d_attended, |_, _, _| {});
         });
 
         // Through attention, image by image and head by head.
         let heads = HeadGradients::new(call, kept, &d_attended, wanted.is_some());
-        let extra = heads.extra(s, extra.share);
+        let extra = heads.extra(s, share);
         let Some(wanted) = wanted else { return (None, extra) };
 
         // Through queries, keys and values to the block's input.
@@ -129,12 +117,12 @@ impl PanelBlock {
             let rows = 3 * d - from;
             let mut d_qkv = s.pool.take(dx.len() / d * rows);
             if everything {
-                heads.queries(s, wanted, part, &mut d_qkv, rows, 0);
+                heads.queries(s, wanted, part, &mut d_qkv, (rows, 0));
             }
-            heads.keys(s, wanted, part, &mut d_qkv, rows, d - from);
+            heads.keys(s, wanted, part, &mut d_qkv, (rows, d - from));
             self.qkv.backward(s.level, from..3 * d, &d_qkv, part.count, dx, |_, _, _| {});
             let residual = residual.map(|residual| part.of(residual, d));
-            norm_backward(&self.norm1, part.of(inputs, d), part.of(stats, 2), residual, dx);
+            self.norm1.backward(part.of(inputs, d), part.of(stats, 2), residual, dx);
         });
         if !everything {
             self.add_read(call, kept, &heads, &d_mid, wanted, &mut dx);
@@ -158,9 +146,9 @@ impl PanelBlock {
         let (x, stats) = (s.pick(x, d, reads), s.pick(&kept.stats1, 2, reads));
         read.each([(&mut gradient, d)], |part, [gradient]| {
             let mut d_q = s.pool.take(gradient.len());
-            heads.queries(s, &Tokens::All(reads.count()), part, &mut d_q, d, 0);
+            heads.queries(s, &Tokens::All(reads.count()), part, &mut d_q, (d, 0));
             self.qkv.backward(s.level, 0..d, &d_q, part.count, gradient, |_, _, _| {});
-            norm_backward(&self.norm1, part.of(&x, d), part.of(&stats, 2), Some(part.of(d_mid, d)), gradient);
+            self.norm1.backward(part.of(&x, d), part.of(&stats, 2), Some(part.of(d_mid, d)), gradient);
         });
         let to_layout = s.shares(wanted);
         for index in 0..s.images * reads.count() {
@@ -174,18 +162,24 @@ impl PanelBlock {
     }
 }
 
-/// In panels `gradient`, that of a norm's output; out of it, that of its input plus `residual`.
-fn norm_backward(
-    norm: &Norm<Vec<f32>>,
-    x: &[f32],
-    stats: &[f32],
-    residual: Option<&[f32]>,
-    gradient: &mut [f32],
-) {
-    let rows = norm.gamma.len() * PANEL;
-    for (number, gradient) in gradient.chunks_exact_mut(rows).enumerate() {
-        let residual = residual.map(|residual| &residual[number * rows..][..rows]);
-        let stats = &stats[number * 2 * PANEL..][..2 * PANEL];
-        panel::layer_norm_backward(&x[number * rows..][..rows], stats, &norm.gamma, residual, gradient);
+impl Norm<Vec<f32>> {
+    /// Panels after the norm; `stats` become its means and deviations.
+    fn forward(&self, s: &Setting, x: &[f32], stats: &mut [f32]) -> Buffer {
+        let mut n = s.pool.take(x.len());
+        let (rows, stats) = (s.width * PANEL, stats.chunks_exact_mut(2 * PANEL));
+        for ((x, n), stats) in x.chunks_exact(rows).zip(n.chunks_exact_mut(rows)).zip(stats) {
+            panel::layer_norm(x, &self.gamma, &self.beta, s.eps, stats, n);
+        }
+        n
+    }
+
+    /// In panels `gradient`, that of the norm's output; out of it, that of its input plus `residual`.
+    fn backward(&self, x: &[f32], stats: &[f32], residual: Option<&[f32]>, gradient: &mut [f32]) {
+        let rows = self.gamma.len() * PANEL;
+        for (number, gradient) in gradient.chunks_exact_mut(rows).enumerate() {
+            let residual = residual.map(|residual| &residual[number * rows..][..rows]);
+            let stats = &stats[number * 2 * PANEL..][..2 * PANEL];
+            panel::layer_norm_backward(&x[number * rows..][..rows], stats, &self.gamma, residual, gradient);
+        }
     }
 }

@@ -7,19 +7,23 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::{
     block::PanelBlock,
     count,
+    packed_linear::PackedLinear,
     panel::{self, Buffer, Pool, Tokens},
     panel_embedding::Embedded,
-    setting::{Call, Extra, Kept, Setting},
+    setting::{Call, Kept, Setting},
     tile::{PANEL, SimdLevel},
 };
 use crate::{
     blocks::{BlockRows, Prompts, Reads, Settings, first_trained},
+    layers::Stem,
     storage::on_cpu,
     tape::{Gradients, Value},
 };
 
-/// All blocks of a network.
+/// A network up to its last block.
 pub struct Network {
+    /// Layers before the blocks; prefix and positions are rows of `D`.
+    pub stem: Stem<PackedLinear, Vec<f32>>,
     pub blocks: Vec<PanelBlock>,
     pub width: usize,
     pub settings: Settings,
@@ -133,11 +137,10 @@ struct Step {
 }
 
 impl Run {
-    /// The call of block `index` of the run for panels `x` and injected rows `data`.
-    fn call<'a>(&'a self, index: usize, x: &'a [f32], data: &'a [f32]) -> Call<'a> {
+    /// The call of block `index` of the run for panels `x` and `injected` rows.
+    fn call<'a>(&'a self, index: usize, x: &'a [f32], injected: &'a [f32]) -> Call<'a> {
         let reads = if index + 1 == self.range.len() { &self.reads } else { &self.all };
-        let extra = Extra { data, rows: self.rows, share: &self.shares[index] };
-        Call { s: &self.setting, x, extra, reads }
+        Call { s: &self.setting, x, injected, rows: self.rows, share: &self.shares[index], reads }
     }
 
     /// The images in `panels` with `tokens`, `count` of each, at their end; or `tokens` alone in panels.
@@ -182,16 +185,11 @@ impl Run {
         let shares = s.shares(&self.reads);
         let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
         panel::into_panels(&shares, dy, d, 0, &mut gradient);
-        for (index, step) in steps.iter().enumerate().map(|(at, step)| (first + at, step)).rev() {
+        for (index, Step { x, kept }) in (first..self.range.len()).zip(steps).rev() {
             let block = &self.network.blocks[self.range.start + index];
-            let call = self.call(index, &step.x, injected);
-            let again = match &step.kept {
-                Some(_) => None,
-                None => count::again(|| block.forward(call, true).1),
-            };
-            let Some(kept) = step.kept.as_ref().or(again.as_ref()) else {
-                bail!("nothing was kept of a block")
-            };
+            let call = self.call(index, x, injected);
+            let again = if kept.is_none() { count::again(|| block.forward(call, true).1) } else { None };
+            let Some(kept) = kept.as_ref().or(again.as_ref()) else { bail!("nothing was kept of a block") };
             let wanted = if index == first { self.wanted.as_ref() } else { Some(&self.all) };
             let (dx, of_block) = block.backward(call, kept, &gradient, wanted);
             let places: Vec<usize> = self.shares[index].places().collect();

@@ -36,7 +36,6 @@ use crate::{
 use block_run::Network;
 use packed_linear::PackedLinear;
 use panel::Pool;
-use panel_embedding::PanelEmbedding;
 use tile::STRIP;
 
 /// Whether a network of these widths can be computed in panels: head width and hidden width are multiples of eight.
@@ -46,10 +45,7 @@ pub fn suits(width: usize, hidden: usize, heads: usize) -> bool {
 }
 
 /// The frozen blocks of a network in panels.
-pub struct FusedBlocks {
-    embedding: PanelEmbedding,
-    network: Arc<Network>,
-}
+pub struct FusedBlocks(Arc<Network>);
 
 impl FusedBlocks {
     /// Arranges the layers for the instruction set `level`, block by block, so that only one block's are in memory twice.
@@ -71,9 +67,8 @@ impl FusedBlocks {
         let arrange = |block: std::result::Result<Block, E>| Ok(block?.map(PackedLinear::new, values)?);
         let stem = stem.map(PackedLinear::new, values)?;
         let blocks = blocks.into_iter().map(arrange).collect::<std::result::Result<_, E>>()?;
-        let (width, pool) = (stem.patch.outputs(), Pool::shared());
-        let network = Arc::new(Network { blocks, width, settings, level, pool });
-        Ok(Self { embedding: PanelEmbedding { stem, settings }, network })
+        let (width, pool) = (stem.patch.outputs, Pool::shared());
+        Ok(Self(Arc::new(Network { stem, blocks, width, settings, level, pool })))
     }
 }
 
@@ -85,19 +80,18 @@ impl BlockRunner for FusedBlocks {
     }
 
     fn embed(&self, pixels: &Tensor, prompts: &Prompts) -> Result<Input> {
-        let Network { level, pool, .. } = &*self.network;
-        self.embedding.embed(pixels, prompts.tokens.as_ref(), *level, pool).map(Input::Images)
+        self.0.embed(pixels, prompts.tokens.as_ref()).map(Input::Images)
     }
 
     fn run(&self, blocks: Range<usize>, x: Input, prompts: &Prompts, reads: Reads) -> Result<Tensor> {
-        self.network.run(blocks, x, prompts, reads)
+        self.0.run(blocks, x, prompts, reads)
     }
 
     fn layers(&self) -> Result<(Stem, Vec<Block>)> {
         let vector = |values: &Vec<f32>| Tensor::new(values.as_slice(), &Device::Cpu);
-        let embedding = |values: &Vec<f32>| vector(values)?.reshape((1, (), self.network.width));
-        let stem = self.embedding.stem.map(PackedLinear::unpack, embedding)?;
-        let blocks = self.network.blocks.iter().map(|block| block.map(PackedLinear::unpack, vector));
+        let embedding = |values: &Vec<f32>| vector(values)?.reshape((1, (), self.0.width));
+        let stem = self.0.stem.map(PackedLinear::unpack, embedding)?;
+        let blocks = self.0.blocks.iter().map(|block| block.map(PackedLinear::unpack, vector));
         Ok((stem, blocks.collect::<Result<_>>()?))
     }
 }

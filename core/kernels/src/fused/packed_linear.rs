@@ -19,8 +19,11 @@ const GAP: usize = 16;
 pub struct PackedLinear {
     data: Vec<f32>,
     bias: Vec<f32>,
-    outputs: usize,
+    /// Number of outputs `O`.
+    pub outputs: usize,
     inputs: usize,
+    /// Distance of strips.
+    stride: usize,
 }
 
 /// Values that a product is added to.
@@ -44,16 +47,7 @@ impl PackedLinear {
                 data[output / STRIP * stride + input * STRIP + output % STRIP] = *weight;
             }
         }
-        Ok(Self { data, bias: bias.to_vec1()?, outputs, inputs })
-    }
-
-    /// Number of outputs `O`.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    fn stride(&self) -> usize {
-        self.inputs * STRIP + GAP
+        Ok(Self { data, bias: bias.to_vec1()?, outputs, inputs, stride })
     }
 
     /// The layer as it was given.
@@ -61,7 +55,7 @@ impl PackedLinear {
         let mut rows = vec![0.0; self.outputs * self.inputs];
         for (output, row) in rows.chunks_exact_mut(self.inputs).enumerate() {
             for (input, weight) in row.iter_mut().enumerate() {
-                *weight = self.data[output / STRIP * self.stride() + input * STRIP + output % STRIP];
+                *weight = self.data[output / STRIP * self.stride + input * STRIP + output % STRIP];
             }
         }
         let weight = Tensor::from_vec(rows, (self.outputs, self.inputs), &Device::Cpu)?;
@@ -90,8 +84,8 @@ impl PackedLinear {
             let depths = step.min(self.inputs - depth);
             for row in (0..rows).step_by(STRIP) {
                 let output = outputs.start + row;
-                let data = &self.data[output / STRIP * self.stride() + depth * STRIP..];
-                let next = if level.asks() { None } else { data.get(self.stride()..) }.unwrap_or_default();
+                let data = &self.data[output / STRIP * self.stride + depth * STRIP..];
+                let next = if level.asks() { None } else { data.get(self.stride..) }.unwrap_or_default();
                 let next = &next[..next.len().min(depths * STRIP)];
                 let left = Left { data, order: Order::Columns, stride: STRIP };
                 for panel in 0..panels {
@@ -137,12 +131,12 @@ impl PackedLinear {
         for depth in (0..rows).step_by(step) {
             let depths = step.min(rows - depth);
             for row in (0..self.inputs).step_by(STRIP) {
-                let data = &self.data[(outputs.start + depth) / STRIP * self.stride() + row * STRIP..];
-                let left = Left { data, order: Order::Strips, stride: self.stride() };
+                let data = &self.data[(outputs.start + depth) / STRIP * self.stride + row * STRIP..];
+                let left = Left { data, order: Order::Strips, stride: self.stride };
                 for panel in 0..panels {
                     let strips = if level.asks() { 0 } else { depths / STRIP };
                     for strip in 0..strips {
-                        let next = &data[strip * self.stride() + STRIP * STRIP..];
+                        let next = &data[strip * self.stride + STRIP * STRIP..];
                         soon(share(&next[..next.len().min(STRIP * STRIP)], panel, panels));
                     }
                     let at = (panel * self.inputs + row) * PANEL;

@@ -301,13 +301,7 @@ pub fn out_of_panels(shares: &Shares, panels: &[f32], width: usize, tokens: usiz
 }
 
 /// Turns `rows` rows of `columns` into as many columns; `stride` and `to_stride` are the distances of rows.
-pub fn transpose(
-    from: &[f32],
-    (rows, columns): (usize, usize),
-    stride: usize,
-    to: &mut [f32],
-    to_stride: usize,
-) {
+pub fn transpose(from: &[f32], [rows, columns]: [usize; 2], stride: usize, to: &mut [f32], to_stride: usize) {
     const BLOCK: usize = 16;
     for row in (0..rows).step_by(BLOCK) {
         for column in (0..columns).step_by(BLOCK) {
@@ -428,27 +422,21 @@ pub fn multiply(x: &mut [f32], y: &[f32]) {
 /// Width of what [`softmax`] and its kin work on at once.
 const LANES: usize = 16;
 
-/// Softmax down the columns of `scores * scale`, `keys` rows `stride` apart; `log_sums` becomes the logarithm of each
-/// column's sum of exponentials. `columns` is a multiple of 16.
+/// Softmax down the columns of `scores * scale`, `keys` rows of a panel; `log_sums` becomes the logarithm of each column's sum
+/// of exponentials. `columns` is a multiple of 16.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn softmax(
-    scores: &mut [f32],
-    stride: usize,
-    (keys, columns): (usize, usize),
-    scale: f32,
-    log_sums: &mut [f32],
-) {
+pub fn softmax(scores: &mut [f32], [keys, columns]: [usize; 2], scale: f32, log_sums: &mut [f32]) {
     for start in (0..columns).step_by(LANES) {
         let mut max = [f32::NEG_INFINITY; LANES];
         for key in 0..keys {
-            let row = &scores[key * stride + start..][..LANES];
+            let row = &scores[key * PANEL + start..][..LANES];
             for i in 0..LANES {
                 max[i] = if row[i] > max[i] { row[i] } else { max[i] };
             }
         }
         let mut sum = [0f32; LANES];
         for key in 0..keys {
-            let row = &mut scores[key * stride + start..][..LANES];
+            let row = &mut scores[key * PANEL + start..][..LANES];
             for i in 0..LANES {
                 row[i] = f32::exp_negative((row[i] - max[i]) * scale);
                 sum[i] += row[i];
@@ -460,7 +448,7 @@ pub fn softmax(
             log_sums[start + i] = max[i] * scale + sum[i].ln();
         }
         for key in 0..keys {
-            let row = &mut scores[key * stride + start..][..LANES];
+            let row = &mut scores[key * PANEL + start..][..LANES];
             for i in 0..LANES {
                 row[i] *= norm[i];
             }
@@ -468,18 +456,11 @@ pub fn softmax(
     }
 }
 
-/// The weights again out of scores and the logarithms of their sums.
+/// The weights again out of rows of scores, `stride` apart, and the logarithms of their columns' sums.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn softmax_again(
-    scores: &mut [f32],
-    stride: usize,
-    (keys, columns): (usize, usize),
-    scale: f32,
-    log_sums: &[f32],
-) {
-    for key in 0..keys {
-        let row = &mut scores[key * stride..][..columns];
-        for (score, log_sum) in row.iter_mut().zip(log_sums) {
+pub fn softmax_again(scores: &mut [f32], stride: usize, columns: usize, scale: f32, log_sums: &[f32]) {
+    for row in scores.chunks_exact_mut(stride) {
+        for (score, log_sum) in row[..columns].iter_mut().zip(log_sums) {
             let x = *score * scale - log_sum;
             *score = f32::exp_negative(if x < 0.0 { x } else { 0.0 });
         }
@@ -492,7 +473,7 @@ pub fn softmax_backward(
     weights: &[f32],
     gradient: &mut [f32],
     stride: usize,
-    (keys, columns): (usize, usize),
+    [keys, columns]: [usize; 2],
     scale: f32,
 ) {
     for start in (0..columns).step_by(LANES) {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::{
     count,
     panel::{self, Buffer, Part, Shares, Tokens},
-    setting::{Call, Extra, Kept, Setting},
+    setting::{Call, Kept, Setting},
     tile::{GROUP, Left, Order, PANEL, Right, STRIP, product, wide_product},
 };
 use crate::blocks::BlockRows;
@@ -20,34 +20,27 @@ struct Keys {
 }
 
 impl Keys {
-    fn new(s: &Setting, extra: Extra<'_>) -> Self {
-        let count = extra.share.attended.len() + s.tokens;
+    fn new(Call { s, share, .. }: Call<'_>) -> Self {
+        let count = share.attended.len() + s.tokens;
         let stride = count.next_multiple_of(GROUP) + GROUP;
         let take = || s.pool.take(s.head() * stride);
         Self { k: take(), v: take(), count, stride }
     }
 
-    fn read(
-        &mut self,
-        s: &Setting,
-        (kv, shares): (&[f32], &Shares),
-        extra: Extra<'_>,
-        image: usize,
-        head: usize,
-    ) {
-        let (d, width) = (s.head(), s.width);
-        let injected = extra.share.attended.len();
+    fn read(&mut self, call: Call<'_>, (kv, shares): (&[f32], &Shares), image: usize, head: usize) {
+        let Call { s, share, .. } = call;
+        let (d, width, injected) = (s.head(), s.width, share.attended.len());
         for (part, to) in [&mut self.k, &mut self.v].into_iter().enumerate() {
             let at = part * width + head * d;
-            let row = |row: usize| &extra.data[(image * extra.rows + row) * 2 * width + at..][..d];
-            for (column, index) in extra.share.attended.clone().enumerate() {
+            let row = |row: usize| &call.injected[(image * call.rows + row) * 2 * width + at..][..d];
+            for (column, index) in share.attended.clone().enumerate() {
                 for (channel, value) in row(index).iter().enumerate() {
                     to[channel * self.stride + column] = *value;
                 }
             }
             let tokens = (image * s.tokens, s.tokens);
             panel::gather(shares, kv, 2 * width, at..at + d, tokens, &mut to[injected..], self.stride);
-            if let Some(index) = extra.share.cls {
+            if let Some(index) = share.cls {
                 for (channel, value) in row(index).iter().enumerate() {
                     to[channel * self.stride + injected] += *value;
                 }
@@ -63,23 +56,24 @@ impl Keys {
 /// Attention of the tokens in `part` of those that are read, whose queries are panels `q`; all keys and values are in
 /// `kv`. `log_sums` becomes the logarithm of each sum of exponentials, a row for each head.
 pub fn attend(
-    Call { s, extra, reads, .. }: Call<'_>,
+    call: Call<'_>,
     q: &[f32],
     kv: (&[f32], &Shares),
     part: &Part,
     y: &mut [f32],
     log_sums: &mut [f32],
 ) {
+    let Call { s, reads, .. } = call;
     let (d, first, end, per_image) = (s.head(), part.first, part.first + part.count, reads.count());
     let alone = part.alone();
-    let mut keys = Keys::new(s, extra);
+    let mut keys = Keys::new(call);
     let mut scores = s.pool.take(keys.rows() * PANEL);
     let (mut queries, mut result) = (s.pool.take(d * PANEL), s.pool.take(d * PANEL));
     let mut sums = [0.0; PANEL];
     for image in first / per_image..=(end - 1) / per_image {
         let own = (image * per_image).max(first)..((image + 1) * per_image).min(end);
         for head in 0..s.heads {
-            keys.read(s, kv, extra, image, head);
+            keys.read(call, kv, image, head);
             count::add(2 * own.len() * keys.count * d);
             let mut token = own.start;
             while token < own.end {
@@ -91,7 +85,7 @@ pub fn attend(
                 let right = Right { data: &queries, stride: PANEL };
                 product(s.level, (keys.rows(), run, d), left, right, &mut scores, PANEL, false);
                 let wide = run.next_multiple_of(GROUP);
-                panel::softmax(&mut scores, PANEL, (keys.count, wide), s.scale(), &mut sums);
+                panel::softmax(&mut scores, [keys.count, wide], s.scale(), &mut sums);
                 let left = Left { data: &keys.v, order: Order::Rows, stride: keys.stride };
                 let right = Right { data: &scores, stride: PANEL };
                 product(s.level, (d, run, keys.count), left, right, &mut result, PANEL, false);
@@ -120,14 +114,14 @@ pub struct HeadGradients {
 impl HeadGradients {
     /// `tokens`: whether more than the gradients of injected keys and values is wanted.
     pub fn new(call: Call<'_>, kept: &Kept, d_attended: &[f32], tokens: bool) -> Self {
-        let Call { s, extra, reads, .. } = call;
+        let Call { s, share, reads, .. } = call;
         let (d, queries) = (s.head(), reads.count());
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
-        let injected = extra.share.attended.len();
+        let injected = share.attended.len();
         // A vector added to the CLS token's key and value has the gradient of that column.
-        let tokens = tokens || extra.share.cls.is_some();
+        let tokens = tokens || share.cls.is_some();
         let query_stride = queries.next_multiple_of(GROUP) + GROUP;
-        let key_stride = Keys::new(s, extra).stride;
+        let key_stride = Keys::new(call).stride;
         let many = s.images * s.heads;
         let mut q = s.pool.take(many * d * query_stride);
         let mut k = s.pool.take(many * d * key_stride);
@@ -141,8 +135,8 @@ impl HeadGradients {
             let _span = tracing::trace_span!("attention").entered();
             let (image, head) = (number / s.heads, number % s.heads);
             let own = (image * queries, queries);
-            let mut keys = Keys::new(s, extra);
-            keys.read(s, (&kept.kv, &all), extra, image, head);
+            let mut keys = Keys::new(call);
+            keys.read(call, (&kept.kv, &all), image, head);
             let channels = head * d..(head + 1) * d;
             let mut q = s.pool.take(d * query_stride);
             panel::gather(&read, &kept.q, s.width, channels.clone(), own, &mut q, query_stride);
@@ -160,8 +154,9 @@ impl HeadGradients {
                 let right = Right { data: right, stride: query_stride };
                 wide_product(s.level, (keys.rows(), queries, d), left, right, to, query_stride);
             }
-            let size = (keys.count, queries.next_multiple_of(GROUP));
-            panel::softmax_again(&mut weights, query_stride, size, s.scale(), &sums);
+            let size = [keys.count, queries.next_multiple_of(GROUP)];
+            let scores = &mut weights[..keys.count * query_stride];
+            panel::softmax_again(scores, query_stride, size[1], s.scale(), &sums);
             panel::softmax_backward(&weights, &mut d_scores, query_stride, size, s.scale());
 
             if tokens {
@@ -173,7 +168,7 @@ impl HeadGradients {
             let wanted = if tokens { keys.count } else { injected };
             let mut turned = s.pool.take(queries * key_stride);
             for (from, of, to) in [(&d_scores, &q, dk), (&weights, &g, dv)] {
-                panel::transpose(from, (wanted, queries), query_stride, &mut turned, key_stride);
+                panel::transpose(from, [wanted, queries], query_stride, &mut turned, key_stride);
                 let left = Left { data: of, order: Order::Rows, stride: query_stride };
                 let right = Right { data: &turned, stride: key_stride };
                 wide_product(s.level, (d, wanted, queries), left, right, to, key_stride);
@@ -201,49 +196,40 @@ impl HeadGradients {
         gradient
     }
 
-    /// Writes the gradient of the queries of a set's tokens into panels of `channels` rows, from row `row` on; the
-    /// set is one of the tokens that were read.
-    pub fn queries(
-        &self,
-        s: &Setting,
-        of: &Tokens,
-        part: &Part,
-        to: &mut [f32],
-        channels: usize,
-        row: usize,
-    ) {
-        self.write(s, (&self.q, self.query_stride), of, part, to, (channels, row));
+    /// Writes the gradient of the queries of a set's tokens into panels, `at` being their number of rows and the row where the
+    /// queries begin; the set is one of the tokens that were read.
+    pub fn queries(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
+        write(s, (&self.q, self.query_stride), of, part, to, at);
     }
 
     /// Writes the gradients of keys, then values, of a set of all tokens in the same way.
-    pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], channels: usize, row: usize) {
-        for (from, row) in [(&self.k, row), (&self.v, row + s.width)] {
-            self.write(s, (&from[self.injected..], self.key_stride), of, part, to, (channels, row));
+    pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
+        for (from, row) in [(&self.k, at.1), (&self.v, at.1 + s.width)] {
+            write(s, (&from[self.injected..], self.key_stride), of, part, to, (at.0, row));
         }
     }
+}
 
-    fn write(
-        &self,
-        s: &Setting,
-        (from, stride): (&[f32], usize),
-        of: &Tokens,
-        part: &Part,
-        to: &mut [f32],
-        (channels, row): (usize, usize),
-    ) {
-        let (d, per_image) = (s.head(), of.count());
-        let mut done = 0;
-        while done < part.count {
-            let (image, index) = ((part.first + done) / per_image, (part.first + done) % per_image);
-            let (panel, column) = (done / PANEL, done % PANEL);
-            let run = match of {
-                Tokens::All(_) => (PANEL - column).min(per_image - index).min(part.count - done),
-                Tokens::At(_) => 1,
-            };
-            let start = image * s.heads * d * stride + of.position(index);
-            let to = &mut to[(panel * channels + row) * PANEL..];
-            panel::scatter(&from[start..], stride, s.width, run, to, column);
-            done += run;
-        }
+fn write(
+    s: &Setting,
+    (from, stride): (&[f32], usize),
+    of: &Tokens,
+    part: &Part,
+    to: &mut [f32],
+    (channels, row): (usize, usize),
+) {
+    let (d, per_image) = (s.head(), of.count());
+    let mut done = 0;
+    while done < part.count {
+        let (image, index) = ((part.first + done) / per_image, (part.first + done) % per_image);
+        let (panel, column) = (done / PANEL, done % PANEL);
+        let run = match of {
+            Tokens::All(_) => (PANEL - column).min(per_image - index).min(part.count - done),
+            Tokens::At(_) => 1,
+        };
+        let start = image * s.heads * d * stride + of.position(index);
+        let to = &mut to[(panel * channels + row) * PANEL..];
+        panel::scatter(&from[start..], stride, s.width, run, to, column);
+        done += run;
     }
 }

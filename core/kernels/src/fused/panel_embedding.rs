@@ -1,23 +1,15 @@
 //! Images as panels of tokens before the first block.
 
-use std::sync::Arc;
-
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::{
-    packed_linear::{PackedLinear, Start},
-    panel::{self, Buffer, Pool, Shares},
-    tile::{PANEL, SimdLevel},
+    block_run::Network,
+    packed_linear::Start,
+    panel::{self, Buffer, Shares},
+    tile::PANEL,
 };
 use crate::{blocks::Settings, layers::Stem, storage::on_cpu};
-
-/// The embedding of images.
-pub struct PanelEmbedding {
-    /// Layers; prefix and positions are rows of `D`.
-    pub stem: Stem<PackedLinear, Vec<f32>>,
-    pub settings: Settings,
-}
 
 /// Embedded images on their way into the first block.
 pub struct Embedded {
@@ -32,39 +24,33 @@ pub struct Embedded {
     pub threads: usize,
 }
 
-impl PanelEmbedding {
-    /// Cuts one image `(3, S, S)` into patches: panels of `3 p p` rows.
-    fn cut(&self, pixels: &[f32], size: usize, panels: &mut [f32]) {
-        let p = self.settings.patch_size;
-        let grid = size / p;
-        let inputs = 3 * p * p;
-        for input in 0..inputs {
-            let (channel, y, x) = (input / (p * p), input / p % p, input % p);
-            let (mean, scale) =
-                self.settings.normalize.map_or((0.0, 1.0), |(mean, scale)| (mean[channel], scale[channel]));
-            for patch in 0..grid * grid {
-                let pixel = (channel * size + patch / grid * p + y) * size + patch % grid * p + x;
-                panels[(patch / PANEL * inputs + input) * PANEL + patch % PANEL] =
-                    (pixels[pixel] - mean) * scale;
-            }
+/// Cuts one image `(3, S, S)` into patches: panels of `3 p p` rows.
+fn cut(settings: &Settings, pixels: &[f32], size: usize, panels: &mut [f32]) {
+    let p = settings.patch_size;
+    let grid = size / p;
+    let inputs = 3 * p * p;
+    for input in 0..inputs {
+        let (channel, y, x) = (input / (p * p), input / p % p, input % p);
+        let (mean, scale) =
+            settings.normalize.map_or((0.0, 1.0), |(mean, scale)| (mean[channel], scale[channel]));
+        for patch in 0..grid * grid {
+            let pixel = (channel * size + patch / grid * p + y) * size + patch % grid * p + x;
+            panels[(patch / PANEL * inputs + input) * PANEL + patch % PANEL] = (pixels[pixel] - mean) * scale;
         }
     }
+}
 
+impl Network {
     /// Embeds images `(B, 3, S, S)`, with room for the prompts' tokens `(B, K, D)` at the end.
-    pub fn embed(
-        &self,
-        pixels: &Tensor,
-        prompt_tokens: Option<&Tensor>,
-        level: SimdLevel,
-        pool: &Arc<Pool>,
-    ) -> Result<Embedded> {
+    pub fn embed(&self, pixels: &Tensor, prompt_tokens: Option<&Tensor>) -> Result<Embedded> {
+        let Self { settings, level, pool, .. } = self;
         pool.begin_pass();
         let (images, _, size, _) = pixels.dims4()?;
         let injected = prompt_tokens.map_or(Ok(0), |tokens| tokens.dim(1))?;
         let pixels = pixels.contiguous()?;
         on_cpu!(f32: pixels => pixels);
         let Stem { patch: layer, prefix: prefix_tokens, positions } = &self.stem;
-        let (d, patch_size) = (layer.outputs(), self.settings.patch_size);
+        let (d, patch_size) = (layer.outputs, settings.patch_size);
         let grid = size / patch_size;
         let threads = rayon::current_num_threads();
         let (patches, prefix) = (grid * grid, prefix_tokens.len() / d);
@@ -76,10 +62,9 @@ impl PanelEmbedding {
             |(embedded, pixels)| {
                 let _span = tracing::trace_span!("embedding").entered();
                 let inputs = 3 * patch_size * patch_size;
-                let mut cut = pool.zeros(panel::panels(patches) * inputs * PANEL);
-                self.cut(pixels, size, &mut cut);
-                let bias = Start::Bias;
-                layer.forward(level, 0..d, &cut, patches, bias, embedded, |_, _, _| {});
+                let mut cuts = pool.zeros(panel::panels(patches) * inputs * PANEL);
+                cut(settings, pixels, size, &mut cuts);
+                layer.forward(*level, 0..d, &cuts, patches, Start::Bias, embedded, |_, _, _| {});
             },
         );
         let shares = Shares::new(images * tokens, threads);

@@ -29,24 +29,18 @@ pub struct Setting {
     pub eps: f32,
 }
 
-/// Injected keys and values: rows `(B, R, 2D)`, key and value side by side, and one block's share of them.
-#[derive(Debug, Clone, Copy)]
-pub struct Extra<'a> {
-    /// Rows of all blocks.
-    pub data: &'a [f32],
-    /// `R`.
-    pub rows: usize,
-    /// The block's share.
-    pub share: &'a BlockRows,
-}
-
 /// Input of one block in one pass.
 #[derive(Clone, Copy)]
 pub struct Call<'a> {
     pub s: &'a Setting,
     /// Panels of all tokens.
     pub x: &'a [f32],
-    pub extra: Extra<'a>,
+    /// Injected keys and values of all blocks, `(B, R, 2D)`, key and value side by side.
+    pub injected: &'a [f32],
+    /// `R`.
+    pub rows: usize,
+    /// The block's share of the rows.
+    pub share: &'a BlockRows,
     /// Tokens whose outputs are computed.
     pub reads: &'a Tokens,
 }

@@ -64,17 +64,17 @@ pub enum SimdLevel {
 impl SimdLevel {
     /// The levels that this machine has, the fastest first.
     pub fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut, reason = "nothing to add elsewhere"))]
-        let mut levels = vec![Self::Portable];
+        let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                levels.insert(0, Self::Avx2);
-            }
             if is_x86_feature_detected!("avx512f") {
-                levels.insert(0, Self::Avx512);
+                levels.push(Self::Avx512);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                levels.push(Self::Avx2);
             }
         }
+        levels.push(Self::Portable);
         levels
     }
 
@@ -512,25 +512,15 @@ mod tests {
                 for level in SimdLevel::available() {
                     let mut results = [before.clone(), before.clone()];
                     for (c, add) in results.iter_mut().zip([false, true]) {
-                        let left = Left { data: &a, order, stride };
-                        product(
-                            level,
-                            (rows, columns, depth),
-                            left,
-                            Right { data: &b, stride: 50 },
-                            c,
-                            52,
-                            add,
-                        );
-                        for row in 0..rows {
-                            for column in 0..columns {
-                                let start = if add { before[row * 52 + column] as f64 } else { 0.0 };
-                                let exact = (0..depth)
-                                    .map(|k| a[at(row, k)] as f64 * b[k * 50 + column] as f64)
-                                    .fold(start, |sum, term| sum + term);
-                                let found = c[row * 52 + column] as f64;
-                                assert!((found - exact).abs() < 1e-4, "{level:?} {order:?} {found} {exact}");
-                            }
+                        let (left, right) =
+                            (Left { data: &a, order, stride }, Right { data: &b, stride: 50 });
+                        product(level, (rows, columns, depth), left, right, c, 52, add);
+                        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |c| (row, c))) {
+                            let start = if add { before[row * 52 + column] as f64 } else { 0.0 };
+                            let terms = (0..depth).map(|k| a[at(row, k)] as f64 * b[k * 50 + column] as f64);
+                            let exact = terms.fold(start, |sum, term| sum + term);
+                            let found = c[row * 52 + column] as f64;
+                            assert!((found - exact).abs() < 1e-4, "{level:?} {order:?} {found} {exact}");
                         }
                         // Nothing is written beyond the last group of columns.
                         let beyond = columns.div_ceil(GROUP) * GROUP;

@@ -19,20 +19,17 @@ pub struct Sources<'a> {
 
 /// The row that a key or value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// A row of [`Sources::own`].
-    Own(usize),
-    /// A row of [`Sources::shared`].
-    Shared(usize),
+pub struct Source {
+    /// Whether it is a row of [`Sources::shared`]; else it is one of [`Sources::own`].
+    pub shared: bool,
+    /// Number of the row.
+    pub row: usize,
 }
 
 impl Source {
     /// The row that follows `rows` later.
     pub fn plus(self, rows: usize) -> Self {
-        match self {
-            Self::Own(row) => Self::Own(row + rows),
-            Self::Shared(row) => Self::Shared(row + rows),
-        }
+        Self { row: self.row + rows, ..self }
     }
 }
 
@@ -55,10 +52,7 @@ pub fn gather_rows(
     let rows = |dims: Option<(usize, usize, usize)>| dims.map_or(0, |(_, rows, _)| rows);
     let (own_rows, shared_rows) = (rows(own_dims), rows(shared_dims));
     let width = own_dims.or(shared_dims).map_or(0, |(_, _, width)| width);
-    let number = |source: &Source| match *source {
-        Source::Own(row) => row,
-        Source::Shared(row) => own_rows + row,
-    };
+    let number = |source: &Source| if source.shared { own_rows + source.row } else { source.row };
     let places: Vec<usize> = places.iter().flatten().map(number).collect();
     let fits = own_dims.is_none_or(|dims| dims == (batch, own_rows, width))
         && shared_dims.is_none_or(|dims| dims == (1, shared_rows, width))

@@ -2,7 +2,6 @@
 //! composed of candle's own.
 
 mod attention;
-pub mod attention_sizes;
 pub mod composed;
 mod embedding;
 mod flat;
@@ -12,6 +11,8 @@ mod layer_norm;
 mod linear;
 mod rows;
 
+#[cfg(feature = "cuda")]
+pub use attention::Sizes;
 pub use attention::{Attended, attend, attend_backward, attention};
 pub use embedding::{assemble_tokens, patchify};
 pub use flat::{flat, set_from_flat};

@@ -36,9 +36,6 @@ pub struct TapedBlocks {
 
 impl TapedBlocks {
     /// Converts the layers to `dtype`, except layer norms, which compute in float32 whatever their input is.
-    ///
-    /// # Errors
-    /// A block that is an error, or errors of the device.
     pub fn new<E: From<candle_core::Error>>(
         stem: &Stem,
         blocks: impl IntoIterator<Item = std::result::Result<Block, E>>,

@@ -14,23 +14,21 @@ use crate::{
     error::{Error, Result},
     rng::Rng,
     traits::Normalization,
-    vit::weights::{config_file::CheckpointConfig, names::block_number},
+    vit::weights::{
+        config_file::CheckpointConfig,
+        names::{Named, block_number},
+    },
 };
 
 /// The tensors of a checkpoint, with what the files beside it say.
 pub struct VitWeights {
     source: String,
     /// Tensors by timm's names.
-    tensors: HashMap<String, Tensor>,
-    /// Names of the tensors in the file.
-    called: HashMap<String, String>,
+    tensors: HashMap<String, Named>,
     config: CheckpointConfig,
     /// Eps of the layer norms.
     eps: f64,
 }
-
-/// Eps of the layer norms in timm's networks.
-const EPS: f64 = 1e-6;
 
 /// Sizes that follow from the tensors' shapes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +71,7 @@ impl VitWeights {
         let mut tensors = HashMap::new();
         let mut add = |name: String, shape: &[usize], mean: f64, std: f32| -> Result<()> {
             let value = rng.derive(&name).normal(shape, std, &Device::Cpu)?;
-            tensors.insert(name, (value + mean)?);
+            tensors.insert(name.clone(), Named { tensor: (value + mean)?, called: name });
             Ok(())
         };
         let of_inputs = |inputs: usize| 1.0 / (inputs as f32).sqrt();
@@ -99,8 +97,7 @@ impl VitWeights {
                 add(format!("{name}.bias"), &[outputs], 0.0, 0.2)?;
             }
         }
-        let (called, config) = (HashMap::new(), CheckpointConfig::default());
-        Ok(Self { source: name.into(), tensors, called, config, eps: EPS })
+        Ok(Self { source: name.into(), tensors, config: CheckpointConfig::default(), eps: names::TIMM.eps })
     }
 
     /// Reads a safetensors file or a PyTorch state dict and, if there is one, the `config.json` of either library.
@@ -117,10 +114,10 @@ impl VitWeights {
     /// The same from memory; `source` names it in messages.
     pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let wrong = |reason: String| Error::Weights { file: source.clone(), reason: bounded(reason) };
-        let named = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
+        let (tensors, eps) = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
         let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
-        let eps = config.eps.unwrap_or(named.eps);
-        Ok(Self { source, tensors: named.tensors, called: named.called, config, eps })
+        let eps = config.eps.unwrap_or(eps);
+        Ok(Self { source, tensors, config, eps })
     }
 
     /// Takes the normalisation from transformers' `preprocessor_config.json`, unless `config.json` had one.
@@ -144,58 +141,51 @@ impl VitWeights {
         Error::Weights { file: self.source.clone(), reason: reason.into() }
     }
 
-    fn find(&self, name: &str) -> Result<&Tensor> {
+    fn find(&self, name: &str) -> Result<&Named> {
         self.tensors.get(name).ok_or_else(|| self.wrong(format!("no tensor `{name}`")))
     }
 
-    /// Name in the file of the tensor `name`.
-    fn called<'n>(&'n self, name: &'n str) -> &'n str {
-        self.called.get(name).map_or(name, String::as_str)
+    fn misshapen(&self, Named { tensor, called }: &Named, expected: &str) -> Error {
+        self.wrong(format!("`{called}` has shape {:?}, expected {expected}", tensor.dims()))
     }
 
     /// The tensor `name` in float32, which must have the shape `expected`.
     fn tensor(&self, name: &str, expected: &[usize], device: &Device) -> Result<Tensor> {
-        let tensor = self.find(name)?;
+        let named @ Named { tensor, .. } = self.find(name)?;
         if tensor.dims() != expected {
-            return Err(self.wrong(format!(
-                "`{}` has shape {:?}, expected {expected:?} for this network's width",
-                self.called(name),
-                tensor.dims()
-            )));
+            return Err(self.misshapen(named, &format!("{expected:?} for this network's width")));
         }
         Ok(tensor.to_dtype(DType::F32)?.to_device(device)?.contiguous()?)
     }
 
     /// Sizes that the shapes show.
     pub fn geometry(&self) -> Result<Geometry> {
-        let misshapen = |name: &str, dims: &[usize], expected: &str| {
-            self.wrong(format!("`{}` has shape {dims:?}, expected {expected}", self.called(name)))
-        };
-        const PATCH: &str = "patch_embed.proj.weight";
-        let (width, patch_size) = match *self.find(PATCH)?.dims() {
+        let patch = self.find("patch_embed.proj.weight")?;
+        let (width, patch_size) = match *patch.tensor.dims() {
             [width, 3, side, other] if width > 0 && side == other && side > 0 => (width, side),
-            ref dims => return Err(misshapen(PATCH, dims, "(D, 3, p, p)")),
+            _ => return Err(self.misshapen(patch, "(D, 3, p, p)")),
         };
         let depth =
             self.tensors.keys().filter_map(|name| block_number(name)).max().map_or(0, |last| last + 1);
-        let rows_of = |name: &str| match self.find(name)?.dims() {
-            &[1, rows, _] => Ok(rows),
-            dims => Err(misshapen(name, dims, "(1, rows, D)")),
+        let rows_of = |named: &Named| match *named.tensor.dims() {
+            [1, rows, _] => Ok(rows),
+            _ => Err(self.misshapen(named, "(1, rows, D)")),
         };
-        const HIDDEN: &str = "blocks.0.mlp.fc1.weight";
-        let hidden = match self.find(HIDDEN)?.dims() {
-            &[hidden, _] if hidden > 0 => hidden,
-            dims => return Err(misshapen(HIDDEN, dims, "(hidden, D)")),
+        let fc1 = self.find("blocks.0.mlp.fc1.weight")?;
+        let hidden = match *fc1.tensor.dims() {
+            [hidden, _] if hidden > 0 => hidden,
+            _ => return Err(self.misshapen(fc1, "(hidden, D)")),
         };
-        let registers = if self.tensors.contains_key("reg_token") { rows_of("reg_token")? } else { 0 };
-        let rows = rows_of("pos_embed")?;
+        let registers = self.tensors.get("reg_token").map_or(Ok(0), rows_of)?;
+        let positions = self.find("pos_embed")?;
+        let rows = rows_of(positions)?;
         let square = |n: usize| (n.isqrt() * n.isqrt() == n).then(|| n.isqrt());
         // timm leaves the CLS token's position out of some checkpoints with registers, and keeps all in others.
         let layout = [1, 1 + registers, 0]
             .into_iter()
             .find_map(|prefix| rows.checked_sub(prefix).and_then(square).map(|grid| (prefix, grid)));
         let Some((prefix_positions, grid)) = layout.filter(|&(_, grid)| grid > 0) else {
-            let name = self.called("pos_embed");
+            let name = &positions.called;
             return Err(self.wrong(format!("`{name}` has {rows} rows, which are no square of patches")));
         };
         Ok(Geometry { width, hidden, depth, patch_size, registers, prefix_positions, grid })
@@ -206,11 +196,10 @@ impl VitWeights {
         match wanted {
             None => Ok(geometry.depth),
             Some(depth) if (1..=geometry.depth).contains(&depth) => Ok(depth),
-            Some(depth) => Err(Error::setting(
-                "depth",
-                depth,
-                format!("expected 1 to {}, the blocks in {}", geometry.depth, self.source),
-            )),
+            Some(depth) => {
+                let expected = format!("expected 1 to {}, the blocks in {}", geometry.depth, self.source);
+                Err(Error::setting("depth", depth, expected))
+            }
         }
     }
 
@@ -222,9 +211,10 @@ impl VitWeights {
             Some(heads) => {
                 Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
             }
-            None => Err(self.wrong(format!(
-                "the width {width} does not tell the number of attention heads; set `heads`"
-            ))),
+            None => {
+                let untold = format!("the width {width} does not tell the number of attention heads");
+                Err(self.wrong(format!("{untold}; set `heads`")))
+            }
         }
     }
 
@@ -233,14 +223,10 @@ impl VitWeights {
         let patch = geometry.patch_size;
         if image_size == 0 || !image_size.is_multiple_of(patch) {
             let down = (image_size / patch).max(1) * patch;
-            return Err(Error::setting(
-                "image_size",
-                image_size,
-                format!(
-                    "expected a multiple of the patch size {patch} of {}, for instance {down}",
-                    self.source
-                ),
-            ));
+            let of = &self.source;
+            let expected =
+                format!("expected a multiple of the patch size {patch} of {of}, for instance {down}");
+            return Err(Error::setting("image_size", image_size, expected));
         }
         Ok(image_size / patch)
     }
@@ -272,10 +258,10 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
 
 /// The tensors of a file, whichever of the two formats it has.
 fn tensors(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
-    if pytorch::is_archive(bytes) {
+    if bytes.starts_with(pytorch::ARCHIVE) {
         return pytorch::read(bytes);
     }
-    if pytorch::is_legacy(bytes) {
+    if bytes.starts_with(pytorch::LEGACY) {
         return Err(
             "in the format of PyTorch before 1.6; load it and `torch.save` it with a later one".into()
         );

@@ -15,23 +15,27 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::Tensor;
 
 /// How checkpoints of one family call what timm calls otherwise. A module has a weight and a bias.
-struct Naming {
+pub(super) struct Naming {
     name: &'static str,
     /// Eps of the layer norms where no `config.json` tells it.
-    eps: f64,
+    pub(super) eps: f64,
     modules: &'static [(&'static str, &'static str)],
     /// The first two, CLS and position embeddings, are in every file; the others make register tokens.
     tensors: &'static [(&'static str, &'static str)],
     /// What stands before a block's number.
     blocks: &'static str,
-    block_modules: &'static [(&'static str, &'static str)],
+    /// Layer norms of a block, before attention and before the MLP.
+    norms: [&'static str; 2],
+    attention: &'static [(&'static str, &'static str)],
+    /// Layers of a block's MLP.
+    mlp: [&'static str; 2],
     /// LayerScale: all blocks have it, or none.
     block_tensors: &'static [(&'static str, &'static str)],
     /// Beginnings of names that have no part in the tokens: heads, decoders, what training needs.
     unused: &'static [&'static str],
 }
 
-const TIMM: Naming = Naming {
+pub(super) const TIMM: Naming = Naming {
     name: "timm's names",
     eps: 1e-6,
     modules: &[("patch_embed.proj", "patch_embed.proj"), ("norm", "norm")],
@@ -44,14 +48,9 @@ const TIMM: Naming = Naming {
         ("dist_token", "reg_token"),
     ],
     blocks: "blocks.",
-    block_modules: &[
-        ("norm1", "norm1"),
-        ("attn.qkv", "attn.qkv"),
-        ("attn.proj", "attn.proj"),
-        ("norm2", "norm2"),
-        ("mlp.fc1", "mlp.fc1"),
-        ("mlp.fc2", "mlp.fc2"),
-    ],
+    norms: ["norm1", "norm2"],
+    attention: &[("attn.qkv", "attn.qkv"), ("attn.proj", "attn.proj")],
+    mlp: ["mlp.fc1", "mlp.fc2"],
     block_tensors: &[("ls1.gamma", "ls1.gamma"), ("ls2.gamma", "ls2.gamma")],
     unused: &["head.", "head_dist.", "fc_norm.", "pre_logits.", "mask_token", "decoder"],
 };
@@ -68,16 +67,14 @@ const TRANSFORMERS_VIT: Naming = Naming {
         ("embeddings.distillation_token", "reg_token"),
     ],
     blocks: "encoder.layer.",
-    block_modules: &[
-        ("layernorm_before", "norm1"),
+    norms: ["layernorm_before", "layernorm_after"],
+    attention: &[
         ("attention.attention.query", "attn.q"),
         ("attention.attention.key", "attn.k"),
         ("attention.attention.value", "attn.v"),
         ("attention.output.dense", "attn.proj"),
-        ("layernorm_after", "norm2"),
-        ("intermediate.dense", "mlp.fc1"),
-        ("output.dense", "mlp.fc2"),
     ],
+    mlp: ["intermediate.dense", "output.dense"],
     block_tensors: &[],
     unused: &[
         "pooler.",
@@ -92,16 +89,13 @@ const TRANSFORMERS_VIT: Naming = Naming {
 /// As `state_dict()` has it since version 5.
 const TRANSFORMERS_5_VIT: Naming = Naming {
     blocks: "layers.",
-    block_modules: &[
-        ("layernorm_before", "norm1"),
+    attention: &[
         ("attention.q_proj", "attn.q"),
         ("attention.k_proj", "attn.k"),
         ("attention.v_proj", "attn.v"),
         ("attention.o_proj", "attn.proj"),
-        ("layernorm_after", "norm2"),
-        ("mlp.fc1", "mlp.fc1"),
-        ("mlp.fc2", "mlp.fc2"),
     ],
+    mlp: TIMM.mlp,
     ..TRANSFORMERS_VIT
 };
 
@@ -109,36 +103,17 @@ const TRANSFORMERS_5_VIT: Naming = Naming {
 const TRANSFORMERS_DINOV2: Naming = Naming {
     name: "the names of transformers' DINOv2",
     eps: 1e-6,
-    block_modules: &[
-        ("norm1", "norm1"),
-        ("attention.attention.query", "attn.q"),
-        ("attention.attention.key", "attn.k"),
-        ("attention.attention.value", "attn.v"),
-        ("attention.output.dense", "attn.proj"),
-        ("norm2", "norm2"),
-        ("mlp.fc1", "mlp.fc1"),
-        ("mlp.fc2", "mlp.fc2"),
-    ],
+    norms: TIMM.norms,
+    mlp: TIMM.mlp,
     block_tensors: &[("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma")],
     ..TRANSFORMERS_VIT
 };
 
 /// As `state_dict()` has it since version 5.
-const TRANSFORMERS_5_DINOV2: Naming = Naming {
-    block_modules: &[
-        ("norm1", "norm1"),
-        ("attention.q_proj", "attn.q"),
-        ("attention.k_proj", "attn.k"),
-        ("attention.v_proj", "attn.v"),
-        ("attention.o_proj", "attn.proj"),
-        ("norm2", "norm2"),
-        ("mlp.fc1", "mlp.fc1"),
-        ("mlp.fc2", "mlp.fc2"),
-    ],
-    ..TRANSFORMERS_DINOV2
-};
+const TRANSFORMERS_5_DINOV2: Naming =
+    Naming { attention: TRANSFORMERS_5_VIT.attention, ..TRANSFORMERS_DINOV2 };
 
-const NAMINGS: [Naming; 5] =
+static NAMINGS: [Naming; 5] =
     [TIMM, TRANSFORMERS_VIT, TRANSFORMERS_5_VIT, TRANSFORMERS_DINOV2, TRANSFORMERS_5_DINOV2];
 
 /// Ends of names that give away a network which computes something else, and what that is.
@@ -159,51 +134,55 @@ const FOREIGN: [(&str, &str); 11] = [
 /// Blocks have numbers below this; deeper ViTs are not known.
 const MOST_BLOCKS: usize = 1000;
 
-/// A checkpoint's tensors under timm's names.
+/// A tensor of a checkpoint.
 pub(super) struct Named {
-    pub(super) tensors: HashMap<String, Tensor>,
-    /// What the file calls them.
-    pub(super) called: HashMap<String, String>,
-    /// Eps of the layer norms where no configuration tells it.
-    pub(super) eps: f64,
+    pub(super) tensor: Tensor,
+    /// Its name in the file.
+    pub(super) called: String,
 }
 
-/// Recognises the naming and renames; what the message says on failure begins after the file's name.
-pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<Named, String> {
+/// Recognises the naming: the tensors by timm's names, and the eps of the layer norms where no configuration tells it. What the
+/// message says on failure begins after the file's name.
+pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<(HashMap<String, Named>, f64), String> {
     for (end, what) in FOREIGN {
         if let Some(name) = tensors.keys().filter(|name| before(name, end).is_some()).min() {
             return Err(format!("`{name}` is of {what}, which a plain ViT does not have"));
         }
     }
     let (naming, prefix) = recognise(tensors.keys().map(String::as_str))?;
-    let mut renamed = HashMap::new();
-    let mut called: HashMap<String, String> = HashMap::new();
+    let mut renamed: HashMap<String, Named> = HashMap::new();
     let mut surplus = Vec::new();
     for (full, tensor) in tensors {
         let Some(name) = full.strip_prefix(prefix.as_str()) else { continue };
         match naming.timm(name) {
             Some(("", timm)) => {
-                if let Some(first) = called.get(&timm) {
+                if let Some(Named { called: first, .. }) = renamed.get(&timm) {
                     let [first, second] = if *first < full { [first, &full] } else { [&full, first] };
                     return Err(format!("`{first}` and `{second}` are two tensors for one place"));
                 }
-                renamed.insert(timm.clone(), tensor);
-                called.insert(timm, full);
+                renamed.insert(timm, Named { tensor, called: full });
             }
             _ if naming.unused.iter().any(|unused| name.starts_with(unused)) => {}
             _ => surplus.push(full),
         }
     }
     surplus.sort();
-    let missing: Vec<String> = naming.missing(&called).into_iter().map(|n| format!("{prefix}{n}")).collect();
+    let missing: Vec<String> = naming.missing(&renamed).into_iter().map(|n| format!("{prefix}{n}")).collect();
     if let Some(complaint) = complaint(&missing, &surplus) {
         return Err(format!("{complaint} (read by {})", naming.name));
     }
-    fuse(&mut renamed, &mut called)?;
-    Ok(Named { tensors: renamed, called, eps: naming.eps })
+    fuse(&mut renamed)?;
+    Ok((renamed, naming.eps))
 }
 
 impl Naming {
+    /// Modules of a block in their order, by this naming and by timm's.
+    fn block_modules(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let ([norm1, norm2], [fc1, fc2]) = (self.norms, self.mlp);
+        let attention = [(norm1, "norm1")].into_iter().chain(self.attention.iter().copied());
+        attention.chain([(norm2, "norm2"), (fc1, "mlp.fc1"), (fc2, "mlp.fc2")])
+    }
+
     /// Splits a name into a prefix and what timm calls the rest, if this naming knows the rest.
     fn timm<'n>(&self, name: &'n str) -> Option<(&'n str, String)> {
         let in_block = name.match_indices(self.blocks).find_map(|(at, marker)| {
@@ -212,37 +191,35 @@ impl Naming {
             // A number written otherwise (`07`, `+7`) would be a second name for one place.
             let number =
                 number.parse().ok().filter(|n: &usize| *n < MOST_BLOCKS && n.to_string() == number)?;
-            let (rest, part) = renamed(part, self.block_modules, self.block_tensors)?;
+            let (rest, part) = renamed(part, self.block_modules(), self.block_tensors)?;
             rest.is_empty().then(|| (prefix, format!("blocks.{number}.{part}")))
         });
-        in_block.or_else(|| renamed(name, self.modules, self.tensors))
+        in_block.or_else(|| renamed(name, self.modules.iter().copied(), self.tensors))
     }
 
     /// What a file of this naming with the tensors `found`, by timm's names, does not have, by this naming.
-    fn missing(&self, found: &HashMap<String, String>) -> Vec<String> {
-        let mut missing = Vec::new();
-        let mut need = |place: &str, theirs: &str, timm: &str| {
-            let lacks = |leaf: &&str| !found.contains_key(&format!("{place}{timm}{leaf}"));
-            let stem = place.replacen("blocks.", self.blocks, 1);
-            missing.extend(
-                [".weight", ".bias"].iter().filter(|l| lacks(l)).map(|l| format!("{stem}{theirs}{l}")),
-            );
-        };
-        self.modules.iter().for_each(|(theirs, timm)| need("", theirs, timm));
-        let numbers = || found.keys().filter_map(|name| block_number(name));
-        let depth = numbers().max().map_or(1, |last| last + 1);
-        for place in (0..depth).map(|block| format!("blocks.{block}.")) {
-            self.block_modules.iter().for_each(|(theirs, timm)| need(&place, theirs, timm));
-        }
+    fn missing(&self, found: &HashMap<String, Named>) -> Vec<String> {
+        let depth = found.keys().filter_map(|name| block_number(name)).max().map_or(1, |last| last + 1);
         let scaled = self.block_tensors.iter().any(|(_, timm)| found.keys().any(|name| name.ends_with(timm)));
-        for block in (0..depth).filter(|_| scaled) {
-            let lacks = |timm: &str| !found.contains_key(&format!("blocks.{block}.{timm}"));
-            let scales = self.block_tensors.iter().filter(|(_, timm)| lacks(timm));
-            missing.extend(scales.map(|(theirs, _)| format!("{}{block}.{theirs}", self.blocks)));
+        let mut needed: Vec<(String, String)> = Vec::new();
+        let mut module = |theirs: String, timm: String| {
+            needed.extend([".weight", ".bias"].map(|leaf| (theirs.clone() + leaf, timm.clone() + leaf)));
+        };
+        self.modules.iter().for_each(|(theirs, timm)| module(theirs.to_string(), timm.to_string()));
+        let place = |block: usize, (theirs, timm): (&str, &str)| {
+            (format!("{}{block}.{theirs}", self.blocks), format!("blocks.{block}.{timm}"))
+        };
+        for block in 0..depth {
+            self.block_modules()
+                .map(|names| place(block, names))
+                .for_each(|(theirs, timm)| module(theirs, timm));
         }
-        let tokens = self.tensors.iter().take(2).filter(|(_, timm)| !found.contains_key(*timm));
-        missing.extend(tokens.map(|(theirs, _)| theirs.to_string()));
-        missing
+        for block in (0..depth).filter(|_| scaled) {
+            needed.extend(self.block_tensors.iter().map(|&names| place(block, names)));
+        }
+        needed
+            .extend(self.tensors.iter().take(2).map(|(theirs, timm)| (theirs.to_string(), timm.to_string())));
+        needed.into_iter().filter(|(_, timm)| !found.contains_key(timm)).map(|(theirs, _)| theirs).collect()
     }
 }
 
@@ -276,20 +253,20 @@ fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Result<(&'static Namin
     if let Some((other, _)) = best.find(|&(other, _)| other != prefix) {
         return Err(format!("holds two networks, `{prefix}` and `{other}`; save one of them by itself"));
     }
-    NAMINGS.get(index).map(|naming| (naming, prefix.to_string())).ok_or_else(String::new)
+    Ok((&NAMINGS[index], prefix.to_string()))
 }
 
 /// Splits off the end of `name` that is in one of the tables, and says what timm calls it.
 fn renamed<'n>(
     name: &'n str,
-    modules: &[(&str, &str)],
+    mut modules: impl Iterator<Item = (&'static str, &'static str)>,
     tensors: &[(&str, &str)],
 ) -> Option<(&'n str, String)> {
     if let Some(found) = tensors.iter().find_map(|(end, timm)| Some((before(name, end)?, timm.to_string()))) {
         return Some(found);
     }
     let (module, leaf) = name.rsplit_once('.').filter(|(_, leaf)| ["weight", "bias"].contains(leaf))?;
-    modules.iter().find_map(|(end, timm)| Some((before(module, end)?, format!("{timm}.{leaf}"))))
+    modules.find_map(|(end, timm)| Some((before(module, end)?, format!("{timm}.{leaf}"))))
 }
 
 /// What stands before `end`, if that is nothing or whole parts of a dotted name.
@@ -302,25 +279,19 @@ fn whole(prefix: &str) -> Option<&str> {
 }
 
 /// Joins separate queries, keys and values, one below the other.
-fn fuse(tensors: &mut HashMap<String, Tensor>, called: &mut HashMap<String, String>) -> Result<(), String> {
+fn fuse(tensors: &mut HashMap<String, Named>) -> Result<(), String> {
     let queries: Vec<String> = tensors.keys().filter(|name| name.contains(".attn.q.")).cloned().collect();
     for query in queries {
         let name = |part: &str| query.replacen(".attn.q.", &format!(".attn.{part}."), 1);
-        let mut parts = Vec::new();
-        let mut theirs = String::new();
-        for part in ["q", "k", "v"] {
-            let called = called.remove(&name(part)).unwrap_or_default();
-            let tensor = tensors.remove(&name(part)).ok_or_else(|| format!("no tensor `{called}`"))?;
-            parts.push(tensor);
-            theirs = if theirs.is_empty() { called } else { format!("{theirs}`, `{called}") };
-        }
-        let shapes: Vec<_> = parts.iter().map(Tensor::dims).collect();
+        let parts = ["q", "k", "v"].into_iter().filter_map(|part| tensors.remove(&name(part)));
+        let (parts, called): (Vec<Tensor>, Vec<String>) =
+            parts.map(|part| (part.tensor, part.called)).unzip();
+        let (called, shapes) = (called.join("`, `"), parts.iter().map(Tensor::dims).collect::<Vec<_>>());
         let alike = shapes.windows(2).all(|pair| pair.first() == pair.last());
         let fused = Tensor::cat(&parts, 0).ok().filter(|_| alike);
-        let fused =
-            fused.ok_or_else(|| format!("`{theirs}` have the shapes {shapes:?}, expected three alike"))?;
-        tensors.insert(name("qkv"), fused);
-        called.insert(name("qkv"), theirs);
+        let tensor =
+            fused.ok_or_else(|| format!("`{called}` have the shapes {shapes:?}, expected three alike"))?;
+        tensors.insert(name("qkv"), Named { tensor, called });
     }
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! Position embeddings for another image size, as timm makes them: bicubic with antialiasing (kernel a = -1/2), the
 //! same that PyTorch and Pillow use.
 
+use crate::transform::Interpolation;
+
 /// Resamples `from`×`from` vectors of `width` numbers to `to`×`to`, both axes, in float64.
 pub fn resample(values: &[f32], from: usize, to: usize, width: usize) -> Vec<f32> {
     let weights = axis_weights(from, to);
@@ -37,25 +39,12 @@ fn axis_weights(from: usize, to: usize) -> Vec<Vec<(usize, f64)>> {
             let centre = (target as f64 + 0.5) * ratio;
             let first = (centre - support + 0.5).floor().max(0.0) as usize;
             let end = ((centre + support + 0.5).floor() as usize).min(from);
-            let taps: Vec<_> =
-                (first..end).map(|s| (s, cubic((s as f64 + 0.5 - centre) / stretch))).collect();
+            let weight = |s: usize| Interpolation::Bicubic.weight((s as f64 + 0.5 - centre) / stretch);
+            let taps: Vec<_> = (first..end).map(|s| (s, weight(s))).collect();
             let total: f64 = taps.iter().map(|(_, weight)| weight).sum();
             taps.into_iter().map(|(s, weight)| (s, weight / total)).collect()
         })
         .collect()
-}
-
-/// Keys' cubic kernel with a = -1/2.
-fn cubic(x: f64) -> f64 {
-    const A: f64 = -0.5;
-    let x = x.abs();
-    if x < 1.0 {
-        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-    } else if x < 2.0 {
-        (((x - 5.0) * x + 8.0) * x - 4.0) * A
-    } else {
-        0.0
-    }
 }
 
 #[cfg(test)]

@@ -30,15 +30,9 @@ const MOST_SHARING: usize = 4;
 const MOST_AXES: usize = 16;
 const MOST_KEY: usize = 64;
 
-/// Whether a file begins like `torch.save`'s of today.
-pub(super) fn is_archive(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"PK\x03\x04")
-}
-
-/// Whether a file begins like those that `torch.save` wrote before version 1.6.
-pub(super) fn is_legacy(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x80\x02\x8a\x0a")
-}
+/// Beginning of the files of `torch.save`, of today and before version 1.6.
+pub(super) const ARCHIVE: &[u8] = b"PK\x03\x04";
+pub(super) const LEGACY: &[u8] = b"\x80\x02\x8a\x0a";
 
 /// All tensors of a state dict, at the top or under one of [`NESTED`]; the message begins after the file's name.
 pub(super) fn read(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
@@ -201,31 +195,25 @@ impl View {
 
     /// The tensor, copied out of its storage; `None` if it reaches beyond.
     fn tensor(&self, storage: &[u8]) -> Option<Tensor> {
-        let size = self.dtype.size_in_bytes();
-        let count = self.bytes()? / size;
         let mut packed = Vec::with_capacity(self.bytes()?);
-        let mut index = vec![0; self.shape.len()];
-        // Rows of the last axis are copied whole where they lie side by side, as they nearly always do.
-        let row = match (self.shape.last(), self.strides.last()) {
-            (Some(&length), Some(1)) => length.max(1),
-            _ => 1,
-        };
-        for _ in 0..count / row {
-            let place =
-                index.iter().zip(&self.strides).try_fold(self.offset, |at, (i, stride): (&usize, _)| {
-                    at.checked_add(i.checked_mul(*stride)?)
-                })?;
-            let start = place.checked_mul(size)?;
-            packed.extend_from_slice(storage.get(start..start.checked_add(row * size)?)?);
-            let outer = if row > 1 { self.shape.len() - 1 } else { self.shape.len() };
-            for axis in (0..outer).rev() {
-                index[axis] += 1;
-                if index[axis] < self.shape[axis] {
-                    break;
-                }
-                index[axis] = 0;
-            }
-        }
+        self.copy(storage, 0, self.offset, &mut packed)?;
         Tensor::from_raw_buffer(&packed, self.dtype, &self.shape, &Device::Cpu).ok()
+    }
+
+    /// Copies the elements along all axes from `axis` on, the first of which is element `place` of the storage.
+    fn copy(&self, storage: &[u8], axis: usize, place: usize, packed: &mut Vec<u8>) -> Option<()> {
+        // Rows of the last axis are copied whole where they lie side by side, as they nearly always do.
+        let together = match self.shape[axis..] {
+            [] => 1,
+            [row] if self.strides[axis] == 1 => row,
+            [count, ..] => {
+                let place = |i: usize| place.checked_add(i.checked_mul(self.strides[axis])?);
+                return (0..count).try_for_each(|i| self.copy(storage, axis + 1, place(i)?, packed));
+            }
+        };
+        let size = self.dtype.size_in_bytes();
+        let start = place.checked_mul(size)?;
+        packed.extend_from_slice(storage.get(start..start.checked_add(together * size)?)?);
+        Some(())
     }
 }
