@@ -84,7 +84,8 @@ fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value,
     })
 }
 
-/// Sizes of one call on the CPU or the GPU: images `batch`, `tokens` and injected rows `extra` of each, `width`, `heads` and the width `head` of one.
+/// Sizes of one call, on the CPU or the GPU: images `batch`, `tokens` and injected rows `extra` of each, `width`, `heads` and
+/// the width `head` of one.
 #[derive(Clone, Copy)]
 pub struct Sizes {
     pub batch: usize,
