@@ -44,7 +44,7 @@ def expected(run, role):
         epoch = json.loads(line)
         if epoch["role"] != role:
             continue
-        step = epoch["task"] * epoch["epochs"] + epoch["epoch"] + 1
+        step = (epoch["task"] - 1) * epoch["epochs"] + epoch["epoch"]
         for name, value in epoch["losses"].items():
             points["loss/" + ("total" if name == "loss" else name), step] = value
         points["training/accuracy", step] = epoch["accuracy"]

@@ -3,14 +3,14 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::{
     bench::profile::Profile,
     commands::{
-        bench, check, compare, data, describe, dist, eval, explain, export, list, plugin, predict, report,
-        resume, run, sweep,
+        bench, check, compare, completions, configs, data, describe, dist, eval, explain, export, list,
+        plugin, predict, report, resume, run, schema, sweep,
     },
-    config_args::ConfigArgs,
     failure::Failure,
     logging::Log,
 };
@@ -68,15 +68,26 @@ pub enum Command {
     /// Go on with a run that was stopped
     Resume(resume::ResumeArgs),
     /// List the registered backbones, learners, distillers and streams
-    List,
+    List {
+        /// JSON instead of a table
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what a plugin is, its settings and its citation
     Describe {
         /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`, `record`, or `metrics` (a
         /// line of metrics.jsonl)
         name: String,
+        /// JSON instead of text: a plugin's defaults and JSON Schema
+        #[arg(long)]
+        json: bool,
     },
     /// Show every value of a configuration and where it was set
-    Explain(ConfigArgs),
+    Explain(explain::ExplainArgs),
+    /// Print a JSON Schema of configurations, for editors that complete and check TOML
+    Schema,
+    /// Write the configuration files that ship with the program into a folder
+    Configs(configs::ConfigsArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
     /// Put a trained network into a folder of its own, which needs neither the run nor its data
@@ -101,6 +112,16 @@ pub enum Command {
     Plugin(plugin::PluginCommand),
     /// Put a program that loads plugins, and what building them needs, into one folder
     Dist(dist::DistArgs),
+    /// Print a script that completes commands and options in a shell
+    Completions {
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write manual pages into a folder
+    Man {
+        /// Folder for the pages, for instance ~/.local/share/man/man1
+        dir: PathBuf,
+    },
 }
 
 impl Command {
@@ -117,9 +138,11 @@ impl Command {
         match self {
             Self::Run(args) => run::run(&args, log),
             Self::Resume(args) => resume::resume(&args, log),
-            Self::List => list::list(),
-            Self::Describe { name } => describe::describe(&name),
+            Self::List { json } => list::list(json),
+            Self::Describe { name, json } => describe::describe(&name, json),
             Self::Explain(args) => explain::explain(&args),
+            Self::Schema => schema::schema(),
+            Self::Configs(args) => configs::configs(&args),
             Self::Eval(args) => eval::eval(&args),
             Self::Export(args) => export::export(&args),
             Self::Predict(args) => predict::predict(&args, log),
@@ -131,6 +154,8 @@ impl Command {
             Self::Bench(args) => bench::bench(&args, profile),
             Self::Plugin(command) => command.run(plugins),
             Self::Dist(args) => dist::dist(&args),
+            Self::Completions { shell } => completions::completions(shell),
+            Self::Man { dir } => completions::man(&dir),
         }
     }
 }

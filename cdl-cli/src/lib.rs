@@ -72,6 +72,10 @@ pub unsafe fn start() -> ExitCode {
     cdl_plugins::link();
     let profile = matches!(cli.command, Command::Bench(_)).then(Profile::default);
     let log = logging::start(cli.quiet, cli.verbose, profile.clone());
+    for variable in cdl_core::config::unknown_variables() {
+        let nearest = variable.nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+        tracing::warn!("environment variable {} is not a setting and has no effect{nearest}", variable.name);
+    }
     let loaded = if cli.command.needs_plugins() { loading::load_all(&cli.plugins) } else { Ok(()) };
     let done = loaded.and_then(|()| {
         // A plugin's panic that could not be returned where it happened is returned here.

@@ -61,8 +61,9 @@ impl Log {
     }
 }
 
-/// Installs logging for the process. `CDL_LOG` takes filters in the form of `tracing-subscriber` for the log file.
-/// `profile` is told of every step's phases and operations.
+/// Installs logging for the process. `RUST_LOG` filters messages on the terminal unless `--quiet` or `--verbose` is given,
+/// `CDL_LOG` those in the log file; both use the filter syntax of `tracing-subscriber`. `profile` receives the phases and
+/// operations of every step.
 pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
     let sink = Arc::new(Sink(Mutex::new(Target::Waiting(Vec::new()))));
     let log = Log { bars: MultiProgress::new(), quiet, sink };
@@ -71,13 +72,15 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
         (_, true) => "debug",
         _ => "info",
     };
-    // The hub client reports every retry as an error of its own; ours says what matters.
-    let filter = format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}");
+    // hf-hub logs every retry as an error. The error that ends the command says enough.
+    let default = format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}");
+    let requested = (!quiet && !verbose).then(|| EnvFilter::try_from_default_env().ok()).flatten();
+    let filter = requested.unwrap_or_else(|| EnvFilter::new(default));
     let bars = log.bars.clone();
     let terminal = tracing_subscriber::fmt::layer()
         .event_format(Short)
         .with_writer(move || TerminalWriter(bars.clone()))
-        .with_filter(EnvFilter::new(filter));
+        .with_filter(filter);
     let filter = EnvFilter::try_from_env("CDL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("info,cdl=debug,cdl_core=debug"));
     let file =

@@ -1,6 +1,9 @@
-//! Progress: a bar with the time left on a terminal, a line for every epoch everywhere.
+//! Progress of a run: a bar on a terminal, elsewhere a line now and then, and a line for every epoch.
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use cdl_core::{
     train::EpochReport,
@@ -10,11 +13,16 @@ use indicatif::ProgressBar;
 
 use crate::logging::Log;
 
+/// Time between two lines about the steps of an epoch, where there is no terminal for a bar.
+const QUIET_FOR: Duration = Duration::from_secs(60);
+
 /// Progress through all steps of a run.
 pub struct Progress {
     bar: ProgressBar,
-    /// Tasks of the run.
+    /// Number of tasks of the run.
     tasks: usize,
+    /// Time of the last line.
+    said: Cell<Instant>,
 }
 
 impl Progress {
@@ -24,20 +32,25 @@ impl Progress {
         bar.set_position(done as u64);
         // The steps of an earlier process do not count for the time that is left.
         bar.reset_eta();
-        Self { bar, tasks }
+        Self { bar, tasks, said: Cell::new(Instant::now()) }
     }
 
-    /// A step is done.
-    pub fn step(&self, role: Role, task: &Task, epoch: usize) {
-        let task = format!("task {}/{}", task.index + 1, self.tasks);
-        self.bar.set_message(format!("{task} {} epoch {}", role.as_str(), epoch + 1));
+    /// A step is done: `step`, from 0, of the steps of the epoch.
+    pub fn step(&self, role: Role, task: &Task, epoch: usize, (step, steps): (usize, usize)) {
+        let place = format!("task {}/{} {} epoch {}", task.index + 1, self.tasks, role.as_str(), epoch + 1);
+        if self.bar.is_hidden() && self.said.get().elapsed() >= QUIET_FOR {
+            tracing::info!("{place} step {}/{steps}", step + 1);
+            self.said.set(Instant::now());
+        }
+        self.bar.set_message(place);
         self.bar.inc(1);
     }
 
     /// An epoch is done.
     pub fn epoch(&self, report: &EpochReport) {
+        self.said.set(Instant::now());
         let EpochReport { tasks, epochs, losses, accuracy, lr, images_per_second, .. } = report;
-        let (task, role, epoch) = (report.task + 1, report.role.as_str(), report.epoch + 1);
+        let (task, role, epoch) = (report.task, report.role.as_str(), report.epoch);
         let total = losses.get("loss").copied().unwrap_or(f64::NAN);
         let terms = losses.iter().filter(|(name, _)| *name != "loss");
         let terms: Vec<String> = terms.map(|(name, value)| format!("{name} {value:.4}")).collect();

@@ -20,7 +20,7 @@ use crate::{
     report::recorded_run::peak_memory,
     signals::Signals,
     tensorboard::EventFiles,
-    terminal::{accuracies, averages, emit, shell},
+    terminal::{accuracies, averages, count, emit, shell},
 };
 
 /// A run that is ready to train.
@@ -57,7 +57,7 @@ impl Training {
         let stream = experiment.stream.as_ref();
         let mut on = |event: Event<'_>| {
             match event {
-                Event::Step { role, task, epoch, .. } => progress.step(role, task, epoch),
+                Event::Step { role, task, epoch, step } => progress.step(role, task, epoch, step),
                 Event::Epoch(report) => {
                     progress.epoch(report);
                     directory.epoch(report)?;
@@ -107,8 +107,12 @@ fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept:
             Failure { message: format!("stopped by {signal} and {saved}; {again}"), code }
         }
         _ => {
-            let mut message =
-                format!("{}\n{finished} finished task(s) are in {}", first_line(error), path.display());
+            let mut message = format!(
+                "{}\n{} saved in {}",
+                first_line(error),
+                count(finished, "finished task"),
+                path.display()
+            );
             // Numbers that have left all bounds would do so again, and a mended plugin is another plugin.
             if !matches!(error, Error::NotFinite { .. } | Error::Panicked { .. }) {
                 message += &format!("; when this is mended, {again}");
@@ -147,8 +151,9 @@ fn introduce(config: &Config, Experiment { stream, trainer, .. }: &Experiment) {
     let train: usize = tasks.iter().map(|task| stream.train_count(task.index)).sum();
     let test: usize = tasks.iter().map(|task| stream.test_count(task.index)).sum();
     tracing::info!(
-        "{name}: {classes} classes in {} tasks, {train} training and {test} test images of {side} px",
-        tasks.len()
+        "{name}: {} in {}, {train} training and {test} test images of {side} px",
+        count(classes, "class"),
+        count(tasks.len(), "task")
     );
     if let Some(task) = tasks.iter().find(|task| stream.train_classes(task.index).len() == 1) {
         tracing::warn!(
@@ -163,7 +168,7 @@ fn introduce(config: &Config, Experiment { stream, trainer, .. }: &Experiment) {
         let trained: usize = trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
         let (role, learner) = (role.as_str(), run.learner(role).0.name);
         tracing::info!(
-            "{role}: {source} ({depth} blocks, width {width}), learner {learner}, {trained} numbers trained"
+            "{role}: {source} ({depth} blocks, width {width}), learner {learner}, {trained} trainable parameters"
         );
         tracing::debug!("{role}: {file} with SHA-256 {sha256}, {normalization:?}");
     }

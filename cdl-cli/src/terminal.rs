@@ -6,6 +6,7 @@ use std::{
 };
 
 use cdl_core::{metrics::Summary, run::directory::Results};
+use serde::Serialize;
 
 use crate::failure::Failure;
 
@@ -16,6 +17,23 @@ pub fn emit(text: &str) -> Result<(), Failure> {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::working(format!("standard output: {e}"))),
         _ => Ok(()),
     }
+}
+
+/// Writes a value to standard output as indented JSON.
+pub fn emit_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value);
+    let text = text.map_err(|e| Failure::working(format!("the result cannot be written as JSON: {e}")))?;
+    emit(&format!("{text}\n"))
+}
+
+/// A number with its noun: `1 task`, `2 tasks`, `2 classes`.
+pub fn count(number: usize, noun: &str) -> String {
+    let ending = match (number, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{number} {noun}{ending}")
 }
 
 /// A path as one word of a shell, for commands that messages propose.

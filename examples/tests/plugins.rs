@@ -509,7 +509,7 @@ fn what_goes_wrong_inside_a_plugin_is_an_error_with_its_name() {
     let late = dist.write("late", DEPENDENCIES, &distiller("late", "Ok(Box::new(M))"));
     let said = expect(1, &mut run(&dist.build(&late), "late", "run_late"));
     assert!(said.contains("distiller `late` panicked in `loss`: lost in task two"), "{said}");
-    assert!(said.contains("1 finished task(s)"), "{said}");
+    assert!(said.contains("1 finished task saved in"), "{said}");
     let results: serde_json::Value =
         serde_json::from_slice(&fs::read(dist.root.join("run_late/results.json")).unwrap()).unwrap();
     assert_eq!(results["tasks_done"], 1);

@@ -151,7 +151,7 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
         assert_eq!(found.training_macs, training, "{distiller}");
         let vars = trainer.trainable(Role::Student);
         let numbers: usize = vars.iter().map(|var| var.tensor().elem_count()).sum();
-        assert_eq!(found.trained_numbers, numbers as u64);
+        assert_eq!(found.trainable_parameters, numbers as u64);
         let total = plain_student + student.forward;
         let expected = InferenceMacs { query: plain_student, forward: student.forward, total };
         assert_eq!(found.inference_macs, expected);

@@ -13,8 +13,12 @@ use cdl_core::{
 use clap::Args;
 
 use crate::{
-    config_args::ConfigArgs, failure::Failure, logging::Log, plugin::loading, progress::Spinner,
-    terminal::emit,
+    config_args::ConfigArgs,
+    failure::Failure,
+    logging::Log,
+    plugin::loading,
+    progress::Spinner,
+    terminal::{count, emit, emit_json},
 };
 
 /// Arguments of `cdl check`.
@@ -59,14 +63,12 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let spinner = Spinner::new(log, "{pos} images looked at");
     let report = preflight::check(draft, &plan, &|| spinner.one());
     drop(spinner);
-    let failed = |e| Failure::working(format!("the report cannot be written: {e}"));
-    emit(&match args.json {
-        true => serde_json::to_string_pretty(&report).map_err(failed)? + "\n",
-        false => table(&report),
-    })?;
-    let head =
-        |count: usize| format!("{count} mistake{} would stop this run", if count == 1 { "" } else { "s" });
-    Failure::list(head, report.mistakes)
+    if args.json {
+        emit_json(&report)?
+    } else {
+        emit(&table(&report))?
+    }
+    Failure::list(|errors| format!("{} would stop this run", count(errors, "error")), report.mistakes)
 }
 
 fn table(report: &Report) -> String {
@@ -92,8 +94,8 @@ fn table(report: &Report) -> String {
 }
 
 fn data(text: &mut String, Data { stream, classes, image_size, tasks, files, .. }: &Data) {
-    let count = tasks.len();
-    let _ = writeln!(text, "data: {stream}, {classes} classes in {count} tasks, images of {image_size} px");
+    let (classes, number) = (count(*classes, "class"), count(tasks.len(), "task"));
+    let _ = writeln!(text, "data: {stream}, {classes} in {number}, images of {image_size} px");
     let _ = writeln!(text, "  task  classes     train      test  looked at  damaged");
     let mut row = |name: &str, [classes, train, test, looked_at, damaged]: [usize; 5]| {
         let _ = writeln!(text, "  {name:>4} {classes:>8} {train:>9} {test:>9} {looked_at:>10} {damaged:>8}");

@@ -16,7 +16,13 @@ use cdl_core::{
 use cdl_plugins::image_files;
 use clap::{Args, Subcommand};
 
-use crate::{config_args::ConfigArgs, failure::Failure, logging::Log, progress::Spinner, terminal::emit};
+use crate::{
+    config_args::ConfigArgs,
+    failure::Failure,
+    logging::Log,
+    progress::Spinner,
+    terminal::{count, emit},
+};
 
 /// Commands for data sets.
 #[derive(Debug, Subcommand)]
@@ -144,9 +150,9 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     for ClassCount { name, train, test } in &found.classes {
         text += &format!("{train:>8}  {test:>8}  {name}\n");
     }
-    text += &format!("{} images looked at, of {} files\n", found.looked_at, found.files);
+    text += &format!("{} checked, of {}\n", count(found.looked_at, "image"), count(found.files, "file"));
     emit(&text)?;
-    Failure::list(|count| format!("{count} images cannot be read"), found.damaged)
+    Failure::list(|damaged| format!("{} cannot be read", count(damaged, "image")), found.damaged)
 }
 
 fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
@@ -174,7 +180,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
     let images: usize = found.counts.values().sum();
     text += &format!("{images:>8}  images in {} folders can be decoded\n", found.counts.len());
     emit(&(text + &last))?;
-    Failure::list(|count| format!("{count} files are not as they should be"), wrong)
+    Failure::list(|wrong| format!("{} missing, damaged or not listed", count(wrong, "file")), wrong)
 }
 
 /// Arguments of `cdl data split`.

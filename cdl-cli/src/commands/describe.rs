@@ -6,17 +6,21 @@ use cdl_core::{
     registry::{Entry, Kind, Settings, defaults_of, entries, schema_of},
     train::{EpochReport, OptimizerConfig, ScheduleConfig},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{failure::Failure, plugin::loading, terminal::emit};
+use crate::{
+    failure::Failure,
+    plugin::loading,
+    terminal::{emit, emit_json},
+};
 
 /// Sections that belong to no plugin.
 const SECTIONS: [&str; 6] = ["run", "optimizer", "schedule", "checkpoint", "record", "metrics"];
 
-/// Prints what every plugin called `name` is, or the keys of a section that is none.
-pub fn describe(name: &str) -> Result<(), Failure> {
+/// Prints what every plugin called `name` is, or the keys of a section that is none, as text or as JSON.
+pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
     if SECTIONS.contains(&name) {
-        return section(name);
+        return section(name, as_json);
     }
     let mut all = Vec::new();
     for kind in Kind::ALL {
@@ -28,6 +32,22 @@ pub fn describe(name: &str) -> Result<(), Failure> {
         let known: Vec<String> = names.map(String::from).collect();
         let nearest = nearest(name, known.iter().map(String::as_str));
         return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
+    }
+    if as_json {
+        let one = |entry: &&Entry| -> Result<Value, Failure> {
+            Ok(json!({
+                "kind": entry.build.kind().as_str(),
+                "name": entry.name,
+                "about": entry.about,
+                "citation": entry.citation,
+                "data": entry.source,
+                "registered_by": entry.origin,
+                "file": loading::origin(entry),
+                "defaults": (entry.defaults)()?,
+                "schema": (entry.schema)(),
+            }))
+        };
+        return emit_json(&found.iter().map(one).collect::<Result<Vec<Value>, Failure>>()?);
     }
     let mut text = String::new();
     for entry in found {
@@ -56,7 +76,7 @@ pub fn describe(name: &str) -> Result<(), Failure> {
 }
 
 /// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.
-fn section(name: &str) -> Result<(), Failure> {
+fn section(name: &str, as_json: bool) -> Result<(), Failure> {
     let (title, schema, defaults) = match name {
         "optimizer" => ("[optimizer]", schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
         "schedule" => ("[schedule]", schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
@@ -65,6 +85,9 @@ fn section(name: &str) -> Result<(), Failure> {
         "metrics" => ("metrics: a line of metrics.jsonl", schema_of::<EpochReport>(), Settings::new()),
         _ => ("run: the top level of a configuration", schema_of::<RunConfig>(), Settings::new()),
     };
+    if as_json {
+        return emit_json(&json!({ "name": name, "defaults": defaults, "schema": schema }));
+    }
     let mut text = format!("{title}\n\n");
     write_fields(&mut text, &schema, &schema, &defaults, "");
     emit(&text)

@@ -3,6 +3,8 @@
 pub mod bench;
 pub mod check;
 pub mod compare;
+pub mod completions;
+pub mod configs;
 pub mod data;
 pub mod describe;
 pub mod dist;
@@ -15,4 +17,5 @@ pub mod predict;
 pub mod report;
 pub mod resume;
 pub mod run;
+pub mod schema;
 pub mod sweep;

@@ -24,7 +24,7 @@ use crate::{
         summary::Summary,
         sweep_page, sweep_tables,
     },
-    terminal::{emit, shell},
+    terminal::{count, emit, shell},
 };
 
 /// Arguments of `cdl sweep`.
@@ -196,7 +196,8 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
     cell_states::write(sweep, &states)?;
     let threads = (rayon::current_num_threads() / sweep.plan.jobs).max(1);
     let (folder, cells, jobs) = (sweep.folder.display(), sweep.cells.len(), sweep.plan.jobs);
-    tracing::info!("{cells} cells in {folder}, {jobs} at once with {threads} thread(s) each");
+    let threads_each = count(threads, "thread");
+    tracing::info!("{} in {folder}, {jobs} at once with {threads_each} each", count(cells, "cell"));
     pool::run(sweep, &mut states, threads, &signals)?;
     let done = states.iter().filter(|state| **state == State::Done).count();
     if let Some((signal, code)) = signals.asked() {

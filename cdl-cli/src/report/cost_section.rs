@@ -1,4 +1,4 @@
-//! Table of costs: trained numbers and multiply-adds of one image.
+//! Table of costs: trainable parameters and multiply-accumulate operations (MACs) of one image.
 
 use cdl_core::{train::Cost, traits::Role};
 use maud::{Markup, html};
@@ -12,10 +12,10 @@ type Figure = (&'static str, &'static str, &'static str, fn(&Cost) -> u64);
 
 const FIGURES: [Figure; 9] = [
     (
-        "trained_numbers",
-        "Numbers trained",
+        "trainable_parameters",
+        "Trainable parameters",
         "prompts, keys, heads; the distiller's with the student's",
-        |cost| cost.trained_numbers,
+        |cost| cost.trainable_parameters,
     ),
     ("training_macs_total", "Training step", "MACs of one image, all passes", |cost| {
         cost.training_macs.total

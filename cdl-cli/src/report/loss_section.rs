@@ -23,7 +23,7 @@ pub fn losses(runs: &[RecordedRun]) -> Plots {
         let (mut groups, mut start) = (Vec::new(), 0);
         for epochs in longest.chunk_by(|a, b| a.task == b.task) {
             let first = epochs.first().filter(|first| first.tasks <= 10);
-            groups.push((start, first.map(|first| format!("task {}", first.task + 1)).unwrap_or_default()));
+            groups.push((start, first.map(|first| format!("task {}", first.task)).unwrap_or_default()));
             start += epochs.len();
         }
         let dashed = role == Role::Teacher;

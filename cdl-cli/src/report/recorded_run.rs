@@ -102,9 +102,8 @@ impl RecordedRun {
         let mut text = format!("{done} of {tasks} tasks done");
         if done < tasks {
             text += if is_held(&self.root) { ", still running" } else { ", stopped" };
-            if let Some(last) = self.epochs.last().filter(|last| last.task >= done) {
+            if let Some(last) = self.epochs.last().filter(|last| last.task > done) {
                 let EpochReport { task, role, epoch, epochs, .. } = last;
-                let (task, epoch) = (task + 1, epoch + 1);
                 text += &format!(" in task {task} after epoch {epoch} of {epochs} of the {}", role.as_str());
             }
         }

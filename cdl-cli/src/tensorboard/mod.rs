@@ -61,9 +61,12 @@ impl EventFiles {
         let mut events = Self { folder: folder.into(), started, trained: 0.0, files: BTreeMap::new() };
         let epochs = read_epochs(root)?;
         let tested = accuracies.teacher.rows().len().max(accuracies.student.rows().len());
-        let tasks = epochs.iter().map(|report| report.task + 1).max().unwrap_or_default().max(tested);
+        let tasks = epochs.iter().map(|report| report.task).max().unwrap_or_default().max(tested);
         for task in 0..tasks {
-            epochs.iter().filter(|report| report.task == task).try_for_each(|report| events.epoch(report))?;
+            epochs
+                .iter()
+                .filter(|report| report.task == task + 1)
+                .try_for_each(|report| events.epoch(report))?;
             if task < tested {
                 events.task(task, accuracies)?;
             }
@@ -81,7 +84,7 @@ impl EventFiles {
         scalars.push(("training/accuracy".into(), report.accuracy));
         scalars.push(("training/learning_rate".into(), report.lr));
         scalars.push(("training/images_per_second".into(), report.images_per_second));
-        self.add(report.role, report.task * report.epochs + report.epoch + 1, scalars, None)
+        self.add(report.role, report.task.saturating_sub(1) * report.epochs + report.epoch, scalars, None)
     }
 
     /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the definitions

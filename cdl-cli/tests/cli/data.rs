@@ -136,7 +136,7 @@ fn verify_names_every_file_that_is_wrong() {
     refused(
         &found,
         &[
-            "5 files are not",
+            "5 files missing, damaged or not listed",
             "image 0.png: is missing",
             "image 1.png: has the SHA-256",
             "dog/new.png: is not listed in SHA256SUMS",
@@ -167,7 +167,7 @@ fn verify_of_a_configuration_looks_at_every_image_of_its_run() {
     let verify = || cdl(&["data", "verify", "configs/quickstart.toml", "--set", &set]);
     let said = printed(&verify());
     assert!(said.contains("       8         2  deep\n"), "{said}");
-    assert!(said.contains("20 images looked at, of 20 files"), "{said}");
+    assert!(said.contains("20 images checked, of 20 files"), "{said}");
     for number in [3, 6] {
         fs::write(images.join(format!("deep/image {number}.png")), "no image").unwrap();
     }

@@ -6,6 +6,7 @@ mod check;
 mod common;
 mod compare;
 mod data;
+mod discovery;
 mod export;
 mod guide;
 mod hub_data;

@@ -421,7 +421,10 @@ fn a_loss_that_is_no_number_is_a_failure_while_working() {
     let output = cdl(&args.concat());
     let said = said(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("in task 1, teacher phase") && said.contains("finished task(s)"), "{said}");
+    assert!(
+        said.contains("in task 1, teacher phase") && said.contains("0 finished tasks saved in"),
+        "{said}"
+    );
     assert!(dir.join("config.toml").exists(), "what was finished stays");
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::common::{TINY, cdl, command, said};
+use crate::common::{TINY, cdl, command, done, said};
 use serde_json::Value;
 
 fn run(dir: &Path, more: &[&str]) {
@@ -19,7 +19,7 @@ fn value(page: &str, id: &str) -> String {
 
 /// Every figure of cost, by its place in `results.json`.
 const COST: [&str; 9] = [
-    "/trained_numbers",
+    "/trainable_parameters",
     "/training_macs/total",
     "/training_macs/query",
     "/training_macs/teacher",
@@ -352,4 +352,42 @@ fn older_runs_are_reported_and_many_classes_are_shown_as_an_image() {
     assert_eq!([at(5, 5), at(5, 7)], [8, 232]);
     // Half of the way from pale to dark for a quarter, and the root of three quarters.
     assert_eq!([at(0, 0), at(0, 119)], [120, 38]);
+}
+
+/// Files as the first format has them: `trained_numbers`, and tasks and epochs from 0.
+#[test]
+fn a_run_of_the_first_format_is_read_and_a_newer_one_refused() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let run = folder.path().join("run");
+    let name = run.to_str().expect("UTF-8");
+    done(&[&["run", "configs/quickstart.toml", "--run-dir", name, "-q"][..], &TINY].concat());
+    let page = |file: &str| {
+        let out = folder.path().join(file);
+        done(&["report", name, "--out", out.to_str().expect("UTF-8"), "--tables", name]);
+        let cost = fs::read_to_string(run.join("cost.csv")).expect("cost");
+        (fs::read_to_string(out).expect("page"), cost)
+    };
+    let now = page("now.html");
+
+    let results = fs::read_to_string(run.join("results.json")).expect("results");
+    let first = results.replace("trainable_parameters", "trained_numbers").replacen("\"format\": 2,", "", 1);
+    assert_ne!(first, results);
+    fs::write(run.join("results.json"), first).expect("results");
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let earlier = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).expect("JSON");
+        for key in ["task", "epoch"] {
+            line[key] = (line[key].as_u64().expect("number") - 1).into();
+        }
+        line.as_object_mut().expect("object").remove("format");
+        line.to_string() + "\n"
+    };
+    fs::write(run.join("metrics.jsonl"), metrics.lines().map(earlier).collect::<String>()).expect("metrics");
+    assert!(page("first.html") == now);
+
+    fs::write(run.join("results.json"), results.replacen("\"format\": 2", "\"format\": 3", 1))
+        .expect("results");
+    let refused = cdl(&["report", name]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("results.json has format 3; this version of cdl reads formats up to 2"));
 }

@@ -425,7 +425,7 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_loses_nothing() {
     let script = format!("trap '' XFSZ; ulimit -f 200; exec '{program}' resume '{path}'");
     let output = Command::new("sh").args(["-c", &script]).current_dir(repository()).output().expect("sh");
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let words = ["checkpoints/", "File too large", "0 finished task(s) are in", "go on with: cdl resume"];
+    let words = ["checkpoints/", "File too large", "0 finished tasks saved in", "go on with: cdl resume"];
     for word in words {
         assert!(said(&output).contains(word), "`{word}` is missing in: {}", said(&output));
     }

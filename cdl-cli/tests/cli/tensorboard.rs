@@ -129,7 +129,7 @@ fn expected(run: &Path, role: &str) -> BTreeMap<(String, u64), f64> {
     let mut expected = BTreeMap::new();
     for line in epochs(run).iter().filter(|line| line["role"] == role) {
         let of = |key: &str| line[key].as_u64().expect(key);
-        let step = of("task") * of("epochs") + of("epoch") + 1;
+        let step = (of("task") - 1) * of("epochs") + of("epoch");
         let mut add =
             |tag: String, value: &Value| expected.insert((tag, step), value.as_f64().expect("number"));
         for (name, value) in line["losses"].as_object().expect("losses") {

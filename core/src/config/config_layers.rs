@@ -1,6 +1,9 @@
 //! Layers of values, each with where it was written, and how they are laid over one another.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
 
 use figment::{
     Figment, Metadata, Profile, Provider, Source,
@@ -8,8 +11,9 @@ use figment::{
 };
 
 use crate::{
-    error::{Error, Result},
-    registry::Settings,
+    config::RunConfig,
+    error::{Error, Result, nearest},
+    registry::{Settings, schema_of},
 };
 
 /// Sections that a plugin or a named choice owns: another name replaces them whole.
@@ -189,21 +193,56 @@ fn parse_toml(name: &str, text: &str) -> Result<Dict> {
     })
 }
 
+/// An environment variable that has the prefix of settings and is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownVariable {
+    /// Name of the variable, `CDL_...`.
+    pub name: String,
+    /// Name of the most similar variable that is a setting.
+    pub nearest: Option<String>,
+}
+
+/// Environment variables `CDL_...` that set nothing, because no key at the top of a configuration has such a name.
+pub fn unknown_variables() -> Vec<UnknownVariable> {
+    let keys = top_level_keys();
+    let unknown = variables().into_iter().filter(|(_, key, _)| !is_setting(key, &keys));
+    let described = unknown.map(|(name, key, _)| {
+        let nearest = nearest(key.split('.').next().unwrap_or_default(), keys.iter().map(String::as_str));
+        UnknownVariable { name, nearest: nearest.map(|key| format!("CDL_{}", key.to_uppercase())) }
+    });
+    described.collect()
+}
+
 /// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
 fn environment() -> Result<Vec<Layer>> {
-    let mut variables: Vec<(String, String)> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with("CDL_"))
-        .collect();
+    let keys = top_level_keys();
+    let settings = variables().into_iter().filter(|(_, key, _)| is_setting(key, &keys));
+    let layer = |(name, key, value): (String, String, String)| {
+        parse_set(&key, &value, format!("environment variable {name}"))
+    };
+    settings.map(layer).collect()
+}
+
+/// Variables with the prefix of settings: name, dotted key, value.
+fn variables() -> Vec<(String, String, String)> {
+    let text =
+        |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let variables = std::env::vars_os().filter_map(text).filter_map(|(name, value)| {
+        let key = name.strip_prefix("CDL_")?.to_lowercase();
+        (!RESERVED.contains(&key.as_str())).then(|| (name, key.replace("__", "."), value))
+    });
+    let mut variables: Vec<_> = variables.collect();
     variables.sort();
-    let mut layers = Vec::new();
-    for (name, value) in variables {
-        let key = name["CDL_".len()..].to_lowercase();
-        if !RESERVED.contains(&key.as_str()) {
-            layers.push(parse_set(&key.replace("__", "."), &value, format!("environment variable {name}"))?);
-        }
-    }
-    Ok(layers)
+    variables
+}
+
+fn is_setting(key: &str, top_level: &[String]) -> bool {
+    top_level.iter().any(|name| Some(name.as_str()) == key.split('.').next())
+}
+
+fn top_level_keys() -> Vec<String> {
+    let schema = schema_of::<RunConfig>();
+    schema["properties"].as_object().map(|keys| keys.keys().cloned().collect()).unwrap_or_default()
 }
 
 /// Splits `--set key=value`.

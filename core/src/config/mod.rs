@@ -17,7 +17,7 @@ use std::{
 use figment::Figment;
 
 pub use self::{
-    config_layers::ConfigLayers,
+    config_layers::{ConfigLayers, UnknownVariable, unknown_variables},
     draft::Draft,
     run_config::{
         CheckpointConfig, DistillerSection, LearnerOverride, NetworkSection, RecordConfig, RunConfig, Section,

@@ -1,4 +1,4 @@
-//! Cost of a network: numbers trained, and multiply-adds (MACs) of one image in training and at test.
+//! Cost of a network: trainable parameters, and multiply-accumulate operations (MACs) of one image in training and at test.
 //!
 //! Counted are the matrix products of the frozen networks: patch embedding, queries, keys and values, attention (scores and
 //! weighted sums, injected rows included), projections and MLPs, of all tokens in every block. What this program saves of
@@ -20,7 +20,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
     /// Numbers that the optimiser holds, the distiller's with the student's; a task may train a part of them.
-    pub trained_numbers: u64,
+    #[serde(alias = "trained_numbers")]
+    pub trainable_parameters: u64,
     /// MACs of a training step.
     pub training_macs: TrainingMacs,
     /// MACs of a prediction.
@@ -75,7 +76,7 @@ impl Trainer {
         let (test, test_asks) = self.passage(role, Pass::Test)?;
         let test_query = query_of(test_asks, role);
         Ok(Cost {
-            trained_numbers: numbers,
+            trainable_parameters: numbers,
             training_macs: TrainingMacs {
                 query,
                 teacher,

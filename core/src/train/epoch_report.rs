@@ -10,29 +10,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::traits::{Role, Task};
 
-/// An epoch in numbers: a line of `metrics.jsonl`.
+/// Metrics of one epoch: a line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochReport {
-    /// Task from 0.
+    /// Version of the format of this line, [`EpochReport::FORMAT`]. Lines without it are version 1, where `task` and `epoch`
+    /// count from 0.
+    #[serde(default = "first_format")]
+    pub format: u32,
+    /// Number of the task, from 1.
     pub task: usize,
-    /// Number of tasks of the run, where it stops early of those that it does.
+    /// Number of tasks of the run, at most `stream.max_tasks`.
     pub tasks: usize,
-    /// Who learned.
+    /// Network that was trained.
     pub role: Role,
-    /// Epoch from 0.
+    /// Number of the epoch within its task, from 1.
     pub epoch: usize,
-    /// Number of epochs.
+    /// Epochs per task.
     pub epochs: usize,
     /// Learning rate.
     pub lr: f64,
-    /// Means over the epoch's steps by name; `loss` is the sum that was minimised.
+    /// Means over the steps of the epoch, by name: `loss`, the minimised sum, and its weighted terms.
     pub losses: BTreeMap<String, f64>,
-    /// Training accuracy in percent of the learner's own head, among the task's classes, during the epoch.
+    /// Training accuracy in percent during the epoch, of the learner's own head, among the classes of the task.
     pub accuracy: f64,
-    /// Training images a second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// Seconds the epoch took, without those between a stop and going on.
+    /// Duration of the epoch in seconds, without the time between a stop and a resume.
     pub seconds: f64,
+}
+
+fn first_format() -> u32 {
+    1
+}
+
+impl EpochReport {
+    /// Version of the format that this version writes.
+    pub const FORMAT: u32 = 2;
+
+    /// Report in the present format, whatever the format it was read in.
+    pub(crate) fn updated(mut self) -> Self {
+        if self.format == 1 {
+            self.task += 1;
+            self.epoch += 1;
+            self.format = Self::FORMAT;
+        }
+        self
+    }
 }
 
 /// Sums over the steps of an epoch so far.
@@ -81,10 +104,11 @@ impl Tally {
         let seconds = self.stopped().seconds.max(Duration::from_nanos(1).as_secs_f64());
         let steps = self.steps.max(1) as f64;
         EpochReport {
-            task: task.index,
+            format: EpochReport::FORMAT,
+            task: task.index + 1,
             tasks,
             role,
-            epoch,
+            epoch: epoch + 1,
             epochs,
             lr,
             losses: self.losses.iter().map(|(name, sum)| (name.clone(), sum / steps)).collect(),

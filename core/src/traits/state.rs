@@ -44,10 +44,6 @@ impl StateDict {
         self.0.insert(name.into(), tensor);
     }
 
-    pub(crate) fn remove(&mut self, name: &str) -> Option<Tensor> {
-        self.0.remove(name)
-    }
-
     /// Adds all tensors of `other`.
     pub fn extend(&mut self, other: Self) {
         self.0.extend(other.0);

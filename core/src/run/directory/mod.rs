@@ -79,6 +79,9 @@ const NAMES: [&str; 14] = [
 /// What `results.json` holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
+    /// Version of the format, [`Results::FORMAT`]; files without it are version 1.
+    #[serde(default = "first_format")]
+    pub format: u32,
     /// The student's accuracies in percent, `null` if it was not trained.
     pub student: Option<Summary>,
     /// The teacher's, `null` if it was not trained.
@@ -108,7 +111,14 @@ pub struct Results {
     pub skipped_images: Skipped,
 }
 
+fn first_format() -> u32 {
+    1
+}
+
 impl Results {
+    /// Version of the format that this version writes. Version 1 calls trainable parameters `trained_numbers`.
+    pub const FORMAT: u32 = 2;
+
     /// Accuracies of one network, if it was trained.
     pub fn of(&self, role: Role) -> Option<&Summary> {
         match role {
@@ -336,6 +346,7 @@ impl RunDir {
             write_atomic(&role_file(&self.root, "confusion", *role), &confusion.to_csv()?)?;
         }
         let results = Results {
+            format: Results::FORMAT,
             student: accuracies.student.summary(),
             teacher: accuracies.teacher.summary(),
             class_accuracy,

@@ -18,7 +18,18 @@ use crate::{
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
     let hint = if root.join(RECORD).exists() { "has the run finished a task?" } else { "is it a run?" };
-    read_json(root, RESULTS, hint)
+    let results: Results = read_json(root, RESULTS, hint)?;
+    check_format(results.format, Results::FORMAT)
+        .map_err(|reason| Error::RunDir { dir: root.into(), reason: format!("{RESULTS} {reason}") })?;
+    Ok(Results { format: Results::FORMAT, ..results })
+}
+
+/// Refuses a file that a newer version has written.
+fn check_format(found: u32, newest: u32) -> Result<(), String> {
+    match found <= newest {
+        true => Ok(()),
+        false => Err(format!("has format {found}; this version of cdl reads formats up to {newest}")),
+    }
 }
 
 /// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
@@ -54,8 +65,11 @@ pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
     let text = fs::read_to_string(&path).map_err(io(&path))?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     let report = |(index, line): (usize, &str)| {
-        serde_json::from_str(line)
-            .map_err(|e| Error::Data { file: path.clone(), reason: format!("line {}: {e}", index + 1) })
+        let fail = |e: String| Error::Data { file: path.clone(), reason: format!("line {} {e}", index + 1) };
+        let report: EpochReport =
+            serde_json::from_str(line).map_err(|e| fail(format!("cannot be read: {e}")))?;
+        check_format(report.format, EpochReport::FORMAT).map_err(fail)?;
+        Ok(report.updated())
     };
     whole.lines().enumerate().map(report).collect()
 }
