@@ -72,7 +72,7 @@ pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<
     check_record(root, &experiment.record(config)?)?;
     let (from, spent) = match checkpoint {
         Some(checkpoint) => {
-            let (metrics, spent) = (checkpoint.about.metrics_bytes, checkpoint.about.wall_seconds);
+            let (metrics, spent) = (checkpoint.meta.metrics_bytes, checkpoint.meta.wall_seconds);
             let from = checkpoint.restore(&mut experiment.trainer, experiment.stream.as_ref())?;
             directory.cut_metrics(metrics)?;
             tracing::info!("going on at {}", from.position.describe(&experiment.trainer.settings.roles));

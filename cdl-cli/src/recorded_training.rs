@@ -81,8 +81,8 @@ impl Training {
                     }
                 }
                 // What was done before the test is saved already.
-                Event::Tested if signals.asked().is_some() => return Err(Error::Stopped),
-                Event::Between(_) | Event::Tested => {}
+                Event::TestBatch if signals.asked().is_some() => return Err(Error::Stopped),
+                Event::Between(_) | Event::TestBatch => {}
             }
             Ok(())
         };

@@ -13,7 +13,7 @@ use cdl_core::{
     testing,
     traits::{
         Distiller, DistillerContext, Features, Head, Injection, Kv, Learner, LearnerContext, LossTerm,
-        NamedVar, Output, Pass, Query, Selection, StateDict, Taken, Task, require_teacher,
+        NamedVar, Output, Pass, PromptUsage, Query, Selection, StateDict, Task, require_teacher,
     },
 };
 use schemars::JsonSchema;
@@ -311,7 +311,9 @@ impl Slipping {
         let weights = self.prompts.tensor().get(0)?.mean(1)?.unsqueeze(0)?; // (1, 4)
         let weights = if self.slip == Slip::WeightsNoNumbers { (weights / 0.0)? } else { weights };
         let weighted = match self.slip {
-            Slip::WeightsInGraph => Selection { pool: "weighted".into(), taken: Taken::Weighted(weights) },
+            Slip::WeightsInGraph => {
+                Selection { pool: "weighted".into(), usage: PromptUsage::Weighted(weights) }
+            }
             Slip::TwoPoolsOfOneName => Selection::weighted("chosen", &weights),
             _ => Selection::weighted("weighted", &weights),
         };

@@ -169,8 +169,8 @@ fn rows_are_what_they_are_on_the_cpu() {
     let operations: [(&str, Operation); 4] = [
         ("log-softmax", kernels::log_softmax),
         ("softmax", kernels::softmax),
-        ("unit", kernels::unit),
-        ("unit of columns", |x| kernels::unit(&x.t()?)),
+        ("l2_normalize", kernels::l2_normalize),
+        ("l2_normalize of columns", |x| kernels::l2_normalize(&x.t()?)),
     ];
     for width in [1, 20, 33, 200] {
         let x = Rng::new(2).normal(&[5, width], 3.0, &Device::Cpu).unwrap();

@@ -11,7 +11,7 @@ use cdl_core::{
     error::Result,
     registry::Settings,
     testing::{Lab, Noise},
-    train::{Accuracies, Tester, Trainer},
+    train::{Accuracies, Evaluator, Trainer},
     traits::{
         Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection, LeftOut,
         Mode, QuerySource, Role, StreamRecord, Taps, Task, TaskStream,
@@ -59,15 +59,15 @@ fn queries_of_test_images_are_computed_once_a_run_and_change_no_accuracy() -> Re
     for (source, networks) in [(QuerySource::Student, 1), (QuerySource::Own, 2)] {
         let (mut trainer, count) = trainer(source)?;
         let stream = Noise::new(1);
-        let (mut tester, mut kept, mut fresh) =
-            (Tester::default(), Accuracies::default(), Accuracies::default());
+        let (mut evaluator, mut kept, mut fresh) =
+            (Evaluator::default(), Accuracies::default(), Accuracies::default());
         for task in stream.tasks() {
             trainer.begin_task(task)?;
             count.store(0, Ordering::Relaxed);
-            tester.test(&trainer, task, &stream, &mut kept, &mut || Ok(()))?;
+            evaluator.test(&trainer, task, &stream, &mut kept, &mut || Ok(()))?;
             let images = stream.test_count(task.index);
             assert_eq!(count.load(Ordering::Relaxed), networks * images, "only the new task's images");
-            Tester::default().test(&trainer, task, &stream, &mut fresh, &mut || Ok(()))?;
+            Evaluator::default().test(&trainer, task, &stream, &mut fresh, &mut || Ok(()))?;
         }
         assert_eq!(kept, fresh);
         assert_eq!(kept.student.rows().len(), stream.tasks().len());
@@ -80,10 +80,10 @@ fn accuracies_are_those_of_the_predictions_over_all_classes_seen() -> Result<()>
     let (mut trainer, _) = trainer(QuerySource::Student)?;
     let stream = Noise::new(1);
     let mut accuracies = Accuracies::default();
-    let mut tester = Tester::default();
+    let mut evaluator = Evaluator::default();
     for task in stream.tasks() {
         trainer.begin_task(task)?;
-        tester.test(&trainer, task, &stream, &mut accuracies, &mut || Ok(()))?;
+        evaluator.test(&trainer, task, &stream, &mut accuracies, &mut || Ok(()))?;
         for role in [Role::Teacher, Role::Student] {
             let mut row = Vec::new();
             for seen in 0..=task.index {
@@ -158,16 +158,16 @@ impl ImageFiles for Losing {
 fn queries_are_computed_again_once_a_test_image_is_left_out() -> Result<()> {
     let (mut trainer, count) = trainer(QuerySource::Student)?;
     let stream = Losing { inner: Noise::new(1), lost: AtomicUsize::new(0) };
-    let (mut tester, mut kept) = (Tester::default(), Accuracies::default());
+    let (mut evaluator, mut kept) = (Evaluator::default(), Accuracies::default());
     let task = &stream.tasks()[0];
     trainer.begin_task(task)?;
     for (lost, computed) in [(0, 1), (0, 0), (1, 1), (1, 0)] {
         stream.lost.store(lost, Ordering::Relaxed);
         count.store(0, Ordering::Relaxed);
-        tester.test(&trainer, task, &stream, &mut kept, &mut || Ok(()))?;
+        evaluator.test(&trainer, task, &stream, &mut kept, &mut || Ok(()))?;
         assert_eq!(count.load(Ordering::Relaxed), computed * stream.test_count(0), "{lost} left out");
         let mut fresh = Accuracies::default();
-        Tester::default().test(&trainer, task, &stream, &mut fresh, &mut || Ok(()))?;
+        Evaluator::default().test(&trainer, task, &stream, &mut fresh, &mut || Ok(()))?;
         assert_eq!(kept.student.rows().last(), fresh.student.rows().last(), "{lost} left out");
     }
     Ok(())

@@ -6,7 +6,7 @@ use cdl_core::{
     error::Result,
     metrics::{PoolUse, UseTable},
     testing::{Lab, Noise},
-    train::{Accuracies, InferenceMacs, Tester, Trainer, TrainingMacs},
+    train::{Accuracies, Evaluator, InferenceMacs, Trainer, TrainingMacs},
     traits::{BlockLengths, Lengths, Mode, QuerySource, Role, TaskStream},
 };
 
@@ -27,7 +27,7 @@ fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
     }
     let last = stream.tasks().last().expect("three tasks");
     let tested =
-        Tester::default().test(&trainer, last, &stream, &mut Accuracies::default(), &mut || Ok(()))?;
+        Evaluator::default().test(&trainer, last, &stream, &mut Accuracies::default(), &mut || Ok(()))?;
     let of = |role| tested.prompt_use.of(role).clone().expect("tested");
     Ok((trainer, [of(Role::Teacher), of(Role::Student)]))
 }
@@ -179,7 +179,7 @@ fn a_record_that_cannot_be_is_left_out() -> Result<()> {
     let keys = keys.expect("keys of the first pool");
     keys.var.set(&(keys.tensor().detach() * f64::NAN)?)?;
     let mut accuracies = Accuracies::default();
-    let tested = Tester::default().test(&trainer, first, &stream, &mut accuracies, &mut || Ok(()))?;
+    let tested = Evaluator::default().test(&trainer, first, &stream, &mut accuracies, &mut || Ok(()))?;
     assert!(tested.prompt_use.of(Role::Student).is_none());
     assert!(tested.prompt_use.of(Role::Teacher).is_some());
     assert_eq!(accuracies.student.rows().len(), 1);

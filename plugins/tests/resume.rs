@@ -134,7 +134,7 @@ fn bytes_that_are_not_those_that_were_written_are_refused() -> Result<()> {
         flipped[at] ^= 1 << bit;
         let same = Checkpoint::from_bytes(&flipped).is_ok_and(|read| {
             bytes[at].is_ascii_whitespace()
-                && read.about.position == Checkpoint::from_bytes(bytes).expect("good").about.position
+                && read.meta.position == Checkpoint::from_bytes(bytes).expect("good").meta.position
         });
         assert!(same || !refusal(&flipped).is_empty(), "bit {bit} of byte {at}");
     }

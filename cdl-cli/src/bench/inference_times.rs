@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use cdl_core::{
     candle_core::{Device, Tensor},
-    run::export::{Predictor, Seen},
+    run::export::{Predictor, PreprocessedImage},
     system::{
         device::{self, Precision},
         memory,
@@ -57,7 +57,7 @@ fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Val
     let side = description.transform.image_size;
     let grey = |images: usize| -> Result<Tensor, Failure> {
         let blank = cdl_core::image::RgbImage::from_pixel(side as u32, side as u32, [128; 3].into());
-        Ok(model.pixels(&vec![Seen::of(&blank, &description.transform); images])?)
+        Ok(model.pixels(&vec![PreprocessedImage::of(&blank, &description.transform); images])?)
     };
     let time = |pixels: &Tensor, timed: u32| -> Result<f64, Failure> {
         for _ in 0..passes.warmup {

@@ -10,7 +10,7 @@ use cdl_core::{
         Experiment,
         directory::{Results, check_same, read_model, read_prompt_use, read_results},
     },
-    train::{Accuracies, Tester},
+    train::{Accuracies, Evaluator},
     traits::Task,
 };
 use clap::Args;
@@ -72,7 +72,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let after = task.index + 1;
     let mut accuracies = Accuracies::default();
     let (trainer, stream) = (&experiment.trainer, experiment.stream.as_ref());
-    let tested = Tester::default().test(trainer, &task, stream, &mut accuracies, &mut || Ok(()))?;
+    let tested = Evaluator::default().test(trainer, &task, stream, &mut accuracies, &mut || Ok(()))?;
     let prompts = read_prompt_use(&args.run_dir, task.index)?;
     let mut text = String::new();
     for &role in &trainer.settings.roles {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use cdl_core::{
-    run::export::{Prediction, Predictor, Seen},
+    run::export::{Prediction, Predictor, PreprocessedImage},
     system::device::{self, Precision},
     transform,
 };
@@ -75,8 +75,8 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     for (files, names) in files.chunks(batch_size).zip(names.chunks(batch_size)) {
         let read = read(&model, files, &|| spinner.one());
         let errors: Vec<Option<String>> = read.iter().map(|image| image.as_ref().err().cloned()).collect();
-        let images: Vec<Seen> = read.into_iter().flatten().collect();
-        let mut answers = model.predict_seen(&images, args.top as usize)?.into_iter();
+        let images: Vec<PreprocessedImage> = read.into_iter().flatten().collect();
+        let mut answers = model.predict_preprocessed(&images, args.top as usize)?.into_iter();
         let mut text = String::new();
         for (name, error) in names.iter().zip(errors) {
             let answer = match error {
@@ -105,10 +105,14 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
 }
 
 /// Reads the images of a batch. Nothing of an image is kept but what the network sees: files may be a thousand times larger.
-fn read(model: &Predictor, files: &[PathBuf], seen: &(dyn Fn() + Sync)) -> Vec<Result<Seen, String>> {
+fn read(
+    model: &Predictor,
+    files: &[PathBuf],
+    seen: &(dyn Fn() + Sync),
+) -> Vec<Result<PreprocessedImage, String>> {
     let way = &model.description().transform;
     let read = |file: &PathBuf| {
-        let image = transform::open(file).map(|image| Seen::of(&image, way));
+        let image = transform::open(file).map(|image| PreprocessedImage::of(&image, way));
         seen();
         image.map_err(|e| e.to_string())
     };

@@ -57,7 +57,7 @@ template <int V, class T> __device__ void sum_row(const T* a, const T* b, T* y, 
 }
 
 template <class T>
-__device__ void put_together(const T* embedded, const T* prefix, const T* positions, T* tokens, unsigned prefix_rows,
+__device__ void assemble_tokens(const T* embedded, const T* prefix, const T* positions, T* tokens, unsigned prefix_rows,
                              unsigned width) {
     constexpr int V = VECTOR<T>;
     const unsigned row = blockIdx.x;
@@ -79,14 +79,14 @@ __device__ void put_together(const T* embedded, const T* prefix, const T* positi
 
 #define EMBEDDING(T, NAME)                                                                                             \
     /** `cut = (pixels - mean) * scale` of each channel; `mean` and `scale` are null where pixels stay as they are. */ \
-    ENTRY cut_patches_##NAME(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels,      \
+    ENTRY patchify_##NAME(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels,      \
                              unsigned side, unsigned patch) {                                                          \
         cut<T>(pixels, mean, scale, y, channels, side, patch);                                                         \
     }                                                                                                                  \
     /** `tokens`, as above. */                                                                                         \
-    ENTRY put_together_##NAME(const T* embedded, const T* prefix, const T* positions, T* tokens, unsigned prefix_rows, \
+    ENTRY assemble_tokens_##NAME(const T* embedded, const T* prefix, const T* positions, T* tokens, unsigned prefix_rows, \
                               unsigned width) {                                                                        \
-        put_together<T>(embedded, prefix, positions, tokens, prefix_rows, width);                                      \
+        assemble_tokens<T>(embedded, prefix, positions, tokens, prefix_rows, width);                                      \
     }
 
 EMBEDDING(float, f32)

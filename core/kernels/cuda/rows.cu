@@ -1,7 +1,7 @@
 // What losses and choices of prompts do with rows of numbers, one kernel each way where a graph would have dozens.
 //
 //   log_softmax   y = x - log Σ exp x               dx = dy - exp(y) Σ dy
-//   unit          y = x / max(‖x‖, least)           dx = (dy - y (y · dy)) / ‖x‖, or dy / least where ‖x‖ is not above it
+//   l2_normalize  y = x / max(‖x‖, least)           dx = (dy - y (y · dy)) / ‖x‖, or dy / least where ‖x‖ is not above it
 //
 // Launch contract of every entry point here: block (128), grid (ceil(rows / 4)), no shared memory. A warp takes a row, and
 // reads it again in every pass, from the cache. float32; outputs may be the inputs.
@@ -50,7 +50,7 @@ ENTRY log_softmax_backward_f32(const float* y, const float* dy, float* dx, unsig
     });
 }
 
-ENTRY unit_forward_f32(const float* x, float* y, unsigned rows, unsigned width, float least) {
+ENTRY l2_normalize_forward_f32(const float* x, float* y, unsigned rows, unsigned width, float least) {
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
         // A norm that is no number stays so.
@@ -59,7 +59,7 @@ ENTRY unit_forward_f32(const float* x, float* y, unsigned rows, unsigned width, 
     });
 }
 
-ENTRY unit_backward_f32(const float* x, const float* dy, float* dx, unsigned rows, unsigned width, float least) {
+ENTRY l2_normalize_backward_f32(const float* x, const float* dy, float* dx, unsigned rows, unsigned width, float least) {
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
         const bool is_short = norm <= least;

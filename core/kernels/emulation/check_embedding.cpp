@@ -10,8 +10,8 @@ using reference::Values;
 
 extern "C" {
 #define DECLARE(T, NAME)                                                                                               \
-    void cut_patches_##NAME(const float*, const float*, const float*, T*, unsigned, unsigned, unsigned);               \
-    void put_together_##NAME(const T*, const T*, const T*, T*, unsigned, unsigned);
+    void patchify_##NAME(const float*, const float*, const float*, T*, unsigned, unsigned, unsigned);               \
+    void assemble_tokens_##NAME(const T*, const T*, const T*, T*, unsigned, unsigned);
 DECLARE(float, f32)
 DECLARE(bf16, bf16)
 }
@@ -23,14 +23,14 @@ template <class T> struct Kernels {
     void (*cut)(const float*, const float*, const float*, T*, unsigned, unsigned, unsigned);
     void (*join)(const T*, const T*, const T*, T*, unsigned, unsigned);
 };
-const Kernels<float> F32 = {"f32", cut_patches_f32, put_together_f32};
-const Kernels<bf16> BF16 = {"bf16", cut_patches_bf16, put_together_bf16};
+const Kernels<float> F32 = {"f32", patchify_f32, assemble_tokens_f32};
+const Kernels<bf16> BF16 = {"bf16", patchify_bf16, assemble_tokens_bf16};
 
 /// `offset` has a bit for each tensor that is not aligned: 1 for the images, 2 for the output.
 template <class T>
 void check_cut(Bench& bench, const Kernels<T>& kernels, unsigned side, unsigned patch, bool normalised, size_t offset) {
     const unsigned images = 2, channels = 3, grid = side / patch;
-    const std::string what = "cut_patches_" + kernels.name;
+    const std::string what = "patchify_" + kernels.name;
     const std::string at = std::to_string(side) + " by " + std::to_string(patch) + " normalised " +
                            std::to_string(normalised) + " offset " + std::to_string(offset);
     Buffer<float> pixels(normal(bench.random, images * channels * side * side), offset & 1);
@@ -45,7 +45,7 @@ void check_cut(Bench& bench, const Kernels<T>& kernels, unsigned side, unsigned 
         if (!intact(pixels, mean, scale, y)) bench.table.miss(what, at + ": wrote where it must not");
         if (order == Order::forward) {
             const Expected expected =
-                reference::cut_patches(pixels.values(), mean.values(), scale.values(), channels, side, patch);
+                reference::patchify(pixels.values(), mean.values(), scale.values(), channels, side, patch);
             bench.table.compare(what, at, y.values(), expected, 1, false, bound);
         }
         return y.content();
@@ -57,7 +57,7 @@ template <class T>
 void check_join(Bench& bench, const Kernels<T>& kernels, unsigned prefix_rows, unsigned patches, unsigned width,
                 size_t offset) {
     const unsigned images = 3;
-    const std::string what = "put_together_" + kernels.name;
+    const std::string what = "assemble_tokens_" + kernels.name;
     const std::string at = std::to_string(prefix_rows) + " and " + std::to_string(patches) + " by " +
                            std::to_string(width) + " offset " + std::to_string(offset);
     Buffer<T> embedded(normal(bench.random, images * patches * width), offset & 1);
@@ -70,7 +70,7 @@ void check_join(Bench& bench, const Kernels<T>& kernels, unsigned prefix_rows, u
         });
         if (!intact(embedded, prefix, positions, y)) bench.table.miss(what, at + ": wrote where it must not");
         if (order == Order::forward) {
-            const Expected expected = reference::put_together(embedded.values(), prefix.values(), positions.values());
+            const Expected expected = reference::assemble_tokens(embedded.values(), prefix.values(), positions.values());
             bench.table.compare(what, at, y.values(), expected, 1, false, UNIT<T>);
         }
         return y.content();

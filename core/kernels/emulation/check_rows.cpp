@@ -10,8 +10,8 @@ using reference::Values;
 extern "C" {
 void log_softmax_forward_f32(const float*, float*, unsigned, unsigned);
 void log_softmax_backward_f32(const float*, const float*, float*, unsigned, unsigned);
-void unit_forward_f32(const float*, float*, unsigned, unsigned, float);
-void unit_backward_f32(const float*, const float*, float*, unsigned, unsigned, float);
+void l2_normalize_forward_f32(const float*, float*, unsigned, unsigned, float);
+void l2_normalize_backward_f32(const float*, const float*, float*, unsigned, unsigned, float);
 }
 
 namespace {
@@ -56,14 +56,14 @@ void check_size(Bench& bench, unsigned rows, unsigned width, double deviation) {
         if (rows > 1) of_rows[n - 2 * width + i] *= 1e-16;
     }
     Buffer<float> long_and_short(of_rows);
-    const Expected units = reference::unit(long_and_short.values(), width, LEAST);
-    check(bench, "unit_forward", at, units, bound, [&](Buffer<float>& out, Order order) {
-        launch(order, [&] { unit_forward_f32(long_and_short.data(), out.data(), rows, width, LEAST); });
+    const Expected units = reference::l2_normalize(long_and_short.values(), width, LEAST);
+    check(bench, "l2_normalize_forward", at, units, bound, [&](Buffer<float>& out, Order order) {
+        launch(order, [&] { l2_normalize_forward_f32(long_and_short.data(), out.data(), rows, width, LEAST); });
         return intact(long_and_short, out);
     });
-    const Expected d_units = reference::unit_backward(long_and_short.values(), dy.values(), width, LEAST);
-    check(bench, "unit_backward", at, d_units, 2.0 * bound, [&](Buffer<float>& dx, Order order) {
-        launch(order, [&] { unit_backward_f32(long_and_short.data(), dy.data(), dx.data(), rows, width, LEAST); });
+    const Expected d_units = reference::l2_normalize_backward(long_and_short.values(), dy.values(), width, LEAST);
+    check(bench, "l2_normalize_backward", at, d_units, 2.0 * bound, [&](Buffer<float>& dx, Order order) {
+        launch(order, [&] { l2_normalize_backward_f32(long_and_short.data(), dy.data(), dx.data(), rows, width, LEAST); });
         return intact(long_and_short, dy, dx);
     });
 }

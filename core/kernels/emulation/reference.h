@@ -88,7 +88,7 @@ inline Expected layer_norm_backward(const Values& x, const Values& gamma, const 
 
 /// Images `(B, C, S, S)` as patches `(B, G G, C p p)`, of each channel `(x - mean) * scale`, measured against itself; `mean` and
 /// `scale` may be empty.
-inline Expected cut_patches(const Values& pixels, const Values& mean, const Values& scale, size_t channels, size_t side,
+inline Expected patchify(const Values& pixels, const Values& mean, const Values& scale, size_t channels, size_t side,
                             size_t patch) {
     Expected y;
     const size_t grid = side / patch, images = pixels.size() / (channels * side * side);
@@ -111,7 +111,7 @@ inline Expected cut_patches(const Values& pixels, const Values& mean, const Valu
 }
 
 /// `prefix`, then `embedded + positions`, for each image, measured against itself.
-inline Expected put_together(const Values& embedded, const Values& prefix, const Values& positions) {
+inline Expected assemble_tokens(const Values& embedded, const Values& prefix, const Values& positions) {
     Expected y;
     for (size_t at = 0; at < embedded.size(); at += positions.size()) {
         for (double x : prefix) y.value.push_back(x), y.size.push_back(fabs(x));
@@ -158,7 +158,7 @@ inline double norm(const double* x, size_t width) {
 }
 
 /// Measured against itself.
-inline Expected unit(const Values& x, size_t width, double least) {
+inline Expected l2_normalize(const Values& x, size_t width, double least) {
     Expected y(x.size());
     for (size_t i = 0; i < x.size(); ++i) {
         y.value[i] = x[i] / std::max(norm(&x[i / width * width], width), least), y.size[i] = fabs(y.value[i]);
@@ -166,7 +166,7 @@ inline Expected unit(const Values& x, size_t width, double least) {
     return y;
 }
 
-inline Expected unit_backward(const Values& x, const Values& dy, size_t width, double least) {
+inline Expected l2_normalize_backward(const Values& x, const Values& dy, size_t width, double least) {
     Expected dx(x.size());
     for (size_t at = 0; at < x.size(); at += width) {
         const double length = norm(&x[at], width);

@@ -8,7 +8,7 @@
 //! | for | see |
 //! |---|---|
 //! | one layer in a graph of candle's | [`linear`], [`layer_norm`], [`gelu`], [`attention`] |
-//! | losses and prompt matching | [`log_softmax`], [`softmax`], [`unit`](fn@unit) |
+//! | losses and prompt matching | [`log_softmax`], [`softmax`], [`l2_normalize`] |
 //! | whole blocks of a vision transformer with injected prompts | [`blocks::BlockRunner`] |
 //! | the fast path of the CPU in float32 | [`fused::FusedBlocks`] |
 //! | every other device and type | [`TapedBlocks`] |
@@ -54,7 +54,7 @@ mod taped;
 #[cfg(feature = "cuda")]
 pub use cuda::{COMPUTE_CAP, probe};
 pub use ops::{
-    Source, Sources, attention, composed, flat, gather_rows, gelu, layer_norm, linear, log_softmax,
-    set_from_flat, softmax, unit,
+    Source, Sources, attention, composed, flat, gather_rows, gelu, l2_normalize, layer_norm, linear,
+    log_softmax, set_from_flat, softmax,
 };
 pub use taped::TapedBlocks;

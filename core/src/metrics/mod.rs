@@ -6,5 +6,5 @@ mod prompt_use;
 
 pub use accuracy::{AccuracyMatrix, DEFINITIONS, Definition, Summary};
 pub use confusion::Confusion;
-pub(crate) use prompt_use::UseTally;
+pub(crate) use prompt_use::PromptUseSums;
 pub use prompt_use::{PoolUse, UseTable};

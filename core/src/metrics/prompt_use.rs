@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    traits::{Selection, Taken},
+    traits::{PromptUsage, Selection},
 };
 
 /// Prompts of the largest pool.
@@ -35,7 +35,7 @@ pub enum UseTable {
 
 /// Sums over the images of a test.
 #[derive(Debug, Default)]
-pub(crate) struct UseTally {
+pub(crate) struct PromptUseSums {
     pools: Vec<Pool>,
 }
 
@@ -48,7 +48,7 @@ struct Pool {
     tasks: Vec<(u64, Vec<f64>)>,
 }
 
-impl UseTally {
+impl PromptUseSums {
     /// Adds what `images` images of `task` took.
     pub(crate) fn add(&mut self, task: usize, images: usize, selections: &[Selection]) -> Result<()> {
         for (index, selection) in selections.iter().enumerate() {
@@ -57,7 +57,7 @@ impl UseTally {
             promise(alone, "the name of a pool is its own")?;
             let rows = rows_of(selection, images)?;
             let Some(size) = rows.first().map(Vec::len) else { continue };
-            let weighted = matches!(selection.taken, Taken::Weighted(_));
+            let weighted = matches!(selection.usage, PromptUsage::Weighted(_));
             let known = self.pools.iter().position(|pool| pool.name == selection.pool);
             let at = known.unwrap_or(self.pools.len());
             if known.is_none() {
@@ -103,7 +103,7 @@ impl UseTally {
 /// Share of each prompt that each of `images` images takes, a row an image: 1 or 0, or the weights.
 fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
     let promise = |kept: bool, promise: String| promised(selection, kept, promise);
-    let (Taken::Chosen { numbers: tensor, .. } | Taken::Weighted(tensor)) = &selection.taken;
+    let (PromptUsage::Chosen { numbers: tensor, .. } | PromptUsage::Weighted(tensor)) = &selection.usage;
     let (dims, rows) = (tensor.dims(), tensor.dims().first().copied().unwrap_or(0));
     promise(
         dims.len() == 2 && (rows == images || rows == 1),
@@ -111,8 +111,8 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
     )?;
     promise(!tensor.track_op(), "it is cut off from the graph (`detach`)".into())?;
     let mut found = Vec::with_capacity(images);
-    match &selection.taken {
-        Taken::Chosen { numbers, of } => {
+    match &selection.usage {
+        PromptUsage::Chosen { numbers, of } => {
             let dtype = numbers.dtype();
             promise(*of <= LARGEST, format!("it has at most {LARGEST} prompts, not {of}"))?;
             promise(dtype == DType::U32, format!("prompts are chosen by number (u32), not {dtype:?}"))?;
@@ -132,7 +132,7 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
                 found.push(row);
             }
         }
-        Taken::Weighted(weights) => {
+        PromptUsage::Weighted(weights) => {
             found = weights.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             if let Some(weight) = found.iter().flatten().find(|weight| !weight.is_finite()) {
                 let columns = dims[1];
@@ -186,7 +186,7 @@ mod tests {
         let weights = |rows: &[[f32; 3]]| -> Result<Selection> {
             Ok(Selection::weighted("other", &Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu)?))
         };
-        let mut tally = UseTally::default();
+        let mut tally = PromptUseSums::default();
         tally.add(0, 2, &[chosen(&[[0, 1], [1, 3]])?, weights(&[[0.5, 0.0, -1.0], [0.25, 0.5, 0.0]])?])?;
         // One row for three images.
         tally.add(2, 3, &[chosen(&[[3, 2]])?, weights(&[[1.0, 0.0, 0.5]])?])?;
@@ -208,9 +208,9 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() -> Result<()> {
         let weights = Tensor::new(&[[1f32, 0.5]], &Device::Cpu)?;
-        let found = UseTally::default().add(0, 3, &[Selection::chosen("w", &weights, 2)]);
+        let found = PromptUseSums::default().add(0, 3, &[Selection::chosen("w", &weights, 2)]);
         assert!(found.is_err_and(|e| e.to_string().contains("by number (u32), not F32")));
-        let mut tally = UseTally::default();
+        let mut tally = PromptUseSums::default();
         tally.add(0, 1, &[chosen(&[[0, 1]])?])?;
         let numbers = Tensor::new(&[[0u32]], &Device::Cpu)?;
         assert!(tally.add(0, 1, &[Selection::chosen("keys", &numbers, 5)]).is_err());

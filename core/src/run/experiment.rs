@@ -13,7 +13,7 @@ use crate::{
     rng::Rng,
     run::builder::{self, RunBuilder},
     system::device,
-    train::{Network, Stack, TrainSettings, Trainer},
+    train::{DistillerStack, Network, TrainSettings, Trainer},
     traits::{BackboneSpec, DataRecord, Normalization, QuerySource, Role, TaskStream},
 };
 
@@ -113,7 +113,7 @@ impl Experiment {
             let distiller = builder.distiller(index, section, specs, student_learner.as_ref())?;
             distillers.push((section.name.clone(), section.weight, distiller));
         }
-        let distiller = Stack::new(distillers)?;
+        let distiller = DistillerStack::new(distillers)?;
         builder::check_names(config, student_learner.as_ref(), &distiller)?;
         drop(builder);
         let teacher = Network { backbone: teacher, learner: teacher_learner };
@@ -128,7 +128,7 @@ impl Experiment {
         device: Device,
         teacher: Network,
         student: Network,
-        distiller: Stack,
+        distiller: DistillerStack,
     ) -> Self {
         let run = &config.run;
         let settings = TrainSettings {

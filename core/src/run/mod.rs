@@ -9,5 +9,5 @@ pub mod preflight;
 pub mod resume_check;
 
 pub(crate) use checkpoint::Checkpoints;
-pub use checkpoint::{About, Checkpoint, Unusable};
+pub use checkpoint::{Checkpoint, CheckpointMeta, Unusable};
 pub use experiment::{Experiment, PluginRecord, RunRecord, TrainedTensor};

@@ -16,7 +16,7 @@ use crate::{
         directory,
     },
     system::memory,
-    train::{Network, Optimizer, Stack, Trainer},
+    train::{DistillerStack, Network, Optimizer, Trainer},
     traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
 };
 
@@ -225,7 +225,8 @@ impl Report {
                         .extend(distiller.map(|distiller| (section.name.clone(), section.weight, distiller)));
                 }
                 let all = built.len() == sections.len();
-                let stack = all.then(|| Stack::new(built)).and_then(|stack| self.note("distillers", stack));
+                let stack =
+                    all.then(|| DistillerStack::new(built)).and_then(|stack| self.note("distillers", stack));
                 if let Some(stack) = &stack {
                     self.note("distillers", builder::check_names(config, learner.as_ref(), stack));
                 }

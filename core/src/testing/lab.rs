@@ -10,7 +10,7 @@ use crate::{
     nn::{Linear, kl_divergence},
     registry::{self, Settings},
     rng::Rng,
-    train::{Network, OptimizerConfig, ScheduleConfig, Stack, TrainSettings, Trainer},
+    train::{DistillerStack, Network, OptimizerConfig, ScheduleConfig, TrainSettings, Trainer},
     traits::{
         Backbone, Batch, Batches, Distiller, DistillerContext, EpochKey, Features, Head, Injection, Kv,
         Learner, LearnerContext, LossTerm, Mode, NamedVar, Output, Pass, Provenance, Query, QuerySource,
@@ -159,7 +159,7 @@ impl Lab {
         let learners = self.learners(learner.0, learner.1)?;
         let (name, context) = (distiller.0, self.distiller_context(learners[1].as_ref()));
         let distiller = registry::distiller(name, distiller.1, &context)?;
-        Ok(self.trainer(learners, Box::new(Stack::new(vec![(name.into(), 1.0, distiller)])?)))
+        Ok(self.trainer(learners, Box::new(DistillerStack::new(vec![(name.into(), 1.0, distiller)])?)))
     }
 }
 

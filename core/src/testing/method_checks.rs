@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use crate::{
     error::Result,
-    metrics::UseTally,
+    metrics::PromptUseSums,
     rng::Rng,
     testing::{
         lab::{BATCH, CLASSES, Lab, Noise, ROLES},
@@ -135,7 +135,7 @@ impl Check<'_> {
             let added = block.cls_add.as_ref().map(Kv::count).transpose()?.unwrap_or(1);
             self.promise(added == 1, "one vector is added to the CLS token's key and one to its value")?;
         }
-        if let Err(error) = UseTally::default().add(0, images, &injection.selections) {
+        if let Err(error) = PromptUseSums::default().add(0, images, &injection.selections) {
             self.promise(false, format!("what it says of its selections is true of them: {error}"))?;
         }
         let Some(tokens) = &injection.tokens else { return Ok(()) };

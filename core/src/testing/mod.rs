@@ -44,7 +44,7 @@ use crate::{
         lab::{ROLES, distiller_trainer, learner_trainer},
         method_checks::Check,
     },
-    train::{Optimizer, Stack, Trainer},
+    train::{DistillerStack, Optimizer, Trainer},
     traits::{Role, TaskStream},
 };
 
@@ -109,7 +109,7 @@ impl Conformance<'_> {
         // As a run uses it.
         let build = |lab: &Lab| -> Result<Trainer> {
             let mut trainer = alone(lab)?;
-            trainer.distiller = Box::new(Stack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
+            trainer.distiller = Box::new(DistillerStack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
             Ok(trainer)
         };
         let check = Check { plugin: format!("`{name}`"), build: &build };

@@ -13,7 +13,7 @@ use crate::{
 ///
 /// Each one's terms are multiplied by its weight. The labels keep what the most demanding distiller leaves them: the
 /// smallest [`Distiller::cross_entropy_weight`]. Terms are logged as `distiller/term`.
-pub struct Stack {
+pub struct DistillerStack {
     members: Vec<Member>,
 }
 
@@ -27,7 +27,7 @@ struct Member {
     tokens: usize,
 }
 
-impl Stack {
+impl DistillerStack {
     /// Puts `distillers`, each with its name and weight, together.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Stack {
     }
 }
 
-impl Distiller for Stack {
+impl Distiller for DistillerStack {
     fn cross_entropy_weight(&self) -> f64 {
         self.members.iter().map(|member| member.distiller.cross_entropy_weight()).fold(1.0, f64::min)
     }
@@ -230,10 +230,10 @@ mod tests {
         }
     }
 
-    fn stack(distillers: Vec<(&str, f64, Marked)>) -> Result<Stack> {
+    fn stack(distillers: Vec<(&str, f64, Marked)>) -> Result<DistillerStack> {
         let boxed =
             |(name, weight, d): (&str, f64, Marked)| (name.into(), weight, Box::new(d) as Box<dyn Distiller>);
-        Stack::new(distillers.into_iter().map(boxed).collect())
+        DistillerStack::new(distillers.into_iter().map(boxed).collect())
     }
 
     fn output(tokens: Option<Tensor>) -> Result<Output> {

@@ -60,7 +60,7 @@ impl EpochReport {
 
 /// Sums over the steps of an epoch so far.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Tally {
+pub struct EpochMetrics {
     losses: BTreeMap<String, f64>,
     steps: usize,
     right: usize,
@@ -71,7 +71,7 @@ pub struct Tally {
     started: Option<Instant>,
 }
 
-impl Tally {
+impl EpochMetrics {
     pub(crate) fn start(&mut self) {
         self.started = Some(Instant::now());
     }

@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 
 use crate::{
     error::Result,
-    metrics::{AccuracyMatrix, Confusion, PoolUse, UseTally},
+    metrics::{AccuracyMatrix, Confusion, PoolUse, PromptUseSums},
     train::Trainer,
     traits::{ByRole, Query, Role, Task, TaskStream},
 };
@@ -16,7 +16,7 @@ pub type Accuracies = ByRole<AccuracyMatrix>;
 
 /// Results of a test besides accuracies.
 #[derive(Debug, Default)]
-pub struct Tested {
+pub struct Evaluation {
     /// Confusion matrix of each network that was tested.
     pub confusions: Vec<(Role, Confusion)>,
     /// Prompts that the images took, by pool; none where a network's methods do not choose.
@@ -26,7 +26,7 @@ pub struct Tested {
 /// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
 /// first time and kept, a row of numbers for each image.
 #[derive(Debug, Default)]
-pub struct Tester {
+pub struct Evaluator {
     /// Queries by task and batch, in the order of [`Queries::each`](super::queries::Queries::each); `None` where no learner asked.
     queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
     /// Test images left out when they were computed: one more, and all that follow stand elsewhere.
@@ -42,12 +42,12 @@ struct Counts {
     row: Vec<f64>,
     confusion: Confusion,
     /// `None` once a selection could not be counted.
-    uses: Option<UseTally>,
+    uses: Option<PromptUseSums>,
 }
 
-impl Tester {
+impl Evaluator {
     /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
-    /// A tester belongs to one trainer and one stream. `on_batch` is called after every batch.
+    /// A evaluator belongs to one trainer and one stream. `on_batch` is called after every batch.
     ///
     /// # Errors
     /// Unreadable images, and whatever `on_batch` returns.
@@ -58,14 +58,14 @@ impl Tester {
         stream: &dyn TaskStream,
         results: &mut Accuracies,
         on_batch: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<Tested> {
+    ) -> Result<Evaluation> {
         let names = stream.classes().get(..task.seen()).unwrap_or(stream.classes());
         let new = |&role: &Role| Counts {
             role,
             right: 0,
             row: Vec::new(),
             confusion: Confusion::new(names),
-            uses: Some(UseTally::default()),
+            uses: Some(PromptUseSums::default()),
         };
         let mut networks: Vec<Counts> = trainer.settings.roles.iter().map(new).collect();
         for seen in &stream.tasks()[..=task.index] {
@@ -108,11 +108,11 @@ impl Tester {
                 row.push(100.0 * std::mem::take(right) as f64 / total as f64);
             }
         }
-        let mut tested = Tested::default();
+        let mut tested = Evaluation::default();
         for Counts { role, row, confusion, uses, .. } in networks {
             results.of_mut(role).push(row);
             tested.confusions.push((role, confusion));
-            *tested.prompt_use.of_mut(role) = uses.map(UseTally::finish);
+            *tested.prompt_use.of_mut(role) = uses.map(PromptUseSums::finish);
         }
         Ok(tested)
     }

@@ -14,14 +14,14 @@ mod trainer;
 mod training_loop;
 
 pub use cost::{Cost, InferenceMacs, TrainingMacs};
-pub use distiller_stack::Stack;
-pub use epoch_report::{EpochReport, Tally};
+pub use distiller_stack::DistillerStack;
+pub use epoch_report::{EpochMetrics, EpochReport};
 pub(crate) use evaluator::count_right;
-pub use evaluator::{Accuracies, Tested, Tester};
+pub use evaluator::{Accuracies, Evaluation, Evaluator};
 pub use network::Network;
 pub(crate) use network::Passed;
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerName};
-pub use position::{Moment, Position, RunState};
+pub use position::{Position, RunState, Snapshot};
 pub(crate) use queries::Queries;
 pub use schedule::{ScheduleConfig, ScheduleName};
 pub use step::BatchLoss;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    train::{Accuracies, Optimizer, Tally, Trainer},
+    train::{Accuracies, EpochMetrics, Optimizer, Trainer},
     traits::{Role, StateDict, TaskStream},
 };
 
@@ -63,7 +63,7 @@ pub struct RunState {
     /// Step that comes next.
     pub position: Position,
     /// Sums of the epoch at hand.
-    pub tally: Tally,
+    pub tally: EpochMetrics,
     /// After the tasks so far.
     pub results: Accuracies,
     /// The optimiser's state, in the middle of a phase.
@@ -71,7 +71,7 @@ pub struct RunState {
 }
 
 /// A run between two steps: it could be stopped here and go on later.
-pub struct Moment<'a> {
+pub struct Snapshot<'a> {
     /// The networks as they are now.
     pub trainer: &'a Trainer,
     /// The images.

@@ -6,8 +6,8 @@ use candle_core::DType;
 use crate::{
     error::{Error, Result},
     train::{
-        Accuracies, EpochReport, Moment, Optimizer, Position, RunState, Tested, Tester, TrainSettings,
-        Trainer, count_right,
+        Accuracies, EpochReport, Evaluation, Evaluator, Optimizer, Position, RunState, Snapshot,
+        TrainSettings, Trainer, count_right,
     },
     traits::{EpochKey, NamedVar, Role, Task, TaskStream},
 };
@@ -36,12 +36,12 @@ pub enum Event<'a> {
         /// Accuracies so far.
         results: &'a Accuracies,
         /// Confusion matrices and use of prompts.
-        tested: &'a Tested,
+        tested: &'a Evaluation,
     },
     /// The run is between two steps, epochs or tasks, whose own event came before.
-    Between(Moment<'a>),
+    Between(Snapshot<'a>),
     /// A batch of test images is done.
-    Tested,
+    TestBatch,
 }
 
 impl Trainer {
@@ -68,7 +68,7 @@ impl Trainer {
         on: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Accuracies> {
         let roles = self.settings.roles.clone();
-        let mut tester = Tester::default();
+        let mut evaluator = Evaluator::default();
         while let Some(task) = stream.tasks().get(now.position.task) {
             if now.position == Position::of_task(task.index) {
                 self.begin_task(task)?;
@@ -77,10 +77,11 @@ impl Trainer {
                 self.learn(role, task, &mut now, stream, on)?;
             }
             self.end_task(task)?;
-            let tested = &tester.test(self, task, stream, &mut now.results, &mut || on(Event::Tested))?;
+            let tested =
+                &evaluator.test(self, task, stream, &mut now.results, &mut || on(Event::TestBatch))?;
             now.position = Position::of_task(task.index + 1);
             on(Event::Task { task, trainer: self, results: &now.results, tested })?;
-            on(Event::Between(Moment { trainer: self, stream, state: &now, optimizer: None }))?;
+            on(Event::Between(Snapshot { trainer: self, stream, state: &now, optimizer: None }))?;
         }
         Ok(now.results)
     }
@@ -117,7 +118,7 @@ impl Trainer {
                 now.tally.add(&values, right, batch.len());
                 now.position.step += 1;
                 on(Event::Step { role, task, epoch, step: (step, steps) })?;
-                let moment = Moment { trainer: self, stream, state: now, optimizer: Some(&optimizer) };
+                let moment = Snapshot { trainer: self, stream, state: now, optimizer: Some(&optimizer) };
                 on(Event::Between(moment))?;
             }
             // A last update that broke a parameter shows in no loss yet.
@@ -126,7 +127,7 @@ impl Trainer {
             on(Event::Epoch(&std::mem::take(&mut now.tally).report(role, of, epoch, epochs, lr)))?;
             now.position = now.position.next_epoch(epochs);
             let optimizer = Some(&optimizer).filter(|_| epoch + 1 < epochs);
-            on(Event::Between(Moment { trainer: self, stream, state: now, optimizer }))?;
+            on(Event::Between(Snapshot { trainer: self, stream, state: now, optimizer }))?;
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ pub use mode::Mode;
 pub use provenance::Provenance;
 pub use query::{Query, QuerySource};
 pub use role::{ByRole, Role};
-pub use selection::{Selection, Taken};
+pub use selection::{PromptUsage, Selection};
 pub use state::StateDict;
 pub use stream::{
     Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, LeftOut, Skipped, StreamContext,

@@ -164,7 +164,7 @@ impl AptHead {
 impl Head for AptHead {
     fn logits(&self, token: &Tensor) -> Result<Tensor> {
         let token = kernels::layer_norm(token, &self.ones, &self.zeros, 1e-5)?; // (B, D)
-        let weight = kernels::unit(self.linear.weight())?; // (C, D)
+        let weight = kernels::l2_normalize(self.linear.weight())?; // (C, D)
         Ok(token.matmul(&weight.t()?)?.broadcast_add(self.linear.bias())?)
     }
 

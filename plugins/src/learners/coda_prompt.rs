@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use cdl_core::{kernels::unit, prelude::*};
+use cdl_core::{kernels::l2_normalize, prelude::*};
 
 /// Blocks that get prompts, as published: the first five (fewer in a shallower network).
 const BLOCKS: usize = 5;
@@ -165,7 +165,7 @@ impl Learner for CodaPrompt {
 ///
 /// `(q ∘ A_m)·K̂_m = q·(A_m ∘ K̂_m)` and `‖q ∘ A_m‖² = q²·A_m²`: two products instead of a `(B, f, Dq)` tensor.
 fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Result<Tensor> {
-    let directions = (attention * unit(keys)?)?;
+    let directions = (attention * l2_normalize(keys)?)?;
     let dots = query.matmul(&directions.t()?)?;
     let norms = query.sqr()?.matmul(&attention.sqr()?.t()?)?.sqrt()?.maximum(1e-12)?;
     Ok((dots / norms)?)

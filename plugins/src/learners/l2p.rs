@@ -4,7 +4,7 @@
 //! in cosine; a penalty draws the chosen keys to the query. The prompts enter attention as keys and values, as in the
 //! published code of continual distillation learning, and each image chooses for itself.
 
-use cdl_core::{kernels::unit, prelude::*};
+use cdl_core::{kernels::l2_normalize, prelude::*};
 
 /// Blocks that a deep L2P prompts (fewer in a shallower network).
 const DEEP_BLOCKS: usize = 5;
@@ -118,7 +118,7 @@ impl Learner for L2p {
 
 /// `cos(q, K_m)` `(B, M)` for queries `(B, Dq)` and keys `(M, Dq)`.
 pub(super) fn cosine(query: &Tensor, keys: &Tensor) -> Result<Tensor> {
-    Ok(unit(query)?.matmul(&unit(keys)?.t()?)?)
+    Ok(l2_normalize(query)?.matmul(&l2_normalize(keys)?.t()?)?)
 }
 
 /// The columns of the `count` largest entries of each row, the largest first: `(B, M)` to `(B, count)` (u32). Of equal

@@ -38,14 +38,14 @@ pub fn log_softmax_backward(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
     on_rows("log_softmax_backward", [y, dy], None).map(Value::tensor)
 }
 
-/// See [`crate::unit`]. Norms below `least` are taken for it.
-pub fn unit(x: &Tensor, least: f64) -> Result<Value> {
-    on_rows("unit_forward", [x], Some(least))
+/// See [`crate::l2_normalize`]. Norms below `least` are taken for it.
+pub fn l2_normalize(x: &Tensor, least: f64) -> Result<Value> {
+    on_rows("l2_normalize_forward", [x], Some(least))
 }
 
-/// Gradient of the input `x` of [`unit`] for that of the output.
-pub fn unit_backward(x: &Tensor, dy: &Tensor, least: f64) -> Result<Tensor> {
-    on_rows("unit_backward", [x, dy], Some(least)).map(Value::tensor)
+/// Gradient of the input `x` of [`l2_normalize`] for that of the output.
+pub fn l2_normalize_backward(x: &Tensor, dy: &Tensor, least: f64) -> Result<Tensor> {
+    on_rows("l2_normalize_backward", [x, dy], Some(least)).map(Value::tensor)
 }
 
 fn on_elements<const N: usize>(name: &str, inputs: [&Tensor; N]) -> Result<Value> {

@@ -29,7 +29,7 @@ pub fn patchify(
     views!(pixels: f32);
     by_dtype!(dtype, T => {
         let mut patches = room::<T>(device, batch * rows * width)?;
-        let kernel = EMBEDDING.kernel::<T>(device, "cut_patches")?;
+        let kernel = EMBEDDING.kernel::<T>(device, "patchify")?;
         let sizes = [narrow(channels)?, narrow(side)?, narrow(patch)?];
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
@@ -52,7 +52,7 @@ pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) ->
     by_dtype!(patches.dtype(), T => {
         views!(patches: T, prefix: T, positions: T);
         let mut tokens = room::<T>(device, batch * rows * width)?;
-        let kernel = EMBEDDING.kernel::<T>(device, "put_together")?;
+        let kernel = EMBEDDING.kernel::<T>(device, "assemble_tokens")?;
         let sizes = [narrow(first)?, narrow(width)?];
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);

@@ -13,7 +13,7 @@ mod linear;
 use candle_core::{CudaDevice, Result};
 
 pub use self::{
-    alike::{gelu, gelu_backward, log_softmax, log_softmax_backward, unit, unit_backward},
+    alike::{gelu, gelu_backward, l2_normalize, l2_normalize_backward, log_softmax, log_softmax_backward},
     attention::{attend, attend_backward},
     embedding::{assemble_tokens, patchify},
     flat::{flat, set_from_flat},

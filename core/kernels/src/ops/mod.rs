@@ -20,4 +20,4 @@ pub use gelu::{gelu, gelu_backward};
 pub use injected::{Source, Sources, gather_rows};
 pub use layer_norm::{layer_norm, layer_norm_backward};
 pub use linear::{linear, linear_backward, linear_value};
-pub use rows::{log_softmax, softmax, unit};
+pub use rows::{l2_normalize, log_softmax, softmax};

@@ -29,11 +29,11 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `x / max(‖x‖, 1e-12)` of each row of `x` `(..., D)`, PyTorch's `normalize`.
-pub fn unit(x: &Tensor) -> Result<Tensor> {
+pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {
         let x = x.contiguous()?;
-        return cuda::unit(&x, LEAST)?.of(&x, |x, _, dy| cuda::unit_backward(x, dy, LEAST));
+        return cuda::l2_normalize(&x, LEAST)?.of(&x, |x, _, dy| cuda::l2_normalize_backward(x, dy, LEAST));
     }
     let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(LEAST)?;
     x.broadcast_div(&norm)

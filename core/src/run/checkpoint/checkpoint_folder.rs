@@ -126,11 +126,11 @@ fn number(file: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{run::About, traits::StateDict};
+    use crate::{run::CheckpointMeta, traits::StateDict};
     use candle_core::{Device, Tensor};
 
     fn checkpoint(step: usize) -> Result<Checkpoint> {
-        let about = About {
+        let meta = CheckpointMeta {
             position: Position { step, ..Position::default() },
             tally: Default::default(),
             results: Default::default(),
@@ -141,12 +141,12 @@ mod tests {
         };
         let mut tensors = StateDict::default();
         tensors.insert("teacher/x", Tensor::new(&[step as f32, 2.0], &Device::Cpu)?);
-        Ok(Checkpoint { about, tensors })
+        Ok(Checkpoint { meta, tensors })
     }
 
     fn newest(folder: &Path) -> Option<usize> {
         let mut all = Checkpoints::open(folder.into(), &CheckpointConfig::default()).ok()?;
-        all.newest().ok()??.0.about.position.step.into()
+        all.newest().ok()??.0.meta.position.step.into()
     }
 
     fn names(folder: &Path) -> Vec<String> {
@@ -198,7 +198,7 @@ mod tests {
         }
         let config = CheckpointConfig { keep: 2, ..Default::default() };
         let mut all = Checkpoints::open(folder.clone(), &config)?;
-        assert_eq!(all.newest()?.map(|(checkpoint, _)| checkpoint.about.position.step), Some(1));
+        assert_eq!(all.newest()?.map(|(checkpoint, _)| checkpoint.meta.position.step), Some(1));
         assert_eq!(names(&folder).len(), 4, "nothing goes before a new one is safe");
         all.save(&checkpoint(7)?)?;
         assert_eq!(names(&folder), [1, 5].map(name), "the good one before stays");

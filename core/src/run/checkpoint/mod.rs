@@ -3,7 +3,7 @@
 //!
 //! A checkpoint is a safetensors file. Its tensors are `teacher/NAME` and `student/NAME`, everything that networks and
 //! methods have learned ([`Trainer::state`]), and in the middle of a phase `optimizer/NAME` ([`Optimizer::state`]). Its
-//! metadata are the format's version, [`About`] in JSON, and a SHA-256 over all of it.
+//! metadata are the format's version, [`CheckpointMeta`] in JSON, and a SHA-256 over all of it.
 //!
 //! No generator of random numbers is part of it: each is derived from the run's seed and a label where it is used and
 //! outlives nothing, so that initial values, order and augmentation follow from the position. So does the learning
@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 pub(crate) use crate::run::checkpoint::checkpoint_folder::Checkpoints;
 use crate::{
     error::{Error, Result},
-    train::{Accuracies, Moment, Position, RunState, Tally, Trainer},
+    train::{Accuracies, EpochMetrics, Position, RunState, Snapshot, Trainer},
     traits::{LeftOut, Role, StateDict, TaskStream},
 };
 
@@ -36,10 +36,10 @@ const SHA256_KEY: &str = "sha256";
 
 /// Contents of a checkpoint besides tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct About {
+pub struct CheckpointMeta {
     /// Step that comes next.
     pub position: Position,
-    tally: Tally,
+    tally: EpochMetrics,
     results: Accuracies,
     /// Images that could not be read.
     left_out: LeftOut,
@@ -69,14 +69,14 @@ pub enum Unusable {
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
     /// Everything but tensors.
-    pub about: About,
+    pub meta: CheckpointMeta,
     tensors: StateDict,
 }
 
 impl Checkpoint {
-    /// Checkpoint of a run as it is now; see [`About`] for the other values.
-    pub fn of(moment: &Moment<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
-        let Moment { trainer, stream, state, optimizer } = moment;
+    /// Checkpoint of a run as it is now; see [`CheckpointMeta`] for the other values.
+    pub fn of(moment: &Snapshot<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
+        let Snapshot { trainer, stream, state, optimizer } = moment;
         let mut tensors = StateDict::default();
         let mut add = |part: &str, state: StateDict| {
             tensors.extend(
@@ -89,7 +89,7 @@ impl Checkpoint {
         if let Some(optimizer) = optimizer {
             add("optimizer", optimizer.state()?);
         }
-        let about = About {
+        let meta = CheckpointMeta {
             position: state.position,
             tally: state.tally.stopped(),
             results: state.results.clone(),
@@ -98,15 +98,15 @@ impl Checkpoint {
             wall_seconds,
             config: config.into(),
         };
-        Ok(Self { about, tensors })
+        Ok(Self { meta, tensors })
     }
 
     /// The file's bytes.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "checkpoint".into(), reason };
-        let about = serde_json::to_string(&self.about).map_err(|e| fail(e.to_string()))?;
-        let sha256 = digest(&about, self.tensors.iter());
-        let metadata = [(VERSION_KEY, VERSION.into()), (ABOUT_KEY, about), (SHA256_KEY, sha256)];
+        let meta = serde_json::to_string(&self.meta).map_err(|e| fail(e.to_string()))?;
+        let sha256 = digest(&meta, self.tensors.iter());
+        let metadata = [(VERSION_KEY, VERSION.into()), (ABOUT_KEY, meta), (SHA256_KEY, sha256)];
         let metadata: HashMap<String, String> = metadata.map(|(key, value)| (key.into(), value)).into();
         safetensors::serialize(self.tensors.iter(), Some(metadata)).map_err(|e| fail(e.to_string()))
     }
@@ -127,19 +127,19 @@ impl Checkpoint {
         if version != VERSION {
             return Err(Unusable::Foreign(version.clone()));
         }
-        let (about, recorded) = (read(ABOUT_KEY)?, read(SHA256_KEY)?);
+        let (meta, recorded) = (read(ABOUT_KEY)?, read(SHA256_KEY)?);
         let views = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
-        let found = digest(about, views.iter());
+        let found = digest(meta, views.iter());
         if found != *recorded {
             let reason = format!("its content has SHA-256 {found}, it was written with {recorded}");
             return Err(damaged(&reason));
         }
-        let about = serde_json::from_str(about).map_err(|e| damaged(&e))?;
+        let meta = serde_json::from_str(meta).map_err(|e| damaged(&e))?;
         let load = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
             let tensor = view.load(&Device::Cpu).map_err(|e| damaged(&format!("tensor {name}: {e}")))?;
             Ok((name.to_string(), tensor))
         };
-        Ok(Self { about, tensors: views.iter().map(load).collect::<Result<_, Unusable>>()? })
+        Ok(Self { meta, tensors: views.iter().map(load).collect::<Result<_, Unusable>>()? })
     }
 
     /// Brings networks, methods and stream to where they were, and says how to go on.
@@ -147,7 +147,7 @@ impl Checkpoint {
     /// # Errors
     /// Tensors that are missing or have another shape, by name; a position that the run does not have.
     pub fn restore(self, trainer: &mut Trainer, stream: &dyn TaskStream) -> Result<RunState> {
-        let About { position, tally, results, left_out, .. } = self.about;
+        let CheckpointMeta { position, tally, results, left_out, .. } = self.meta;
         // Before a task everything is as the task before has left it.
         let task = match position == Position::of_task(position.task) {
             true => position.task.saturating_sub(1),
@@ -177,13 +177,13 @@ fn part(tensors: &StateDict, name: &str) -> StateDict {
 }
 
 /// SHA-256 over everything that a checkpoint holds, in hexadecimal digits.
-fn digest<'a, V: View>(about: &str, tensors: impl Iterator<Item = (&'a str, V)>) -> String {
+fn digest<'a, V: View>(meta: &str, tensors: impl Iterator<Item = (&'a str, V)>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {
         hash.update((bytes.len() as u64).to_le_bytes());
         hash.update(bytes);
     };
-    add(about.as_bytes());
+    add(meta.as_bytes());
     for (name, tensor) in tensors.collect::<BTreeMap<_, _>>() {
         add(name.as_bytes());
         add(format!("{:?} {:?}", tensor.dtype(), tensor.shape()).as_bytes());

@@ -38,7 +38,7 @@ use crate::{
         atomic::{UNFINISHED, beside, folder_of, remove_unfinished, settle, write_atomic, write_json},
         hex,
     },
-    train::{Accuracies, Cost, EpochReport, Moment, Tested, Trainer},
+    train::{Accuracies, Cost, EpochReport, Evaluation, Snapshot, Trainer},
     traits::{ByRole, Role, Skipped, Task},
 };
 
@@ -232,7 +232,7 @@ impl RunDir {
         let mut checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
         let newest = checkpoints.newest()?;
         let (origin, toml) = match &newest {
-            Some((checkpoint, file)) => (file.clone(), checkpoint.about.config.clone()),
+            Some((checkpoint, file)) => (file.clone(), checkpoint.meta.config.clone()),
             None => {
                 let file = root.join(CONFIG);
                 let toml = fs::read_to_string(&file).map_err(io(&file))?;
@@ -276,7 +276,7 @@ impl RunDir {
     ///
     /// # Errors
     /// No space, no permission: all that was written before stays.
-    pub fn checkpoint(&mut self, moment: &Moment<'_>, now: bool, wall_seconds: f64) -> Result<()> {
+    pub fn checkpoint(&mut self, moment: &Snapshot<'_>, now: bool, wall_seconds: f64) -> Result<()> {
         if !self.checkpoints.on() || !(now || self.checkpoints.due(moment.state.position)) {
             return Ok(());
         }
@@ -324,7 +324,7 @@ impl RunDir {
         task: &Task,
         trainer: &Trainer,
         accuracies: &Accuracies,
-        tested: &Tested,
+        tested: &Evaluation,
         skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {

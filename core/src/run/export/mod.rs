@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::run::export::write::write_network;
 pub use crate::run::export::{
-    predictor::{LARGEST_BATCH, Prediction, Predictor, Seen},
+    predictor::{LARGEST_BATCH, Prediction, Predictor, PreprocessedImage},
     write::write,
 };
 use crate::{

@@ -18,7 +18,7 @@ use crate::{
         device::{self, Precision},
         memory,
     },
-    train::{Network, Stack},
+    train::{DistillerStack, Network},
     traits::{Backbone, BackboneSpec, Distiller, Query, Role, StateDict},
     transform::TransformConfig,
 };
@@ -41,9 +41,9 @@ pub struct Prediction {
 
 /// An image as a network sees it: a square of 8-bit pixels.
 #[derive(Debug, Clone)]
-pub struct Seen(RgbImage);
+pub struct PreprocessedImage(RgbImage);
 
-impl Seen {
+impl PreprocessedImage {
     /// An image, however large, as a network with this [`Description::transform`] sees it.
     pub fn of(image: &RgbImage, transform: &TransformConfig) -> Self {
         Self(transform.test(image))
@@ -67,7 +67,7 @@ pub struct Predictor {
     classes: Vec<String>,
     network: Network,
     query: Option<Arc<dyn Backbone>>,
-    distiller: Stack,
+    distiller: DistillerStack,
     device: Device,
     trained_bytes: usize,
 }
@@ -131,7 +131,7 @@ impl Predictor {
             })?;
             distillers.push((section.name.clone(), section.weight, distiller));
         }
-        let mut distiller = Stack::new(distillers)?;
+        let mut distiller = DistillerStack::new(distillers)?;
         distiller.restore(&trained).map_err(|error| (setup.locate)("distillers", error))?;
         drop(setup);
         let network = Network { backbone, learner };
@@ -175,12 +175,17 @@ impl Predictor {
     /// The `top` classes for each image, the best first.
     pub fn predict(&self, images: &[RgbImage], top: usize) -> Result<Vec<Vec<Prediction>>> {
         let transform = &self.description.transform;
-        let seen: Vec<Seen> = images.par_iter().map(|image| Seen::of(image, transform)).collect();
-        self.predict_seen(&seen, top)
+        let seen: Vec<PreprocessedImage> =
+            images.par_iter().map(|image| PreprocessedImage::of(image, transform)).collect();
+        self.predict_preprocessed(&seen, top)
     }
 
     /// The same of images that are transformed already.
-    pub fn predict_seen(&self, images: &[Seen], top: usize) -> Result<Vec<Vec<Prediction>>> {
+    pub fn predict_preprocessed(
+        &self,
+        images: &[PreprocessedImage],
+        top: usize,
+    ) -> Result<Vec<Vec<Prediction>>> {
         if images.is_empty() {
             return Ok(Vec::new());
         }
@@ -192,14 +197,16 @@ impl Predictor {
     ///
     /// # Errors
     /// What goes wrong in a tensor operation, as with images that another network sees.
-    pub fn pixels(&self, images: &[Seen]) -> Result<Tensor> {
+    pub fn pixels(&self, images: &[PreprocessedImage]) -> Result<Tensor> {
         let side = self.description.transform.image_size;
-        if let Some(Seen(other)) = images.iter().find(|Seen(square)| square.width() as usize != side) {
+        if let Some(PreprocessedImage(other)) =
+            images.iter().find(|PreprocessedImage(square)| square.width() as usize != side)
+        {
             let promise =
                 format!("it is a square of {side} px, as this network sees it, not of {}", other.width());
             return Err(Error::Promise { plugin: "an image".into(), promise });
         }
-        let squares: Vec<&RgbImage> = images.iter().map(|Seen(square)| square).collect();
+        let squares: Vec<&RgbImage> = images.iter().map(|PreprocessedImage(square)| square).collect();
         upload_squares(&squares, side, &self.device)
     }
 
