@@ -49,11 +49,8 @@ impl Failure {
 
     /// Error met before anything is written: the input cannot be used, so the exit code is 2, unless the network failed.
     pub fn before_writing(error: Error) -> Self {
-        let code = match &error {
-            Error::Hub(hub) if !hub.is_user_error() => 1,
-            _ => 2,
-        };
-        Self { code, message: first_line(&error) }
+        let network = matches!(&error, Error::Hub(hub) if !hub.is_user_error());
+        Self { code: if network { 1 } else { 2 }, message: first_line(&error) }
     }
 }
 

@@ -46,10 +46,8 @@ impl Training {
         }
         introduce(config, &experiment);
         let signals = Signals::listen()?;
-        let mut events = match config.run.record.tensorboard {
-            true => Some(EventFiles::begin(directory.path(), from.position.task)?),
-            false => None,
-        };
+        let events = || EventFiles::begin(directory.path(), from.position.task);
+        let mut events = config.run.record.tensorboard.then(events).transpose()?;
         let (progress, seconds) =
             (progress(&experiment, &from, log), || spent + start.elapsed().as_secs_f64());
         let mut finished = from.position.task;

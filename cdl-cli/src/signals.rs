@@ -26,14 +26,12 @@ impl Signals {
     /// Listens from now on to SIGINT (Ctrl-C) and SIGTERM.
     pub fn listen() -> Result<Self, Failure> {
         let (asked, number) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let register = |signal: i32| {
-            // In this order: what ends the process looks at whether it had been asked before.
-            flag::register_conditional_shutdown(signal, STOPPED + signal, asked.clone())?;
-            flag::register(signal, asked.clone())?;
-            flag::register_usize(signal, number.clone(), signal as usize)
-        };
         for signal in [SIGINT, SIGTERM] {
-            register(signal).map_err(|e| Failure::working(format!("signals cannot be listened to: {e}")))?;
+            // In this order: what ends the process looks at whether it had been asked before.
+            flag::register_conditional_shutdown(signal, STOPPED + signal, asked.clone())
+                .and_then(|_| flag::register(signal, asked.clone()))
+                .and_then(|_| flag::register_usize(signal, number.clone(), signal as usize))
+                .map_err(|e| Failure::working(format!("signals cannot be listened to: {e}")))?;
         }
         Ok(Self { number })
     }

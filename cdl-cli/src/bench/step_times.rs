@@ -174,10 +174,7 @@ fn measure(
     }
     profile.take();
     let before = fused::multiply_adds();
-    let mut seconds = Vec::new();
-    for _ in 0..timed {
-        seconds.push(step()?);
-    }
+    let mut seconds = (0..timed).map(|_| step()).collect::<Result<Vec<f64>, _>>()?;
     let operations = match device.is_cpu() {
         true => 2.0 * (fused::multiply_adds() - before) as f64 / f64::from(timed),
         // By formula: what a GPU computes is counted nowhere.

@@ -97,10 +97,8 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     let missing = |what: &str| Failure::working(format!("cargo made no {what}"));
     let program =
         artifacts.iter().filter(|a| a.target.name == "cdl-dynamic").find_map(|a| a.executable.as_ref());
-    copy(
-        program.ok_or_else(|| missing("program"))?.as_std_path(),
-        &bin.join(format!("cdl{}", std::env::consts::EXE_SUFFIX)),
-    )?;
+    let program = program.ok_or_else(|| missing("program"))?.as_std_path();
+    copy(program, &bin.join(format!("cdl{}", std::env::consts::EXE_SUFFIX)))?;
     let shared = artifacts.iter().find(|a| a.target.name == SHARED_CRATE).and_then(|a| a.filenames.first());
     let shared_library = copy_into(shared.ok_or_else(|| missing("shared library"))?.as_std_path(), &lib)?;
 

@@ -1,6 +1,6 @@
 //! `cdl plugin`: methods that are loaded at run time.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cdl_core::{
     registry::{Entry, Kind, dynamic, find},
@@ -75,19 +75,19 @@ pub struct CheckArgs {
 /// Checks it and says what was looked at.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut text = String::new();
-    let entries: Vec<&Entry> = match named(&args.plugin) {
-        Some(entries) => entries,
-        None => {
-            let loaded = load(&args.plugin)?;
-            text += &format!("{} {}\n", loaded.manifest.name, loaded.manifest.version);
-            for (what, which) in &loaded.manifest.stamp {
-                text += &format!("  {what:14} {which}\n");
-            }
-            text += &format!("  {:14} {}\n", "SHA-256", loaded.sha256);
-            text += "  shares cdl-core, its registry and its tensor ids with this program\n";
-            loaded.entries
+    // A method's name, unless it is a file.
+    let name = args.plugin.to_str().filter(|_| !args.plugin.exists()).unwrap_or_default();
+    let mut entries: Vec<&Entry> = Kind::ALL.into_iter().filter_map(|kind| find(kind, name).ok()).collect();
+    if entries.is_empty() {
+        let loaded = load(&args.plugin)?;
+        text += &format!("{} {}\n", loaded.manifest.name, loaded.manifest.version);
+        for (what, which) in &loaded.manifest.stamp {
+            text += &format!("  {what:14} {which}\n");
         }
-    };
+        text += &format!("  {:14} {}\n", "SHA-256", loaded.sha256);
+        text += "  shares cdl-core, its registry and its tensor ids with this program\n";
+        entries = loaded.entries;
+    }
     for entry in entries {
         let (kind, name, settings) = (entry.build.kind(), entry.name, &args.settings);
         match kind {
@@ -103,13 +103,6 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
         }
     }
     emit(&text)
-}
-
-/// The methods of this name, unless it is a file.
-fn named(name: &Path) -> Option<Vec<&'static Entry>> {
-    let text = name.to_str().filter(|_| !name.exists())?;
-    let found: Vec<_> = Kind::ALL.into_iter().filter_map(|kind| find(kind, text).ok()).collect();
-    (!found.is_empty()).then_some(found)
 }
 
 /// Prints what is loaded.

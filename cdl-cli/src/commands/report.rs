@@ -112,10 +112,8 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     }
     let place = output_place::resolved(&out);
     if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(output_place::resolved(file))) {
-        let (out, file) = (out.display(), file.display());
-        return Err(Failure::mistake(format!(
-            "--out {out}: expected another name, {file} is written as well"
-        )));
+        let reason = format!("expected another name, {} is written as well", file.display());
+        return Err(Failure::mistake(format!("--out {}: {reason}", out.display())));
     }
     let mut told = String::new();
     for (file, bytes) in [(out, page)].into_iter().chain(files) {
@@ -151,9 +149,8 @@ fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<
         output_place::folder(option, &folder)?;
         if output_place::resolved(&folder).starts_with(&page) {
             let (folder, out) = (folder.display(), out.display());
-            return Err(Failure::mistake(format!(
-                "{option}: expected another name, {folder} becomes a folder and {out} becomes the page"
-            )));
+            let becomes = format!("{folder} becomes a folder and {out} becomes the page");
+            return Err(Failure::mistake(format!("{option}: expected another name, {becomes}")));
         }
     }
     Ok(())

@@ -129,10 +129,10 @@ fn subject(made: &Value, role: Role, published: &Published) -> Subject {
     };
     let several: Vec<String> =
         made["distillers"].as_array().into_iter().flatten().map(|one| word(&one["name"])).collect();
-    let distiller = match (role, several.len()) {
-        (Role::Teacher, _) => published.alone(),
-        (Role::Student, 0..=1) => word(&made["distiller"]["name"]),
-        (Role::Student, _) => several.join(" and "),
+    let distiller = match role {
+        Role::Teacher => published.alone(),
+        Role::Student if several.is_empty() => word(&made["distiller"]["name"]),
+        Role::Student => several.join(" and "),
     };
     let teacher = if distiller == published.alone() { NOTHING.into() } else { network(Role::Teacher) };
     let tasks = made["run.json"]["tasks"].as_array().map_or(0, Vec::len);

@@ -66,9 +66,8 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
         fits(dependency, &sdk.crates[&dependency.name], place)?;
     }
     if !shared.iter().any(|dependency| dependency.name == "cdl-core") {
-        return Err(Failure::mistake(format!(
-            "{place}: does not depend on cdl-core, whose traits a plugin implements"
-        )));
+        let reason = "does not depend on cdl-core, whose traits a plugin implements";
+        return Err(Failure::mistake(format!("{place}: {reason}")));
     }
 
     let target = dir.join("target").join("cdl");
@@ -93,9 +92,8 @@ fn package(dir: &Path) -> Result<Package, Failure> {
         .no_deps()
         .exec()
         .map_err(|e| Failure::mistake(format!("{}: {}", manifest.display(), e.to_string().trim())))?;
-    let here = |package: &Package| {
-        package.manifest_path.as_std_path().canonicalize().ok() == manifest.canonicalize().ok()
-    };
+    let place = manifest.canonicalize().ok();
+    let here = |package: &Package| package.manifest_path.canonicalize().ok() == place;
     metadata.packages.into_iter().find(here).ok_or_else(|| {
         Failure::mistake(format!("{}: is a workspace; give the folder of one crate", manifest.display()))
     })
@@ -157,10 +155,8 @@ impl Plugin<'_> {
             command.args(["--cfg", &format!("feature=\"{feature}\"")]);
         }
         // As cargo sets them.
-        command
-            .env("CARGO_PKG_NAME", package.name.as_str())
-            .env("CARGO_PKG_VERSION", package.version.to_string());
-        command.env("CARGO_MANIFEST_DIR", dir).env("CARGO_CRATE_NAME", name);
+        command.env("CARGO_PKG_NAME", package.name.as_str()).env("CARGO_CRATE_NAME", name);
+        command.env("CARGO_PKG_VERSION", package.version.to_string()).env("CARGO_MANIFEST_DIR", dir);
         run(command.arg(&library.src_path), "the plugin does not compile")?;
         Ok(work.join(format!("lib{name}.rlib")))
     }

@@ -58,10 +58,8 @@ pub fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
 pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
     let fail = |reason: String| Failure::from(Error::Plugin { file: file.into(), reason });
     if !SHARED.load(Ordering::Relaxed) {
-        return Err(fail(
-            "this `cdl` is linked as a whole and loads no plugins; `cdl dist DIR` makes one that does, DIR/bin/cdl"
-                .into(),
-        ));
+        let other = "`cdl dist DIR` makes one that does, DIR/bin/cdl";
+        return Err(fail(format!("this `cdl` is linked as a whole and loads no plugins; {other}")));
     }
     dynamic::inspect(file)?;
     let place = file.canonicalize().ok();

@@ -75,12 +75,9 @@ impl Axis {
         let folder = files.first().and_then(|file| Some(end_of(file.parent()?, 1)));
         let folder = folder.filter(|folder| !folder.is_empty() && folder != "..");
         let name = name.map(String::from).or(folder).unwrap_or_else(|| "file".into());
-        let value = |(file, label): (&PathBuf, String)| Value {
-            label: self::label(&label),
-            files: vec![file.clone()],
-            sets: Vec::new(),
-        };
-        let values = files.iter().zip(told_apart(&files)).map(value).collect();
+        let labels = told_apart(&files).into_iter().map(|name| label(&name));
+        let values = labels.zip(files).map(|(label, file)| Value { label, files: vec![file], sets: vec![] });
+        let values = values.collect();
         Ok(Self { name, values })
     }
 

@@ -58,10 +58,7 @@ pub fn heat<V>(
     let longest = widest(above, 18);
     let turned = longest > size - 4.0;
     let top = 58.0 + if turned { longest + 4.0 } else { 14.0 };
-    let down = match beside.len() {
-        ..=24 if !labelled => 20.0,
-        _ => size.min(38.0),
-    };
+    let down = if beside.len() <= 24 && !labelled { 20.0 } else { size.min(38.0) };
     let (across, high) = (size * above.len() as f64, down * beside.len() as f64);
     let middle = top + high / 2.0;
     let width = (left + across + 16.0).max(wide(title) * 1.25 + 24.0);
