@@ -100,7 +100,7 @@ pub enum Command {
     Compare(compare::CompareArgs),
     /// Show runs as one page that works offline, as figures and as tables
     Report(report::ReportArgs),
-    /// Look at everything that a run needs, before it: all mistakes at once, space, memory and time
+    /// Validate a configuration, its data and weights without running it
     Check(check::CheckArgs),
     /// Fetch, verify and split data sets
     #[command(subcommand)]

@@ -54,7 +54,7 @@ pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
 fn build(layers: ConfigLayers) -> Result<Config, Failure> {
     loading::load_named(&layers)?;
     let draft = layers.draft();
-    let more = draft.mistakes.len().saturating_sub(1);
+    let more = draft.errors.len().saturating_sub(1);
     draft.into_config().map_err(|error| {
         let mut failure = Failure::before_writing(error);
         if more > 0 {

@@ -25,7 +25,7 @@ impl From<Error> for Failure {
 
 impl Failure {
     /// Error of the user: exit code 2.
-    pub fn mistake(message: String) -> Self {
+    pub fn invalid(message: String) -> Self {
         Self { message, code: 2 }
     }
 

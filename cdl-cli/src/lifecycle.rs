@@ -62,7 +62,7 @@ pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<
     }
     let (mut directory, checkpoint, begun) = RunDir::open(root, config)?;
     if let Some(error) = damaged_results(root).filter(|_| checkpoint.is_none()) {
-        return Err(Failure::mistake(format!(
+        return Err(Failure::invalid(format!(
             "{}; the run may be finished: put the file right, or remove it for the run to start from its beginning",
             first_line(&error)
         )));

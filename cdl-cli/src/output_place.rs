@@ -11,13 +11,13 @@ use crate::failure::Failure;
 /// Refuses a folder that cannot be made since something that is no folder is in its way; `option` says what it is for.
 pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
     if path.as_os_str().is_empty() {
-        return Err(Failure::mistake(format!("{option}: expected a folder, found an empty name")));
+        return Err(Failure::invalid(format!("{option}: expected a folder, found an empty name")));
     }
     let named = path.ancestors().filter(|part| !part.as_os_str().is_empty());
     match named.into_iter().find(|part| part.symlink_metadata().is_ok()) {
         Some(there) if !there.is_dir() => {
             let (path, there) = (path.display(), there.display());
-            Err(Failure::mistake(format!("{option} {path}: expected a folder, and {there} is none")))
+            Err(Failure::invalid(format!("{option} {path}: expected a folder, and {there} is none")))
         }
         _ => Ok(()),
     }
@@ -27,7 +27,7 @@ pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
 /// existing file that is no HTML page: a report replaces nothing else.
 pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     const BEGINNING: &[u8] = b"<!doctype html";
-    let fail = |what: &str| Err(Failure::mistake(format!("{option} {}: {what}", path.display())));
+    let fail = |what: &str| Err(Failure::invalid(format!("{option} {}: {what}", path.display())));
     if path.is_dir() || path.file_name().is_none() {
         return fail("expected the name of a file, found a folder");
     }

@@ -20,7 +20,7 @@ pub fn compiler(folder: &Path) -> Command {
 /// Output of the compiler that is used in `folder`.
 pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
     let output = compiler(folder).args(arguments).output().map_err(|e| {
-        Failure::mistake(format!(
+        Failure::invalid(format!(
             "rustc cannot be run ({e}): install Rust from https://rustup.rs, or set RUSTC"
         ))
     })?;

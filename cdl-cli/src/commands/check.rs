@@ -68,7 +68,7 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     } else {
         emit(&table(&report))?
     }
-    Failure::list(|errors| format!("{} would stop this run", count(errors, "error")), report.mistakes)
+    Failure::list(|errors| format!("{} would stop this run", count(errors, "error")), report.errors)
 }
 
 fn table(report: &Report) -> String {
@@ -86,7 +86,7 @@ fn table(report: &Report) -> String {
     for what in &report.not_checked {
         let _ = writeln!(text, "not looked at: {what}");
     }
-    match report.mistakes.len() {
+    match report.errors.len() {
         0 => text += "nothing found that would stop this run\n",
         _ => text += "this run would fail\n",
     }

@@ -29,7 +29,7 @@ pub fn configs(args: &ConfigsArgs) -> Result<(), Failure> {
     let dir = &args.dir;
     if dir.exists() {
         let reason = "exists already; choose another folder";
-        return Err(Failure::mistake(format!("{}: {reason}", dir.display())));
+        return Err(Failure::invalid(format!("{}: {reason}", dir.display())));
     }
     std::fs::create_dir_all(dir).map_err(io(dir))?;
     CONFIGS.extract(dir).map_err(io(dir))?;

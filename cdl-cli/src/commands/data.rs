@@ -69,7 +69,7 @@ pub struct FetchArgs {
 /// Fetches, and says what was fetched.
 pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
     if let Some(dir) = args.dir.as_ref().filter(|dir| dir.exists()) {
-        return Err(Failure::mistake(format!("{} is there already; name a new folder", dir.display())));
+        return Err(Failure::invalid(format!("{} is there already; name a new folder", dir.display())));
     }
     let source = match args.sources.as_slice() {
         [source] if source.starts_with("hf:") => Some(source.clone()),
@@ -80,13 +80,13 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
                 Some(source) => Err(format!("`{name}` cannot be fetched by this program: {source}")),
                 None => Err(format!("`{name}` does not say where its data can be had")),
             };
-            Some(source.map_err(Failure::mistake)?)
+            Some(source.map_err(Failure::invalid)?)
         }
         _ => None,
     };
     let Some(source) = source else {
         if args.dir.is_some() {
-            return Err(Failure::mistake("--dir is for one data set, not for a configuration".into()));
+            return Err(Failure::invalid("--dir is for one data set, not for a configuration".into()));
         }
         let configs = args.sources.iter().map(PathBuf::from).collect();
         let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
@@ -141,7 +141,7 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     }
     let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
     if args.record {
-        return Err(Failure::mistake("--record is for a folder".into()));
+        return Err(Failure::invalid("--record is for a folder".into()));
     }
     let spinner = Spinner::new(log, "{pos} images looked at");
     let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
@@ -159,7 +159,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
     let list = folder.join(checksum_list::NAME);
     if record && list.exists() {
         let list = list.display();
-        return Err(Failure::mistake(format!("{list} is there already; remove it to write another")));
+        return Err(Failure::invalid(format!("{list} is there already; remove it to write another")));
     }
     let spinner = Spinner::new(log, "{pos} files looked at");
     let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
@@ -218,7 +218,7 @@ pub fn split(args: &SplitArgs) -> Result<(), Failure> {
             let reason = "`stream.path` names no folder of this machine";
             path.map(PathBuf::from)
                 .filter(|path| path.is_dir())
-                .ok_or_else(|| Failure::mistake(format!("{}: {reason}", config.name())))?
+                .ok_or_else(|| Failure::invalid(format!("{}: {reason}", config.name())))?
         }
     };
     let lists = image_files::split(&folder, args.fraction, args.seed).map_err(Failure::before_writing)?;

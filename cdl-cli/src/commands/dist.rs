@@ -37,7 +37,7 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     let source = source_tree()?;
     if let Some(name) = foreign(&args.dir)? {
         let reason = "which `cdl dist` did not make and would remove; choose another folder";
-        return Err(Failure::mistake(format!("{}: holds `{name}`, {reason}", args.dir.display())));
+        return Err(Failure::invalid(format!("{}: holds `{name}`, {reason}", args.dir.display())));
     }
     let mut build = cargo();
     build.args(["build", "--release", "-p", "cdl-dynamic", "--message-format=json-render-diagnostics"]);
@@ -85,7 +85,7 @@ fn source_tree() -> Result<PathBuf, Failure> {
     let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
     let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
     let reason = "is not in the source tree of cdl, from which `cdl dist` builds";
-    tree.map(Path::to_path_buf).ok_or_else(|| Failure::mistake(format!("{}: {reason}", here.display())))
+    tree.map(Path::to_path_buf).ok_or_else(|| Failure::invalid(format!("{}: {reason}", here.display())))
 }
 
 /// Copies everything into `root`.

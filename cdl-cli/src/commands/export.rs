@@ -54,7 +54,7 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
     let wanted = || wanted.iter().filter_map(|&(role, folder)| Some((role, folder.as_ref()?)));
     if let Some((role, _)) = wanted().find(|(role, _)| !experiment.trainer.settings.roles.contains(role)) {
         let (role, run) = (role.as_str(), args.run_dir.display());
-        return Err(Failure::mistake(format!("--{role}: the run in {run} has not trained the {role}")));
+        return Err(Failure::invalid(format!("--{role}: the run in {run} has not trained the {role}")));
     }
     for (role, folder) in wanted() {
         export::write(&experiment, &config, role, &task, folder, args.overwrite)?;
@@ -83,5 +83,5 @@ fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
     }
     let (student, teacher) = (student.display(), teacher.display());
     let expected = "expected a folder apart from that of --student";
-    Err(Failure::mistake(format!("--teacher {teacher}: {expected}, {student}")))
+    Err(Failure::invalid(format!("--teacher {teacher}: {expected}, {student}")))
 }

@@ -100,7 +100,7 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     drop(spinner);
     match unread {
         0 => Ok(()),
-        _ => Err(Failure::mistake(format!("{unread} of {} images cannot be read", files.len()))),
+        _ => Err(Failure::invalid(format!("{unread} of {} images cannot be read", files.len()))),
     }
 }
 
@@ -129,7 +129,7 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         }
         let below = Below::of(path).map_err(Failure::before_writing)?;
         if below.images.is_empty() {
-            return Err(Failure::mistake(format!("{}: holds no images", path.display())));
+            return Err(Failure::invalid(format!("{}: holds no images", path.display())));
         }
         if below.others > 0 {
             let (path, others) = (path.display(), below.others);

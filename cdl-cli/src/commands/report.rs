@@ -66,7 +66,7 @@ enum Format {
 /// Reads runs and writes the page, and the figures, tables and event files that `args` request.
 pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     if args.figures.is_some() && args.format != Format::Svg && !raster::AVAILABLE {
-        return Err(Failure::mistake(format!("--format: {}, or choose svg", raster::MISSING)));
+        return Err(Failure::invalid(format!("--format: {}, or choose svg", raster::MISSING)));
     }
     let out = args.out.clone().unwrap_or_else(|| match &args.runs[..] {
         [run] => run.join("report.html"),
@@ -113,7 +113,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     let place = output_place::resolved(&out);
     if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(output_place::resolved(file))) {
         let reason = format!("expected another name, {} is written as well", file.display());
-        return Err(Failure::mistake(format!("--out {}: {reason}", out.display())));
+        return Err(Failure::invalid(format!("--out {}: {reason}", out.display())));
     }
     let mut told = String::new();
     for (file, bytes) in [(out, page)].into_iter().chain(files) {
@@ -150,7 +150,7 @@ fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<
         if output_place::resolved(&folder).starts_with(&page) {
             let (folder, out) = (folder.display(), out.display());
             let becomes = format!("{folder} becomes a folder and {out} becomes the page");
-            return Err(Failure::mistake(format!("{option}: expected another name, {becomes}")));
+            return Err(Failure::invalid(format!("{option}: expected another name, {becomes}")));
         }
     }
     Ok(())

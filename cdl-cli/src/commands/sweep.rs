@@ -94,7 +94,7 @@ enum Emit {
 /// Runs a grid, or what is left of it.
 pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
     if args.jobs == Some(0) {
-        return Err(Failure::mistake("--jobs 0: expected at least 1".into()));
+        return Err(Failure::invalid("--jobs 0: expected at least 1".into()));
     }
     let (sweep, _lock) = match (&args.resume, &args.cell) {
         (Some(folder), Some(cell)) => return run_cell(folder, cell, log),
@@ -129,7 +129,7 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
 pub fn resume(folder: &Path, sets: &[String]) -> Result<(), Failure> {
     if let Some(set) = sets.first() {
         let reason = "the cells of a sweep keep their configurations; resume a cell by its own directory";
-        return Err(Failure::mistake(format!("--set {set}: {reason}")));
+        return Err(Failure::invalid(format!("--set {set}: {reason}")));
     }
     let (sweep, _lock) = open(folder)?;
     work(&sweep)
@@ -160,7 +160,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     if vary.is_empty() && repeat.is_empty() {
         let expected =
             "expected --vary, --vary-file, --seeds, --orders or --repeat; one run is made by cdl run";
-        return Err(Failure::mistake(format!("nothing is varied: {expected}")));
+        return Err(Failure::invalid(format!("nothing is varied: {expected}")));
     }
     let (configs, sets, baseline) = (args.configs.clone(), args.sets.clone(), args.baseline.clone());
     let mut plan = Plan { configs, sets, baseline, jobs: args.jobs.unwrap_or(1), vary, repeat };
@@ -177,7 +177,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(visible));
     if occupied && !is_sweep(&folder) {
         let reason = "holds something that is not a sweep; choose another --out";
-        return Err(Failure::mistake(format!("{}: {reason}", folder.display())));
+        return Err(Failure::invalid(format!("{}: {reason}", folder.display())));
     }
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;

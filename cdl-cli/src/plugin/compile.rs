@@ -42,11 +42,11 @@ pub struct BuildArgs {
 pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     let sdk = Sdk::find()?;
     let dir =
-        args.dir.canonicalize().map_err(|e| Failure::mistake(format!("{}: {e}", args.dir.display())))?;
+        args.dir.canonicalize().map_err(|e| Failure::invalid(format!("{}: {e}", args.dir.display())))?;
     let found = rustc(&["-vV"], &dir)?;
     if found != sdk.compiler {
         let [made, here] = [&sdk.compiler, &found].map(|text| text.lines().next().unwrap_or_default());
-        return Err(Failure::mistake(format!(
+        return Err(Failure::invalid(format!(
             "plugins of this `cdl` have to be built with {made}, which made it; here is {here}. Install that one with \
              rustup, and choose it by `rustup override` or RUSTC"
         )));
@@ -56,7 +56,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     let is_library = |kind: &TargetKind| matches!(kind, TargetKind::Lib | TargetKind::RLib);
     let library = package.targets.iter().find(|target| target.kind.iter().any(is_library));
     let library =
-        library.ok_or_else(|| Failure::mistake(format!("{place}: the crate has no library (src/lib.rs)")))?;
+        library.ok_or_else(|| Failure::invalid(format!("{place}: the crate has no library (src/lib.rs)")))?;
     let (shared, own): (Vec<&Dependency>, Vec<&Dependency>) = package
         .dependencies
         .iter()
@@ -67,7 +67,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     }
     if !shared.iter().any(|dependency| dependency.name == "cdl-core") {
         let reason = "does not depend on cdl-core, whose traits a plugin implements";
-        return Err(Failure::mistake(format!("{place}: {reason}")));
+        return Err(Failure::invalid(format!("{place}: {reason}")));
     }
 
     let target = dir.join("target").join("cdl");
@@ -91,11 +91,11 @@ fn package(dir: &Path) -> Result<Package, Failure> {
         .manifest_path(&manifest)
         .no_deps()
         .exec()
-        .map_err(|e| Failure::mistake(format!("{}: {}", manifest.display(), e.to_string().trim())))?;
+        .map_err(|e| Failure::invalid(format!("{}: {}", manifest.display(), e.to_string().trim())))?;
     let place = manifest.canonicalize().ok();
     let here = |package: &Package| package.manifest_path.canonicalize().ok() == place;
     metadata.packages.into_iter().find(here).ok_or_else(|| {
-        Failure::mistake(format!("{}: is a workspace; give the folder of one crate", manifest.display()))
+        Failure::invalid(format!("{}: is a workspace; give the folder of one crate", manifest.display()))
     })
 }
 
@@ -104,7 +104,7 @@ fn package(dir: &Path) -> Result<Package, Failure> {
 fn fits(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<(), Failure> {
     let Dependency { name, req, .. } = dependency;
     if !req.matches(&shared.version) {
-        return Err(Failure::mistake(format!(
+        return Err(Failure::invalid(format!(
             "{place}: asks for {name} {req}, and this program, with which a plugin shares it, has {}",
             shared.version
         )));
@@ -115,7 +115,7 @@ fn fits(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<()
         dependency.features.iter().cloned().chain(default).filter(|f| !shared.features.contains(f)).collect();
     match missing.is_empty() {
         true => Ok(()),
-        false => Err(Failure::mistake(format!(
+        false => Err(Failure::invalid(format!(
             "{place}: asks for {name} with the features {}, and this program, with which a plugin shares it, has it with {}",
             missing.join(", "),
             if shared.features.is_empty() { "none".into() } else { shared.features.join(", ") },
@@ -195,7 +195,7 @@ impl Plugin<'_> {
         let files =
             own.flat_map(|artifact| artifact.filenames).filter(|file| file.extension() == Some("rlib"));
         let library = files.map(PathBuf::from).next_back();
-        library.ok_or_else(|| Failure::mistake("the plugin does not compile".into()))
+        library.ok_or_else(|| Failure::invalid("the plugin does not compile".into()))
     }
 
     /// A manifest for the same sources with the dependencies `own` alone.
@@ -302,7 +302,7 @@ fn add(manifest: &mut Value, section: &str, dependency: &Dependency) {
 fn run(command: &mut Command, or: &str) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(Failure::mistake(or.into())),
+        Ok(_) => Err(Failure::invalid(or.into())),
         Err(e) => Err(Failure::working(format!("rustc: {e}"))),
     }
 }

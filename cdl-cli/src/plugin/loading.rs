@@ -102,7 +102,7 @@ pub fn searched() -> Result<Vec<PathBuf>, Failure> {
     let mut found = Vec::new();
     for folder in std::env::split_paths(&folders).filter(|folder| !folder.as_os_str().is_empty()) {
         let unreadable =
-            |e| Failure::mistake(format!("{SEARCH}: the folder {} cannot be read: {e}", folder.display()));
+            |e| Failure::invalid(format!("{SEARCH}: the folder {} cannot be read: {e}", folder.display()));
         let entries = std::fs::read_dir(&folder).map_err(unreadable)?;
         let libraries = entries
             .flatten()

@@ -61,14 +61,14 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     if !good || TAKEN.split_whitespace().any(|word| word == name) {
         let expected =
             "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
-        return Err(Failure::mistake(format!("`{name}`: {expected}")));
+        return Err(Failure::invalid(format!("`{name}`: {expected}")));
     }
     if let Ok(Entry { origin, .. }) = find(*kind, name) {
-        return Err(Failure::mistake(format!("`{name}`: there is a {kind} of this name, by {origin}")));
+        return Err(Failure::invalid(format!("`{name}`: there is a {kind} of this name, by {origin}")));
     }
     let dir = dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
-        return Err(Failure::mistake(format!("{}: is there already", dir.display())));
+        return Err(Failure::invalid(format!("{}: is there already", dir.display())));
     }
     let [source, own, types, section, more] = example(*kind);
     let source = source.replace(own, name).replace(types, &camel(name));

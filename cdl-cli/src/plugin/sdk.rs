@@ -54,7 +54,7 @@ impl Sdk {
         let folder = program.and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)));
         let folder = folder.filter(|folder| folder.join(INDEX).exists()).ok_or_else(|| {
             let other = "use the one in the folder that `cdl dist DIR` makes, DIR/bin/cdl";
-            Failure::mistake(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
+            Failure::invalid(format!("this `cdl` has nothing beside it to build plugins with: {other}"))
         })?;
         let file = folder.join(INDEX);
         let bytes = std::fs::read(&file).map_err(io(&file))?;

@@ -36,7 +36,7 @@ pub struct Value {
 impl Axis {
     /// Parses `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
     pub fn of_key(option: &str, text: &str) -> Result<Self, Failure> {
-        let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
+        let fail = |what: &str| Failure::invalid(format!("{option} {text}: {what}"));
         let (key, values) =
             text.split_once('=').ok_or_else(|| fail("expected KEY=VALUE,VALUE,... as in --set"))?;
         let key = key.trim();
@@ -63,7 +63,7 @@ impl Axis {
 
     /// Parses `[NAME=]FILE,FILE,...`; the name of the files' folder is the default name.
     pub fn of_files(option: &str, text: &str) -> Result<Self, Failure> {
-        let fail = |what: &str| Failure::mistake(format!("{option} {text}: {what}"));
+        let fail = |what: &str| Failure::invalid(format!("{option} {text}: {what}"));
         let (name, files) = match text.split_once('=') {
             Some((name, files)) if !name.contains(['/', '\\', '.']) => (Some(name.trim()), files),
             _ => (None, text),

@@ -21,7 +21,7 @@ pub fn run_cell(folder: &Path, which: &str, log: &Log) -> Result<(), Failure> {
     let number = which.parse().ok().and_then(|number: usize| cells.get(number));
     let cell = number.or_else(|| cells.iter().find(|cell| cell.name == which)).ok_or_else(|| {
         let (first, last) = (cells.first().map_or("", |cell| &cell.name), cells.len().saturating_sub(1));
-        Failure::mistake(format!("--cell {which}: the sweep has the cells 0 to {last}, called like {first}"))
+        Failure::invalid(format!("--cell {which}: the sweep has the cells 0 to {last}, called like {first}"))
     })?;
     let cell = &cell.name;
     let _lock = lock_cell(folder, cell)?;

@@ -105,7 +105,7 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
             Err(reason) => return Ok(not_told(reason, &root)),
         };
         check_config(&recorded, config).map_err(|error| {
-            Failure::mistake(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
+            Failure::invalid(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
         })?;
         if is_finished(&root, config) {
             return Ok(State::Done);

@@ -44,7 +44,7 @@ pub fn refuse(folder: &Path, command: &str) -> Result<(), Failure> {
             some_of(&begun)
         ),
     };
-    Err(Failure::mistake(format!(
+    Err(Failure::invalid(format!(
         "{place} is a sweep, not a run; {runs}; all of them in tables and on {place}/sweep.html: cdl sweep --resume \
          {place} --collect"
     )))

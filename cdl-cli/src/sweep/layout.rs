@@ -76,7 +76,7 @@ pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
 
 /// Loads the recorded configuration of a cell with the plugins that it names, to be run.
 pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
-    look_at_config(folder, cell).map_err(Failure::mistake)?;
+    look_at_config(folder, cell).map_err(Failure::invalid)?;
     load_recorded(&config_file(folder, cell))
 }
 

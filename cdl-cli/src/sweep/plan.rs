@@ -109,7 +109,7 @@ impl Plan {
 
     /// Number of the combination that the others are compared with.
     pub fn baseline(&self) -> Result<usize, Failure> {
-        let fail = |what: String| Failure::mistake(format!("--baseline {}: {what}", self.baseline.join(" ")));
+        let fail = |what: String| Failure::invalid(format!("--baseline {}: {what}", self.baseline.join(" ")));
         let mut wanted = Vec::new();
         for part in &self.baseline {
             let (name, label) =
@@ -139,23 +139,23 @@ impl Plan {
         for axis in self.axes() {
             if !names.insert(&axis.name) {
                 let again = "is varied twice; give all its values at once, or another NAME to files";
-                return Err(Failure::mistake(format!("`{}` {again}", axis.name)));
+                return Err(Failure::invalid(format!("`{}` {again}", axis.name)));
             }
             let mut labels = BTreeSet::new();
             if let Some(again) = axis.values.iter().find(|value| !labels.insert(&value.label)) {
-                return Err(Failure::mistake(format!("`{}`: {} is given twice", axis.name, again.label)));
+                return Err(Failure::invalid(format!("`{}`: {} is given twice", axis.name, again.label)));
             }
             let sets = axis.values.iter().flat_map(|value| &value.sets);
             for (key, _) in sets.filter_map(|set| set.split_once('=')) {
                 let fixed = |set: &&String| set.split_once('=').is_some_and(|(fixed, _)| fixed.trim() == key);
                 if let Some(set) = self.sets.iter().find(fixed) {
-                    return Err(Failure::mistake(format!("--set {set}: `{key}` is varied as well")));
+                    return Err(Failure::invalid(format!("--set {set}: `{key}` is varied as well")));
                 }
             }
         }
         let count = self.axes().try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
         if count.is_none_or(|count| count > MOST_CELLS) {
-            return Err(Failure::mistake(format!(
+            return Err(Failure::invalid(format!(
                 "the grid has {} cells; expected at most {MOST_CELLS}",
                 count.map_or("too many".into(), |count| count.to_string())
             )));
@@ -167,8 +167,8 @@ impl Plan {
     pub fn resolve(&self) -> Result<Vec<(Cell, Config)>, Failure> {
         self.check_axes()?;
         let mut resolved: Vec<(Cell, Config)> = Vec::new();
-        // A mistake of the base is one of all cells: it is said once.
-        let mut mistakes: Vec<(String, Vec<String>)> = Vec::new();
+        // An error in a base file is an error of every cell. It is reported once.
+        let mut errors: Vec<(String, Vec<String>)> = Vec::new();
         let (mut names, mut runs) = (BTreeMap::new(), BTreeMap::new());
         for cell in self.cells() {
             let files: Vec<&PathBuf> =
@@ -178,9 +178,9 @@ impl Plan {
             let mut found: Vec<String> = Vec::new();
             let layers = ConfigLayers::read(&files, &sets);
             let draft = loading::load_named(&layers).map(|()| layers.draft());
-            match draft.map(|draft| (draft.mistakes.iter().map(first_line).collect(), draft.config)) {
+            match draft.map(|draft| (draft.errors.iter().map(first_line).collect(), draft.config)) {
                 Err(failure) => found.push(failure.message),
-                Ok((mistakes, Some(config))) if Vec::is_empty(&mistakes) => {
+                Ok((errors, Some(config))) if Vec::is_empty(&errors) => {
                     if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
                         found.push(format!(
                             "has the name of another cell, `{other}`: no file could tell them apart"
@@ -190,26 +190,26 @@ impl Plan {
                     }
                     resolved.push((cell.clone(), config));
                 }
-                Ok((mistakes, _)) => found = mistakes,
+                Ok((errors, _)) => found = errors,
             }
-            for mistake in found {
-                match mistakes.iter_mut().find(|(other, _)| *other == mistake) {
+            for error in found {
+                match errors.iter_mut().find(|(other, _)| *other == error) {
                     Some((_, cells)) => cells.push(cell.name.clone()),
-                    None => mistakes.push((mistake, vec![cell.name.clone()])),
+                    None => errors.push((error, vec![cell.name.clone()])),
                 }
             }
         }
-        if mistakes.is_empty() {
+        if errors.is_empty() {
             return Ok(resolved);
         }
-        let told = mistakes.iter().map(|(mistake, cells)| format!("\n  {}: {mistake}", some_of(cells)));
-        Err(Failure::mistake(format!("nothing was started{}", told.collect::<String>())))
+        let told = errors.iter().map(|(error, cells)| format!("\n  {}: {error}", some_of(cells)));
+        Err(Failure::invalid(format!("nothing was started{}", told.collect::<String>())))
     }
 
     /// Reads the plan of a sweep's folder.
     pub fn read(folder: &Path) -> Result<Self, Failure> {
         let file = folder.join(FILE);
-        let fail = |reason: String| Failure::mistake(format!("{}: {reason}", file.display()));
+        let fail = |reason: String| Failure::invalid(format!("{}: {reason}", file.display()));
         let text = fs::read_to_string(&file).map_err(|e| fail(format!("{e}; is it a sweep?")))?;
         let plan: Self = toml::from_str(&text).map_err(|e| fail(e.message().into()))?;
         plan.check_axes()?;
@@ -243,7 +243,7 @@ impl Plan {
             earlier.cells().into_iter().map(|cell| cell.name).filter(|name| !cells.contains(name)).collect();
         if let Some(first) = gone.first() {
             let (folder, gone) = (folder.display(), gone.len());
-            return Err(Failure::mistake(format!(
+            return Err(Failure::invalid(format!(
                 "{folder}: holds another sweep: {gone} of its cells, such as {first}, are not among those asked for; a \
                  sweep may grow but not change; give another --out"
             )));
@@ -276,7 +276,7 @@ impl Plan {
             match read_recorded(&file) {
                 Ok(begun) => check_config(config, &begun).map_err(|error| {
                     let other = "the sweep in this folder was begun with another configuration";
-                    Failure::mistake(format!("{}: {other}: {}", cell.name, first_line(&error)))
+                    Failure::invalid(format!("{}: {other}: {}", cell.name, first_line(&error)))
                 })?,
                 Err(reason) => {
                     // Whether a run that was begun is the cell's is seen by the run's own configuration.

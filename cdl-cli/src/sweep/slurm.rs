@@ -101,7 +101,7 @@ exit \"$code\"
 fn quoted(path: &Path) -> Result<Cow<'_, str>, Failure> {
     let text = path.to_str().filter(|text| !text.contains('\n'));
     text.and_then(|text| shlex::try_quote(text).ok()).ok_or_else(|| {
-        Failure::mistake(format!("{}: a script cannot have this path; choose another", path.display()))
+        Failure::invalid(format!("{}: a script cannot have this path; choose another", path.display()))
     })
 }
 

@@ -30,7 +30,7 @@ fn the_quickstart_passes_with_its_counts() {
     let output = check(&["--json", "--steps", "1", "--set", "batch_size=4"]);
     assert!(output.status.success(), "{}", said(&output));
     let report = report(&output);
-    assert_eq!(report["mistakes"], serde_json::json!([]));
+    assert_eq!(report["errors"], serde_json::json!([]));
     assert_eq!(report["not_checked"], serde_json::json!([]));
     let data = &report["data"];
     assert_eq!((data["stream"].as_str(), data["classes"].as_u64()), (Some("embedded"), Some(10)));

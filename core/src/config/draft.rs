@@ -17,7 +17,7 @@ pub struct Draft {
     /// is left.
     pub config: Option<Config>,
     /// Everything that is wrong.
-    pub mistakes: Vec<Error>,
+    pub errors: Vec<Error>,
 }
 
 impl ConfigLayers {
@@ -28,21 +28,21 @@ impl ConfigLayers {
 
     pub(super) fn draft_with(self, unregistered: Unregistered) -> Draft {
         let (layers, complete) = (self.merged(None), self.of_files.len() == self.files.len());
-        let mut mistakes = self.errors;
+        let mut errors = self.errors;
         // Without one of the files, what the others lack would be reported in its place.
-        let read = if complete { read(layers, self.files, &mut mistakes) } else { None };
+        let read = if complete { read(layers, self.files, &mut errors) } else { None };
         let config = read.map(|mut config| {
-            mistakes.extend(config.complete(unregistered));
+            errors.extend(config.complete(unregistered));
             config
         });
-        Draft { config, mistakes }
+        Draft { config, errors }
     }
 }
 
 impl Draft {
-    /// The configuration, or the first of [`Draft::mistakes`].
+    /// The configuration, or the first of [`Draft::errors`].
     pub fn into_config(self) -> Result<Config> {
-        match (self.mistakes.into_iter().next(), self.config) {
+        match (self.errors.into_iter().next(), self.config) {
             (None, Some(config)) => Ok(config),
             (Some(error), _) => Err(error),
             (None, None) => Err(Error::Config { origin: "configuration".into(), reason: "is empty".into() }),

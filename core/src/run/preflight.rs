@@ -54,7 +54,7 @@ pub struct Report {
     pub not_checked: Vec<String>,
     /// Everything that would stop the run.
     #[serde(serialize_with = "sentences")]
-    pub mistakes: Vec<Error>,
+    pub errors: Vec<Error>,
     /// Sections and top-level keys with a refused value. They are built without it for the sake of the others; what
     /// else is wrong with them may follow from that, and is not reported.
     #[serde(skip)]
@@ -136,8 +136,8 @@ pub struct NetworkTime {
     pub steps: usize,
 }
 
-fn sentences<S: serde::Serializer>(mistakes: &[Error], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(mistakes.iter().map(ToString::to_string))
+fn sentences<S: serde::Serializer>(errors: &[Error], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(errors.iter().map(ToString::to_string))
 }
 
 /// The section or top-level key that a dotted key belongs to.
@@ -148,15 +148,15 @@ fn section_of(key: &str) -> &str {
 
 /// Checks everything that a run needs. `seen` is called for each image that is decoded.
 pub fn check(draft: Draft, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) -> Report {
-    let Draft { config, mistakes } = draft;
-    let faulty = mistakes.iter().filter_map(Error::key).map(|key| section_of(key).into()).collect();
-    let mut report = Report { mistakes, faulty, ..Report::default() };
+    let Draft { config, errors } = draft;
+    let faulty = errors.iter().filter_map(Error::key).map(|key| section_of(key).into()).collect();
+    let mut report = Report { errors, faulty, ..Report::default() };
     let occupied = directory::vacant(plan.run_dir, plan.overwrite).err();
     match config {
         Some(config) => report.look(config, plan, seen),
         None => report.not_checked.push("data, networks and methods: need a configuration".into()),
     }
-    report.mistakes.extend(occupied);
+    report.errors.extend(occupied);
     report
 }
 
@@ -168,8 +168,8 @@ impl Report {
             Err(_) if self.faulty.contains(section) => self.skip(section, "valid settings"),
             Err(error) => {
                 let message = error.to_string();
-                if !self.mistakes.iter().any(|known| known.to_string() == message) {
-                    self.mistakes.push(error);
+                if !self.errors.iter().any(|known| known.to_string() == message) {
+                    self.errors.push(error);
                 }
                 None
             }
@@ -238,7 +238,7 @@ impl Report {
             let data = self.look_at_data(&config.run, stream.as_ref(), images, seen);
             match data {
                 Ok(data) => self.data = Some(data),
-                Err(error) => self.mistakes.push(error),
+                Err(error) => self.errors.push(error),
             }
         }
         for (role, backbone) in [(Role::Teacher, &teacher), (Role::Student, &student)] {
@@ -257,24 +257,24 @@ impl Report {
             return self.not_checked.push("disk, memory and time: need all parts of the run".into());
         };
         let done = self.measure(&mut experiment, &config, plan);
-        self.mistakes.extend(done.err());
+        self.errors.extend(done.err());
         if let Some(Disk { needed, free }) = self.disk
             && free < needed
         {
             let reason = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
-            self.mistakes.push(Error::RunDir { dir: plan.run_dir.into(), reason });
+            self.errors.push(Error::RunDir { dir: plan.run_dir.into(), reason });
         }
     }
 
     fn measure(&mut self, experiment: &mut Experiment, config: &Config, plan: &Plan<'_>) -> Result<()> {
         let (needed, free) = (experiment.disk_bytes(config)?, directory::free_bytes(plan.run_dir)?);
         self.disk = Some(Disk { needed, free });
-        if plan.steps > 0 && self.mistakes.is_empty() {
+        if plan.steps > 0 && self.errors.is_empty() {
             let skipped = WARMUP + config.run.stream.batches_ahead();
             self.time = Some(time(experiment, skipped, plan.steps)?);
             self.peak_memory_bytes = memory::peak_bytes();
         } else {
-            let needs = if plan.steps == 0 { "at least one step" } else { "a run without mistakes" };
+            let needs = if plan.steps == 0 { "at least one step" } else { "a configuration without errors" };
             self.not_checked.push(format!("memory and time: need {needs}"));
         }
         Ok(())
@@ -300,7 +300,7 @@ impl Report {
             });
             // Images that the run would leave out do not stop it.
             if !run.stream.leaves_out_damaged() {
-                self.mistakes.extend(found.damaged);
+                self.errors.extend(found.damaged);
             }
         }
         let record = stream.record()?;
