@@ -12,7 +12,7 @@ use crate::{
 /// Columns of a terminal that are there wherever the program runs.
 const COLUMNS: usize = 80;
 /// Columns for a value that has its origin beside it.
-const VALUE: usize = 44;
+const VALUE: usize = 40;
 
 /// Arguments of `cdl explain`.
 #[derive(Debug, Args)]
@@ -35,9 +35,11 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     }
     let lines = rows.iter().map(|(key, value, origin)| {
         let setting = format!("{key} = {value}");
-        let beside = setting.chars().count() <= VALUE && VALUE + 4 + origin.chars().count() <= COLUMNS;
-        match beside {
-            true => format!("{setting:VALUE$}  # {origin}\n"),
+        // A long origin moves to the left, one that is longer still to a line of its own.
+        let room = COLUMNS.saturating_sub("  # ".len() + origin.chars().count());
+        let width = room.min(VALUE);
+        match setting.chars().count() <= room {
+            true => format!("{setting:width$}  # {origin}\n"),
             false => format!("{setting}\n    # {origin}\n"),
         }
     });

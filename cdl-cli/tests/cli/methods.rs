@@ -174,7 +174,7 @@ fn baselines_are_a_file_each() {
     let (said, _, results) = run(&[&baseline("teacher_alone")]);
     assert!(results["student"].is_null() && !results["teacher"].is_null() && !said.contains("student epoch"));
     let (said, _, results) = run(&[&baseline("joint")]);
-    assert!(said.contains("10 classes in 1 tasks"), "{said}");
+    assert!(said.contains("10 classes in 1 task,"), "{said}");
     assert_eq!(results["tasks"], 1);
     let (_, record, _) = run(&[&baseline("linear")]);
     assert_eq!(
