@@ -31,8 +31,8 @@ fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
     refused(&set("stream.transform.image_sise=28"), &["stream.transform.image_sise", "`image_size`"]);
     refused(&set("optimizer.lrr=0.1"), &["optimizer.lrr", "`lr`"]);
     refused(&set("distiller.weigth=0.5"), &["`distiller.weigth`", "did you mean `weight`", "alpha"]);
-    refused(&set("optimizer.batch_size=8"), &["`batch_size` stands in [optimizer]", "before the first"]);
-    refused(&set("learner.seed=8"), &["`seed` stands in [learner]", "before the first"]);
+    refused(&set("optimizer.batch_size=8"), &["`batch_size` is in section [optimizer]", "before the first"]);
+    refused(&set("learner.seed=8"), &["`seed` is in section [learner]", "before the first"]);
     refused(&set("schedule.name=step"), &["`schedule.milestones = []`", "one epoch at least"]);
     refused(
         &set("distiller.name=kd_promts"),
@@ -165,7 +165,7 @@ fn methods_that_cannot_go_together() {
         &["unknown key `distillers[1].alpa`", "did you mean `alpha`"],
     );
     refused(&set("distiller.weight=nan"), &["`distiller.weight = NaN`"]);
-    refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["nothing is left to train"]);
+    refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["at least one of the two"]);
     refused(&set("train_student=false"), &["train_student", "`kd_prompts` teaches the student"]);
     refused(
         &set("teacher.learner=l2p"),
