@@ -1,5 +1,5 @@
-//! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk, methods
-//! linked in and loaded, and libraries that must not be loaded.
+//! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk,
+//! methods linked in and loaded, and libraries that must not be loaded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,8 +24,8 @@ struct Dist {
     plugin: PathBuf,
 }
 
-/// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a shell
-/// waits, out of reach of Ctrl-C, for the end of what this process never writes.
+/// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a
+/// shell waits, out of reach of Ctrl-C, for the end of what this process never writes.
 fn folder_of_this_process() -> PathBuf {
     let folder = tempfile::tempdir().unwrap().keep();
     let mut shell = Command::new("sh");
@@ -444,9 +444,9 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     // The same methods twice, and a name that is taken.
     let again = file("again.so", good.clone());
     let said = expect(2, dist.cdl().args(["list", "--plugin"]).arg(&dist.plugin).arg("--plugin").arg(&again));
-    assert!(said.contains("are called"), "{said}");
+    assert!(said.contains("have the name"), "{said}");
     let taken = dist.write("taken", DEPENDENCIES, &distiller("kd", "Ok(Box::new(M))"));
-    refused_name(&dist.build(&taken), "two distiller plugins are called `kd`");
+    refused_name(&dist.build(&taken), "two distiller plugins have the name `kd`");
 }
 
 fn refused_name(library: &Path, expected: &str) {

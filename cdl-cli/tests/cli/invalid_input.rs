@@ -143,11 +143,11 @@ fn methods_that_cannot_go_together() {
     };
     refused(
         &set(&list(&["kd_prompts", "kd_prompts"])),
-        &["`kd_prompts` and `kd_prompts` cannot go together", "prediction"],
+        &["`kd_prompts` and `kd_prompts` cannot be combined", "prediction"],
     );
     refused(
         &set(&list(&["fitnets", "kd", "fitnets"])),
-        &["`fitnets` and `fitnets` cannot go together", "project_t_s.proj"],
+        &["`fitnets` and `fitnets` cannot be combined", "project_t_s.proj"],
     );
     refused(&set(&list(&["kd", "dkdd"])), &["unknown distiller `dkdd`", "did you mean `dkd`"]);
     refused(&set("distillers=[]"), &["`distillers` must be a list of tables"]);
@@ -203,7 +203,7 @@ fn settings_of_methods_that_cannot_work() {
 
 #[test]
 fn tasks_that_do_not_cover_the_classes() {
-    refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of the 10 classes"]);
+    refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of 10, the number of classes"]);
     refused(&set("stream.task_classes=[[\"Bag\"],[\"Coat\"]]"), &["`T-shirt/top` is in no task"]);
     refused(&set("stream.task_classes=[[\"Bags\"]]"), &["`Bags`", "did you mean `Bag`"]);
 }

@@ -295,7 +295,7 @@ impl Report {
                 classes: task.classes.len(),
                 train: stream.train_count(task.index),
                 test: stream.test_count(task.index),
-                looked_at: found.looked_at,
+                looked_at: found.checked,
                 damaged: found.damaged.len(),
             });
             // Images that the run would leave out do not stop it.
@@ -343,7 +343,7 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     let Some(files) = stream.image_files() else { return Ok(all) };
     for task in stream.tasks() {
         let found = files.inspect(task.index, usize::MAX, seen);
-        all.looked_at += found.looked_at;
+        all.looked_at += found.checked;
         all.damaged.extend(found.damaged);
     }
     Ok(all)

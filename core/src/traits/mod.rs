@@ -28,6 +28,6 @@ pub use role::{ByRole, Role};
 pub use selection::{PromptUsage, Selection};
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, LeftOut, Skipped, StreamContext,
+    Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, Skipped, SkippedImages, StreamContext,
     StreamRecord, Task, TaskStream,
 };

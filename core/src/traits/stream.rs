@@ -147,7 +147,7 @@ pub trait TaskStream: Send + Sync {
 impl dyn TaskStream + '_ {
     /// Number of images that have been left out so far because they could not be read.
     pub fn skipped(&self) -> Skipped {
-        self.image_files().map(|files| files.left_out().count()).unwrap_or_default()
+        self.image_files().map(|files| files.skipped_images().count()).unwrap_or_default()
     }
 }
 
@@ -157,31 +157,31 @@ pub trait ImageFiles {
     fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection;
 
     /// Images that have been left out so far because they could not be read, for a run that is to go on later.
-    fn left_out(&self) -> LeftOut;
+    fn skipped_images(&self) -> SkippedImages;
 
     /// Leaves out the images that a run had left out when it was stopped.
-    fn leave_out(&self, images: &LeftOut);
+    fn skip_images(&self, images: &SkippedImages);
 }
 
 /// Result of decoding images of a task ahead of a run.
 #[derive(Debug, Default)]
 pub struct Inspection {
     /// Number of images that were decoded, or could not be.
-    pub looked_at: usize,
+    pub checked: usize,
     /// Images that could not be decoded, in order.
     pub damaged: Vec<Error>,
 }
 
 /// Images that were left out, by their number in their set.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct LeftOut {
+pub struct SkippedImages {
     /// Training images.
     pub train: Vec<usize>,
     /// Test images.
     pub test: Vec<usize>,
 }
 
-impl LeftOut {
+impl SkippedImages {
     /// Number of images in both sets.
     pub fn count(&self) -> Skipped {
         Skipped { train: self.train.len(), test: self.test.len() }
