@@ -431,7 +431,10 @@ fn every_broken_promise_of_a_learner_is_found() {
         ("touches_frozen_state", "`count` changes in a phase exactly if it is trained"),
         ("chooses_beyond_pool", "indices of prompts are less than 3, not 3"),
         ("chooses_twice", "an image selects prompt 2 at most once"),
-        ("chooses_for_one_too_few", "a selection has a row for each of 4 images, or one row; its shape is [3, 2]"),
+        (
+            "chooses_for_one_too_few",
+            "a selection has a row for each of 4 images, or one row; its shape is [3, 2]",
+        ),
         ("weights_no_numbers", "the weights of 4 prompts are finite, not"),
         ("weights_in_graph", "a selection is detached from the graph"),
         ("two_pools_of_one_name", "names of pools are unique"),

@@ -362,7 +362,7 @@ fn a_pass_that_is_left_early_ends_its_threads() {
 }
 
 #[test]
-fn no_more_is_prepared_ahead_than_was_asked_for() {
+fn no_more_is_prepared_ahead_than_was_requested() {
     for workers in [0, 1, 2, 5] {
         let images = Images::new(48);
         let input = InputSettings { workers, prefetch: 2, cache_mb: 0, ..Default::default() };

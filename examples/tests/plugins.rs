@@ -1,5 +1,5 @@
-//! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk,
-//! methods linked in and loaded, and libraries that must not be loaded.
+//! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk, methods
+//! linked in and loaded, and libraries that must not be loaded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,8 +24,8 @@ struct Dist {
     plugin: PathBuf,
 }
 
-/// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a
-/// shell waits, out of reach of Ctrl-C, for the end of what this process never writes.
+/// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a shell
+/// waits, out of reach of Ctrl-C, for the end of what this process never writes.
 fn folder_of_this_process() -> PathBuf {
     let folder = tempfile::tempdir().unwrap().keep();
     let mut shell = Command::new("sh");
@@ -333,7 +333,7 @@ fn a_folder_of_plugins_is_searched() {
     fs::write(folder.join("broken.so"), "no library").unwrap();
     // What lies there and cannot be loaded is named, and everything else goes on.
     let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
-    assert!(said.contains("left out") && said.contains("broken.so: is no shared library"), "{said}");
+    assert!(said.contains("left out") && said.contains("broken.so: is not a shared library"), "{said}");
     assert!(said.contains("token_hint"), "{said}");
     let said = expect(0, dist.cdl().args(["plugin", "list"]).env("CDL_PLUGIN_PATH", &folder));
     assert!(said.contains("refused:") && said.contains("broken.so") && said.contains("half_size"), "{said}");
@@ -410,14 +410,14 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
 
     refused(&folder.join("absent.so"), &["cannot be read"]);
     refused(&folder, &["is a folder"]);
-    refused(&file("text.so", b"no library".to_vec()), &["is no shared library"]);
+    refused(&file("text.so", b"no library".to_vec()), &["is not a shared library"]);
     for half in [0, 10, 64, good.len() / 2, good.len() - 100] {
         refused(&file(&format!("truncated_{half}.so"), good[..half].to_vec()), &["is"]);
     }
     let shared = fs::read_dir(dist.installed().join("lib")).unwrap().flatten();
     let shared =
         shared.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("libstd")).unwrap();
-    refused(&shared, &["is a shared library, but no plugin"]);
+    refused(&shared, &["is a shared library but not a plugin"]);
 
     let rustc = of("compiler");
     let other = rustc.replacen("rustc 1.", "rustc 9.", 1);
@@ -439,7 +439,7 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     // The manifest changed back by hand: the symbol is still not the program's.
     let lying =
         file("lying.so", patched(&dist.plugin, &format!("cdl_abi_{hash}"), &format!("cdl_abi_{stale}")));
-    refused(&lying, &["copy of cdl-core of its own"]);
+    refused(&lying, &["its own copy of cdl-core"]);
 
     // The same methods twice, and a name that is taken.
     let again = file("again.so", good.clone());
@@ -478,7 +478,7 @@ fn a_library_with_its_own_cdl_core_is_refused() {
     rustc.arg("--extern").arg(format!("cdl_core={}", library.display()));
     rustc.arg("-L").arg(format!("dependency={}", library.parent().unwrap().display()));
     expect(0, rustc.arg(folder.join("alone.rs")));
-    refused(&folder.join("alone.so"), &["has a copy of cdl-core of its own", "wrong gradients"]);
+    refused(&folder.join("alone.so"), &["contains its own copy of cdl-core", "wrong gradients"]);
 }
 
 #[test]

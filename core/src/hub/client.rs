@@ -22,8 +22,8 @@ use crate::{
     traits::Provenance,
 };
 
-/// Further attempts after a request has failed. Fewer than the client's own default: a machine that cannot reach the
-/// hub should find its cached copy within a second.
+/// Further attempts after a request has failed. Fewer than the client's own default: a machine that cannot reach the hub should
+/// find its cached copy within a second.
 const RETRIES: usize = 2;
 /// Branch that stands for a repository where its source names no revision.
 const DEFAULT_REVISION: &str = "main";
@@ -103,8 +103,8 @@ impl<T: RepoType> Repository<T> {
         Ok(Self { handle, wanted, revision, endpoint, cache })
     }
 
-    /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer
-    /// or may not be asked.
+    /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer or may not
+    /// be asked.
     fn newest<A, E: From<HubError>>(
         &self,
         cached: impl FnOnce() -> Result<Option<Vec<CachedFile>>, E>,
@@ -156,8 +156,8 @@ impl<T: RepoType> Repository<T> {
         })
     }
 
-    /// Origin of a cached file. Its checksum must be the one that the hub lists: the client stores what a server
-    /// sends in answer to a download without looking at it, an error page included.
+    /// Origin of a cached file. Its checksum must be the one that the hub lists: the client stores what a server sends in
+    /// answer to a download without looking at it, an error page included.
     fn checked(&self, CachedFile { commit, name, path }: &CachedFile) -> Result<Provenance, HubError> {
         let (bytes, found) = checksum(path)?;
         match listed_checksum(path) {
@@ -208,8 +208,8 @@ impl<T: RepoType> Repository<T> {
         }
     }
 
-    /// Weights, if there are any, then the files beside them, all of the weights' commit: as the hub has them, or
-    /// with `local` as the cache has them. And whether what is not here is known to be missing from the repository.
+    /// Weights, if there are any, then the files beside them, all of the weights' commit: as the hub has them, or with `local`
+    /// as the cache has them. And whether what is not here is known to be missing from the repository.
     fn weight_files(&self, local: bool) -> Result<(Option<Vec<CachedFile>>, bool), HubError> {
         let mut complete = true;
         let mut get = |name: &str, revision: &str| match self.file(name, revision, local) {

@@ -1,4 +1,4 @@
-//! The four extension points and the data that they exchange: what a method is given and what it returns.
+//! Traits of the four kinds of plugin, and the data that they exchange with the framework.
 
 mod backbone;
 mod data_record;
