@@ -211,7 +211,7 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     assert!(linked.status.success() && linked.stdout == loaded.stdout, "{}{}", text(&linked), text(&loaded));
     assert!(String::from_utf8_lossy(&loaded.stdout).contains("\"logit\""));
     let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images));
-    assert!(said.contains("it was made with the plugin cdl-example-plugin 0.1.0, see --plugin"), "{said}");
+    assert!(said.contains("the model needs the plugin cdl-example-plugin 0.1.0, see --plugin"), "{said}");
 
     // Another library under the same name is another method.
     let config = runs[1].join("config.toml");
@@ -224,7 +224,7 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     let said = expect(2, dist.cdl().arg("eval").arg(&runs[1]));
     assert!(said.contains("the plugins are not those of the run"), "{said}");
     let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images).arg("--plugin").arg(&other));
-    assert!(said.contains("was made with the plugin cdl-example-plugin of the SHA-256"), "{said}");
+    assert!(said.contains("needs the plugin cdl-example-plugin with the SHA-256"), "{said}");
 }
 
 /// Tensor ids come from one counter: whatever the program made before, gradients of a loaded method are right.

@@ -51,7 +51,7 @@ fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Val
     let model = Predictor::load_on(folder, device).map_err(Failure::before_writing)?;
     let batch = match passes.batch {
         Some(asked) => batch_size(&model, "--batch", Some(asked))?,
-        None => BATCH.min(model.most_images()),
+        None => BATCH.min(model.max_batch()),
     };
     let description = model.description();
     let side = description.transform.image_size;

@@ -404,8 +404,8 @@ fn run_directories_that_cannot_be_used() {
     fs::create_dir(&other).expect("folder");
     fs::write(other.join("thesis.tex"), "years of work").expect("file");
     // It would not help, and is not advised.
-    refuse(&other, &[], "holds something that is not a run; choose another\n");
-    refuse(&other, &["--overwrite"], "holds something that is not a run; choose another\n");
+    refuse(&other, &[], "is not a run directory; choose another directory\n");
+    refuse(&other, &["--overwrite"], "is not a run directory; choose another directory\n");
     assert!(other.join("thesis.tex").exists(), "what is not ours stays");
 }
 

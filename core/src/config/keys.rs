@@ -7,7 +7,7 @@ use crate::{
         DistillerSection, NetworkSection, RunConfig, Section,
         config_layers::{NAMED, origin},
     },
-    error::{Error, Result},
+    error::{Error, Result, types_in_words},
     registry::{self, Settings, check_keys, lookup},
 };
 
@@ -95,7 +95,7 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
     serde_path_to_error::deserialize(toml::Value::Table(table.clone())).map_err(|e| {
         let key = e.path().to_string();
         let reason = e.into_inner().to_string();
-        let reason = reason.lines().next().unwrap_or_default().to_string();
+        let reason = types_in_words(reason.lines().next().unwrap_or_default());
         let value = lookup(table, &key).map(|v| v.to_string()).unwrap_or_default();
         Error::Setting { origin: origin_of(&key), key, value, expected: reason }
     })

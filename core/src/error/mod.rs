@@ -162,13 +162,35 @@ pub(crate) fn suggest(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
 
+/// Replaces the names of Rust types in a message of serde by words.
+pub(crate) fn types_in_words(message: &str) -> String {
+    let whole =
+        ["usize", "u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64"].map(|name| (name, "a whole number"));
+    let types = whole.into_iter().chain([("f32", "a number"), ("f64", "a number")]);
+    types.fold(message.to_string(), |message, (name, words)| {
+        let message = message.replace(&format!("expected {name} "), &format!("expected {words} "));
+        match message.strip_suffix(&format!("expected {name}")) {
+            Some(start) => format!("{start}expected {words}"),
+            None => message,
+        }
+    })
+}
+
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::nearest;
+    use super::{nearest, types_in_words};
+
+    #[test]
+    fn messages_of_serde_describe_types_in_words() {
+        let plain = types_in_words("invalid type: string \"five\", expected usize");
+        assert_eq!(plain, "invalid type: string \"five\", expected a whole number");
+        let within = types_in_words("invalid value: integer `-1`, expected u64 at line 1 column 2");
+        assert_eq!(within, "invalid value: integer `-1`, expected a whole number at line 1 column 2");
+    }
 
     #[test]
     fn nearest_name_is_suggested_only_when_similar() {

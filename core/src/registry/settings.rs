@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result, nearest, types_in_words};
 
 /// Settings of a plugin as written in a configuration, without its `name`.
 pub type Settings = toml::Table;
@@ -43,7 +43,7 @@ pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C>
         // succeeds.
         let key = Some(e.path().to_string()).filter(|key| lookup(settings, key).is_some());
         let reason = e.into_inner().to_string();
-        let reason = reason.lines().next().unwrap_or_default().to_string();
+        let reason = types_in_words(reason.lines().next().unwrap_or_default());
         match key.or_else(|| invalid_key(settings, &|rest| C::deserialize(toml::Value::Table(rest)).is_ok()))
         {
             Some(key) => {

@@ -1,11 +1,12 @@
-//! Cost of a network: trainable parameters, and multiply-accumulate operations (MACs) of one image in training and at test.
+//! Cost of a network: trainable parameters, and multiply-accumulate operations (MACs) of one image in training and at
+//! test.
 //!
-//! Counted are the matrix products of the frozen networks: patch embedding, queries, keys and values, attention (scores and
-//! weighted sums, injected rows included), projections and MLPs, of all tokens in every block. What this program saves of
-//! that, in the last block for instance, is not taken off, so that figures compare with those of other programs. A backward
-//! pass counts each product of a frozen layer once, for the gradient of its input, since weights have none: from the end down
-//! to the first block with a trained prompt or token, and in that block down to what is trained. Heads, losses and the
-//! matching of queries with keys are left out; they are a thousandth.
+//! Counted are the matrix products of the frozen networks: patch embedding, queries, keys and values, attention
+//! (scores and weighted sums, injected rows included), projections and MLPs, of all tokens in every block. What this
+//! program saves of that, in the last block for instance, is not taken off, so that figures compare with those of
+//! other programs. A backward pass counts each product of a frozen layer once, for the gradient of its input, since
+//! weights have none: from the end down to the first block with a trained prompt or token, and in that block down to
+//! what is trained. Heads, losses and the matching of queries with keys are left out; they are a thousandth.
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -92,8 +93,8 @@ impl Trainer {
         })
     }
 
-    /// Cost of one image through the network of `role`, as its methods say without computing it (any query will do), and
-    /// whether its learner asked for the query.
+    /// Cost of one image through the network of `role`, as its methods say without computing it (any query will do),
+    /// and whether its learner asked for the query.
     fn passage(&self, role: Role, pass: Pass) -> Result<(Macs, bool)> {
         let network = self.network(role);
         let trainable = network.learner.trainable();
