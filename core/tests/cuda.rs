@@ -328,7 +328,7 @@ fn memory_on_the_gpu_stays_flat() {
     let vit = network(Precision::Float32, false, &gpu);
     let mut most = Vec::new();
     for _ in 0..30 {
-        device::forget_peak(&gpu);
+        device::reset_peak(&gpu);
         pass(&vit, &gpu);
         gpu.synchronize().unwrap();
         most.push(device::peak_bytes(&gpu).unwrap());

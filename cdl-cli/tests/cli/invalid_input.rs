@@ -124,10 +124,7 @@ fn values_out_of_range_or_of_another_type() {
         let on_cpu = ["--set", &wanted, "--set", "device=cpu"];
         refused(&on_cpu, &["--set", &value, "expected float32 on the CPU (device `cpu`)"]);
         if !cfg!(feature = "cuda") {
-            refused(
-                &set(&wanted),
-                &["--set", &value, "built without CUDA (docs/guide/gpu.md says how to get one"],
-            );
+            refused(&set(&wanted), &["--set", &value, "built without CUDA (docs/guide/gpu.md: build with"]);
         }
     }
     refused(&set("batch_size=21"), &["`batch_size = 21`", "at most 20"]);

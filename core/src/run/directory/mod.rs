@@ -35,7 +35,9 @@ use crate::{
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
-        atomic::{UNFINISHED, beside, folder_of, remove_unfinished, settle, write_atomic, write_json},
+        atomic::{
+            UNFINISHED, folder_of, move_to, remove_unfinished, temporary_folder, write_atomic, write_json,
+        },
         hex,
     },
     train::{Accuracies, Cost, EpochReport, Evaluation, Snapshot, Trainer},
@@ -187,7 +189,7 @@ impl RunDir {
                 let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
                 return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
             }
-            let temporary = beside(parent)?;
+            let temporary = temporary_folder(parent)?;
             let toml = config.to_toml()?;
             write_atomic(&temporary.path().join(CONFIG), toml.as_bytes())?;
             let written = RecordFile { record, config_sha256: hex(&Sha256::digest(&toml)) };
@@ -195,7 +197,7 @@ impl RunDir {
             let files = (append(temporary.path(), METRICS)?, append(temporary.path(), LOG)?);
             let lock = lock(temporary.path())?;
             let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-            settle(temporary, root, earlier.is_some())?;
+            move_to(temporary, root, earlier.is_some())?;
             Ok(Self::of(root, files, config, toml, checkpoints, lock))
         };
         create().map_err(|e| match e {

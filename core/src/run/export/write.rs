@@ -25,7 +25,9 @@ use crate::{
             TRAINED, fail,
         },
     },
-    system::atomic::{beside, folder_of, settle, sync_below, unwalked, write_atomic, write_json},
+    system::atomic::{
+        folder_of, move_to, sync_below, temporary_folder, walk_error, write_atomic, write_json,
+    },
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
@@ -50,7 +52,7 @@ pub fn write(
     let replace = occupied(root, overwrite)?;
     let parent = folder_of(root);
     fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
-    let temporary = beside(parent)?;
+    let temporary = temporary_folder(parent)?;
     let folder = temporary.path();
     let (description, trained) = describe(experiment, config, role, task)?;
     network(experiment, role, root, &folder.join(NETWORK))?;
@@ -68,7 +70,7 @@ pub fn write(
     Manifest(sums?).write(&folder.join(checksum_list::NAME))?;
     check(experiment, role, folder)?;
     sync_below(folder)?;
-    settle(temporary, root, replace)?;
+    move_to(temporary, root, replace)?;
     Ok(description)
 }
 
@@ -99,7 +101,7 @@ fn only_exported(root: &Path) -> Result<()> {
     known.push(root.join(checksum_list::NAME));
     let is_above = |folder: &Path| known.iter().any(|file| file.starts_with(folder));
     for entry in WalkDir::new(root).min_depth(1) {
-        let path = entry.map_err(unwalked(root))?.into_path();
+        let path = entry.map_err(walk_error(root))?.into_path();
         if !(known.contains(&path) || path.is_dir() && is_above(&path)) {
             return Err(refuse(&path, "is not part of an exported model"));
         }
