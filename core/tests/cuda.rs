@@ -1,5 +1,5 @@
-//! On a GPU, in every precision: the operations against float64 on the CPU, a network and a training step against float32. Without a GPU nothing is
-//! compared and that is said; with `CDL_REQUIRE_GPU` it is a failure.
+//! On a GPU, in every precision: the operations against float64 on the CPU, a network and a training step against
+//! float32. Without a GPU nothing is compared and that is said; with `CDL_REQUIRE_GPU` it is a failure.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -36,8 +36,8 @@ fn alone() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What an operation may be apart from float64, relative to the norm. float32 sums have errors of some 1e-7; TF32 rounds
-/// inputs of products to 2^-11, bf16 everything to 2^-9, and some such roundings add up.
+/// What an operation may be apart from float64, relative to the norm. float32 sums have errors of some 1e-7; TF32
+/// rounds inputs of products to 2^-11, bf16 everything to 2^-9, and some such roundings add up.
 fn allowed(precision: Precision) -> f64 {
     match precision {
         Precision::Float32 => 5e-6,
@@ -336,8 +336,8 @@ fn memory_on_the_gpu_stays_flat() {
     assert_eq!(most[4], most[29], "{most:?}");
 }
 
-/// What `make` makes, looked at by another thread while the one that made it lives on: its end would wait for everything
-/// that is under way.
+/// What `make` makes, looked at by another thread while the one that made it lives on: its end would wait for
+/// everything that is under way.
 fn elsewhere<T: Send, R>(make: impl FnOnce() -> T + Send, look: impl FnOnce(T) -> R) -> R {
     let (made, arrived) = mpsc::channel();
     let (looked_at, until) = mpsc::channel::<()>();

@@ -90,7 +90,7 @@ impl Checkpoint {
         }
         let meta = CheckpointMeta {
             position: state.position,
-            tally: state.tally.stopped(),
+            tally: state.epoch_metrics.stopped(),
             results: state.results.clone(),
             left_out: stream.image_files().map(|files| files.skipped_images()).unwrap_or_default(),
             metrics_bytes,
@@ -165,7 +165,7 @@ impl Checkpoint {
             files.skip_images(&left_out);
         }
         let optimizer = Some(part(&self.tensors, "optimizer")).filter(|state| state.iter().next().is_some());
-        Ok(RunState { position, tally, results, optimizer })
+        Ok(RunState { position, epoch_metrics: tally, results, optimizer })
     }
 }
 

@@ -131,7 +131,7 @@ fn describe(
     };
     let students_query = role == Role::Teacher && trainer.settings.query == QuerySource::Student;
     let needs_query = students_query && uses_query(experiment, role)?;
-    let query_width = trainer.querying(role).spec().width;
+    let query_width = trainer.query_backbone(role).spec().width;
     let record = stream.record()?;
     let transform = record.transform.unwrap_or_else(|| {
         tracing::warn!(
@@ -170,7 +170,8 @@ fn describe(
 /// Returns whether the learner of `role` uses the query in prediction. If not, its network is not exported.
 fn uses_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let trainer = &experiment.trainer;
-    let zeros = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
+    let zeros =
+        Tensor::zeros((1, trainer.query_backbone(role).spec().width), DType::F32, &experiment.device)?;
     let query = Query::known(zeros);
     trainer.network(role).learner.inject(&query, Pass::Test)?;
     Ok(query.was_requested())
