@@ -59,10 +59,10 @@ impl DistillerStack {
             if in_training.token_count()? != at_test.token_count()? {
                 return broken("a distiller injects the same number of tokens in training and at test");
             }
-            let weight_of_labels = distiller.cross_entropy_weight();
-            if !(0.0..=1.0).contains(&weight_of_labels) {
+            let ce_weight = distiller.cross_entropy_weight();
+            if !(0.0..=1.0).contains(&ce_weight) {
                 return broken(&format!(
-                    "the weight of cross-entropy is a number from 0 to 1, not {weight_of_labels}"
+                    "the weight of cross-entropy is a number from 0 to 1, not {ce_weight}"
                 ));
             }
             let tokens = in_training.token_count()?;
