@@ -91,32 +91,32 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Value at `id`, which must belong to this pickle.
+    /// Returns the value at `id`, which must belong to this pickle.
     pub fn value(&self, id: Id) -> &Value<'a> {
         &self.values[id.0 as usize].0
     }
 
-    /// Integer at `id`.
+    /// Returns the integer at `id`.
     pub fn int(&self, id: Id) -> Option<i64> {
         if let Value::Int(number) = *self.value(id) { Some(number) } else { None }
     }
 
-    /// Text at `id`.
+    /// Returns the text at `id`.
     pub fn text(&self, id: Id) -> Option<&'a str> {
         if let Value::Bytes(bytes) = *self.value(id) { std::str::from_utf8(bytes).ok() } else { None }
     }
 
-    /// Items of the list or tuple at `id`.
+    /// Returns the items of the list or tuple at `id`.
     pub fn items(&self, id: Id) -> Option<&[Id]> {
         if let Value::List(items) | Value::Tuple(items) = self.value(id) { Some(items) } else { None }
     }
 
-    /// Function or class at `id`.
+    /// Returns the function or class at `id`.
     pub fn global(&self, id: Id) -> Option<Name<'a>> {
         if let Value::Global(name) = *self.value(id) { Some(name) } else { None }
     }
 
-    /// Function, arguments and state of the call at `id`.
+    /// Returns function, arguments and state of the call at `id`.
     pub fn call(&self, id: Id) -> Option<(Name<'a>, &[Id], Option<Id>)> {
         let &Value::Call(function, arguments, state) = self.value(id) else { return None };
         Some((self.global(function)?, self.items(arguments)?, state))
@@ -271,19 +271,19 @@ impl<'a> Machine<'a, '_> {
         Ok(taken)
     }
 
-    /// Little-endian number of at most 8 bytes.
+    /// Reads a little-endian number of at most 8 bytes.
     fn number(&mut self, size: u64) -> Result<u64, String> {
         Ok(self.take(size)?.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
     }
 
-    /// Rest of a line, without its end.
+    /// Reads the rest of a line, without its end.
     fn line(&mut self) -> Result<&'a [u8], String> {
         let length = self.bytes[self.at..].iter().position(|&byte| byte == b'\n');
         let length = length.ok_or("a name without an end: truncated?")?;
         Ok(&self.take(length as u64 + 1)?[..length])
     }
 
-    /// Objects on the stack above the last mark.
+    /// Returns the objects on the stack above the last mark.
     fn frame(&self) -> &[Id] {
         &self.stack[self.marks.last().copied().unwrap_or(0)..]
     }

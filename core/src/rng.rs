@@ -17,7 +17,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// The root generator of a run.
+    /// Creates the root generator of a run.
     pub fn new(seed: u64) -> Self {
         Self::from_key(Sha256::digest(seed.to_le_bytes()).into())
     }
@@ -34,7 +34,7 @@ impl Rng {
         Self { key, generator: ChaCha8Rng::from_seed(key) }
     }
 
-    /// Float32 tensor with entries uniform in `[low, high)`.
+    /// Draws a float32 tensor with entries uniform in `[low, high)`.
     pub fn uniform(&mut self, shape: &[usize], low: f32, high: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> =
@@ -42,14 +42,14 @@ impl Rng {
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
-    /// Float32 tensor with normal entries of mean 0 and standard deviation `std`.
+    /// Draws a float32 tensor with normal entries of mean 0 and standard deviation `std`.
     pub fn normal(&mut self, shape: &[usize], std: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> = (0..count).map(|_| std * self.standard_normal() as f32).collect();
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
-    /// One draw from the standard normal distribution.
+    /// Draws a number from the standard normal distribution.
     pub fn standard_normal(&mut self) -> f64 {
         StandardNormal.sample(&mut self.generator)
     }

@@ -22,8 +22,8 @@ pub(super) fn common_keys(section: &str) -> Vec<String> {
     properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
 }
 
-/// Error of an unknown key. A top-level key in a section gets a message of its own: in TOML, a key written below
-/// `[section]` belongs to that section.
+/// Returns the error of an unknown key. A top-level key in a section gets a message of its own: in TOML, a key
+/// written below `[section]` belongs to that section.
 pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, known: Vec<String>) -> Error {
     let top = registry::schema_of::<RunConfig>();
     match key.rsplit_once('.') {

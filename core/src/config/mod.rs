@@ -117,7 +117,7 @@ impl Config {
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
     }
 
-    /// Error about the value of a key that belongs to no plugin.
+    /// Returns the error of an invalid value of a key that belongs to no plugin.
     pub(crate) fn refused(&self, key: &str, value: impl Display, expected: impl Into<String>) -> Error {
         let (origin, value, expected) = (self.origin(key), value.to_string(), expected.into());
         Error::Setting { origin, key: key.into(), value, expected }

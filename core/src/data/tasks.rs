@@ -18,9 +18,9 @@ pub(crate) const STREAM_RNG: &str = "stream";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassOrder {
-    /// That of the data set.
+    /// Order of the data set.
     Fixed,
-    /// Shuffled with the run's seed.
+    /// Random order, drawn with the run's seed.
     Shuffled,
 }
 

@@ -98,8 +98,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Error of an invalid value of a plugin's setting. `key` is the plugin's own key; the configuration adds section
-    /// and origin ([`Config::locate`](crate::config::Config::locate)).
+    /// Returns the error of an invalid value of a plugin's setting. `key` is the plugin's own key; the configuration
+    /// adds section and origin ([`Config::locate`](crate::config::Config::locate)).
     pub fn setting(key: &str, value: impl std::fmt::Display, expected: impl Into<String>) -> Self {
         Self::Setting {
             origin: "configuration".into(),
@@ -109,7 +109,7 @@ impl Error {
         }
     }
 
-    /// Error of a file or folder of images or labels.
+    /// Returns the error of a file or folder of images or labels.
     pub fn data(file: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Data { file: file.into(), reason: reason.into() }
     }
@@ -164,9 +164,9 @@ pub(crate) fn suggest(nearest: &Option<String>) -> String {
 
 /// Replaces the names of Rust types in a message of serde by words.
 pub(crate) fn types_in_words(message: &str) -> String {
-    let whole =
-        ["usize", "u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64"].map(|name| (name, "a whole number"));
-    let types = whole.into_iter().chain([("f32", "a number"), ("f64", "a number")]);
+    let unsigned = ["usize", "u8", "u16", "u32", "u64"].map(|name| (name, "a whole number, 0 or more"));
+    let signed = ["i8", "i16", "i32", "i64"].map(|name| (name, "a whole number"));
+    let types = unsigned.into_iter().chain(signed).chain([("f32", "a number"), ("f64", "a number")]);
     types.fold(message.to_string(), |message, (name, words)| {
         let message = message.replace(&format!("expected {name} "), &format!("expected {words} "));
         match message.strip_suffix(&format!("expected {name}")) {
@@ -187,9 +187,12 @@ mod tests {
     #[test]
     fn messages_of_serde_describe_types_in_words() {
         let plain = types_in_words("invalid type: string \"five\", expected usize");
-        assert_eq!(plain, "invalid type: string \"five\", expected a whole number");
+        assert_eq!(plain, "invalid type: string \"five\", expected a whole number, 0 or more");
         let within = types_in_words("invalid value: integer `-1`, expected u64 at line 1 column 2");
-        assert_eq!(within, "invalid value: integer `-1`, expected a whole number at line 1 column 2");
+        assert_eq!(
+            within,
+            "invalid value: integer `-1`, expected a whole number, 0 or more at line 1 column 2"
+        );
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn held(root: &Path, holder: Holder) -> Error {
 mod tests {
     use super::*;
 
-    /// Lock as held briefly by a process that only tests it.
+    /// Acquires a shared lock, as a process does that only tests the lock.
     fn shared_lock(root: &Path) -> File {
         let file = File::open(root.join(LOCK)).expect("the lock's file");
         file.lock_shared().expect("locked");

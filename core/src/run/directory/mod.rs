@@ -366,7 +366,7 @@ impl RunDir {
     }
 }
 
-/// Error of a directory that contains a run.
+/// Returns the error of a directory that contains a run.
 fn occupied(root: &Path) -> Error {
     let reason = match root.join(CHECKPOINTS).exists() {
         true => format!(

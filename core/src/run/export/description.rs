@@ -131,7 +131,7 @@ fn quoted(value: &Value) -> String {
     }
 }
 
-/// Error of an invalid value of `key` in `file`.
+/// Returns the error of an invalid value of `key` in `file`.
 pub(super) fn setting(file: &Path, key: &str, value: &str, expected: String) -> Error {
     Error::Setting { origin: file.display().to_string(), key: key.into(), value: value.into(), expected }
 }
