@@ -87,7 +87,7 @@ impl Training {
         // A plugin's panic ends the run like an error: the finished tasks stay.
         let done = cdl_core::registry::catch(|| experiment.trainer.run_from(from, stream, &mut on));
         progress.finish();
-        done.map_err(|error| failure(&error, &signals, finished, &path, directory.keeps_checkpoints()))?;
+        done.map_err(|error| failure(&error, &signals, finished, &path, directory.writes_checkpoints()))?;
         // The results are there whatever becomes of files that nobody needs any more.
         if let Err(error) = directory.finish() {
             tracing::warn!("checkpoints of a finished run could not be removed: {}", first_line(&error));

@@ -231,7 +231,7 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
     fs::write(&thesis, "years").expect("written");
     let refused = cdl(&[&again[..], &["--overwrite"]].concat());
     assert_eq!(refused.status.code(), Some(2));
-    assert!(said(&refused).contains("thesis.tex: is no part of an exported model"), "{}", said(&refused));
+    assert!(said(&refused).contains("thesis.tex: is not part of an exported model"), "{}", said(&refused));
     fs::remove_file(&thesis).expect("still there");
     // Another setting is another network.
     let refused = cdl(&[&again[..], &["--overwrite", "--set", "optimizer.lr=0.5"]].concat());

@@ -246,7 +246,7 @@ fn what_is_damaged_is_named() {
         (
             "a newer format",
             Box::new(|| edit("model.json", "\"format\": 1", "\"format\": 2")),
-            ["model.json", "has format 2, and this version of cdl reads 1"],
+            ["model.json", "has format 2; this version of cdl reads format 1"],
         ),
         (
             "an edited description",
@@ -267,7 +267,7 @@ fn what_is_damaged_is_named() {
                 edit("model.json", "\"batch_size\": 10", "\"batch_size\": 0");
                 reckon()
             }),
-            ["model.json", "`batch_size = 0` is not valid: expected 1 or more"],
+            ["model.json", "`batch_size = 0` is not valid: expected at least 1"],
         ),
         (
             "a learner that is not there",
@@ -291,7 +291,7 @@ fn what_is_damaged_is_named() {
                 edit("model.json", "\"image_size\": 28", "\"image_size\": 5600");
                 reckon()
             }),
-            ["network/model.safetensors", "28 px, not of 5600"],
+            ["network/model.safetensors", "28 px, the image size of the network, not 5600"],
         ),
         (
             "no description",
@@ -350,10 +350,10 @@ fn sizes_beyond_those_of_the_tensors_are_refused() {
             HUGE,
             &["`network.spec.width = 1000000000000`", "the tensors in network/"],
         ),
-        set("/network/spec/heads", -1, &["`network.spec.heads = -1`", "expected usize"]),
+        set("/network/spec/heads", -1, &["`network.spec.heads = -1`", "expected a whole number"]),
         set("/teacher/width", HUGE, &["`teacher.width = 1000000000000`", "1 to 65536"]),
         set("/teacher/patches", HUGE, &["`teacher.patches = 1000000000000`", "1 to 8192"]),
-        set("/tasks/0/end", "five", &["`tasks[0].end = \"five\"`", "expected usize"]),
+        set("/tasks/0/end", "five", &["`tasks[0].end = \"five\"`", "expected a whole number"]),
         (
             Box::new(|value| value["query_width"] = HUGE.into()),
             &["`query_width = 1000000000000`", "no tensor in trained.safetensors"],

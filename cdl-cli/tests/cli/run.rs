@@ -108,7 +108,11 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
     for more in [&[][..], &["--overwrite"]] {
         let refused = run(&first, more);
         assert_eq!(refused.status.code(), Some(2));
-        assert!(self::said(&refused).contains("holds `notes.md` beside a run"), "{}", self::said(&refused));
+        assert!(
+            self::said(&refused).contains("contains `notes.md`, which does not belong to the run"),
+            "{}",
+            self::said(&refused)
+        );
     }
     fs::remove_file(&notes).expect("removed");
     assert_equal(&first, &again);
