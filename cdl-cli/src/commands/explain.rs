@@ -1,4 +1,4 @@
-//! `cdl explain`.
+//! `cdl explain`: every value of a configuration and its origin.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,9 +9,9 @@ use crate::{
     terminal::{emit, emit_json},
 };
 
-/// Columns of a terminal that are there wherever the program runs.
+/// Width of the output: the smallest common width of terminals.
 const COLUMNS: usize = 80;
-/// Columns for a value that has its origin beside it.
+/// Columns of a setting that has its origin on the same line.
 const VALUE: usize = 44;
 
 /// Arguments of `cdl explain`.
@@ -19,12 +19,12 @@ const VALUE: usize = 44;
 pub struct ExplainArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// JSON instead of text
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// Prints every value of a configuration and where it was set.
+/// Prints every value of a configuration and its origin.
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let rows = args.config.load()?.explain()?;
     if args.json {
@@ -44,7 +44,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     emit(&lines.collect::<String>())
 }
 
-/// A value of TOML as JSON.
+/// Converts a TOML value to JSON.
 fn as_json(value: &str) -> Value {
     let table: Option<toml::Table> = toml::from_str(&format!("value = {value}")).ok();
     let value = table.and_then(|mut table| table.remove("value"));
