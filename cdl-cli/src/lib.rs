@@ -2,8 +2,8 @@
 //!
 //! A crate that registers its own plugins builds a `cdl` that contains them with one line, [`cdl_cli::main!();`](main).
 //!
-//! Exit codes: 0 success, 1 failure while running, 2 invalid input, 75 another process runs the sweep's cell, 130 and 143
-//! stopped by SIGINT and SIGTERM.
+//! Exit codes: 0 success, 1 failure while running, 2 invalid input, 75 another process runs the sweep's cell, 130 and
+//! 143 stopped by SIGINT and SIGTERM.
 
 mod batch_size;
 mod bench;

@@ -45,8 +45,8 @@ pub fn is_finished(root: &Path, config: &Config) -> bool {
     read_results(root).is_ok_and(|results| results.tasks_done >= results.tasks.min(limit))
 }
 
-/// Returns the error of a `results.json` that cannot be read. Without a checkpoint the run may be finished, so it must not be
-/// trained again because of a damaged file.
+/// Returns the error of a `results.json` that cannot be read. Without a checkpoint the run may be finished, so it must
+/// not be trained again because of a damaged file.
 pub fn damaged_results(root: &Path) -> Option<Error> {
     read_results(root).err().filter(|_| root.join("results.json").exists())
 }

@@ -61,9 +61,9 @@ impl Log {
     }
 }
 
-/// Installs logging for the process. `RUST_LOG` filters messages on the terminal unless `--quiet` or `--verbose` is given,
-/// `CDL_LOG` those in the log file; both use the filter syntax of `tracing-subscriber`. `profile` receives the phases and
-/// operations of every step.
+/// Installs logging for the process. `RUST_LOG` filters messages on the terminal unless `--quiet` or `--verbose` is
+/// given, `CDL_LOG` those in the log file; both use the filter syntax of `tracing-subscriber`. `profile` receives the
+/// phases and operations of every step.
 pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
     let sink = Arc::new(Sink(Mutex::new(Target::Buffer(Vec::new()))));
     let log = Log { bars: MultiProgress::new(), quiet, sink };

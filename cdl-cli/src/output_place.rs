@@ -25,8 +25,8 @@ pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Checks that a page can be written: its folder can be created (see [`folder`]), and the path is new or an existing HTML
-/// page. Reports replace no other files.
+/// Checks that a page can be written: its folder can be created (see [`folder`]), and the path is new or an existing
+/// HTML page. Reports replace no other files.
 pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     const BEGINNING: &[u8] = b"<!doctype html";
     let fail = |reason: &str| Err(Failure::invalid(format!("{option} {}: {reason}", path.display())));

@@ -1,5 +1,5 @@
-//! Signals that stop the program. The first one sets a flag, so that the current step is finished and the run is saved. A
-//! second one ends the process at once.
+//! Signals that stop the program. The first one sets a flag, so that the current step is finished and the run is saved.
+//! A second one ends the process at once.
 
 use std::{
     process::Child,

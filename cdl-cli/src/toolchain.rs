@@ -35,8 +35,8 @@ pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs a cargo command that has the option `--message-format=json-render-diagnostics`. Returns its artifacts, also those that
-/// were up to date, or `None` if it failed; cargo has printed the errors then.
+/// Runs a cargo command that has the option `--message-format=json-render-diagnostics`. Returns its artifacts, also
+/// those that were up to date, or `None` if it failed; cargo has printed the errors then.
 pub fn artifacts(command: &mut Command) -> Result<Option<Vec<Artifact>>, Failure> {
     let failed = |e: std::io::Error| Failure::working(format!("cargo: {e}"));
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;

@@ -7,8 +7,8 @@ use cdl_core::{
     traits::{Batches, EpochKey, Role, TaskStream},
 };
 
-/// Seconds after which the first pass over the images is stopped. The second pass reads the same images, which the cache may
-/// contain.
+/// Seconds after which the first pass over the images is stopped. The second pass reads the same images, which the
+/// cache may contain.
 const LIMIT: f64 = 3.0;
 
 /// Images per second of one kind of pass.

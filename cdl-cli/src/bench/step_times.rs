@@ -220,8 +220,8 @@ fn rates_of(device: &Device, dtype: DType, layer: (usize, usize, usize)) -> Resu
     Ok(fused::Rates { kernel: best, matmul: measure(layer)?.1 })
 }
 
-/// Formats the mean time of phases and their operations. Times of operations are summed over threads and divided by the number
-/// of threads.
+/// Formats the mean time of phases and their operations. Times of operations are summed over threads and divided by the
+/// number of threads.
 fn breakdown(step: &Step, threads: usize) -> String {
     let count = step.seconds.len() as f64;
     let whole: f64 = step.seconds.iter().sum::<f64>() / count;

@@ -48,8 +48,8 @@ pub struct BenchArgs {
     /// Also measure how many images per second the input pipeline delivers
     #[arg(long)]
     input: bool,
-    /// Measure inference of exported networks instead of training: latency of one image, images per second in batches of
-    /// --batch, memory
+    /// Measure inference of exported networks instead of training: latency of one image, images per second in batches
+    /// of --batch, memory
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["configs", "sets", "teacher", "student", "input"])]
     inference: Vec<PathBuf>,
     /// Device: auto, cpu, cuda or cuda:N [default: as configured; auto with --inference]

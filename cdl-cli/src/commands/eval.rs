@@ -41,8 +41,8 @@ pub struct Restored {
     pub results: Results,
 }
 
-/// Builds the experiment of a run and loads the models saved after task `after` (from 1), by default the last finished task.
-/// Errors name `command`.
+/// Builds the experiment of a run and loads the models saved after task `after` (from 1), by default the last finished
+/// task. Errors name `command`.
 pub fn restored(
     command: &str,
     run_dir: &Path,

@@ -44,7 +44,8 @@ pub struct ExportArgs {
     /// Replace an exported network in the folder
     #[arg(long)]
     overwrite: bool,
-    /// Override a value of the run's configuration that cannot change results, for instance --set device=cpu; repeatable
+    /// Override a value of the run's configuration that cannot change results, for instance --set device=cpu;
+    /// repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
 }

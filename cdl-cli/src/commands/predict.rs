@@ -110,7 +110,8 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     }
 }
 
-/// Reads the images of a batch. Only the preprocessed pixels are kept, since decoded images may be a thousand times larger.
+/// Reads the images of a batch. Only the preprocessed pixels are kept, since decoded images may be a thousand times
+/// larger.
 fn read(
     model: &Predictor,
     files: &[PathBuf],

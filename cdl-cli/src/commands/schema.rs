@@ -42,8 +42,8 @@ pub fn schema() -> Result<(), Failure> {
     emit_json(&schema)
 }
 
-/// Schema of a section for a plugin of `kind`: the keys of `common` and those of the named plugin. A section without a `name`
-/// changes settings of a lower layer, so it accepts the keys of every plugin.
+/// Schema of a section for a plugin of `kind`: the keys of `common` and those of the named plugin. A section without a
+/// `name` changes settings of a lower layer, so it accepts the keys of every plugin.
 fn section(root: &mut Value, kind: Kind, common: &Value) -> Result<Value, Error> {
     let common = common["properties"].as_object().cloned().unwrap_or_default();
     let mut names = Vec::new();

@@ -53,8 +53,8 @@ fn merged(of_runs: impl Iterator<Item = Value>) -> Value {
     }
 }
 
-/// Returns the value of the first key that has one. Keys are separated by `|`; a key with a leading `/` is a JSON pointer into
-/// `run.json`.
+/// Returns the value of the first key that has one. Keys are separated by `|`; a key with a leading `/` is a JSON
+/// pointer into `run.json`.
 fn get(settings: &Value, keys: &str, role: Role) -> Value {
     let of = |key: &str| match key.starts_with('/') {
         true => settings["run.json"].pointer(key).cloned(),

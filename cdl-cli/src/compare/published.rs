@@ -110,8 +110,8 @@ impl Published {
         self.name("kd", &row["kd"]).map(|name| name["note"].as_str()).filter(|note| !note.is_empty())
     }
 
-    /// Settings of a row that apply to the network `role` of a run. `None` is an unknown value, [`Value::Null`] a setting that
-    /// was not used.
+    /// Settings of a row that apply to the network `role` of a run. `None` is an unknown value, [`Value::Null`] a
+    /// setting that was not used.
     pub fn settings<'a>(
         &'a self,
         row: &'a Line,

@@ -1,8 +1,8 @@
 //! `cdl plugin build`: compiles a crate into a library that this program loads.
 //!
-//! The crate is compiled against the metadata of this program's crates, since Rust treats a second build of the same sources as
-//! another crate. It is then linked with the program's shared `cdl-core` and a few lines that export it as a plugin. Other
-//! dependencies are compiled by cargo and linked statically.
+//! The crate is compiled against the metadata of this program's crates, since Rust treats a second build of the same
+//! sources as another crate. It is then linked with the program's shared `cdl-core` and a few lines that export it as a
+//! plugin. Other dependencies are compiled by cargo and linked statically.
 
 use std::{
     fs,
@@ -160,8 +160,8 @@ impl Plugin<'_> {
         Ok(work.join(format!("lib{name}.rlib")))
     }
 
-    /// Compiles a crate that has other dependencies or a build script. Cargo gets a manifest without the program's crates, which
-    /// are passed to the compiler as options.
+    /// Compiles a crate that has other dependencies or a build script. Cargo gets a manifest without the program's
+    /// crates, which are passed to the compiler as options.
     fn compile_with_cargo(&self, script: Option<&Target>, own: &[&Dependency]) -> Result<PathBuf, Failure> {
         let folder = self.work.join("cargo");
         let manifest = folder.join("Cargo.toml");

@@ -29,8 +29,8 @@ pub fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. A library in a folder that cannot be loaded is only a
-/// warning, since most commands do not need it.
+/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. A library in a folder that cannot be loaded is
+/// only a warning, since most commands do not need it.
 pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
     for file in searched()? {
         if let Err(failure) = load(&file) {

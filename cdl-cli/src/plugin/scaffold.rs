@@ -26,7 +26,8 @@ pub struct NewArgs {
     dir: Option<PathBuf>,
 }
 
-/// Example of a kind: source, name, name of its types, section of the configuration, and further settings of the section.
+/// Example of a kind: source, name, name of its types, section of the configuration, and further settings of the
+/// section.
 fn example(kind: Kind) -> [&'static str; 5] {
     macro_rules! example {
         ($name:literal, $types:literal, $section:literal, $more:expr) => {

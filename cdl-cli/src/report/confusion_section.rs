@@ -42,7 +42,8 @@ fn as_cells(confusion: &Confusion, title: &str) -> Plot {
     plot::heat(title, (classes, classes), ("true class", "predicted class"), counts, cell, None)
 }
 
-/// Draws a matrix as an image with lines between tasks. Shades are square roots of shares, so that small shares are visible.
+/// Draws a matrix as an image with lines between tasks. Shades are square roots of shares, so that small shares are
+/// visible.
 fn as_image(run: &RecordedRun, confusion: &Confusion, title: &str) -> Option<Plot> {
     let shades: Vec<Vec<f64>> = (confusion.counts().iter())
         .map(|row| row.iter().map(|count| share(*count, row).sqrt()).collect())

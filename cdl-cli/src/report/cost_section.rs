@@ -6,8 +6,8 @@ use maud::{Markup, html};
 use super::{html, recorded_run::RecordedRun, table_formats::csv};
 use crate::failure::Failure;
 
-/// Cost: name (its path in `results.json`, joined by `_`), title, note and value. Titles in lower case are parts of the cost
-/// above them.
+/// Cost: name (its path in `results.json`, joined by `_`), title, note and value. Titles in lower case are parts of the
+/// cost above them.
 type Item = (&'static str, &'static str, &'static str, fn(&Cost) -> u64);
 
 const ITEMS: [Item; 9] = [
@@ -94,8 +94,8 @@ fn short(value: u64) -> String {
     }
 }
 
-/// CSV with a row for each network of each run: parameters, MACs of one image, and time and memory of the run. Fields that
-/// were not recorded are empty.
+/// CSV with a row for each network of each run: parameters, MACs of one image, and time and memory of the run. Fields
+/// that were not recorded are empty.
 pub fn cost_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
     let head = ["run", "network"].into_iter().chain(ITEMS.iter().map(|(name, ..)| *name));
     let head = head.chain(["wall_seconds", "peak_memory_bytes"]).map(String::from).collect();

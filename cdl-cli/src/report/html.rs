@@ -57,8 +57,9 @@ pub fn number_head(name: &str, note: Option<&str>) -> Markup {
     html! { th.n { (name) @if let Some(note) = note { small { (note) } } } }
 }
 
-/// Number in a table: `value` with all digits as an attribute for programs, formatted by `shown` for readers, and followed by
-/// `more`. Its id consists of the run or combination (`index` from 0, shown from 1), the network and the name.
+/// Number in a table: `value` with all digits as an attribute for programs, formatted by `shown` for readers, and
+/// followed by `more`. Its id consists of the run or combination (`index` from 0, shown from 1), the network and the
+/// name.
 pub fn number<V: Display>(
     (index, role, name): (usize, Role, &str),
     value: Option<V>,

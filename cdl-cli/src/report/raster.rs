@@ -57,7 +57,8 @@ mod resvg_image {
             Pixmap::new(width, height).ok_or_else(|| format!("{width} x {height} pixels are too many"))?;
         pixels.fill(Color::WHITE);
         resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixels.as_mut());
-        // Drops the alpha channel, since the background is opaque. Without `push`: this crate is built with little optimisation.
+        // Drops the alpha channel, since the background is opaque. Without `push`: this crate is built with little
+        // optimisation.
         let mut opaque = vec![0; pixels.data().len() / 4 * 3];
         for (pixel, [r, g, b, _]) in opaque.as_chunks_mut().0.iter_mut().zip(pixels.data().as_chunks().0) {
             *pixel = [*r, *g, *b];

@@ -54,8 +54,8 @@ pub fn latex_head(note: &str) -> String {
     format!("% needs \\usepackage{{booktabs}}\n{note}{}", lines.concat())
 }
 
-/// LaTeX `tabular` with booktabs rules. The first `texts` columns are plain text and left-aligned, the others are LaTeX code and
-/// right-aligned.
+/// LaTeX `tabular` with booktabs rules. The first `texts` columns are plain text and left-aligned, the others are LaTeX
+/// code and right-aligned.
 pub fn latex(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
     let line = |row: &[String]| {
         let cells = row.iter().enumerate();

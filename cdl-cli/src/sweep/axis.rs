@@ -87,7 +87,8 @@ impl Axis {
     }
 }
 
-/// Splits at commas outside brackets and quotes. Returns `None` if brackets or quotes are not closed or a part is empty.
+/// Splits at commas outside brackets and quotes. Returns `None` if brackets or quotes are not closed or a part is
+/// empty.
 fn split(text: &str) -> Option<Vec<String>> {
     let (mut parts, mut depth, mut quote) = (vec![String::new()], 0usize, None);
     for c in text.chars() {
@@ -109,8 +110,8 @@ fn split(text: &str) -> Option<Vec<String>> {
     valid.then_some(parts)
 }
 
-/// Returns a name for each file: the stem; if others have the same stem, as many folders before it as make it unique; if that
-/// fails, the file name with its extension.
+/// Returns a name for each file: the stem; if others have the same stem, as many folders before it as make it unique;
+/// if that fails, the file name with its extension.
 fn unique_names(files: &[PathBuf]) -> Vec<String> {
     let parts = files.iter().map(|file| file.components().count()).max().unwrap_or(1);
     let name = |file: &PathBuf| {
@@ -145,7 +146,8 @@ pub fn label(value: &str) -> String {
     }
 }
 
-/// Makes a text safe for file names on any system. If characters are replaced, eight digits of its SHA-256 keep it unique.
+/// Makes a text safe for file names on any system. If characters are replaced, eight digits of its SHA-256 keep it
+/// unique.
 fn file_name(text: &str) -> String {
     let keep = |c: char| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '_' };
     let kept: String = text.chars().map(keep).collect();

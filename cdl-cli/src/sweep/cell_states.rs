@@ -32,7 +32,8 @@ pub enum State {
     Done,
     /// Not finished; contains the last error of its process.
     Failed(String),
-    /// The configuration of the cell or of its run cannot be read. The run may not belong to the cell, so it is skipped.
+    /// The configuration of the cell or of its run cannot be read. The run may not belong to the cell, so it is
+    /// skipped.
     Unreadable(String),
 }
 

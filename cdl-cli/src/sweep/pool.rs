@@ -42,8 +42,8 @@ struct Running {
     started: Instant,
 }
 
-/// Runs all unfinished cells, `jobs` at once with `threads` each, and updates `sweep.json`. Cells that another process runs
-/// are skipped; those that look free at the end are tried once more.
+/// Runs all unfinished cells, `jobs` at once with `threads` each, and updates `sweep.json`. Cells that another process
+/// runs are skipped; those that look free at the end are tried once more.
 pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signals) -> Result<(), Failure> {
     let mut running = Vec::new();
     let result = run_cells(sweep, states, threads, signals, &mut running);

@@ -27,9 +27,10 @@ pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
     ))
 }
 
-/// Script with a job for each cell. Cells are addressed by name, since their numbers change when the sweep is extended. When
-/// a job is signalled to stop (time limit or preemption), the cell saves its run, and the job requeues itself to continue it.
-/// Cells without checkpoints are not requeued: they would start from the beginning each time and never finish.
+/// Script with a job for each cell. Cells are addressed by name, since their numbers change when the sweep is extended.
+/// When a job is signalled to stop (time limit or preemption), the cell saves its run, and the job requeues itself to
+/// continue it. Cells without checkpoints are not requeued: they would start from the beginning each time and never
+/// finish.
 fn script(sweep: &Sweep) -> Result<String, Failure> {
     let fail = |name: &str, e: std::io::Error| Failure::working(format!("{name} cannot be found: {e}"));
     let program = std::env::current_exe().map_err(|e| fail("this program", e))?;

@@ -28,8 +28,9 @@ impl Spread {
         Some(Self { n, mean, deviation: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()) })
     }
 
-    /// 95 % confidence interval of the mean: `mean -+ t * deviation / sqrt(n)`, with `t` the 0.975 quantile of Student's t
-    /// distribution with `n - 1` degrees of freedom. Assumes that the values are approximately normally distributed.
+    /// 95 % confidence interval of the mean: `mean -+ t * deviation / sqrt(n)`, with `t` the 0.975 quantile of
+    /// Student's t distribution with `n - 1` degrees of freedom. Assumes that the values are approximately normally
+    /// distributed.
     pub fn interval(&self) -> Option<(f64, f64)> {
         let student = StudentsT::new(0.0, 1.0, self.n.checked_sub(1)? as f64).ok()?;
         let half = student.inverse_cdf(1.0 - TAIL) * self.deviation? / (self.n as f64).sqrt();

@@ -1,5 +1,5 @@
-//! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. The tables do not depend on when
-//! and where the cells ran.
+//! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. The tables do not depend on
+//! when and where the cells ran.
 
 use cdl_core::{
     metrics::{DEFINITIONS, Definition},

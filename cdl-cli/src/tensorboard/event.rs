@@ -1,5 +1,5 @@
-//! Events in TensorFlow's format: the fields of the protocol buffer messages `Event` and `Summary` for scalars and images
-//! (tensorflow/core/util/event.proto, framework/summary.proto), framed as TFRecords.
+//! Events in TensorFlow's format: the fields of the protocol buffer messages `Event` and `Summary` for scalars and
+//! images (tensorflow/core/util/event.proto, framework/summary.proto), framed as TFRecords.
 
 use crc_fast::{CrcAlgorithm, checksum};
 

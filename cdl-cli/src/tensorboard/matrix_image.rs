@@ -16,8 +16,8 @@ const MOST_NUMBERS: usize = 24;
 /// Longest side in pixels. It is limited because an image is written after every task.
 const SIDE: f64 = 1024.0;
 
-/// Draws an accuracy matrix in percent, whose row `i` has `i + 1` values, as the report does. Returns `None` in builds without
-/// the feature `png`.
+/// Draws an accuracy matrix in percent, whose row `i` has `i + 1` values, as the report does. Returns `None` in builds
+/// without the feature `png`.
 pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     if !raster::AVAILABLE {
         return Ok(None);

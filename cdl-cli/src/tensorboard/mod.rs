@@ -1,8 +1,8 @@
-//! Event files for TensorBoard: `FOLDER/student/events...` and `FOLDER/teacher/events...`. Both use the same tags, so that
-//! TensorBoard shows both networks in one chart.
+//! Event files for TensorBoard: `FOLDER/student/events...` and `FOLDER/teacher/events...`. Both use the same tags, so
+//! that TensorBoard shows both networks in one chart.
 //!
-//! The contents depend only on `run.json`, `metrics.jsonl` and the accuracy matrices. Files written during a run, after a
-//! resume, or from a finished run are equal byte for byte. `docs/guide/runs-and-metrics.md` lists the tags.
+//! The contents depend only on `run.json`, `metrics.jsonl` and the accuracy matrices. Files written during a run, after
+//! a resume, or from a finished run are equal byte for byte. `docs/guide/runs-and-metrics.md` lists the tags.
 
 mod event;
 mod matrix_image;
@@ -38,8 +38,8 @@ pub struct EventFiles {
 }
 
 impl EventFiles {
-    /// Opens the event files of the run in `root`, which continues with task `task` (from 0). Earlier events are written again
-    /// from `metrics.jsonl` and the accuracies after earlier tasks.
+    /// Opens the event files of the run in `root`, which continues with task `task` (from 0). Earlier events are
+    /// written again from `metrics.jsonl` and the accuracies after earlier tasks.
     pub fn begin(root: &Path, task: usize) -> Result<Self> {
         let results = if task == 0 { Results::default() } else { read_results(root)? };
         Self::replay(root, &root.join(FOLDER), &accuracies(&results, task))
@@ -87,8 +87,8 @@ impl EventFiles {
         self.add(report.role, report.task.saturating_sub(1) * report.epochs + report.epoch, scalars, None)
     }
 
-    /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the metrics of the
-    /// rows up to it.
+    /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the metrics
+    /// of the rows up to it.
     pub fn task(&mut self, task: usize, accuracies: &Accuracies) -> Result<()> {
         for role in [Role::Teacher, Role::Student] {
             let rows: AccuracyMatrix = accuracies.of(role).first(task + 1);

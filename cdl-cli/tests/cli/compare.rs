@@ -114,7 +114,7 @@ fn a_run_is_compared_with_its_rows_and_differences_are_listed() {
     let teacher = &all[1];
     assert_eq!(teacher["subject"]["teacher"], "-");
     assert_eq!(teacher["published"][0]["average_accuracy"], 86.16);
-    assert_eq!(differences(teacher)["whose query the network takes"], (json!("student"), json!("own")));
+    assert_eq!(differences(teacher)["source of the query"], (json!("student"), json!("own")));
 
     let run = dir.to_str().expect("UTF-8 path");
     for (format, expected) in [

@@ -8,8 +8,8 @@ use std::{
 
 use crate::common::{cdl, stderr};
 
-/// Writes 10 images of each of two classes. One class has a name that looks like a comment in a list, the other one is a
-/// folder deeper.
+/// Writes 10 images of each of two classes. One class has a name that looks like a comment in a list, the other one is
+/// a folder deeper.
 fn images(root: &Path) -> PathBuf {
     let folder = root.join("images");
     for (at, class) in ["#hash cat", "dog/deep"].iter().enumerate() {

@@ -14,7 +14,8 @@ use cdl_core::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Batch sizes. The last digits of a matrix product depend on its number of rows, so logits are compared for equal batches.
+/// Batch sizes. The last digits of a matrix product depend on its number of rows, so logits are compared for equal
+/// batches.
 const BATCHES: [usize; 3] = [10, 1, 64];
 
 /// Logits of a run's networks for all test images up to a task, in batches of each size.

@@ -18,8 +18,8 @@ const UNREACHABLE: &str = "http://127.0.0.1:1";
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 const REPOSITORY: &str = "uoft-cs/cifar100";
 
-/// Hub with one data set, the files of a folder, whose branch `main` is at [`COMMIT`]. As on the real hub, large files are
-/// stored elsewhere and listed with their SHA-256.
+/// Hub with one data set, the files of a folder, whose branch `main` is at [`COMMIT`]. As on the real hub, large files
+/// are stored elsewhere and listed with their SHA-256.
 struct Hub {
     endpoint: String,
     requests: Arc<Mutex<Vec<String>>>,

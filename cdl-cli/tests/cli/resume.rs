@@ -108,8 +108,8 @@ fn checkpoints(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Kills up to ten processes of one run after random times of up to `at_most` seconds, and resumes it each time until it is
-/// finished. Asserts that every checkpoint is readable after every kill. Returns the number of killed processes.
+/// Kills up to ten processes of one run after random times of up to `at_most` seconds, and resumes it each time until
+/// it is finished. Asserts that every checkpoint is readable after every kill. Returns the number of killed processes.
 fn kill_and_resume(dir: &Path, args: &[String], at_most: f32, draw: &mut Rng) -> usize {
     let next = || if dir.exists() { resume_args(dir) } else { args.to_vec() };
     for killed in 0..10 {

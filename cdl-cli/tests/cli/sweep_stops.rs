@@ -1,5 +1,5 @@
-//! Sweeps that are stopped, killed, shared among processes, or run as a job array. The tests do not depend on timing: cells
-//! that must not finish are locked by the test or would take hours.
+//! Sweeps that are stopped, killed, shared among processes, or run as a job array. The tests do not depend on timing:
+//! cells that must not finish are locked by the test or would take hours.
 
 use std::{
     fs,

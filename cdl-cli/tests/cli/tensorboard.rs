@@ -188,7 +188,8 @@ fn check(run: &Path, folder: &Path) {
     }
 }
 
-/// Asserts that the image after task `step` has a cell of the right shade for each learned and tested task, and no others.
+/// Asserts that the image after task `step` has a cell of the right shade for each learned and tested task, and no
+/// others.
 fn check_matrix_image(picture: &image::RgbImage, matrix: &Value, step: u64) {
     let rows: Vec<Vec<f64>> = serde_json::from_value(matrix.clone()).expect("matrix");
     // A corner of a cell, outside its digits.
@@ -277,8 +278,8 @@ fn a_killed_run_logs_every_epoch_once() {
         .stdout(Stdio::null())
         .spawn()
         .expect("cdl starts");
-    // The run logs the path of each checkpoint. The pipe buffers the messages of about 20 of its 48 steps, so it is always
-    // killed before its end.
+    // The run logs the path of each checkpoint. The pipe buffers the messages of about 20 of its 48 steps, so it is
+    // always killed before its end.
     let mut stderr_lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
     let mut checkpoints = 0;
     while checkpoints < 6 {

@@ -2,8 +2,8 @@
 
 use maud::{Markup, PreEscaped, html};
 
-/// CSS variables: name, value on a light page, value on a dark page. The colours of series, `s0` and so on, are based on the
-/// palette of Okabe and Ito, which colour-blind readers can distinguish.
+/// CSS variables: name, value on a light page, value on a dark page. The colours of series, `s0` and so on, are based
+/// on the palette of Okabe and Ito, which colour-blind readers can distinguish.
 pub const PALETTE: [(&str, &str, &str); 11] = [
     ("page", "#ffffff", "#15181c"),
     ("ink", "#1d2329", "#e4e7ea"),

@@ -24,8 +24,8 @@ pub struct Key {
     pub what: &'static str,
     /// Labels of the lowest and of the highest shade.
     pub ends: (String, String),
-    /// True if shades go from -1 to 1. Zero is white; negative cells have another colour and a minus sign, which is visible
-    /// in greyscale, too.
+    /// True if shades go from -1 to 1. Zero is white; negative cells have another colour and a minus sign, which is
+    /// visible in greyscale, too.
     pub signed: bool,
 }
 
@@ -37,8 +37,8 @@ fn axis_names((vertical, horizontal): (&str, &str), across: f64, down: f64) -> M
     }
 }
 
-/// Heat map of `rows`, with names beside and above the cells. `cell` makes a cell from row, column and value; `axes` are the
-/// names of the vertical and the horizontal axis.
+/// Heat map of `rows`, with names beside and above the cells. `cell` makes a cell from row, column and value; `axes`
+/// are the names of the vertical and the horizontal axis.
 pub fn heat<V>(
     title: &str,
     (beside, above): (&[String], &[String]),
@@ -127,9 +127,9 @@ fn minus((x, y): (f64, f64), shade: f64) -> Markup {
     html! { line x1=(px(x - 2.5)) y1=(px(y)) x2=(px(x + 2.5)) y2=(px(y)) stroke=(ink(shade)) stroke-width="1.4" {} }
 }
 
-/// Square heat map as an image with a pixel for each cell, scaled without blurring; `None` if it cannot be encoded. `shades` go
-/// from 0 to 1, and missing cells are white. `groups` are the positions at which a group of rows and columns begins, with its
-/// name.
+/// Square heat map as an image with a pixel for each cell, scaled without blurring; `None` if it cannot be encoded.
+/// `shades` go from 0 to 1, and missing cells are white. `groups` are the positions at which a group of rows and
+/// columns begins, with its name.
 pub fn picture(
     title: &str,
     axes: (&str, &str),
@@ -168,7 +168,8 @@ pub fn picture(
     Some(Plot { title: title.into(), width, height: top + side + 12.0, body })
 }
 
-/// Colour of a shade: pale to dark blue, or for signed values dark brown through white to dark blue. Brown is as dark as blue.
+/// Colour of a shade: pale to dark blue, or for signed values dark brown through white to dark blue. Brown is as dark
+/// as blue.
 fn rgb(shade: f64, signed: bool) -> [u8; 3] {
     const BLUE: [f64; 3] = [8.0, 58.0, 120.0];
     let (from, to) = match signed {
