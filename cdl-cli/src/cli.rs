@@ -23,21 +23,21 @@ use crate::{
     version,
     after_help = "\
 Examples:
-  cdl configs                                     write the folder configs, used below
-  cdl run configs/quickstart.toml                 train on built-in images and networks (a minute)
-  cdl run configs/quickstart.toml --set seed=2    change a value
-  cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
-                                                  override values with a second file
-  cdl check configs/quickstart.toml               errors, disk space, memory and time of a run
-  cdl list                                        all methods, networks and data streams
-  cdl describe vit                                the settings of one of them
-  cdl explain configs/quickstart.toml             every value and its origin
-  cdl resume runs/alone                           continue a stopped run
-  cdl report runs/alone runs/kd                   compare runs on one page
-  cdl export runs/alone --student student         export the student as a self-contained folder
-  cdl predict student images/                     classify images with it
+  cdl configs                                   write the files used below
+  cdl run configs/quickstart.toml               train on built-in data (1 minute)
+  cdl run configs/quickstart.toml --set seed=2  change a value
+  cdl run configs/quickstart.toml configs/distiller/dkd.toml --run-dir runs/dkd
+                                                use another distiller
+  cdl check configs/quickstart.toml             errors, memory, time, disk space
+  cdl list                                      all methods and data streams
+  cdl describe vit                              settings of one of them
+  cdl explain configs/quickstart.toml           all values and their origins
+  cdl resume runs/dkd                           continue a stopped run
+  cdl report runs/kd runs/dkd                   compare runs on one page
+  cdl export runs/dkd --student student         export the student
+  cdl predict student images/                   classify images with it
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
-                                                  a grid of runs with means and differences
+                                                run a grid, tabulate means
 
 Exit codes: 0 success, 1 failure while running, 2 invalid input, 130 and 143 stopped by a signal."
 )]

@@ -15,7 +15,7 @@ use cdl_core::{
 };
 
 use super::profile::{Profile, Times};
-use crate::{failure::Failure, terminal};
+use crate::failure::Failure;
 
 /// Measurements of the steps of one network.
 struct Step {
@@ -123,11 +123,10 @@ impl<'a> Measured<'a> {
         let (threads, [teacher, student]) = (rayon::current_num_threads(), self.networks());
         let fused::Rates { kernel, matmul } = self.rates;
         let mut text = format!(
-            "teacher {teacher}, student {student}, batch {batch}, {precision} on {}, {}, {kernels} kernels\n\n\
+            "teacher {teacher}, student {student}, batch {batch}, {precision} on {}, {kernels} kernels\n\n\
              matrix products: {:.0} GFLOP/s at best, {:.0} GFLOP/s at the size of an MLP layer\n\n\
              step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of MLP layer\n",
             device::describe(device),
-            terminal::count(threads, "thread"),
             kernel / 1e9,
             matmul / 1e9,
         );

@@ -18,8 +18,8 @@ const CONFIG: &str = include_str!("../../assets/configs/bench.toml");
 /// Arguments of `cdl bench`.
 #[derive(Debug, Args)]
 #[command(mut_arg("configs", |configs| configs.required(false)), after_help = "\
-Without a configuration, measures configs/bench.toml: the published method at the published sizes, with random weights
-and images. The timed steps belong to the first task and use one batch; reading and augmenting images is not included
+Without a configuration, measures configs/bench.toml: the published method at the published sizes, with random weights \
+and images. The timed steps belong to the first task and use one batch; reading and augmenting images is not included \
 (see --input).
 
 Examples:

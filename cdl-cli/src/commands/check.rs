@@ -24,12 +24,13 @@ use crate::{
 /// Arguments of `cdl check`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nothing is written, except for files that are downloaded into the cache of the Hugging Face Hub, as the run would do.
+Nothing is written, except for files that are downloaded into the cache of the Hugging Face Hub, as the run would do. \
 Times are estimated from a few steps of the first task on this machine. The exit code is 2 if the run would fail.
 
 Examples:
   cdl check configs/quickstart.toml
-  cdl check configs/preset/cifar100_base_small.toml --set stream.path=hf:uoft-cs/cifar100 --steps 1
+  cdl check configs/preset/cifar100_base_small.toml --steps 1 \\
+      --set stream.path=hf:uoft-cs/cifar100
   cdl check configs/quickstart.toml --steps 0 --json")]
 pub struct CheckArgs {
     #[command(flatten)]

@@ -17,8 +17,8 @@ Examples:
   cdl compare runs/cifar100 --paper
   cdl compare sweeps/distillers --paper --format markdown
 
-Each network of a run, or of each combination of a sweep, is compared with the rows of the published table for the same
-data set, networks, learner, distiller and number of tasks, in every version of the paper. All settings that differ are
+Each network of a run, or of each combination of a sweep, is compared with the rows of the published table for the same \
+data set, networks, learner, distiller and number of tasks, in every version of the paper. All settings that differ are \
 listed. A teacher is compared with the row of a single network. To compare runs with one another, use `cdl report`.")]
 pub struct CompareArgs {
     /// Directories of runs or sweeps

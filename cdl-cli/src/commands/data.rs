@@ -47,14 +47,15 @@ pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
 /// Arguments of `cdl data fetch`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Files are stored in the cache of the Hugging Face libraries, where runs find them without a network. The environment
-variables HF_HOME, HF_ENDPOINT (a mirror), HF_TOKEN and HF_HUB_OFFLINE apply. Every file is verified against the checksum
+Files are stored in the cache of the Hugging Face libraries, where runs find them without a network. The environment \
+variables HF_HOME, HF_ENDPOINT (a mirror), HF_TOKEN and HF_HUB_OFFLINE apply. Every file is verified against the checksum \
 that the hub lists.
 
 Examples:
   cdl data fetch cifar100
   cdl data fetch hf:uoft-cs/cifar10 --dir data/cifar10
-  cdl data fetch configs/preset/cifar100_base_small.toml --set stream.path=hf:uoft-cs/cifar100")]
+  cdl data fetch configs/preset/cifar100_base_small.toml \\
+      --set stream.path=hf:uoft-cs/cifar100")]
 pub struct FetchArgs {
     /// Name of a stream whose data can be downloaded, `hf:owner/name[@revision]`, or configuration files (TOML)
     #[arg(required = true, value_name = "NAME|CONFIG")]
@@ -116,13 +117,13 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
 /// Arguments of `cdl data verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-For a folder, every image file is decoded, and all files are compared with the list SHA256SUMS if the folder has one.
-For a configuration, every image that its run would use is decoded, and files from the Hugging Face Hub are compared with
+For a folder, every image file is decoded, and all files are compared with the list SHA256SUMS if the folder has one. \
+For a configuration, every image that its run would use is decoded, and files from the Hugging Face Hub are compared with \
 the hub's checksums. All errors are listed, and the exit code is 2 if there are any.
 
 Examples:
   cdl data verify data/imagenet-r
-  cdl data verify data/imagenet-r --record        write SHA256SUMS if all images can be decoded
+  cdl data verify data/imagenet-r --record
   cdl data verify configs/preset/cifar100_base_small.toml")]
 pub struct VerifyArgs {
     /// Folder, or configuration files (TOML)
@@ -131,7 +132,7 @@ pub struct VerifyArgs {
     /// Override a value of the configuration; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Write the list SHA256SUMS into the folder, unless it has one
+    /// Write the list SHA256SUMS into a folder that has none, if all images can be decoded
     #[arg(long)]
     record: bool,
 }
@@ -190,12 +191,13 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
 /// Arguments of `cdl data split`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The lists contain a line `path label` for each image, below a header with the seed and the fraction. The same seed,
+The lists contain a line `path label` for each image, below a header with the seed and the fraction. The same seed, \
 fraction and images give the same lists. Streams of image folders read them as `train_list` and `test_list`.
 
 Example:
   cdl data split data/imagenet-r --fraction 0.2 --seed 1 --out splits/imagenet-r
-  cdl run configs/preset/imagenet_r_base_small.toml --set stream.train_list=splits/imagenet-r/train.txt \\
+  cdl run configs/preset/imagenet_r_base_small.toml \\
+      --set stream.train_list=splits/imagenet-r/train.txt \\
       --set stream.test_list=splits/imagenet-r/test.txt")]
 pub struct SplitArgs {
     /// Folder that contains a folder of images for each class, or a configuration whose `stream.path` is such a folder

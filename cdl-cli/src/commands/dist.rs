@@ -22,11 +22,12 @@ use crate::{
 /// Arguments of `cdl dist`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds plugins with the Rust toolchain that
+Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds plugins with the Rust toolchain that \
 built it, and loads them.
 
-Example:
-  cargo run --release -p cdl-cli -- dist ~/cdl && ~/cdl/bin/cdl plugin new my_method --kind distiller")]
+Examples:
+  cargo run --release -p cdl-cli -- dist ~/cdl
+  ~/cdl/bin/cdl plugin new my_method --kind distiller")]
 pub struct DistArgs {
     /// Folder to create; a folder that `cdl dist` wrote before is replaced
     dir: PathBuf,

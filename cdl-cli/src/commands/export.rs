@@ -26,8 +26,8 @@ Examples:
   cdl export runs/kd --student student
   cdl export runs/kd --student student-3 --teacher teacher-3 --task 3
 
-The folder contains the frozen network (the blocks in use), prompts, heads, class names, the image transform and the
-SHA-256 of every file. `cdl predict` uses it without the run and its data. Exporting needs both, as `cdl eval` does. The
+The folder contains the frozen network (the blocks in use), prompts, heads, class names, the image transform and the \
+SHA-256 of every file. `cdl predict` uses it without the run and its data. Exporting needs both, as `cdl eval` does. The \
 export is verified: it must reproduce the logits of the run's network bit for bit.")]
 pub struct ExportArgs {
     /// Directory of a run

@@ -56,8 +56,8 @@ impl PluginCommand {
 /// Arguments of `cdl plugin check`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Methods are tested on tiny random networks, with their default settings or those of --settings: shapes, gradients against
-finite differences, trained and frozen parameters, determinism, saving and restoring. NAME is a method that is linked into
+Methods are tested on tiny random networks, with their default settings or those of --settings: shapes, gradients against \
+finite differences, trained and frozen parameters, determinism, saving and restoring. NAME is a method that is linked into \
 the program.
 
 Examples:

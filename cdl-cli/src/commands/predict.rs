@@ -27,9 +27,12 @@ Examples:
   cdl predict student boot.png
   cdl predict student images/ --top 3 --format json > predictions.jsonl
 
-JSON output has a line for each image: {\"image\": PATH, \"predictions\": [{\"class\": NAME, \"index\": N,
-\"probability\": P, \"logit\": L}, ...]}, the best class first, or {\"image\": PATH, \"error\": REASON}. `probability` is the
-softmax over all learned classes, `logit` the output of the network. Bytes of a path that are not UTF-8 become U+FFFD.
+JSON output has a line for each image, with the best class first, or with the error of an image that cannot be read:
+  {\"image\": PATH, \"predictions\":
+    [{\"class\": NAME, \"index\": N, \"probability\": P, \"logit\": L}, ...]}
+  {\"image\": PATH, \"error\": REASON}
+`probability` is the softmax over all learned classes, `logit` the output of the network. \
+Bytes of a path that are not UTF-8 become U+FFFD.
 
 Images that cannot be read are reported and skipped, and the exit code is 2.")]
 pub struct PredictArgs {

@@ -17,10 +17,10 @@ use crate::{
 Examples:
   cdl resume runs/quickstart-seed1-20260101-120000
   cdl resume runs/alone --set checkpoint.every_steps=100
-  cdl resume sweeps/quickstart-1a2b3c4d       the unfinished cells of a sweep
+  cdl resume sweeps/quickstart-1a2b3c4d     continue the cells of a sweep
 
-The results are byte for byte those of a run that was never stopped. Data and weights must therefore be unchanged, and
-only settings that cannot change results may differ: stream.input.workers, stream.input.prefetch, stream.input.cache_mb,
+The results are byte for byte those of a run that was never stopped. Data and weights must therefore be unchanged, and \
+only settings that cannot change results may differ: stream.input.workers, stream.input.prefetch, stream.input.cache_mb, \
 checkpoint.*, record.*, device (of the same kind), and --threads.")]
 pub struct ResumeArgs {
     /// Directory of a run or of a sweep

@@ -16,11 +16,11 @@ Examples:
   cdl run configs/quickstart.toml configs/baseline/joint.toml
   CDL_OPTIMIZER__LR=0.005 cdl run configs/quickstart.toml
 
-Values are set by, from lowest to highest precedence: built-in defaults; configuration files in the given order, each
-after the files that it `extends`; environment variables CDL_...; --set. Relative paths in a configuration are relative
+Values are set by, from lowest to highest precedence: built-in defaults; configuration files in the given order, each \
+after the files that it `extends`; environment variables CDL_...; --set. Relative paths in a configuration are relative \
 to the working directory.
 
-On Ctrl-C (SIGINT) or SIGTERM, the current step is finished, the run is saved, and the exit code is 130 or 143.
+On Ctrl-C (SIGINT) or SIGTERM, the current step is finished, the run is saved, and the exit code is 130 or 143. \
 `cdl resume DIR` continues the run. A second signal ends the program at once.")]
 pub struct RunArgs {
     #[command(flatten)]

@@ -31,14 +31,16 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  cdl sweep configs/quickstart.toml --vary optimizer.lr=1e-3,5e-3 --vary learner.pool=10,20 --seeds 1,2,3 --jobs 2
-  cdl sweep configs/quickstart.toml --vary-file configs/distiller/none.toml,mine.toml --seeds 1,2,3 --out sweeps/distillers
+  cdl sweep configs/quickstart.toml --vary optimizer.lr=1e-3,5e-3 \\
+      --vary learner.pool=10,20 --seeds 1,2,3 --jobs 2
+  cdl sweep configs/quickstart.toml --seeds 1,2,3 --out sweeps/distillers \\
+      --vary-file configs/distiller/none.toml,mine.toml
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --orders 1,2,3
-  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3 --emit slurm
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --emit slurm
   cdl resume sweeps/distillers
 
-Every cell of the grid is a run in DIR/cells. Repeating the command, or `cdl resume DIR`, runs missing cells, continues
-stopped ones and skips finished ones; more values or seeds extend the sweep. DIR contains tables, a figure and a page with
+Every cell of the grid is a run in DIR/cells. Repeating the command, or `cdl resume DIR`, runs missing cells, continues \
+stopped ones and skips finished ones; more values or seeds extend the sweep. DIR contains tables, a figure and a page with \
 means, standard deviations and paired differences. A failed cell does not stop the others.")]
 pub struct SweepArgs {
     /// Configuration files (TOML); later files override earlier ones

@@ -36,7 +36,7 @@ fn differences(ours: &Subject, other: &Subject, published: &Published) -> String
         let name =
             |name: &str| if name == NONE { "none".to_string() } else { published.network(name).into() };
         let part = if *part == "dataset" { "data set" } else { part };
-        format!("{part} {} is not {}", name(a), name(b))
+        format!("{part} {} instead of {}", name(a), name(b))
     });
     parts.collect::<Vec<_>>().join(", ")
 }

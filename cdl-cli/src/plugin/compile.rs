@@ -26,7 +26,7 @@ use crate::{
 /// Arguments of `cdl plugin build`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Writes DIR/target/cdl/NAME.so (.dylib, .dll). The library works with this program only. Building requires the Rust toolchain
+Writes DIR/target/cdl/NAME.so (.dylib, .dll). The library works with this program only. Building requires the Rust toolchain \
 that built this program.
 
 Examples:

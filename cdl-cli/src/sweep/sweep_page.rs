@@ -82,8 +82,8 @@ fn means(summary: &Summary, role: Role) -> Markup {
                     @let spread = combination.spread(role, definition);
                     @let more = html! {
                         (spread.map(|spread| spread.deviation_text()).unwrap_or_default())
-                        @if let Some(apart) = summary.difference(number, role, definition) {
-                            small { (format!("{:+.2}", apart.mean)) (apart.interval_text()) }
+                        @if let Some(difference) = summary.difference(number, role, definition) {
+                            small { (format!("{:+.2}", difference.mean)) (difference.interval_text()) }
                         }
                     };
                     @let mean = spread.map(|spread| spread.mean);

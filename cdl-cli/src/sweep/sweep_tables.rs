@@ -29,14 +29,14 @@ pub fn csv(summary: &Summary) -> Result<String, Failure> {
     for (number, combination) in summary.combinations.iter().enumerate() {
         for role in summary.roles() {
             for definition in &DEFINITIONS {
-                let apart = summary.difference(number, role, definition);
-                let (low, high) = apart.and_then(|apart| apart.interval()).unzip();
+                let difference = summary.difference(number, role, definition);
+                let (low, high) = difference.and_then(|difference| difference.interval()).unzip();
                 let spread = combination.spread(role, definition);
                 let none = || ["0".into(), String::new(), String::new()];
                 let mut row = combination.labels.clone();
                 row.extend([role.as_str().into(), definition.name.into()]);
                 row.extend(spread.map_or_else(none, |spread| spread.fields()));
-                row.extend(apart.map(|apart| apart.fields()).unwrap_or_default());
+                row.extend(difference.map(|difference| difference.fields()).unwrap_or_default());
                 row.extend([low, high].map(digits));
                 rows.push(row);
             }
@@ -64,9 +64,9 @@ pub fn json(summary: &Summary) -> Result<String, Failure> {
                 let mut one = json!(combination.spread(role, definition));
                 if one.is_object() {
                     one["values"] = json!(combination.values(role, definition));
-                    let apart = summary.difference(number, role, definition);
-                    one["difference"] = json!(apart);
-                    if let Some((low, high)) = apart.and_then(|apart| apart.interval()) {
+                    let difference = summary.difference(number, role, definition);
+                    one["difference"] = json!(difference);
+                    if let Some((low, high)) = difference.and_then(|difference| difference.interval()) {
                         one["difference"]["interval_95"] = json!([low, high]);
                     }
                 }

@@ -141,7 +141,8 @@ fn without_a_matching_row_the_nearest_rows_are_listed() {
     assert!(output.status.success(), "{}", stderr(&output));
     let output = cdl(&["compare", path, "--paper"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    for part in ["no published row matches", "data set embedded is not cifar100", "tasks 2 is not 10", " ± "]
+    for part in
+        ["no published row matches", "data set embedded instead of cifar100", "tasks 2 instead of 10", " ± "]
     {
         assert!(text.contains(part), "{part} in {text}");
     }
