@@ -11,8 +11,8 @@ use crate::{
 
 /// Width of the output: the smallest common width of terminals.
 const COLUMNS: usize = 80;
-/// Columns of a setting that has its origin on the same line.
-const VALUE: usize = 44;
+/// Columns of settings. Longer origins begin further left.
+const VALUE: usize = 40;
 
 /// Arguments of `cdl explain`.
 #[derive(Debug, Args)]
@@ -35,9 +35,11 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     }
     let lines = rows.iter().map(|(key, value, origin)| {
         let setting = format!("{key} = {value}");
-        let beside = setting.chars().count() <= VALUE && VALUE + 4 + origin.chars().count() <= COLUMNS;
-        match beside {
-            true => format!("{setting:VALUE$}  # {origin}\n"),
+        // Long origins begin further left; those that still do not fit get their own line.
+        let room = COLUMNS.saturating_sub("  # ".len() + origin.chars().count());
+        let width = room.min(VALUE);
+        match setting.chars().count() <= room {
+            true => format!("{setting:width$}  # {origin}\n"),
             false => format!("{setting}\n    # {origin}\n"),
         }
     });
