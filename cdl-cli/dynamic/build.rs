@@ -1,4 +1,4 @@
-//! Where the program finds what it shares with plugins: in the `lib` beside its `bin`.
+//! Sets the run-time search path: the shared libraries are in `lib`, beside the `bin` of the program.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

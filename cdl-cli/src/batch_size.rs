@@ -1,4 +1,4 @@
-//! Batches of an exported network, as far as memory allows.
+//! Batch sizes for exported networks, limited by free memory.
 
 use cdl_core::{
     error::Error,
@@ -7,22 +7,23 @@ use cdl_core::{
 
 use crate::failure::Failure;
 
-/// Number of images in a batch: `asked` by `option` if they fit into memory; by default that of the run, or as many as fit.
-pub fn batch_size(model: &Predictor, option: &str, asked: Option<usize>) -> Result<usize, Failure> {
-    let (most, run) = (model.max_batch(), model.description().batch_size);
-    match asked {
-        Some(size) if (1..=most).contains(&size) => Ok(size),
+/// Returns the batch size: the value `requested` by `option`, or that of the run, reduced to what fits into memory.
+///
+/// # Errors
+/// Fails if the requested batch does not fit into memory.
+pub fn batch_size(model: &Predictor, option: &str, requested: Option<usize>) -> Result<usize, Failure> {
+    let (limit, run) = (model.max_batch(), model.description().batch_size);
+    match requested {
+        Some(size) if (1..=limit).contains(&size) => Ok(size),
         Some(size) => {
-            let why = if most < MAX_BATCH { ", the images for which there is room here" } else { "" };
-            let expected = format!("expected 1 to {most}{why}");
+            let reason = if limit < MAX_BATCH { " (limited by free memory)" } else { "" };
+            let expected = format!("expected 1 to {limit}{reason}");
             let (origin, key) = ("command line".into(), option.into());
             Err(Error::Setting { origin, key, value: size.to_string(), expected }.into())
         }
-        None if run > most => {
-            tracing::warn!(
-                "there is no room here for {run} images in a batch, as in the run: {most} are taken"
-            );
-            Ok(most)
+        None if run > limit => {
+            tracing::warn!("not enough free memory for the run's batch size of {run}; using {limit}");
+            Ok(limit)
         }
         None => Ok(run),
     }

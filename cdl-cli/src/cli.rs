@@ -16,116 +16,119 @@ use crate::{
 };
 
 /// Continual distillation learning: a teacher and a student vision transformer learn classes task by task with
-/// prompts, the student with the teacher's help.
+/// prompts, and the teacher's knowledge is distilled into the student.
 #[derive(Debug, Parser)]
 #[command(
     name = "cdl",
     version,
     after_help = "\
 Examples:
-  cdl run configs/quickstart.toml                     a whole run on what this program carries
-  cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
-                                                      the same with another file laid over it
-  cdl run configs/quickstart.toml --set seed=2        the same with another value
-  cdl check configs/quickstart.toml                   what would fail, and how long a run takes
-  cdl list                                            all methods, networks and data streams
-  cdl describe vit                                    settings of one of them
-  cdl explain configs/quickstart.toml                 every value and where it was set
-  cdl resume runs/alone                               go on with a run that was stopped
-  cdl eval runs/alone                                 test saved models again
-  cdl export runs/alone --student boots               the student in a folder of its own
-  cdl predict boots images/                           what images show, by that student
+  cdl configs                                   write the files used below
+  cdl run configs/quickstart.toml               train on built-in data (1 minute)
+  cdl run configs/quickstart.toml --set seed=2  change a value
+  cdl run configs/quickstart.toml configs/distiller/dkd.toml --run-dir runs/dkd
+                                                use another distiller
+  cdl check configs/quickstart.toml             errors, memory, time, disk space
+  cdl list                                      all methods and data streams
+  cdl describe vit                              settings of one of them
+  cdl explain configs/quickstart.toml           all values and their origins
+  cdl resume runs/dkd                           continue a stopped run
+  cdl report runs/kd runs/dkd                   compare runs on one page
+  cdl export runs/dkd --student student         export the student
+  cdl predict student images/                   classify images with it
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
-                                                      a grid of runs: means, deviations, differences
-  cdl report runs/alone runs/kd                       runs side by side in one page"
+                                                run a grid, tabulate means
+
+Exit codes: 0 success, 1 failure while running, 2 invalid input, 130 and 143 stopped by a signal."
 )]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
-    /// Only warnings and results
+    /// Print only warnings, errors and results
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// More detail
+    /// Print more messages
     #[arg(short, long, global = true)]
     pub verbose: bool,
-    /// Threads to compute with; results do not depend on it [default: all cores]
+    /// Number of threads; results do not depend on it [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = threads)]
     pub threads: Option<NonZeroUsize>,
-    /// Load a plugin, a library made by `cdl plugin build`; may be repeated
+    /// Load a plugin (a library built by `cdl plugin build`); repeatable
     #[arg(long = "plugin", global = true, value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
 }
 
-/// Number of threads as written.
+/// Parses a number of threads.
 fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
     text.parse().map_err(|_| "expected a whole number, at least 1")
 }
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Train and test teacher and student on all tasks
+    /// Train and test a teacher and a student on all tasks
     Run(run::RunArgs),
-    /// Go on with a run that was stopped
+    /// Continue a stopped run or sweep
     Resume(resume::ResumeArgs),
-    /// List the registered backbones, learners, distillers and streams
+    /// List the available backbones, learners, distillers and streams
     List {
-        /// JSON instead of a table
+        /// Print JSON instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Show what a plugin is, its settings and its citation
+    /// Show the settings, defaults and citation of a method, or the keys of a section
     Describe {
-        /// Name of the plugin, or `run` (top-level keys), `optimizer`, `schedule`, `checkpoint`, `record`, or `metrics` (a
-        /// line of metrics.jsonl)
+        /// Name of a method, network or stream (see `cdl list`), or a section: `run` (top-level keys), `optimizer`,
+        /// `schedule`, `checkpoint`, `record`, `metrics` (fields of metrics.jsonl)
         name: String,
-        /// JSON instead of text: a plugin's defaults and JSON Schema
+        /// Print JSON instead of text: defaults and JSON Schema
         #[arg(long)]
         json: bool,
     },
-    /// Show every value of a configuration and where it was set
+    /// Show every value of a configuration and its origin
     Explain(explain::ExplainArgs),
-    /// Print a JSON Schema of configurations, for editors that complete and check TOML
+    /// Print the JSON Schema of configuration files, for completion and checks in editors
     Schema,
-    /// Write the configuration files that ship with the program into a folder
+    /// Write the configuration files that ship with cdl into a folder
     Configs(configs::ConfigsArgs),
     /// Test the saved models of a run again
     Eval(eval::EvalArgs),
-    /// Put a trained network into a folder of its own, which needs neither the run nor its data
+    /// Export a trained network as a self-contained folder
     Export(export::ExportArgs),
-    /// Say what images show, by an exported network
+    /// Classify images with an exported network
     Predict(predict::PredictArgs),
-    /// Run a grid of configurations and seeds, and say what they have in common
+    /// Run a grid of configurations and seeds; tabulate means and differences
     Sweep(sweep::SweepArgs),
-    /// Put runs beside the published results, with everything that differs
+    /// Compare runs with the published results; list the settings that differ
     Compare(compare::CompareArgs),
-    /// Show runs as one page that works offline, as figures and as tables
+    /// Write a page about one or several runs, with figures and tables
     Report(report::ReportArgs),
     /// Validate a configuration, its data and weights without running it
     Check(check::CheckArgs),
-    /// Fetch, verify and split data sets
+    /// Download, verify and split data sets
     #[command(subcommand)]
     Data(data::DataCommand),
-    /// Measure a teacher step and a student step
+    /// Measure time and memory of training steps or of inference
     Bench(bench::BenchArgs),
-    /// Make, build, check and list plugins: methods that are loaded at run time
+    /// Create, build, check and list plugins: methods loaded at run time
     #[command(subcommand)]
     Plugin(plugin::PluginCommand),
-    /// Put a program that loads plugins, and what building them needs, into one folder
+    /// Build a folder with a `cdl` that can build and load plugins
     Dist(dist::DistArgs),
     /// Print a script that completes commands and options in a shell
     Completions {
+        /// Shell that runs the script
         #[arg(value_enum)]
         shell: Shell,
     },
     /// Write manual pages into a folder
     Man {
-        /// Folder for the pages, for instance ~/.local/share/man/man1
+        /// Folder of the pages, for instance ~/.local/share/man/man1
         dir: PathBuf,
     },
 }
 
 impl Command {
-    /// True if plugins are loaded before the command runs; other commands look at libraries themselves, or need none.
+    /// True if plugins are loaded before the command runs. The other commands load libraries themselves or need none.
     pub fn needs_plugins(&self) -> bool {
         match self {
             Self::Plugin(command) => matches!(command, plugin::PluginCommand::Check(_)),

@@ -1,4 +1,4 @@
-//! Command line arguments that name a configuration, and reading it.
+//! Command line arguments that name a configuration, and functions that read it.
 
 use std::{
     fs,
@@ -13,19 +13,19 @@ use crate::{
     plugin::loading,
 };
 
-/// Configuration files with overrides.
+/// Configuration files and overrides.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
-    /// Configuration files (TOML), later ones over earlier ones
+    /// Configuration files (TOML); later files override earlier ones
     #[arg(required = true, value_name = "CONFIG")]
     pub configs: Vec<PathBuf>,
-    /// Override a value, for instance --set learner.pool=50; may be repeated
+    /// Override a value, for instance --set learner.pool=50; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub sets: Vec<String>,
 }
 
 impl ConfigArgs {
-    /// Reads the configuration and warns about files that have no effect: their order is probably wrong.
+    /// Reads the configuration. Warns about files that have no effect, since their order is probably wrong.
     pub fn load(&self) -> Result<Config, Failure> {
         let layers = ConfigLayers::read(&self.configs, &self.sets);
         let without_effect: Vec<String> =
@@ -33,20 +33,19 @@ impl ConfigArgs {
         let config = build(layers)?;
         for file in without_effect {
             tracing::warn!(
-                "{file} has no effect: later files override every key it sets; the base comes first"
+                "{file} has no effect: later files override every key it sets; put the base configuration first"
             );
         }
         Ok(config)
     }
 }
 
-/// Reads a configuration after loading the plugins that it names.
+/// Loads the plugins that a configuration names, then reads it.
 pub fn load_config<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<Config, Failure> {
     build(ConfigLayers::read(configs, sets))
 }
 
-/// Reads a configuration that was recorded in `file`, whatever the environment says now, after loading the plugins that it
-/// names.
+/// Loads the plugins that a recorded configuration names, then reads it. Environment variables do not change it.
 pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
     build(ConfigLayers::recorded(file, &fs::read_to_string(file).map_err(io(file))?))
 }
@@ -54,11 +53,11 @@ pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
 fn build(layers: ConfigLayers) -> Result<Config, Failure> {
     loading::load_named(&layers)?;
     let draft = layers.draft();
-    let more = draft.errors.len().saturating_sub(1);
+    let others = draft.errors.len().saturating_sub(1);
     draft.into_config().map_err(|error| {
         let mut failure = Failure::before_writing(error);
-        if more > 0 {
-            failure.message += &format!(" (and {more} more: see `cdl check`)");
+        if others > 0 {
+            failure.message += &format!(" (and {others} more: run `cdl check` to see all)");
         }
         failure
     })

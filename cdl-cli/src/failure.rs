@@ -5,9 +5,9 @@ use std::{io, path::PathBuf};
 use cdl_core::error::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// Exit code of a process that a signal has stopped is this and the signal's number, as in shells.
+/// Added to a signal's number, gives the exit code of a process that the signal stopped, as in shells.
 pub const STOPPED: i32 = 128;
-/// Exit code of a process that leaves a sweep's cell to another process.
+/// Exit code of a process whose sweep cell is already run by another process.
 pub const BUSY: u8 = 75;
 
 /// Message and exit code of a command that failed.
@@ -24,22 +24,22 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Error of the user: exit code 2.
+    /// Invalid input: exit code 2.
     pub fn invalid(message: String) -> Self {
         Self { message, code: 2 }
     }
 
-    /// Failure while working: exit code 1.
+    /// Failure while running: exit code 1.
     pub fn working(message: String) -> Self {
         Self { message, code: 1 }
     }
 
-    /// True if the process was asked to stop and did.
+    /// True if a signal stopped the process.
     pub fn is_stop(&self) -> bool {
         [SIGINT, SIGTERM].contains(&(i32::from(self.code) - STOPPED))
     }
 
-    /// Fails with all of `errors`, listed below `head` of their number, if there are any.
+    /// Fails if there are `errors`: the message is `head`, called with their number, and a line for each.
     pub fn list(head: impl Fn(usize) -> String, errors: Vec<Error>) -> Result<(), Self> {
         let lines: String = errors.iter().map(|error| format!("\n  {}", first_line(error))).collect();
         let message = format!("{}:{lines}", head(errors.len()));
@@ -47,7 +47,7 @@ impl Failure {
         code.map_or(Ok(()), |code| Err(Self { message, code }))
     }
 
-    /// Error met before anything is written: the input cannot be used, so the exit code is 2, unless the network failed.
+    /// Error that occurs before anything is written. The exit code is 2 (invalid input), or 1 if the network failed.
     pub fn before_writing(error: Error) -> Self {
         let network = matches!(&error, Error::Hub(hub) if !hub.is_user_error());
         Self { code: if network { 1 } else { 2 }, message: first_line(&error) }

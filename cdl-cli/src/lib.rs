@@ -1,9 +1,9 @@
 //! `cdl`: continual distillation learning on the command line.
 //!
-//! A crate that registers plugins of its own becomes a `cdl` with them by one line, [`cdl_cli::main!();`](main).
+//! A crate that registers its own plugins builds a `cdl` that contains them with one line, [`cdl_cli::main!();`](main).
 //!
-//! Exit codes: 0 done, 1 failed while working, 2 error of the user, 75 a sweep's cell that another process is running, 130
-//! and 143 stopped by SIGINT and SIGTERM.
+//! Exit codes: 0 success, 1 failure while running, 2 invalid input, 75 another process runs the sweep's cell, 130 and
+//! 143 stopped by SIGINT and SIGTERM.
 
 mod batch_size;
 mod bench;
@@ -36,37 +36,38 @@ use self::{
     plugin::loading,
 };
 
-/// Defines `main`: the command line with the built-in plugins and those that the crate links in.
+/// Defines `main`: the command line with the built-in plugins and those that the crate registers.
 ///
-/// The `main` that it defines is for the system to call, once and before any thread runs; nothing else may call it.
+/// Only the operating system may call this `main`, once and before any thread runs.
 #[macro_export]
 macro_rules! main {
     () => {
         fn main() -> ::std::process::ExitCode {
-            // SAFETY: the system calls `main`, and nothing has started a thread.
+            // SAFETY: the operating system calls `main`, and no thread has been started.
             unsafe { $crate::start() }
         }
     };
 }
 
-/// Runs the program as [`start`] does, with a `cdl-core` that is the shared library `cdl-dylib`: it loads plugins.
+/// Runs the program as [`start`] does and lets it load plugins. The program must link `cdl-core` as the shared library
+/// `cdl-dylib`.
 ///
 /// # Safety
 /// As for [`start`].
 pub unsafe fn start_with_plugins() -> ExitCode {
-    loading::share();
+    loading::enable();
     // SAFETY: the same contract.
     unsafe { start() }
 }
 
-/// Runs the program on the command line's arguments, with the built-in plugins and whatever else is linked in.
+/// Runs the program on the arguments of the process, with the built-in plugins and all others that are linked in.
 ///
 /// # Safety
-/// Called first in `main`, while no other thread runs: it sets environment variables
+/// Must be the first call in `main`, while no other thread runs, because it sets environment variables
 /// ([`threads::configure`](cdl_core::system::threads::configure)).
 pub unsafe fn start() -> ExitCode {
     let cli = Cli::parse();
-    // SAFETY: reading arguments starts no thread, and none runs before, by the contract of this function.
+    // SAFETY: parsing arguments starts no thread, and the caller guarantees that none runs.
     unsafe { cdl_core::system::threads::configure(cli.threads) };
     cdl_core::system::panics::silence_caught();
     cdl_plugins::link();
@@ -77,12 +78,12 @@ pub unsafe fn start() -> ExitCode {
         tracing::warn!("environment variable {} is not a setting and has no effect{nearest}", variable.name);
     }
     let loaded = if cli.command.needs_plugins() { loading::load_all(&cli.plugins) } else { Ok(()) };
-    let done = loaded.and_then(|()| {
-        // A plugin's panic that could not be returned where it happened is returned here.
+    let result = loaded.and_then(|()| {
+        // Panics of plugins that could not be returned as errors where they happened are caught here.
         cdl_core::registry::catch(|| Ok(cli.command.run(&cli.plugins, &log, &profile.unwrap_or_default())))
             .map_err(Failure::before_writing)?
     });
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             tracing::error!("{}", failure.message);

@@ -1,4 +1,4 @@
-//! Life of a run: begun, stopped and continued, finished.
+//! Starting a run, and continuing one that was stopped.
 
 use std::{path::Path, time::Instant};
 
@@ -20,12 +20,12 @@ use crate::{
     terminal::emit,
 };
 
-/// True if a run has begun in `root`.
+/// True if a run was started in `root`.
 pub fn is_begun(root: &Path) -> bool {
     root.join("run.json").exists()
 }
 
-/// Runs `config` from its beginning, with results in `path`.
+/// Runs `config` from the beginning and writes results to `path`.
 pub fn begin(
     path: &Path,
     config: &Config,
@@ -45,16 +45,16 @@ pub fn is_finished(root: &Path, config: &Config) -> bool {
     read_results(root).is_ok_and(|results| results.tasks_done >= results.tasks.min(limit))
 }
 
-/// Error in the results of a run. Without a checkpoint the run may be finished: it is not trained anew because a file of it
-/// was damaged.
+/// Returns the error of a `results.json` that cannot be read. Without a checkpoint the run may be finished, so it must
+/// not be trained again because of a damaged file.
 pub fn damaged_results(root: &Path) -> Option<Error> {
     read_results(root).err().filter(|_| root.join("results.json").exists())
 }
 
-/// Continues the run in `root` from its newest good checkpoint and finishes it, with `config` as it is now.
-pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<(), Failure> {
+/// Continues the run in `root` from its newest readable checkpoint to its end, with the current `config`.
+pub fn continue_run(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<(), Failure> {
     if is_finished(root, config) {
-        // It may have ended before it could clear up.
+        // The process may have been killed before it removed its checkpoints.
         if root.join("checkpoints").exists() {
             RunDir::open(root, config)?.0.finish()?;
         }
@@ -63,7 +63,7 @@ pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<
     let (mut directory, checkpoint, begun) = RunDir::open(root, config)?;
     if let Some(error) = damaged_results(root).filter(|_| checkpoint.is_none()) {
         return Err(Failure::invalid(format!(
-            "{}; the run may be finished: put the file right, or remove it for the run to start from its beginning",
+            "{}; the run may be finished: restore the file, or remove it to start the run from the beginning",
             first_line(&error)
         )));
     }
@@ -75,11 +75,11 @@ pub fn go_on(root: &Path, config: &Config, start: Instant, log: &Log) -> Result<
             let (metrics, spent) = (checkpoint.meta.metrics_bytes, checkpoint.meta.wall_seconds);
             let from = checkpoint.restore(&mut experiment.trainer, experiment.stream.as_ref())?;
             directory.truncate_metrics(metrics)?;
-            tracing::info!("going on at {}", from.position.describe(&experiment.trainer.settings.roles));
+            tracing::info!("resuming at {}", from.position.describe(&experiment.trainer.settings.roles));
             (from, spent)
         }
         None => {
-            tracing::warn!("{} has no good checkpoint: the run starts from its beginning", root.display());
+            tracing::warn!("{}: no readable checkpoint; the run starts from the beginning", root.display());
             directory.truncate_metrics(0)?;
             (RunState::default(), 0.0)
         }

@@ -1,4 +1,4 @@
-//! Messages: short lines on the terminal, above the progress bar, and everything with time stamps in the run's log.
+//! Log messages: short lines on the terminal, above the progress bar, and lines with time stamps in the run's log file.
 
 use std::{
     fmt,
@@ -19,36 +19,36 @@ use tracing_subscriber::{
 
 use crate::bench::profile::Profile;
 
-/// Destinations of messages: the terminal with its progress bars, and the log file.
+/// Destinations of log messages: the terminal with its progress bars, and the log file.
 #[derive(Clone)]
 pub struct Log {
-    /// Progress bars; messages are written between their redraws.
+    /// Progress bars. Messages are written between two redraws.
     bars: MultiProgress,
     quiet: bool,
     sink: Arc<Sink>,
 }
 
-/// Destination of the log.
+/// Shared target of the log file's messages.
 struct Sink(Mutex<Target>);
 
-/// The log file, or what was logged before it was known.
+/// Log file, or the messages logged before the file was opened.
 enum Target {
-    Waiting(Vec<u8>),
+    Buffer(Vec<u8>),
     File(File),
 }
 
 impl Log {
-    /// Sends the log to `file`, with all that was logged before.
+    /// Writes the messages so far to `file`, and all later ones.
     pub fn open(&self, mut file: File) -> io::Result<()> {
         let mut sink = self.sink.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Target::Waiting(bytes) = &*sink {
+        if let Target::Buffer(bytes) = &*sink {
             file.write_all(bytes)?;
         }
         *sink = Target::File(file);
         Ok(())
     }
 
-    /// A progress bar, hidden where nobody would see it.
+    /// Returns `bar` with the given template; it is hidden with `--quiet` and where standard error is not a terminal.
     pub fn bar(&self, bar: ProgressBar, template: &str) -> ProgressBar {
         if self.quiet || !io::stderr().is_terminal() {
             return ProgressBar::hidden();
@@ -61,18 +61,18 @@ impl Log {
     }
 }
 
-/// Installs logging for the process. `RUST_LOG` filters messages on the terminal unless `--quiet` or `--verbose` is given,
-/// `CDL_LOG` those in the log file; both use the filter syntax of `tracing-subscriber`. `profile` receives the phases and
-/// operations of every step.
+/// Installs logging for the process. `RUST_LOG` filters messages on the terminal unless `--quiet` or `--verbose` is
+/// given, `CDL_LOG` those in the log file; both use the filter syntax of `tracing-subscriber`. `profile` receives the
+/// phases and operations of every step.
 pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
-    let sink = Arc::new(Sink(Mutex::new(Target::Waiting(Vec::new()))));
+    let sink = Arc::new(Sink(Mutex::new(Target::Buffer(Vec::new()))));
     let log = Log { bars: MultiProgress::new(), quiet, sink };
     let level = match (quiet, verbose) {
         (true, _) => "warn",
         (_, true) => "debug",
         _ => "info",
     };
-    // hf-hub logs every retry as an error. The error that ends the command says enough.
+    // hf-hub logs every retry as an error. The error that ends the command is sufficient.
     let default = format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}");
     let requested = (!quiet && !verbose).then(|| EnvFilter::try_from_default_env().ok()).flatten();
     let filter = requested.unwrap_or_else(|| EnvFilter::new(default));
@@ -90,7 +90,7 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
     log
 }
 
-/// The message alone, with a word before it if it is a warning or an error.
+/// Format of terminal messages: the text, after `warning:` or `error:` where it is one.
 struct Short;
 
 impl<S, N> FormatEvent<S, N> for Short
@@ -114,7 +114,7 @@ where
     }
 }
 
-/// Standard error, with the bars out of the way while it is written.
+/// Writer to standard error that hides the progress bars while it writes.
 struct TerminalWriter(MultiProgress);
 
 impl Write for TerminalWriter {
@@ -130,7 +130,7 @@ impl Write for TerminalWriter {
 impl Write for &Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Target::Waiting(waiting) => waiting.write(bytes),
+            Target::Buffer(buffer) => buffer.write(bytes),
             Target::File(file) => file.write(bytes),
         }
     }

@@ -1,4 +1,4 @@
-//! Places of results. A place that cannot be used is refused before any work, as an error of the user.
+//! Checks of output paths. A path that cannot be written is an error before any work starts.
 
 use std::{
     fs,
@@ -8,28 +8,30 @@ use std::{
 
 use crate::failure::Failure;
 
-/// Refuses a folder that cannot be made since something that is no folder is in its way; `option` says what it is for.
+/// Checks that a folder can be created: the nearest existing ancestor must be a folder. Errors name `option`.
 pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
     if path.as_os_str().is_empty() {
         return Err(Failure::invalid(format!("{option}: expected a folder, found an empty name")));
     }
     let named = path.ancestors().filter(|part| !part.as_os_str().is_empty());
     match named.into_iter().find(|part| part.symlink_metadata().is_ok()) {
-        Some(there) if !there.is_dir() => {
-            let (path, there) = (path.display(), there.display());
-            Err(Failure::invalid(format!("{option} {path}: expected a folder, and {there} is none")))
+        Some(existing) if !existing.is_dir() => {
+            let (path, existing) = (path.display(), existing.display());
+            Err(Failure::invalid(format!(
+                "{option} {path}: expected a folder, but {existing} is not a folder"
+            )))
         }
         _ => Ok(()),
     }
 }
 
-/// Refuses a page that cannot be made since it is a folder, or since its folder cannot be (`option` as of [`folder`]), and an
-/// existing file that is no HTML page: a report replaces nothing else.
+/// Checks that a page can be written: its folder can be created (see [`folder`]), and the path is new or an existing
+/// HTML page. Reports replace no other files.
 pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     const BEGINNING: &[u8] = b"<!doctype html";
-    let fail = |what: &str| Err(Failure::invalid(format!("{option} {}: {what}", path.display())));
+    let fail = |reason: &str| Err(Failure::invalid(format!("{option} {}: {reason}", path.display())));
     if path.is_dir() || path.file_name().is_none() {
-        return fail("expected the name of a file, found a folder");
+        return fail("expected a file name, found a folder");
     }
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         folder(option, parent)?;
@@ -41,16 +43,16 @@ pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     };
     match beginning[..read].eq_ignore_ascii_case(&BEGINNING[..read]) {
         true => Ok(()),
-        false => fail("expected a page or a new name, and that file is no page"),
+        false => fail("expected a new file or an existing HTML page; this file is not an HTML page"),
     }
 }
 
-/// Resolves `path`, which need not exist, without links and `..`, so that one place has one name.
+/// Resolves links and `..` in `path`, which need not exist, so that equal locations compare as equal.
 pub fn resolved(path: &Path) -> PathBuf {
     let mut place = PathBuf::new();
     for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
         match part {
-            // What is before it is no link any more, or will be made as a folder.
+            // The part before it is resolved, or will be created as a folder.
             Component::ParentDir => {
                 place.pop();
             }
@@ -66,14 +68,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_name_is_no_folder() {
-        let refused = folder("--tables", "".as_ref());
-        assert!(refused.is_err_and(|failure| failure.code == 2 && failure.message.contains("empty name")));
+    fn empty_names_are_refused() {
+        let result = folder("--tables", "".as_ref());
+        assert!(result.is_err_and(|failure| failure.code == 2 && failure.message.contains("empty name")));
     }
 
     #[cfg(unix)]
     #[test]
-    fn one_place_has_one_name() {
+    fn equal_locations_resolve_to_equal_paths() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let root = fs::canonicalize(folder.path()).expect("folder");
         fs::create_dir_all(root.join("deep/er")).expect("folder");

@@ -1,4 +1,4 @@
-//! Progress of a run: a bar on a terminal, elsewhere a line now and then, and a line for every epoch.
+//! Progress of a run: a bar on terminals, a line per minute elsewhere, and a line for every epoch.
 
 use std::{
     cell::Cell,
@@ -13,8 +13,8 @@ use indicatif::ProgressBar;
 
 use crate::logging::Log;
 
-/// Time between two lines about the steps of an epoch, where there is no terminal for a bar.
-const QUIET_FOR: Duration = Duration::from_secs(60);
+/// Time between two lines about the steps of an epoch, where no bar is shown.
+const LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Progress through all steps of a run.
 pub struct Progress {
@@ -22,7 +22,7 @@ pub struct Progress {
     /// Number of tasks of the run.
     tasks: usize,
     /// Time of the last line.
-    said: Cell<Instant>,
+    last_line: Cell<Instant>,
 }
 
 impl Progress {
@@ -30,25 +30,25 @@ impl Progress {
     pub fn new(log: &Log, tasks: usize, steps: usize, done: usize) -> Self {
         let bar = log.bar(ProgressBar::new(steps as u64), "{msg:24} {bar:32} {percent:>3}%  {eta} left");
         bar.set_position(done as u64);
-        // The steps of an earlier process do not count for the time that is left.
+        // Steps of an earlier process must not enter the estimate of the remaining time.
         bar.reset_eta();
-        Self { bar, tasks, said: Cell::new(Instant::now()) }
+        Self { bar, tasks, last_line: Cell::new(Instant::now()) }
     }
 
-    /// A step is done: `step`, from 0, of the steps of the epoch.
+    /// Reports that step `step` (from 0) of the `steps` of an epoch is done.
     pub fn step(&self, role: Role, task: &Task, epoch: usize, (step, steps): (usize, usize)) {
         let place = format!("task {}/{} {} epoch {}", task.index + 1, self.tasks, role.as_str(), epoch + 1);
-        if self.bar.is_hidden() && self.said.get().elapsed() >= QUIET_FOR {
+        if self.bar.is_hidden() && self.last_line.get().elapsed() >= LINE_INTERVAL {
             tracing::info!("{place} step {}/{steps}", step + 1);
-            self.said.set(Instant::now());
+            self.last_line.set(Instant::now());
         }
         self.bar.set_message(place);
         self.bar.inc(1);
     }
 
-    /// An epoch is done.
+    /// Reports that an epoch is done.
     pub fn epoch(&self, report: &EpochReport) {
-        self.said.set(Instant::now());
+        self.last_line.set(Instant::now());
         let EpochReport { tasks, epochs, losses, accuracy, lr, images_per_second, .. } = report;
         let (task, role, epoch) = (report.task, report.role.as_str(), report.epoch);
         let total = losses.get("loss").copied().unwrap_or(f64::NAN);
@@ -61,26 +61,26 @@ impl Progress {
         );
     }
 
-    /// All is done.
+    /// Removes the bar at the end of the run.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
 
-/// A count on the terminal; its line is removed when it is dropped.
+/// Counter on the terminal. Its line is removed when it is dropped.
 pub struct Spinner(ProgressBar);
 
 impl Spinner {
-    /// Shows `what` with the time; `{pos}` in it is the count.
-    pub fn new(log: &Log, what: &str) -> Self {
-        let bar = log.bar(ProgressBar::no_length(), &format!("{what}, {{elapsed}}"));
-        // The elapsed time goes on while nothing is counted.
+    /// Shows `text` and the elapsed time; `{pos}` in the text is the count.
+    pub fn new(log: &Log, text: &str) -> Self {
+        let bar = log.bar(ProgressBar::no_length(), &format!("{text}, {{elapsed}}"));
+        // Keeps the elapsed time running while nothing is counted.
         bar.enable_steady_tick(Duration::from_millis(200));
         Self(bar)
     }
 
-    /// Counts one more.
-    pub fn one(&self) {
+    /// Adds one to the count.
+    pub fn increment(&self) {
         self.0.inc(1);
     }
 }

@@ -1,4 +1,4 @@
-//! The training of a run, from its beginning or from where it was stopped.
+//! Training of a run, from the beginning or from a checkpoint, with its records.
 
 use std::{path::Path, time::Instant};
 
@@ -20,31 +20,31 @@ use crate::{
     report::recorded_run::peak_memory,
     signals::Signals,
     tensorboard::EventFiles,
-    terminal::{accuracies, averages, count, emit, shell},
+    terminal::{accuracy_table, averages, count, emit, shell_quoted},
 };
 
-/// A run that is ready to train.
+/// Run that is ready to train.
 pub struct Training {
-    /// Networks, methods and images, as they were where it goes on.
+    /// Networks, methods and images, in the state to continue from.
     pub experiment: Experiment,
     pub directory: RunDir,
-    /// State that it continues from.
+    /// Position and state to continue from.
     pub from: RunState,
-    /// Seconds that it took until then.
+    /// Seconds that earlier processes spent on the run.
     pub spent: f64,
-    /// Time at which this process took it up.
+    /// Time at which this process started the run or continued it.
     pub start: Instant,
 }
 
 impl Training {
-    /// Trains, tests, writes results and saves the run so that it can go on after a stop.
+    /// Trains, tests, and writes results and checkpoints.
     pub fn run(self, config: &Config, log: &Log) -> Result<(), Failure> {
         let Self { mut experiment, mut directory, from, spent, start } = self;
         let path = directory.path().to_path_buf();
         if let Some(file) = directory.take_log() {
             log.open(file).map_err(|e| Failure::working(format!("{}: log.txt: {e}", path.display())))?;
         }
-        introduce(config, &experiment);
+        log_experiment(config, &experiment);
         let signals = Signals::listen()?;
         let events = || EventFiles::begin(directory.path(), from.position.task);
         let mut events = config.run.record.tensorboard.then(events).transpose()?;
@@ -53,7 +53,7 @@ impl Training {
         let mut finished = from.position.task;
         let mut results: Option<Results> = None;
         let stream = experiment.stream.as_ref();
-        let mut on = |event: Event<'_>| {
+        let mut on_event = |event: Event<'_>| {
             match event {
                 Event::Step { role, task, epoch, step } => progress.step(role, task, epoch, step),
                 Event::Epoch(report) => {
@@ -63,45 +63,45 @@ impl Training {
                 }
                 Event::Task { task, trainer, results: accuracies, tested } => {
                     let skipped = stream.skipped();
-                    // Before the results, which say that the task is done: a run killed in between goes on from a
-                    // checkpoint and writes its events anew.
+                    // Before the results, which mark the task as done: a run killed in between resumes from a
+                    // checkpoint and writes its events again.
                     events.as_mut().map_or(Ok(()), |events| events.task(task.index, accuracies))?;
                     let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
-                    tell_task(task.index, &written);
+                    log_task(task.index, &written);
                     finished = written.tasks_done;
                     results = Some(written);
                 }
                 Event::Between(moment) if moment.state.position.task < stream.tasks().len() => {
-                    let stop = signals.asked().is_some();
+                    let stop = signals.received().is_some();
                     directory.checkpoint(&moment, stop, seconds())?;
                     if stop {
                         return Err(Error::Stopped);
                     }
                 }
-                // What was done before the test is saved already.
-                Event::TestBatch if signals.asked().is_some() => return Err(Error::Stopped),
+                // The training before this test is saved already.
+                Event::TestBatch if signals.received().is_some() => return Err(Error::Stopped),
                 Event::Between(_) | Event::TestBatch => {}
             }
             Ok(())
         };
-        // A plugin's panic ends the run like an error: the finished tasks stay.
-        let done = cdl_core::registry::catch(|| experiment.trainer.run_from(from, stream, &mut on));
+        // A plugin's panic ends the run like an error: finished tasks are kept.
+        let result = cdl_core::registry::catch(|| experiment.trainer.run_from(from, stream, &mut on_event));
         progress.finish();
-        done.map_err(|error| failure(&error, &signals, finished, &path, directory.writes_checkpoints()))?;
-        // The results are there whatever becomes of files that nobody needs any more.
+        result.map_err(|error| failure(&error, &signals, finished, &path, directory.writes_checkpoints()))?;
+        // The results are complete: files that are no longer needed must not make the run fail.
         if let Err(error) = directory.finish() {
-            tracing::warn!("checkpoints of a finished run could not be removed: {}", first_line(&error));
+            tracing::warn!("the checkpoints of the finished run cannot be removed: {}", first_line(&error));
         }
         results.map_or(Ok(()), |results| emit(&summary(&results, &path)))
     }
 }
 
-/// Failure of a run that broke off or was asked to stop, with the command that continues it.
+/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it.
 fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept: bool) -> Failure {
-    let again = format!("go on with: cdl resume {}", shell(path));
-    match (error, signals.asked()) {
+    let again = format!("continue with: cdl resume {}", shell_quoted(path));
+    match (error, signals.received()) {
         (Error::Stopped, Some((signal, code))) => {
-            let saved = if kept { "saved" } else { "not saved, since `checkpoint.off = true`" };
+            let saved = if kept { "saved" } else { "not saved because `checkpoint.off = true`" };
             Failure { message: format!("stopped by {signal} and {saved}; {again}"), code }
         }
         _ => {
@@ -111,16 +111,16 @@ fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept:
                 count(finished, "finished task"),
                 path.display()
             );
-            // Numbers that have left all bounds would do so again, and a mended plugin is another plugin.
+            // A loss that is not finite would recur, and a run cannot resume with another version of a plugin.
             if !matches!(error, Error::NotFinite { .. } | Error::Panicked { .. }) {
-                message += &format!("; when this is mended, {again}");
+                message += &format!("; once the cause is fixed, {again}");
             }
             Failure::working(message)
         }
     }
 }
 
-/// The bar, as far as the run has come.
+/// Progress bar at the position of the run.
 fn progress(experiment: &Experiment, from: &RunState, log: &Log) -> Progress {
     let settings = &experiment.trainer.settings;
     let batches = |task: usize| experiment.stream.train_count(task) / settings.batch_size;
@@ -130,12 +130,12 @@ fn progress(experiment: &Experiment, from: &RunState, log: &Log) -> Progress {
     Progress::new(log, tasks, all, before(from.position))
 }
 
-/// Accuracies, time and memory of a run that is done.
+/// Accuracies, time and memory of a finished run.
 fn summary(results: &Results, path: &Path) -> String {
     let mut text = String::new();
     for (title, summary) in [("teacher", &results.teacher), ("student", &results.student)] {
         if let Some(summary) = summary {
-            text += &accuracies(title, summary);
+            text += &accuracy_table(title, summary);
             text.push('\n');
         }
     }
@@ -143,19 +143,21 @@ fn summary(results: &Results, path: &Path) -> String {
     text + &format!("{seconds:.1} s{memory}; results are in {path}\n")
 }
 
-fn introduce(config: &Config, Experiment { stream, trainer, .. }: &Experiment) {
+/// Logs the data, the networks and the methods of a run.
+fn log_experiment(config: &Config, Experiment { stream, trainer, .. }: &Experiment) {
     let (run, tasks, side) = (&config.run, stream.tasks(), stream.image_size());
     let (name, classes) = (&run.stream.name, tasks.last().map_or(0, Task::seen));
     let train: usize = tasks.iter().map(|task| stream.train_count(task.index)).sum();
     let test: usize = tasks.iter().map(|task| stream.test_count(task.index)).sum();
     tracing::info!(
-        "{name}: {} in {}, {train} training and {test} test images of {side} px",
+        "{name}: {} in {}, {train} training and {} of {side} px",
         count(classes, "class"),
-        count(tasks.len(), "task")
+        count(tasks.len(), "task"),
+        count(test, "test image")
     );
     if let Some(task) = tasks.iter().find(|task| stream.train_classes(task.index).len() == 1) {
         tracing::warn!(
-            "task {} is learned among one class alone: its cross-entropy is zero and nothing is learned from labels",
+            "task {} has a single class: its cross-entropy is zero and nothing is learned from its labels",
             task.index + 1
         );
     }
@@ -165,20 +167,21 @@ fn introduce(config: &Config, Experiment { stream, trainer, .. }: &Experiment) {
         let Provenance { source, file, sha256, .. } = provenance;
         let trained: usize = trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
         let (role, learner) = (role.as_str(), run.learner(role).0.name);
-        tracing::info!(
-            "{role}: {source} ({depth} blocks, width {width}), learner {learner}, {trained} trainable parameters"
-        );
-        tracing::debug!("{role}: {file} with SHA-256 {sha256}, {normalization:?}");
+        let (blocks, parameters) = (count(*depth, "block"), count(trained, "trainable parameter"));
+        tracing::info!("{role}: {source} ({blocks}, width {width}), learner {learner}, {parameters}");
+        tracing::debug!("{role}: {file}, SHA-256 {sha256}, {normalization:?}");
     }
     let distillers: Vec<&str> = run.distillers().iter().map(|section| section.name.as_str()).collect();
     tracing::info!("distiller {}, seed {}", distillers.join(" and "), run.seed);
 }
 
-fn tell_task(index: usize, results: &Results) {
+/// Logs the average accuracies after a task, and the images skipped so far.
+fn log_task(index: usize, results: &Results) {
     let means: String = averages(results).iter().map(|average| format!(", {average}")).collect();
     tracing::info!("task {}/{} done: average accuracy over tasks so far{means}", index + 1, results.tasks);
     let Skipped { train, test } = results.skipped_images;
     if train + test > 0 {
-        tracing::warn!("left out so far, since they cannot be read: {train} training and {test} test images");
+        let test = count(test, "test image");
+        tracing::warn!("skipped so far because they cannot be read: {train} training and {test}");
     }
 }

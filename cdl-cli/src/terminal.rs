@@ -1,4 +1,4 @@
-//! Results as text: on standard output, and as tables.
+//! Results on standard output, and their formatting as text.
 
 use std::{
     io::{ErrorKind, Write, stdout},
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
-/// Writes results to standard output. A reader that has gone away, as in `cdl list | head`, is no failure.
+/// Writes results to standard output. A closed pipe, as in `cdl list | head`, is not a failure.
 pub fn emit(text: &str) -> Result<(), Failure> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -26,7 +26,7 @@ pub fn emit_json(value: &impl Serialize) -> Result<(), Failure> {
     emit(&format!("{text}\n"))
 }
 
-/// A number with its noun: `1 task`, `2 tasks`, `2 classes`.
+/// Formats a number with its noun: `1 task`, `2 tasks`, `2 classes`.
 pub fn count(number: usize, noun: &str) -> String {
     let ending = match (number, noun.ends_with('s')) {
         (1, _) => "",
@@ -36,21 +36,21 @@ pub fn count(number: usize, noun: &str) -> String {
     format!("{number} {noun}{ending}")
 }
 
-/// A path as one word of a shell, for commands that messages propose.
-pub fn shell(path: &Path) -> String {
+/// Quotes a path for a shell, for commands in messages.
+pub fn shell_quoted(path: &Path) -> String {
     let path = path.to_string_lossy();
     shlex::try_quote(&path).map_or_else(|_| path.to_string(), |quoted| quoted.into_owned())
 }
 
-/// Average accuracy of each network that was trained, as `teacher 81.25 %`.
+/// Average accuracy of each trained network, as `teacher 81.25 %`.
 pub fn averages(results: &Results) -> Vec<String> {
     let networks = [("teacher", &results.teacher), ("student", &results.student)].into_iter();
     let trained = networks.filter_map(|(name, summary)| Some((name, summary.as_ref()?.average_accuracy)));
     trained.map(|(name, accuracy)| format!("{name} {accuracy:.2} %")).collect()
 }
 
-/// The accuracy matrix with a row for each task learned, then the averages.
-pub fn accuracies(title: &str, summary: &Summary) -> String {
+/// Formats the accuracy matrix, with a row for each learned task, and the averages below it.
+pub fn accuracy_table(title: &str, summary: &Summary) -> String {
     let rows = summary.accuracy_matrix.rows();
     let mut text = format!("{title}: accuracy in % on each task, after learning task\n      ");
     for task in 1..=rows.len() {
@@ -71,7 +71,7 @@ pub fn accuracies(title: &str, summary: &Summary) -> String {
     )
 }
 
-/// Rows of cells in columns of equal width; the first row is the head.
+/// Formats rows of cells as aligned columns. The first row contains the column titles.
 pub fn columns(rows: &[Vec<String>]) -> String {
     let width = |column: usize| rows.iter().filter_map(|row| Some(row.get(column)?.chars().count())).max();
     let widths: Vec<usize> = (0..).map_while(width).collect();

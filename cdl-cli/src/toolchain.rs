@@ -1,4 +1,4 @@
-//! The Rust toolchain of whoever runs the program.
+//! Rust toolchain of the user: rustc and cargo.
 
 use std::{
     io::BufReader,
@@ -10,14 +10,14 @@ use cargo_metadata::{Artifact, Message};
 
 use crate::failure::Failure;
 
-/// The compiler: `RUSTC`, or what rustup chooses for `folder`.
+/// Compiler command: `RUSTC`, or the compiler that rustup selects in `folder`.
 pub fn compiler(folder: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     command.current_dir(folder);
     command
 }
 
-/// Output of the compiler that is used in `folder`.
+/// Runs the compiler of `folder` with `arguments` and returns its output.
 pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
     let output = compiler(folder).args(arguments).output().map_err(|e| {
         Failure::invalid(format!(
@@ -30,13 +30,13 @@ pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
     }
 }
 
-/// Cargo: `CARGO`, or the one on the path.
+/// Cargo command: `CARGO`, or `cargo` on the path.
 pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs a cargo command that was told `--message-format=json-render-diagnostics`: what it made or found made, or `None`
-/// if it failed and has said why.
+/// Runs a cargo command that has the option `--message-format=json-render-diagnostics`. Returns its artifacts, also
+/// those that were up to date, or `None` if it failed; cargo has printed the errors then.
 pub fn artifacts(command: &mut Command) -> Result<Option<Vec<Artifact>>, Failure> {
     let failed = |e: std::io::Error| Failure::working(format!("cargo: {e}"));
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;

@@ -5,6 +5,6 @@ use std::process::ExitCode;
 use cdl_dylib as _;
 
 fn main() -> ExitCode {
-    // SAFETY: nothing has started a thread yet.
+    // SAFETY: the operating system calls `main`, and no thread has been started.
     unsafe { cdl_cli::start_with_plugins() }
 }

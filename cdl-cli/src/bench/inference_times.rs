@@ -1,4 +1,4 @@
-//! Time and memory that exported networks take to predict.
+//! Time and memory of inference with exported networks.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -14,24 +14,24 @@ use serde_json::{Value, json};
 
 use crate::{batch_size::batch_size, failure::Failure, terminal::emit};
 
-/// Images in a batch unless said otherwise, where there is room for them.
+/// Default batch size, reduced if memory is short.
 const BATCH: usize = 32;
-/// Single images that are timed for every batch that is.
+/// Number of timed single images per timed batch.
 const SINGLES: u32 = 4;
 
-/// Passes to measure.
+/// Forward passes to measure.
 pub struct Passes<'a> {
-    /// Images in a batch.
+    /// Batch size; `None` for the default.
     pub batch: Option<usize>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: &'a str,
-    /// Batches that are timed.
+    /// Number of timed batches.
     pub timed: u32,
-    /// Batches before them.
+    /// Number of batches before the timed ones.
     pub warmup: u32,
 }
 
-/// Measures one network after the other, each alone in memory.
+/// Measures the networks one after the other, with one network in memory at a time.
 pub fn bench(folders: &[PathBuf], passes: &Passes<'_>, as_json: bool) -> Result<(), Failure> {
     let device = device::open(passes.device, Precision::Float32)?;
     let mut lines = Vec::new();
@@ -50,7 +50,7 @@ fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Val
     device::reset_peak(device);
     let model = Predictor::load_on(folder, device).map_err(Failure::before_writing)?;
     let batch = match passes.batch {
-        Some(asked) => batch_size(&model, "--batch", Some(asked))?,
+        Some(size) => batch_size(&model, "--batch", Some(size))?,
         None => BATCH.min(model.max_batch()),
     };
     let description = model.description();
@@ -66,7 +66,7 @@ fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Val
         let mut seconds = Vec::new();
         for _ in 0..timed {
             let start = Instant::now();
-            // The numbers themselves, so that a GPU has computed them.
+            // Copying the values waits until a GPU has computed them.
             model.logits(pixels)?.to_vec2::<f32>().map_err(cdl_core::error::Error::from)?;
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -97,7 +97,7 @@ fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Val
     }))
 }
 
-/// Table for people. If batches differ for want of memory, the heading has that of each network.
+/// Formats the results as a table. If the batch sizes differ, the title lists that of each network.
 fn table(lines: &[Value]) -> String {
     let mut batches: Vec<String> = lines.iter().map(|line| line["batch"].to_string()).collect();
     if batches.windows(2).all(|pair| pair[0] == pair[1]) {
@@ -105,7 +105,7 @@ fn table(lines: &[Value]) -> String {
     }
     let first = |key: &str| lines.first().and_then(|line| line[key].as_str()).unwrap_or_default();
     let (device, kernels) = (first("device"), first("kernels"));
-    let mut text = format!("{device}, {kernels} kernels; images decoded and resized before\n\n");
+    let mut text = format!("{device}, {kernels} kernels; decoding and resizing not included\n\n");
     let mut row = |name: &str, cells: [String; 7]| {
         text += &format!("{name:<28}");
         for (cell, width) in cells.iter().zip([6, 7, 12, 18, 10, 10, 9]) {
@@ -113,7 +113,7 @@ fn table(lines: &[Value]) -> String {
         }
         text.push('\n');
     };
-    let images = format!("images/s, of {}", batches.join(", "));
+    let images = format!("images/s, batch {}", batches.join(", "));
     let head = ["blocks", "width", "1 image, ms", &images, "frozen MB", "trained MB", "peak MB"];
     row("network", head.map(String::from));
     for line in lines {
@@ -134,11 +134,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_heading_has_the_batches_that_were_measured() {
+    fn the_column_title_lists_the_measured_batch_sizes() {
         let table = |batches: &[usize]| {
             table(&batches.iter().map(|batch| json!({ "model": "m", "batch": batch })).collect::<Vec<_>>())
         };
-        assert!(table(&[7, 7]).contains(" images/s, of 7 "));
-        assert!(table(&[32, 7, 7]).contains(" images/s, of 32, 7, 7 "));
+        assert!(table(&[7, 7]).contains(" images/s, batch 7 "));
+        assert!(table(&[32, 7, 7]).contains(" images/s, batch 32, 7, 7 "));
     }
 }

@@ -1,5 +1,5 @@
-//! Time of a step by the spans of `cdl-core`: phases on the thread that trains (level debug), within
-//! them operations on the threads that compute (level trace).
+//! Profile of a step from the tracing spans of `cdl-core`: phases of the training thread (level debug), and within them
+//! operations of the compute threads (level trace).
 
 use std::{
     cell::RefCell,
@@ -11,18 +11,18 @@ use std::{
 use tracing::{Level, Subscriber, span};
 use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
 
-/// Time by phase and operation, collected as a layer of `tracing`.
+/// Layer of `tracing` that collects times by phase and operation.
 #[derive(Debug, Clone, Default)]
 pub struct Profile(Arc<Mutex<Times>>);
 
-/// Times since they were last taken.
+/// Times since the last [`Profile::take`].
 #[derive(Debug, Default)]
 pub struct Times {
-    /// Wall time of each phase, without that of phases inside it.
+    /// Wall time of each phase, without nested phases.
     pub phases: BTreeMap<&'static str, Duration>,
-    /// Time of all threads in each operation of a phase.
+    /// Time of each operation of a phase, summed over threads.
     pub operations: BTreeMap<(&'static str, &'static str), Duration>,
-    /// Phases that are open, each with the time of those inside it.
+    /// Open phases, each with the time of its nested phases.
     open: Vec<(&'static str, Duration)>,
 }
 
@@ -31,7 +31,7 @@ thread_local! {
 }
 
 impl Profile {
-    /// Takes the collected times; collecting begins anew.
+    /// Returns the collected times and resets them.
     pub fn take(&self) -> Times {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,4 +1,4 @@
-//! Times of training steps, and the rates of the matrix products that they are made of.
+//! Times of training steps, compared with the rate of matrix products on the device.
 
 use std::{fmt::Write, time::Instant};
 
@@ -17,12 +17,12 @@ use cdl_core::{
 use super::profile::{Profile, Times};
 use crate::failure::Failure;
 
-/// Measured steps of one network.
+/// Measurements of the steps of one network.
 struct Step {
     role: Role,
-    /// Seconds of the timed steps, of which there is at least one, sorted.
+    /// Seconds of the timed steps (at least one), sorted.
     seconds: Vec<f64>,
-    /// Floating-point operations of one step in the frozen networks; what is computed twice counts once.
+    /// Floating-point operations of one step in the frozen networks. Recomputed operations count once.
     operations: f64,
     times: Times,
 }
@@ -37,18 +37,18 @@ impl Step {
     }
 }
 
-/// Steps of an experiment, measured.
+/// Measurements of an experiment.
 pub struct Measured<'a> {
     config: &'a Config,
     pub experiment: Experiment,
     steps: Vec<Step>,
-    /// Rates of matrix products on this device.
+    /// Rates of matrix products on the device.
     rates: fused::Rates,
     peak_bytes: Option<u64>,
 }
 
 impl<'a> Measured<'a> {
-    /// Builds an experiment and times `timed` steps of each network after `warmup` others.
+    /// Builds an experiment and times `timed` steps of each network after `warmup` untimed ones.
     pub fn of(config: &'a Config, warmup: u32, timed: u32, profile: &Profile) -> Result<Self, Failure> {
         let mut experiment = Experiment::build(config).map_err(Failure::before_writing)?;
         let task = experiment.stream.tasks()[0].clone();
@@ -63,7 +63,7 @@ impl<'a> Measured<'a> {
         for role in config.run.roles() {
             steps.push(measure(&experiment, role, (&task, &batch), (warmup, timed), profile)?);
         }
-        // What is measured from here on is not part of a run.
+        // Read before the matrix products below, which are not part of a run.
         let peak_bytes = device::peak_bytes(device).or_else(memory::peak_bytes);
         let spec = trainer.teacher.backbone.spec();
         // The first layer of the teacher's MLP, for all tokens.
@@ -90,7 +90,7 @@ impl<'a> Measured<'a> {
         })
     }
 
-    /// All of it as an object.
+    /// Results as a JSON object.
     pub fn json(&self) -> serde_json::Value {
         let (run, device) = (&self.config.run, &self.experiment.device);
         let [teacher, student] = self.networks();
@@ -116,16 +116,16 @@ impl<'a> Measured<'a> {
         line
     }
 
-    /// All of it for people.
+    /// Results as tables.
     pub fn tables(&self) -> String {
         let (run, device) = (&self.config.run, &self.experiment.device);
         let (batch, precision, kernels) = (run.batch_size, run.precision.as_str(), device::kernels(device));
         let (threads, [teacher, student]) = (rayon::current_num_threads(), self.networks());
         let fused::Rates { kernel, matmul } = self.rates;
         let mut text = format!(
-            "teacher {teacher}, student {student}, batch {batch}, {precision} on {}, {threads} threads, {kernels} kernels\n\n\
-             matrix products on this machine: {:.0} GFLOP/s at best, {:.0} of the size of a layer\n\n\
-             step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of a layer's\n",
+            "teacher {teacher}, student {student}, batch {batch}, {precision} on {}, {kernels} kernels\n\n\
+             matrix products: {:.0} GFLOP/s at best, {:.0} GFLOP/s at the size of an MLP layer\n\n\
+             step        median s   fastest   slowest  images/s     GFLOP   GFLOP/s  of MLP layer\n",
             device::describe(device),
             kernel / 1e9,
             matmul / 1e9,
@@ -151,7 +151,7 @@ impl<'a> Measured<'a> {
     }
 }
 
-/// Times steps of one network, `timed` of them after `warmup` others.
+/// Times `timed` steps of one network after `warmup` untimed ones.
 fn measure(
     Experiment { trainer, device, .. }: &Experiment,
     role: Role,
@@ -165,7 +165,7 @@ fn measure(
         let loss = trainer.loss(role, task, batch)?;
         Trainer::update(&loss, &mut optimizer)?;
         drop(loss);
-        // A GPU has only been told what to do.
+        // A GPU runs asynchronously: wait until it is done.
         device.synchronize().map_err(Error::from)?;
         Ok(start.elapsed().as_secs_f64())
     };
@@ -177,22 +177,22 @@ fn measure(
     let mut seconds = (0..timed).map(|_| step()).collect::<Result<Vec<f64>, _>>()?;
     let operations = match device.is_cpu() {
         true => 2.0 * (fused::multiply_adds() - before) as f64 / f64::from(timed),
-        // By formula: what a GPU computes is counted nowhere.
+        // By formula, since operations on a GPU are not counted.
         false => 2.0 * trainer.cost(role)?.training_macs.total as f64 * batch.len() as f64,
     };
     seconds.sort_by(f64::total_cmp);
     Ok(Step { role, seconds, operations, times: profile.take() })
 }
 
-/// Rates of matrix products on a GPU: at best, and of the size of a layer.
+/// Rates of matrix products on a GPU: the best one, and that at the size of an MLP layer.
 fn rates_of(device: &Device, dtype: DType, layer: (usize, usize, usize)) -> Result<fused::Rates> {
-    // Of numbers that differ, as in a network: those that do not take a card less power, and it runs faster than it could.
-    let few = Rng::new(0).normal(&[1 << 16], 1.0, device)?.to_dtype(dtype)?;
+    // Random values, as in a network: constant values need less power, so that a GPU would run faster.
+    let random = Rng::new(0).normal(&[1 << 16], 1.0, device)?.to_dtype(dtype)?;
     let numbers = |rows: usize, columns: usize| {
         let count = rows * columns;
-        few.repeat(count.div_ceil(few.elem_count()))?.narrow(0, 0, count)?.reshape((rows, columns))
+        random.repeat(count.div_ceil(random.elem_count()))?.narrow(0, 0, count)?.reshape((rows, columns))
     };
-    // Seconds of a product, and its rate.
+    // Returns the seconds of a product and its rate.
     let measure = |(rows, inputs, outputs): (usize, usize, usize)| -> Result<(f64, f64)> {
         let (a, b) = (numbers(rows, inputs)?, numbers(inputs, outputs)?);
         let seconds = |products: u32| -> Result<f64> {
@@ -219,12 +219,13 @@ fn rates_of(device: &Device, dtype: DType, layer: (usize, usize, usize)) -> Resu
     Ok(fused::Rates { kernel: best, matmul: measure(layer)?.1 })
 }
 
-/// Phases of a mean step, and in each its operations: seconds of all threads, divided by their number.
+/// Formats the mean time of phases and their operations. Times of operations are summed over threads and divided by the
+/// number of threads.
 fn breakdown(step: &Step, threads: usize) -> String {
     let count = step.seconds.len() as f64;
     let whole: f64 = step.seconds.iter().sum::<f64>() / count;
     let mut rest = whole;
-    let mut text = format!("\na {} step, on average\n", step.role.as_str());
+    let mut text = format!("\nmean {} step\n", step.role.as_str());
     let mut line = |name: &str, seconds: f64| {
         let _ = writeln!(text, "  {name:<34} {seconds:>9.4} s {:>6.1} %", 100.0 * seconds / whole);
     };
@@ -238,9 +239,9 @@ fn breakdown(step: &Step, threads: usize) -> String {
             line(&format!("    {operation}"), time);
             other -= time;
         }
-        line("    other, waiting", other);
+        line("    other and waiting", other);
     }
-    line("losses and all else", rest);
-    line("together", whole);
+    line("losses and other", rest);
+    line("total", whole);
     text
 }

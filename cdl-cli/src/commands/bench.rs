@@ -1,4 +1,4 @@
-//! `cdl bench`.
+//! `cdl bench`: time and memory of training steps or of inference.
 
 use std::path::PathBuf;
 
@@ -12,54 +12,55 @@ use crate::{
     terminal::emit,
 };
 
-/// Configuration that is measured unless another is given.
+/// Default configuration.
 const CONFIG: &str = include_str!("../../assets/configs/bench.toml");
 
 /// Arguments of `cdl bench`.
 #[derive(Debug, Args)]
 #[command(mut_arg("configs", |configs| configs.required(false)), after_help = "\
-Without a configuration: the published method at the published sizes (configs/bench.toml), random weights and images.
-Steps are those of the first task, on one batch; reading and augmenting images is not part of them (--input).
+Without a configuration, measures configs/bench.toml: the published method at the published sizes, with random weights \
+and images. The timed steps belong to the first task and use one batch; reading and augmenting images is not included \
+(see --input).
 
 Examples:
   cdl bench --teacher base --student small --batch 8
   cdl bench configs/quickstart.toml --steps 50 --input
   cdl bench --teacher large --student base --set teacher.checkpoint_blocks=true --json
-  cdl bench --inference student teacher               folders that `cdl export` has made")]
+  cdl bench --inference student teacher       folders written by `cdl export`")]
 pub struct BenchArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Random teacher of this size: tiny, small, base, large
+    /// Use a randomly initialised teacher: tiny, small, base or large
     #[arg(long, value_name = "SIZE")]
     teacher: Option<String>,
-    /// Random student of this size
+    /// Use a randomly initialised student: tiny, small, base or large
     #[arg(long, value_name = "SIZE")]
     student: Option<String>,
-    /// Images in a batch
+    /// Batch size
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Steps that are timed
+    /// Number of timed steps
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Steps before them
+    /// Number of steps before the timed ones
     #[arg(long, value_name = "N", default_value_t = 1)]
     warmup: u32,
-    /// Measure as well how many images a second the input delivers
+    /// Also measure how many images per second the input pipeline delivers
     #[arg(long)]
     input: bool,
-    /// Measure predicting by exported networks instead of training: the time of one image, images a second in batches
-    /// (--batch), memory
+    /// Measure inference of exported networks instead of training: latency of one image, images per second in batches
+    /// of --batch, memory
     #[arg(long, value_name = "DIR", num_args = 1.., conflicts_with_all = ["configs", "sets", "teacher", "student", "input"])]
     inference: Vec<PathBuf>,
-    /// Where to compute: auto, cpu, cuda or cuda:N [default: as the configuration says; with --inference auto]
+    /// Device: auto, cpu, cuda or cuda:N [default: as configured; auto with --inference]
     #[arg(long)]
     device: Option<String>,
-    /// One line of JSON instead of tables (with --inference one for each network)
+    /// Print a line of JSON instead of tables (with --inference, a line for each network)
     #[arg(long)]
     json: bool,
 }
 
-/// Times steps and prints what they took.
+/// Measures and prints the results.
 pub fn bench(args: &BenchArgs, profile: &Profile) -> Result<(), Failure> {
     if !args.inference.is_empty() {
         let device = args.device.as_deref().unwrap_or("auto");

@@ -1,4 +1,4 @@
-//! `cdl check`.
+//! `cdl check`: validates a run without starting it.
 
 use std::{fmt::Write, path::PathBuf};
 
@@ -24,34 +24,35 @@ use crate::{
 /// Arguments of `cdl check`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Nothing is written, but what is fetched into the hub's cache as the run would. Times are those of steps of the first task on
-this machine as it is now. Exit code 2 if the run would fail.
+Nothing is written, except for files that are downloaded into the cache of the Hugging Face Hub, as the run would do. \
+Times are estimated from a few steps of the first task on this machine. The exit code is 2 if the run would fail.
 
 Examples:
   cdl check configs/quickstart.toml
-  cdl check configs/preset/cifar100_base_small.toml --set stream.path=hf:uoft-cs/cifar100 --steps 1
+  cdl check configs/preset/cifar100_base_small.toml --steps 1 \\
+      --set stream.path=hf:uoft-cs/cifar100
   cdl check configs/quickstart.toml --steps 0 --json")]
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Where the run is to be written, if not at the default place
+    /// Run directory to check [default: one that `cdl run` would choose]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// A run that the directory holds is to be replaced
+    /// Accept a run directory that contains a run, as `cdl run --overwrite` does
     #[arg(long)]
     overwrite: bool,
-    /// Steps of each network that are timed, after two others; 0: no time and memory
+    /// Timed steps of each network, after two untimed ones; 0 skips time and memory
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
-    /// Training and test images of each task that are decoded; all where the stream has `verify = true`
+    /// Training and test images of each task to decode; all if the stream has `verify = true`
     #[arg(long, value_name = "N", default_value_t = 8)]
     images: usize,
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// Looks at everything that a run needs and says all that is wrong.
+/// Checks everything that a run needs and reports all errors.
 pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let layers = ConfigLayers::read(&args.config.configs, &args.config.sets);
     // The draft reports errors in the list of plugins.
@@ -60,15 +61,15 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
     let run_dir = args.run_dir.clone().unwrap_or_else(default);
     let plan = Plan { steps: args.steps, images: args.images, run_dir: &run_dir, overwrite: args.overwrite };
-    let spinner = Spinner::new(log, "{pos} images looked at");
-    let report = preflight::check(draft, &plan, &|| spinner.one());
+    let spinner = Spinner::new(log, "{pos} images checked");
+    let report = preflight::check(draft, &plan, &|| spinner.increment());
     drop(spinner);
     if args.json {
         emit_json(&report)?
     } else {
         emit(&table(&report))?
     }
-    Failure::list(|errors| format!("{} would stop this run", count(errors, "error")), report.errors)
+    Failure::list(|errors| format!("{} found", count(errors, "error")), report.errors)
 }
 
 fn table(report: &Report) -> String {
@@ -81,13 +82,13 @@ fn table(report: &Report) -> String {
     }
     report.time.iter().for_each(|found| time(&mut text, found));
     if let Some(bytes) = report.peak_memory_bytes {
-        let _ = writeln!(text, "memory: {:.0} MB at most so far", bytes as f64 / 1e6);
+        let _ = writeln!(text, "peak memory of the check: {:.0} MB", bytes as f64 / 1e6);
     }
     for what in &report.not_checked {
-        let _ = writeln!(text, "not looked at: {what}");
+        let _ = writeln!(text, "not checked: {what}");
     }
     match report.errors.len() {
-        0 => text += "nothing found that would stop this run\n",
+        0 => text += "no errors found\n",
         _ => text += "this run would fail\n",
     }
     text
@@ -96,7 +97,7 @@ fn table(report: &Report) -> String {
 fn data(text: &mut String, Data { stream, classes, image_size, tasks, files, .. }: &Data) {
     let (classes, number) = (count(*classes, "class"), count(tasks.len(), "task"));
     let _ = writeln!(text, "data: {stream}, {classes} in {number}, images of {image_size} px");
-    let _ = writeln!(text, "  task  classes     train      test  looked at  damaged");
+    let _ = writeln!(text, "  task  classes     train      test    checked  damaged");
     let mut row = |name: &str, [classes, train, test, looked_at, damaged]: [usize; 5]| {
         let _ = writeln!(text, "  {name:>4} {classes:>8} {train:>9} {test:>9} {looked_at:>10} {damaged:>8}");
     };
@@ -108,14 +109,15 @@ fn data(text: &mut String, Data { stream, classes, image_size, tasks, files, .. 
     }
     row("all", all);
     for DataRecord { provenance, files, .. } in files {
-        let many = if *files > 1 { format!(" ({files} files, names and sizes)") } else { String::new() };
+        let many =
+            if *files > 1 { format!(" ({files} files; checksum of names and sizes)") } else { String::new() };
         let Provenance { file, bytes, sha256, .. } = provenance;
         let (revision, megabytes) = (revision(provenance), *bytes as f64 / 1e6);
         let _ = writeln!(text, "  {file}{revision}{many}: {megabytes:.1} MB, SHA-256 {sha256}");
     }
 }
 
-/// Revision of a file from the hub, to follow its name.
+/// Revision of a file from the hub, as a suffix of its name.
 fn revision(provenance: &Provenance) -> String {
     provenance.revision.as_ref().map(|revision| format!(" at {revision}")).unwrap_or_default()
 }
@@ -124,13 +126,14 @@ fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
     let BackboneSpec { depth, width, patch_size, normalization, provenance, .. } = spec;
     let Provenance { source, file, bytes, sha256, .. } = provenance;
     let pixels = match normalization {
-        &Normalization::NONE => "pixels as they are".to_string(),
-        Normalization { mean, std } => format!("pixels less {mean:?}, by {std:?}"),
+        &Normalization::NONE => "pixels not normalised".to_string(),
+        Normalization { mean, std } => format!("pixels normalised with mean {mean:?}, deviation {std:?}"),
     };
     let (role, revision, megabytes) = (role.as_str(), revision(provenance), *bytes as f64 / 1e6);
+    let blocks = count(*depth, "block");
     let _ = writeln!(
         text,
-        "\n{role}: {source}{revision}, {depth} blocks, width {width}, patches of {patch_size} px, {pixels}\n  \
+        "\n{role}: {source}{revision}, {blocks}, width {width}, patches of {patch_size} px, {pixels}\n  \
          {file}: {megabytes:.1} MB, SHA-256 {sha256}"
     );
 }
@@ -138,15 +141,16 @@ fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
 fn time(text: &mut String, time: &Time) {
     for NetworkTime { role, steps, step_seconds } in &time.networks {
         let (role, whole) = (role.as_str(), duration(*steps as f64 * step_seconds));
-        let _ = writeln!(text, "time: {steps} steps of the {role} at {step_seconds:.4} s: {whole}");
+        let _ =
+            writeln!(text, "time: {} of the {role} at {step_seconds:.4} s: {whole}", count(*steps, "step"));
     }
     let Time { test_images: images, test_images_per_second: rate, seconds, .. } = time;
     let (testing, whole) = (duration(*images as f64 / rate), duration(*seconds));
-    let _ = writeln!(text, "time: {images} images tested at {rate:.1} a second: {testing}");
+    let _ = writeln!(text, "time: {} at {rate:.1} images/s: {testing}", count(*images, "test image"));
     let _ = writeln!(text, "time of the whole run: about {whole}");
 }
 
-/// Seconds in words.
+/// Formats seconds as seconds, minutes or hours.
 fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 120.0 => format!("{s:.1} s"),

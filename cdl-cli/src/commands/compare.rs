@@ -1,11 +1,11 @@
-//! `cdl compare`: results of runs beside published ones.
+//! `cdl compare`: compares results of runs with published ones.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use crate::{
-    compare::{comparison::beside, comparison_tables, own_results, published::Published},
+    compare::{comparison::compare_with, comparison_tables, own_results, published::Published},
     failure::Failure,
     terminal::emit,
 };
@@ -17,30 +17,30 @@ Examples:
   cdl compare runs/cifar100 --paper
   cdl compare sweeps/distillers --paper --format markdown
 
-Each network of a run, or of each combination of a sweep, stands beside the rows of the published table that are about
-the same data set, networks, learner, distiller and number of tasks, in every version of the paper, with everything that
-differs in the settings. A teacher is compared with the row of a single network. Runs side by side: `cdl report`.")]
+Each network of a run, or of each combination of a sweep, is compared with the rows of the published table for the same \
+data set, networks, learner, distiller and number of tasks, in every version of the paper. All settings that differ are \
+listed. A teacher is compared with the row of a single network. To compare runs with one another, use `cdl report`.")]
 pub struct CompareArgs {
     /// Directories of runs or sweeps
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// With the published results, the only ones that this program carries
+    /// Compare with the published table (required; no other reference results are included)
     #[arg(long, required = true)]
     paper: bool,
-    /// How it is written
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     format: Format,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// For the terminal
+    /// Aligned text
     Table,
-    /// For a page
+    /// Markdown tables
     Markdown,
-    /// A line for each published row
+    /// CSV with a row for each published row
     Csv,
-    /// All of it
+    /// JSON with all details
     Json,
 }
 
@@ -49,12 +49,13 @@ pub fn compare(args: &CompareArgs) -> Result<(), Failure> {
     let published = Published::read()?;
     let mut comparisons = Vec::new();
     for root in &args.runs {
-        comparisons
-            .extend(own_results::read(root, &published)?.into_iter().map(|ours| beside(ours, &published)));
+        comparisons.extend(
+            own_results::read(root, &published)?.into_iter().map(|own| compare_with(own, &published)),
+        );
     }
     emit(&match args.format {
-        Format::Table => comparison_tables::people(&comparisons, &published, false),
-        Format::Markdown => comparison_tables::people(&comparisons, &published, true),
+        Format::Table => comparison_tables::text(&comparisons, &published, false),
+        Format::Markdown => comparison_tables::text(&comparisons, &published, true),
         Format::Csv => comparison_tables::csv(&comparisons)?,
         Format::Json => format!("{:#}\n", serde_json::json!(comparisons)),
     })

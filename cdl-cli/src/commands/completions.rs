@@ -1,4 +1,4 @@
-//! `cdl completions` and `cdl man`: for shells and for `man`.
+//! `cdl completions` and `cdl man`: completion scripts and manual pages.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! `cdl configs`: the configuration files that ship with the program.
+//! `cdl configs`: writes the configuration files that ship with the program.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ pub static CONFIGS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/configs")
 Example:
   cdl configs && cdl run configs/quickstart.toml")]
 pub struct ConfigsArgs {
-    /// Folder to write; it must not exist yet
+    /// Folder to create
     #[arg(default_value = "configs", value_name = "DIR")]
     dir: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `cdl data`: data sets apart from any run.
+//! `cdl data`: downloads, verifies and splits data sets.
 
 use std::path::{Path, PathBuf};
 
@@ -27,15 +27,15 @@ use crate::{
 /// Commands for data sets.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
-    /// Bring a data set, or the data and weights of a configuration, onto this machine
+    /// Download a data set, or the data and weights of a configuration
     Fetch(FetchArgs),
-    /// See whether all files are there, as listed, and every image can be decoded
+    /// Check that files match their checksums and that all images can be decoded
     Verify(VerifyArgs),
-    /// Draw a split of an image folder and write it as two lists
+    /// Split an image folder at random and write two lists of files
     Split(SplitArgs),
 }
 
-/// Runs one of them.
+/// Runs the command.
 pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
     match command {
         DataCommand::Fetch(args) => fetch(args, log),
@@ -47,29 +47,34 @@ pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
 /// Arguments of `cdl data fetch`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Files go into the cache of the Hugging Face libraries, where runs find them without a network. The environment variables
-HF_HOME, HF_ENDPOINT (a mirror), HF_TOKEN and HF_HUB_OFFLINE apply. Every file must have the checksum that the hub lists.
+Files are stored in the cache of the Hugging Face libraries, where runs find them without a network. The environment \
+variables HF_HOME, HF_ENDPOINT (a mirror), HF_TOKEN and HF_HUB_OFFLINE apply. Every file is verified against the checksum \
+that the hub lists.
 
 Examples:
   cdl data fetch cifar100
   cdl data fetch hf:uoft-cs/cifar10 --dir data/cifar10
-  cdl data fetch configs/preset/cifar100_base_small.toml --set stream.path=hf:uoft-cs/cifar100")]
+  cdl data fetch configs/preset/cifar100_base_small.toml \\
+      --set stream.path=hf:uoft-cs/cifar100")]
 pub struct FetchArgs {
-    /// A stream that says where its data can be had, `hf:owner/name[@revision]`, or configuration files (TOML)
+    /// Name of a stream whose data can be downloaded, `hf:owner/name[@revision]`, or configuration files (TOML)
     #[arg(required = true, value_name = "NAME|CONFIG")]
     sources: Vec<String>,
-    /// Override a value of the configuration
+    /// Override a value of the configuration; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Copy the files into a new folder as well, with their checksums
+    /// Also copy the files, with their checksums, into a new folder
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }
 
-/// Fetches, and says what was fetched.
+/// Downloads the files and prints their checksums and names.
 pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
     if let Some(dir) = args.dir.as_ref().filter(|dir| dir.exists()) {
-        return Err(Failure::invalid(format!("{} is there already; name a new folder", dir.display())));
+        return Err(Failure::invalid(format!(
+            "--dir {}: exists already; choose a new folder",
+            dir.display()
+        )));
     }
     let source = match args.sources.as_slice() {
         [source] if source.starts_with("hf:") => Some(source.clone()),
@@ -77,8 +82,8 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
             let stream = registry::find(Kind::Stream, name).map_err(Failure::before_writing)?;
             let source = match stream.source {
                 Some(source) if source.starts_with("hf:") => Ok(source.to_string()),
-                Some(source) => Err(format!("`{name}` cannot be fetched by this program: {source}")),
-                None => Err(format!("`{name}` does not say where its data can be had")),
+                Some(source) => Err(format!("`{name}` cannot be downloaded by this program: {source}")),
+                None => Err(format!("`{name}` does not state a source of its data")),
             };
             Some(source.map_err(Failure::invalid)?)
         }
@@ -86,20 +91,20 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
     };
     let Some(source) = source else {
         if args.dir.is_some() {
-            return Err(Failure::invalid("--dir is for one data set, not for a configuration".into()));
+            return Err(Failure::invalid("--dir: expected one data set, found a configuration".into()));
         }
         let configs = args.sources.iter().map(PathBuf::from).collect();
         let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
-        // Plugins fetch what they need; the log names each file.
-        let spinner = Spinner::new(log, "{spinner} fetching");
+        // Plugins download the files that they need; the log names each file.
+        let spinner = Spinner::new(log, "{spinner} downloading");
         let files = preflight::fetch(&config).map_err(Failure::before_writing)?;
         drop(spinner);
         let line = |file: &DataRecord| format!("{}  {}\n", file.provenance.sha256, file.provenance.file);
         return emit(&files.iter().map(line).collect::<String>());
     };
     let source: WeightSource = source.parse().map_err(|e| Failure::before_writing(Error::from(e)))?;
-    let spinner = Spinner::new(log, "{pos} files fetched");
-    let files = dataset::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.one());
+    let spinner = Spinner::new(log, "{pos} files downloaded");
+    let files = dataset::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.increment());
     let files = files.map_err(Failure::before_writing)?;
     drop(spinner);
     if let Some(dir) = &args.dir {
@@ -112,27 +117,27 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
 /// Arguments of `cdl data verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Of a folder, every image file is decoded; where it has a list SHA256SUMS, its files must be as listed there. Of a
-configuration, every image that its run would use is decoded; files from the hub must have the hub's checksums. Exit code
-2, with everything that is wrong, if something is.
+For a folder, every image file is decoded, and all files are compared with the list SHA256SUMS if the folder has one. \
+For a configuration, every image that its run would use is decoded, and files from the Hugging Face Hub are compared with \
+the hub's checksums. All errors are listed, and the exit code is 2 if there are any.
 
 Examples:
   cdl data verify data/imagenet-r
-  cdl data verify data/imagenet-r --record            write the list SHA256SUMS, if all images can be decoded
+  cdl data verify data/imagenet-r --record
   cdl data verify configs/preset/cifar100_base_small.toml")]
 pub struct VerifyArgs {
-    /// A folder, or configuration files (TOML)
+    /// Folder, or configuration files (TOML)
     #[arg(required = true, value_name = "DIR|CONFIG")]
     sources: Vec<PathBuf>,
-    /// Override a value of the configuration
+    /// Override a value of the configuration; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Write the list SHA256SUMS into the folder; not over another
+    /// Write the list SHA256SUMS into a folder that has none, if all images can be decoded
     #[arg(long)]
     record: bool,
 }
 
-/// Looks at everything.
+/// Verifies a folder or the data of a configuration.
 pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     if let [folder] = &args.sources[..]
         && folder.is_dir()
@@ -141,16 +146,16 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     }
     let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
     if args.record {
-        return Err(Failure::invalid("--record is for a folder".into()));
+        return Err(Failure::invalid("--record: expected a folder, found a configuration".into()));
     }
-    let spinner = Spinner::new(log, "{pos} images looked at");
-    let found = preflight::verify(&config, &|| spinner.one()).map_err(Failure::before_writing)?;
+    let spinner = Spinner::new(log, "{pos} images checked");
+    let found = preflight::verify(&config, &|| spinner.increment()).map_err(Failure::before_writing)?;
     drop(spinner);
     let mut text = String::from("   train      test  class\n");
     for ClassCount { name, train, test } in &found.classes {
         text += &format!("{train:>8}  {test:>8}  {name}\n");
     }
-    text += &format!("{} checked, of {}\n", count(found.looked_at, "image"), count(found.files, "file"));
+    text += &format!("{} checked in {}\n", count(found.looked_at, "image"), count(found.files, "file"));
     emit(&text)?;
     Failure::list(|damaged| format!("{} cannot be read", count(damaged, "image")), found.damaged)
 }
@@ -159,63 +164,64 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
     let list = folder.join(checksum_list::NAME);
     if record && list.exists() {
         let list = list.display();
-        return Err(Failure::invalid(format!("{list} is there already; remove it to write another")));
+        return Err(Failure::invalid(format!("{list} exists already; remove it to write a new one")));
     }
-    let spinner = Spinner::new(log, "{pos} files looked at");
-    let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
-    let mut wrong = found.damaged;
-    let mut last = format!("no list {}: checksums were not compared\n", checksum_list::NAME);
+    let spinner = Spinner::new(log, "{pos} files checked");
+    let found = image_files::look(folder, &|| spinner.increment()).map_err(Failure::before_writing)?;
+    let mut errors = found.damaged;
+    let mut last = format!("no {}: checksums were not compared\n", checksum_list::NAME);
     let listed = |files: usize| format!("{files:>8}  files listed in {}\n", list.display());
     if list.exists() {
         let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
-        wrong.extend(manifest.check(folder, &|| spinner.one()));
+        errors.extend(manifest.check(folder, &|| spinner.increment()));
         last = listed(manifest.0.len());
-    } else if record && wrong.is_empty() {
-        let manifest = Manifest::of(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+    } else if record && errors.is_empty() {
+        let manifest = Manifest::of(folder, &|| spinner.increment()).map_err(Failure::before_writing)?;
         manifest.write(&list)?;
         last = listed(manifest.0.len());
     }
     drop(spinner);
     let mut text: String = found.counts.iter().map(|(name, count)| format!("{count:>8}  {name}\n")).collect();
     let images: usize = found.counts.values().sum();
-    text += &format!("{images:>8}  images in {} folders can be decoded\n", found.counts.len());
+    text += &format!("{images:>8}  images in {} can be decoded\n", count(found.counts.len(), "folder"));
     emit(&(text + &last))?;
-    Failure::list(|wrong| format!("{} missing, damaged or not listed", count(wrong, "file")), wrong)
+    Failure::list(|number| format!("{} missing, damaged or not listed", count(number, "file")), errors)
 }
 
 /// Arguments of `cdl data split`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The lists have a line `path label` for each image and a header that says how they were drawn; the same seed, fraction and
-images give the same lists. Streams of image folders read them as `train_list` and `test_list`.
+The lists contain a line `path label` for each image, below a header with the seed and the fraction. The same seed, \
+fraction and images give the same lists. Streams of image folders read them as `train_list` and `test_list`.
 
 Example:
   cdl data split data/imagenet-r --fraction 0.2 --seed 1 --out splits/imagenet-r
-  cdl run configs/preset/imagenet_r_base_small.toml --set stream.train_list=splits/imagenet-r/train.txt \\
+  cdl run configs/preset/imagenet_r_base_small.toml \\
+      --set stream.train_list=splits/imagenet-r/train.txt \\
       --set stream.test_list=splits/imagenet-r/test.txt")]
 pub struct SplitArgs {
-    /// Folder with one folder of images for each class, or a configuration whose `stream.path` is one
+    /// Folder that contains a folder of images for each class, or a configuration whose `stream.path` is such a folder
     #[arg(value_name = "DIR|CONFIG")]
     source: PathBuf,
-    /// Share of each class's images for testing
+    /// Share of the images of each class for testing
     #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
     fraction: f64,
-    /// Seed of the draw
+    /// Seed of the random split
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Where the lists `train.txt` and `test.txt` go
+    /// Folder of the lists `train.txt` and `test.txt`
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
-/// Draws and writes.
+/// Splits the images and writes the lists.
 pub fn split(args: &SplitArgs) -> Result<(), Failure> {
     let folder = match args.source.is_dir() {
         true => args.source.clone(),
         false => {
             let config = ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?;
             let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
-            let reason = "`stream.path` names no folder of this machine";
+            let reason = "expected a configuration whose `stream.path` is an existing folder";
             path.map(PathBuf::from)
                 .filter(|path| path.is_dir())
                 .ok_or_else(|| Failure::invalid(format!("{}: {reason}", config.name())))?
@@ -226,7 +232,8 @@ pub fn split(args: &SplitArgs) -> Result<(), Failure> {
     let ([classes, training, testing], folder) = (lists.counts, folder.display());
     let [train, test] = [train, test].map(|list| list.display().to_string());
     emit(&format!(
-        "{classes} classes, {training} training and {testing} test images of {folder}\n\n\
-         train_list = {train:?}\ntest_list = {test:?}\n"
+        "{}, {training} training and {} in {folder}\n\ntrain_list = {train:?}\ntest_list = {test:?}\n",
+        count(classes, "class"),
+        count(testing, "test image")
     ))
 }

@@ -1,4 +1,4 @@
-//! `cdl describe`.
+//! `cdl describe`: settings of methods and keys of sections.
 
 use cdl_core::{
     config::{CheckpointConfig, DistillerSection, RecordConfig, RunConfig},
@@ -14,10 +14,10 @@ use crate::{
     terminal::{emit, emit_json},
 };
 
-/// Sections that belong to no plugin.
+/// Sections that do not belong to a plugin.
 const SECTIONS: [&str; 6] = ["run", "optimizer", "schedule", "checkpoint", "record", "metrics"];
 
-/// Prints what every plugin called `name` is, or the keys of a section that is none, as text or as JSON.
+/// Describes all plugins with this name, or the section, as text or as JSON.
 pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
     if SECTIONS.contains(&name) {
         return section(name, as_json);
@@ -67,7 +67,7 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
             if let Some(properties) = schema["properties"].as_object_mut() {
                 properties.remove("name");
             }
-            text += "\n  of every distiller:\n";
+            text += "\n  settings of every distiller:\n";
             write_fields(&mut text, &schema, &schema, &Settings::new(), "");
         }
         text.push('\n');
@@ -75,15 +75,17 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
     emit(&text)
 }
 
-/// Prints the keys of a section that no plugin owns; of `run`, those at the top of a configuration.
+/// Describes one of [`SECTIONS`]; `run` stands for the top-level keys of a configuration.
 fn section(name: &str, as_json: bool) -> Result<(), Failure> {
     let (title, schema, defaults) = match name {
         "optimizer" => ("[optimizer]", schema_of::<OptimizerConfig>(), defaults_of::<OptimizerConfig>()?),
         "schedule" => ("[schedule]", schema_of::<ScheduleConfig>(), defaults_of::<ScheduleConfig>()?),
         "checkpoint" => ("[checkpoint]", schema_of::<CheckpointConfig>(), defaults_of::<CheckpointConfig>()?),
         "record" => ("[record]", schema_of::<RecordConfig>(), defaults_of::<RecordConfig>()?),
-        "metrics" => ("metrics: a line of metrics.jsonl", schema_of::<EpochReport>(), Settings::new()),
-        _ => ("run: the top level of a configuration", schema_of::<RunConfig>(), Settings::new()),
+        "metrics" => {
+            ("metrics: fields of a line of metrics.jsonl", schema_of::<EpochReport>(), Settings::new())
+        }
+        _ => ("run: top-level keys of a configuration", schema_of::<RunConfig>(), Settings::new()),
     };
     if as_json {
         return emit_json(&json!({ "name": name, "defaults": defaults, "schema": schema }));
@@ -93,7 +95,7 @@ fn section(name: &str, as_json: bool) -> Result<(), Failure> {
     emit(&text)
 }
 
-/// Writes the properties of an object schema, those of nested objects with a dotted name.
+/// Writes the properties of an object schema. Those of nested objects get dotted names.
 fn write_fields(text: &mut String, root: &Value, schema: &Value, defaults: &Settings, prefix: &str) {
     let Some(properties) = schema.get("properties").and_then(Value::as_object) else { return };
     for (name, field) in properties {
@@ -116,7 +118,7 @@ fn write_fields(text: &mut String, root: &Value, schema: &Value, defaults: &Sett
     }
 }
 
-/// Follows a reference, also inside a single-entry `allOf`.
+/// Resolves a reference, also one in an `allOf` with a single entry.
 fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     let reference = schema.get("$ref").or_else(|| schema.pointer("/allOf/0/$ref")).and_then(Value::as_str);
     match reference.and_then(|reference| root.pointer(reference.trim_start_matches('#'))) {
@@ -125,7 +127,7 @@ fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     }
 }
 
-/// A type in words: `integer`, `"fixed" | "shuffled"`, `list of number`.
+/// Describes a type: `integer`, `"fixed" | "shuffled"`, `list of number`.
 fn type_name(root: &Value, schema: &Value) -> String {
     let schema = resolve(root, schema);
     let list = |key: &str| schema.get(key).and_then(Value::as_array);

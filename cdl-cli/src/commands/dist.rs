@@ -1,4 +1,4 @@
-//! `cdl dist`: the program that loads plugins, in a folder that works wherever it is moved.
+//! `cdl dist`: builds a relocatable folder with a program that loads plugins.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,22 +22,23 @@ use crate::{
 /// Arguments of `cdl dist`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Run it in the source tree. DIR/bin/cdl then runs everywhere where DIR is, and builds and loads plugins with the same
-Rust toolchain.
+Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds plugins with the Rust toolchain that \
+built it, and loads them.
 
-Example:
-  cargo run --release -p cdl-cli -- dist ~/cdl && ~/cdl/bin/cdl plugin new my_method --kind distiller")]
+Examples:
+  cargo run --release -p cdl-cli -- dist ~/cdl
+  ~/cdl/bin/cdl plugin new my_method --kind distiller")]
 pub struct DistArgs {
-    /// Folder to make; one that `cdl dist` made before is replaced
+    /// Folder to create; a folder that `cdl dist` wrote before is replaced
     dir: PathBuf,
 }
 
-/// Builds the program with a shared `cdl-core` and lays it out.
+/// Builds the program with a shared `cdl-core` and writes the folder.
 pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     let source = source_tree()?;
-    if let Some(name) = foreign(&args.dir)? {
-        let reason = "which `cdl dist` did not make and would remove; choose another folder";
-        return Err(Failure::invalid(format!("{}: holds `{name}`, {reason}", args.dir.display())));
+    if let Some(name) = foreign_entry(&args.dir)? {
+        let reason = "which `cdl dist` did not write and would remove; choose another folder";
+        return Err(Failure::invalid(format!("{}: contains `{name}`, {reason}", args.dir.display())));
     }
     let mut build = cargo();
     build.args(["build", "--release", "-p", "cdl-dynamic", "--message-format=json-render-diagnostics"]);
@@ -51,7 +52,7 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
     let parent = args.dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(io(parent))?;
     let fresh = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(io(parent))?;
-    lay_out(fresh.path(), &source, &artifacts, &metadata)?;
+    write_folder(fresh.path(), &source, &artifacts, &metadata)?;
     let earlier = tempfile::Builder::new().prefix(".cdl-dist-").tempdir_in(parent).map_err(io(parent))?;
     if args.dir.exists() {
         fs::rename(&args.dir, earlier.path().join("dist")).map_err(io(&args.dir))?;
@@ -60,7 +61,7 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
         let _ = fs::rename(earlier.path().join("dist"), &args.dir);
         return Err(io(&args.dir)(e));
     }
-    // It lies in its place now and must not be removed with its old name.
+    // The folder has been moved; the temporary name must not be removed on drop.
     let _ = fresh.keep();
     emit(&format!("{}\n", args.dir.join("bin/cdl").display()))
 }
@@ -68,19 +69,19 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
 /// Files and folders that are copied beside `bin` and `lib`.
 const COPIED: [&str; 5] = ["configs", "docs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// Something in `dir` that is no part of what this makes.
-fn foreign(dir: &Path) -> Result<Option<String>, Failure> {
+/// Returns an entry of `dir` that `cdl dist` does not write.
+fn foreign_entry(dir: &Path) -> Result<Option<String>, Failure> {
     if !dir.exists() {
         return Ok(None);
     }
     let names = fs::read_dir(dir).map_err(io(dir))?.flatten().map(|entry| entry.file_name());
     let mut names = names.map(|name| name.to_string_lossy().into_owned());
-    let ours = |name: &str| ["bin", "lib"].contains(&name) || COPIED.contains(&name);
-    let made = dir.join(FOLDER).join(INDEX).exists();
-    Ok(names.find(|name| !made || !ours(name)))
+    let known = |name: &str| ["bin", "lib"].contains(&name) || COPIED.contains(&name);
+    let is_dist = dir.join(FOLDER).join(INDEX).exists();
+    Ok(names.find(|name| !is_dist || !known(name)))
 }
 
-/// The folder of the workspace that the working directory lies in.
+/// Root of the workspace that contains the working directory.
 fn source_tree() -> Result<PathBuf, Failure> {
     let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
     let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
@@ -88,13 +89,18 @@ fn source_tree() -> Result<PathBuf, Failure> {
     tree.map(Path::to_path_buf).ok_or_else(|| Failure::invalid(format!("{}: {reason}", here.display())))
 }
 
-/// Copies everything into `root`.
-fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metadata) -> Result<(), Failure> {
+/// Writes program, libraries, crate metadata and documents into `root`.
+fn write_folder(
+    root: &Path,
+    source: &Path,
+    artifacts: &[Artifact],
+    metadata: &Metadata,
+) -> Result<(), Failure> {
     let (bin, lib, sdk) = (root.join("bin"), root.join("lib"), root.join(FOLDER));
     for folder in [&bin, &lib, &sdk] {
         fs::create_dir_all(folder).map_err(io(folder))?;
     }
-    let missing = |what: &str| Failure::working(format!("cargo made no {what}"));
+    let missing = |what: &str| Failure::working(format!("cargo did not build the {what}"));
     let program =
         artifacts.iter().filter(|a| a.target.name == "cdl-dynamic").find_map(|a| a.executable.as_ref());
     let program = program.ok_or_else(|| missing("program"))?.as_std_path();
@@ -113,11 +119,11 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     let core = metadata.packages.iter().find(|package| package.name.as_str() == "cdl-core");
     let core = &core.ok_or_else(|| missing("cdl-core"))?.id;
     let mut files = BTreeMap::new();
-    for package in below(core, metadata) {
-        // What build scripts use as well was made twice: the one for them, without optimisation, does not count.
-        let mut made: Vec<_> = artifacts.iter().filter(|made| made.package_id == *package).collect();
-        made.sort_by_key(|artifact| artifact.profile.opt_level != "0");
-        for artifact in made {
+    for package in dependency_tree(core, metadata) {
+        // Crates that build scripts also use are built twice. The optimised build must win, so it comes last.
+        let mut built: Vec<_> = artifacts.iter().filter(|artifact| artifact.package_id == *package).collect();
+        built.sort_by_key(|artifact| artifact.profile.opt_level != "0");
+        for artifact in built {
             if let Some(file) = metadata_file(artifact) {
                 files.insert(package, (copy_into(file, &sdk)?, artifact.features.clone()));
             }
@@ -139,7 +145,7 @@ fn lay_out(root: &Path, source: &Path, artifacts: &[Artifact], metadata: &Metada
     Ok(())
 }
 
-/// File of a crate that the compiler reads: metadata, a procedural macro, or the library where cargo made no metadata.
+/// File of a crate that the compiler reads: metadata, a procedural macro, or the library if cargo built no metadata.
 fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     let with = |extension: &str| artifact.filenames.iter().find(|file| file.extension() == Some(extension));
     let macros = artifact.target.kind.contains(&TargetKind::ProcMacro);
@@ -152,15 +158,15 @@ fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     file.map(|file| file.as_std_path())
 }
 
-/// Packages that `package` links.
+/// Direct dependencies that `package` links.
 fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
     let node = metadata.resolve.as_ref().and_then(|all| all.nodes.iter().find(|node| node.id == *package));
     let normal = |node: &&NodeDep| node.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
     node.into_iter().flat_map(|node| &node.deps).filter(normal).map(|dependency| &dependency.pkg).collect()
 }
 
-/// `package` and everything below it, but for what procedural macros link: they are whole.
-fn below<'a>(package: &'a PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
+/// `package` and all its dependencies, except for those of procedural macros, which are self-contained.
+fn dependency_tree<'a>(package: &'a PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
     let is_macro = |package: &&cargo_metadata::Package| {
         package.targets.iter().any(|target| target.kind.contains(&TargetKind::ProcMacro))
     };
@@ -179,7 +185,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::copy(from, to).map(|_| ()).map_err(io(from))
 }
 
-/// Copies a file into a folder and gives its name.
+/// Copies a file into a folder and returns its name.
 fn copy_into(file: &Path, folder: &Path) -> Result<PathBuf, Failure> {
     let name = file.file_name().map(PathBuf::from).unwrap_or_default();
     copy(file, &folder.join(&name))?;

@@ -1,4 +1,4 @@
-//! `cdl eval`.
+//! `cdl eval`: tests the saved models of a run again.
 
 use std::path::{Path, PathBuf};
 
@@ -15,40 +15,41 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::{config_args::load_config, failure::Failure, sweep::grid::refuse, terminal::emit};
+use crate::{config_args::load_config, failure::Failure, sweep::grid::expect_run, terminal::emit};
 
 /// Arguments of `cdl eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
     /// Directory of a run
     run_dir: PathBuf,
-    /// Test the models as they were after this task, counted from 1 [default: the last finished one]
+    /// Test the models saved after this task (from 1) [default: the last finished task]
     #[arg(long, value_name = "N")]
     task: Option<usize>,
-    /// Override a value of the run's configuration, for instance --set batch_size=16; may be repeated
+    /// Override a value of the run's configuration, for instance --set batch_size=16; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
 }
 
-/// A run with its networks as they were after a task.
+/// Run whose networks are restored to their state after a task.
 pub struct Restored {
     pub config: Config,
-    /// The networks that it has trained are those of after the task.
+    /// Experiment; the networks that the run has trained have their state after the task.
     pub experiment: Experiment,
-    /// The task.
+    /// Last task that the networks have learned.
     pub task: Task,
-    /// Results that the run has recorded.
+    /// Results recorded by the run.
     pub results: Results,
 }
 
-/// Builds a run again for `command`, and loads its models after task `after` (from 1), or after the last finished one.
+/// Builds the experiment of a run and loads the models saved after task `after` (from 1), by default the last finished
+/// task. Errors name `command`.
 pub fn restored(
     command: &str,
     run_dir: &Path,
     after: Option<usize>,
     sets: &[String],
 ) -> Result<Restored, Failure> {
-    refuse(run_dir, command)?;
+    expect_run(run_dir, command)?;
     let results = read_results(run_dir)?;
     let config = load_config(&[run_dir.join("config.toml")], sets)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
@@ -66,7 +67,7 @@ pub fn restored(
     Ok(Restored { config, experiment, task, results })
 }
 
-/// Loads the models of a run and tests them on every task that they have seen.
+/// Tests the models of a run on every task that they have learned.
 pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
     let Restored { experiment, task, results, .. } = restored("eval", &args.run_dir, args.task, &args.sets)?;
     let after = task.index + 1;
@@ -88,20 +89,22 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         }
         let used = tested.prompt_use.of(role).as_ref().filter(|pools| !pools.is_empty());
         match prompts.as_ref().and_then(|prompts| prompts.of(role).as_ref()).zip(used) {
-            Some((recorded, used)) if same(recorded, used) => text += "  prompts are taken as in the run\n",
-            Some(_) => text += "  prompts are taken otherwise than in the run\n",
+            Some((recorded, used)) if same(recorded, used) => {
+                text += "  prompts are selected as in the run\n"
+            }
+            Some(_) => text += "  prompts are selected differently than in the run\n",
             None => {}
         }
     }
     emit(&text)
 }
 
-/// True if the pools are the same and so is the use of each prompt; means of weights may differ in their last digits.
+/// True if both have the same pools and the same use of every prompt. Mean weights may differ in their last digits.
 fn same(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
     let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
-    let (ours, theirs) = (numbers(used), numbers(recorded));
+    let (new, old) = (numbers(used), numbers(recorded));
     let names = |pools: &[PoolUse]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
     names(used) == names(recorded)
-        && ours.len() == theirs.len()
-        && ours.iter().zip(theirs).all(|(ours, theirs)| (ours - theirs).abs() < 1e-5)
+        && new.len() == old.len()
+        && new.iter().zip(old).all(|(new, old)| (new - old).abs() < 1e-5)
 }

@@ -1,4 +1,4 @@
-//! `cdl explain`.
+//! `cdl explain`: every value of a configuration and its origin.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,9 +9,9 @@ use crate::{
     terminal::{emit, emit_json},
 };
 
-/// Columns of a terminal that are there wherever the program runs.
+/// Width of the output: the smallest common width of terminals.
 const COLUMNS: usize = 80;
-/// Columns for a value that has its origin beside it.
+/// Columns of settings. Longer origins begin further left.
 const VALUE: usize = 40;
 
 /// Arguments of `cdl explain`.
@@ -19,12 +19,12 @@ const VALUE: usize = 40;
 pub struct ExplainArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// JSON instead of text
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 }
 
-/// Prints every value of a configuration and where it was set.
+/// Prints every value of a configuration and its origin.
 pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     let rows = args.config.load()?.explain()?;
     if args.json {
@@ -35,7 +35,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     }
     let lines = rows.iter().map(|(key, value, origin)| {
         let setting = format!("{key} = {value}");
-        // A long origin moves to the left, one that is longer still to a line of its own.
+        // Long origins begin further left; those that still do not fit get their own line.
         let room = COLUMNS.saturating_sub("  # ".len() + origin.chars().count());
         let width = room.min(VALUE);
         match setting.chars().count() <= room {
@@ -46,7 +46,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
     emit(&lines.collect::<String>())
 }
 
-/// A value of TOML as JSON.
+/// Converts a TOML value to JSON.
 fn as_json(value: &str) -> Value {
     let table: Option<toml::Table> = toml::from_str(&format!("value = {value}")).ok();
     let value = table.and_then(|mut table| table.remove("value"));

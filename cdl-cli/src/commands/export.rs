@@ -1,4 +1,4 @@
-//! `cdl export`.
+//! `cdl export`: writes trained networks as self-contained folders.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,12 @@ use cdl_core::{
 use clap::Args;
 
 use super::eval::{Restored, restored};
-use crate::{config_args::load_recorded, failure::Failure, output_place, terminal::emit};
+use crate::{
+    config_args::load_recorded,
+    failure::Failure,
+    output_place,
+    terminal::{count, emit},
+};
 
 /// Arguments of `cdl export`.
 #[derive(Debug, Args)]
@@ -21,9 +26,9 @@ Examples:
   cdl export runs/kd --student student
   cdl export runs/kd --student student-3 --teacher teacher-3 --task 3
 
-The folder holds the frozen network, as many blocks of it as are used, prompts and heads, class names and the way from
-image files to pixels, all with their SHA-256. `cdl predict` uses it, without the run and without its data. Making it needs
-both, as `cdl eval` does. A folder that predicts other bytes than the run's network is not written.")]
+The folder contains the frozen network (the blocks in use), prompts, heads, class names, the image transform and the \
+SHA-256 of every file. `cdl predict` uses it without the run and its data. Exporting needs both, as `cdl eval` does. The \
+export is verified: it must reproduce the logits of the run's network bit for bit.")]
 pub struct ExportArgs {
     /// Directory of a run
     run_dir: PathBuf,
@@ -33,22 +38,23 @@ pub struct ExportArgs {
     /// Folder for the teacher
     #[arg(long, value_name = "DIR")]
     teacher: Option<PathBuf>,
-    /// The networks as they were after this task, counted from 1 [default: the last finished one]
+    /// Export the networks saved after this task (from 1) [default: the last finished task]
     #[arg(long, value_name = "N")]
     task: Option<usize>,
-    /// Replace the exported network that a folder holds
+    /// Replace an exported network in the folder
     #[arg(long)]
     overwrite: bool,
-    /// Override a value of the run's configuration that cannot change a result, for instance --set device=cpu
+    /// Override a value of the run's configuration that cannot change results, for instance --set device=cpu;
+    /// repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
 }
 
-/// Writes the folders.
+/// Exports the requested networks.
 pub fn export(args: &ExportArgs) -> Result<(), Failure> {
-    refuse_places(args)?;
+    check_folders(args)?;
     let Restored { config, experiment, task, .. } = restored("export", &args.run_dir, args.task, &args.sets)?;
-    // Variables of the environment and an edited file are overrides too; another setting is another network.
+    // Environment variables and edits of the file can change settings, too, and with them the network.
     check_config(&config, &load_recorded(&args.run_dir.join("config.toml"))?)?;
     let wanted = [(Role::Student, &args.student), (Role::Teacher, &args.teacher)];
     let wanted = || wanted.iter().filter_map(|&(role, folder)| Some((role, folder.as_ref()?)));
@@ -60,19 +66,19 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
         export::write(&experiment, &config, role, &task, folder, args.overwrite)?;
         let model = Predictor::load_on(folder, &experiment.device)?;
         let (frozen, trained) = model.weight_bytes()?;
-        // Told at once: it is there whatever becomes of the next.
+        // Printed at once, since the second export may fail.
         let (role, after, tasks) = (role.as_str(), task.index + 1, experiment.stream.tasks().len());
-        let (classes, folder) = (model.classes().len(), folder.display());
+        let (classes, folder) = (count(model.classes().len(), "class"), folder.display());
         let [frozen, trained] = [frozen, trained].map(|bytes| bytes as f64 / 1e6);
         emit(&format!(
-            "{role} after task {after} of {tasks}, {classes} classes: {folder} ({frozen:.1} MB frozen, {trained:.1} MB trained)\n"
+            "{role} after task {after} of {tasks}, {classes}: {folder} ({frozen:.1} MB frozen, {trained:.1} MB trained)\n"
         ))?;
     }
     Ok(())
 }
 
-/// Refuses folders that cannot be made, and one for both networks or in the other, however they are written.
-fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
+/// Checks that the folders can be created and that neither is inside the other, links and `..` resolved.
+fn check_folders(args: &ExportArgs) -> Result<(), Failure> {
     for (option, folder) in [("--student", &args.student), ("--teacher", &args.teacher)] {
         folder.as_ref().map_or(Ok(()), |folder| output_place::folder(option, folder))?;
     }
@@ -82,6 +88,6 @@ fn refuse_places(args: &ExportArgs) -> Result<(), Failure> {
         return Ok(());
     }
     let (student, teacher) = (student.display(), teacher.display());
-    let expected = "expected a folder apart from that of --student";
+    let expected = "expected a folder separate from that of --student";
     Err(Failure::invalid(format!("--teacher {teacher}: {expected}, {student}")))
 }

@@ -1,4 +1,4 @@
-//! `cdl list`.
+//! `cdl list`: all registered plugins.
 
 use cdl_core::registry::{Kind, entries};
 use serde_json::{Value, json};

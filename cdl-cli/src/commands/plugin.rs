@@ -1,4 +1,4 @@
-//! `cdl plugin`: methods that are loaded at run time.
+//! `cdl plugin`: creates, builds, checks and lists plugins.
 
 use std::path::PathBuf;
 
@@ -18,27 +18,27 @@ use crate::{
     terminal::emit,
 };
 
-/// The commands of `cdl plugin`.
+/// Commands of `cdl plugin`.
 #[derive(Debug, Subcommand)]
 pub enum PluginCommand {
-    /// Make a crate with a method that works, to change into one's own
+    /// Create a crate with a working method as a starting point
     New(NewArgs),
-    /// Compile a crate into a library that this program loads
+    /// Compile a crate into a library that this program can load
     Build(BuildArgs),
-    /// Look at a library, load it, and test what its methods promise
+    /// Load a library and run the conformance tests on its methods
     Check(CheckArgs),
-    /// List the libraries that are loaded, and those in CDL_PLUGIN_PATH that cannot be
+    /// List loaded libraries, and those in CDL_PLUGIN_PATH that cannot be loaded
     List,
-    /// Load a library and end: what another process asks for before it loads it itself
+    /// Load a library and exit; used by another process to test the library before it loads it
     #[command(hide = true)]
     Probe {
-        /// The library
+        /// Library
         file: PathBuf,
     },
 }
 
 impl PluginCommand {
-    /// Runs it.
+    /// Runs the command.
     pub fn run(&self, plugins: &[PathBuf]) -> Result<(), Failure> {
         match self {
             Self::New(args) => new(args),
@@ -56,33 +56,33 @@ impl PluginCommand {
 /// Arguments of `cdl plugin check`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Methods are tested at their defaults, or with --settings, on tiny random networks: shapes, gradients against finite
-differences, what is trained and what is not, determinism, save and restore. A method that is linked in can be named
-instead of a file.
+Methods are tested on tiny random networks, with their default settings or those of --settings: shapes, gradients against \
+finite differences, trained and frozen parameters, determinism, saving and restoring. NAME is a method that is linked into \
+the program.
 
 Examples:
   cdl plugin check my_method/target/cdl/my_method.so
   cdl plugin check my_method/target/cdl/my_method.so --settings 'alpha = 0.9'
   cdl plugin check NAME")]
 pub struct CheckArgs {
-    /// The library, or a method's name
+    /// Library file, or name of a method
     plugin: PathBuf,
-    /// Settings in TOML
+    /// Settings of the methods in TOML
     #[arg(long, default_value = "", value_name = "TOML")]
     settings: String,
 }
 
-/// Checks it and says what was looked at.
+/// Checks the methods and prints the results.
 pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut text = String::new();
-    // A method's name, unless it is a file.
+    // The argument is a method's name unless a file of that name exists.
     let name = args.plugin.to_str().filter(|_| !args.plugin.exists()).unwrap_or_default();
     let mut entries: Vec<&Entry> = Kind::ALL.into_iter().filter_map(|kind| find(kind, name).ok()).collect();
     if entries.is_empty() {
         let loaded = load(&args.plugin)?;
         text += &format!("{} {}\n", loaded.manifest.name, loaded.manifest.version);
-        for (what, which) in &loaded.manifest.stamp {
-            text += &format!("  {what:14} {which}\n");
+        for (key, value) in &loaded.manifest.stamp {
+            text += &format!("  {key:14} {value}\n");
         }
         text += &format!("  {:14} {}\n", "SHA-256", loaded.sha256);
         text += "  shares cdl-core, its registry and its tensor ids with this program\n";
@@ -96,7 +96,7 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
             Kind::Distiller => testing::check_distiller(name, settings)?,
             Kind::Stream => testing::check_stream(name, settings)?,
         }
-        text += &format!("{kind} {name}: keeps its promises\n");
+        text += &format!("{kind} {name}: all checks passed\n");
         if matches!(kind, Kind::Learner | Kind::Distiller) {
             let digest = testing::gradient_digest(kind, name, settings)?;
             text += &format!("  SHA-256 of the gradients of a first step: {digest}\n");
@@ -105,12 +105,12 @@ pub fn check(args: &CheckArgs) -> Result<(), Failure> {
     emit(&text)
 }
 
-/// Prints what is loaded.
+/// Prints the loaded libraries and those that cannot be loaded.
 fn list(plugins: &[PathBuf]) -> Result<(), Failure> {
     let mut text = String::new();
     for file in searched()?.iter().chain(plugins) {
         if let Err(failure) = load(file) {
-            text += &format!("refused: {}\n", failure.message);
+            text += &format!("not loaded: {}\n", failure.message);
         }
     }
     for loaded in dynamic::loaded() {
@@ -120,7 +120,7 @@ fn list(plugins: &[PathBuf]) -> Result<(), Failure> {
         }
     }
     if text.is_empty() {
-        text = format!("no plugins: name them with --plugin FILE, `plugins = [...]` or {SEARCH}\n");
+        text = format!("no plugins loaded; load them with --plugin FILE, `plugins = [...]` or {SEARCH}\n");
     }
     emit(&text)
 }

@@ -1,18 +1,24 @@
-//! `cdl predict`.
+//! `cdl predict`: classifies images with an exported network.
 
 use std::path::PathBuf;
 
 use cdl_core::{
     run::export::{Prediction, Predictor, PreprocessedImage},
     system::device::{self, Precision},
-    transform,
+    transform::open,
 };
 use cdl_plugins::image_files::Below;
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::{batch_size::batch_size, failure::Failure, logging::Log, progress::Spinner, terminal::emit};
+use crate::{
+    batch_size::batch_size,
+    failure::Failure,
+    logging::Log,
+    progress::Spinner,
+    terminal::{count, emit},
+};
 
 /// Arguments of `cdl predict`.
 #[derive(Debug, Args)]
@@ -21,59 +27,62 @@ Examples:
   cdl predict student boot.png
   cdl predict student images/ --top 3 --format json > predictions.jsonl
 
-JSON has a line for each image: {\"image\": PATH, \"predictions\": [{\"class\": NAME, \"index\": N, \"probability\": P,
-\"logit\": L}, ...]}, the best first, or {\"image\": PATH, \"error\": REASON}. `probability` is the softmax over all classes that
-the network has learned, `logit` what the run's own network computes. What of a path is no UTF-8 is U+FFFD there.
+JSON output has a line for each image, with the best class first, or with the error of an image that cannot be read:
+  {\"image\": PATH, \"predictions\":
+    [{\"class\": NAME, \"index\": N, \"probability\": P, \"logit\": L}, ...]}
+  {\"image\": PATH, \"error\": REASON}
+`probability` is the softmax over all learned classes, `logit` the output of the network. \
+Bytes of a path that are not UTF-8 become U+FFFD.
 
-Images that cannot be read are named, the others go on; the exit code is 2 then.")]
+Images that cannot be read are reported and skipped, and the exit code is 2.")]
 pub struct PredictArgs {
-    /// Folder that `cdl export` has made
+    /// Folder written by `cdl export`
     model: PathBuf,
-    /// Image files, and folders of them, also below one another
+    /// Image files, or folders that are searched recursively
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
-    /// How many classes for each image [default: 5, or all where there are fewer]
+    /// Number of classes to print for each image [default: 5, or all if there are fewer]
     #[arg(long, value_name = "K", default_value_t = 5, hide_default_value = true, value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
-    /// A table for people, or lines of JSON
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Images in a batch, as far as memory allows [default: as in the run]
+    /// Batch size [default: that of the run, reduced if memory is short]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
-    /// Where to compute: auto, cpu, cuda or cuda:N
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// A line for each image.
+    /// A line of text for each image
     Table,
-    /// A line of JSON for each image.
+    /// A line of JSON for each image
     Json,
 }
 
-/// A line of JSON.
+/// Line of JSON output.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Line<'a> {
-    Answer { image: &'a str, predictions: &'a [Prediction] },
-    Unread { image: &'a str, error: String },
+    Classified { image: &'a str, predictions: &'a [Prediction] },
+    Unreadable { image: &'a str, error: String },
 }
 
-/// Predicts image after image.
+/// Classifies the images, batch by batch.
 pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
     let device = device::open(&args.device, Precision::Float32)?;
     let files = files(&args.images)?;
     let model = Predictor::load_on(&args.model, &device).map_err(Failure::before_writing)?;
     let batch_size = batch_size(&model, "--batch-size", args.batch_size)?;
     let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    let width = names.iter().map(|name| on_a_line(name).chars().count()).max().unwrap_or_default();
+    let width = names.iter().map(|name| escaped(name).chars().count()).max().unwrap_or_default();
     let spinner = Spinner::new(log, "{pos} images");
-    let mut unread = 0;
+    let mut unreadable = 0;
     for (files, names) in files.chunks(batch_size).zip(names.chunks(batch_size)) {
-        let read = read(&model, files, &|| spinner.one());
+        let read = read(&model, files, &|| spinner.increment());
         let errors: Vec<Option<String>> = read.iter().map(|image| image.as_ref().err().cloned()).collect();
         let images: Vec<PreprocessedImage> = read.into_iter().flatten().collect();
         let mut answers = model.predict_preprocessed(&images, args.top as usize)?.into_iter();
@@ -82,44 +91,45 @@ pub fn predict(args: &PredictArgs, log: &Log) -> Result<(), Failure> {
             let answer = match error {
                 None => answers.next().unwrap_or_default(),
                 Some(error) => {
-                    tracing::warn!("{}", on_a_line(&error));
-                    unread += 1;
+                    tracing::warn!("{}", escaped(&error));
+                    unreadable += 1;
                     if args.format == Format::Json {
-                        text += &json(&Line::Unread { image: name, error })?;
+                        text += &json(&Line::Unreadable { image: name, error })?;
                     }
                     continue;
                 }
             };
             text += &match args.format {
-                Format::Json => json(&Line::Answer { image: name, predictions: &answer })?,
+                Format::Json => json(&Line::Classified { image: name, predictions: &answer })?,
                 Format::Table => row(width, name, &answer),
             };
         }
         emit(&text)?;
     }
     drop(spinner);
-    match unread {
+    match unreadable {
         0 => Ok(()),
-        _ => Err(Failure::invalid(format!("{unread} of {} images cannot be read", files.len()))),
+        _ => Err(Failure::invalid(format!("{unreadable} of {} cannot be read", count(files.len(), "image")))),
     }
 }
 
-/// Reads the images of a batch. Nothing of an image is kept but what the network sees: files may be a thousand times larger.
+/// Reads the images of a batch. Only the preprocessed pixels are kept, since decoded images may be a thousand times
+/// larger.
 fn read(
     model: &Predictor,
     files: &[PathBuf],
-    seen: &(dyn Fn() + Sync),
+    on_image: &(dyn Fn() + Sync),
 ) -> Vec<Result<PreprocessedImage, String>> {
-    let way = &model.description().transform;
+    let transform = &model.description().transform;
     let read = |file: &PathBuf| {
-        let image = transform::open(file).map(|image| PreprocessedImage::of(&image, way));
-        seen();
+        let image = open(file).map(|image| PreprocessedImage::of(&image, transform));
+        on_image();
         image.map_err(|e| e.to_string())
     };
     files.par_iter().map(read).collect()
 }
 
-/// The files that are named, and those in folders that are named, sorted there.
+/// Returns the named files and the images in the named folders, those of a folder sorted by name.
 fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let mut all = Vec::new();
     for path in named {
@@ -129,25 +139,25 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         }
         let below = Below::of(path).map_err(Failure::before_writing)?;
         if below.images.is_empty() {
-            return Err(Failure::invalid(format!("{}: holds no images", path.display())));
+            return Err(Failure::invalid(format!("{}: contains no images", path.display())));
         }
         if below.others > 0 {
-            let (path, others) = (path.display(), below.others);
-            tracing::info!("{path}: files passed over, whose names do not end as those of images: {others}");
+            let (path, others) = (path.display(), count(below.others, "file"));
+            tracing::info!("{path}: skipped {others} without the extension of an image file");
         }
         all.extend(below.images);
     }
     Ok(all)
 }
 
-/// A row of the table; `width` is that of the longest name.
+/// Formats a row of the table; `width` is the width of the longest name.
 fn row(width: usize, name: &str, answer: &[Prediction]) -> String {
-    let classes = answer.iter().map(|p| format!("{} {:.1} %", on_a_line(&p.class), 100.0 * p.probability));
-    format!("{:width$}  {}\n", on_a_line(name), classes.collect::<Vec<_>>().join(", "))
+    let classes = answer.iter().map(|p| format!("{} {:.1} %", escaped(&p.class), 100.0 * p.probability));
+    format!("{:width$}  {}\n", escaped(name), classes.collect::<Vec<_>>().join(", "))
 }
 
-/// `name` on one line, with nothing in it that a terminal would obey.
-fn on_a_line(name: &str) -> String {
+/// Escapes control characters, such as line breaks and terminal commands.
+fn escaped(name: &str) -> String {
     let shown = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     name.chars().map(shown).collect()
 }

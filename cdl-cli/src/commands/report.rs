@@ -1,4 +1,4 @@
-//! `cdl report`: runs as one page, as figures and as tables.
+//! `cdl report`: a page about runs, with figures, tables and event files.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
         report_page::{page, sections},
         report_tables::{summary_csv, summary_latex, summary_markdown},
     },
-    sweep::grid::refuse,
+    sweep::grid::expect_run,
     tensorboard::EventFiles,
     terminal::emit,
 };
@@ -31,29 +31,29 @@ Examples:
   cdl report runs/alone runs/kd --out compared.html --figures figures --tables tables
   cdl report runs/quickstart --figures figures --format png
 
-A run that is not done is shown as far as it is.")]
+Unfinished runs are reported up to their last epoch.")]
 pub struct ReportArgs {
-    /// Directories of runs; with several, differences are those from the first
+    /// Run directories; several runs are compared with the first
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// The page [default: report.html in the run's directory, with several runs in the working directory]
+    /// HTML page [default: report.html in the run directory, or in the working directory for several runs]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Write each plot as a file of its own into this folder as well
+    /// Also write each plot as a file into this folder
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// What these files are: drawings, or images of three times the size on the page
+    /// Format of these files; PNG images have three times the size on the page
     #[arg(long, value_enum, default_value_t = Format::Svg, requires = "figures")]
     format: Format,
-    /// Write the summary as CSV, Markdown and LaTeX into this folder as well
+    /// Also write summary and costs as tables (CSV, Markdown, LaTeX) into this folder
     #[arg(long, value_name = "DIR")]
     tables: Option<PathBuf>,
-    /// Write event files for TensorBoard into this folder as well, a folder in it for each run
+    /// Also write event files for TensorBoard into this folder, in a subfolder for each run
     #[arg(long, value_name = "DIR")]
     tensorboard: Option<PathBuf>,
 }
 
-/// Pixels of an image for each of the page's: a plot of 560 across a column of 3.3 inches has 500 dots an inch.
+/// Image pixels per pixel of the page. A plot 560 px wide has 500 dots per inch in a column of 3.3 inches.
 const SCALE: f32 = 3.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -74,14 +74,14 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     });
     let mut runs: Vec<RecordedRun> = Vec::new();
     for (number, root) in args.runs.iter().enumerate() {
-        refuse(root, "report")?;
-        let mut run = RecordedRun::so_far(root)?;
+        expect_run(root, "report")?;
+        let mut run = RecordedRun::with_epochs(root)?;
         if runs.iter().any(|other| other.name == run.name) {
             run.name += &format!(" ({})", number + 1);
         }
         runs.push(run);
     }
-    refuse_places(args, &out, &runs)?;
+    check_places(args, &out, &runs)?;
     for run in runs.iter().filter(|run| run.results.tasks_done < run.results.tasks) {
         tracing::info!("{}: {}", run.name, run.progress());
     }
@@ -112,29 +112,29 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     }
     let place = output_place::resolved(&out);
     if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(output_place::resolved(file))) {
-        let reason = format!("expected another name, {} is written as well", file.display());
-        return Err(Failure::invalid(format!("--out {}: {reason}", out.display())));
+        let reason = format!("conflicts with {}, which is also written", file.display());
+        return Err(Failure::invalid(format!("--out {}: {reason}; choose another name", out.display())));
     }
-    let mut told = String::new();
+    let mut written = String::new();
     for (file, bytes) in [(out, page)].into_iter().chain(files) {
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(io(folder))?;
         }
         write_atomic(&file, &bytes)?;
-        told += &format!("{}\n", file.display());
+        written += &format!("{}\n", file.display());
     }
     if let Some(folder) = &args.tensorboard {
         for (run, root) in runs.iter().zip(&args.runs) {
             let into = folder.join(&run.name);
             EventFiles::convert(root, &into)?;
-            told += &format!("{}\n", into.display());
+            written += &format!("{}\n", into.display());
         }
     }
-    emit(&told)
+    emit(&written)
 }
 
-/// Refuses places for the results that cannot be had, before anything is written.
-fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<(), Failure> {
+/// Checks, before anything is written, that all results can be written and do not conflict.
+fn check_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<(), Failure> {
     output_place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
     let page = output_place::resolved(out);
     let named =
@@ -149,8 +149,8 @@ fn refuse_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<
         output_place::folder(option, &folder)?;
         if output_place::resolved(&folder).starts_with(&page) {
             let (folder, out) = (folder.display(), out.display());
-            let becomes = format!("{folder} becomes a folder and {out} becomes the page");
-            return Err(Failure::invalid(format!("{option}: expected another name, {becomes}")));
+            let reason = format!("conflicts with the page {out}; choose another name");
+            return Err(Failure::invalid(format!("{option}: the folder {folder} {reason}")));
         }
     }
     Ok(())

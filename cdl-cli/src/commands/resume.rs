@@ -1,4 +1,4 @@
-//! `cdl resume`.
+//! `cdl resume`: continues a stopped run or sweep.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::sweep;
 use crate::{
-    config_args::load_config, failure::Failure, lifecycle::go_on, logging::Log, sweep::layout::is_sweep,
+    config_args::load_config, failure::Failure, lifecycle::continue_run, logging::Log,
+    sweep::layout::is_sweep,
 };
 
 /// Arguments of `cdl resume`.
@@ -16,20 +17,20 @@ use crate::{
 Examples:
   cdl resume runs/quickstart-seed1-20260101-120000
   cdl resume runs/alone --set checkpoint.every_steps=100
-  cdl resume sweeps/quickstart-1a2b3c4d                     what a sweep has left to do
+  cdl resume sweeps/quickstart-1a2b3c4d     continue the cells of a sweep
 
-The run ends with the same bytes as one that was never stopped. So its data and weights have to be the same, and of its
-configuration only what cannot change a result may be another: stream.input.workers, stream.input.prefetch,
-stream.input.cache_mb, checkpoint.*, record.*, device (of the same kind), and --threads.")]
+The results are byte for byte those of a run that was never stopped. Data and weights must therefore be unchanged, and \
+only settings that cannot change results may differ: stream.input.workers, stream.input.prefetch, stream.input.cache_mb, \
+checkpoint.*, record.*, device (of the same kind), and --threads.")]
 pub struct ResumeArgs {
-    /// Directory of a run, or of a sweep
+    /// Directory of a run or of a sweep
     run_dir: PathBuf,
-    /// Override a value that cannot change a result; may be repeated
+    /// Override a value that cannot change results; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
 }
 
-/// Takes a run up where its newest good checkpoint has it, and finishes it.
+/// Continues a run from its newest readable checkpoint, or the unfinished cells of a sweep.
 pub fn resume(args: &ResumeArgs, log: &Log) -> Result<(), Failure> {
     let start = Instant::now();
     let root = &args.run_dir;
@@ -38,5 +39,5 @@ pub fn resume(args: &ResumeArgs, log: &Log) -> Result<(), Failure> {
     }
     read_record(root)?;
     let config = load_config(&[root.join("config.toml")], &args.sets)?;
-    go_on(root, &config, start, log)
+    continue_run(root, &config, start, log)
 }

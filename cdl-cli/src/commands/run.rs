@@ -1,4 +1,4 @@
-//! `cdl run`.
+//! `cdl run`: trains and tests on all tasks.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -16,18 +16,19 @@ Examples:
   cdl run configs/quickstart.toml configs/baseline/joint.toml
   CDL_OPTIMIZER__LR=0.005 cdl run configs/quickstart.toml
 
-Values come from, lowest first: built-in defaults, the files in order (each after those it `extends`), CDL_...
-environment variables, --set. Relative paths inside a configuration are relative to the working directory.
+Values are set by, from lowest to highest precedence: built-in defaults; configuration files in the given order, each \
+after the files that it `extends`; environment variables CDL_...; --set. Relative paths in a configuration are relative \
+to the working directory.
 
-Ctrl-C (SIGINT) and SIGTERM finish the step, save the run and end with exit code 130 or 143; `cdl resume DIR` goes on.
-A second one ends it at once.")]
+On Ctrl-C (SIGINT) or SIGTERM, the current step is finished, the run is saved, and the exit code is 130 or 143. \
+`cdl resume DIR` continues the run. A second signal ends the program at once.")]
 pub struct RunArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Directory for results [default: one under runs/ named after configuration, seed and time]
+    /// Run directory for all results [default: runs/CONFIG-seedN-TIME]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
-    /// Replace the run that the directory holds
+    /// Replace a run in the run directory
     #[arg(long)]
     overwrite: bool,
 }

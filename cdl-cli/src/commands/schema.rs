@@ -1,4 +1,4 @@
-//! `cdl schema`: a JSON Schema of configurations, for editors that complete and check TOML.
+//! `cdl schema`: JSON Schema of configuration files, for completion and checks in editors.
 
 use cdl_core::{
     config::{DistillerSection, LearnerOverride, NetworkSection, RunConfig, Section},
@@ -14,10 +14,10 @@ pub fn schema() -> Result<(), Failure> {
     let mut schema = schema_of::<RunConfig>();
     schema["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     schema["title"] = json!("cdl configuration");
-    // A file may be one layer of several: it need not have every section.
+    // A file may be one of several layers, so no section is required.
     schema.as_object_mut().and_then(|schema| schema.remove("required"));
     schema["properties"]["extends"] = json!({
-        "description": "Configuration files that this one is laid over, relative to it.",
+        "description": "Configuration files that this one overrides, relative to it.",
         "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
     });
     schema["additionalProperties"] = json!(false);
@@ -42,8 +42,8 @@ pub fn schema() -> Result<(), Failure> {
     emit_json(&schema)
 }
 
-/// Schema of a section that names a plugin of `kind`: the keys of `common`, and those of the plugin that it names. Where a
-/// section names none, a lower layer does, and the keys of every plugin are accepted.
+/// Schema of a section for a plugin of `kind`: the keys of `common` and those of the named plugin. A section without a
+/// `name` changes settings of a lower layer, so it accepts the keys of every plugin.
 fn section(root: &mut Value, kind: Kind, common: &Value) -> Result<Value, Error> {
     let common = common["properties"].as_object().cloned().unwrap_or_default();
     let mut names = Vec::new();
@@ -59,7 +59,7 @@ fn section(root: &mut Value, kind: Kind, common: &Value) -> Result<Value, Error>
             "then": { "properties": keys, "additionalProperties": false },
         }));
         names.push(entry.name);
-        // Two plugins may use one key differently.
+        // Plugins may use the same key for values of different types.
         for (key, value) in own {
             any.entry(key).and_modify(|known| *known = json!(true)).or_insert(value);
         }
@@ -68,7 +68,7 @@ fn section(root: &mut Value, kind: Kind, common: &Value) -> Result<Value, Error>
     Ok(json!({ "type": "object", "properties": any, "additionalProperties": false, "allOf": choices }))
 }
 
-/// Moves definitions of a plugin's schema to the root, under names of their own, where references look for them.
+/// Moves the definitions of a plugin's schema to the root, where references are resolved, under unique names.
 fn move_definitions(root: &mut Value, schema: &mut Value, plugin: &str) {
     let Some(definitions) = schema.as_object_mut().and_then(|schema| schema.remove("$defs")) else { return };
     let place = |value: &mut Value| rename_references(value, plugin);

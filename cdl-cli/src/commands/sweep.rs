@@ -1,4 +1,4 @@
-//! `cdl sweep`: a grid of runs, what they have in common, and how they differ.
+//! `cdl sweep`: runs a grid of configurations and seeds and tabulates means and differences.
 
 use std::{
     fs,
@@ -24,74 +24,76 @@ use crate::{
         summary::Summary,
         sweep_page, sweep_tables,
     },
-    terminal::{count, emit, shell},
+    terminal::{count, emit, shell_quoted},
 };
 
 /// Arguments of `cdl sweep`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  cdl sweep configs/quickstart.toml --vary optimizer.lr=1e-3,5e-3 --vary learner.pool=10,20 --seeds 1,2,3 --jobs 2
-  cdl sweep configs/quickstart.toml --vary-file configs/distiller/none.toml,mine.toml --seeds 1,2,3 --out sweeps/distillers
+  cdl sweep configs/quickstart.toml --vary optimizer.lr=1e-3,5e-3 \\
+      --vary learner.pool=10,20 --seeds 1,2,3 --jobs 2
+  cdl sweep configs/quickstart.toml --seeds 1,2,3 --out sweeps/distillers \\
+      --vary-file configs/distiller/none.toml,mine.toml
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --orders 1,2,3
-  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3 --emit slurm
+  cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --emit slurm
   cdl resume sweeps/distillers
 
-Every cell of the grid is a run in DIR/cells. The same command again, or `cdl resume DIR`, runs what is missing, goes on
-with what was stopped and leaves the rest; with more values or seeds, the sweep grows. Tables, a figure and a page with
-means, standard deviations and paired differences are in DIR. A cell that fails stops no other.")]
+Every cell of the grid is a run in DIR/cells. Repeating the command, or `cdl resume DIR`, runs missing cells, continues \
+stopped ones and skips finished ones; more values or seeds extend the sweep. DIR contains tables, a figure and a page with \
+means, standard deviations and paired differences. A failed cell does not stop the others.")]
 pub struct SweepArgs {
-    /// Configuration files (TOML), later ones over earlier ones
+    /// Configuration files (TOML); later files override earlier ones
     #[arg(required_unless_present = "resume", value_name = "CONFIG")]
     configs: Vec<PathBuf>,
-    /// Override a value in every cell; may be repeated
+    /// Override a value in every cell; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Compare these values of a key; may be repeated
+    /// Compare these values of a key; repeatable
     #[arg(long, value_name = "KEY=A,B,...")]
     vary: Vec<String>,
-    /// Compare these configuration files, each laid over the others; may be repeated
+    /// Compare these configuration files; each overrides the CONFIG files; repeatable
     #[arg(long, value_name = "[NAME=]A,B,...")]
     vary_file: Vec<String>,
     /// Repeat every combination with these seeds
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     seeds: Vec<u64>,
-    /// Repeat every combination with the class orders that these seeds draw
+    /// Repeat every combination with class orders drawn from these seeds
     #[arg(long, value_name = "N,N,...", value_delimiter = ',')]
     orders: Vec<u64>,
-    /// Repeat every combination with these values of a key, as with seeds; may be repeated
+    /// Repeat every combination with these values of a key; repeatable
     #[arg(long, value_name = "KEY=A,B,...")]
     repeat: Vec<String>,
-    /// Combination that the others are compared with; may be repeated [default: that of before, or the first]
+    /// Combination that the others are compared with; repeatable [default: the stored one, or the first]
     #[arg(long, value_name = "KEY=VALUE")]
     baseline: Vec<String>,
-    /// Cells that run at once; the threads are shared out among them [default: as before, or 1]
+    /// Number of cells that run at once and share the threads [default: the stored number, or 1]
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
-    /// Folder of the sweep [default: one under sweeps/ named after the command]
+    /// Folder of the sweep [default: sweeps/CONFIG-HASH, with a hash of the arguments]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on with the sweep in a folder
+    /// Continue the sweep in a folder
     #[arg(long, value_name = "DIR", conflicts_with_all = ["configs", "sets", "vary", "vary_file", "seeds", "orders", "repeat", "out"])]
     resume: Option<PathBuf>,
-    /// Run nothing: write tables, figure and page of what is there
+    /// Only write tables, figure and page of the finished cells
     #[arg(long, conflicts_with_all = ["emit", "cell"])]
     collect: bool,
-    /// Run nothing: write a script that runs the cells elsewhere
-    #[arg(long, value_enum, value_name = "WHERE", conflicts_with = "cell")]
+    /// Only write a script that runs the cells on a cluster
+    #[arg(long, value_enum, value_name = "SYSTEM", conflicts_with = "cell")]
     emit: Option<Emit>,
-    /// Run one cell, by its name or counted from 0, in this process
-    #[arg(long, value_name = "N", requires = "resume")]
+    /// Run only this cell, given by its name or number (from 0)
+    #[arg(long, value_name = "CELL", requires = "resume")]
     cell: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Emit {
-    /// A job array of Slurm
+    /// Job array for Slurm
     Slurm,
 }
 
-/// Runs a grid, or what is left of it.
+/// Runs a grid, or its unfinished cells.
 pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
     if args.jobs == Some(0) {
         return Err(Failure::invalid("--jobs 0: expected at least 1".into()));
@@ -100,9 +102,9 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
         (Some(folder), Some(cell)) => return run_cell(folder, cell, log),
         (Some(folder), None) => {
             let (mut sweep, lock) = open(folder)?;
-            let before = sweep.plan.clone();
-            sweep.plan.settle(&args.baseline, args.jobs)?;
-            if sweep.plan != before {
+            let stored = sweep.plan.clone();
+            sweep.plan.apply_options(&args.baseline, args.jobs)?;
+            if sweep.plan != stored {
                 sweep.plan.save(folder)?;
             }
             (sweep, lock)
@@ -112,38 +114,38 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
     match args.emit {
         Some(Emit::Slurm) => slurm::emit(&sweep),
         None if args.collect => {
-            let states = cell_states::look(&sweep)?;
+            let states = cell_states::read_all(&sweep)?;
             cell_states::write(&sweep, &states)?;
             for (cell, state) in sweep.cells.iter().zip(&states) {
-                if let Some(trouble) = state.trouble() {
-                    tracing::warn!("{} {trouble}", cell.name);
+                if let Some(problem) = state.problem() {
+                    tracing::warn!("{} {problem}", cell.name);
                 }
             }
             collect(&sweep, &states)
         }
-        None => work(&sweep),
+        None => run_all(&sweep),
     }
 }
 
-/// Goes on with the sweep in `folder`.
+/// Continues the sweep in `folder`.
 pub fn resume(folder: &Path, sets: &[String]) -> Result<(), Failure> {
     if let Some(set) = sets.first() {
-        let reason = "the cells of a sweep keep their configurations; resume a cell by its own directory";
+        let reason = "configurations of a sweep's cells are fixed; resume a single cell by its run directory";
         return Err(Failure::invalid(format!("--set {set}: {reason}")));
     }
     let (sweep, _lock) = open(folder)?;
-    work(&sweep)
+    run_all(&sweep)
 }
 
-/// The sweep in `folder`, which no other process works on then.
+/// Opens the sweep in `folder` and locks it.
 fn open(folder: &Path) -> Result<(Sweep, fs::File), Failure> {
-    // Nothing is written to what is no sweep.
+    // Reading the plan first ensures that no lock file is written into other folders.
     Plan::read(folder)?;
     let lock = lock(folder)?;
     Ok((Sweep::read(folder)?, lock))
 }
 
-/// Plans a sweep, and writes the plan once all of it holds.
+/// Plans a sweep and writes the plan if all its cells are valid.
 fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     let keys = |option: &str, texts: &[String]| -> Result<Vec<Axis>, Failure> {
         texts.iter().map(|text| Axis::of_key(option, text)).collect()
@@ -159,7 +161,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     repeat.extend(keys("--repeat", &args.repeat)?);
     if vary.is_empty() && repeat.is_empty() {
         let expected =
-            "expected --vary, --vary-file, --seeds, --orders or --repeat; one run is made by cdl run";
+            "expected --vary, --vary-file, --seeds, --orders or --repeat; use cdl run for a single run";
         return Err(Failure::invalid(format!("nothing is varied: {expected}")));
     }
     let (configs, sets, baseline) = (args.configs.clone(), args.sets.clone(), args.baseline.clone());
@@ -172,27 +174,27 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
         }
         None => plan.default_folder()?,
     };
-    // Of a sweep that was killed before its plan was written, there is a lock at most.
+    // A sweep that was killed before its plan was written leaves at most a hidden lock file.
     let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
     let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(visible));
     if occupied && !is_sweep(&folder) {
-        let reason = "holds something that is not a sweep; choose another --out";
+        let reason = "contains files that are not a sweep; choose another --out";
         return Err(Failure::invalid(format!("{}: {reason}", folder.display())));
     }
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {
-        plan.continues(Plan::read(&folder)?, &folder)?;
-        plan.settle(&args.baseline, args.jobs)?;
+        plan.extend(Plan::read(&folder)?, &folder)?;
+        plan.apply_options(&args.baseline, args.jobs)?;
     }
     plan.write(&folder, &cells)?;
     Ok((Sweep::read(&folder)?, lock))
 }
 
-/// Runs what is not done, collects, and names what is left.
-fn work(sweep: &Sweep) -> Result<(), Failure> {
+/// Runs the unfinished cells, writes the tables, and reports cells that are still unfinished.
+fn run_all(sweep: &Sweep) -> Result<(), Failure> {
     let signals = Signals::listen()?;
-    let mut states = cell_states::look(sweep)?;
+    let mut states = cell_states::read_all(sweep)?;
     cell_states::write(sweep, &states)?;
     let threads = (rayon::current_num_threads() / sweep.plan.jobs).max(1);
     let (folder, cells, jobs) = (sweep.folder.display(), sweep.cells.len(), sweep.plan.jobs);
@@ -200,30 +202,31 @@ fn work(sweep: &Sweep) -> Result<(), Failure> {
     tracing::info!("{} in {folder}, {jobs} at once with {threads_each} each", count(cells, "cell"));
     pool::run(sweep, &mut states, threads, &signals)?;
     let done = states.iter().filter(|state| **state == State::Done).count();
-    if let Some((signal, code)) = signals.asked() {
-        let again = format!("go on with: cdl resume {}", shell(&sweep.folder));
-        let done = format!("{done} of {cells} cells are done, those at work were saved");
+    if let Some((signal, code)) = signals.received() {
+        let again = format!("continue with: cdl resume {}", shell_quoted(&sweep.folder));
+        let done = format!("{done} of {} done, running cells were saved", count(cells, "cell"));
         return Err(Failure { message: format!("stopped by {signal}: {done}; {again}"), code });
     }
     collect(sweep, &states)?;
-    let Some(mut left) = cell_states::what_is_left(&sweep.folder, &states) else { return Ok(()) };
+    let Some(mut message) = cell_states::unfinished(&sweep.folder, &states) else { return Ok(()) };
     for (cell, state) in sweep.cells.iter().zip(&states).filter(|(_, state)| **state != State::Done) {
-        let other = if *state == State::Running { "another process is at it" } else { "saved and stopped" };
-        left += &format!("\n  {}: {}", cell.name, state.reason().unwrap_or(other));
+        let other =
+            if *state == State::Running { "another process is running it" } else { "saved and stopped" };
+        message += &format!("\n  {}: {}", cell.name, state.reason().unwrap_or(other));
     }
-    Err(Failure::working(left))
+    Err(Failure::working(message))
 }
 
-/// Writes tables, figure and page of all cells that are done.
+/// Writes tables, figure and page of the finished cells.
 fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     let summary = Summary::read(sweep, states)?;
     if summary.done() == 0 {
-        tracing::warn!("no cell is done yet: there is nothing to tabulate");
+        tracing::warn!("no cell is done yet: no tables are written");
         return Ok(());
     }
     let left = states.iter().filter(|state| **state != State::Done).count();
     if left > 0 {
-        tracing::warn!("{left} of {} cells are not done: the tables are without them", states.len());
+        tracing::warn!("{left} of {} not done and missing in the tables", count(states.len(), "cell"));
     }
     let place = |name: &str, text: &str| write_atomic(&sweep.folder.join(name), text.as_bytes());
     place("sweep.csv", &sweep_tables::csv(&summary)?)?;

@@ -1,35 +1,35 @@
-//! Results beside the published rows about the same subject.
+//! Comparison of results with the published rows of the same subject.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    own_results::Ours,
+    own_results::OwnResults,
     published::{Published, Subject, number},
 };
 
-/// Number of nearest subjects that can be read at a glance.
+/// Number of nearest subjects that are listed.
 const NEAREST: usize = 3;
 
-/// One network beside the published rows about the same subject.
+/// Comparison of one network with the published rows of the same subject.
 #[derive(Serialize)]
 pub struct Comparison {
-    /// Our results.
+    /// Own results.
     #[serde(flatten)]
-    pub ours: Ours,
-    /// Rows about the same subject, the newest version first.
-    pub published: Vec<Beside>,
-    /// Settings that differ from those of any row.
+    pub own: OwnResults,
+    /// Rows of the same subject, the newest version first.
+    pub published: Vec<PublishedRow>,
+    /// Settings that differ from those of a row.
     pub settings_that_differ: Vec<Difference>,
     /// Notes about the rows.
     pub notes: Vec<String>,
-    /// Nearest subjects of the table, where no row is about the same.
+    /// Nearest subjects of the table, if no row has the same subject.
     pub nearest: Vec<Subject>,
 }
 
-/// Row of the table, and our figures less its figures.
+/// Row of the table, and the differences of the own results from it.
 #[derive(Serialize)]
-pub struct Beside {
+pub struct PublishedRow {
     pub version: String,
     pub method: String,
     pub average_accuracy: f64,
@@ -38,55 +38,58 @@ pub struct Beside {
     pub forgetting_difference: f64,
 }
 
-/// Setting that differs, or cannot be known to be the same.
+/// Setting that differs, or whose published value is unknown.
 #[derive(Serialize)]
 pub struct Difference {
+    /// Name of the setting for readers.
     pub what: String,
+    /// Key of the setting in the configuration, record or results.
     pub key: String,
-    /// Null where it is not set.
+    /// Own value; null if not set.
     pub ours: Value,
-    /// Null where it is not set or not known.
+    /// Published value; null if not set or unknown.
     pub published: Value,
     pub published_is_known: bool,
 }
 
-/// Puts results beside the rows of the table.
-pub fn beside(ours: Ours, table: &Published) -> Comparison {
-    let rows = table.rows(&ours.subject);
-    let nearest = if rows.is_empty() { table.nearest(&ours.subject, NEAREST) } else { Vec::new() };
+/// Compares results with the rows of the table.
+pub fn compare_with(own: OwnResults, table: &Published) -> Comparison {
+    let rows = table.rows(&own.subject);
+    let nearest = if rows.is_empty() { table.nearest(&own.subject, NEAREST) } else { Vec::new() };
     let (mut published, mut notes) = (Vec::new(), Vec::new());
     let mut settings_that_differ: Vec<Difference> = Vec::new();
     for row in rows {
-        for (setting, value) in table.settings(row, ours.role) {
+        for (setting, value) in table.settings(row, own.role) {
             let (what, key) = (setting["what"].clone(), setting["key"].clone());
-            let own = ours.value(&key);
+            let value_here = own.value(&key);
             let published_is_known = value.is_some();
             let published = value.unwrap_or_default();
-            // Rows of several versions were made with the same settings.
-            let told = settings_that_differ.iter().any(|other| {
+            // Rows of different versions share settings, so duplicates are skipped.
+            let listed = settings_that_differ.iter().any(|other| {
                 (&other.what, &other.published, other.published_is_known)
                     == (&what, &published, published_is_known)
             });
-            if !(told || published_is_known && same(&published, &own)) {
-                settings_that_differ.push(Difference { what, key, ours: own, published, published_is_known });
+            if !(listed || published_is_known && same(&published, &value_here)) {
+                let ours = value_here;
+                settings_that_differ.push(Difference { what, key, ours, published, published_is_known });
             }
         }
         let (version, method) = (row["version"].clone(), row["kd"].clone());
         notes.extend(table.note(row).map(|note| format!("{version}, {method}: {note}")));
         let (average_accuracy, forgetting) = (number(row, "acc"), number(row, "forget"));
-        published.push(Beside {
+        published.push(PublishedRow {
             version,
             method,
             average_accuracy,
             forgetting,
-            average_accuracy_difference: ours.average_accuracy.mean - average_accuracy,
-            forgetting_difference: ours.forgetting.mean - forgetting,
+            average_accuracy_difference: own.average_accuracy.mean - average_accuracy,
+            forgetting_difference: own.forgetting.mean - forgetting,
         });
     }
-    Comparison { ours, published, settings_that_differ, notes, nearest }
+    Comparison { own, published, settings_that_differ, notes, nearest }
 }
 
-/// Whether two values are the same; 1 and 1.0 are.
+/// True if two values are equal; 1 equals 1.0.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),

@@ -1,4 +1,4 @@
-//! Results of runs and sweeps, and the settings they were made with.
+//! Results of runs and sweeps, and the settings that produced them.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ use cdl_core::{metrics::DEFINITIONS, traits::Role};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::published::{NOTHING, Published, Subject, shown};
+use super::published::{NONE, Published, Subject, shown};
 use crate::{
     failure::{Failure, first_line},
     report::recorded_run::{ROLES, RecordedRun},
     sweep::{layout::is_sweep, statistics::Spread, summary::Summary},
 };
 
-/// One network of a run, or of all repetitions of a sweep's combination.
+/// Results of one network of a run, or of all repetitions of a combination of a sweep.
 #[derive(Serialize)]
-pub struct Ours {
+pub struct OwnResults {
     /// Name of the run or combination.
     pub run: String,
-    /// Network of it.
+    /// Network.
     #[serde(rename = "network")]
     pub role: Role,
-    /// Names that rows of the table are found by.
+    /// Subject, by which published rows are found.
     pub subject: Subject,
     /// Average accuracy in percent.
     pub average_accuracy: Spread,
@@ -29,18 +29,18 @@ pub struct Ours {
     pub forgetting: Spread,
     /// Settings of each run.
     #[serde(skip)]
-    made: Vec<Value>,
+    settings: Vec<Value>,
 }
 
-impl Ours {
-    /// Value of a published setting: null where the runs have none, all of them where they differ.
+impl OwnResults {
+    /// Value of a published setting: null if the runs have none, all values if they differ.
     pub fn value(&self, keys: &str) -> Value {
-        in_common(self.made.iter().map(|made| get(made, keys, self.role)))
+        merged(self.settings.iter().map(|settings| get(settings, keys, self.role)))
     }
 }
 
-/// The one value of all runs, or all values in words.
-fn in_common(of_runs: impl Iterator<Item = Value>) -> Value {
+/// Returns the common value of all runs, or a text with all values.
+fn merged(of_runs: impl Iterator<Item = Value>) -> Value {
     let mut values: Vec<Value> = Vec::new();
     for value in of_runs {
         if !values.contains(&value) {
@@ -53,31 +53,32 @@ fn in_common(of_runs: impl Iterator<Item = Value>) -> Value {
     }
 }
 
-/// Value at the first of several keys (`|`) that has one. A key with a leading `/` is a JSON pointer into the record.
-fn get(made: &Value, keys: &str, role: Role) -> Value {
+/// Returns the value of the first key that has one. Keys are separated by `|`; a key with a leading `/` is a JSON
+/// pointer into `run.json`.
+fn get(settings: &Value, keys: &str, role: Role) -> Value {
     let of = |key: &str| match key.starts_with('/') {
-        true => made["run.json"].pointer(key).cloned(),
-        false => made.pointer(&format!("/{}", key.replace('.', "/"))).cloned(),
+        true => settings["run.json"].pointer(key).cloned(),
+        false => settings.pointer(&format!("/{}", key.replace('.', "/"))).cloned(),
     };
     let keys = keys.replace("{role}", role.as_str());
     keys.split('|').filter_map(of).find(|value| !value.is_null()).unwrap_or(Value::Null)
 }
 
 /// Reads every network of the run or sweep in `root`.
-pub fn read(root: &Path, published: &Published) -> Result<Vec<Ours>, Failure> {
+pub fn read(root: &Path, published: &Published) -> Result<Vec<OwnResults>, Failure> {
     let title = root.display().to_string();
     if !is_sweep(root) {
-        return Ok(networks(&title, &[RecordedRun::tested(root)?], published));
+        return Ok(networks(&title, &[RecordedRun::with_results(root)?], published));
     }
     let mut all = Vec::new();
     for combination in Summary::of_folder(root)?.combinations {
         let title = format!("{title}, {}", combination.title());
         let mut runs = Vec::new();
         for cell in combination.cells.iter().filter(|cell| cell.results.is_some()) {
-            match RecordedRun::tested(&cell.root) {
+            match RecordedRun::with_results(&cell.root) {
                 Ok(run) => runs.push(run),
-                // A run that cannot be read must not keep the others from being compared.
-                Err(error) => tracing::warn!("{title}: left out: {}", first_line(&error)),
+                // An unreadable run must not prevent the comparison of the others.
+                Err(error) => tracing::warn!("{title}: run skipped: {}", first_line(&error)),
             }
         }
         match runs.is_empty() {
@@ -88,8 +89,8 @@ pub fn read(root: &Path, published: &Published) -> Result<Vec<Ours>, Failure> {
     Ok(all)
 }
 
-/// Networks of repetitions.
-fn networks(title: &str, runs: &[RecordedRun], published: &Published) -> Vec<Ours> {
+/// Results of each network over the repetitions `runs`.
+fn networks(title: &str, runs: &[RecordedRun], published: &Published) -> Vec<OwnResults> {
     let seed = |run: &RecordedRun| run.config.get("seed").map_or("?".into(), toml::Value::to_string);
     let seeds: Vec<String> = runs.iter().map(seed).collect();
     let word = if seeds.len() == 1 { "seed" } else { "seeds" };
@@ -100,44 +101,52 @@ fn networks(title: &str, runs: &[RecordedRun], published: &Published) -> Vec<Our
             Spread::of(&runs.iter().filter_map(value).collect::<Vec<_>>())
         };
         let (average_accuracy, forgetting) = (spread(0)?, spread(1)?);
-        let made: Vec<Value> = runs.iter().map(|run| made(run, role, &seeds)).collect();
-        let subject = subject(made.first()?, role, published);
-        Some(Ours { run: title.into(), role, subject, average_accuracy, forgetting, made })
+        let settings: Vec<Value> = runs.iter().map(|run| settings(run, role, &seeds)).collect();
+        let subject = subject(settings.first()?, role, published);
+        Some(OwnResults { run: title.into(), role, subject, average_accuracy, forgetting, settings })
     };
     ROLES.into_iter().filter_map(network).collect()
 }
 
-/// Configuration of a run with its record and results. A list of one distiller is that distiller.
-fn made(run: &RecordedRun, role: Role, seeds: &str) -> Value {
-    let mut made = json!(run.config);
-    if let Some([only]) = made["distillers"].as_array().map(Vec::as_slice) {
-        made["distiller"] = only.clone();
+/// Configuration of a run with its record and results. A list of one distiller is replaced by that distiller.
+fn settings(run: &RecordedRun, role: Role, seeds: &str) -> Value {
+    let mut settings = json!(run.config);
+    if let Some([only]) = settings["distillers"].as_array().map(Vec::as_slice) {
+        settings["distiller"] = only.clone();
     }
     let confusion = run.confusions.of(role).as_ref();
     let images: Option<u64> = confusion.map(|confusion| confusion.counts().iter().flatten().sum());
-    made["results"] = json!({ "seeds": seeds, "tasks_done": run.results.tasks_done, "test_images": images });
-    made["run.json"] = run.record.clone();
-    made
+    settings["results"] =
+        json!({ "seeds": seeds, "tasks_done": run.results.tasks_done, "test_images": images });
+    settings["run.json"] = run.record.clone();
+    settings
 }
 
-/// Subject of the network `role` of a run. A teacher learns as a single network does.
-fn subject(made: &Value, role: Role, published: &Published) -> Subject {
+/// Subject of the network `role` of a run. A teacher counts as a single network.
+fn subject(settings: &Value, role: Role, published: &Published) -> Subject {
     let word = |value: &Value| value.as_str().unwrap_or("?").to_string();
     let network = |role: Role| {
-        let of = |part: &str| get(made, &format!("/{{role}}/{part}"), role).to_string();
+        let of = |part: &str| get(settings, &format!("/{{role}}/{part}"), role).to_string();
         format!("{}x{}", of("width"), of("depth"))
     };
     let several: Vec<String> =
-        made["distillers"].as_array().into_iter().flatten().map(|one| word(&one["name"])).collect();
+        settings["distillers"].as_array().into_iter().flatten().map(|one| word(&one["name"])).collect();
     let distiller = match role {
         Role::Teacher => published.alone(),
-        Role::Student if several.is_empty() => word(&made["distiller"]["name"]),
+        Role::Student if several.is_empty() => word(&settings["distiller"]["name"]),
         Role::Student => several.join(" and "),
     };
-    let teacher = if distiller == published.alone() { NOTHING.into() } else { network(Role::Teacher) };
-    let tasks = made["run.json"]["tasks"].as_array().map_or(0, Vec::len);
-    let learner = word(&get(made, "{role}.learner.name|learner.name", role));
-    Subject([word(&made["stream"]["name"]), teacher, network(role), learner, distiller, tasks.to_string()])
+    let teacher = if distiller == published.alone() { NONE.into() } else { network(Role::Teacher) };
+    let tasks = settings["run.json"]["tasks"].as_array().map_or(0, Vec::len);
+    let learner = word(&get(settings, "{role}.learner.name|learner.name", role));
+    Subject([
+        word(&settings["stream"]["name"]),
+        teacher,
+        network(role),
+        learner,
+        distiller,
+        tasks.to_string(),
+    ])
 }
 
 #[cfg(test)]
@@ -145,8 +154,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_setting_in_which_runs_differ_has_all_their_values() {
-        let of = |values: [Value; 3]| in_common(values.into_iter());
+    fn settings_that_differ_between_runs_show_all_values() {
+        let of = |values: [Value; 3]| merged(values.into_iter());
         assert_eq!(of([5.into(), 20.into(), 5.into()]), "5 and 20");
         assert_eq!(of([1.into(), 1.into(), 1.into()]), 1);
         assert_eq!(of([Value::Null, Value::Null, Value::Null]), Value::Null);

@@ -1,4 +1,4 @@
-//! Published table, its names for methods and networks, and the settings it was made with; see the README beside the data.
+//! Published results, with names and settings of their methods. The README beside the data describes the files.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 
-/// Teacher of a single network, and settings that have no value.
-pub const NOTHING: &str = "-";
-/// The table's word for no teacher and no distillation.
+/// Marks a missing teacher and settings without a value.
+pub const NONE: &str = "-";
+/// Marks rows of a single network: no teacher, no distillation.
 const ALONE: &str = "#";
 
-/// Line of a file by column.
+/// Row of a CSV file by column.
 pub type Line = BTreeMap<String, String>;
 
-/// Number in a column.
+/// Number in a column of a row; NaN if it is not a number.
 pub fn number(row: &Line, column: &str) -> f64 {
     row[column].parse().unwrap_or(f64::NAN)
 }
@@ -24,7 +24,7 @@ pub fn number(row: &Line, column: &str) -> f64 {
 /// Names of the parts of a subject.
 pub const PARTS: [&str; 6] = ["dataset", "teacher", "student", "learner", "distiller", "tasks"];
 
-/// Part by part, this program's names of what a result is about.
+/// Subject of a result: the names, in this program, of the [`PARTS`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject(pub [String; 6]);
 
@@ -34,7 +34,7 @@ impl Serialize for Subject {
     }
 }
 
-/// Table, names and settings.
+/// Published table, names and settings.
 pub struct Published {
     rows: Vec<Line>,
     names: Vec<Line>,
@@ -42,12 +42,12 @@ pub struct Published {
 }
 
 impl Published {
-    /// Reads the files that this program carries.
+    /// Reads the files that are compiled into the program.
     pub fn read() -> Result<Self, Failure> {
         let read = |file: &str, text: &str| -> Result<Vec<Line>, Failure> {
             let lines =
                 csv::Reader::from_reader(text.as_bytes()).into_deserialize().collect::<Result<_, _>>();
-            lines.map_err(|e| Failure::working(format!("{file} of this program: {e}")))
+            lines.map_err(|e| Failure::working(format!("built-in file {file}: {e}")))
         };
         Ok(Self {
             rows: read("table.csv", include_str!("../../assets/published/table.csv"))?,
@@ -64,21 +64,21 @@ impl Published {
         self.name(column, published).map(|name| name["ours"].clone()).filter(|ours| !ours.is_empty())
     }
 
-    /// Distiller of a network that learns alone.
+    /// Name of the distiller of a network that learns without a teacher.
     pub fn alone(&self) -> String {
         self.ours("kd", ALONE).unwrap_or_default()
     }
 
-    /// The table's name of a network, where it has one.
+    /// Published name of a network, or its own name if the table does not contain it.
     pub fn network<'a>(&'a self, ours: &'a str) -> &'a str {
         let name = self.names.iter().find(|name| name["column"] == "network" && name["ours"] == ours);
         name.map_or(ours, |name| name["published"].as_str())
     }
 
-    /// Subject of a row; `None` where something in it is not implemented.
+    /// Subject of a row; `None` if a method in it is not implemented.
     pub fn subject(&self, row: &Line) -> Option<Subject> {
         let teacher = match row["teacher"].as_str() {
-            ALONE => NOTHING.to_string(),
+            ALONE => NONE.to_string(),
             teacher => self.ours("network", teacher)?,
         };
         let ours = |column: &str| self.ours(column, &row[column]);
@@ -86,32 +86,32 @@ impl Published {
         Some(Subject([dataset, teacher, student, ours("learner")?, ours("kd")?, row["tasks"].clone()]))
     }
 
-    /// Rows about `subject`, the newest version first.
+    /// Rows of `subject`, the newest version first.
     pub fn rows(&self, subject: &Subject) -> Vec<&Line> {
         self.rows.iter().filter(|row| self.subject(row).as_ref() == Some(subject)).collect()
     }
 
-    /// Subjects of the table that have most in common with `subject`, at most `most` of them.
-    pub fn nearest(&self, subject: &Subject, most: usize) -> Vec<Subject> {
+    /// Up to `limit` subjects of the table that share the most parts with `subject`.
+    pub fn nearest(&self, subject: &Subject, limit: usize) -> Vec<Subject> {
         let common = |other: &Subject| other.0.iter().zip(&subject.0).filter(|(a, b)| a == b).count();
         let subjects: Vec<Subject> = self.rows.iter().filter_map(|row| self.subject(row)).collect();
         let best = subjects.iter().map(common).max();
         let mut nearest: Vec<Subject> = Vec::new();
         for other in subjects {
-            if Some(common(&other)) == best && !nearest.contains(&other) && nearest.len() < most {
+            if Some(common(&other)) == best && !nearest.contains(&other) && nearest.len() < limit {
                 nearest.push(other);
             }
         }
         nearest
     }
 
-    /// Note about a row's name for the method.
+    /// Note about the name of the method in a row.
     pub fn note(&self, row: &Line) -> Option<&str> {
         self.name("kd", &row["kd"]).map(|name| name["note"].as_str()).filter(|note| !note.is_empty())
     }
 
-    /// Settings that a row was made with, as far as they concern the network `role` of a run. `None` is a value that is not
-    /// known, [`Value::Null`] a setting that was not made.
+    /// Settings of a row that apply to the network `role` of a run. `None` is an unknown value, [`Value::Null`] a
+    /// setting that was not used.
     pub fn settings<'a>(
         &'a self,
         row: &'a Line,
@@ -126,7 +126,7 @@ impl Published {
         self.settings.iter().filter(concerns).map(|setting| {
             let value = match setting["value"].as_str() {
                 "?" => None,
-                NOTHING => Some(Value::Null),
+                NONE => Some(Value::Null),
                 value => Some(serde_json::from_str(value).unwrap_or_else(|_| value.into())),
             };
             (setting, value)
@@ -134,7 +134,7 @@ impl Published {
     }
 }
 
-/// Value for people.
+/// Formats a value for readers.
 pub fn shown(value: &Value) -> String {
     match value {
         Value::Null => "not set".into(),
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_of_the_table_is_known_and_every_setting_is_some_rows() {
+    fn every_name_is_known_and_every_setting_applies_to_a_row() {
         let published = published();
         assert_eq!(published.rows.len(), 310);
         for row in &published.rows {
@@ -166,7 +166,7 @@ mod tests {
                 assert!(super::number(row, number).is_finite(), "{number} {row:?}");
             }
             assert!(!row["version"].is_empty());
-            // What cannot be reached says why.
+            // Rows without a subject have a note that explains why.
             if published.subject(row).is_none() {
                 assert!(published.note(row).is_some_and(|note| note.contains("not implemented")), "{row:?}");
             }
@@ -176,13 +176,13 @@ mod tests {
             let used = published.rows.iter().any(|row| of(row, Role::Student) || of(row, Role::Teacher));
             assert!(used && !setting["key"].is_empty() && !setting["what"].is_empty(), "{setting:?}");
             let value = setting["value"].as_str();
-            let whole = ["?", NOTHING].contains(&value) || serde_json::from_str::<Value>(value).is_ok();
+            let whole = ["?", NONE].contains(&value) || serde_json::from_str::<Value>(value).is_ok();
             assert!(whole, "{setting:?}");
         }
     }
 
     #[test]
-    fn rows_are_found_by_what_they_are_about() {
+    fn rows_are_found_by_their_subject() {
         let published = published();
         let row = |at: usize| &published.rows[at];
         let subject = published.subject(row(1)).expect("implemented");
@@ -192,8 +192,8 @@ mod tests {
         let versions: Vec<_> = rows.iter().map(|row| (row["version"].as_str(), number(row, "acc"))).collect();
         assert_eq!(versions, [("D-CDL(site 2026)", 83.03), ("v3 KDP 2025-03", 83.03), ("v2 2024-12", 82.39)]);
         let alone = published.subject(row(0)).expect("implemented");
-        assert_eq!((&alone.0[1], &alone.0[4]), (&NOTHING.to_string(), &published.alone()));
-        // The first version calls the same by another name.
+        assert_eq!((&alone.0[1], &alone.0[4]), (&NONE.to_string(), &published.alone()));
+        // The first version has another name for the same method.
         assert_eq!(published.rows(&alone).len(), 4);
         let mut other = subject.clone();
         other.0[0] = "another".into();

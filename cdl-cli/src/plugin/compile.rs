@@ -1,8 +1,8 @@
-//! `cdl plugin build`: an ordinary crate becomes a library that this program loads.
+//! `cdl plugin build`: compiles a crate into a library that this program loads.
 //!
-//! The crate is compiled against the metadata of the very crates in this program (a second compilation of the same sources
-//! would be another crate to Rust), then linked with the program's shared `cdl-core` behind a few lines that make it a
-//! plugin. What it depends on besides is compiled by cargo and linked in.
+//! The crate is compiled against the metadata of this program's crates, since Rust treats a second build of the same
+//! sources as another crate. It is then linked with the program's shared `cdl-core` and a few lines that export it as a
+//! plugin. Other dependencies are compiled by cargo and linked statically.
 
 use std::{
     fs,
@@ -26,8 +26,8 @@ use crate::{
 /// Arguments of `cdl plugin build`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The library is DIR/target/cdl/NAME.so (.dylib, .dll). It works with this program alone, and needs the Rust toolchain
-that made this program.
+Writes DIR/target/cdl/NAME.so (.dylib, .dll). The library works with this program only. Building requires the Rust toolchain \
+that built this program.
 
 Examples:
   cdl plugin build my_method
@@ -38,17 +38,17 @@ pub struct BuildArgs {
     dir: PathBuf,
 }
 
-/// Compiles the crate and prints where the library is.
+/// Compiles the crate and prints the path of the library.
 pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     let sdk = Sdk::find()?;
     let dir =
         args.dir.canonicalize().map_err(|e| Failure::invalid(format!("{}: {e}", args.dir.display())))?;
     let found = rustc(&["-vV"], &dir)?;
     if found != sdk.compiler {
-        let [made, here] = [&sdk.compiler, &found].map(|text| text.lines().next().unwrap_or_default());
+        let [required, found] = [&sdk.compiler, &found].map(|text| text.lines().next().unwrap_or_default());
         return Err(Failure::invalid(format!(
-            "plugins of this `cdl` have to be built with {made}, which made it; here is {here}. Install that one with \
-             rustup, and choose it by `rustup override` or RUSTC"
+            "plugins of this `cdl` must be built with its own compiler, {required}; found {found}. Install it with rustup and \
+             select it with `rustup override` or RUSTC"
         )));
     }
     let package = package(&dir)?;
@@ -63,7 +63,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
         .filter(|dependency| dependency.kind == DependencyKind::Normal)
         .partition(|dependency| sdk.crates.contains_key(&dependency.name));
     for dependency in &shared {
-        fits(dependency, &sdk.crates[&dependency.name], place)?;
+        check_shared(dependency, &sdk.crates[&dependency.name], place)?;
     }
     if !shared.iter().any(|dependency| dependency.name == "cdl-core") {
         let reason = "does not depend on cdl-core, whose traits a plugin implements";
@@ -84,7 +84,7 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     emit(&format!("{}\n", plugin.link(&sdk, &library, &target)?.display()))
 }
 
-/// The crate in `dir`, as cargo reads its manifest.
+/// Package of the crate in `dir`, as reported by cargo.
 fn package(dir: &Path) -> Result<Package, Failure> {
     let manifest = dir.join("Cargo.toml");
     let metadata = MetadataCommand::new()
@@ -95,53 +95,52 @@ fn package(dir: &Path) -> Result<Package, Failure> {
     let place = manifest.canonicalize().ok();
     let here = |package: &Package| package.manifest_path.canonicalize().ok() == place;
     metadata.packages.into_iter().find(here).ok_or_else(|| {
-        Failure::invalid(format!("{}: is a workspace; give the folder of one crate", manifest.display()))
+        Failure::invalid(format!("{}: is a workspace; expected the folder of a crate", manifest.display()))
     })
 }
 
-/// Refuses a dependency of the crate in `place` if the program's version of it does not match, or lacks features that are
-/// requested.
-fn fits(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<(), Failure> {
+/// Checks a dependency of the crate in `place` that the program shares: version and features must match.
+fn check_shared(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<(), Failure> {
     let Dependency { name, req, .. } = dependency;
     if !req.matches(&shared.version) {
         return Err(Failure::invalid(format!(
-            "{place}: asks for {name} {req}, and this program, with which a plugin shares it, has {}",
+            "{place}: requires {name} {req}, but this program, which shares it with plugins, has {}",
             shared.version
         )));
     }
-    // A crate without a feature called `default` has none to turn on.
+    // Crates need not have a feature called `default`.
     let default = (dependency.uses_default_features && shared.has_default).then(|| "default".to_string());
     let missing: Vec<String> =
         dependency.features.iter().cloned().chain(default).filter(|f| !shared.features.contains(f)).collect();
     match missing.is_empty() {
         true => Ok(()),
         false => Err(Failure::invalid(format!(
-            "{place}: asks for {name} with the features {}, and this program, with which a plugin shares it, has it with {}",
+            "{place}: requires {name} with the features {}, but this program, which shares it with plugins, has {}",
             missing.join(", "),
             if shared.features.is_empty() { "none".into() } else { shared.features.join(", ") },
         ))),
     }
 }
 
-/// Name of a dependency in a manifest.
+/// Key of a dependency in the manifest.
 fn key(dependency: &Dependency) -> &String {
     dependency.rename.as_ref().unwrap_or(&dependency.name)
 }
 
-/// A crate that becomes a plugin.
+/// Crate that is built as a plugin.
 struct Plugin<'a> {
     package: &'a Package,
     library: &'a Target,
-    /// Name of the library in Rust.
+    /// Crate name of the library in Rust sources.
     name: String,
-    /// Options of the compiler that make the program's crates known.
+    /// Compiler options that declare the program's crates.
     externs: Vec<String>,
-    /// Folder of what is made on the way.
+    /// Folder of intermediate files.
     work: PathBuf,
 }
 
 impl Plugin<'_> {
-    /// Compiles a crate that needs nothing but what the program has, to a Rust library.
+    /// Compiles a crate that only depends on the program's crates.
     fn compile(&self, dir: &Path) -> Result<PathBuf, Failure> {
         let Self { package, library, name, externs, work } = self;
         let mut command = compiler(dir);
@@ -154,15 +153,15 @@ impl Plugin<'_> {
         for feature in default_features(package) {
             command.args(["--cfg", &format!("feature=\"{feature}\"")]);
         }
-        // As cargo sets them.
+        // Variables that cargo would set.
         command.env("CARGO_PKG_NAME", package.name.as_str()).env("CARGO_CRATE_NAME", name);
         command.env("CARGO_PKG_VERSION", package.version.to_string()).env("CARGO_MANIFEST_DIR", dir);
         run(command.arg(&library.src_path), "the plugin does not compile")?;
         Ok(work.join(format!("lib{name}.rlib")))
     }
 
-    /// Compiles a crate with dependencies of its own or a build script: cargo sees a manifest without the crates that the
-    /// program has, and the compiler gets those by hand.
+    /// Compiles a crate that has other dependencies or a build script. Cargo gets a manifest without the program's
+    /// crates, which are passed to the compiler as options.
     fn compile_with_cargo(&self, script: Option<&Target>, own: &[&Dependency]) -> Result<PathBuf, Failure> {
         let folder = self.work.join("cargo");
         let manifest = folder.join("Cargo.toml");
@@ -188,20 +187,20 @@ impl Plugin<'_> {
             .arg(self.work.join("cargo-target"))
             .arg("--")
             .args(&self.externs)
-            // The same crate in the program and in the plugin must be two crates to Rust.
+            // Crates that program and plugin both contain must be distinct for Rust.
             .env("RUSTFLAGS", "-Cmetadata=cdl-plugin");
-        let made = artifacts(&mut cargo)?.into_iter().flatten();
-        let own = made.filter(|artifact| artifact.target.src_path == self.library.src_path);
+        let built = artifacts(&mut cargo)?.into_iter().flatten();
+        let own = built.filter(|artifact| artifact.target.src_path == self.library.src_path);
         let files =
             own.flat_map(|artifact| artifact.filenames).filter(|file| file.extension() == Some("rlib"));
         let library = files.map(PathBuf::from).next_back();
         library.ok_or_else(|| Failure::invalid("the plugin does not compile".into()))
     }
 
-    /// A manifest for the same sources with the dependencies `own` alone.
+    /// Manifest for the same sources with only the dependencies `own`.
     fn manifest(&self, script: Option<&Target>, own: &[&Dependency]) -> Value {
         let package = self.package;
-        // Features of the program's crates are on already.
+        // Features of the program's crates are left out, since those crates are already built.
         let of_own = |name: &str| own.iter().any(|own| key(own) == name);
         let kept = |implied: &&String| match implied.strip_prefix("dep:") {
             Some(name) => of_own(name),
@@ -231,7 +230,7 @@ impl Plugin<'_> {
         manifest
     }
 
-    /// Links the compiled crate behind the lines that make it a plugin.
+    /// Links the compiled crate with the lines that export it as a plugin.
     fn link(&self, sdk: &Sdk, library: &Path, target: &Path) -> Result<PathBuf, Failure> {
         let Self { package, name, work, .. } = self;
         let root = work.join("plugin.rs");
@@ -249,7 +248,7 @@ impl Plugin<'_> {
             .args(sdk.externs([("cdl-core", "cdl_core")]))
             .args(["--extern", &format!("{SHARED_CRATE}={}", sdk.shared_library().display())])
             .args(["--extern", &format!("{name}={}", library.display())])
-            // Beside the library are the crates that cargo has compiled for it.
+            // Crates that cargo compiled as dependencies are beside the library.
             .args(["-L", &format!("dependency={}", library.with_file_name("deps").display())])
             .arg("-o")
             .arg(&file);
@@ -258,7 +257,7 @@ impl Plugin<'_> {
     }
 }
 
-/// The features of `package` that are on by default.
+/// Features of `package` that are enabled by default.
 fn default_features(package: &Package) -> Vec<String> {
     let (mut on, mut open) = (Vec::new(), vec!["default".to_string()]);
     while let Some(feature) = open.pop() {
@@ -298,11 +297,11 @@ fn add(manifest: &mut Value, section: &str, dependency: &Dependency) {
     section[key(dependency)] = entry;
 }
 
-/// Runs a compiler, which says itself what is wrong.
-fn run(command: &mut Command, or: &str) -> Result<(), Failure> {
+/// Runs a compiler, which prints its errors. Fails with `message`.
+fn run(command: &mut Command, message: &str) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(Failure::invalid(or.into())),
+        Ok(_) => Err(Failure::invalid(message.into())),
         Err(e) => Err(Failure::working(format!("rustc: {e}"))),
     }
 }

@@ -15,26 +15,26 @@ use cdl_core::{
 
 use crate::failure::Failure;
 
-/// Folders in which plugins are looked for, as in `PATH`.
+/// Environment variable with the folders of plugins, separated as in `PATH`.
 pub const SEARCH: &str = "CDL_PLUGIN_PATH";
 /// Seconds that a library may take to load.
-const PATIENCE: u64 = 60;
-/// Output of a process that has loaded a library and survived it.
+const TIMEOUT: u64 = 60;
+/// Output of a process that has loaded a library successfully.
 pub const LOADED: &str = "loaded\n";
-/// Whether this program shares `cdl-core` with plugins.
-static SHARED: AtomicBool = AtomicBool::new(false);
+/// True if this program shares `cdl-core` with plugins and can load them.
+static ENABLED: AtomicBool = AtomicBool::new(false);
 
-/// Says that this program shares `cdl-core` with plugins.
-pub fn share() {
-    SHARED.store(true, Ordering::Relaxed);
+/// Enables plugins. The program must link `cdl-core` as a shared library.
+pub fn enable() {
+    ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. Of what merely lies in a folder, a library that
-/// cannot be loaded is left out with a warning: most commands do not need it.
+/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. A library in a folder that cannot be loaded is
+/// only a warning, since most commands do not need it.
 pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
     for file in searched()? {
         if let Err(failure) = load(&file) {
-            tracing::warn!("{SEARCH}: left out: {}", failure.message);
+            tracing::warn!("{SEARCH}: skipped: {}", failure.message);
         }
     }
     files.iter().try_for_each(|file| load(file).map(|_| ()))
@@ -45,7 +45,7 @@ pub fn load_named(layers: &ConfigLayers) -> Result<(), Failure> {
     load_each(layers.plugins().map_err(Failure::before_writing)?)
 }
 
-/// Loads plugins, each with where it is named.
+/// Loads plugins, each given with the origin of its path.
 pub fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
     for (file, origin) in named {
         load(&file)
@@ -54,12 +54,12 @@ pub fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loads one plugin, after another process has shown that it can be loaded at all.
+/// Loads a plugin after another process has loaded it successfully.
 pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
     let fail = |reason: String| Failure::from(Error::Plugin { file: file.into(), reason });
-    if !SHARED.load(Ordering::Relaxed) {
-        let other = "`cdl dist DIR` makes one that does, DIR/bin/cdl";
-        return Err(fail(format!("this `cdl` is linked as a whole and loads no plugins; {other}")));
+    if !ENABLED.load(Ordering::Relaxed) {
+        let other = "`cdl dist DIR` builds one that does, DIR/bin/cdl";
+        return Err(fail(format!("this `cdl` is linked statically and loads no plugins; {other}")));
     }
     dynamic::inspect(file)?;
     let place = file.canonicalize().ok();
@@ -69,34 +69,34 @@ pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
     Ok(dynamic::load(file)?)
 }
 
-/// Loads the library in a process of its own: what its initialisers do can end that one and not this.
+/// Loads the library in another process, so that its initialisers cannot end this one.
 fn probe(file: &Path) -> Result<(), String> {
-    let program = std::env::current_exe().map_err(|e| format!("this program cannot find itself: {e}"))?;
+    let program = std::env::current_exe().map_err(|e| format!("the path of this program is unknown: {e}"))?;
     let mut command = Command::new(program);
     command.args(["--quiet", "plugin", "probe"]).arg(file).env_remove(SEARCH);
-    let failed = |e: std::io::Error| format!("cannot be tried out: {e}");
+    let failed = |e: std::io::Error| format!("cannot be tested: {e}");
     let start = Instant::now();
-    // Its words fit into a pipe.
+    // The output fits into the pipes' buffers.
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     while child.try_wait().map_err(failed)?.is_none() {
-        if start.elapsed() > Duration::from_secs(PATIENCE) {
+        if start.elapsed() > Duration::from_secs(TIMEOUT) {
             child.kill().map_err(failed)?;
-            return Err(format!("was not loaded within {PATIENCE} s: something in it waits or never ends"));
+            return Err(format!("was not loaded within {TIMEOUT} s: its initialisers do not end"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = child.wait_with_output().map_err(failed)?;
     let loaded = output.status.success() && output.stdout == LOADED.as_bytes();
-    // Code 2: what is wrong beyond that, this process will find and say itself.
+    // Code 2 is an error that this process will find and report itself.
     if loaded || output.status.code() == Some(2) {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("nothing was said");
-    Err(format!("ends the program when it is loaded ({}): {said}", output.status))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let message = stderr.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no message");
+    Err(format!("ends the program when it is loaded ({}): {message}", output.status))
 }
 
-/// The libraries in the folders of `CDL_PLUGIN_PATH`, by folder and name.
+/// Libraries in the folders of `CDL_PLUGIN_PATH`, by folder and name.
 pub fn searched() -> Result<Vec<PathBuf>, Failure> {
     let Some(folders) = std::env::var_os(SEARCH) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
@@ -115,7 +115,7 @@ pub fn searched() -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
-/// Library that an entry was loaded from, in words, for `cdl list` and `cdl describe`.
+/// Describes the library that an entry was loaded from; `None` for built-in entries.
 pub fn origin(entry: &Entry) -> Option<String> {
     dynamic::origin_of(entry).map(|file| format!("loaded from {}", file.display()))
 }

@@ -1,4 +1,4 @@
-//! Plugins: loading them into the program, and making them.
+//! Plugins: creating, building and loading them.
 
 pub mod compile;
 pub mod loading;

@@ -1,4 +1,4 @@
-//! `cdl plugin new`: a crate with a method that works, from which to go on.
+//! `cdl plugin new`: creates a crate with a working method as a starting point.
 
 use std::{fs, path::PathBuf};
 
@@ -16,9 +16,9 @@ use crate::{
 Example:
   cdl plugin new my_method --kind distiller")]
 pub struct NewArgs {
-    /// Name of the method in configurations, for instance my_method
+    /// Name of the method in configurations, for example my_method
     name: String,
-    /// Kind of the plugin: backbone, learner, distiller, stream
+    /// Kind of the plugin: backbone, learner, distiller or stream
     #[arg(long, value_parser = parse_kind)]
     kind: Kind,
     /// Folder of the crate [default: the name]
@@ -26,8 +26,8 @@ pub struct NewArgs {
     dir: Option<PathBuf>,
 }
 
-/// Method of the kind that is wanted: source, name, name of its types, section of a configuration that uses it, and further
-/// settings there.
+/// Example of a kind: source, name, name of its types, section of the configuration, and further settings of the
+/// section.
 fn example(kind: Kind) -> [&'static str; 5] {
     macro_rules! example {
         ($name:literal, $types:literal, $section:literal, $more:expr) => {
@@ -54,28 +54,27 @@ fn parse_kind(text: &str) -> Result<Kind, String> {
     kind.ok_or_else(|| format!("expected {}", Kind::ALL.map(Kind::as_str).join(", ")))
 }
 
-/// Makes the crate and says how to go on.
+/// Creates the crate and prints the next commands.
 pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if !good || TAKEN.split_whitespace().any(|word| word == name) {
-        let expected =
-            "expected a name like `my_method`: lower-case letters, digits and _, and no word of Rust's";
+    if !good || RESERVED.split_whitespace().any(|word| word == name) {
+        let expected = "expected a name like `my_method`: lower-case letters, digits and _, and not a word reserved by Rust";
         return Err(Failure::invalid(format!("`{name}`: {expected}")));
     }
     if let Ok(Entry { origin, .. }) = find(*kind, name) {
-        return Err(Failure::invalid(format!("`{name}`: there is a {kind} of this name, by {origin}")));
+        return Err(Failure::invalid(format!("`{name}`: a {kind} of this name exists already, in {origin}")));
     }
     let dir = dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
-        return Err(Failure::invalid(format!("{}: is there already", dir.display())));
+        return Err(Failure::invalid(format!("{}: exists already", dir.display())));
     }
     let [source, own, types, section, more] = example(*kind);
     let source = source.replace(own, name).replace(types, &camel(name));
     let source = source.replace("citation: \"\"", "citation: \"yours\"");
     let library = format!("target/cdl/{name}{}", std::env::consts::DLL_SUFFIX);
     let settings = format!(
-        "# Laid over another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n\
+        "# Use after another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n\
          [{section}]\nname = \"{name}\"\n{more}",
         dir.join(&library).display().to_string(),
     );
@@ -92,14 +91,14 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     }
     let dir = dir.display();
     emit(&format!(
-        "{dir}: a {kind} that works; change {dir}/src/lib.rs into yours\n  \
+        "{dir}: a working {kind}. Edit {dir}/src/lib.rs, then run\n  \
          cdl plugin build {dir}\n  cdl plugin check {dir}/{library}\n  \
          cdl run configs/quickstart.toml {dir}/{name}.toml\n"
     ))
 }
 
-/// Words that are no names in Rust, and crates that a plugin uses.
-const TAKEN: &str = "abstract alloc as async await become box break cdl_core const continue core crate do dyn else enum \
+/// Keywords of Rust, and names of crates that a plugin uses.
+const RESERVED: &str = "abstract alloc as async await become box break cdl_core const continue core crate do dyn else enum \
                      extern false final fn for gen if impl in let loop macro match mod move mut override priv pub ref \
                      return schemars self serde static std struct super test trait true try type typeof unsafe unsized \
                      use virtual where while yield";
@@ -109,13 +108,13 @@ fn camel(name: &str) -> String {
     name.split('_').filter_map(capital).collect()
 }
 
-/// The manifest. Versions are those of this program: its crates are what a plugin is built with.
+/// Manifest of the crate. Versions are those of this program, whose crates a plugin is built with.
 fn cargo_toml(name: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
-        "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n# `cdl plugin build` takes cdl-core, \
-         serde and schemars from the program itself, other crates from their\n# registries. To link the method into a \
-         program of your own, or for `cargo test`, say where cdl-core's sources are:\n# cdl-core = {{ path = \"...\" }}\n\
+        "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n# `cdl plugin build` uses cdl-core, \
+         serde and schemars of the program itself and fetches other crates\n# from their registries. To link the method \
+         into another program, or for `cargo test`, set the path of cdl-core's sources:\n# cdl-core = {{ path = \"...\" }}\n\
          [dependencies]\ncdl-core = \"{version}\"\nschemars = \"1\"\nserde = {{ version = \"1\", features = [\"derive\"] \
          }}\n\n[workspace]\n"
     )

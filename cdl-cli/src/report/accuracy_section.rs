@@ -1,4 +1,4 @@
-//! Plots of accuracies: after each task, task by task, and class by class.
+//! Plots of accuracies: after each task, by task, and by class.
 
 use super::{
     plot::{self, Axes, Cell, Plot},
@@ -6,15 +6,15 @@ use super::{
     run_series::{Plots, each_network, numbers, series},
 };
 
-/// Mean accuracy over the tasks so far after each task.
+/// Average accuracy over the tasks so far, after each task.
 pub fn after_each_task(runs: &[RecordedRun]) -> Plots {
     let mean = |row: &Vec<f64>| (!row.is_empty()).then(|| row.iter().sum::<f64>() / row.len() as f64);
     let series = series(runs, |run, role| Some(run.accuracies(role)?.iter().map(mean).collect()));
     let plot = |axes| ("accuracy".into(), plot::lines("Average accuracy, %", &axes, &series, 560.0));
-    over_tasks(runs, "after task", true).map(plot).into_iter().collect()
+    task_axes(runs, "after task", true).map(plot).into_iter().collect()
 }
 
-/// Difference of each task's accuracy right after it was learned and after the last task.
+/// Forgetting of each task: accuracy right after learning it minus accuracy after the last task.
 pub fn forgetting(runs: &[RecordedRun]) -> Plots {
     let series = series(runs, |run, role| {
         let rows = run.accuracies(role)?;
@@ -24,11 +24,11 @@ pub fn forgetting(runs: &[RecordedRun]) -> Plots {
     });
     let title = "Forgetting, percentage points";
     let plot = |axes| ("forgetting".into(), plot::bars(title, &axes, &series, 560.0));
-    over_tasks(runs, "task", false).map(plot).into_iter().collect()
+    task_axes(runs, "task", false).map(plot).into_iter().collect()
 }
 
 /// Axes with a place for each task, if any run has finished a task.
-fn over_tasks<'a>(runs: &[RecordedRun], x: &'a str, percent: bool) -> Option<Axes<'a>> {
+fn task_axes<'a>(runs: &[RecordedRun], x: &'a str, percent: bool) -> Option<Axes<'a>> {
     let matrices = runs.iter().flat_map(|run| run.roles().filter_map(|role| run.accuracies(role)));
     let tasks = matrices.map(<[_]>::len).max().filter(|tasks| *tasks > 0)?;
     Some(Axes { x, percent, places: numbers(tasks), groups: Vec::new() })
@@ -42,7 +42,7 @@ pub fn matrices(runs: &[RecordedRun]) -> Plots {
     })
 }
 
-/// Heat map of an accuracy matrix: a row for each task learned, a column for each task tested.
+/// Heat map of an accuracy matrix: a row for each learned task, a column for each tested task.
 pub fn matrix(title: &str, rows: &[Vec<f64>]) -> Plot {
     let names = numbers(rows.len());
     let cell = |after: usize, task: usize, accuracy: &f64| Cell {
@@ -61,7 +61,7 @@ pub fn by_class(runs: &[RecordedRun]) -> Plots {
         return Vec::new();
     };
     let names = first.classes();
-    // Runs on other classes, or in another order, have no common places.
+    // Runs with other classes, or another order of them, cannot share an axis.
     if runs.iter().any(|run| run.classes() != names) {
         return Vec::new();
     }

@@ -6,15 +6,15 @@ use maud::{Markup, html};
 use super::{html, recorded_run::RecordedRun, table_formats::csv};
 use crate::failure::Failure;
 
-/// Name of a figure (the path in `results.json`, with `_` between its parts), title, note and value. Parts of the figure
-/// before them have a title in small letters.
-type Figure = (&'static str, &'static str, &'static str, fn(&Cost) -> u64);
+/// Cost: name (its path in `results.json`, joined by `_`), title, note and value. Titles in lower case are parts of the
+/// cost above them.
+type Item = (&'static str, &'static str, &'static str, fn(&Cost) -> u64);
 
-const FIGURES: [Figure; 9] = [
+const ITEMS: [Item; 9] = [
     (
         "trainable_parameters",
         "Trainable parameters",
-        "prompts, keys, heads; the distiller's with the student's",
+        "prompts, keys, heads; for the student also the distiller's",
         |cost| cost.trainable_parameters,
     ),
     ("training_macs_total", "Training step", "MACs of one image, all passes", |cost| {
@@ -23,13 +23,15 @@ const FIGURES: [Figure; 9] = [
     ("training_macs_query", "queries", "passes without prompts", |cost| cost.training_macs.query),
     ("training_macs_teacher", "teacher", "while the student learns", |cost| cost.training_macs.teacher),
     ("training_macs_forward", "forward", "with prompts", |cost| cost.training_macs.forward),
-    ("training_macs_backward", "backward", "down to what is trained", |cost| cost.training_macs.backward),
+    ("training_macs_backward", "backward", "down to the trained parameters", |cost| {
+        cost.training_macs.backward
+    }),
     ("inference_macs_total", "Inference", "MACs of one image, all passes", |cost| cost.inference_macs.total),
     ("inference_macs_query", "query", "the pass without prompts", |cost| cost.inference_macs.query),
     ("inference_macs_forward", "network", "the pass with prompts", |cost| cost.inference_macs.forward),
 ];
 
-/// Section of the page, if any run has recorded its cost.
+/// Section of the page; `None` if no run has recorded its cost.
 pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
     if !runs.iter().any(|run| run.roles().any(|role| run.results.cost.of(role).is_some())) {
         return None;
@@ -43,8 +45,8 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
         }
     };
     let rows = html! {
-        @for (name, title, note, figure) in &FIGURES {
-            @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).as_ref().map(figure);
+        @for (name, title, note, cost) in &ITEMS {
+            @let value = |run: &RecordedRun, role: Role| run.results.cost.of(role).as_ref().map(cost);
             tr {
                 td class=[title.starts_with(char::is_lowercase).then_some("part")] { (title) small { (note) } }
                 @for (index, run) in runs.iter().enumerate() {
@@ -64,9 +66,9 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
     Some(html! {
         h2 { "Cost" }
         p {
-            "Multiply-adds (MACs) of the frozen networks for one image, attention included; heads and losses left out. The \
-             ratio is the student's to the teacher's."
-            @if runs.len() > 1 { " Below each figure stands how many times the first run's it is." }
+            "Multiply-accumulate operations (MACs) of the frozen networks for one image, with attention, without heads and \
+             losses. The ratio is student to teacher."
+            @if runs.len() > 1 { " Below each value: its ratio to the first run." }
         }
         (html::table(&head, &rows))
     })
@@ -77,7 +79,7 @@ fn ratio(of: Option<u64>, to: Option<u64>) -> Option<f64> {
     Some(of as f64 / to as f64)
 }
 
-/// Three digits and a unit.
+/// Formats a number with three digits and a unit.
 fn short(value: u64) -> String {
     let (scaled, unit) = match value {
         1_000_000_000.. => (value as f64 / 1e9, "G"),
@@ -92,19 +94,17 @@ fn short(value: u64) -> String {
     }
 }
 
-/// A row for each network of each run, as far as it is recorded; MACs of one image, seconds and bytes of the run.
+/// CSV with a row for each network of each run: parameters, MACs of one image, and time and memory of the run. Fields
+/// that were not recorded are empty.
 pub fn cost_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
-    let head = ["run", "network"].into_iter().chain(FIGURES.iter().map(|(name, ..)| *name));
+    let head = ["run", "network"].into_iter().chain(ITEMS.iter().map(|(name, ..)| *name));
     let head = head.chain(["wall_seconds", "peak_memory_bytes"]).map(String::from).collect();
     let row = |run: &RecordedRun, role: Role| {
         let cost = run.results.cost.of(role).as_ref();
-        let figure = |(.., value): &Figure| cost.map(|cost| value(cost).to_string()).unwrap_or_default();
+        let field = |(.., value): &Item| cost.map(|cost| value(cost).to_string()).unwrap_or_default();
         let memory = run.results.peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default();
         let names = [run.name.clone(), role.as_str().into()].into_iter();
-        names
-            .chain(FIGURES.iter().map(figure))
-            .chain([run.results.wall_seconds.to_string(), memory])
-            .collect()
+        names.chain(ITEMS.iter().map(field)).chain([run.results.wall_seconds.to_string(), memory]).collect()
     };
     let rows = runs.iter().flat_map(|run| run.roles().map(move |role| row(run, role)));
     csv("cost.csv", head, rows.collect())
@@ -115,7 +115,7 @@ mod tests {
     use super::short;
 
     #[test]
-    fn figures_have_three_digits() {
+    fn numbers_are_shortened_to_three_digits() {
         for (value, text) in
             [(0, "0"), (9_999, "9999"), (76_810, "76.8 k"), (1_260_000_000, "1.26 G"), (617_000_000, "617 M")]
         {

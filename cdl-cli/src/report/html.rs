@@ -1,4 +1,4 @@
-//! Parts that all pages share: one file without scripts that needs no network.
+//! Elements of HTML pages. A page is one file without scripts or external resources.
 
 use std::fmt::Display;
 
@@ -23,7 +23,7 @@ td code{overflow-wrap:anywhere}pre{overflow-x:auto;border:1px solid var(--rule);
 summary{cursor:pointer;padding:4px 0;overflow-wrap:anywhere}
 ";
 
-/// Whole page under its title.
+/// Page with a title and a body.
 pub fn document(title: &str, body: &Markup) -> String {
     let light = PALETTE.map(|(name, light, _)| format!("--{name}:{light};")).concat();
     let dark = PALETTE.map(|(name, _, dark)| format!("--{name}:{dark};")).concat();
@@ -47,18 +47,19 @@ pub fn document(title: &str, body: &Markup) -> String {
     printable(&page.into_string())
 }
 
-/// Table that scrolls by itself where the window is narrow.
+/// Table that scrolls in its own box if the window is narrow.
 pub fn table(head: &Markup, rows: &Markup) -> Markup {
     html! { div.wide { table { thead { tr { (head) } } tbody { (rows) } } } }
 }
 
-/// Head of a column of numbers, with a note below it.
+/// Title of a column of numbers, with a note below it.
 pub fn number_head(name: &str, note: Option<&str>) -> Markup {
     html! { th.n { (name) @if let Some(note) = note { small { (note) } } } }
 }
 
-/// Number in a table: `value` in all digits for programs that read the page, `shown` for people, `more` after it. The
-/// element is named after the run or combination (from 0), the network and the quantity.
+/// Number in a table: `value` with all digits as an attribute for programs, formatted by `shown` for readers, and
+/// followed by `more`. Its id consists of the run or combination (`index` from 0, shown from 1), the network and the
+/// name.
 pub fn number<V: Display>(
     (index, role, name): (usize, Role, &str),
     value: Option<V>,
@@ -70,7 +71,7 @@ pub fn number<V: Display>(
     html! { td.n { data id=(id) value=(exact) { (value.map_or("–".into(), shown)) } (more) } }
 }
 
-/// Text of a file behind its name.
+/// Text of a file, folded under its name.
 pub fn file(name: &str, text: &str) -> Markup {
     html! { details { summary { (name) } pre { (text) } } }
 }

@@ -10,7 +10,7 @@ use super::{
     run_series::{Plots, file_name, numbers},
 };
 
-/// Plot for each network and name of a loss, over all epochs.
+/// Plots over all epochs, one for each network and loss term.
 pub fn losses(runs: &[RecordedRun]) -> Plots {
     let mut plots = Vec::new();
     for role in ROLES {

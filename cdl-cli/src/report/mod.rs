@@ -1,4 +1,4 @@
-//! Reports of runs: one page that works offline, figures and tables.
+//! Reports of runs: an HTML page that works offline, figures and tables.
 
 pub mod accuracy_section;
 mod confusion_section;

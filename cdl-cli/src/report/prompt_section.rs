@@ -1,4 +1,4 @@
-//! Plots of the prompts that the test images take.
+//! Plots of the prompts that the learner selects for the test images.
 
 use cdl_core::metrics::{PoolUse, UseTable};
 
@@ -38,11 +38,11 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
     };
     let (what, key) = match &pool.table {
         UseTable::Counts(_) => {
-            let what = "shade: share of the task's images that take the prompt";
+            let what = "shade: share of the task's images for which the prompt is selected";
             ("% of images", Key { what, ends: ("0 %".into(), "100 %".into()), signed: false })
         }
         UseTable::MeanWeights(_) => {
-            let what = "shade: mean weight; below zero brown, with a stroke or a minus";
+            let what = "shade: mean weight; negative values are brown and have a minus sign";
             let small = largest < 0.01 && largest > 0.0;
             let end = if small { format!("{largest:.1e}") } else { format!("{largest:.2}") };
             ("mean weight", Key { what, ends: (format!("-{end}"), end), signed: true })

@@ -1,9 +1,9 @@
-//! Drawings as PNG images.
+//! Conversion of SVG drawings to PNG images.
 
-/// Whether this build can draw images.
+/// True if this build can write PNG images.
 pub const AVAILABLE: bool = cfg!(feature = "png");
-/// Reason for builds that cannot.
-pub const MISSING: &str = "this build has no PNG support: build with the feature `png`";
+/// Error message of builds that cannot.
+pub const MISSING: &str = "this build has no PNG support; build it with the feature `png`";
 
 /// PNG image, 8-bit RGB.
 pub struct Image {
@@ -15,7 +15,7 @@ pub struct Image {
     pub png: Vec<u8>,
 }
 
-/// Refuses, for want of the feature `png`.
+/// Fails, since this build lacks the feature `png`.
 #[cfg(not(feature = "png"))]
 pub fn png(_svg: &str, _scale: f32) -> Result<Image, String> {
     Err(MISSING.into())
@@ -24,7 +24,7 @@ pub fn png(_svg: &str, _scale: f32) -> Result<Image, String> {
 #[cfg(feature = "png")]
 pub use self::resvg_image::png;
 
-/// Images by resvg, with fonts that this program carries: the same on every machine.
+/// Rendering by resvg with built-in fonts, so that images are the same on every machine.
 #[cfg(feature = "png")]
 mod resvg_image {
     use std::io::Cursor;
@@ -37,14 +37,14 @@ mod resvg_image {
 
     use super::Image;
 
-    /// DejaVu Sans Condensed; its licence lies beside it.
+    /// DejaVu Sans Condensed; the licence is in the same folder.
     const FONTS: [&[u8]; 2] = [
         include_bytes!("../../assets/fonts/DejaVuSansCondensed.ttf"),
         include_bytes!("../../assets/fonts/DejaVuSansCondensed-Bold.ttf"),
     ];
     const FAMILY: &str = "DejaVu Sans Condensed";
 
-    /// The drawing `svg` at `scale` times its size, on white.
+    /// Renders `svg` at `scale` times its size on a white background.
     pub fn png(svg: &str, scale: f32) -> Result<Image, String> {
         let mut options = Options { font_family: FAMILY.into(), ..Options::default() };
         let fonts = options.fontdb_mut();
@@ -57,7 +57,8 @@ mod resvg_image {
             Pixmap::new(width, height).ok_or_else(|| format!("{width} x {height} pixels are too many"))?;
         pixels.fill(Color::WHITE);
         resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixels.as_mut());
-        // On white nothing is left transparent. Without growing: this crate is built with little optimisation.
+        // Drops the alpha channel, since the background is opaque. Without `push`: this crate is built with little
+        // optimisation.
         let mut opaque = vec![0; pixels.data().len() / 4 * 3];
         for (pixel, [r, g, b, _]) in opaque.as_chunks_mut().0.iter_mut().zip(pixels.data().as_chunks().0) {
             *pixel = [*r, *g, *b];
@@ -73,7 +74,7 @@ mod resvg_image {
 #[cfg(feature = "png")]
 mod tests {
     #[test]
-    fn text_and_shapes_are_drawn_at_three_times_their_size() {
+    fn text_and_shapes_are_rendered_at_three_times_their_size() {
         let svg = |inner: &str| {
             format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"40\" height=\"20\">{inner}</svg>")
         };

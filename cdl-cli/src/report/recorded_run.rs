@@ -1,4 +1,4 @@
-//! Reads the records of a run.
+//! Records in a run directory.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,9 @@ use cdl_core::{
     traits::{ByRole, Role},
 };
 
-/// Both networks, in the order in which they are shown.
+use crate::terminal::count;
+
+/// Both networks, in display order.
 pub const ROLES: [Role; 2] = [Role::Student, Role::Teacher];
 
 /// Records in the directory of one run.
@@ -39,18 +41,18 @@ pub struct RecordedRun {
 }
 
 impl RecordedRun {
-    /// Reads a run that may be unfinished, with its epochs.
-    pub fn so_far(root: &Path) -> Result<Self> {
+    /// Reads a run, finished or not, with its epochs.
+    pub fn with_epochs(root: &Path) -> Result<Self> {
         let results = read_results_so_far(root)?;
-        Ok(Self { epochs: read_epochs(root)?, ..Self::of(root, results)? })
+        Ok(Self { epochs: read_epochs(root)?, ..Self::read(root, results)? })
     }
 
     /// Reads a run that has finished a task, without its epochs.
-    pub fn tested(root: &Path) -> Result<Self> {
-        Self::of(root, read_results(root)?)
+    pub fn with_results(root: &Path) -> Result<Self> {
+        Self::read(root, read_results(root)?)
     }
 
-    fn of(root: &Path, results: Results) -> Result<Self> {
+    fn read(root: &Path, results: Results) -> Result<Self> {
         let file = root.join("config.toml");
         let fail = |reason: String| Error::Config { origin: file.display().to_string(), reason };
         let config_text = fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
@@ -62,7 +64,7 @@ impl RecordedRun {
         Ok(Self { root, name, results, record, epochs, confusions, config_text, config })
     }
 
-    /// Trained networks.
+    /// Networks that the run trained.
     pub fn roles(&self) -> impl Iterator<Item = Role> + use<'_> {
         ROLES.into_iter().filter(|role| self.results.of(*role).is_some())
     }
@@ -99,7 +101,7 @@ impl RecordedRun {
         // Results of earlier versions count all tasks of the stream.
         let most = self.config.get("stream").and_then(|stream| stream.get("max_tasks")?.as_integer());
         let tasks = most.and_then(|most| most.try_into().ok()).unwrap_or(usize::MAX).min(self.results.tasks);
-        let mut text = format!("{done} of {tasks} tasks done");
+        let mut text = format!("{done} of {} done", count(tasks, "task"));
         if done < tasks {
             text += if is_held(&self.root) { ", still running" } else { ", stopped" };
             if let Some(last) = self.epochs.last().filter(|last| last.task > done) {
@@ -124,13 +126,13 @@ impl RecordedRun {
     }
 }
 
-/// Peak memory at the end of a line; empty where it is unknown.
+/// Peak memory, to follow other values on a line; empty if unknown.
 pub fn peak_memory(results: &Results) -> String {
-    let memory = |bytes: u64| format!(", {:.0} MB at most", bytes as f64 / 1e6);
+    let memory = |bytes: u64| format!(", peak memory {:.0} MB", bytes as f64 / 1e6);
     results.peak_memory_bytes.map(memory).unwrap_or_default()
 }
 
-/// Name of a folder, links resolved, or `default` where it has none.
+/// Name of a folder with links resolved, or `default` if it has none.
 pub fn folder_name(folder: &Path, default: &str) -> String {
     let whole = fs::canonicalize(folder).unwrap_or_else(|_| folder.into());
     whole.file_name().map_or(default.into(), |name| name.to_string_lossy().into_owned())

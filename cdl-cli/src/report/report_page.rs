@@ -1,4 +1,4 @@
-//! Page of one run or of several.
+//! HTML page of one or several runs.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::failure::Failure;
 
-/// Part of the page with plots.
+/// Section of the page with plots.
 pub struct Section {
     title: &'static str,
     note: &'static str,
@@ -24,9 +24,9 @@ pub struct Section {
     pub plots: Plots,
 }
 
-/// Writes the page of one run into its directory.
-pub fn place_page(root: &Path) -> Result<(), Failure> {
-    let runs = [RecordedRun::so_far(root)?];
+/// Writes `report.html` of a run into its directory.
+pub fn write_page(root: &Path) -> Result<(), Failure> {
+    let runs = [RecordedRun::with_epochs(root)?];
     Ok(write_atomic(&root.join("report.html"), page(&runs, &sections(&runs)).as_bytes())?)
 }
 
@@ -34,40 +34,56 @@ pub fn place_page(root: &Path) -> Result<(), Failure> {
 pub fn sections(runs: &[RecordedRun]) -> Vec<Section> {
     let section = |title, note, plots| Section { title, note, plots };
     vec![
-        section("Accuracy after each task", "Mean over the tasks seen so far.", after_each_task(runs)),
-        section("Accuracy matrix", "On each task's test images after learning each task.", matrices(runs)),
+        section(
+            "Accuracy after each task",
+            "Average accuracy over the tasks learned so far.",
+            after_each_task(runs),
+        ),
+        section(
+            "Accuracy matrix",
+            "Row: last learned task. Column: task of the test images.",
+            matrices(runs),
+        ),
         section(
             "Forgetting by task",
-            "Accuracy right after a task was learned, less that after the last task: A[j][j] - A[T-1][j].",
+            "Accuracy right after learning a task minus accuracy after the last task: A[j][j] - A[T-1][j].",
             forgetting(runs),
         ),
-        section("Accuracy by class", "After the last task, among all classes seen.", by_class(runs)),
+        section(
+            "Accuracy by class",
+            "After the last task; predictions are among all learned classes.",
+            by_class(runs),
+        ),
         section(
             "Confusion matrix",
-            "After the last task. Shades are shares of the true class's images, numbers are images.",
+            "After the last task. Numbers are images; shades are shares of the images of the true class.",
             confusions(runs),
         ),
         section(
             "Prompts",
-            "Which prompts of each pool the test images take after the last task, by task of the image: the share of a \
-             task's images, or the mean weight with its sign where each image weighs all prompts. The scale of \
-             shades stands below each; that of weights goes to the largest of the pool.",
+            "Use of each pool's prompts by the test images after the last task. Rows are the tasks of the images. Values \
+             are the share of images for which a prompt is selected or, for learners that combine all prompts, the mean \
+             weight. The scale of weights ends at the largest weight of the pool.",
             prompts(runs),
         ),
-        section("Losses", "Means over each epoch's steps; loss is the sum that was minimised.", losses(runs)),
+        section(
+            "Losses",
+            "Means over the steps of an epoch; `loss` is the total that is minimised.",
+            losses(runs),
+        ),
     ]
 }
 
-/// The whole page.
+/// Page of the runs.
 pub fn page(runs: &[RecordedRun], sections: &[Section]) -> String {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     let body = html! {
         @for run in runs { p { (run.headline()) } }
         h2 { "Summary" }
         p {
-            "All in percent. A[i][j] is the accuracy on task j's test images after learning task i, among all classes seen; T \
-             tasks, i and j count from 0."
-            @if runs.len() > 1 { " Below each value stands its difference from the first run's." }
+            "All values in percent. A[i][j] is the accuracy on the test images of task j after learning task i, with \
+             predictions among all learned classes. T is the number of tasks; i and j count from 0."
+            @if runs.len() > 1 { " Below each value: its difference from the first run." }
         }
         (summary(runs))
         @for Section { title, note, plots } in sections.iter().filter(|section| !section.plots.is_empty()) {
@@ -78,7 +94,7 @@ pub fn page(runs: &[RecordedRun], sections: &[Section]) -> String {
         @if let Some(cost) = cost_section::section(runs) { (cost) }
         h2 { "Configuration and record" }
         @if runs.len() > 1 {
-            p { "Settings that differ." }
+            p { "Settings that differ:" }
             (differences(runs))
         }
         @for run in runs {
@@ -89,12 +105,12 @@ pub fn page(runs: &[RecordedRun], sections: &[Section]) -> String {
     html::document(&names.join(", "), &body)
 }
 
-/// A row for each definition, a column for each network of each run.
+/// Summary table: a row for each metric, a column for each network of each run.
 fn summary(runs: &[RecordedRun]) -> Markup {
     let networks = |(index, run)| RecordedRun::roles(run).map(move |role| (index, run, role));
     let columns: Vec<(usize, &RecordedRun, Role)> = runs.iter().enumerate().flat_map(networks).collect();
     let head = html! {
-        th { "Definition" }
+        th { "Metric" }
         @for (_, run, role) in &columns {
             (html::number_head(role.as_str(), (runs.len() > 1).then_some(&run.name)))
         }
@@ -118,7 +134,7 @@ fn summary(runs: &[RecordedRun]) -> Markup {
     html::table(&head, &rows)
 }
 
-/// A row for each setting that not all runs have alike.
+/// Table of settings that differ between runs.
 fn differences(runs: &[RecordedRun]) -> Markup {
     let values: Vec<_> = runs.iter().map(RecordedRun::values).collect();
     let keys: BTreeSet<&String> = values.iter().flat_map(|values| values.keys()).collect();

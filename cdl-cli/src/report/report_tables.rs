@@ -4,11 +4,11 @@ use cdl_core::metrics::{DEFINITIONS, Definition};
 
 use super::{
     recorded_run::RecordedRun,
-    table_formats::{csv, digits, latex, latex_head, markdown, markdown_definitions, with_definitions},
+    table_formats::{csv, digits, latex, latex_head, markdown, markdown_definitions, with_metrics},
 };
 use crate::failure::Failure;
 
-/// Run, network and each definition by `shown`.
+/// Rows of run, network and all metrics, formatted by `shown`.
 fn rows(runs: &[RecordedRun], shown: fn(Option<f64>) -> String) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     for run in runs {
@@ -21,20 +21,20 @@ fn rows(runs: &[RecordedRun], shown: fn(Option<f64>) -> String) -> Vec<Vec<Strin
     rows
 }
 
-/// All digits; an empty field where a definition has no value.
+/// CSV with all digits; the field of a metric without a value is empty.
 pub fn summary_csv(runs: &[RecordedRun]) -> Result<String, Failure> {
     let head = ["run", "network"].into_iter().chain(DEFINITIONS.iter().map(|definition| definition.name));
     csv("summary.csv", head.map(String::from).collect(), rows(runs, digits))
 }
 
-/// Two digits after the point, then the definitions.
+/// Markdown with two decimals, followed by the definitions of the metrics.
 pub fn summary_markdown(runs: &[RecordedRun]) -> String {
     let rows = rows(runs, |value| value.map_or("–".into(), |value| format!("{value:.2}")));
-    markdown(2, &with_definitions(&["run", "network"]), &rows) + "\n" + &markdown_definitions()
+    markdown(2, &with_metrics(&["run", "network"]), &rows) + "\n" + &markdown_definitions()
 }
 
-/// Two digits after the point, with the definitions in comments.
+/// LaTeX with two decimals, with the definitions of the metrics in comments.
 pub fn summary_latex(runs: &[RecordedRun]) -> String {
     let rows = rows(runs, |value| value.map_or("--".into(), |value| format!("${value:.2}$")));
-    latex_head("") + &latex(2, &with_definitions(&["Run", "Network"]), &rows)
+    latex_head("") + &latex(2, &with_metrics(&["Run", "Network"]), &rows)
 }

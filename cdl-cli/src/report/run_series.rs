@@ -1,4 +1,4 @@
-//! Puts values of several runs side by side.
+//! Plots and series for several runs.
 
 use cdl_core::traits::Role;
 
@@ -10,8 +10,8 @@ use super::{
 /// Plots of a section, each under the name of its file.
 pub type Plots = Vec<(String, Plot)>;
 
-/// Plots by `of` for each network of each run.
-pub fn each_network<P>(runs: &[RecordedRun], of: fn(&RecordedRun, Role, &str) -> P) -> Plots
+/// Collects the plots that `plot` makes of each network of each run.
+pub fn each_network<P>(runs: &[RecordedRun], plot: fn(&RecordedRun, Role, &str) -> P) -> Plots
 where
     P: IntoIterator<Item = (String, Plot)>,
 {
@@ -22,14 +22,14 @@ where
             _ => (format!("{}_", index + 1), format!("{}: ", run.name)),
         };
         for role in run.roles() {
-            let of_one = of(run, role, &format!("{title}{}", role.as_str()));
-            plots.extend(of_one.into_iter().map(|(name, plot)| (format!("{file}{name}"), plot)));
+            let of_network = plot(run, role, &format!("{title}{}", role.as_str()));
+            plots.extend(of_network.into_iter().map(|(name, plot)| (format!("{file}{name}"), plot)));
         }
     }
     plots
 }
 
-/// Series of each network of each run. With one run colours tell the networks apart, with several the runs.
+/// Series of each network of each run. Colours distinguish the networks of a single run, or several runs.
 pub fn series(
     runs: &[RecordedRun],
     values: impl Fn(&RecordedRun, Role) -> Option<Vec<Option<f64>>>,
@@ -49,12 +49,12 @@ pub fn series(
     all
 }
 
-/// `name` in letters that every file system takes.
+/// Replaces characters that are not safe in file names by underscores.
 pub fn file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect()
 }
 
-/// Numbers from 1 to `count` as names.
+/// Names `1` to `count`.
 pub fn numbers(count: usize) -> Vec<String> {
     (1..=count).map(|number| number.to_string()).collect()
 }

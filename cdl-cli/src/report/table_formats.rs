@@ -4,7 +4,7 @@ use cdl_core::metrics::DEFINITIONS;
 
 use crate::failure::Failure;
 
-/// Rows under a head as CSV; `name` names the file in errors.
+/// CSV table. Errors name the file `name`.
 pub fn csv(name: &str, head: Vec<String>, rows: Vec<Vec<String>>) -> Result<String, Failure> {
     let fail = |reason: String| Failure::working(format!("{name}: {reason}"));
     let mut csv = csv::Writer::from_writer(Vec::new());
@@ -15,17 +15,17 @@ pub fn csv(name: &str, head: Vec<String>, rows: Vec<Vec<String>>) -> Result<Stri
     String::from_utf8(bytes).map_err(|e| fail(e.to_string()))
 }
 
-/// All digits, nothing where there is no value.
+/// Formats a value with all digits; empty if there is none.
 pub fn digits(value: Option<f64>) -> String {
     value.map(|value| value.to_string()).unwrap_or_default()
 }
 
-/// `head` and a column title for each definition.
-pub fn with_definitions(head: &[&str]) -> Vec<String> {
+/// `head` followed by the title of each metric.
+pub fn with_metrics(head: &[&str]) -> Vec<String> {
     head.iter().copied().chain(DEFINITIONS.map(|definition| definition.title)).map(String::from).collect()
 }
 
-/// Rows under a head as Markdown, columns from `texts` on to the right.
+/// Markdown table. The first `texts` columns are left-aligned, the others right-aligned.
 pub fn markdown(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
     let line = |row: &[String]| {
         let cells: Vec<String> = row.iter().map(|cell| markdown_safe(cell)).collect();
@@ -36,26 +36,26 @@ pub fn markdown(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
     format!("{}|{rule}\n{rows}", line(head))
 }
 
-/// Table of all definitions as Markdown.
+/// Markdown table with the definitions of all metrics.
 pub fn markdown_definitions() -> String {
     let rows =
         DEFINITIONS.map(|definition| [definition.title, definition.formula].map(String::from).to_vec());
-    markdown(2, &["definition".into(), "formula".into()], &rows)
+    markdown(2, &["metric".into(), "formula".into()], &rows)
 }
 
-/// `text` in one line, with nothing that Markdown would take for part of a table or a tag.
+/// Escapes a text for a cell of a Markdown table.
 pub fn markdown_safe(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
-/// Beginning of a LaTeX file: comments with `note` and all definitions.
+/// Head of a LaTeX file: comments with the package needed, `note` and the definitions of all metrics.
 pub fn latex_head(note: &str) -> String {
     let lines = DEFINITIONS.map(|definition| format!("% {}: ${}$\n", definition.title, definition.latex));
     format!("% needs \\usepackage{{booktabs}}\n{note}{}", lines.concat())
 }
 
-/// Rows under a head as a `tabular` for the package booktabs, columns from `texts` on to the right. The first `texts` cells
-/// of a row are any text, the others LaTeX.
+/// LaTeX `tabular` with booktabs rules. The first `texts` columns are plain text and left-aligned, the others are LaTeX
+/// code and right-aligned.
 pub fn latex(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
     let line = |row: &[String]| {
         let cells = row.iter().enumerate();
@@ -70,7 +70,7 @@ pub fn latex(texts: usize, head: &[String], rows: &[Vec<String>]) -> String {
     )
 }
 
-/// `text` with nothing in it that LaTeX would take for more than text.
+/// Escapes a text for LaTeX.
 pub fn latex_safe(text: &str) -> String {
     let mut safe = String::new();
     for c in text.chars() {
@@ -89,7 +89,7 @@ pub fn latex_safe(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn latex_takes_names_for_text() {
+    fn special_characters_of_latex_are_escaped() {
         assert_eq!(super::latex_safe("a_b & 5%\\^"), "a\\_b \\& 5\\%\\textbackslash{}\\textasciicircum{}");
     }
 }

@@ -1,4 +1,4 @@
-//! Axes of a sweep: what differs from cell to cell.
+//! Axes of a sweep: the settings that differ from cell to cell.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -7,19 +7,19 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 
-/// The longest value that is written out, in tables and in names of folders.
+/// Longest value, in characters, that is shown in full in tables and folder names.
 const LONGEST: usize = 40;
 
-/// One axis of the grid with all its values.
+/// Axis of the grid with all its values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
-    /// Name in cells and above columns.
+    /// Name in cell names and column titles.
     pub name: String,
     pub values: Vec<Value>,
 }
 
-/// One value of an axis: what a cell lays over the sweep's configuration.
+/// Value of an axis: configuration files and settings that override the sweep's configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Value {
@@ -28,7 +28,7 @@ pub struct Value {
     /// Configuration files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<PathBuf>,
-    /// Values as in `--set`.
+    /// Settings as in `--set`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,
 }
@@ -36,7 +36,7 @@ pub struct Value {
 impl Axis {
     /// Parses `KEY=VALUE,VALUE,...`. A comma in brackets or quotes belongs to a value.
     pub fn of_key(option: &str, text: &str) -> Result<Self, Failure> {
-        let fail = |what: &str| Failure::invalid(format!("{option} {text}: {what}"));
+        let fail = |reason: &str| Failure::invalid(format!("{option} {text}: {reason}"));
         let (key, values) =
             text.split_once('=').ok_or_else(|| fail("expected KEY=VALUE,VALUE,... as in --set"))?;
         let key = key.trim();
@@ -49,21 +49,21 @@ impl Axis {
             sets: vec![format!("{key}={value}")],
         };
         let values =
-            split(values).ok_or_else(|| fail("a value is empty, or brackets or quotes stay open"))?;
-        // A section's name is what one calls it by.
+            split(values).ok_or_else(|| fail("a value is empty, or brackets or quotes are not closed"))?;
+        // A section is usually called by its name: `distiller`, not `distiller.name`.
         let name = key.strip_suffix(".name").unwrap_or(key);
         Ok(Self { name: name.into(), values: values.into_iter().map(value).collect() })
     }
 
-    /// Axis of seeds, each with what it sets.
+    /// Axis of seeds; `sets` returns the settings for a seed.
     pub fn of_seeds(name: &str, seeds: &[u64], sets: impl Fn(u64) -> Vec<String>) -> Self {
         let value = |&seed: &u64| Value { label: seed.to_string(), files: Vec::new(), sets: sets(seed) };
         Self { name: name.into(), values: seeds.iter().map(value).collect() }
     }
 
-    /// Parses `[NAME=]FILE,FILE,...`; the name of the files' folder is the default name.
+    /// Parses `[NAME=]FILE,FILE,...`. The default name is that of the first file's folder.
     pub fn of_files(option: &str, text: &str) -> Result<Self, Failure> {
-        let fail = |what: &str| Failure::invalid(format!("{option} {text}: {what}"));
+        let fail = |reason: &str| Failure::invalid(format!("{option} {text}: {reason}"));
         let (name, files) = match text.split_once('=') {
             Some((name, files)) if !name.contains(['/', '\\', '.']) => (Some(name.trim()), files),
             _ => (None, text),
@@ -72,10 +72,10 @@ impl Axis {
         if files.iter().any(|file| file.file_stem().is_none()) {
             return Err(fail("expected configuration files, separated by commas"));
         }
-        let folder = files.first().and_then(|file| Some(end_of(file.parent()?, 1)));
+        let folder = files.first().and_then(|file| Some(last_parts(file.parent()?, 1)));
         let folder = folder.filter(|folder| !folder.is_empty() && folder != "..");
         let name = name.map(String::from).or(folder).unwrap_or_else(|| "file".into());
-        let labels = told_apart(&files).into_iter().map(|name| label(&name));
+        let labels = unique_names(&files).into_iter().map(|name| label(&name));
         let values = labels.zip(files).map(|(label, file)| Value { label, files: vec![file], sets: vec![] });
         let values = values.collect();
         Ok(Self { name, values })
@@ -83,11 +83,12 @@ impl Axis {
 
     /// Part of a cell's name for one value.
     pub fn part(&self, value: &Value) -> String {
-        format!("{}-{}", safe(&self.name), safe(&value.label))
+        format!("{}-{}", file_name(&self.name), file_name(&value.label))
     }
 }
 
-/// Splits at commas outside brackets and quotes; `None` where they stay open or nothing stands between two commas.
+/// Splits at commas outside brackets and quotes. Returns `None` if brackets or quotes are not closed or a part is
+/// empty.
 fn split(text: &str) -> Option<Vec<String>> {
     let (mut parts, mut depth, mut quote) = (vec![String::new()], 0usize, None);
     for c in text.chars() {
@@ -105,27 +106,27 @@ fn split(text: &str) -> Option<Vec<String>> {
         parts.last_mut()?.push(c);
     }
     let parts: Vec<String> = parts.into_iter().map(|part| part.trim().to_string()).collect();
-    let whole = depth == 0 && quote.is_none() && parts.iter().all(|part| !part.is_empty());
-    whole.then_some(parts)
+    let valid = depth == 0 && quote.is_none() && parts.iter().all(|part| !part.is_empty());
+    valid.then_some(parts)
 }
 
-/// Name of each file: its stem, and where others have the same, as much of the path before it as tells them
-/// apart, or its name with its ending.
-fn told_apart(files: &[PathBuf]) -> Vec<String> {
+/// Returns a name for each file: the stem; if others have the same stem, as many folders before it as make it unique;
+/// if that fails, the file name with its extension.
+fn unique_names(files: &[PathBuf]) -> Vec<String> {
     let parts = files.iter().map(|file| file.components().count()).max().unwrap_or(1);
     let name = |file: &PathBuf| {
-        let alone = |parts: &usize| {
-            let same = |other: &&PathBuf| end_of(other, *parts) == end_of(file, *parts);
+        let unique = |parts: &usize| {
+            let same = |other: &&PathBuf| last_parts(other, *parts) == last_parts(file, *parts);
             files.iter().filter(same).count() == 1
         };
         let whole = || file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        (1..=parts).find(alone).map_or_else(whole, |parts| end_of(file, parts))
+        (1..=parts).find(unique).map_or_else(whole, |parts| last_parts(file, parts))
     };
     files.iter().map(name).collect()
 }
 
-/// The last names of a path, as many as `parts`, without the last one's ending. The root is an empty one.
-fn end_of(path: &Path, parts: usize) -> String {
+/// Last `parts` components of a path, without the file's extension. The root is an empty component.
+fn last_parts(path: &Path, parts: usize) -> String {
     let whole = path.with_extension("");
     let names = whole.components().filter_map(|part| match part {
         Component::Normal(_) | Component::ParentDir => Some(part.as_os_str().to_string_lossy().into_owned()),
@@ -136,24 +137,25 @@ fn end_of(path: &Path, parts: usize) -> String {
     names[names.len().saturating_sub(parts)..].join("/")
 }
 
-/// A value as it is shown, without its quotes: a long one by how it begins and eight digits of its SHA-256.
+/// Label of a value, without quotes. Long values are shortened to their beginning and eight digits of their SHA-256.
 pub fn label(value: &str) -> String {
     let value = value.trim_matches('"');
     match value.chars().count() > LONGEST {
-        true => value.chars().take(LONGEST / 2).chain("...".chars()).collect::<String>() + &digits(value),
+        true => value.chars().take(LONGEST / 2).chain("...".chars()).collect::<String>() + &short_hash(value),
         false => value.into(),
     }
 }
 
-/// A text as part of a file's name on any system; digits of its SHA-256 make up for what is left out.
-fn safe(text: &str) -> String {
+/// Makes a text safe for file names on any system. If characters are replaced, eight digits of its SHA-256 keep it
+/// unique.
+fn file_name(text: &str) -> String {
     let keep = |c: char| if c.is_ascii_alphanumeric() || "._+-".contains(c) { c } else { '_' };
     let kept: String = text.chars().map(keep).collect();
-    if kept == text { kept } else { format!("{kept}-{}", digits(text)) }
+    if kept == text { kept } else { format!("{kept}-{}", short_hash(text)) }
 }
 
-/// Eight digits that stand for a text.
-pub fn digits(text: &str) -> String {
+/// First eight hexadecimal digits of a text's SHA-256.
+pub fn short_hash(text: &str) -> String {
     Sha256::digest(text).iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_readable_where_they_can_be_and_always_safe() {
+    fn names_are_readable_unique_and_safe_for_file_systems() {
         let axis = |text: &str| Axis::of_key("--vary", text).map_err(|e| e.message).expect("an axis");
         let files = |text: &str| Axis::of_files("--vary-file", text).map_err(|e| e.message).expect("an axis");
         let parts = |axis: &Axis| axis.values.iter().map(|value| axis.part(value)).collect::<Vec<_>>();
@@ -205,7 +207,7 @@ mod tests {
         assert_eq!(outside, ("m".into(), "../a/kd a/kd /a/kd ../../a/kd".into()));
         assert_eq!(labels("a/kd.toml,a/kd.conf,b/kd.toml").1, "kd.toml kd.conf b/kd");
         assert_eq!(labels("../kd.toml,kd.toml,/kd.toml"), ("file".into(), "../kd kd /kd".into()));
-        // One file is one.
+        // The same file twice gets the same name.
         assert_eq!(labels("a/kd.toml,./a/kd.toml"), ("a".into(), "kd.toml kd.toml".into()));
     }
 }

@@ -1,4 +1,4 @@
-//! States of a sweep's cells, and `sweep.json`, which has them.
+//! States of a sweep's cells, and `sweep.json`, which records them.
 
 use std::path::Path;
 
@@ -7,15 +7,15 @@ use serde_json::{Map, Value, json};
 
 use super::{
     axis::{self, Axis},
-    cell_process::noted_failure,
+    cell_process::recorded_failure,
     grid::Sweep,
-    layout::{is_cell_held, read_recorded, run_folder},
+    layout::{is_cell_locked, read_recorded, run_folder},
     plan::Cell,
 };
 use crate::{
     failure::{Failure, first_line},
     lifecycle::{damaged_results, is_begun, is_finished},
-    terminal::shell,
+    terminal::{count, shell_quoted},
 };
 
 const FILE: &str = "sweep.json";
@@ -23,16 +23,17 @@ const FILE: &str = "sweep.json";
 /// State of a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// Not begun.
+    /// Not started.
     Waiting,
-    /// Begun, and neither finished nor running.
+    /// Started, but neither finished nor running.
     Stopped,
     /// A process runs it.
     Running,
     Done,
-    /// Ended without being finished, with what its process said.
+    /// Not finished; contains the last error of its process.
     Failed(String),
-    /// Its configuration, or that of its run, cannot be read. Whether the run is the cell's is unknown, so it is left alone.
+    /// The configuration of the cell or of its run cannot be read. The run may not belong to the cell, so it is
+    /// skipped.
     Unreadable(String),
 }
 
@@ -49,7 +50,7 @@ impl State {
         }
     }
 
-    /// Reason of a failure.
+    /// Reason of a failure, or why the cell is unreadable.
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Failed(reason) | Self::Unreadable(reason) => Some(reason),
@@ -57,15 +58,14 @@ impl State {
         }
     }
 
-    /// Reason of a failure and what becomes of the cell, to follow its name.
-    pub fn trouble(&self) -> Option<String> {
-        let what =
-            if matches!(self, Self::Failed(_)) { "failed" } else { "cannot be read and is left alone" };
-        Some(format!("{what}: {}", self.reason()?))
+    /// Description of a failed or unreadable cell, to follow its name in messages.
+    pub fn problem(&self) -> Option<String> {
+        let state = if matches!(self, Self::Failed(_)) { "failed" } else { "cannot be read and is skipped" };
+        Some(format!("{state}: {}", self.reason()?))
     }
 }
 
-/// Writes the states of all cells.
+/// Writes the states of all cells to `sweep.json`.
 pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     let named = |(axis, value): (&Axis, &axis::Value)| (axis.name.clone(), value.label.clone().into());
     let entry = |(cell, state): (&Cell, &State)| {
@@ -86,13 +86,13 @@ pub fn write(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     Ok(write_atomic(&sweep.folder.join(FILE), format!("{written:#}\n").as_bytes())?)
 }
 
-/// State of each cell, from the files in the sweep's folder.
-pub fn look(sweep: &Sweep) -> Result<Vec<State>, Failure> {
+/// Reads the state of each cell from the files in the sweep's folder.
+pub fn read_all(sweep: &Sweep) -> Result<Vec<State>, Failure> {
     let cells = sweep.cells.iter().zip(&sweep.configs);
-    cells.map(|(cell, config)| look_at(&sweep.folder, &cell.name, config)).collect()
+    cells.map(|(cell, config)| read_state(&sweep.folder, &cell.name, config)).collect()
 }
 
-fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result<State, Failure> {
+fn read_state(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result<State, Failure> {
     let root = run_folder(folder, cell);
     let begun = is_begun(&root);
     let config = match config {
@@ -102,56 +102,57 @@ fn look_at(folder: &Path, cell: &str, config: &Result<Config, String>) -> Result
     if begun {
         let recorded = match read_recorded(&root.join("config.toml")) {
             Ok(recorded) => recorded,
-            Err(reason) => return Ok(not_told(reason, &root)),
+            Err(reason) => return Ok(unreadable(&reason, &root)),
         };
         check_config(&recorded, config).map_err(|error| {
-            Failure::invalid(format!("{} is not this sweep's: {}", root.display(), first_line(&error)))
+            Failure::invalid(format!(
+                "{} does not belong to this sweep: {}",
+                root.display(),
+                first_line(&error)
+            ))
         })?;
         if is_finished(&root, config) {
             return Ok(State::Done);
         }
     }
-    if is_cell_held(folder, cell) {
+    if is_cell_locked(folder, cell) {
         return Ok(State::Running);
     }
-    // With a checkpoint the cell goes on, and writes them again.
+    // With a checkpoint, the cell resumes and writes its results again.
     if let Some(error) = damaged_results(&root).filter(|_| !root.join("checkpoints").exists()) {
-        return Ok(not_told(first_line(&error), &root));
+        return Ok(unreadable(&first_line(&error), &root));
     }
-    Ok(match noted_failure(folder, cell) {
+    Ok(match recorded_failure(folder, cell) {
         Some(reason) => State::Failed(reason),
         None if begun => State::Stopped,
         None => State::Waiting,
     })
 }
 
-fn not_told(reason: String, root: &Path) -> State {
-    let again = "without that folder the cell is run again";
-    State::Unreadable(format!("{reason}; {again}: {}", root.display()))
+fn unreadable(reason: &str, root: &Path) -> State {
+    State::Unreadable(format!("{reason}; remove {} to run the cell again", root.display()))
 }
 
-/// Number of cells that are not done, and what becomes of them; `None` if all are done.
-pub fn what_is_left(folder: &Path, states: &[State]) -> Option<String> {
-    let count = |is: fn(&State) -> bool| states.iter().filter(|state| is(state)).count();
-    let failed = count(|state| matches!(state, State::Failed(_)));
-    let unreadable = count(|state| matches!(state, State::Unreadable(_)));
-    let others = count(|state| *state != State::Done) - failed - unreadable;
-    let (resume, cells) = (format!("`cdl resume {}`", shell(folder)), states.len());
-    let are = |count: usize| if count == 1 { "is" } else { "are" };
+/// Message about the unfinished cells and how to continue them; `None` if all are done.
+pub fn unfinished(folder: &Path, states: &[State]) -> Option<String> {
+    let number = |is: fn(&State) -> bool| states.iter().filter(|state| is(state)).count();
+    let failed = number(|state| matches!(state, State::Failed(_)));
+    let unreadable = number(|state| matches!(state, State::Unreadable(_)));
+    let others = number(|state| *state != State::Done) - failed - unreadable;
+    let (resume, cells) = (format!("`cdl resume {}`", shell_quoted(folder)), count(states.len(), "cell"));
+    let are = |number: usize| if number == 1 { "is" } else { "are" };
     let mut parts = Vec::new();
     if failed > 0 {
         let more = format!(", {others} more {} not done", are(others));
         let (more, logs) = (if others > 0 { more } else { String::new() }, folder.join("logs"));
         let logs = logs.display();
-        parts.push(format!(
-            "{failed} of {cells} cells failed{more}; their logs are in {logs}, and {resume} tries them again"
-        ));
+        parts.push(format!("{failed} of {cells} failed{more}; logs are in {logs}; {resume} runs them again"));
     } else if others > 0 {
-        parts.push(format!("{others} of {cells} cells are not done; {resume} goes on with them"));
+        parts.push(format!("{others} of {cells} {} not done; {resume} continues", are(others)));
     }
     if unreadable > 0 {
-        let of = if parts.is_empty() { format!(" of {cells} cells") } else { String::new() };
-        parts.push(format!("{unreadable}{of} cannot be read and {} left alone", are(unreadable)));
+        let of = if parts.is_empty() { format!(" of {cells}") } else { String::new() };
+        parts.push(format!("{unreadable}{of} cannot be read and {} skipped", are(unreadable)));
     }
     (!parts.is_empty()).then(|| parts.join("; "))
 }
@@ -161,32 +162,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_resume_goes_on_with_and_what_it_leaves_alone_are_counted_apart() {
+    fn failed_unfinished_and_unreadable_cells_are_counted_separately() {
         use State::{Done, Failed, Running, Stopped, Unreadable, Waiting};
         let failed = || Failed("x".into());
         let damaged = || Unreadable("y".into());
-        let again = "their logs are in grid/logs, and `cdl resume grid` tries them again";
-        let go_on = "`cdl resume grid` goes on with them";
+        let again = "logs are in grid/logs; `cdl resume grid` runs them again";
+        let resume = "`cdl resume grid` continues";
         let many = [damaged(), failed(), failed(), damaged(), Waiting, Stopped];
         for (states, expected) in [
-            (vec![Stopped, Running, Done], format!("2 of 3 cells are not done; {go_on}")),
+            (vec![Stopped, Running, Done], format!("2 of 3 cells are not done; {resume}")),
             (vec![failed(), Done], format!("1 of 2 cells failed; {again}")),
             (vec![failed(), Waiting], format!("1 of 2 cells failed, 1 more is not done; {again}")),
-            (vec![damaged(), Done], "1 of 2 cells cannot be read and is left alone".into()),
-            (vec![damaged(), damaged()], "2 of 2 cells cannot be read and are left alone".into()),
+            (vec![damaged(), Done], "1 of 2 cells cannot be read and is skipped".into()),
+            (vec![damaged(), damaged()], "2 of 2 cells cannot be read and are skipped".into()),
             (
                 vec![damaged(), Waiting],
-                format!("1 of 2 cells are not done; {go_on}; 1 cannot be read and is left alone"),
+                format!("1 of 2 cells is not done; {resume}; 1 cannot be read and is skipped"),
             ),
             (
                 many.into(),
                 format!(
-                    "2 of 6 cells failed, 2 more are not done; {again}; 2 cannot be read and are left alone"
+                    "2 of 6 cells failed, 2 more are not done; {again}; 2 cannot be read and are skipped"
                 ),
             ),
         ] {
-            assert_eq!(what_is_left(Path::new("grid"), &states), Some(expected));
+            assert_eq!(unfinished(Path::new("grid"), &states), Some(expected));
         }
-        assert_eq!(what_is_left(Path::new("grid"), &[Done, Done]), None);
+        assert_eq!(unfinished(Path::new("grid"), &[Done, Done]), None);
     }
 }

@@ -13,15 +13,15 @@ use crate::{
     failure::{BUSY, Failure, first_line, io},
 };
 
-/// The plan's file; a folder that has it is a sweep's.
+/// File of the plan. A folder that contains it is a sweep.
 pub const FILE: &str = "sweep.toml";
 
-/// True if a folder is a sweep's.
+/// True if a folder is a sweep.
 pub fn is_sweep(folder: &Path) -> bool {
     folder.join(FILE).exists()
 }
 
-/// Configuration of a cell, as it was when the sweep was begun.
+/// Configuration file of a cell, written when the sweep was started.
 pub fn config_file(folder: &Path, cell: &str) -> PathBuf {
     folder.join("configs").join(format!("{cell}.toml"))
 }
@@ -31,18 +31,19 @@ pub fn run_folder(folder: &Path, cell: &str) -> PathBuf {
     folder.join("cells").join(cell)
 }
 
-/// File about a cell's processes: `txt` is their output, `failure` why the last one failed, `lock` the lock of the one that
-/// runs the cell.
+/// File about a cell's processes: `txt` contains their output, `failure` the last error; `lock` is locked by the
+/// process that runs the cell.
 pub fn process_file(folder: &Path, cell: &str, kind: &str) -> PathBuf {
     folder.join("logs").join(format!("{cell}.{kind}"))
 }
 
-/// Takes a cell for as long as the file is open: one process at a time, whether a sweep, a job array or a user started it.
+/// Locks a cell while the returned file is open. Only one process runs a cell, whether a sweep, a job array or a user
+/// started it.
 pub fn lock_cell(folder: &Path, cell: &str) -> Result<File, Failure> {
     let (path, root) = (process_file(folder, cell, "lock"), run_folder(folder, cell));
     fs::create_dir_all(folder.join("logs")).map_err(io(&path))?;
     let busy = |holder: String| Failure {
-        message: format!("{cell} is run by {holder}; nothing of it was changed"),
+        message: format!("{cell} is run by {holder}; nothing was changed"),
         code: BUSY,
     };
     let lock = directory::lock_file(&path)?.map_err(|holder| busy(holder.to_string()))?;
@@ -52,14 +53,13 @@ pub fn lock_cell(folder: &Path, cell: &str) -> Result<File, Failure> {
     }
 }
 
-/// True if another process runs the cell.
-pub fn is_cell_held(folder: &Path, cell: &str) -> bool {
+/// True if a process runs the cell.
+pub fn is_cell_locked(folder: &Path, cell: &str) -> bool {
     let lock = process_file(folder, cell, "lock");
     directory::holder(&lock).is_some() || directory::is_held(&run_folder(folder, cell))
 }
 
-/// Reads a configuration that the sweep or a run of it has recorded, to be looked at: no plugin is loaded for it. An error
-/// is told in one line.
+/// Reads a configuration recorded by the sweep or one of its runs, without loading plugins. Errors have one line.
 pub fn read_recorded(file: &Path) -> Result<Config, String> {
     let text = fs::read_to_string(file).map_err(|e| match e.kind() {
         ErrorKind::NotFound => format!("{} is missing", file.display()),
@@ -68,15 +68,15 @@ pub fn read_recorded(file: &Path) -> Result<Config, String> {
     Config::recorded_without_plugins(file, &text).map_err(|error| first_line(&error))
 }
 
-/// Reads the recorded configuration of a cell, which has to have one.
-pub fn look_at_config(folder: &Path, cell: &str) -> Result<Config, String> {
-    let again = "give the whole command again, it writes what is missing";
+/// Reads the recorded configuration of a cell without loading plugins.
+pub fn read_config(folder: &Path, cell: &str) -> Result<Config, String> {
+    let again = "repeat the original `cdl sweep` command to restore it";
     read_recorded(&config_file(folder, cell)).map_err(|reason| format!("{reason}; {again}"))
 }
 
-/// Loads the recorded configuration of a cell with the plugins that it names, to be run.
+/// Reads the recorded configuration of a cell after loading the plugins that it names.
 pub fn load_config(folder: &Path, cell: &str) -> Result<Config, Failure> {
-    look_at_config(folder, cell).map_err(Failure::invalid)?;
+    read_config(folder, cell).map_err(Failure::invalid)?;
     load_recorded(&config_file(folder, cell))
 }
 
@@ -85,17 +85,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_looks_sees_one_that_runs_the_cell_and_no_others_that_look() {
+    fn only_exclusive_locks_mark_a_cell_as_running() {
         let folder = tempfile::tempdir().expect("temporary folder");
         let (folder, cell) = (folder.path(), "seed-1");
-        assert!(!is_cell_held(folder, cell), "nobody was ever there");
-        let taken = lock_cell(folder, cell).map_err(|e| e.message).expect("free");
-        assert!(is_cell_held(folder, cell));
-        let refused = lock_cell(folder, cell).expect_err("taken");
+        assert!(!is_cell_locked(folder, cell), "no lock file yet");
+        let held = lock_cell(folder, cell).map_err(|e| e.message).expect("free");
+        assert!(is_cell_locked(folder, cell));
+        let refused = lock_cell(folder, cell).expect_err("locked");
         assert_eq!(refused.code, BUSY, "{}", refused.message);
-        drop(taken);
-        let looker = File::open(process_file(folder, cell, "lock")).expect("the lock's file");
-        looker.lock_shared().expect("locked");
-        assert!(!is_cell_held(folder, cell));
+        drop(held);
+        let reader = File::open(process_file(folder, cell, "lock")).expect("the lock's file");
+        reader.lock_shared().expect("locked");
+        assert!(!is_cell_locked(folder, cell));
     }
 }

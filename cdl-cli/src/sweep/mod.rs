@@ -1,4 +1,4 @@
-//! Sweeps: grids of runs, each cell in a process of its own, and what they have in common.
+//! Sweeps: grids of runs, each cell in its own process, and statistics of their results.
 
 pub mod axis;
 pub mod cell_process;

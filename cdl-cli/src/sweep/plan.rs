@@ -1,4 +1,4 @@
-//! Plan of a sweep: the product of everything that is varied, written down in the sweep's folder.
+//! Plan of a sweep: the product of all axes, stored in the sweep's folder.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,37 +14,38 @@ use cdl_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    axis::{self, Axis, Value, digits},
+    axis::{self, Axis, Value, short_hash},
     layout::{FILE, config_file, read_recorded},
 };
 use crate::{
     failure::{Failure, first_line, io},
     plugin::loading,
+    terminal::count,
 };
 
-/// More cells than this are a slip of the pen.
+/// Largest grid; larger ones are probably mistakes in the command.
 const MOST_CELLS: usize = 10_000;
-/// The longest name of a cell, well within what file systems take.
+/// Longest name of a cell, within the limits of file systems.
 const LONGEST: usize = 160;
 
 /// Contents of `sweep.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Files of every cell's configuration, later ones over earlier ones.
+    /// Configuration files of every cell; later files override earlier ones.
     pub configs: Vec<PathBuf>,
-    /// Values of every cell's configuration, as in `--set`.
+    /// Settings of every cell, as in `--set`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<String>,
-    /// Combination that the others are compared with, `NAME=VALUE` each; the first if empty.
+    /// Combination that the others are compared with, as `NAME=VALUE`; the first one if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub baseline: Vec<String>,
     /// Cells that run at once.
     pub jobs: usize,
-    /// Axes that are compared; every choice of one value of each is a combination.
+    /// Axes to compare. Each choice of one value per axis is a combination.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub vary: Vec<Axis>,
-    /// Axes of repetitions, such as seeds: means are taken over every choice of one value of each.
+    /// Axes of repetitions, such as seeds. Means are taken over all choices of one value per axis.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repeat: Vec<Axis>,
 }
@@ -52,15 +53,15 @@ pub struct Plan {
 /// One run of a sweep.
 #[derive(Debug, Clone)]
 pub struct Cell {
-    /// Name of its folder.
+    /// Name of the cell and of its folder.
     pub name: String,
-    /// Number of the combination that it repeats.
+    /// Index of the combination that the cell repeats.
     pub combination: usize,
-    /// Value of every axis, those that vary first.
+    /// Value of every axis, in the order of [`Plan::axes`].
     pub values: Vec<Value>,
 }
 
-/// Every choice of one value of each axis; the last axis changes fastest. One empty choice where there is no axis.
+/// All choices of one value per axis; the last axis changes fastest. Without axes there is one empty choice.
 fn product(axes: &[Axis]) -> Vec<Vec<&Value>> {
     axes.iter().fold(vec![Vec::new()], |choices, axis| {
         let with = |choice: &Vec<_>, value| choice.iter().copied().chain([value]).collect();
@@ -68,8 +69,8 @@ fn product(axes: &[Axis]) -> Vec<Vec<&Value>> {
     })
 }
 
-/// The first three of `names` and how many more there are, for messages.
-pub fn some_of(names: &[String]) -> String {
+/// Lists the first three names and the number of the others, for messages.
+pub fn first_names(names: &[String]) -> String {
     match names {
         [a, b, c, _, ..] => format!("{a}, {b}, {c} and {} more", names.len() - 3),
         few => few.join(", "),
@@ -83,12 +84,12 @@ impl Plan {
         product(&self.vary).into_iter().map(labels).collect()
     }
 
-    /// All axes, those that vary first.
+    /// All axes: those to compare, then the repetitions.
     pub fn axes(&self) -> impl Iterator<Item = &Axis> {
         self.vary.iter().chain(&self.repeat)
     }
 
-    /// All runs, combination after combination.
+    /// All cells, combination by combination.
     pub fn cells(&self) -> Vec<Cell> {
         let (repeated, mut cells) = (product(&self.repeat), Vec::new());
         for (combination, choice) in product(&self.vary).iter().enumerate() {
@@ -98,7 +99,7 @@ impl Plan {
                     self.axes().zip(&values).map(|(axis, value)| axis.part(value)).collect();
                 let whole = if parts.is_empty() { "run".into() } else { parts.join("--") };
                 let name = match whole.len() > LONGEST {
-                    true => format!("{}-{}", &whole[..LONGEST - 9], digits(&whole)),
+                    true => format!("{}-{}", &whole[..LONGEST - 9], short_hash(&whole)),
                     false => whole,
                 };
                 cells.push(Cell { name, combination, values });
@@ -107,38 +108,43 @@ impl Plan {
         cells
     }
 
-    /// Number of the combination that the others are compared with.
+    /// Index of the combination that the others are compared with.
     pub fn baseline(&self) -> Result<usize, Failure> {
-        let fail = |what: String| Failure::invalid(format!("--baseline {}: {what}", self.baseline.join(" ")));
+        let fail =
+            |reason: String| Failure::invalid(format!("--baseline {}: {reason}", self.baseline.join(" ")));
         let mut wanted = Vec::new();
         for part in &self.baseline {
-            let (name, label) =
-                part.split_once('=').ok_or_else(|| fail("expected NAME=VALUE of what is varied".into()))?;
+            let (name, label) = part
+                .split_once('=')
+                .ok_or_else(|| fail("expected NAME=VALUE of a varied key or file".into()))?;
             let name = name.strip_suffix(".name").unwrap_or(name);
             let at = self.vary.iter().position(|axis| axis.name == name).ok_or_else(|| {
                 let names: Vec<&str> = self.vary.iter().map(|axis| axis.name.as_str()).collect();
-                fail(format!("nothing that is varied is called `{name}`; varied: {}", names.join(", ")))
+                fail(format!("`{name}` is not varied; expected one of {}", names.join(", ")))
             })?;
             let label = axis::label(label);
             let values: Vec<&str> = self.vary[at].values.iter().map(|value| value.label.as_str()).collect();
             if !values.contains(&label.as_str()) {
                 let values = values.join(", ");
-                return Err(fail(format!("no combination has this value; `{name}` is one of {values}")));
+                return Err(fail(format!("`{name}` is never {label}; expected one of {values}")));
             }
             wanted.push((at, label));
         }
         let fits = |labels: &Vec<String>| {
             wanted.iter().all(|(at, label)| labels.get(*at).is_some_and(|own| own == label))
         };
-        self.combinations().iter().position(fits).ok_or_else(|| fail("no combination has all of this".into()))
+        self.combinations()
+            .iter()
+            .position(fits)
+            .ok_or_else(|| fail("no combination has all of these values".into()))
     }
 
-    /// Refuses axes that contradict one another.
+    /// Checks that axes and settings do not contradict one another and that the grid is not too large.
     fn check_axes(&self) -> Result<(), Failure> {
         let mut names = BTreeSet::new();
         for axis in self.axes() {
             if !names.insert(&axis.name) {
-                let again = "is varied twice; give all its values at once, or another NAME to files";
+                let again = "is varied twice; give all values in one option, or files another NAME";
                 return Err(Failure::invalid(format!("`{}` {again}", axis.name)));
             }
             let mut labels = BTreeSet::new();
@@ -149,7 +155,7 @@ impl Plan {
             for (key, _) in sets.filter_map(|set| set.split_once('=')) {
                 let fixed = |set: &&String| set.split_once('=').is_some_and(|(fixed, _)| fixed.trim() == key);
                 if let Some(set) = self.sets.iter().find(fixed) {
-                    return Err(Failure::invalid(format!("--set {set}: `{key}` is varied as well")));
+                    return Err(Failure::invalid(format!("--set {set}: `{key}` is varied, too")));
                 }
             }
         }
@@ -163,7 +169,10 @@ impl Plan {
         self.baseline().map(|_| ())
     }
 
-    /// Every cell's configuration, or everything that is wrong with any of them.
+    /// Resolves the configuration of every cell.
+    ///
+    /// # Errors
+    /// Reports the errors of all cells at once.
     pub fn resolve(&self) -> Result<Vec<(Cell, Config)>, Failure> {
         self.check_axes()?;
         let mut resolved: Vec<(Cell, Config)> = Vec::new();
@@ -182,9 +191,7 @@ impl Plan {
                 Err(failure) => found.push(failure.message),
                 Ok((errors, Some(config))) if Vec::is_empty(&errors) => {
                     if let Some(other) = names.insert(cell.name.to_lowercase(), cell.name.clone()) {
-                        found.push(format!(
-                            "has the name of another cell, `{other}`: no file could tell them apart"
-                        ));
+                        found.push(format!("has the same name as the cell `{other}`, except for case"));
                     } else if let Some(other) = runs.insert(config.to_toml()?, cell.name.clone()) {
                         found.push(format!("would be the same run as {other}"));
                     }
@@ -202,11 +209,11 @@ impl Plan {
         if errors.is_empty() {
             return Ok(resolved);
         }
-        let told = errors.iter().map(|(error, cells)| format!("\n  {}: {error}", some_of(cells)));
-        Err(Failure::invalid(format!("nothing was started{}", told.collect::<String>())))
+        let lines = errors.iter().map(|(error, cells)| format!("\n  {}: {error}", first_names(cells)));
+        Err(Failure::invalid(format!("nothing was started:{}", lines.collect::<String>())))
     }
 
-    /// Reads the plan of a sweep's folder.
+    /// Reads the plan of the sweep in `folder`.
     pub fn read(folder: &Path) -> Result<Self, Failure> {
         let file = folder.join(FILE);
         let fail = |reason: String| Failure::invalid(format!("{}: {reason}", file.display()));
@@ -222,38 +229,40 @@ impl Plan {
         Ok(plan)
     }
 
-    /// A folder for a sweep that none is named for: the same for the same plan, so that the same command goes on.
+    /// Default folder. It depends on the plan alone, so that repeating the command continues the sweep.
     pub fn default_folder(&self) -> Result<PathBuf, Failure> {
         let stems = self.configs.iter().filter_map(|file| file.file_stem());
         let name: Vec<String> = stems.map(|stem| stem.to_string_lossy().into_owned()).collect();
-        // How it is computed and shown is no part of what it is.
+        // Jobs and baseline do not change the cells.
         let same = Self { jobs: 1, baseline: Vec::new(), ..self.clone() };
-        Ok(Path::new("sweeps").join(format!("{}-{}", name.join("-"), digits(&same.to_toml()?))))
+        Ok(Path::new("sweeps").join(format!("{}-{}", name.join("-"), short_hash(&same.to_toml()?))))
     }
 
     fn to_toml(&self) -> Result<String, Failure> {
         toml::to_string(self).map_err(|e| Failure::working(format!("{FILE}: {e}")))
     }
 
-    /// Takes over baseline and jobs from the plan of `folder`, which this one is to replace; refuses to lose any of its
-    /// cells: a sweep may grow.
-    pub fn continues(&mut self, earlier: Self, folder: &Path) -> Result<(), Failure> {
+    /// Adopts baseline and jobs of the `earlier` plan in `folder`, which this one replaces.
+    ///
+    /// # Errors
+    /// Fails if a cell of the earlier plan is missing in this one: sweeps can only be extended.
+    pub fn extend(&mut self, earlier: Self, folder: &Path) -> Result<(), Failure> {
         let cells: BTreeSet<String> = self.cells().into_iter().map(|cell| cell.name).collect();
-        let gone: Vec<String> =
+        let missing: Vec<String> =
             earlier.cells().into_iter().map(|cell| cell.name).filter(|name| !cells.contains(name)).collect();
-        if let Some(first) = gone.first() {
-            let (folder, gone) = (folder.display(), gone.len());
+        if let Some(first) = missing.first() {
+            let (folder, missing) = (folder.display(), count(missing.len(), "cell"));
             return Err(Failure::invalid(format!(
-                "{folder}: holds another sweep: {gone} of its cells, such as {first}, are not among those asked for; a \
-                 sweep may grow but not change; give another --out"
+                "{folder}: contains another sweep: {missing}, such as {first}, would be lost; a sweep can be extended but \
+                 not changed; choose another --out"
             )));
         }
         (self.baseline, self.jobs) = (earlier.baseline, earlier.jobs);
         Ok(())
     }
 
-    /// Sets what the command gives and no cell depends on; an empty baseline stays as it is.
-    pub fn settle(&mut self, baseline: &[String], jobs: Option<usize>) -> Result<(), Failure> {
+    /// Applies the options that do not change the cells, where given.
+    pub fn apply_options(&mut self, baseline: &[String], jobs: Option<usize>) -> Result<(), Failure> {
         if !baseline.is_empty() {
             self.baseline = baseline.into();
         }
@@ -261,36 +270,38 @@ impl Plan {
         self.baseline().map(|_| ())
     }
 
-    /// Writes the plan alone.
+    /// Writes the plan.
     pub fn save(&self, folder: &Path) -> Result<(), Failure> {
         Ok(write_atomic(&folder.join(FILE), self.to_toml()?.as_bytes())?)
     }
 
-    /// Writes the plan and every cell's configuration into `folder`, which is new, or one of a sweep that this one
-    /// [continues](Self::continues); the configurations of its cells have to be the same.
+    /// Writes the plan and the configuration of every cell into `folder`.
+    ///
+    /// # Errors
+    /// Fails if the folder contains a cell with another configuration.
     pub fn write(&self, folder: &Path, cells: &[(Cell, Config)]) -> Result<(), Failure> {
         // All are compared before any is written.
-        let mut fresh = Vec::new();
+        let mut new_files = Vec::new();
         for (cell, config) in cells {
             let file = config_file(folder, &cell.name);
             match read_recorded(&file) {
                 Ok(begun) => check_config(config, &begun).map_err(|error| {
-                    let other = "the sweep in this folder was begun with another configuration";
+                    let other = "the sweep in this folder was started with another configuration";
                     Failure::invalid(format!("{}: {other}: {}", cell.name, first_line(&error)))
                 })?,
                 Err(reason) => {
-                    // Whether a run that was begun is the cell's is seen by the run's own configuration.
+                    // A run of the cell is compared by its own `config.toml`.
                     if file.exists() {
-                        tracing::warn!("{reason}; it is written anew");
+                        tracing::warn!("{reason}; it is written again");
                     }
-                    fresh.push((file, config.to_toml()?));
+                    new_files.push((file, config.to_toml()?));
                 }
             }
         }
         self.save(folder)?;
         let configs = folder.join("configs");
         fs::create_dir_all(&configs).map_err(io(&configs))?;
-        for (file, toml) in fresh {
+        for (file, toml) in new_files {
             write_atomic(&file, toml.as_bytes())?;
         }
         Ok(())
@@ -311,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn cells_are_the_product_repetitions_within_combinations() {
+    fn cells_are_ordered_by_combination_then_repetition() {
         let plan = plan(&["distiller.name=none,one", "learner.pool=5,10"], &["seed=1,2"]);
         let cells = plan.cells();
         assert_eq!(cells.len(), 8);
@@ -323,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_baseline_is_a_combination_and_the_first_by_default() {
+    fn the_baseline_is_the_first_combination_by_default() {
         let mut plan = plan(&["distiller.name=none,one", "learner.pool=5,10"], &["seed=1"]);
         let of = |plan: &Plan| plan.baseline().map_err(|e| e.message);
         assert_eq!(of(&plan), Ok(0));
@@ -334,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grid_whose_cells_cannot_be_counted_is_refused() {
+    fn grids_too_large_to_count_are_refused() {
         let digits = "x=0,1,2,3,4,5,6,7,8,9";
         let axes: Vec<String> = (0..30).map(|at| digits.replace('x', &format!("learner.k{at}"))).collect();
         let axes: Vec<&str> = axes.iter().map(String::as_str).collect();

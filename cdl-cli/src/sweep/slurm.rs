@@ -1,23 +1,23 @@
-//! The cells of a sweep as a job array.
+//! Script that runs the cells of a sweep as a job array of Slurm.
 
 use std::{borrow::Cow, path::Path};
 
 use cdl_core::{config::Config, system::atomic::write_atomic};
 
 use super::{
-    cell_states::{look, write},
+    cell_states::{read_all, write},
     grid::Sweep,
     plan::Cell,
 };
 use crate::{failure::Failure, terminal};
 
 const FILE: &str = "sweep.slurm";
-/// Seconds before the time limit at which a cell is told to save.
+/// Seconds before the time limit at which a cell is signalled to save its run.
 const NOTICE: u32 = 180;
 
-/// Writes the script and says how it is used.
+/// Writes the script and prints how to use it.
 pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
-    let states = look(sweep)?;
+    let states = read_all(sweep)?;
     write(sweep, &states)?;
     let file = sweep.folder.join(FILE);
     write_atomic(&file, script(sweep)?.as_bytes())?;
@@ -27,13 +27,14 @@ pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
     ))
 }
 
-/// A job for each cell, which it calls by its name: numbers change when the sweep grows. Being told to stop, by the time
-/// limit or by preemption, a cell saves its run; the job then puts itself into the queue again and goes on from there.
-/// A cell that is not to be saved is not queued again: it would begin anew until the time limit, each time.
+/// Script with a job for each cell. Cells are addressed by name, since their numbers change when the sweep is extended.
+/// When a job is signalled to stop (time limit or preemption), the cell saves its run, and the job requeues itself to
+/// continue it. Cells without checkpoints are not requeued: they would start from the beginning each time and never
+/// finish.
 fn script(sweep: &Sweep) -> Result<String, Failure> {
-    let lost = |what: &str, e: std::io::Error| Failure::working(format!("{what} cannot be found: {e}"));
-    let program = std::env::current_exe().map_err(|e| lost("this program", e))?;
-    let here = std::env::current_dir().map_err(|e| lost("the working directory", e))?;
+    let fail = |name: &str, e: std::io::Error| Failure::working(format!("{name} cannot be found: {e}"));
+    let program = std::env::current_exe().map_err(|e| fail("this program", e))?;
+    let here = std::env::current_dir().map_err(|e| fail("the working directory", e))?;
     let last = sweep.cells.len().saturating_sub(1);
     let (program, here, folder) = (quoted(&program)?, quoted(&here)?, quoted(&sweep.folder)?);
     let names: String = sweep.cells.iter().map(|cell| format!("    {}\n", cell.name)).collect();
@@ -48,47 +49,47 @@ fn script(sweep: &Sweep) -> Result<String, Failure> {
 #SBATCH --signal=B:TERM@{NOTICE}
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# What a cell needs here; options of sbatch win over these lines.
+# Resources of a cell. Options of sbatch override these lines.
 #SBATCH --time=24:00:00
 #SBATCH --cpus-per-task=8
 ##SBATCH --gres=gpu:1
 
-# A job of this array runs one cell of a sweep. Told to stop, the cell saves its run; queued again, it goes on.
-# When all are done, tables and figure: cdl sweep --resume {folder} --collect
+# Each job of this array runs one cell of a sweep. When it is stopped, the cell saves its run; when it is requeued, it resumes.
+# Tables and figure, when all cells are done: cdl sweep --resume {folder} --collect
 cells=(
 {names})
-# Those with `checkpoint.off = true`.
+# Cells with `checkpoint.off = true`.
 unsaved=\" {unsaved}\"
 cd {here} || exit 1
 threads=\"${{SLURM_CPUS_PER_TASK:-}}\"
 name=\"${{cells[SLURM_ARRAY_TASK_ID]:?the sweep has the cells 0 to {last}}}\"
 
-# A signal is passed on once, for a second one would end the cell before it has saved its run.
-told= passed= cell=
-pass() {{
-    told=1
-    if [ -n \"$cell\" ] && [ -z \"$passed\" ]; then
-        passed=1
+# The signal is forwarded once: a second one would end the cell before it has saved its run.
+signalled= forwarded= cell=
+forward() {{
+    signalled=1
+    if [ -n \"$cell\" ] && [ -z \"$forwarded\" ]; then
+        forwarded=1
         kill -TERM \"$cell\" 2>/dev/null
     fi
 }}
-trap pass TERM INT
+trap forward TERM INT
 {program} ${{threads:+--threads \"$threads\"}} sweep --resume {folder} --cell \"$name\" &
 cell=$!
-[ -z \"$told\" ] || pass
+[ -z \"$signalled\" ] || forward
 wait \"$cell\"
 code=$?
-# A wait that a signal has ended says nothing of the cell; the next one gives it the time to save, and has its own code.
-while [ -n \"$told\" ]; do
-    told=
+# A wait interrupted by a signal does not return the cell's exit code. Waiting again gives the cell time to save.
+while [ -n \"$signalled\" ]; do
+    signalled=
     wait \"$cell\"
     code=$?
 done
-# 143 is a cell that was told to stop and is not finished. One that was not saved would begin anew, and never end.
+# 143: the cell was stopped and is not finished. A cell without checkpoints would start again and never finish.
 if [ \"$code\" = 143 ] && [[ \"$unsaved\" != *\" $name \"* ]] && command -v scontrol >/dev/null; then
     scontrol requeue \"${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}\"
 fi
-# What has killed the cell kept it from saying so.
+# A killed cell could not record its failure.
 if [ \"$code\" -gt 128 ] && [ \"$code\" != 130 ] && [ \"$code\" != 143 ]; then
     echo \"its process was ended by signal $((code - 128))\" > {folder}/logs/\"$name\".failure
 fi
@@ -97,11 +98,17 @@ exit \"$code\"
     ))
 }
 
-/// A path as one word of the shell.
+/// Quotes a path for the shell.
+///
+/// # Errors
+/// Fails for paths that are not UTF-8 or contain line breaks.
 fn quoted(path: &Path) -> Result<Cow<'_, str>, Failure> {
     let text = path.to_str().filter(|text| !text.contains('\n'));
     text.and_then(|text| shlex::try_quote(text).ok()).ok_or_else(|| {
-        Failure::invalid(format!("{}: a script cannot have this path; choose another", path.display()))
+        Failure::invalid(format!(
+            "{}: this path cannot be written into a script; choose another",
+            path.display()
+        ))
     })
 }
 
@@ -110,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_one_word_of_the_shell() {
+    fn paths_are_quoted_for_the_shell() {
         let of = |path: &str| quoted(Path::new(path)).map(String::from).map_err(|e| e.message);
         assert_eq!(of("runs/a-b_1.2"), Ok("runs/a-b_1.2".into()));
         assert_eq!(of("a b/$(c)"), Ok("'a b/$(c)'".into()));

@@ -1,12 +1,12 @@
-//! Means, deviations and intervals of a few runs.
+//! Means, standard deviations and confidence intervals.
 
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// Probability outside the interval, on each side.
+/// Probability outside the confidence interval, on each side.
 const TAIL: f64 = 0.025;
 
-/// Mean and deviation of a few values.
+/// Mean and standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
     /// Number of values.
@@ -17,7 +17,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Mean and deviation; `None` without a value.
+    /// Mean and standard deviation of `values`; `None` without values.
     pub fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
@@ -28,15 +28,16 @@ impl Spread {
         Some(Self { n, mean, deviation: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()) })
     }
 
-    /// The 95 % interval of the mean: `mean -+ t * deviation / sqrt(n)`, with `t` the 0.975 quantile of Student's
-    /// distribution with `n - 1` degrees of freedom. It supposes values that are about normally distributed.
+    /// 95 % confidence interval of the mean: `mean -+ t * deviation / sqrt(n)`, with `t` the 0.975 quantile of
+    /// Student's t distribution with `n - 1` degrees of freedom. Assumes that the values are approximately normally
+    /// distributed.
     pub fn interval(&self) -> Option<(f64, f64)> {
         let student = StudentsT::new(0.0, 1.0, self.n.checked_sub(1)? as f64).ok()?;
         let half = student.inverse_cdf(1.0 - TAIL) * self.deviation? / (self.n as f64).sqrt();
         Some((self.mean - half, self.mean + half))
     }
 
-    /// Number, mean and deviation in all digits.
+    /// Number of values, mean and deviation with all digits.
     pub fn fields(&self) -> [String; 3] {
         [self.n.to_string(), self.mean.to_string(), self.deviation.map(|d| d.to_string()).unwrap_or_default()]
     }
@@ -46,18 +47,18 @@ impl Spread {
         format!("{:.2}{}", self.mean, self.deviation_text())
     }
 
-    /// Deviation behind a mean; empty for a single value.
+    /// Deviation, to follow a mean; empty for a single value.
     pub fn deviation_text(&self) -> String {
         self.deviation.map(|deviation| format!(" ± {deviation:.2}")).unwrap_or_default()
     }
 
-    /// Interval behind a mean; empty for a single value.
+    /// Confidence interval, to follow a mean; empty for a single value.
     pub fn interval_text(&self) -> String {
         self.interval().map(|(low, high)| format!(" [{low:.2}, {high:.2}]")).unwrap_or_default()
     }
 }
 
-/// Differences of values that belong together, `of - from`, where both are there.
+/// Paired differences `of - from`, for pairs in which both values exist.
 pub fn differences(of: &[Option<f64>], from: &[Option<f64>]) -> Vec<f64> {
     of.iter().zip(from).filter_map(|(of, from)| Some((*of)? - (*from)?)).collect()
 }
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mean_and_deviation_of_an_example_worked_by_hand() {
+    fn mean_and_deviation_match_examples_computed_by_hand() {
         assert_eq!(Spread::of(&[]), None);
         assert_eq!(Spread::of(&[7.5]), Some(Spread { n: 1, mean: 7.5, deviation: None }));
         // Squares 9, 1, 1, 9 and 16 about 6: 36 / 4 = 9.
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_have_the_quantiles_of_printed_tables() {
+    fn intervals_match_tabulated_quantiles() {
         assert_eq!(Spread::of(&[1.0]).and_then(|s| s.interval()), None);
         // 0.975 quantiles by degrees of freedom.
         for (freedom, quantile) in
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn differences_are_those_of_pairs_that_are_whole() {
+    fn incomplete_pairs_have_no_difference() {
         let found =
             differences(&[Some(3.0), None, Some(5.0), Some(1.0)], &[Some(1.0), Some(2.0), None, Some(4.0)]);
         assert_eq!(found, [2.0, -3.0]);

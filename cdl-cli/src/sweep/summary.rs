@@ -1,4 +1,4 @@
-//! Results of a sweep, combination by combination.
+//! Results of a sweep by combination.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use cdl_core::{
 
 use super::{
     axis::Axis,
-    cell_states::{State, look},
+    cell_states::{State, read_all},
     grid::Sweep,
     layout::run_folder,
     statistics::{Spread, differences},
@@ -30,15 +30,15 @@ pub struct Summary {
     pub repeat: Vec<String>,
     /// Combinations in the order of the values.
     pub combinations: Vec<Combination>,
-    /// Number of the combination that the others are compared with.
+    /// Index of the combination that the others are compared with.
     pub baseline: usize,
 }
 
-/// One value of every varied axis, with all repetitions.
+/// Combination of one value per varied axis, with all its repetitions.
 pub struct Combination {
-    /// Its value of each varied axis.
+    /// Label of its value on each varied axis.
     pub labels: Vec<String>,
-    /// Cells in the order of the repetitions, which is the same for all combinations.
+    /// Cells in the order of the repetitions, which is the same in all combinations.
     pub cells: Vec<Outcome>,
 }
 
@@ -46,16 +46,16 @@ pub struct Combination {
 pub struct Outcome {
     /// Name of the cell.
     pub name: String,
-    /// Its value of each repeated axis.
+    /// Label of its value on each repeated axis.
     pub labels: Vec<String>,
     /// Run directory.
     pub root: PathBuf,
-    /// Its results, if it is done.
+    /// Results, if the cell is done.
     pub results: Option<Results>,
 }
 
 impl Outcome {
-    /// The value of a definition for one network.
+    /// Value of a metric for one network.
     pub fn value(&self, role: Role, definition: &Definition) -> Option<f64> {
         (definition.value)(self.results.as_ref()?.of(role)?)
     }
@@ -67,22 +67,22 @@ impl Combination {
         if self.labels.is_empty() { "all".into() } else { self.labels.join(", ") }
     }
 
-    /// The value of a definition in each repetition.
+    /// Value of a metric in each repetition.
     pub fn values(&self, role: Role, definition: &Definition) -> Vec<Option<f64>> {
         self.cells.iter().map(|cell| cell.value(role, definition)).collect()
     }
 
-    /// Mean and deviation of a definition over the repetitions that are done.
+    /// Mean and deviation of a metric over the finished repetitions.
     pub fn spread(&self, role: Role, definition: &Definition) -> Option<Spread> {
         Spread::of(&self.values(role, definition).into_iter().flatten().collect::<Vec<_>>())
     }
 
-    /// Repetitions that are done.
+    /// Number of finished repetitions.
     pub fn done(&self) -> usize {
         self.cells.iter().filter(|cell| cell.results.is_some()).count()
     }
 
-    /// Mean accuracy over the tasks so far after each task, over the repetitions that are done.
+    /// Average accuracy over the tasks so far, after each task: mean and deviation over the finished repetitions.
     pub fn progress(&self, role: Role) -> Vec<Option<Spread>> {
         let results = self.cells.iter().filter_map(|cell| cell.results.as_ref()?.of(role));
         let runs: Vec<&[Vec<f64>]> = results.map(|summary| summary.accuracy_matrix.rows()).collect();
@@ -95,23 +95,23 @@ impl Combination {
 }
 
 impl Summary {
-    /// Reads the sweep in `folder`, without changing it and without loading the plugins that it names.
+    /// Reads the sweep in `folder` without changing it and without loading the plugins that it names.
     pub fn of_folder(folder: &Path) -> Result<Self, Failure> {
         let sweep = Sweep::read(folder)?;
-        let states = look(&sweep)?;
+        let states = read_all(&sweep)?;
         for (cell, state) in sweep.cells.iter().zip(&states) {
             if let State::Unreadable(reason) = state {
-                tracing::warn!("{} is left out: {reason}", cell.name);
+                tracing::warn!("{} is skipped: {reason}", cell.name);
             }
         }
         Self::read(&sweep, &states)
     }
 
-    /// Reads the results of all cells that are done by `states`.
+    /// Reads the results of all cells that are done according to `states`.
     pub fn read(sweep: &Sweep, states: &[State]) -> Result<Self, Failure> {
         let names = |axes: &[Axis]| axes.iter().map(|axis| axis.name.clone()).collect();
-        let none = |labels| Combination { labels, cells: Vec::new() };
-        let mut combinations: Vec<Combination> = sweep.plan.combinations().into_iter().map(none).collect();
+        let empty = |labels| Combination { labels, cells: Vec::new() };
+        let mut combinations: Vec<Combination> = sweep.plan.combinations().into_iter().map(empty).collect();
         for (cell, state) in sweep.cells.iter().zip(states) {
             let root = run_folder(&sweep.folder, &cell.name);
             let results = (*state == State::Done).then(|| read_results(&root)).transpose()?;
@@ -126,34 +126,34 @@ impl Summary {
         Ok(Self { name: folder_name(&sweep.folder, "sweep"), vary, repeat, combinations, baseline })
     }
 
-    /// Names of the varied axes, the head of the column of combinations.
-    pub fn vary_head(&self) -> String {
+    /// Title of the column of combinations: the names of the varied axes.
+    pub fn combination_title(&self) -> String {
         if self.vary.is_empty() { "combination".into() } else { self.vary.join(", ") }
     }
 
-    /// The networks that were trained in any cell.
+    /// Networks that were trained in any cell.
     pub fn roles(&self) -> Vec<Role> {
         let cells = self.combinations.iter().flat_map(|combination| &combination.cells);
         let results: Vec<&Results> = cells.filter_map(|cell| cell.results.as_ref()).collect();
         ROLES.into_iter().filter(|role| results.iter().any(|results| results.of(*role).is_some())).collect()
     }
 
-    /// Cells that are done.
+    /// Number of finished cells.
     pub fn done(&self) -> usize {
         self.combinations.iter().map(Combination::done).sum()
     }
 
-    /// Cells in all.
+    /// Number of cells.
     pub fn cells(&self) -> usize {
         self.combinations.iter().map(|combination| combination.cells.len()).sum()
     }
 
-    /// The combination that the others are compared with.
+    /// Combination that the others are compared with.
     pub fn base(&self) -> Option<&Combination> {
         self.combinations.get(self.baseline)
     }
 
-    /// Differences of a combination from the baseline, repetition by repetition; `None` for the baseline itself.
+    /// Paired differences of combination `number` from the baseline; `None` for the baseline itself.
     pub fn difference(&self, number: usize, role: Role, definition: &Definition) -> Option<Spread> {
         if number == self.baseline {
             return None;

@@ -1,16 +1,19 @@
-//! Figure and page of a sweep.
+//! Figure and HTML page of a sweep.
 
 use cdl_core::{metrics::DEFINITIONS, traits::Role};
 use maud::{Markup, html};
 
 use super::{cell_states::State, grid::Sweep, layout::FILE, statistics::Spread, summary::Summary};
-use crate::report::{
-    html,
-    plot::{Axes, Plot, Series, lines},
-    report_page::place_page,
+use crate::{
+    report::{
+        html,
+        plot::{Axes, Plot, Series, lines},
+        report_page::write_page,
+    },
+    terminal::count,
 };
 
-/// Accuracy after each task: means, in bands of one standard deviation.
+/// Plot of the mean accuracy after each task, with bands of one standard deviation.
 pub fn figure(summary: &Summary) -> Plot {
     let (mut series, mut tasks) = (Vec::new(), 0);
     let roles = summary.roles();
@@ -36,23 +39,23 @@ pub fn figure(summary: &Summary) -> Plot {
     }
     let places = (1..=tasks).map(|task| task.to_string()).collect();
     let axes = Axes { x: "after task", percent: true, places, groups: Vec::new() };
-    lines("Average accuracy over tasks so far, %", &axes, &series, 620.0)
+    lines("Average accuracy over the tasks so far, %", &axes, &series, 620.0)
 }
 
-/// The whole page. Every cell that is done gets a page of its own, to which it leads.
+/// Page of the sweep. Also writes the page of every finished cell and links to it.
 pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -> String {
     let plan = std::fs::read_to_string(sweep.folder.join(FILE)).unwrap_or_default();
     let body = html! {
-        p { (summary.done()) " of " (summary.cells()) " cells done." }
+        p { (summary.done()) " of " (count(summary.cells(), "cell")) " done." }
         h2 { "Means" }
         p {
-            "In percent, ± sample standard deviation over the repetitions. Below each value stands its difference from the \
-             baseline's, taken repetition by repetition, with its 95 % interval by Student's t distribution."
+            "In percent: mean ± sample standard deviation over the repetitions. Below it: the mean paired difference from \
+             the baseline, with its 95 % confidence interval (Student's t distribution)."
         }
         @for role in summary.roles() { (means(summary, role)) }
         h2 { "Accuracy after each task" }
         p {
-            "Mean over the tasks seen so far, averaged over the repetitions; bands are one standard deviation to either side."
+            "Average accuracy over the tasks so far: mean over the repetitions, with a band of one standard deviation."
         }
         div.plots { div { (figure.inline()) } }
         h2 { "Cells" }
@@ -63,10 +66,10 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
     html::document(&summary.name, &body)
 }
 
-/// A row for each combination, a column for each definition.
+/// Table of means: a row for each combination, a column for each metric.
 fn means(summary: &Summary, role: Role) -> Markup {
     let head = html! {
-        th { (role.as_str()) small { (summary.vary_head()) } }
+        th { (role.as_str()) small { (summary.combination_title()) } }
         (html::number_head("n", None))
         @for definition in DEFINITIONS { (html::number_head(definition.title, Some(definition.formula))) }
     };
@@ -79,8 +82,8 @@ fn means(summary: &Summary, role: Role) -> Markup {
                     @let spread = combination.spread(role, definition);
                     @let more = html! {
                         (spread.map(|spread| spread.deviation_text()).unwrap_or_default())
-                        @if let Some(apart) = summary.difference(number, role, definition) {
-                            small { (format!("{:+.2}", apart.mean)) (apart.interval_text()) }
+                        @if let Some(difference) = summary.difference(number, role, definition) {
+                            small { (format!("{:+.2}", difference.mean)) (difference.interval_text()) }
                         }
                     };
                     @let mean = spread.map(|spread| spread.mean);
@@ -92,7 +95,7 @@ fn means(summary: &Summary, role: Role) -> Markup {
     html::table(&head, &rows)
 }
 
-/// A row for each cell: its state, its published figures, and a link to its own page.
+/// Table of cells: state, the two published metrics, and a link to the page of each cell.
 fn cells(summary: &Summary, states: &[State]) -> Markup {
     let shown = &DEFINITIONS[..2];
     let head = html! {
@@ -105,21 +108,21 @@ fn cells(summary: &Summary, states: &[State]) -> Markup {
     let outcomes = summary.combinations.iter().flat_map(|combination| &combination.cells);
     let rows = html! {
         @for (cell, state) in outcomes.zip(states) {
-            // A run that cannot be read must not keep the sweep from its page.
-            @let placed = cell.results.as_ref().map(|_| place_page(&cell.root).map_err(|failure| {
-                tracing::warn!("{} has no page of its own: {}", cell.name, failure.message);
+            // An unreadable run must not prevent the page of the sweep.
+            @let written = cell.results.as_ref().map(|_| write_page(&cell.root).map_err(|failure| {
+                tracing::warn!("{}: its page cannot be written: {}", cell.name, failure.message);
                 failure.message
             }));
-            @let missing = placed.as_ref().and_then(|placed| placed.as_ref().err());
+            @let error = written.as_ref().and_then(|written| written.as_ref().err());
             tr {
                 td {
-                    @if let Some(Ok(())) = placed {
+                    @if let Some(Ok(())) = written {
                         a href={ "cells/" (cell.name) "/report.html" } { (cell.name) }
                     } @else { (cell.name) }
                 }
                 td {
-                    @if *state == State::Waiting { "not begun" } @else { (state.name()) }
-                    @if let Some(reason) = state.reason().or(missing.map(String::as_str)) { small { (reason) } }
+                    @if *state == State::Waiting { "not started" } @else { (state.name()) }
+                    @if let Some(reason) = state.reason().or(error.map(String::as_str)) { small { (reason) } }
                 }
                 @for role in summary.roles() {
                     @for definition in shown {

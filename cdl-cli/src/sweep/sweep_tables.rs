@@ -1,5 +1,5 @@
-//! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. They do not depend on when and
-//! where the cells ran.
+//! Means, deviations and paired differences as CSV, JSON, Markdown, LaTeX and plain text. The tables do not depend on
+//! when and where the cells ran.
 
 use cdl_core::{
     metrics::{DEFINITIONS, Definition},
@@ -13,16 +13,15 @@ use super::{
 };
 use crate::{
     failure::Failure,
-    report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_definitions},
-    terminal::columns,
+    report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_metrics},
+    terminal::{columns, count},
 };
 
 /// Explanation below the tables.
-const NOTE: &str = "Mean ± sample standard deviation over the repetitions. Differences are taken repetition by repetition \
-                    (pairs with the same seed and class order), with their 95 % interval by Student's t distribution; few \
-                    repetitions make it wide.";
+const NOTE: &str = "Mean ± sample standard deviation over the repetitions. Differences are paired (same seed and class order) \
+                    and have a 95 % confidence interval (Student's t distribution), which is wide for few repetitions.";
 
-/// A row for each combination, network and definition, all digits.
+/// CSV with a row for each combination, network and metric, with all digits.
 pub fn csv(summary: &Summary) -> Result<String, Failure> {
     let fixed = "network,definition,n,mean,deviation,pairs,difference,difference_deviation,difference_low,difference_high";
     let head = summary.vary.iter().cloned().chain(fixed.split(',').map(String::from)).collect();
@@ -30,14 +29,14 @@ pub fn csv(summary: &Summary) -> Result<String, Failure> {
     for (number, combination) in summary.combinations.iter().enumerate() {
         for role in summary.roles() {
             for definition in &DEFINITIONS {
-                let apart = summary.difference(number, role, definition);
-                let (low, high) = apart.and_then(|apart| apart.interval()).unzip();
+                let difference = summary.difference(number, role, definition);
+                let (low, high) = difference.and_then(|difference| difference.interval()).unzip();
                 let spread = combination.spread(role, definition);
                 let none = || ["0".into(), String::new(), String::new()];
                 let mut row = combination.labels.clone();
                 row.extend([role.as_str().into(), definition.name.into()]);
                 row.extend(spread.map_or_else(none, |spread| spread.fields()));
-                row.extend(apart.map(|apart| apart.fields()).unwrap_or_default());
+                row.extend(difference.map(|difference| difference.fields()).unwrap_or_default());
                 row.extend([low, high].map(digits));
                 rows.push(row);
             }
@@ -46,7 +45,7 @@ pub fn csv(summary: &Summary) -> Result<String, Failure> {
     table_formats::csv("sweep.csv", head, rows)
 }
 
-/// Tables as JSON, with the values of every cell.
+/// JSON with all statistics and the values of every cell.
 pub fn json(summary: &Summary) -> Result<String, Failure> {
     let named = |names: &[String], labels: &[String]| -> Value {
         names.iter().zip(labels).map(|(name, label)| (name.clone(), Value::from(label.clone()))).collect()
@@ -65,9 +64,9 @@ pub fn json(summary: &Summary) -> Result<String, Failure> {
                 let mut one = json!(combination.spread(role, definition));
                 if one.is_object() {
                     one["values"] = json!(combination.values(role, definition));
-                    let apart = summary.difference(number, role, definition);
-                    one["difference"] = json!(apart);
-                    if let Some((low, high)) = apart.and_then(|apart| apart.interval()) {
+                    let difference = summary.difference(number, role, definition);
+                    one["difference"] = json!(difference);
+                    if let Some((low, high)) = difference.and_then(|difference| difference.interval()) {
                         one["difference"]["interval_95"] = json!([low, high]);
                     }
                 }
@@ -85,24 +84,24 @@ pub fn json(summary: &Summary) -> Result<String, Failure> {
     Ok(format!("{all:#}\n"))
 }
 
-/// Mean and deviation.
-fn mean(spread: Option<Spread>) -> String {
+/// Formats a mean and its deviation.
+fn mean_text(spread: Option<Spread>) -> String {
     spread.map_or("–".into(), |spread| spread.text())
 }
 
-/// Difference with its deviation and interval.
-fn apart(spread: Option<Spread>) -> String {
+/// Formats a difference with its deviation and confidence interval.
+fn difference_text(spread: Option<Spread>) -> String {
     spread.map_or("–".into(), |spread| {
         format!("{:+.2}{}{}", spread.mean, spread.deviation_text(), spread.interval_text())
     })
 }
 
-/// Means of one network, or its differences from the baseline.
+/// Table of the means of one network, or of its differences from the baseline.
 struct Table {
     role: Role,
-    /// Baseline, if these are differences.
+    /// Title of the baseline, if the table contains differences.
     from: Option<String>,
-    /// Name, number of values and a cell for each definition.
+    /// Combination, number of values, and a cell for each metric.
     rows: Vec<Vec<String>>,
 }
 
@@ -114,10 +113,10 @@ fn tables(summary: &Summary) -> Vec<Table> {
             let row = |n: usize, cells: [String; DEFINITIONS.len()]| {
                 [combination.title(), n.to_string()].into_iter().chain(cells).collect()
             };
-            means.push(row(combination.done(), DEFINITIONS.map(|d| mean(combination.spread(role, &d)))));
+            means.push(row(combination.done(), DEFINITIONS.map(|d| mean_text(combination.spread(role, &d)))));
             if number != summary.baseline {
                 let spreads = DEFINITIONS.map(|definition| summary.difference(number, role, &definition));
-                differences.push(row(spreads[0].map_or(0, |spread| spread.n), spreads.map(apart)));
+                differences.push(row(spreads[0].map_or(0, |spread| spread.n), spreads.map(difference_text)));
             }
         }
         tables.push(Table { role, from: None, rows: means });
@@ -128,14 +127,14 @@ fn tables(summary: &Summary) -> Vec<Table> {
     tables
 }
 
-/// Tables of means and of differences for each network, then the definitions.
+/// Markdown with tables of means and of differences for each network, and the definitions of the metrics.
 pub fn markdown(summary: &Summary) -> String {
-    let repeated = if summary.repeat.is_empty() { "nothing".into() } else { summary.repeat.join(" and ") };
+    let repeated = if summary.repeat.is_empty() { "none".into() } else { summary.repeat.join(" and ") };
     let mut text = format!(
-        "# {}\n\n{} of {} cells done; repeated: {repeated}.\n",
+        "# {}\n\n{} of {} done; repetitions: {repeated}.\n",
         markdown_safe(&summary.name),
         summary.done(),
-        summary.cells()
+        count(summary.cells(), "cell")
     );
     for Table { role, from, rows } in tables(summary) {
         let role = role.as_str();
@@ -143,13 +142,13 @@ pub fn markdown(summary: &Summary) -> String {
             None => (format!("## {role}"), "n"),
             Some(base) => (format!("Difference of the {role} from {}:", markdown_safe(&base)), "pairs"),
         };
-        let head = with_definitions(&[&summary.vary_head(), n]);
+        let head = with_metrics(&[&summary.combination_title(), n]);
         text += &format!("\n{title}\n\n{}", table_formats::markdown(1, &head, &rows));
     }
     text + "\n" + NOTE + "\n\n" + &table_formats::markdown_definitions()
 }
 
-/// Two tables for each network, with the definitions in comments.
+/// LaTeX with two tables for each network, and the definitions of the metrics in comments.
 pub fn latex(summary: &Summary) -> String {
     let note = format!("% {}\n", NOTE.replace('±', "+-").replace('%', "percent"));
     let mut text = latex_head(&note);
@@ -161,29 +160,29 @@ pub fn latex(summary: &Summary) -> String {
         for cell in rows.iter_mut().flat_map(|row| &mut row[2..]) {
             *cell = if cell == "–" { "--".into() } else { format!("${}$", cell.replace('±', "\\pm")) };
         }
-        let head = with_definitions(&[&summary.vary_head(), n]);
+        let head = with_metrics(&[&summary.combination_title(), n]);
         text += &format!("\n% {title}\n{}", table_formats::latex(1, &head, &rows));
     }
     text
 }
 
-/// The published definitions alone, for the terminal.
+/// Table of the published metrics for the terminal.
 pub fn text(summary: &Summary) -> String {
     let shown = &DEFINITIONS[..2];
     let several = summary.combinations.len() > 1;
-    let mut head = vec![summary.vary_head(), "network".into(), "n".into()];
+    let mut head = vec![summary.combination_title(), "network".into(), "n".into()];
     head.extend(shown.iter().map(|d| d.title.to_string()));
     if let (Some(base), true) = (summary.base(), several) {
-        let first_word = |d: &Definition| d.title.split(" (").next().unwrap_or(d.title);
-        head.extend(shown.iter().map(|d| format!("{} less {}", first_word(d), base.title())));
+        let short_title = |d: &Definition| d.title.split(" (").next().unwrap_or(d.title);
+        head.extend(shown.iter().map(|d| format!("{} minus {}", short_title(d), base.title())));
     }
     let mut rows = vec![head];
     for role in summary.roles() {
         for (number, combination) in summary.combinations.iter().enumerate() {
             let mut row = vec![combination.title(), role.as_str().into(), combination.done().to_string()];
-            row.extend(shown.iter().map(|d| mean(combination.spread(role, d))));
+            row.extend(shown.iter().map(|d| mean_text(combination.spread(role, d))));
             if several {
-                row.extend(shown.iter().map(|d| apart(summary.difference(number, role, d))));
+                row.extend(shown.iter().map(|d| difference_text(summary.difference(number, role, d))));
             }
             rows.push(row);
         }

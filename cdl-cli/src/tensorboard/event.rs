@@ -1,5 +1,5 @@
-//! Events in TensorFlow's format: the protocol buffer messages `Event` and `Summary` as far as scalars and images need
-//! them (tensorflow/core/util/event.proto, framework/summary.proto), framed as TFRecords.
+//! Events in TensorFlow's format: the fields of the protocol buffer messages `Event` and `Summary` for scalars and
+//! images (tensorflow/core/util/event.proto, framework/summary.proto), framed as TFRecords.
 
 use crc_fast::{CrcAlgorithm, checksum};
 
@@ -9,21 +9,21 @@ use crate::report::raster::Image;
 pub struct Event {
     /// Seconds since 1970.
     pub wall_time: f64,
-    /// Place on the horizontal axis.
+    /// Position on the horizontal axis.
     pub step: usize,
-    /// Numbers by tag, written as float32.
+    /// Values by tag, written as float32.
     pub scalars: Vec<(String, f64)>,
-    /// Picture of the tag `accuracy_matrix`.
+    /// Image of the tag `accuracy_matrix`.
     pub accuracy_matrix: Option<Image>,
 }
 
-/// Record at the beginning of every file: the version of the format.
-pub fn first(wall_time: f64) -> Vec<u8> {
+/// First record of every file: the version of the format.
+pub fn version_record(wall_time: f64) -> Vec<u8> {
     record(&Message::default().fixed(1, 1, &wall_time.to_le_bytes()).bytes(3, b"brain.Event:2").0)
 }
 
 impl Event {
-    /// Record of the event in a file.
+    /// Encodes the event as a record.
     pub fn to_record(&self) -> Vec<u8> {
         let mut summary = Message::default();
         for (tag, number) in &self.scalars {
@@ -41,24 +41,24 @@ impl Event {
     }
 }
 
-/// TFRecord: length, masked CRC of the length, data, masked CRC of the data, numbers with the lowest byte first.
+/// Encodes a TFRecord: length, masked CRC of the length, data, masked CRC of the data; numbers are little-endian.
 fn record(data: &[u8]) -> Vec<u8> {
     let length = (data.len() as u64).to_le_bytes();
     [&length[..], &masked(&length).to_le_bytes(), data, &masked(data).to_le_bytes()].concat()
 }
 
-/// CRC-32C rotated by 15 bits plus a constant: the CRC of data that contains CRCs stays a good one.
+/// CRC-32C, rotated by 15 bits plus a constant, because the CRC of data that contains CRCs would be weak.
 fn masked(data: &[u8]) -> u32 {
     let crc = checksum(CrcAlgorithm::Crc32Iscsi, data) as u32;
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// Fields of a protocol buffer message, one after the other. Each begins with its number and wire type.
+/// Encoded fields of a protocol buffer message. Each field begins with its number and wire type.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
 impl Message {
-    /// Seven bits a byte, the lowest first; the eighth bit marks that more follow.
+    /// Appends a varint: seven bits per byte, the lowest first; the eighth bit marks that more bytes follow.
     fn number(mut self, mut value: u64) -> Self {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);
@@ -72,7 +72,7 @@ impl Message {
         self.number(field << 3).number(value)
     }
 
-    /// A double (wire type 1) or a float (5).
+    /// Appends a double (wire type 1) or a float (wire type 5).
     fn fixed(self, field: u64, wire_type: u64, value: &[u8]) -> Self {
         let Self(head) = self.number(field << 3 | wire_type);
         Self([&head, value].concat())

@@ -11,12 +11,13 @@ use crate::report::{
     raster::{self, Image},
 };
 
-/// Matrices of more tasks have no numbers in their cells.
+/// Largest number of tasks for which cells contain numbers.
 const MOST_NUMBERS: usize = 24;
-/// Longest side in pixels: an image is written after every task.
+/// Longest side in pixels. It is limited because an image is written after every task.
 const SIDE: f64 = 1024.0;
 
-/// Draws rows of accuracies in percent, row `i` with `i + 1` of them, as the report does; `None` in a build without images.
+/// Draws an accuracy matrix in percent, whose row `i` has `i + 1` values, as the report does. Returns `None` in builds
+/// without the feature `png`.
 pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     if !raster::AVAILABLE {
         return Ok(None);
@@ -50,9 +51,9 @@ mod tests {
     }
 
     #[test]
-    fn digits_can_be_read_on_every_shade() {
+    fn digits_contrast_with_every_shade() {
         let (_, pixels) = drawn(&[vec![100.0], vec![50.0, 0.0]]);
-        // Without the edges of the cell.
+        // The edges of the cell are left out.
         let inked = |column: u32, row: u32, ink: fn(u8) -> bool| {
             let places =
                 (0..36).flat_map(|x| (0..28).map(move |y| (46 + 46 * column + x, 77 + 38 * row + y)));
@@ -62,17 +63,17 @@ mod tests {
         assert!(inked(1, 1, |red| red < 110) > 10, "dark digits on pale");
     }
 
-    /// Accuracies that no two neighbours share, so that nothing compresses well.
-    fn wild(tasks: usize) -> Vec<Vec<f64>> {
+    /// Accuracies that differ between neighbours, so that images compress badly.
+    fn incompressible(tasks: usize) -> Vec<Vec<f64>> {
         (0..tasks).map(|i| (0..=i).map(|j| ((i * 7919 + j * 104_729) % 101) as f64).collect()).collect()
     }
 
     #[test]
-    fn an_image_stays_small_however_many_tasks_there_are() {
+    fn the_size_of_images_is_bounded_for_any_number_of_tasks() {
         for (tasks, size) in
             [(10, 120_000), (24, 150_000), (25, 50_000), (100, 100_000), (1000, 2_000_000), (2100, 2_000_000)]
         {
-            let (image, _) = drawn(&wild(tasks));
+            let (image, _) = drawn(&incompressible(tasks));
             let (side, bytes) = (image.width.max(image.height), image.png.len());
             assert!(side <= SIDE as u32 && bytes < size, "{tasks} tasks: {side} px, {bytes} bytes");
         }
@@ -80,8 +81,8 @@ mod tests {
     }
 
     #[test]
-    fn many_tasks_have_a_cell_each() {
-        let rows = wild(30);
+    fn large_matrices_have_a_cell_for_each_task() {
+        let rows = incompressible(30);
         let (_, pixels) = drawn(&rows);
         let cell = |column: u32, row: u32| pixels.get_pixel(64 + 6 * column + 3, 72 + 6 * row + 3).0[0];
         for (i, j) in [(0, 0), (29, 0), (29, 29), (17, 5)] {

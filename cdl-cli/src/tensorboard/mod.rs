@@ -1,8 +1,8 @@
-//! Event files for TensorBoard: `FOLDER/student/events...` and `FOLDER/teacher/events...`, with the same tags, so that the
-//! two networks share their charts.
+//! Event files for TensorBoard: `FOLDER/student/events...` and `FOLDER/teacher/events...`. Both use the same tags, so
+//! that TensorBoard shows both networks in one chart.
 //!
-//! Their contents follow from `run.json`, `metrics.jsonl` and the accuracy matrices alone: files written during a run, after
-//! it was resumed, or from a finished run have the same bytes. `docs/guide/runs-and-metrics.md` lists the tags.
+//! The contents depend only on `run.json`, `metrics.jsonl` and the accuracy matrices. Files written during a run, after
+//! a resume, or from a finished run are equal byte for byte. `docs/guide/runs-and-metrics.md` lists the tags.
 
 mod event;
 mod matrix_image;
@@ -38,14 +38,14 @@ pub struct EventFiles {
 }
 
 impl EventFiles {
-    /// Event files of the run in `root` that goes on before task `task` (from 0): made anew from `metrics.jsonl` and the
-    /// accuracies after the tasks before.
+    /// Opens the event files of the run in `root`, which continues with task `task` (from 0). Earlier events are
+    /// written again from `metrics.jsonl` and the accuracies after earlier tasks.
     pub fn begin(root: &Path, task: usize) -> Result<Self> {
         let results = if task == 0 { Results::default() } else { read_results(root)? };
         Self::replay(root, &root.join(FOLDER), &accuracies(&results, task))
     }
 
-    /// Writes the same files for a run as it is now, into another folder.
+    /// Writes the event files of a run, finished or not, into `folder`.
     pub fn convert(root: &Path, folder: &Path) -> Result<()> {
         let results = read_results_so_far(root)?;
         Self::replay(root, folder, &accuracies(&results, usize::MAX)).map(|_| ())
@@ -54,9 +54,9 @@ impl EventFiles {
     fn replay(root: &Path, folder: &Path, accuracies: &Accuracies) -> Result<Self> {
         let record = read_record(root)?;
         let started = record["started"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-        let reason = "run.json does not say when the run started";
+        let reason = "run.json has no valid start time `started`";
         let started = started.ok_or_else(|| Error::RunDir { dir: root.into(), reason: reason.into() })?;
-        // To the microsecond, which a float64 holds.
+        // Microseconds are the precision of a float64 for current times.
         let started = started.as_microsecond() as f64 / 1e6;
         let mut events = Self { folder: folder.into(), started, trained: 0.0, files: BTreeMap::new() };
         let epochs = read_epochs(root)?;
@@ -74,7 +74,7 @@ impl EventFiles {
         Ok(events)
     }
 
-    /// Adds the losses and speed of an epoch.
+    /// Adds losses, accuracy, learning rate and speed of an epoch.
     pub fn epoch(&mut self, report: &EpochReport) -> Result<()> {
         self.trained += report.seconds;
         let mut scalars = Vec::new();
@@ -87,8 +87,8 @@ impl EventFiles {
         self.add(report.role, report.task.saturating_sub(1) * report.epochs + report.epoch, scalars, None)
     }
 
-    /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the definitions
-    /// for the rows up to it.
+    /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the metrics
+    /// of the rows up to it.
     pub fn task(&mut self, task: usize, accuracies: &Accuracies) -> Result<()> {
         for role in [Role::Teacher, Role::Student] {
             let rows: AccuracyMatrix = accuracies.of(role).first(task + 1);
@@ -106,7 +106,7 @@ impl EventFiles {
         Ok(())
     }
 
-    /// Adds an event to the file of `role`, which is made if it is not open yet.
+    /// Adds an event to the file of `role`, which is created at the first event.
     fn add(
         &mut self,
         role: Role,
@@ -122,10 +122,10 @@ impl EventFiles {
             let folder = self.folder.join(role.as_str());
             fs::create_dir_all(&folder).map_err(io(&folder))?;
             remove_earlier(&folder).map_err(io(&folder))?;
-            // TensorBoard looks for this in a name.
+            // TensorBoard only reads files with `tfevents` in their name.
             let path = folder.join(format!("events.out.tfevents.{}.cdl", self.started as u64));
             let mut file = File::create(&path).map_err(io(&path))?;
-            file.write_all(&event::first(self.started)).map_err(io(&path))?;
+            file.write_all(&event::version_record(self.started)).map_err(io(&path))?;
             self.files.insert(role, (path, file));
         }
         let Some((path, file)) = self.files.get_mut(&role) else { return Ok(()) };
@@ -141,13 +141,13 @@ fn accuracies(results: &Results, tasks: usize) -> Accuracies {
     Accuracies { teacher: of(Role::Teacher), student: of(Role::Student) }
 }
 
-/// Removes the event files of an earlier run from a network's folder: TensorBoard would draw both as one.
+/// Removes the event files of an earlier run from a network's folder. TensorBoard would merge both.
 fn remove_earlier(folder: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let ours = name.starts_with("events.out.tfevents.") && name.ends_with(".cdl");
-        if ours && entry.file_type()?.is_file() {
+        let by_cdl = name.starts_with("events.out.tfevents.") && name.ends_with(".cdl");
+        if by_cdl && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }
     }

@@ -1,8 +1,8 @@
-//! `cdl bench` as its user runs it. Times are not tested, what is counted is.
+//! `cdl bench`: counts of operations and threads. Times are not tested.
 
 use std::process::Command;
 
-use crate::common::{cdl, repository, said};
+use crate::common::{cdl, repository, stderr};
 use serde_json::Value;
 
 const TINY: [&str; 10] =
@@ -10,12 +10,12 @@ const TINY: [&str; 10] =
 
 fn measured(more: &[&str]) -> Value {
     let output = cdl(&[&TINY, more].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
 #[test]
-fn what_is_computed_twice_counts_once() {
+fn recomputed_operations_count_once() {
     let kept = measured(&[]);
     let again =
         measured(&["--set", "teacher.checkpoint_blocks=true", "--set", "student.checkpoint_blocks=true"]);
@@ -25,9 +25,8 @@ fn what_is_computed_twice_counts_once() {
     }
 }
 
-/// Said, or as many as there are; the program begins anew to have them so.
 #[test]
-fn as_many_threads_compute_as_are_said() {
+fn threads_defaults_to_all_cores() {
     let all = std::thread::available_parallelism().expect("a number").to_string();
     for (more, threads) in [(&[][..], all.as_str()), (&["--threads", "1"], "1"), (&["--threads", "3"], "3")] {
         assert_eq!(
@@ -38,18 +37,18 @@ fn as_many_threads_compute_as_are_said() {
 }
 
 #[test]
-fn an_unknown_set_of_instructions_is_told_once() {
+fn an_unknown_simd_level_is_one_warning() {
     let with = |level: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
         command.args(TINY).current_dir(repository()).env("CDL_SIMD", level).output().expect("cdl starts")
     };
     let output = with("avx1024");
-    let said = said(&output);
-    assert!(output.status.success(), "{said}");
-    assert_eq!(said.matches("CDL_SIMD=avx1024").count(), 1, "{said}");
-    assert!(said.contains("portable"), "the known ones are named: {said}");
+    let stderr = stderr(&output);
+    assert!(output.status.success(), "{stderr}");
+    assert_eq!(stderr.matches("CDL_SIMD=avx1024").count(), 1, "{stderr}");
+    assert!(stderr.contains("portable"), "known levels are listed: {stderr}");
     let output = with("portable");
-    assert!(!crate::common::said(&output).contains("CDL_SIMD"));
+    assert!(!crate::common::stderr(&output).contains("CDL_SIMD"));
     let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(line["mode"], "portable");
 }

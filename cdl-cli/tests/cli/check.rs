@@ -1,8 +1,8 @@
-//! `cdl check`: all mistakes at once, and true counts.
+//! `cdl check`: reports all errors at once, and correct counts.
 
 use std::{fs, path::Path, process::Output};
 
-use crate::common::{cdl, repository, said};
+use crate::common::{cdl, repository, stderr};
 use serde_json::Value;
 
 fn check(more: &[&str]) -> Output {
@@ -10,25 +10,25 @@ fn check(more: &[&str]) -> Output {
 }
 
 fn report(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", said(output)))
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", stderr(output)))
 }
 
-/// Expects exit code 2 and one mistake for each of `words`, no more.
-fn mistakes(output: &Output, words: &[&[&str]]) {
-    let said = said(output);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    let lines: Vec<&str> = said.lines().skip(1).collect();
-    assert_eq!(lines.len(), words.len(), "{said}");
+/// Asserts exit code 2 and exactly one error for each of `words`.
+fn expect_errors(output: &Output, words: &[&[&str]]) {
+    let stderr = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().skip(1).collect();
+    assert_eq!(lines.len(), words.len(), "{stderr}");
     for words in words {
         let found = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
-        assert!(found, "{words:?} is missing in: {said}");
+        assert!(found, "{words:?} is missing in: {stderr}");
     }
 }
 
 #[test]
-fn the_quickstart_passes_with_its_counts() {
+fn the_quickstart_passes_with_correct_counts() {
     let output = check(&["--json", "--steps", "1", "--set", "batch_size=4"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let report = report(&output);
     assert_eq!(report["errors"], serde_json::json!([]));
     assert_eq!(report["not_checked"], serde_json::json!([]));
@@ -70,7 +70,7 @@ fn sha256(file: &Path) -> String {
 }
 
 #[test]
-fn all_mistakes_are_said_at_once_and_nothing_is_written() {
+fn all_errors_are_reported_at_once_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");
     let output = check(&[
@@ -87,7 +87,7 @@ fn all_mistakes_are_said_at_once_and_nothing_is_written() {
         "--set",
         "schedule.gamma=-1",
     ]);
-    mistakes(
+    expect_errors(
         &output,
         &[
             &["no/such/folder"],
@@ -98,18 +98,18 @@ fn all_mistakes_are_said_at_once_and_nothing_is_written() {
         ],
     );
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(printed.contains("not looked at: distiller"), "{printed}");
+    assert!(printed.contains("not checked: distiller"), "{printed}");
     assert!(printed.contains("this run would fail"), "{printed}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "something was written");
 }
 
 #[test]
-fn every_key_of_every_layer_is_looked_at() {
+fn every_key_of_every_layer_is_checked() {
     let set = |values: &[&str]| {
         let more: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
         check(&[&["--steps", "0"][..], &more].concat())
     };
-    mistakes(
+    expect_errors(
         &set(&["learner.pol=3", "learner.lenth=3", "batchsize=2", "optimizer.lr=-1", "distiller.alpha=1.5"]),
         &[
             &["unknown key `learner.pol`"],
@@ -119,10 +119,16 @@ fn every_key_of_every_layer_is_looked_at() {
             &["`distiller.alpha = 1.5`"],
         ],
     );
-    mistakes(&set(&["stream.tasks=3", "batch_size=0"]), &[&["`stream.tasks = 3`"], &["`batch_size = 0`"]]);
-    mistakes(&set(&["batch_size=501", "student.depth=9"]), &[&["at most 500"], &["`student.depth = 9`"]]);
+    expect_errors(
+        &set(&["stream.tasks=3", "batch_size=0"]),
+        &[&["`stream.tasks = 3`"], &["`batch_size = 0`"]],
+    );
+    expect_errors(
+        &set(&["batch_size=501", "student.depth=9"]),
+        &[&["at most 500"], &["`student.depth = 9`"]],
+    );
     let missing = cdl(&["check", "no/such.toml", "nor/this.toml", "--set", "seed"]);
-    mistakes(&missing, &[&["no/such.toml"], &["nor/this.toml"], &["key=value"]]);
+    expect_errors(&missing, &[&["no/such.toml"], &["nor/this.toml"], &["key=value"]]);
 }
 
 #[test]
@@ -147,14 +153,14 @@ fn a_taken_run_directory_and_damaged_images_are_found() {
         check(&[&["--json", "--steps", "0", "--set", "batch_size=4", "--set", &stream][..], more].concat())
     };
     let output = check(&["--run-dir", path]);
-    mistakes(&output, &[&["train/cat/1.png"], &["test/dog/3.png"], &["already exists"]]);
+    expect_errors(&output, &[&["train/cat/1.png"], &["test/dog/3.png"], &["already exists"]]);
     let found = report(&output);
     assert_eq!(found["data"]["tasks"][0]["looked_at"], 16);
     assert_eq!(found["data"]["tasks"][0]["damaged"], 2);
 
-    // A few images are not all: the first and the last of each split.
+    // `--images` checks a few images only: the first and the last ones of each split.
     let few = check(&["--set", "stream.verify=false", "--images", "2"]);
-    mistakes(&few, &[&["test/dog/3.png"]]);
+    expect_errors(&few, &[&["test/dog/3.png"]]);
     let skipped = check(&["--set", "stream.input.on_error=skip"]);
-    assert!(skipped.status.success(), "{}", said(&skipped));
+    assert!(skipped.status.success(), "{}", stderr(&skipped));
 }

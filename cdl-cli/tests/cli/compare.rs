@@ -1,5 +1,4 @@
-//! Runs beside the published table, through the program. No run of published length is made here: a run directory is made
-//! as such a run would write it.
+//! Comparison with the published table. Run directories of published length are written by the tests, not by runs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,25 +6,25 @@ use std::{
     path::Path,
 };
 
-use crate::common::{TINY, cdl, repository, said};
+use crate::common::{TINY, cdl, repository, stderr};
 use cdl_core::{config::Config, metrics::AccuracyMatrix};
 use serde_json::{Value, json};
 
-/// A file beside the table, by lines of column and cell.
+/// Rows of a published file by column.
 fn asset(name: &str) -> Vec<BTreeMap<String, String>> {
     let file = repository().join("cdl-cli/assets/published").join(name);
     let mut reader = csv::Reader::from_path(file).expect("the data");
     reader.deserialize().collect::<Result<_, _>>().expect("rows")
 }
 
-/// What `cdl compare --paper --format json` says.
+/// Output of `cdl compare --paper --format json`.
 fn compared(dir: &Path) -> Value {
     let output = cdl(&["compare", dir.to_str().expect("UTF-8 path"), "--paper", "--format", "json"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
-/// Ten tasks, all of which end with `last` and began with `first` percent.
+/// Accuracy matrix of ten tasks: `first` percent right after a task, `last` percent later.
 fn matrix(first: f64, last: f64) -> Value {
     let mut matrix = AccuracyMatrix::default();
     for task in 0..10 {
@@ -35,8 +34,8 @@ fn matrix(first: f64, last: f64) -> Value {
     serde_json::to_value(matrix.summary().expect("summary")).expect("JSON")
 }
 
-/// A run of `files`, `sets` over them, as it would be left.
-fn pretend(dir: &Path, files: &[&str], sets: &[&str]) {
+/// Writes the directory of a run with the configuration `files` and `sets`.
+fn write_run(dir: &Path, files: &[&str], sets: &[&str]) {
     cdl_plugins::link();
     let files: Vec<_> = files.iter().map(|file| repository().join(file)).collect();
     let sets: Vec<String> = sets.iter().map(|set| set.to_string()).collect();
@@ -73,15 +72,15 @@ fn pretend(dir: &Path, files: &[&str], sets: &[&str]) {
 }
 
 #[test]
-fn a_run_stands_beside_its_rows_with_what_differs() {
+fn a_run_is_compared_with_its_rows_and_differences_are_listed() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
-    pretend(&dir, &["configs/preset/cifar100_base_small.toml"], &["epochs=5", "learner.pool=50"]);
+    write_run(&dir, &["configs/preset/cifar100_base_small.toml"], &["epochs=5", "learner.pool=50"]);
     let all = compared(&dir);
     let student = &all[0];
     let of = |value: &Value| value.as_f64().expect("number");
     assert!((of(&student["average_accuracy"]["mean"]) - (9.0 * 84.0 + 90.0) / 10.0).abs() < 1e-9);
-    // Every version's figures of CODA-Prompt with the paper's own method, Base to Small.
+    // Results of CODA-Prompt with the paper's method, Base to Small, in every version.
     let found: Vec<(&str, f64)> = (student["published"].as_array().expect("rows").iter())
         .map(|row| (row["method"].as_str().expect("name"), of(&row["average_accuracy"])))
         .collect();
@@ -111,11 +110,11 @@ fn a_run_stands_beside_its_rows_with_what_differs() {
     assert_eq!(found["seeds"], (json!("1 (seed 1)"), Value::Null));
     assert_eq!(found["normalisation, mean"], (json!([0.5, 0.5, 0.5]), json!([0.0, 0.0, 0.0])));
 
-    // The teacher is a single network, but for whose query it takes.
+    // The teacher counts as a single network; only the source of its query differs.
     let teacher = &all[1];
     assert_eq!(teacher["subject"]["teacher"], "-");
     assert_eq!(teacher["published"][0]["average_accuracy"], 86.16);
-    assert_eq!(differences(teacher)["whose query the network takes"], (json!("student"), json!("own")));
+    assert_eq!(differences(teacher)["source of the query"], (json!("student"), json!("own")));
 
     let run = dir.to_str().expect("UTF-8 path");
     for (format, expected) in [
@@ -133,23 +132,23 @@ fn a_run_stands_beside_its_rows_with_what_differs() {
 }
 
 #[test]
-fn what_the_table_does_not_have_is_said_with_what_comes_nearest() {
+fn without_a_matching_row_the_nearest_rows_are_listed() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("sweep");
     let path = dir.to_str().expect("UTF-8 path");
     let sweep = ["sweep", "configs/quickstart.toml", "--seeds", "1,2", "--out", path];
     let output = cdl(&[&sweep[..], &TINY].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let output = cdl(&["compare", path, "--paper"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     for part in
-        ["no published row is about this", "data set embedded is not cifar100", "tasks 2 is not 10", " ± "]
+        ["no published row matches", "data set embedded instead of cifar100", "tasks 2 instead of 10", " ± "]
     {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert_eq!(compared(&dir)[0]["average_accuracy"]["n"], 2);
 
-    // Somebody's libraries are not run to read what came of them, nor those that are not there asked for.
+    // Plugins of the recorded configurations are not loaded and may be missing.
     for name in ["seed-1", "seed-2"] {
         for file in [format!("configs/{name}.toml"), format!("cells/{name}/config.toml")] {
             let file = dir.join(file);
@@ -166,30 +165,30 @@ fn what_the_table_does_not_have_is_said_with_what_comes_nearest() {
     let theirs = compared(&dir);
     assert_eq!(theirs[0]["average_accuracy"]["n"], 2);
     assert_eq!(theirs[0]["subject"]["distiller"], "theirs");
-    // A cell that cannot be read is left out.
+    // Unreadable cells are skipped.
     fs::write(dir.join("cells/seed-2/run.json"), "{ damaged").expect("written");
     assert_eq!(compared(&dir)[0]["average_accuracy"]["n"], 1);
     fs::write(dir.join("configs/seed-1.toml"), "{ damaged").expect("written");
     let output = cdl(&["compare", path, "--paper"]);
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("seed-1 is left out") && said(&output).contains("configs/seed-1.toml"));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("seed-1 is skipped") && stderr(&output).contains("configs/seed-1.toml"));
 
-    // Two methods at once are no row's, one in a list is.
+    // No row has two distillers; a list of one counts as that distiller.
     let dir = folder.path().join("several");
     let preset = "configs/preset/cifar100_base_small.toml";
-    pretend(&dir, &[preset], &["distillers=[{name=\"kd\"},{name=\"dkd\"}]"]);
+    write_run(&dir, &[preset], &["distillers=[{name=\"kd\"},{name=\"dkd\"}]"]);
     assert_eq!(compared(&dir)[0]["subject"]["distiller"], "kd and dkd");
     assert_eq!(compared(&dir)[0]["published"], json!([]));
-    pretend(&dir, &[preset], &["distillers=[{name=\"kd\"}]"]);
+    write_run(&dir, &[preset], &["distillers=[{name=\"kd\"}]"]);
     assert_eq!(compared(&dir)[0]["published"][0]["average_accuracy"], 83.03);
 
     let output = cdl(&["compare", folder.path().to_str().expect("UTF-8 path"), "--paper"]);
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("is it a run?"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is it a run?"), "{}", stderr(&output));
 }
 
 #[test]
-fn every_row_can_be_run_by_files_of_this_repository_with_the_settings_stated_for_it() {
+fn configurations_of_the_repository_have_the_settings_of_every_row() {
     cdl_plugins::link();
     let (names, settings) = (asset("names.csv"), asset("settings.csv"));
     let ours = |column: &str, published: &str| {
@@ -235,7 +234,7 @@ fn every_row_can_be_run_by_files_of_this_repository_with_the_settings_stated_for
             let applies =
                 column == "*" || row[column] == *published || (published == "*" && row[column] != "#");
             let key = setting["key"].split('|').next_back().expect("a key");
-            // What only a run tells, and what is not known.
+            // Values that only a run has, and unknown values.
             if !applies
                 || setting["of"] == "teacher"
                 || key.contains(['/'])

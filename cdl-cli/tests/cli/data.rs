@@ -1,4 +1,4 @@
-//! `cdl data verify` and `cdl data split` on a folder of images.
+//! `cdl data verify` and `cdl data split` on a folder of images, and sources that cannot be downloaded.
 
 use std::{
     fs,
@@ -6,9 +6,10 @@ use std::{
     process::Output,
 };
 
-use crate::common::{cdl, said};
+use crate::common::{cdl, stderr};
 
-/// 10 images of each of two classes, one of them a folder deeper, with a name that a list could take for a comment.
+/// Writes 10 images of each of two classes. One class has a name that looks like a comment in a list, the other one is
+/// a folder deeper.
 fn images(root: &Path) -> PathBuf {
     let folder = root.join("images");
     for (at, class) in ["#hash cat", "dog/deep"].iter().enumerate() {
@@ -26,20 +27,20 @@ fn text(path: &Path) -> &str {
 }
 
 fn printed(output: &Output) -> String {
-    assert!(output.status.success(), "{}", said(output));
+    assert!(output.status.success(), "{}", stderr(output));
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
 fn refused(output: &Output, words: &[&str]) {
-    let said = said(output);
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    let stderr = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
     for word in words {
-        assert!(said.contains(word), "`{word}` is missing in: {said}");
+        assert!(stderr.contains(word), "`{word}` is missing in: {stderr}");
     }
 }
 
 #[test]
-fn a_split_is_stated_repeatable_and_read_by_a_stream() {
+fn splits_are_reproducible_and_streams_read_them() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path());
     let split = |seed: &str, fraction: &str, out: &str| {
@@ -47,20 +48,20 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
         let more = ["--seed", seed, "--fraction", fraction, "--out", text(&out)];
         cdl(&[&["data", "split", text(&images)][..], &more].concat())
     };
-    // A list would be read with the folder of an image as its class.
+    // A list uses the folder of an image as its class.
     refused(
         &split("7", "0.2", "none"),
         &["dog/deep/image 0.png", "deeper than `CLASS/image`", "move it up to `dog`"],
     );
     fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
     fs::remove_dir(images.join("dog")).unwrap();
-    let said = printed(&split("7", "0.2", "lists"));
-    assert!(said.contains("2 classes, 16 training and 4 test images"), "{said}");
+    let stderr = printed(&split("7", "0.2", "lists"));
+    assert!(stderr.contains("2 classes, 16 training and 4 test images"), "{stderr}");
     let read = |out: &str, name: &str| fs::read_to_string(folder.path().join(out).join(name)).unwrap();
     let (train, test) = (read("lists", "train.txt"), read("lists", "test.txt"));
     assert!(test.starts_with("# test images: 4 of 20 images in 2 classes\n# seed 7, fraction 0.2"), "{test}");
 
-    // Every image is in one half, two of each class in the test half.
+    // Every image is in exactly one list, two of each class in the test list.
     let lines = |text: &str| -> Vec<String> {
         text.lines().filter(|line| !line.starts_with('#')).map(String::from).collect()
     };
@@ -75,7 +76,7 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
     printed(&split("7", "0.2", "again"));
     assert_eq!((read("again", "train.txt"), read("again", "test.txt")), (train.clone(), test));
     printed(&split("8", "0.2", "other"));
-    assert_ne!(lines(&read("other", "train.txt")), lines(&train), "another seed draws others");
+    assert_ne!(lines(&read("other", "train.txt")), lines(&train), "the split depends on the seed");
     refused(&split("7", "0.2", "lists"), &["train.txt", "is there already"]);
     refused(&split("7", "1.5", "none"), &["`fraction = 1.5`", "below 1"]);
     fs::create_dir(images.join("empty")).unwrap();
@@ -83,7 +84,7 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
     assert!(!folder.path().join("none").exists(), "nothing is written");
     fs::remove_dir(images.join("empty")).unwrap();
 
-    // The lists are the split that the stream draws itself by the same seed.
+    // A stream draws the same split with the same seed.
     let stream = |more: &str| {
         let path = text(&images);
         let set =
@@ -110,18 +111,18 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
 }
 
 #[test]
-fn verify_names_every_file_that_is_wrong() {
+fn verify_names_every_missing_damaged_or_unlisted_file() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path());
     let verify = |more: &[&str]| cdl(&[&["data", "verify", text(&images)][..], more].concat());
-    let said = printed(&verify(&[]));
-    assert!(said.contains("10  #hash cat") && said.contains("10  dog/deep"), "{said}");
-    assert!(said.contains("20  images in 2 folders") && said.contains("no list SHA256SUMS"), "{said}");
+    let stderr = printed(&verify(&[]));
+    assert!(stderr.contains("10  #hash cat") && stderr.contains("10  dog/deep"), "{stderr}");
+    assert!(stderr.contains("20  images in 2 folders") && stderr.contains("no SHA256SUMS"), "{stderr}");
     assert!(printed(&verify(&["--record"])).contains("20  files listed in"));
     printed(&verify(&[]));
-    refused(&verify(&["--record"]), &["SHA256SUMS is there already"]);
+    refused(&verify(&["--record"]), &["SHA256SUMS exists already"]);
 
-    // The list is that of `sha256sum`.
+    // The format is that of `sha256sum`.
     use sha2::Digest;
     let first = fs::read(images.join("dog/deep/image 3.png")).unwrap();
     let digest: String = sha2::Sha256::digest(first).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -143,19 +144,19 @@ fn verify_names_every_file_that_is_wrong() {
             "is not a readable image",
         ],
     );
-    assert_eq!(said_lines(&found, "image 2.png"), 2, "it is damaged and not as listed");
+    assert_eq!(count_lines(&found, "image 2.png"), 2, "damaged, and not as listed");
     fs::write(images.join("SHA256SUMS"), format!("{digest}  ../outside\n")).unwrap();
     refused(&verify(&[]), &["line 1", "`../outside` is no path below the folder"]);
     fs::write(images.join("SHA256SUMS"), "abc  x\n").unwrap();
     refused(&verify(&[]), &["64 hexadecimal digits"]);
 }
 
-fn said_lines(output: &Output, word: &str) -> usize {
-    said(output).lines().filter(|line| line.contains(word)).count()
+fn count_lines(output: &Output, word: &str) -> usize {
+    stderr(output).lines().filter(|line| line.contains(word)).count()
 }
 
 #[test]
-fn verify_of_a_configuration_looks_at_every_image_of_its_run() {
+fn verify_of_a_configuration_checks_every_image_of_its_run() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path());
     fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
@@ -165,9 +166,9 @@ fn verify_of_a_configuration_looks_at_every_image_of_its_run() {
         text(&images)
     );
     let verify = || cdl(&["data", "verify", "configs/quickstart.toml", "--set", &set]);
-    let said = printed(&verify());
-    assert!(said.contains("       8         2  deep\n"), "{said}");
-    assert!(said.contains("20 images checked, of 20 files"), "{said}");
+    let stderr = printed(&verify());
+    assert!(stderr.contains("       8         2  deep\n"), "{stderr}");
+    assert!(stderr.contains("20 images checked in 20 files"), "{stderr}");
     for number in [3, 6] {
         fs::write(images.join(format!("deep/image {number}.png")), "no image").unwrap();
     }
@@ -175,12 +176,12 @@ fn verify_of_a_configuration_looks_at_every_image_of_its_run() {
 }
 
 #[test]
-fn what_cannot_be_fetched_is_said_with_its_source() {
+fn data_that_cannot_be_downloaded_is_an_error_with_its_source() {
     refused(
         &cdl(&["data", "fetch", "imagenet_r"]),
-        &["cannot be fetched", "github.com/hendrycks/imagenet-r", "licence"],
+        &["cannot be downloaded", "github.com/hendrycks/imagenet-r", "licence"],
     );
     refused(&cdl(&["data", "fetch", "cifar1000"]), &["did you mean `cifar100`"]);
-    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` does not say"]);
-    refused(&cdl(&["data", "fetch", "cifar100", "--dir", "configs"]), &["configs is there already"]);
+    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` does not state a source"]);
+    refused(&cdl(&["data", "fetch", "cifar100", "--dir", "configs"]), &["configs: exists already"]);
 }

@@ -1,14 +1,13 @@
-//! What the program says about itself: JSON, the schema of configurations, completions, manual pages, and its own
-//! configuration files.
+//! JSON output, schema of configurations, completions, manual pages, built-in configuration files, and messages.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use serde_json::Value;
 
-use crate::common::{cdl, command, done, repository, said};
+use crate::common::{cdl, command, repository, stderr, succeed};
 
 fn json(args: &[&str]) -> Value {
-    serde_json::from_slice(&done(args).stdout).unwrap_or_else(|error| panic!("{args:?}: {error}"))
+    serde_json::from_slice(&succeed(args).stdout).unwrap_or_else(|error| panic!("{args:?}: {error}"))
 }
 
 /// Files below a folder, by their paths relative to it.
@@ -48,13 +47,13 @@ fn every_configuration_fits_the_schema() {
 }
 
 #[test]
-fn the_schema_refuses_keys_and_names_that_there_are_not() {
+fn the_schema_rejects_unknown_keys_and_names() {
     let schema = schema();
     let fits = |text: &str| schema.is_valid(&from_toml(text.as_bytes()));
     assert!(fits(
         "epochs = 3\n[learner]\nname = \"l2p\"\ndeep = true\n[distiller]\nname = \"kd\"\nalpha = 0.5"
     ));
-    // A layer need not name the method whose settings it changes.
+    // A layer may change settings without naming the method.
     assert!(fits("[learner]\npool = 20"));
     for wrong in [
         "epoch = 3",
@@ -90,32 +89,32 @@ fn plugins_and_values_are_listed_as_json() {
 
 #[test]
 fn explained_values_fit_a_terminal_of_80_columns() {
-    let output = done(&["explain", "configs/quickstart.toml"]);
+    let output = succeed(&["explain", "configs/quickstart.toml"]);
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let long: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
     assert!(long.is_empty() && text.lines().count() > 40, "{long:#?}");
 }
 
 #[test]
-fn configurations_of_the_program_are_those_of_the_repository() {
+fn built_in_configurations_equal_those_of_the_repository() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("configs");
     let dir_name = dir.to_str().expect("UTF-8");
-    done(&["configs", dir_name]);
+    succeed(&["configs", dir_name]);
     assert!(files(&dir) == files(&repository().join("configs")));
     let again = cdl(&["configs", dir_name]);
     assert_eq!(again.status.code(), Some(2));
-    assert!(said(&again).contains("exists already"), "{}", said(&again));
+    assert!(stderr(&again).contains("exists already"), "{}", stderr(&again));
 }
 
 #[test]
-fn shells_complete_commands_and_man_has_a_page_for_each() {
+fn completions_and_manual_pages_cover_all_commands() {
     for shell in ["bash", "zsh", "fish"] {
-        let script = String::from_utf8(done(&["completions", shell]).stdout).expect("UTF-8");
+        let script = String::from_utf8(succeed(&["completions", shell]).stdout).expect("UTF-8");
         assert!(script.contains("resume") && script.contains("run-dir"), "{shell}");
     }
     let folder = tempfile::tempdir().expect("temporary folder");
-    done(&["man", folder.path().to_str().expect("UTF-8")]);
+    succeed(&["man", folder.path().to_str().expect("UTF-8")]);
     let pages = files(folder.path());
     for page in ["cdl.1", "cdl-run.1", "cdl-sweep.1", "cdl-plugin-build.1"] {
         assert!(pages.contains_key(page), "{page} of {:?}", pages.keys());
@@ -123,19 +122,19 @@ fn shells_complete_commands_and_man_has_a_page_for_each() {
 }
 
 #[test]
-fn a_variable_that_is_no_setting_is_a_warning() {
+fn unknown_environment_variables_are_warnings() {
     let mut command = command();
     command.args(["explain", "configs/quickstart.toml"]).env("CDL_EPOCH", "5").env("CDL_SEED", "9");
     let output = command.output().expect("cdl");
-    assert!(output.status.success(), "{}", said(&output));
-    let wanted = "warning: environment variable CDL_EPOCH is not a setting and has no effect; did you mean CDL_EPOCHS?";
-    assert!(said(&output).contains(wanted), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let expected = "warning: environment variable CDL_EPOCH is not a setting and has no effect; did you mean CDL_EPOCHS?";
+    assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(text.contains("seed = 9") && text.contains("epochs = 3"), "{text}");
 }
 
 #[test]
-fn rust_log_filters_messages_unless_an_option_does() {
+fn rust_log_filters_messages_unless_an_option_is_given() {
     let loud = |args: &[&str]| {
         let mut command = command();
         command
@@ -143,7 +142,7 @@ fn rust_log_filters_messages_unless_an_option_does() {
             .args(args)
             .env("RUST_LOG", "error")
             .env("CDL_EPOCH", "5");
-        said(&command.output().expect("cdl")).contains("CDL_EPOCH")
+        stderr(&command.output().expect("cdl")).contains("CDL_EPOCH")
     };
     assert!(!loud(&[]) && loud(&["--verbose"]));
 }

@@ -1,10 +1,9 @@
-//! Exported networks through the program: they predict what the run's networks do, to the bit, when nothing of the run is
-//! left.
+//! Exported networks: their logits equal those of the run's networks bit for bit, also after the run was deleted.
 
 use std::{fs, path::Path};
 
 use crate::common::exports::{lines, run, text};
-use crate::common::{cdl, done, said};
+use crate::common::{cdl, stderr, succeed};
 use cdl_core::{
     candle_core::Tensor,
     config::Config,
@@ -15,20 +14,20 @@ use cdl_core::{
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Sizes of batches. The last digits of a product of matrices depend on how many rows it has, so what is compared is what
-/// the run's networks answer to the same batches.
+/// Batch sizes. The last digits of a matrix product depend on its number of rows, so logits are compared for equal
+/// batches.
 const BATCHES: [usize; 3] = [10, 1, 64];
 
-/// What the networks of a run answer to all test images up to a task, in batches of each size.
-struct Answers {
+/// Logits of a run's networks for all test images up to a task, in batches of each size.
+struct Expected {
     images: Vec<RgbImage>,
     classes: Vec<String>,
     seen: usize,
     logits: Vec<(Role, usize, Vec<Vec<f32>>)>,
 }
 
-/// By the run's own networks after task `after`, from 1.
-fn answers(run: &Path, after: usize) -> Answers {
+/// Computes the logits with the run's networks after task `after` (from 1).
+fn expected(run: &Path, after: usize) -> Expected {
     cdl_plugins::link();
     let config = Config::load(&[run.join("config.toml")], &[]).expect("configuration");
     let mut experiment = Experiment::build(&config).expect("experiment");
@@ -58,10 +57,10 @@ fn answers(run: &Path, after: usize) -> Answers {
         }
         logits.push((role, size, rows));
     }
-    Answers { images, classes: experiment.stream.classes().to_vec(), seen: task.seen(), logits }
+    Expected { images, classes: experiment.stream.classes().to_vec(), seen: task.seen(), logits }
 }
 
-/// The image of 28 px whose pixels these are, plane by plane.
+/// Image of 28 px with these pixels, given plane by plane.
 fn picture(values: &[f32]) -> RgbImage {
     assert_eq!(values.len(), 3 * 28 * 28);
     RgbImage::from_fn(28, 28, |x, y| {
@@ -70,7 +69,7 @@ fn picture(values: &[f32]) -> RgbImage {
     })
 }
 
-/// Files with these images, named in their order.
+/// Writes images to numbered files.
 fn save(images: &[RgbImage], folder: &Path) {
     fs::create_dir_all(folder).expect("folder");
     for (number, image) in images.iter().enumerate() {
@@ -78,8 +77,8 @@ fn save(images: &[RgbImage], folder: &Path) {
     }
 }
 
-/// Compares what is predicted by the folder `model` with `expected`, to the bit.
-fn compare(model: &Path, images: &Path, role: Role, expected: &Answers, batch: usize) {
+/// Asserts that the exported network `model` predicts `expected` bit for bit.
+fn compare(model: &Path, images: &Path, role: Role, expected: &Expected, batch: usize) {
     let args = [
         "predict",
         text(model),
@@ -91,14 +90,14 @@ fn compare(model: &Path, images: &Path, role: Role, expected: &Answers, batch: u
         "--batch-size",
         &batch.to_string(),
     ];
-    let lines = lines(&done(&args));
+    let lines = lines(&succeed(&args));
     assert_eq!(lines.len(), expected.images.len());
     let logits =
-        &expected.logits.iter().find(|(of, size, _)| (*of, *size) == (role, batch)).expect("answers").2;
+        &expected.logits.iter().find(|(of, size, _)| (*of, *size) == (role, batch)).expect("logits").2;
     for (number, (line, logits)) in lines.iter().zip(logits).enumerate() {
         assert!(line["image"].as_str().expect("path").ends_with(&format!("{number:04}.png")));
         let predictions = line["predictions"].as_array().expect("predictions");
-        assert_eq!(predictions.len(), expected.seen, "only classes that were learned");
+        assert_eq!(predictions.len(), expected.seen, "only learned classes are predicted");
         let mut total = 0.0;
         for prediction in predictions {
             let index = prediction["index"].as_u64().expect("index") as usize;
@@ -109,7 +108,7 @@ fn compare(model: &Path, images: &Path, role: Role, expected: &Answers, batch: u
         }
         assert!((total - 1.0).abs() < 1e-4, "{total}");
         let order: Vec<f64> = predictions.iter().map(|p| p["logit"].as_f64().expect("logit")).collect();
-        assert!(order.is_sorted_by(|a, b| a >= b), "the best come first: {order:?}");
+        assert!(order.is_sorted_by(|a, b| a >= b), "sorted by logit: {order:?}");
     }
 }
 
@@ -121,11 +120,11 @@ fn tensors(file: &Path) -> Vec<String> {
 }
 
 #[test]
-fn every_learner_and_distiller_predicts_what_the_run_predicts() {
+fn exports_of_every_learner_and_distiller_predict_as_the_run() {
     let learner = |name: &str| format!("configs/learner/{name}.toml");
     let distillers = |list: &str| format!("distillers=[{list}]");
     let two = distillers(r#"{ name = "review_kd" }, { name = "kd_prompts", alpha = 0.3 }, { name = "dkd" }"#);
-    // With whether the teacher asks another network for its query.
+    // The flag is true if the student computes the teacher's query.
     let pairs: [(&str, bool, Vec<&str>); 8] = [
         ("coda_prompt", true, vec!["configs/distiller/kd_prompts.toml"]),
         ("l2p", false, vec!["configs/distiller/kd.toml", "--set", "query=own"]),
@@ -138,7 +137,7 @@ fn every_learner_and_distiller_predicts_what_the_run_predicts() {
             vec!["configs/distiller/review_kd.toml", "--set", "teacher.learner.name=coda_prompt"],
         ),
         ("linear", false, vec!["configs/distiller/kd.toml"]),
-        // Classes that it has not learned yet have logits too, and are no answers.
+        // Classes that have not been learned yet have logits but are never predicted.
         (
             "apt",
             false,
@@ -153,22 +152,22 @@ fn every_learner_and_distiller_predicts_what_the_run_predicts() {
             ],
         ),
     ];
-    for (name, asks, more) in pairs {
+    for (name, has_query, more) in pairs {
         let folder = tempfile::tempdir().expect("temporary folder");
         let learner = learner(name);
         let run = run(&folder, &[&[learner.as_str()][..], &more].concat());
-        let expected = answers(&run, 2);
+        let expected = expected(&run, 2);
         let images = folder.path().join("images");
         save(&expected.images, &images);
         let [student, teacher] = ["student", "teacher"].map(|role| folder.path().join(role));
-        done(&["export", text(&run), "--student", text(&student), "--teacher", text(&teacher)]);
+        succeed(&["export", text(&run), "--student", text(&student), "--teacher", text(&teacher)]);
         assert!(!student.join("query").exists());
         assert_eq!(
             teacher.join("query").exists(),
-            asks,
-            "{name}: what the teacher does not ask is not there"
+            has_query,
+            "{name}: the query network is exported only if it is needed"
         );
-        fs::remove_dir_all(&run).expect("the run is gone");
+        fs::remove_dir_all(&run).expect("removed");
         for batch in BATCHES {
             compare(&student, &images, Role::Student, &expected, batch);
         }
@@ -177,12 +176,12 @@ fn every_learner_and_distiller_predicts_what_the_run_predicts() {
 }
 
 #[test]
-fn a_folder_holds_what_predicting_needs_and_no_more() {
+fn exported_folders_contain_only_what_inference_needs() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let list = r#"distillers=[{ name = "review_kd" }, { name = "kd_prompts" }, { name = "fitnets" }]"#;
     let run = run(&folder, &["--set", list, "--set", "student.depth=3", "--set", "query=student"]);
     let [student, teacher] = ["student", "teacher"].map(|role| folder.path().join("models").join(role));
-    let output = done(&[
+    let output = succeed(&[
         "export",
         text(&run),
         "--student",
@@ -207,7 +206,7 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
     let of_training = |name: &&String| name.contains("ReviewKD") || name.contains("project");
     assert!(!trained.iter().any(|name| of_training(&name)), "{trained:?}");
     assert!(!student.join("query").exists() && teacher.join("query/model.safetensors").exists());
-    // The checksums are those of sha256sum, and every file is among them.
+    // Checksums are those of sha256sum, and every file is listed.
     let sums = fs::read_to_string(student.join("SHA256SUMS")).expect("sums");
     for line in sums.lines() {
         let (sum, name) = line.split_once("  ").expect("line");
@@ -215,28 +214,32 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
         assert_eq!(found.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), sum, "{name}");
     }
     assert_eq!(sums.lines().count(), 5);
-    // The classes of the first task alone, as they were then.
-    let expected = answers(&run, 1);
+    // Only the classes of the first task.
+    let expected = expected(&run, 1);
     save(&expected.images, &folder.path().join("images"));
     compare(&student, &folder.path().join("images"), Role::Student, &expected, 10);
 
-    // What is there is kept, unless it is an exported network that is to be replaced.
+    // Existing files are kept, unless they are an exported network and --overwrite is given.
     let again = ["export", text(&run), "--student", text(&student)];
     let refused = cdl(&again);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(said(&refused).contains("--overwrite"), "{}", said(&refused));
-    done(&[&again[..], &["--overwrite"]].concat());
-    // What somebody else put there stays.
+    assert!(stderr(&refused).contains("--overwrite"), "{}", stderr(&refused));
+    succeed(&[&again[..], &["--overwrite"]].concat());
+    // Other files in the folder are never removed.
     let thesis = student.join("network/thesis.tex");
     fs::write(&thesis, "years").expect("written");
     let refused = cdl(&[&again[..], &["--overwrite"]].concat());
     assert_eq!(refused.status.code(), Some(2));
-    assert!(said(&refused).contains("thesis.tex: is not part of an exported model"), "{}", said(&refused));
-    fs::remove_file(&thesis).expect("still there");
-    // Another setting is another network.
+    assert!(
+        stderr(&refused).contains("thesis.tex: is not part of an exported model"),
+        "{}",
+        stderr(&refused)
+    );
+    fs::remove_file(&thesis).expect("not removed by the export");
+    // Settings that change results are refused.
     let refused = cdl(&[&again[..], &["--overwrite", "--set", "optimizer.lr=0.5"]].concat());
     assert_eq!(refused.status.code(), Some(2));
-    assert!(said(&refused).contains("optimizer.lr"), "{}", said(&refused));
+    assert!(stderr(&refused).contains("optimizer.lr"), "{}", stderr(&refused));
     let model: Value =
         serde_json::from_slice(&fs::read(student.join("model.json")).expect("file")).expect("JSON");
     assert_eq!(model["tasks"].as_array().map(Vec::len), Some(2));
@@ -244,36 +247,35 @@ fn a_folder_holds_what_predicting_needs_and_no_more() {
     fs::write(&thesis, "years").expect("written");
     for (args, word) in [
         (vec!["export", text(&run), "--student", text(&run), "--overwrite"], "not overwritten"),
-        // It would not help, and is not advised.
+        // --overwrite would not help, so the message does not suggest it.
         (vec!["export", text(&run), "--student", text(&run)], "not overwritten; choose another folder\n"),
         (vec!["export", text(&run), "--student", text(&thesis)], "expected a folder"),
         (vec!["export", text(&run), "--student", text(&thesis.join("deeper"))], "expected a folder"),
-        (vec!["export", text(&run), "--student", "x", "--teacher", "./x"], "expected a folder apart"),
-        (vec!["export", text(&run), "--student", "x", "--teacher", "x/y"], "expected a folder apart"),
+        (vec!["export", text(&run), "--student", "x", "--teacher", "./x"], "expected a folder separate"),
+        (vec!["export", text(&run), "--student", "x", "--teacher", "x/y"], "expected a folder separate"),
         (vec!["export", text(&run)], "--student"),
         (vec!["export", text(&run), "--student", "x", "--task", "3"], "expected 1 to 2"),
         (vec!["export", text(&student), "--student", "x"], "is it a run?"),
     ] {
         let output = cdl(&args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(said(&output).contains(word), "{args:?}: {}", said(&output));
+        assert!(stderr(&output).contains(word), "{args:?}: {}", stderr(&output));
     }
     let left: Vec<_> = fs::read_dir(folder.path().join("models")).expect("folder").collect();
-    assert_eq!(left.len(), 2, "nothing unfinished is left: {left:?}");
+    assert_eq!(left.len(), 2, "temporary folders are removed: {left:?}");
 }
 
-/// Looked at before the run is.
 #[cfg(unix)]
 #[test]
-fn the_networks_have_folders_apart_however_they_are_written() {
+fn overlapping_folders_are_refused_before_the_run_is_read() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let at = |name: &str| folder.path().join(name).display().to_string();
     fs::create_dir(at("x")).expect("folder");
     std::os::unix::fs::symlink(folder.path(), at("link")).expect("link");
     let refused = |student: &str, teacher: &str| {
         let output = cdl(&["export", &at("run"), "--student", &at(student), "--teacher", &at(teacher)]);
-        assert_eq!(output.status.code(), Some(2), "{student}, {teacher}: {}", said(&output));
-        said(&output).contains("expected a folder apart from that of --student")
+        assert_eq!(output.status.code(), Some(2), "{student}, {teacher}: {}", stderr(&output));
+        stderr(&output).contains("expected a folder separate from that of --student")
     };
     for (student, teacher) in [
         ("x", "y/../x"),

@@ -1,4 +1,4 @@
-//! README and the pages of docs/: their commands work, their links lead somewhere, their code is that of the repository.
+//! README and the pages of docs/: commands succeed, links resolve, and quoted code equals that of the repository.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::common::{command, repository};
 
-/// Markdown files of a folder and of the folders below it.
+/// Markdown files below a folder.
 fn pages(folder: &Path) -> Vec<PathBuf> {
     let mut pages = Vec::new();
     for entry in fs::read_dir(folder).expect("folder").flatten() {
@@ -45,7 +45,7 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
     blocks
 }
 
-/// A heading as the anchor that links to it name.
+/// Anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = |c: char| match c {
         ' ' => Some('-'),
@@ -56,7 +56,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_resolves() {
     let mut checked = 0;
     for page in pages(&repository()) {
         let text = text(&page);
@@ -66,7 +66,7 @@ fn every_link_leads_somewhere() {
             }
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
             let target = if file.is_empty() { page.clone() } else { page.with_file_name("").join(file) };
-            assert!(target.exists(), "{}: nothing is at `{link}`", page.display());
+            assert!(target.exists(), "{}: `{link}` does not exist", page.display());
             if !heading.is_empty() {
                 let headings = self::text(&target);
                 let found = headings.lines().filter(|line| line.starts_with('#'));
@@ -91,7 +91,7 @@ fn every_page_of_the_guide_is_in_its_table_of_contents() {
 }
 
 #[test]
-fn the_method_in_readme_is_the_file_that_it_names() {
+fn the_method_in_readme_equals_the_file_that_it_names() {
     let readme = text(&repository().join("README.md"));
     let method = blocks(&readme, "rust").pop().expect("a method");
     let file = text(&repository().join("examples/src/bin/logit_matching.rs"));
@@ -104,7 +104,7 @@ fn readme_is_short() {
     assert!(lines <= 150, "{lines} lines");
 }
 
-/// Runs all `sh` blocks of a page, one after the other, in a folder that has what the repository has.
+/// Runs all `sh` blocks of a page as one script, in a folder with links to the folders of the repository.
 #[cfg(unix)]
 fn run(page: &Path, program: &Path) {
     let script = blocks(&text(page), "sh").concat();
@@ -122,13 +122,13 @@ fn run(page: &Path, program: &Path) {
     let path = std::env::join_paths(folders.into_iter().chain(std::env::split_paths(&path))).expect("PATH");
     let output = bash.env("PATH", path).args(["-euo", "pipefail", "-c", &script]).current_dir(&folder);
     let output = output.output().expect("bash starts");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}:\n{script}\n{said}", page.display());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}:\n{script}\n{stderr}", page.display());
 }
 
 #[test]
 #[cfg(unix)]
-fn commands_of_readme_and_guide_work() {
+fn commands_of_readme_and_guide_succeed() {
     let command = command();
     let program = Path::new(command.get_program());
     let mut with_commands = 0;

@@ -1,4 +1,4 @@
-//! A parquet data set from a loopback hub, through the program.
+//! Parquet data sets from a hub on the loopback interface.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use crate::common::{repository, said};
+use crate::common::{repository, stderr};
 use sha2::{Digest, Sha256};
 
 /// Port 1 is reserved and nothing listens there: connections are refused at once.
@@ -18,8 +18,8 @@ const UNREACHABLE: &str = "http://127.0.0.1:1";
 const COMMIT: &str = "0123456789012345678901234567890123456789";
 const REPOSITORY: &str = "uoft-cs/cifar100";
 
-/// A hub with one data set, whose branch `main` stands at [`COMMIT`], over the files of a folder. As on the hub, large
-/// files lie elsewhere and are listed with their SHA-256.
+/// Hub with one data set, the files of a folder, whose branch `main` is at [`COMMIT`]. As on the real hub, large files
+/// are stored elsewhere and listed with their SHA-256.
 struct Hub {
     endpoint: String,
     requests: Arc<Mutex<Vec<String>>>,
@@ -34,22 +34,22 @@ impl Hub {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (folder, address, log) = (folder.clone(), address.clone(), Arc::clone(&log));
-                // A thread each, since a client may open a connection and leave it unused.
-                thread::spawn(move || converse(&stream, &folder, &address, &log));
+                // A thread per connection, since a client may open a connection and leave it unused.
+                thread::spawn(move || handle(&stream, &folder, &address, &log));
             }
         });
         Self { endpoint, requests }
     }
 
-    /// Paths of the files that were sent so far.
+    /// Paths of the files sent so far.
     fn sent(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap();
         requests.iter().filter_map(|path| path.strip_prefix("GET /cdn/")).map(String::from).collect()
     }
 }
 
-/// Answers the one request of a connection.
-fn converse(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Vec<String>>) {
+/// Answers the single request of a connection.
+fn handle(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Vec<String>>) {
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     let Some(first) = lines.next() else { return };
     let _headers: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
@@ -59,7 +59,7 @@ fn converse(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Ve
     let (status, headers, body) = answer(path, folder, address);
     let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-    // A transfer breaks off in the middle, once, if `folder/broken` has such a file.
+    // A transfer is cut in the middle, once, if `folder/broken` has a file of that name.
     let sent = path.strip_prefix("/cdn/").filter(|_| method != "HEAD");
     let broken = sent.is_some_and(|name| fs::remove_file(folder.join("broken").join(name)).is_ok());
     let body = match (method, broken) {
@@ -67,7 +67,7 @@ fn converse(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Ve
         (_, true) => &body[..body.len() / 2],
         _ => body.as_slice(),
     };
-    // A client that has gone away is no concern of the server's.
+    // Clients may close the connection early.
     let _ = stream.write_all((head + "\r\n").as_bytes()).and_then(|()| stream.write_all(body));
 }
 
@@ -75,7 +75,7 @@ fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, 
     let api = format!("/api/datasets/{REPOSITORY}");
     let path = path.split('?').next().unwrap();
     if let Some(name) = path.strip_prefix("/cdn/") {
-        // What the hub's store sends may be damaged on the way: `folder/damaged` has such files.
+        // Files in `folder/damaged` are sent in place of the originals.
         let damaged = folder.join("damaged").join(name);
         return (200, Vec::new(), fs::read(damaged).or_else(|_| fs::read(folder.join(name))).unwrap());
     }
@@ -118,13 +118,13 @@ fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, 
     }
 }
 
-/// A hub with the small data set of the streams' fixtures, and a machine that asks it.
-struct World {
+/// Hub with the small data set of the streams' fixtures, and a client with its own cache.
+struct Setup {
     folder: tempfile::TempDir,
     hub: Hub,
 }
 
-impl World {
+impl Setup {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("served/data");
@@ -138,7 +138,7 @@ impl World {
         Self { folder, hub }
     }
 
-    /// The program, with nothing of the caller's environment.
+    /// Runs the program without the caller's environment.
     fn cdl(&self, args: &[&str], settings: &[(&str, &str)]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
         for (name, _) in std::env::vars() {
@@ -159,7 +159,7 @@ impl World {
             .unwrap()
     }
 
-    /// A run of the quickstart's methods on the hub's data set.
+    /// Runs the quickstart's methods on the hub's data set.
     fn run(&self, source: &str, settings: &[(&str, &str)]) -> Output {
         let set =
             format!("stream={{name=\"cifar100\", path=\"{source}\", tasks=2, transform={{image_size=28}}}}");
@@ -185,23 +185,23 @@ fn checksum(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_first_run_downloads_and_later_ones_need_no_network() {
-    let world = World::new();
+fn the_first_run_downloads_and_later_runs_need_no_network() {
+    let setup = Setup::new();
     let source = format!("hf:{REPOSITORY}");
-    let first = world.run(&source, &[]);
-    assert!(first.status.success(), "{}", said(&first));
-    let mut sent = world.hub.sent();
+    let first = setup.run(&source, &[]);
+    assert!(first.status.success(), "{}", stderr(&first));
+    let mut sent = setup.hub.sent();
     sent.sort();
     assert_eq!(sent, SHARDS);
-    let accuracies = world.accuracies();
+    let accuracies = setup.accuracies();
 
-    // The run record says which files these were.
-    let record = fs::read(world.folder.path().join("run/run.json")).unwrap();
+    // The run record lists the files.
+    let record = fs::read(setup.folder.path().join("run/run.json")).unwrap();
     let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
     let data = record["data"].as_array().unwrap();
     assert_eq!(data.len(), SHARDS.len());
     for (file, name) in data.iter().zip([SHARDS[1], SHARDS[2], SHARDS[0]]) {
-        let bytes = fs::read(world.folder.path().join("served").join(name)).unwrap();
+        let bytes = fs::read(setup.folder.path().join("served").join(name)).unwrap();
         assert_eq!(file["file"], name);
         assert_eq!(file["repository"], REPOSITORY);
         assert_eq!(file["revision"], COMMIT);
@@ -210,32 +210,36 @@ fn the_first_run_downloads_and_later_ones_need_no_network() {
         assert_eq!(file["hashed"], "contents");
     }
 
-    let again = world.run(&source, &[]);
-    assert!(again.status.success(), "{}", said(&again));
-    assert_eq!(world.hub.sent().len(), 3, "what the cache holds is not sent again");
+    let again = setup.run(&source, &[]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert_eq!(setup.hub.sent().len(), 3, "cached files are not sent again");
 
-    let asked = world.hub.requests.lock().unwrap().len();
-    let offline = world.run(&source, &[("HF_HUB_OFFLINE", "1")]);
-    assert!(offline.status.success(), "{}", said(&offline));
-    let pinned = world.run(&format!("{source}@{COMMIT}"), &[("HF_HUB_OFFLINE", "1")]);
-    assert!(pinned.status.success(), "{}", said(&pinned));
-    assert_eq!(world.hub.requests.lock().unwrap().len(), asked, "nothing is asked");
-    assert_eq!(world.accuracies(), accuracies);
+    let asked = setup.hub.requests.lock().unwrap().len();
+    let offline = setup.run(&source, &[("HF_HUB_OFFLINE", "1")]);
+    assert!(offline.status.success(), "{}", stderr(&offline));
+    let pinned = setup.run(&format!("{source}@{COMMIT}"), &[("HF_HUB_OFFLINE", "1")]);
+    assert!(pinned.status.success(), "{}", stderr(&pinned));
+    assert_eq!(setup.hub.requests.lock().unwrap().len(), asked, "no requests are sent");
+    assert_eq!(setup.accuracies(), accuracies);
 
-    let cut_off = world.run(&source, &[("HF_ENDPOINT", UNREACHABLE)]);
-    assert!(cut_off.status.success(), "{}", said(&cut_off));
-    assert!(said(&cut_off).contains("using the cached copy of `hf:uoft-cs/cifar100`"), "{}", said(&cut_off));
+    let cut_off = setup.run(&source, &[("HF_ENDPOINT", UNREACHABLE)]);
+    assert!(cut_off.status.success(), "{}", stderr(&cut_off));
+    assert!(
+        stderr(&cut_off).contains("using the cached copy of `hf:uoft-cs/cifar100`"),
+        "{}",
+        stderr(&cut_off)
+    );
 }
 
 #[test]
-fn what_cannot_be_had_is_said() {
-    let world = World::new();
+fn missing_and_damaged_files_are_errors() {
+    let setup = Setup::new();
     let source = format!("hf:{REPOSITORY}");
     let refused = |source: &str, settings: &[(&str, &str)], words: &[&str]| {
-        let output = world.run(source, settings);
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        let output = setup.run(source, settings);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
         for word in words {
-            assert!(said(&output).contains(word), "{word} in {}", said(&output));
+            assert!(stderr(&output).contains(word), "{word} in {}", stderr(&output));
         }
     };
     refused(&source, &[("HF_HUB_OFFLINE", "1")], &["cannot be fetched in offline mode (HF_HUB_OFFLINE)"]);
@@ -243,8 +247,8 @@ fn what_cannot_be_had_is_said() {
     refused(&format!("{source}@v9"), &[], &["no revision `v9`"]);
     refused("hf:uoft-cs", &[], &["`hf:` must be followed by an owner"]);
 
-    // A shard that came damaged is refused with both checksums, whatever asks for it.
-    let served = world.folder.path().join("served");
+    // A damaged shard is an error with both checksums, for every command.
+    let served = setup.folder.path().join("served");
     let shard = served.join(SHARDS[2]);
     let whole = fs::read(&shard).unwrap();
     fs::create_dir_all(served.join("damaged/data")).unwrap();
@@ -252,91 +256,91 @@ fn what_cannot_be_had_is_said() {
     fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
     let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
     refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
-    let fetched = world.cdl(&["data", "fetch", &source], &[]);
-    assert_eq!(fetched.status.code(), Some(2), "{}", said(&fetched));
-    both.iter().for_each(|checksum| assert!(said(&fetched).contains(checksum), "{}", said(&fetched)));
+    let fetched = setup.cdl(&["data", "fetch", &source], &[]);
+    assert_eq!(fetched.status.code(), Some(2), "{}", stderr(&fetched));
+    both.iter().for_each(|checksum| assert!(stderr(&fetched).contains(checksum), "{}", stderr(&fetched)));
     for (source, word) in [
         ("hf:uoft-cs/cifar1000", "no dataset repository for `hf:uoft-cs/cifar1000`"),
         ("hf:private/images", "HF_TOKEN"),
     ] {
-        let refused = world.cdl(&["data", "fetch", source], &[]);
-        assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
-        assert!(said(&refused).contains(word), "{}", said(&refused));
+        let refused = setup.cdl(&["data", "fetch", source], &[]);
+        assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+        assert!(stderr(&refused).contains(word), "{}", stderr(&refused));
     }
 
-    // Without a network, a shard that never came is missed.
-    let snapshot = world.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
+    // Offline, a missing shard is an error.
+    let snapshot = setup.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
     fs::remove_file(snapshot.join(SHARDS[2])).unwrap();
     refused(&source, &[("HF_HUB_OFFLINE", "1")], &["1 of the 2 files `data/train-*-of-00002.parquet`"]);
 }
 
 #[test]
-fn fetching_brings_every_file_once_and_copies_it_with_its_checksum() {
-    let world = World::new();
-    let copy = world.folder.path().join("copies/cifar100");
+fn fetch_downloads_every_file_once_and_copies_it_with_its_checksum() {
+    let setup = Setup::new();
+    let copy = setup.folder.path().join("copies/cifar100");
     let offline = [("HF_HUB_OFFLINE", "1")];
-    let refused = world.cdl(&["data", "fetch", "cifar100"], &offline);
+    let refused = setup.cdl(&["data", "fetch", "cifar100"], &offline);
     assert_eq!(refused.status.code(), Some(2));
     assert!(
-        said(&refused).contains("cannot be fetched in offline mode (HF_HUB_OFFLINE)"),
+        stderr(&refused).contains("cannot be fetched in offline mode (HF_HUB_OFFLINE)"),
         "{}",
-        said(&refused)
+        stderr(&refused)
     );
 
-    let fetched = world.cdl(&["data", "fetch", "cifar100"], &[]);
-    assert!(fetched.status.success(), "{}", said(&fetched));
-    let mut sent = world.hub.sent();
+    let fetched = setup.cdl(&["data", "fetch", "cifar100"], &[]);
+    assert!(fetched.status.success(), "{}", stderr(&fetched));
+    let mut sent = setup.hub.sent();
     sent.sort();
     assert_eq!(sent, SHARDS);
-    let served = |name: &str| fs::read(world.folder.path().join("served").join(name)).unwrap();
+    let served = |name: &str| fs::read(setup.folder.path().join("served").join(name)).unwrap();
     let lines: String = SHARDS.iter().map(|name| format!("{}  {name}\n", checksum(&served(name)))).collect();
     assert_eq!(String::from_utf8_lossy(&fetched.stdout), lines);
 
-    // The second time needs no network, and a run finds what was fetched.
+    // A second fetch and a run need no network.
     let source = format!("hf:{REPOSITORY}");
-    let again = world.cdl(&["data", "fetch", &source, "--dir", copy.to_str().unwrap()], &offline);
-    assert!(again.status.success(), "{}", said(&again));
+    let again = setup.cdl(&["data", "fetch", &source, "--dir", copy.to_str().unwrap()], &offline);
+    assert!(again.status.success(), "{}", stderr(&again));
     assert_eq!(fs::read_to_string(copy.join("SHA256SUMS")).unwrap(), lines);
     SHARDS.iter().for_each(|name| assert_eq!(fs::read(copy.join(name)).unwrap(), served(name)));
-    let run = world.run(&source, &offline);
-    assert!(run.status.success(), "{}", said(&run));
-    assert_eq!(world.hub.sent().len(), 3, "nothing is sent twice");
+    let run = setup.run(&source, &offline);
+    assert!(run.status.success(), "{}", stderr(&run));
+    assert_eq!(setup.hub.sent().len(), 3, "nothing is sent twice");
 
-    // The copy is a data set of its own.
-    let verified = world.cdl(&["data", "verify", copy.to_str().unwrap()], &offline);
-    assert!(verified.status.success(), "{}", said(&verified));
+    // The copy can be verified like any data set.
+    let verified = setup.cdl(&["data", "verify", copy.to_str().unwrap()], &offline);
+    assert!(verified.status.success(), "{}", stderr(&verified));
     fs::write(copy.join(SHARDS[0]), "damaged").unwrap();
-    let damaged = world.cdl(&["data", "verify", copy.to_str().unwrap()], &offline);
+    let damaged = setup.cdl(&["data", "verify", copy.to_str().unwrap()], &offline);
     assert_eq!(damaged.status.code(), Some(2));
-    assert!(said(&damaged).contains(&checksum(&served(SHARDS[0]))), "{}", said(&damaged));
+    assert!(stderr(&damaged).contains(&checksum(&served(SHARDS[0]))), "{}", stderr(&damaged));
 
     let set = format!("stream={{name=\"cifar100\", path=\"{source}\", transform={{image_size=28}}}}");
-    let of_config = world.cdl(&["data", "fetch", "configs/quickstart.toml", "--set", &set], &[]);
-    assert!(of_config.status.success(), "{}", said(&of_config));
+    let of_config = setup.cdl(&["data", "fetch", "configs/quickstart.toml", "--set", &set], &[]);
+    assert!(of_config.status.success(), "{}", stderr(&of_config));
     assert_eq!(String::from_utf8_lossy(&of_config.stdout).lines().count(), 3);
 
-    // A list that the data set has itself gives way to that of the copy.
-    fs::write(world.folder.path().join("served/SHA256SUMS"), "another list").unwrap();
-    let second = world.folder.path().join("copies/second");
-    let listed = world.cdl(&["data", "fetch", &source, "--dir", second.to_str().unwrap()], &[]);
-    assert!(listed.status.success(), "{}", said(&listed));
+    // The list of the copy replaces one in the data set.
+    fs::write(setup.folder.path().join("served/SHA256SUMS"), "another list").unwrap();
+    let second = setup.folder.path().join("copies/second");
+    let listed = setup.cdl(&["data", "fetch", &source, "--dir", second.to_str().unwrap()], &[]);
+    assert!(listed.status.success(), "{}", stderr(&listed));
     assert_eq!(fs::read_to_string(second.join("SHA256SUMS")).unwrap(), lines);
 }
 
 #[test]
-fn a_download_that_broke_off_is_had_whole_the_next_time() {
-    let world = World::new();
-    let served = world.folder.path().join("served");
+fn an_interrupted_download_is_repeated() {
+    let setup = Setup::new();
+    let served = setup.folder.path().join("served");
     fs::create_dir_all(served.join("broken/data")).unwrap();
     fs::write(served.join("broken").join(SHARDS[1]), "").unwrap();
     let source = format!("hf:{REPOSITORY}");
-    let broken = world.cdl(&["data", "fetch", &source], &[]);
-    assert_eq!(broken.status.code(), Some(1), "{}", said(&broken));
+    let broken = setup.cdl(&["data", "fetch", &source], &[]);
+    assert_eq!(broken.status.code(), Some(1), "{}", stderr(&broken));
     for word in ["the transfer of `hf:uoft-cs/cifar100`", "try again"] {
-        assert!(said(&broken).contains(word), "{}", said(&broken));
+        assert!(stderr(&broken).contains(word), "{}", stderr(&broken));
     }
-    let whole = world.cdl(&["data", "fetch", &source], &[]);
-    assert!(whole.status.success(), "{}", said(&whole));
+    let whole = setup.cdl(&["data", "fetch", &source], &[]);
+    assert!(whole.status.success(), "{}", stderr(&whole));
     let line = |name: &&str| format!("{}  {name}\n", checksum(&fs::read(served.join(name)).unwrap()));
     assert_eq!(String::from_utf8_lossy(&whole.stdout), SHARDS.iter().map(line).collect::<String>());
 }

@@ -1,11 +1,11 @@
-//! Images on their way into a run: threads, memory, and files that cannot be read.
+//! Input pipeline: threads, cache, and files that cannot be read.
 
 use std::{fs, path::Path, process::Output};
 
-use crate::common::{cdl, said};
+use crate::common::{cdl, stderr};
 use serde_json::{Value, json};
 
-/// A folder of two classes, each with eight training images and four test images, all different.
+/// Writes two classes, each with eight training images and four test images, all different.
 fn images(root: &Path) {
     for (split, count) in [("train", 8), ("test", 4)] {
         for (class, shade) in [("cat", 0), ("dog", 90)] {
@@ -26,7 +26,7 @@ fn damage(file: &Path) {
     fs::write(file, &whole[..whole.len() / 2]).expect("image");
 }
 
-/// A run of one epoch over the folder with these settings of `[stream.input]`.
+/// Runs one epoch on the folder with the given settings of `[stream.input]`.
 fn run(root: &Path, dir: &Path, input: &str, verify: bool) -> Output {
     let sets = [
         "stream.name=image_folder".to_string(),
@@ -56,7 +56,7 @@ fn results(dir: &Path) -> Value {
 }
 
 #[test]
-fn damaged_images_are_left_out_counted_and_named_once_with_one_outcome() {
+fn damaged_images_are_skipped_counted_and_named_once() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let root = &folder.path().join("images");
     images(root);
@@ -73,47 +73,50 @@ fn damaged_images_are_left_out_counted_and_named_once_with_one_outcome() {
         ("workers=5", true),
     ] {
         let output = run(root, dir, &format!("on_error=\"skip\", {input}"), verify);
-        let said = said(&output);
-        assert!(output.status.success(), "{input}: {said}");
+        let stderr = stderr(&output);
+        assert!(output.status.success(), "{input}: {stderr}");
         for file in damaged {
-            assert_eq!(said.matches(file).count(), 1, "{input}: {file} in {said}");
+            assert_eq!(stderr.matches(file).count(), 1, "{input}: {file} in {stderr}");
         }
-        assert!(said.contains("3 training and 1 test images"), "{input}: {said}");
+        assert!(stderr.contains("3 training and 1 test image"), "{input}: {stderr}");
         let log = fs::read_to_string(dir.join("log.txt")).expect("log");
-        assert!(log.contains("3 training and 1 test images"), "{log}");
+        assert!(log.contains("3 training and 1 test image"), "{log}");
         let results = results(dir);
         assert_eq!(results["skipped_images"], json!({ "train": 3, "test": 1 }));
-        // 13 images are left of 16, 3 full batches of 4 by either network.
+        // 13 of 16 images remain: 3 full batches of 4 for each network.
         let metrics = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
         assert_eq!(metrics.lines().count(), 2);
         let model = fs::read(dir.join("models/task_1/student.safetensors")).expect("model");
         outcomes.push((results, model));
     }
-    assert!(outcomes.windows(2).all(|pair| pair[0] == pair[1]), "threads, memory or verification count");
+    assert!(
+        outcomes.windows(2).all(|pair| pair[0] == pair[1]),
+        "the outcome depends on threads, cache or verification"
+    );
 
     for class in ["cat", "dog"] {
         (0..4).for_each(|number| damage(&root.join(format!("test/{class}/{number}.png"))));
     }
     let output = run(root, dir, "on_error=\"skip\"", true);
     assert!(!output.status.success());
-    let said = said(&output);
-    assert!(said.contains("of 8 test images of task 1, fewer than 1 can be read"), "{said}");
+    let stderr = stderr(&output);
+    assert!(stderr.contains("of 8 test images of task 1, fewer than 1 can be read"), "{stderr}");
 }
 
 #[test]
-fn a_damaged_image_met_in_training_ends_the_run_with_its_name() {
+fn a_damaged_image_ends_the_run_with_an_error_that_names_it() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let root = &folder.path().join("images");
     images(root);
     damage(&root.join("test/dog/2.png"));
     for input in ["workers=0", "workers=2"] {
         let output = run(root, &folder.path().join("run"), input, false);
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(said(&output).contains("test/dog/2.png: is not a readable image"), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("test/dog/2.png: is not a readable image"), "{}", stderr(&output));
     }
 }
 
-/// A PNG file with a palette whose last colour lacks its blue, which the decoder panics on.
+/// PNG file with an incomplete palette, on which the decoder panics.
 const PANICS: &[u8] = &[
     137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 9, 0, 0, 0, 6, 4, 3, 0, 0, 0, 227,
     233, 169, 246, 0, 0, 0, 47, 80, 76, 84, 69, 247, 255, 85, 255, 219, 51, 137, 227, 153, 0, 240, 149, 240,
@@ -126,22 +129,25 @@ const PANICS: &[u8] = &[
 ];
 
 #[test]
-fn a_decoders_panic_is_told_once_and_in_words() {
+fn a_panic_of_the_decoder_is_one_readable_error() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let root = &folder.path().join("images");
     images(root);
     fs::write(root.join("train/cat/3.png"), PANICS).expect("image");
     for workers in [0, 2] {
         let output = run(root, &folder.path().join("run"), &format!("workers={workers}"), true);
-        let said = said(&output);
+        let stderr = stderr(&output);
         assert!(!output.status.success());
-        assert_eq!(said.matches("panicked").count(), 1, "{said}");
-        assert!(said.contains("train/cat/3.png: is not a readable image: the decoder panicked: "), "{said}");
+        assert_eq!(stderr.matches("panicked").count(), 1, "{stderr}");
+        assert!(
+            stderr.contains("train/cat/3.png: is not a readable image: the decoder panicked: "),
+            "{stderr}"
+        );
     }
 }
 
 #[test]
-fn settings_of_the_input_are_checked_by_name() {
+fn invalid_input_settings_are_errors_that_name_the_key() {
     let folder = tempfile::tempdir().expect("temporary folder");
     images(folder.path());
     for (input, words) in [
@@ -151,8 +157,8 @@ fn settings_of_the_input_are_checked_by_name() {
         ("prefetch=0", ["stream.input.prefetch = 0", "expected 1 to 1000 batches"]),
     ] {
         let output = run(folder.path(), &folder.path().join("run"), input, true);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(words.iter().all(|word| stderr.contains(word)), "{words:?} in {stderr}");
     }
 }

@@ -1,22 +1,22 @@
-//! A user's mistakes: each gets one clear sentence and exit code 2, and nothing is written.
+//! Invalid input: one error message, exit code 2, and nothing is written.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::common::{SMALL, cdl, command, repository, said};
+use crate::common::{SMALL, cdl, command, repository, stderr};
 
-/// Runs the small quickstart with `more`; expects refusal with all of `words`, and no run directory.
+/// Runs the small quickstart with `more` arguments. Asserts one error with all `words`, and no run directory.
 fn refused(more: &[&str], words: &[&str]) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     let dir_name = dir.to_str().expect("UTF-8 path");
     let output =
         cdl(&[&["run", "configs/quickstart.toml", "--run-dir", dir_name][..], &SMALL, more].concat());
-    let said = said(&output);
-    assert_eq!(output.status.code(), Some(2), "{more:?}: {said}");
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{more:?}: {stderr}");
     for word in words {
-        assert!(said.contains(word), "{more:?}: `{word}` is missing in: {said}");
+        assert!(stderr.contains(word), "{more:?}: `{word}` is missing in: {stderr}");
     }
-    assert_eq!(said.lines().count(), 1, "one sentence: {said}");
+    assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
     assert!(!dir.exists(), "{more:?}: something was written");
 }
 
@@ -25,7 +25,7 @@ fn set(value: &str) -> [&str; 2] {
 }
 
 #[test]
-fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
+fn unknown_keys_and_names_are_errors_with_the_nearest_valid_one() {
     refused(&set("learner.pol=3"), &["--set learner.pol=3", "unknown key `learner.pol`", "`pool`"]);
     refused(&set("batchsize=3"), &["unknown key `batchsize`", "did you mean `batch_size`"]);
     refused(&set("stream.transform.image_sise=28"), &["stream.transform.image_sise", "`image_size`"]);
@@ -42,12 +42,12 @@ fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
 }
 
 #[test]
-fn further_mistakes_are_counted() {
-    refused(&["--set", "epochs=0", "--set", "batchsize=3"], &["(and 1 more: see `cdl check`)"]);
+fn further_errors_are_counted() {
+    refused(&["--set", "epochs=0", "--set", "batchsize=3"], &["(and 1 more: run `cdl check` to see all)"]);
     refused(&["configs"], &["configs: is a folder; expected a configuration"]);
 }
 
-/// Names that `text` reads from the environment (Rust), or hands over there (shell).
+/// Names of variables that `text` reads from the environment (Rust) or exports (shell).
 fn variables(text: &str) -> impl Iterator<Item = String> + '_ {
     ["var(\"", "var_os(\"", "from_env(\"", "export "].into_iter().flat_map(move |before| {
         text.split(before).skip(1).flat_map(|after| {
@@ -58,7 +58,7 @@ fn variables(text: &str) -> impl Iterator<Item = String> + '_ {
 }
 
 #[test]
-fn variables_that_the_sources_read_are_not_taken_for_settings() {
+fn variables_that_the_sources_read_are_known() {
     fn collect(folder: &Path, found: &mut BTreeSet<String>) {
         for entry in fs::read_dir(folder).expect("a folder of sources") {
             let path = entry.expect("entry").path();
@@ -82,12 +82,12 @@ fn variables_that_the_sources_read_are_not_taken_for_settings() {
         let mut command = command();
         let output =
             command.args(["explain", "configs/quickstart.toml"]).env(&name, "").output().expect("cdl");
-        assert_eq!(output.status.code(), Some(0), "{name}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", stderr(&output));
     }
 }
 
 #[test]
-fn values_out_of_range_or_of_another_type() {
+fn values_out_of_range_or_of_another_type_are_errors() {
     refused(&set("optimizer.lr=nan"), &["`optimizer.lr = NaN`", "finite number above 0"]);
     refused(&set("optimizer.lr=-1"), &["`optimizer.lr = -1`"]);
     refused(&set("epochs=0"), &["`epochs = 0`", "at least 1"]);
@@ -101,7 +101,7 @@ fn values_out_of_range_or_of_another_type() {
         &["`stream.transform.train = \"crop\"`", "random_resized_crop"],
     );
     refused(&set("learner.pool=2"), &["`learner.pool = 2`", "5 tasks"]);
-    // More than any memory holds.
+    // Larger than any memory.
     for (key, method) in
         [("pool", "coda_prompt"), ("length", "coda_prompt"), ("pool", "l2p"), ("g_length", "dual_prompt")]
     {
@@ -133,7 +133,7 @@ fn values_out_of_range_or_of_another_type() {
 }
 
 #[test]
-fn methods_that_cannot_go_together() {
+fn methods_that_cannot_be_combined_are_errors() {
     let list = |names: &[&str]| {
         let tables: Vec<String> = names.iter().map(|name| format!("{{ name = \"{name}\" }}")).collect();
         format!("distillers=[{}]", tables.join(", "))
@@ -175,7 +175,7 @@ fn methods_that_cannot_go_together() {
 }
 
 #[test]
-fn settings_of_methods_that_cannot_work() {
+fn invalid_settings_of_methods_are_errors() {
     let with = |learner: &str, value: &str, words: &[&str]| {
         let name = format!("learner.name={learner}");
         refused(&["--set", &name, "--set", value], words);
@@ -199,22 +199,22 @@ fn settings_of_methods_that_cannot_work() {
 }
 
 #[test]
-fn tasks_that_do_not_cover_the_classes() {
+fn tasks_that_do_not_cover_the_classes_are_errors() {
     refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of 10, the number of classes"]);
     refused(&set("stream.task_classes=[[\"Bag\"],[\"Coat\"]]"), &["`T-shirt/top` is in no task"]);
     refused(&set("stream.task_classes=[[\"Bags\"]]"), &["`Bags`", "did you mean `Bag`"]);
 }
 
 #[test]
-fn configurations_that_cannot_be_read() {
+fn configurations_that_cannot_be_read_are_errors() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let refused = |name: &str, text: &str, words: &[&str]| {
         let config = folder.path().join(name);
         fs::write(&config, text).expect("config");
         let output = cdl(&["run", config.to_str().expect("path")]);
-        let said = said(&output);
-        assert_eq!(output.status.code(), Some(2), "{said}");
-        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        let stderr = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(words.iter().all(|word| stderr.contains(word)), "{stderr}");
     };
     refused("syntax.toml", "epochs = = 3", &["syntax.toml: line 1, column 10: extra"]);
     refused("empty.toml", "", &["section [stream] is missing"]);
@@ -228,15 +228,15 @@ fn configurations_that_cannot_be_read() {
     refused("text.toml", "extends = \"elsewhere.toml\"", &["elsewhere.toml", "cannot be read"]);
     let output = cdl(&["run", "no/such/file.toml"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("no/such/file.toml"));
+    assert!(stderr(&output).contains("no/such/file.toml"));
 }
 
 #[test]
-fn a_file_without_effect_is_warned_of() {
+fn a_file_without_effect_is_a_warning() {
     let warned = |files: &[&str]| {
         let output = cdl(&[&["explain"], files].concat());
         assert!(output.status.success());
-        said(&output).lines().filter(|line| line.contains("has no effect")).count()
+        stderr(&output).lines().filter(|line| line.contains("has no effect")).count()
     };
     let (base, method) = ("configs/quickstart.toml", "configs/distiller/dkd.toml");
     assert_eq!(warned(&[method, base]), 1);
@@ -245,7 +245,7 @@ fn a_file_without_effect_is_warned_of() {
 }
 
 #[test]
-fn weights_that_are_missing_truncated_or_do_not_fit() {
+fn weights_that_are_missing_truncated_or_do_not_fit_are_errors() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("path").to_string();
     refused(&set(&format!("teacher.weights={}", path("none.safetensors"))), &["none.safetensors"]);
@@ -295,7 +295,7 @@ fn weights_that_are_missing_truncated_or_do_not_fit() {
 }
 
 #[test]
-fn weights_by_torch_that_are_damaged_or_no_vit() {
+fn pytorch_weights_that_are_damaged_or_not_a_vit_are_errors() {
     let fixtures = repository().join("plugins/tests/fixtures/vit");
     let folder = tempfile::tempdir().expect("temporary folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("path").to_string();
@@ -312,14 +312,14 @@ fn weights_by_torch_that_are_damaged_or_no_vit() {
         &set(&fixture("transformers_clip")),
         &["transformers_clip", "vision_model.pre_layrnorm.weight", "CLIP's vision towers"],
     );
-    // One file has no neighbours that say how pixels are normalised.
+    // A single file comes without the normalisation of pixels.
     refused(
         &["--set", &fixture("state_dict.pth"), "--set", "teacher.heads=4"],
         &["teacher.normalize = checkpoint", "no mean and deviation come with", "preprocessor_config.json"],
     );
 }
 
-/// A folder of two classes with four training images and a test image each.
+/// Writes two classes with four training images and a test image each.
 fn image_folder(root: &Path) {
     for (split, count) in [("train", 4), ("test", 1)] {
         for class in ["cat", "dog"] {
@@ -346,7 +346,7 @@ const FOLDER: [&str; 8] = [
 ];
 
 #[test]
-fn images_that_cannot_be_read_and_classes_without_images() {
+fn unreadable_images_and_classes_without_images_are_errors() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let root = folder.path();
     image_folder(root);
@@ -359,13 +359,13 @@ fn images_that_cannot_be_read_and_classes_without_images() {
             &FOLDER,
         ];
         let output = cdl(&args.concat());
-        let said = said(&output);
+        let stderr = stderr(&output);
         if words.is_empty() {
-            assert!(output.status.success(), "{said}");
+            assert!(output.status.success(), "{stderr}");
             fs::remove_dir_all(&dir).expect("run directory");
         } else {
-            assert_eq!(output.status.code(), Some(2), "{said}");
-            assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
+            assert_eq!(output.status.code(), Some(2), "{stderr}");
+            assert!(words.iter().all(|word| stderr.contains(word)), "{words:?} in {stderr}");
             assert!(!dir.exists(), "something was written");
         }
     };
@@ -382,7 +382,7 @@ fn images_that_cannot_be_read_and_classes_without_images() {
 }
 
 #[test]
-fn run_directories_that_cannot_be_used() {
+fn run_directories_that_cannot_be_used_are_errors() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("file");
     fs::write(&file, "in the way").expect("file");
@@ -390,8 +390,8 @@ fn run_directories_that_cannot_be_used() {
     let refuse = |dir: &Path, more: &[&str], word: &str| {
         let dir = dir.to_str().expect("path");
         let output = cdl(&[&["run", "configs/quickstart.toml", "--run-dir", dir][..], &SMALL, more].concat());
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains(word), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(word), "{}", stderr(&output));
     };
     #[cfg(target_os = "linux")]
     refuse(Path::new("/proc/no-such-run"), &[], "cannot be written");
@@ -400,14 +400,14 @@ fn run_directories_that_cannot_be_used() {
     let other = folder.path().join("other");
     fs::create_dir(&other).expect("folder");
     fs::write(other.join("thesis.tex"), "years of work").expect("file");
-    // It would not help, and is not advised.
+    // --overwrite would not help, so the message does not suggest it.
     refuse(&other, &[], "is not a run directory; choose another directory\n");
     refuse(&other, &["--overwrite"], "is not a run directory; choose another directory\n");
-    assert!(other.join("thesis.tex").exists(), "what is not ours stays");
+    assert!(other.join("thesis.tex").exists(), "other files are kept");
 }
 
 #[test]
-fn a_loss_that_is_no_number_is_a_failure_while_working() {
+fn a_loss_that_is_not_finite_is_a_failure_while_running() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     let dir_name = dir.to_str().expect("path");
@@ -416,23 +416,23 @@ fn a_loss_that_is_no_number_is_a_failure_while_working() {
         &SMALL,
     ];
     let output = cdl(&args.concat());
-    let said = said(&output);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(
-        said.contains("in task 1, teacher phase") && said.contains("0 finished tasks saved in"),
-        "{said}"
+        stderr.contains("in task 1, teacher phase") && stderr.contains("0 finished tasks saved in"),
+        "{stderr}"
     );
-    assert!(dir.join("config.toml").exists(), "what was finished stays");
+    assert!(dir.join("config.toml").exists(), "the run directory is kept");
 }
 
 #[test]
-fn misuse_of_the_command_line() {
+fn invalid_arguments_are_errors() {
     assert_eq!(cdl(&["run"]).status.code(), Some(2));
     assert_eq!(cdl(&["list", "--threads", "0"]).status.code(), Some(2));
     let output = cdl(&["describe", "kdprompts"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("did you mean `kd_prompts`"));
+    assert!(stderr(&output).contains("did you mean `kd_prompts`"));
     let output = cdl(&["eval", "no/such/run"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("no/such/run"));
+    assert!(stderr(&output).contains("no/such/run"));
 }

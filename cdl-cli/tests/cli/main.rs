@@ -1,4 +1,4 @@
-//! The program as its users run it. One binary, so that it is linked once and all its tests share the processors.
+//! Tests of the program as users run it. One binary, so that it is linked once and the tests share the processors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bench;

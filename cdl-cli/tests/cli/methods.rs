@@ -1,26 +1,26 @@
-//! Every combination of methods, and the ways to combine them, through the program.
+//! Combinations of methods and settings.
 
 use std::{fs, path::Path};
 
-use crate::common::{TINY, cdl, repository, said};
+use crate::common::{TINY, cdl, repository, stderr};
 use serde_json::Value;
 
-/// Runs the quickstart with `more`, tiny, and gives back what it said, what it recorded and its results.
+/// Runs the tiny quickstart with `more` arguments. Returns standard error, the record and the results.
 fn run(more: &[&str]) -> (String, Value, Value) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     let args =
         [&["run", "configs/quickstart.toml"][..], &TINY, more, &["--run-dir", dir.to_str().expect("path")]];
     let output = cdl(&args.concat());
-    let said = said(&output);
-    assert!(output.status.success(), "{more:?}: {said}");
+    let stderr = stderr(&output);
+    assert!(output.status.success(), "{more:?}: {stderr}");
     let json = |name: &str| -> Value {
         serde_json::from_slice(&fs::read(dir.join(name)).expect("file")).expect("JSON")
     };
-    (said, json("run.json"), json("results.json"))
+    (stderr, json("run.json"), json("results.json"))
 }
 
-/// The fragments of one kind, by name.
+/// Names of the configuration files of one kind.
 fn fragments(kind: &str) -> Vec<String> {
     let files = fs::read_dir(repository().join("configs").join(kind)).expect("folder of fragments");
     let mut names: Vec<String> = files
@@ -34,7 +34,7 @@ fn fragment(kind: &str, name: &str) -> String {
     format!("configs/{kind}/{name}.toml")
 }
 
-/// Arguments that choose each method of a kind: its fragments, and what is registered without one by its name.
+/// Arguments that select each method of a kind: by its configuration files, or by name if it has none.
 fn methods(kind: &str) -> Vec<Vec<String>> {
     let fragments = fragments(kind);
     let list = String::from_utf8_lossy(&cdl(&["list"]).stdout).into_owned();
@@ -48,7 +48,6 @@ fn methods(kind: &str) -> Vec<Vec<String>> {
     by_file.chain(by_name).collect()
 }
 
-/// The published table and its baselines: each learner with each distiller.
 #[test]
 fn every_learner_runs_with_every_distiller() {
     let (learners, distillers) = (methods("learner"), methods("distiller"));
@@ -58,8 +57,8 @@ fn every_learner_runs_with_every_distiller() {
             let args = learner.iter().chain(distiller).map(String::as_str);
             let args: Vec<&str> =
                 args.chain(["--set", "batch_size=5", "--set", "stream.train_per_class=2"]).collect();
-            let (said, _, results) = run(&args);
-            assert!(said.contains("task 2/2 student epoch 1/1"), "{args:?}: {said}");
+            let (stderr, _, results) = run(&args);
+            assert!(stderr.contains("task 2/2 student epoch 1/1"), "{args:?}: {stderr}");
             for role in ["teacher", "student"] {
                 let accuracy = results[role]["average_accuracy"].as_f64().expect("accuracy");
                 assert!((0.0..=100.0).contains(&accuracy), "{args:?}");
@@ -82,7 +81,7 @@ fn results_of_every_method_do_not_depend_on_the_number_of_threads() {
             let args =
                 ["run", "configs/quickstart.toml", &learner, "--set", &distillers, "--threads", threads];
             let output = cdl(&[&args[..], &TINY, &["--run-dir", dir.to_str().expect("path")]].concat());
-            assert!(output.status.success(), "{}", said(&output));
+            assert!(output.status.success(), "{}", stderr(&output));
             ["teacher", "student"]
                 .map(|role| fs::read(dir.join(format!("models/task_2/{role}.safetensors"))).expect("model"))
         });
@@ -90,9 +89,8 @@ fn results_of_every_method_do_not_depend_on_the_number_of_threads() {
     }
 }
 
-/// The configuration that a run writes down gives the same run, with everything that can be in it.
 #[test]
-fn a_written_configuration_can_be_run_and_evaluated() {
+fn the_recorded_configuration_repeats_the_run() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [first, again] =
         ["first", "again"].map(|name| folder.path().join(name).to_str().expect("path").to_string());
@@ -100,38 +98,38 @@ fn a_written_configuration_can_be_run_and_evaluated() {
         "distillers=[{ name = \"kd_prompts\", alpha = 0.3 }, { name = \"review_kd\", weight = 0.5 }]";
     let more = ["--set", distillers, "--set", "teacher.learner.name=apt", "--set", "mode=corrected"];
     let output = cdl(&[&["run", "configs/quickstart.toml", "--run-dir", &first][..], &TINY, &more].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let written = format!("{first}/config.toml");
     let output = cdl(&["run", &written, "--run-dir", &again]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let model = |run: &str| fs::read(format!("{run}/models/task_2/student.safetensors")).expect("model");
     assert!(model(&first) == model(&again));
     let output = cdl(&["eval", &first]);
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(printed.matches("as recorded by the run").count(), 2, "{printed}{}", said(&output));
+    assert_eq!(printed.matches("as recorded by the run").count(), 2, "{printed}{}", stderr(&output));
 }
 
 #[test]
 fn distillers_stack_and_every_term_is_logged_by_name() {
-    let (said, record, _) = run(&[
+    let (stderr, record, _) = run(&[
         "--set",
         "distillers=[{ name = \"dkd\" }, { name = \"review_kd\", weight = 0.5 }, { name = \"kd_prompts\" }]",
     ]);
     for term in ["dkd/dkd", "review_kd/kd", "review_kd/review", "kd_prompts/kd", "ce"] {
-        assert!(said.contains(term), "{term} in {said}");
+        assert!(stderr.contains(term), "{term} in {stderr}");
     }
     let trained = record["trained"].to_string();
     assert!(trained.contains("ReviewKD_layers.abfs.0") && trained.contains("kd_prompt.kd_p_0"));
-    // The weight is a factor of that method's terms alone.
+    // The weight scales the terms of its method only.
     let terms = |weight: &str| -> Vec<(String, f64)> {
         let folder = tempfile::tempdir().expect("temporary folder");
         let dir = folder.path().join("run");
         let list = format!("distillers=[{{ name = \"dkd\" }}, {{ name = \"fitnets\", weight = {weight} }}]");
         let args =
             ["run", "configs/quickstart.toml", "--set", &list, "--run-dir", dir.to_str().expect("path")];
-        // One step, so that nothing has been trained with the weights yet.
+        // A single step: the losses do not depend on the weight through training yet.
         let output = cdl(&[&args[..], &TINY, &["--set", "batch_size=20"]].concat());
-        assert!(output.status.success(), "{}", self::said(&output));
+        assert!(output.status.success(), "{}", self::stderr(&output));
         let text = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
         let student = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
         let student = student.into_iter().find(|line| line["role"] == "student").expect("student's line");
@@ -147,9 +145,12 @@ fn distillers_stack_and_every_term_is_logged_by_name() {
 
 #[test]
 fn teacher_and_student_may_run_different_learners() {
-    let (said, record, _) = run(&["--set", "teacher.learner={ name = \"l2p\", pool = 6, length = 4 }"]);
-    assert!(said.contains("teacher: embedded:micro_teacher (6 blocks, width 128), learner l2p"), "{said}");
-    assert!(said.contains("learner coda_prompt"), "{said}");
+    let (stderr, record, _) = run(&["--set", "teacher.learner={ name = \"l2p\", pool = 6, length = 4 }"]);
+    assert!(
+        stderr.contains("teacher: embedded:micro_teacher (6 blocks, width 128), learner l2p"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("learner coda_prompt"), "{stderr}");
     let shape = |role: &str, name: &str| {
         let trained = record["trained"].as_array().expect("list").clone();
         let one = trained.into_iter().find(|t| t["role"] == role && t["name"] == name);
@@ -157,7 +158,7 @@ fn teacher_and_student_may_run_different_learners() {
     };
     assert_eq!(shape("teacher", "prompt.e_p_0").as_deref(), Some("[6,4,128]"));
     assert!(shape("teacher", "prompt.e_a_0").is_none() && shape("student", "prompt.e_a_0").is_some());
-    // Without a name, what is not given is as in [learner].
+    // Without a name, other settings are those of [learner].
     let (_, record, _) = run(&["--set", "student.learner.pool=4"]);
     let pools: Vec<_> =
         record["trained"].as_array().expect("list").iter().filter(|t| t["name"] == "prompt.e_p_0").collect();
@@ -166,25 +167,29 @@ fn teacher_and_student_may_run_different_learners() {
 }
 
 #[test]
-fn baselines_are_a_file_each() {
+fn every_baseline_is_one_configuration_file() {
     let baseline = |name: &str| fragment("baseline", name);
-    let (said, record, results) = run(&[&baseline("student_alone")]);
-    assert!(results["teacher"].is_null() && !results["student"].is_null() && !said.contains("teacher epoch"));
+    let (stderr, record, results) = run(&[&baseline("student_alone")]);
+    assert!(
+        results["teacher"].is_null() && !results["student"].is_null() && !stderr.contains("teacher epoch")
+    );
     assert!(!record["trained"].to_string().contains("teacher"));
-    let (said, _, results) = run(&[&baseline("teacher_alone")]);
-    assert!(results["student"].is_null() && !results["teacher"].is_null() && !said.contains("student epoch"));
-    let (said, _, results) = run(&[&baseline("joint")]);
-    assert!(said.contains("10 classes in 1 task,"), "{said}");
+    let (stderr, _, results) = run(&[&baseline("teacher_alone")]);
+    assert!(
+        results["student"].is_null() && !results["teacher"].is_null() && !stderr.contains("student epoch")
+    );
+    let (stderr, _, results) = run(&[&baseline("joint")]);
+    assert!(stderr.contains("10 classes in 1 task,"), "{stderr}");
     assert_eq!(results["tasks"], 1);
     let (_, record, _) = run(&[&baseline("linear")]);
     assert_eq!(
         record["trained"].as_array().map(Vec::len),
         Some(2),
-        "weight and bias of a head and nothing else"
+        "only weight and bias of the head are trained"
     );
-    // Forty images, and the memory's twenty once more in the second task.
-    let (said, _, _) = run(&[&baseline("rehearsal"), "--set", "stream.memory=20"]);
-    assert!(said.contains("60 training and 20 test images"), "{said}");
+    // 40 images, and the 20 of the memory again in the second task.
+    let (stderr, _, _) = run(&[&baseline("rehearsal"), "--set", "stream.memory=20"]);
+    assert!(stderr.contains("60 training and 20 test images"), "{stderr}");
     assert_eq!(fragments("baseline"), ["joint", "linear", "rehearsal", "student_alone", "teacher_alone"]);
 }
 
@@ -192,7 +197,7 @@ fn baselines_are_a_file_each() {
 fn every_quirk_is_recorded_and_can_be_switched() {
     let quirks = |more: &[&str]| run(more).1["quirks"].clone();
     let dual = fragment("learner", "dual_prompt");
-    // Both modes as they are, without the quickstart's own normalisation and class order.
+    // The modes override the quickstart's normalisation and class order.
     let of =
         |mode: &'static str| [mode, dual.as_str(), "--set", "teacher.learner.name=apt", "--set", "epochs=2"];
     let (published, corrected) = (of("configs/mode/published.toml"), of("configs/mode/corrected.toml"));
@@ -228,7 +233,7 @@ fn every_quirk_is_recorded_and_can_be_switched() {
         }
     }
     let alone = quirks(&[&published[..], &["configs/baseline/student_alone.toml"]].concat());
-    assert!(!alone.to_string().contains("teacher/"), "an untrained teacher has no quirks in force: {alone}");
+    assert!(!alone.to_string().contains("teacher/"), "a teacher that is not trained has no quirks: {alone}");
 }
 
 #[test]
@@ -236,19 +241,18 @@ fn every_optimiser_and_schedule_runs() {
     for optimizer in ["adam", "amsgrad", "sgd", "rmsprop"] {
         run(&["--set", &format!("optimizer.name={optimizer}"), "--set", "optimizer.weight_decay=1e-4"]);
     }
-    let (said, _, _) = run(&[
+    let (stderr, _, _) = run(&[
         "--set",
         "epochs=3",
         "--set",
         "schedule={ name = \"step\", milestones = [1, 2], gamma = 0.1 }",
     ]);
     for lr in ["lr 5.00e-3", "lr 5.00e-4", "lr 5.00e-5"] {
-        assert!(said.contains(lr), "{lr} in {said}");
+        assert!(stderr.contains(lr), "{lr} in {stderr}");
     }
     run(&["--set", "schedule.name=constant"]);
 }
 
-/// What is in `configs` can be read, with every name and key known.
 #[test]
 fn every_configuration_of_the_repository_is_valid() {
     let root = repository();
@@ -263,7 +267,7 @@ fn every_configuration_of_the_repository_is_valid() {
             .to_string();
         for learner in fragments("learner") {
             let output = cdl(&["explain", &file, &fragment("learner", &learner)]);
-            assert!(output.status.success(), "{file}: {}", said(&output));
+            assert!(output.status.success(), "{file}: {}", stderr(&output));
         }
         presets += 1;
     }
@@ -271,7 +275,7 @@ fn every_configuration_of_the_repository_is_valid() {
     for kind in ["backbone", "stream", "baseline", "mode", "learner", "distiller"] {
         for name in fragments(kind) {
             let output = cdl(&["explain", "configs/quickstart.toml", &fragment(kind, &name)]);
-            assert!(output.status.success(), "{kind}/{name}: {}", said(&output));
+            assert!(output.status.success(), "{kind}/{name}: {}", stderr(&output));
         }
     }
     assert!(Path::new(&root).join("configs/mode/published.toml").exists());

@@ -1,10 +1,9 @@
-//! `cdl predict` and `cdl bench --inference` on exported networks: what they read, how much of it at once, and which
-//! folders they refuse.
+//! `cdl predict` and `cdl bench --inference`: input files, batch sizes, and damaged folders.
 
 use std::fs;
 
-use crate::common::exports::{describe, exported, lines, list, run, sums, text};
-use crate::common::{cdl, done, said};
+use crate::common::exports::{edit_description, exported, lines, run, sums, text, update_checksums};
+use crate::common::{cdl, stderr, succeed};
 use cdl_core::{
     candle_core::{DType, Device, Tensor, safetensors},
     image::RgbImage,
@@ -12,7 +11,7 @@ use cdl_core::{
 use serde_json::{Value, json};
 
 #[test]
-fn images_are_read_from_files_and_folders_and_bad_ones_are_named() {
+fn images_are_read_from_files_and_folders_and_unreadable_ones_are_named() {
     let (folder, model, image) = exported();
     let images = folder.path().join("images");
     fs::create_dir_all(images.join("b")).expect("folder");
@@ -20,8 +19,12 @@ fn images_are_read_from_files_and_folders_and_bad_ones_are_named() {
         fs::copy(&image, images.join(name)).expect("copy");
     }
     fs::write(images.join("notes.txt"), "no image").expect("file");
-    let table = done(&["predict", text(&model), text(&image), text(&images), "--top", "2"]);
-    assert!(said(&table).contains("images: files passed over, whose names"), "{}", said(&table));
+    let table = succeed(&["predict", text(&model), text(&image), text(&images), "--top", "2"]);
+    assert!(
+        stderr(&table).contains("images: skipped 1 file without the extension of an image file"),
+        "{}",
+        stderr(&table)
+    );
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     let ends = ["image.png", "a.png", "2.png", "c.jpg"];
     assert_eq!(table.lines().count(), ends.len(), "{table}");
@@ -34,7 +37,7 @@ fn images_are_read_from_files_and_folders_and_bad_ones_are_named() {
     let gone = folder.path().join("gone.png");
     let output = cdl(&["predict", text(&model), text(&images), text(&gone), "--format", "json"]);
     assert_eq!(output.status.code(), Some(2));
-    let message = said(&output);
+    let message = stderr(&output);
     assert!(message.contains("2 of 5 images cannot be read") && message.contains("b/1.png"), "{message}");
     let lines = lines(&output);
     let errors: Vec<bool> = lines.iter().map(|line| line["error"].is_string()).collect();
@@ -44,11 +47,11 @@ fn images_are_read_from_files_and_folders_and_bad_ones_are_named() {
     fs::create_dir(&empty).expect("folder");
     let output = cdl(&["predict", text(&model), text(&empty)]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("holds no images"), "{}", said(&output));
+    assert!(stderr(&output).contains("contains no images"), "{}", stderr(&output));
 }
 
 #[test]
-fn batches_are_of_sizes_for_which_there_is_room() {
+fn batch_sizes_are_limited_by_memory() {
     let (_folder, model, image) = exported();
     for (command, option) in [
         (vec!["predict", text(&model), text(&image)], "--batch-size"),
@@ -56,22 +59,26 @@ fn batches_are_of_sizes_for_which_there_is_room() {
     ] {
         for size in ["0", "4000000000", "18446744073709551615"] {
             let output = cdl(&[&command[..], &[option, size]].concat());
-            assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+            assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
             let expected = format!("`{option} = {size}` is not valid: expected 1 to ");
-            assert!(said(&output).contains(&expected) && output.stdout.is_empty(), "{}", said(&output));
+            assert!(stderr(&output).contains(&expected) && output.stdout.is_empty(), "{}", stderr(&output));
         }
-        done(&[&command[..], &[option, "3"]].concat());
+        succeed(&[&command[..], &[option, "3"]].concat());
     }
-    // What a description says is cut down to what there is room for.
-    describe(&model, &|value| value["batch_size"] = u64::MAX.into());
-    let output = done(&["predict", text(&model), text(&image)]);
-    assert!(said(&output).contains("no room here for 18446744073709551615 images"), "{}", said(&output));
+    // The batch size of the run is reduced with a warning.
+    edit_description(&model, &|value| value["batch_size"] = u64::MAX.into());
+    let output = succeed(&["predict", text(&model), text(&image)]);
+    assert!(
+        stderr(&output).contains("not enough free memory for the run's batch size of 18446744073709551615"),
+        "{}",
+        stderr(&output)
+    );
 }
 
 /// 24 images of 48 MB each in one batch, in 700 MB of address space.
 #[cfg(target_os = "linux")]
 #[test]
-fn nothing_is_kept_of_a_large_image_but_what_the_network_sees() {
+fn only_preprocessed_pixels_of_large_images_are_kept() {
     let (folder, model, _) = exported();
     let images = folder.path().join("large images");
     fs::create_dir(&images).expect("folder");
@@ -83,17 +90,17 @@ fn nothing_is_kept_of_a_large_image_but_what_the_network_sees() {
     let output = std::process::Command::new("sh")
         .args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_cdl")])
         .args(["predict", text(&model), text(&images), "--batch-size", "24", "--threads", "1"])
-        // What a GPU's driver maps would count.
+        // Mappings of a GPU's driver would count.
         .args(["--device", "cpu"])
         .output()
         .expect("cdl starts");
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), 24);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn strange_names_are_names() {
+fn names_with_control_characters_or_invalid_utf8_are_accepted() {
     use std::os::unix::ffi::OsStrExt;
     let (folder, model, image) = exported();
     let images = folder.path().join("two words");
@@ -107,8 +114,8 @@ fn strange_names_are_names() {
     let both = |format: &str| {
         let output = cdl(&["predict", text(&model), text(&images), "--format", format]);
         assert_eq!(output.status.code(), Some(2));
-        assert!(said(&output).contains("1 of 5 images cannot be read"), "{}", said(&output));
-        assert!(said(&output).contains("c\\nd.png: is not a readable image"), "{}", said(&output));
+        assert!(stderr(&output).contains("1 of 5 images cannot be read"), "{}", stderr(&output));
+        assert!(stderr(&output).contains("c\\nd.png: is not a readable image"), "{}", stderr(&output));
         output
     };
     let lines = lines(&both("json"));
@@ -127,22 +134,22 @@ fn strange_names_are_names() {
 fn inference_is_measured_for_each_folder() {
     let (_folder, model, image) = exported();
     let args = ["bench", "--inference", text(&model), text(&model), "--batch", "4", "--steps", "2", "--json"];
-    for line in lines(&done(&args)) {
+    for line in lines(&succeed(&args)) {
         for number in ["latency_s", "images_s", "frozen_bytes", "trained_bytes"] {
             assert!(line[number].as_f64().is_some_and(|value| value > 0.0), "{number} in {line}");
         }
         assert_eq!((&line["role"], &line["batch"]), (&"student".into(), &4.into()));
     }
     let table =
-        done(&["bench", "--inference", text(&model), "--batch", "4", "--steps", "1", "--device", "cpu"]);
-    assert!(String::from_utf8_lossy(&table.stdout).contains("images/s, of 4"));
-    let usual = done(&["bench", "--inference", text(&model), "--steps", "1", "--json"]);
+        succeed(&["bench", "--inference", text(&model), "--batch", "4", "--steps", "1", "--device", "cpu"]);
+    assert!(String::from_utf8_lossy(&table.stdout).contains("images/s, batch 4"));
+    let usual = succeed(&["bench", "--inference", text(&model), "--steps", "1", "--json"]);
     assert_eq!(lines(&usual)[0]["batch"], 32);
     for command in [vec!["bench", "--inference", text(&model)], vec!["predict", text(&model), text(&image)]] {
         let refused = |device: &str, words: &str| {
             let output = cdl(&[&command[..], &["--device", device]].concat());
-            assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-            assert!(said(&output).contains(words), "{}", said(&output));
+            assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+            assert!(stderr(&output).contains(words), "{}", stderr(&output));
         };
         refused("gpu", "device `gpu`: expected auto, cpu, cuda or cuda:N");
         if !cfg!(feature = "cuda") {
@@ -152,7 +159,7 @@ fn inference_is_measured_for_each_folder() {
 }
 
 #[test]
-fn what_is_damaged_is_named() {
+fn damaged_folders_are_errors_that_name_the_file() {
     let (folder, model, image) = exported();
     let copy = folder.path().join("copy");
     let predict = || cdl(&["predict", text(&copy), text(&image)]);
@@ -172,7 +179,7 @@ fn what_is_damaged_is_named() {
         assert!(text.contains(from), "{from} in {name}");
         fs::write(copy.join(name), text.replacen(from, to, 1)).expect("file");
     };
-    let reckon = || list(&copy);
+    let update = || update_checksums(&copy);
     type Damage<'a> = (&'a str, Box<dyn Fn() + 'a>, [&'a str; 2]);
     let cases: Vec<Damage<'_>> = vec![
         (
@@ -186,18 +193,18 @@ fn what_is_damaged_is_named() {
             ["trained.safetensors", "is damaged"],
         ),
         (
-            "cut short and listed so",
+            "cut short, with a matching checksum",
             Box::new(|| {
                 cut("trained.safetensors");
-                reckon()
+                update()
             }),
             ["trained.safetensors", "state of"],
         ),
         (
-            "weights cut short and listed so",
+            "weights cut short, with a matching checksum",
             Box::new(|| {
                 cut("network/model.safetensors");
-                reckon()
+                update()
             }),
             ["network/model.safetensors", "not a complete safetensors file"],
         ),
@@ -215,7 +222,7 @@ fn what_is_damaged_is_named() {
             "no names for all classes",
             Box::new(|| {
                 fs::write(copy.join("classes.json"), "[\"a\"]").expect("file");
-                reckon()
+                update()
             }),
             ["model.json", "within 1 classes"],
         ),
@@ -239,7 +246,7 @@ fn what_is_damaged_is_named() {
             ["SHA256SUMS", "cannot be read"],
         ),
         (
-            "a list that is none",
+            "an invalid list",
             Box::new(|| fs::write(copy.join("SHA256SUMS"), "hello").expect("file")),
             ["SHA256SUMS", "line 1"],
         ),
@@ -254,26 +261,26 @@ fn what_is_damaged_is_named() {
             ["model.json", "is damaged"],
         ),
         (
-            "tasks that are none",
+            "tasks that overlap",
             Box::new(|| {
                 edit("model.json", "\"start\": 5", "\"start\": 4");
-                reckon()
+                update()
             }),
             ["model.json", "`tasks` has 4..10"],
         ),
         (
-            "a batch of nothing",
+            "a batch size of 0",
             Box::new(|| {
                 edit("model.json", "\"batch_size\": 10", "\"batch_size\": 0");
-                reckon()
+                update()
             }),
             ["model.json", "`batch_size = 0` is not valid: expected at least 1"],
         ),
         (
-            "a learner that is not there",
+            "an unknown learner",
             Box::new(|| {
                 edit("model.json", "coda_prompt", "koda_prompt");
-                reckon()
+                update()
             }),
             ["model.json", "`learner.name`: unknown learner `koda_prompt` (did you mean `coda_prompt`"],
         ),
@@ -281,7 +288,7 @@ fn what_is_damaged_is_named() {
             "a setting that does not fit",
             Box::new(|| {
                 edit("model.json", "\"length\": 8", "\"length\": 10");
-                reckon()
+                update()
             }),
             ["trained.safetensors: prompt.e_p_0", "saved with shape [20, 8, 64], expected [20, 10, 64]"],
         ),
@@ -289,7 +296,7 @@ fn what_is_damaged_is_named() {
             "another image size",
             Box::new(|| {
                 edit("model.json", "\"image_size\": 28", "\"image_size\": 5600");
-                reckon()
+                update()
             }),
             ["network/model.safetensors", "28 px, the image size of the network, not 5600"],
         ),
@@ -309,7 +316,7 @@ fn what_is_damaged_is_named() {
         assert!(predict().status.success(), "the copy works");
         damage();
         let output = predict();
-        let message = said(&output);
+        let message = stderr(&output);
         assert_eq!(output.status.code(), Some(2), "{what}: {message}");
         for word in words {
             assert!(message.contains(word), "{what}: {word} in {message}");
@@ -318,18 +325,18 @@ fn what_is_damaged_is_named() {
     }
 }
 
-/// A change of `model.json`, and what is said of it.
+/// Change of `model.json`, and words of the error.
 type Change = (Box<dyn Fn(&mut Value)>, &'static [&'static str]);
 
-/// The value at `pointer` is another.
+/// Replaces the value at `pointer`.
 fn set(pointer: &'static str, to: impl Into<Value>, words: &'static [&'static str]) -> Change {
     let to: Value = to.into();
     (Box::new(move |value| *value.pointer_mut(pointer).expect(pointer) = to.clone()), words)
 }
 
-/// What would be made of these sizes would fill any memory: a program that begins with it is killed.
+/// Tensors of these sizes would exhaust memory.
 #[test]
-fn sizes_beyond_those_of_the_tensors_are_refused() {
+fn sizes_that_exceed_the_tensors_are_refused() {
     const HUGE: u64 = 1_000_000_000_000;
     let with_prompts = vec![
         set("/learner/pool", HUGE, &["`learner.pool = 1000000000000` is not valid: expected at most"]),
@@ -395,12 +402,12 @@ fn sizes_beyond_those_of_the_tensors_are_refused() {
             &[&format!("configs/learner/{learner}.toml"), &format!("configs/distiller/{distiller}.toml")],
         );
         let (model, image) = (folder.path().join("student"), folder.path().join("image.png"));
-        done(&["export", text(&run), "--student", text(&model)]);
+        succeed(&["export", text(&run), "--student", text(&model)]);
         RgbImage::from_pixel(40, 30, [200, 100, 0].into()).save(&image).expect("image");
         let whole = fs::read(model.join("model.json")).expect("file");
         let refused = |words: &[&str]| {
             let output = cdl(&["predict", text(&model), text(&image)]);
-            let message = said(&output);
+            let message = stderr(&output);
             assert_eq!(output.status.code(), Some(2), "{learner}, {words:?}: {message}");
             for word in words {
                 assert!(message.contains(word), "{learner}, {word}: {message}");
@@ -408,20 +415,20 @@ fn sizes_beyond_those_of_the_tensors_are_refused() {
         };
         for (change, words) in changes {
             fs::write(model.join("model.json"), &whole).expect("file");
-            describe(&model, &change);
+            edit_description(&model, &change);
             refused(&[&["model.json"], words].concat());
         }
         fs::write(model.join("model.json"), &whole).expect("file");
         let names: Vec<String> = (0..3_000_000).map(|class| class.to_string()).collect();
         fs::write(model.join("classes.json"), serde_json::to_vec(&names).expect("JSON")).expect("file");
-        list(&model);
+        update_checksums(&model);
         refused(&["classes.json: `classes = 3000000` is not valid: expected at most"]);
     }
 }
 
-/// An export never keeps these methods, and a folder from elsewhere may name them.
+/// Exports never contain these methods, but other folders may name them.
 #[test]
-fn tensors_have_the_width_of_the_teacher() {
+fn tensors_that_do_not_match_the_width_of_the_teacher_are_errors() {
     let (_folder, model, image) = exported();
     let trained = model.join("trained.safetensors");
     for (distiller, name, words) in [
@@ -432,14 +439,14 @@ fn tensors_have_the_width_of_the_teacher() {
         let five = Tensor::zeros((5, 7), DType::F32, &Device::Cpu).expect("tensor");
         tensors.insert(name.into(), five);
         safetensors::save(&tensors, &trained).expect("file");
-        describe(&model, &|value| {
+        edit_description(&model, &|value| {
             value["teacher"] = value["network"]["spec"].clone();
             value["teacher"]["width"] = 65536.into();
             value["distillers"] = json!([{ "index": 0, "section": { "name": distiller } }]);
         });
         let output = cdl(&["predict", text(&model), text(&image)]);
         let words = format!("trained.safetensors: {name}: {words}");
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains(&words), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(&words), "{}", stderr(&output));
     }
 }

@@ -1,10 +1,10 @@
-//! The table of published options names what there is, and its example commands mean what it says.
+//! The table of published options: every key, name and file in it exists, and its example commands are equivalent.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use crate::common::{TINY, cdl, repository, said};
+use crate::common::{TINY, cdl, repository, stderr};
 
-/// Options of the published program.
+/// Keys of the published configuration files.
 const YAML: &str = "dataset first_split_size other_split_size schedule schedule_type batch_size optimizer lr momentum \
                     weight_decay max_task dataroot workers validation train_aug rand_split";
 const FLAGS: &str = "config gpuid learner_type learner_name prompt_param log_dir t_model s_model KD_method \
@@ -14,7 +14,7 @@ fn page() -> String {
     fs::read_to_string(repository().join("docs/guide/published-options.md")).expect("the page")
 }
 
-/// The three cells of every row of the tables under a heading.
+/// Rows, of three cells each, of the tables under a heading.
 fn rows(page: &str, heading: &str) -> Vec<[String; 3]> {
     let section = page.split("\n## ").find(|section| section.starts_with(heading)).expect("section");
     let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
@@ -24,12 +24,12 @@ fn rows(page: &str, heading: &str) -> Vec<[String; 3]> {
     rows.map(|row| cells(row).try_into().unwrap_or_else(|_| panic!("not three cells: {row}"))).collect()
 }
 
-/// What stands between backticks.
+/// Texts between backticks.
 fn quoted(cell: &str) -> Vec<&str> {
     cell.split('`').skip(1).step_by(2).collect()
 }
 
-/// What the program prints, by its arguments; each is asked for once.
+/// Cache of the program's output by arguments.
 #[derive(Default)]
 struct Program(BTreeMap<String, String>);
 
@@ -37,12 +37,12 @@ impl Program {
     fn prints(&mut self, args: &str) -> &str {
         self.0.entry(args.into()).or_insert_with(|| {
             let output = cdl(&args.split_whitespace().collect::<Vec<_>>());
-            assert!(output.status.success(), "cdl {args}: {}", said(&output));
+            assert!(output.status.success(), "cdl {args}: {}", stderr(&output));
             String::from_utf8(output.stdout).expect("UTF-8")
         })
     }
 
-    /// Whether a key is described: `a.b`, or `section(plugin).key` where only one plugin has it.
+    /// True if `cdl describe` lists a key: `a.b`, or `section(plugin).key` for keys of one plugin.
     fn has_key(&mut self, key: &str) -> bool {
         let (first, rest) = key.split_once('.').unwrap_or((key, ""));
         let described =
@@ -50,7 +50,7 @@ impl Program {
         if let Some((_, plugin)) = first.trim_end_matches(')').split_once('(') {
             return described(self.prints(&format!("describe {plugin}")), rest);
         }
-        // A distiller may be one or several, so its section is described as a whole.
+        // The section may be one distiller or a list, so it is described as a whole.
         if key == "distiller.name" {
             return described(self.prints("describe run"), "distiller");
         }
@@ -110,7 +110,7 @@ fn every_key_and_name_in_the_table_exists() {
                 assert!(program.prints("describe vit").contains(preset), "{published}: no `{word}`");
             }
         }
-        // `theirs`: `ours`, where a name is chosen.
+        // Names are listed as `published`: `here`.
         let ours = meaning.split("`: `").skip(1).map(|rest| rest.split('`').next().unwrap_or_default());
         for name in ours.filter(|_| keys.iter().any(|key| key.ends_with(".name"))) {
             let (listed, described) =
@@ -124,7 +124,7 @@ fn every_key_and_name_in_the_table_exists() {
     assert!(checked > 60, "only {checked} keys and names");
 }
 
-/// The page's commands that begin with `cdl run`, word by word.
+/// Arguments of the commands `cdl run` on the page.
 fn commands(page: &str) -> Vec<Vec<String>> {
     let blocks =
         page.split("```console\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
@@ -133,7 +133,7 @@ fn commands(page: &str) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn the_example_commands_mean_the_same() {
+fn the_example_commands_are_equivalent() {
     let page = page();
     let mut meanings = Vec::new();
     for command in commands(&page) {
@@ -147,7 +147,7 @@ fn the_example_commands_mean_the_same() {
             }
         }
         let output = cdl(&args.iter().map(String::as_str).collect::<Vec<_>>());
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         let values = text.lines().map(|line| line.split("  # ").next().unwrap_or(line).trim().to_string());
         meanings.push(values.filter(|line| !line.is_empty()).collect::<Vec<_>>());
@@ -160,14 +160,14 @@ fn the_example_commands_mean_the_same() {
 }
 
 #[test]
-fn a_run_leaves_what_the_table_says() {
+fn a_run_writes_the_files_that_the_table_lists() {
     let page = page();
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     let mut args = vec!["run", "configs/quickstart.toml", "--run-dir", dir.to_str().expect("path")];
     args.extend(TINY);
     let output = cdl(&args);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let mut files = 0;
     for [_, here, meaning] in rows(&page, "Output files") {
         for name in quoted(&here).into_iter().chain(quoted(&meaning)) {

@@ -1,23 +1,23 @@
-//! Runs as a page, figures and tables, through the program.
+//! `cdl report`: page, figures and tables.
 
 use std::{fs, path::Path};
 
-use crate::common::{TINY, cdl, command, done, said};
+use crate::common::{TINY, cdl, command, stderr, succeed};
 use serde_json::Value;
 
 fn run(dir: &Path, more: &[&str]) {
     let dir = dir.to_str().expect("UTF-8 path");
     let output = cdl(&[&["run", "configs/quickstart.toml", "--run-dir", dir][..], &TINY, more].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
 }
 
-/// What the page says under `id`, all digits.
+/// Value with all digits of the element `id` of a page.
 fn value(page: &str, id: &str) -> String {
     let (_, rest) = page.split_once(&format!("<data id=\"{id}\" value=\"")).expect("a value of that name");
     rest.split('"').next().expect("a value").to_string()
 }
 
-/// Every figure of cost, by its place in `results.json`.
+/// Costs, by their JSON pointers in `results.json`.
 const COST: [&str; 9] = [
     "/trainable_parameters",
     "/training_macs/total",
@@ -30,8 +30,8 @@ const COST: [&str; 9] = [
     "/inference_macs/forward",
 ];
 
-/// Means of the weights of all prompts, by task of the image, in the results, beside the models, and in the page's tips.
-fn prompts_are_drawn(page: &str, dir: &Path, results: &Value, role: &str) {
+/// Asserts that mean weights of prompts are equal in the results, beside the models, and in the page's tooltips.
+fn check_prompts(page: &str, dir: &Path, results: &Value, role: &str) {
     let beside_models =
         fs::read(dir.join("models/task_2/prompt_use.json")).expect("prompts of the last task");
     let beside_models: Value = serde_json::from_slice(&beside_models).expect("JSON");
@@ -47,7 +47,7 @@ fn prompts_are_drawn(page: &str, dir: &Path, results: &Value, role: &str) {
         let largest = weights.fold(0.0, |largest: f64, weight| largest.max(weight.abs()));
         assert!(largest >= 0.01, "{largest}");
         let scale = format!(">-{largest:.2}</text>");
-        assert!(page.contains(&scale), "the scale ends at the largest: {scale}");
+        assert!(page.contains(&scale), "the scale ends at the largest weight: {scale}");
         for (task, row) in pool["mean_weights"].as_array().expect("rows").iter().enumerate() {
             for (prompt, weight) in row.as_array().expect("row").iter().enumerate() {
                 let weight = weight.as_f64().expect("weight");
@@ -59,9 +59,9 @@ fn prompts_are_drawn(page: &str, dir: &Path, results: &Value, role: &str) {
 }
 
 #[test]
-fn page_figures_and_tables_have_the_numbers_of_the_results() {
+fn page_figures_and_tables_contain_the_recorded_values() {
     let folder = tempfile::tempdir().expect("temporary folder");
-    // A name that is markup, if it were taken for it.
+    // A name that must be escaped in HTML.
     let (first, second) = (folder.path().join("a<b>&_1"), folder.path().join("second"));
     run(&first, &[]);
     run(&second, &["--set", "seed=2"]);
@@ -70,7 +70,7 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
     let runs = [first.to_str().expect("UTF-8"), second.to_str().expect("UTF-8")];
     let more = ["--out", &page, "--figures", &figures, "--format", "both", "--tables", &tables];
     let output = cdl(&[&["report"][..], &runs, &more].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
 
     let page = fs::read_to_string(&page).expect("page");
     let csv = fs::read_to_string(Path::new(&tables).join("summary.csv")).expect("table");
@@ -104,9 +104,9 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
                 assert_eq!(cells.next().and_then(|cell| cell.parse().ok()), recorded, "{id}");
             }
             assert_eq!(cells.next().and_then(|cell| cell.parse().ok()), results["wall_seconds"].as_f64());
-            prompts_are_drawn(&page, dir, &results, role);
+            check_prompts(&page, dir, &results, role);
 
-            // What the networks took each class for, against the accuracies of the same test.
+            // The confusion matrix agrees with the accuracies of the same test.
             let file = fs::read_to_string(dir.join(format!("confusion_{role}.csv"))).expect("confusion");
             let rows: Vec<Vec<u64>> = file
                 .lines()
@@ -127,16 +127,16 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
             }
         }
     }
-    assert!(page.contains("a&lt;b&gt;&amp;_1") && !page.contains("a<b>"), "names are text");
-    assert!(page.contains("<code>seed</code>"), "what the runs have different");
-    // Nothing that has a run's name in it widens a narrow window; tables have boxes of their own.
+    assert!(page.contains("a&lt;b&gt;&amp;_1") && !page.contains("a<b>"), "names are escaped");
+    assert!(page.contains("<code>seed</code>"), "settings that differ are listed");
+    // Long names wrap, and tables scroll in their own boxes, so that narrow windows are not widened.
     for rule in ["\nh1{", "\np{", "\nsummary{"] {
         let rule = page.split_once(rule).and_then(|(_, rest)| rest.split_once('}')).expect("a rule").0;
         assert!(rule.contains("overflow-wrap:anywhere"), "{rule}");
     }
     assert_eq!(page.matches("<table").count(), page.matches("<div class=\"wide\"><table").count());
     for foreign in ["<script", "src=", "url(", "@import", "href=\"http"] {
-        assert!(!page.contains(foreign), "{foreign}: the page needs nothing else");
+        assert!(!page.contains(foreign), "{foreign}: the page has external resources");
     }
     for figure in ["accuracy", "forgetting", "class_accuracy", "1_confusion_student", "loss_student_kd"] {
         let svg = fs::read_to_string(Path::new(&figures).join(format!("{figure}.svg"))).expect("figure");
@@ -151,36 +151,36 @@ fn page_figures_and_tables_have_the_numbers_of_the_results() {
         assert_eq!(
             size,
             format!("{} {}", png.width() / 3, png.height() / 3),
-            "{figure}: three times the size"
+            "{figure}: not three times the size"
         );
         let ink = |pixel: &&image::Rgb<u8>| pixel.0.iter().all(|channel| *channel < 100);
-        assert!(png.pixels().filter(ink).count() > 500, "{figure}: text is drawn");
-        assert_eq!(png.get_pixel(0, 0).0, [255; 3], "{figure}: on white");
+        assert!(png.pixels().filter(ink).count() > 500, "{figure}: text is missing");
+        assert_eq!(png.get_pixel(0, 0).0, [255; 3], "{figure}: not on white");
     }
     let latex = fs::read_to_string(Path::new(&tables).join("summary.tex")).expect("table");
     assert!(latex.contains("\\toprule") && latex.contains("a<b>\\&\\_1 & student"), "{latex}");
     assert!(Path::new(&tables).join("summary.md").exists());
 
-    // A bare name is one in the working directory.
+    // Names without a folder are in the working directory.
     for (more, name) in [(vec!["--out", "both.html"], "both.html"), (vec![], "report.html")] {
         let output = command().current_dir(&folder).arg("report").args(runs).args(more).output();
         let output = output.expect("cdl starts");
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{name}\n"));
         assert_eq!(fs::read_to_string(folder.path().join(name)).expect("page"), page);
     }
 }
 
 #[test]
-fn what_is_no_finished_run_is_named() {
+fn folders_without_a_run_are_errors() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let output = cdl(&["report", folder.path().to_str().expect("UTF-8 path")]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("is it a run?"), "{}", said(&output));
+    assert!(stderr(&output).contains("is it a run?"), "{}", stderr(&output));
 }
 
 #[test]
-fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
+fn output_paths_that_cannot_be_written_are_errors_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     run(&dir, &[]);
@@ -189,19 +189,19 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
     let deeper = format!("{taken}/deeper");
     for (option, place, words) in [
         ("--tables", &taken, "--tables "),
-        ("--tables", &deeper, "log.txt is none"),
+        ("--tables", &deeper, "log.txt is not a folder"),
         ("--figures", &taken, "--figures "),
         ("--tensorboard", &deeper, "--tensorboard "),
         ("--out", &deeper, "--out "),
-        ("--out", &taken, "that file is no page"),
-        ("--out", &path.to_string(), "expected the name of a file"),
+        ("--out", &taken, "this file is not an HTML page"),
+        ("--out", &path.to_string(), "expected a file name"),
     ] {
         let output = cdl(&["report", path, option, place]);
-        assert_eq!(output.status.code(), Some(2), "{option} {place}: {}", said(&output));
-        assert!(said(&output).contains(words), "{option} {place}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{option} {place}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{option} {place}: {}", stderr(&output));
         assert!(output.stdout.is_empty() && !dir.join("report.html").exists(), "{option} {place}");
     }
-    // Where the results go that are not named themselves.
+    // Subfolders of the given folders.
     let (events, tables) = (folder.path().join("events"), folder.path().join("tables"));
     let tables = ["--tables", tables.to_str().expect("UTF-8 path")];
     for taken in ["run", "other/run/student"] {
@@ -210,40 +210,44 @@ fn places_that_cannot_be_had_are_a_mistake_and_nothing_is_written() {
         fs::write(&taken, "").expect("file");
         let (events, _) = taken.to_str().expect("UTF-8 path").rsplit_once("/run").expect("a run's folder");
         let output = cdl(&[&["report", path, "--tensorboard", events][..], &tables].concat());
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains(&format!("{} is none", taken.display())), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains(&format!("{} is not a folder", taken.display())),
+            "{}",
+            stderr(&output)
+        );
         assert!(!dir.join("report.html").exists() && !Path::new(tables[1]).exists());
     }
     for below in ["report.html", "report.html/tables"] {
         let below = dir.join(below).display().to_string();
         let output = cdl(&["report", path, "--tables", &below]);
-        assert_eq!(output.status.code(), Some(2), "{below}: {}", said(&output));
-        assert!(said(&output).contains("report.html becomes the page"), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{below}: {}", stderr(&output));
+        assert!(stderr(&output).contains("conflicts with the page"), "{}", stderr(&output));
         assert!(!dir.join("report.html").exists());
     }
     let t = dir.join("t").display().to_string();
     for (page, option, words) in [
-        ("t/../t/summary.csv", "--tables", "t/summary.csv is written as well"),
-        ("t/summary.csv/page.html", "--tables", "t/summary.csv is written as well"),
-        ("t/run", "--tensorboard", "t/run/student becomes a folder"),
+        ("t/../t/summary.csv", "--tables", "t/summary.csv, which is also written"),
+        ("t/summary.csv/page.html", "--tables", "t/summary.csv, which is also written"),
+        ("t/run", "--tensorboard", "t/run/student conflicts with the page"),
     ] {
         let page = dir.join(page).display().to_string();
         let output = cdl(&["report", path, "--out", &page, option, &t]);
-        assert_eq!(output.status.code(), Some(2), "{page}: {}", said(&output));
-        assert!(said(&output).contains(words) && !dir.join("t").exists(), "{page}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{page}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words) && !dir.join("t").exists(), "{page}: {}", stderr(&output));
     }
     fs::create_dir(dir.join("report.html")).expect("folder");
     let output = cdl(&[&["report", path][..], &tables].concat());
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("report.html: expected the name of a file"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("report.html: expected a file name"), "{}", stderr(&output));
     assert!(output.stdout.is_empty() && !Path::new(tables[1]).exists());
     let new = dir.join("new/page.html");
     let output = cdl(&["report", path, "--out", new.to_str().expect("UTF-8 path")]);
-    assert!(output.status.success() && new.exists(), "{}", said(&output));
+    assert!(output.status.success() && new.exists(), "{}", stderr(&output));
 }
 
 #[test]
-fn a_run_that_is_not_done_is_shown_as_far_as_it_is() {
+fn unfinished_runs_are_reported_up_to_their_last_epoch() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let (dir, events) = (folder.path().join("run"), folder.path().join("events"));
     run(&dir, &[]);
@@ -252,15 +256,15 @@ fn a_run_that_is_not_done_is_shown_as_far_as_it_is() {
         let tensorboard = events.to_str().expect("UTF-8 path");
         let tables = events.join("tables").display().to_string();
         let output = cdl(&["report", path, "--tensorboard", tensorboard, "--tables", &tables]);
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         let page = fs::read_to_string(dir.join("report.html")).expect("page");
         assert!(page.contains(words), "{words} in {}", page.split("<h2>").next().expect("head"));
-        (page, said(&output))
+        (page, stderr(&output))
     };
     let (page, told) = report("; 2 of 2 tasks done, ");
     assert!(!page.contains("stopped") && !told.contains("tasks done"), "{told}");
 
-    // As if the stream had more tasks.
+    // Pretends that the stream has more tasks.
     let file = dir.join("results.json");
     let whole = fs::read_to_string(&file).expect("results");
     fs::write(&file, whole.replace("\"tasks\": 2", "\"tasks\": 5")).expect("results");
@@ -268,7 +272,7 @@ fn a_run_that_is_not_done_is_shown_as_far_as_it_is() {
     assert!(told.contains("run: 2 of 5 tasks done, stopped"), "{told}");
     let lock = cdl_core::run::directory::lock(&dir).expect("lock");
     report("; 2 of 5 tasks done, still running, ");
-    // It learns the first task.
+    // During the first task.
     fs::remove_file(&file).expect("removed");
     let metrics = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
     let first = metrics.lines().next().expect("a line");
@@ -282,13 +286,13 @@ fn a_run_that_is_not_done_is_shown_as_far_as_it_is() {
 }
 
 #[test]
-fn chosen_prompts_are_drawn_as_shares_and_found_again_by_eval() {
+fn selected_prompts_are_drawn_as_shares_and_reproduced_by_eval() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("l2p");
     run(&dir, &["configs/learner/l2p.toml", "--set", "learner.pool=6", "--set", "learner.top_k=2"]);
     let path = dir.to_str().expect("UTF-8 path");
     let output = cdl(&["report", path]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let page = fs::read_to_string(dir.join("report.html")).expect("page");
     let results = fs::read(dir.join("results.json")).expect("results");
     let results: Value = serde_json::from_slice(&results).expect("JSON");
@@ -297,7 +301,7 @@ fn chosen_prompts_are_drawn_as_shares_and_found_again_by_eval() {
         assert_eq!(pools.len(), 1);
         for (task, row) in pools[0]["counts"].as_array().expect("rows").iter().enumerate() {
             let counts: Vec<u64> = row.as_array().expect("row").iter().filter_map(Value::as_u64).collect();
-            assert_eq!((counts.len(), counts.iter().sum()), (6, 20), "ten images take two of six");
+            assert_eq!((counts.len(), counts.iter().sum()), (6, 20), "ten images select two of six prompts");
             for (prompt, count) in counts.iter().enumerate() {
                 let share = 100.0 * *count as f64 / 10.0;
                 let tip = format!("task {}, prompt {}: {share:.1} % of the images<", task + 1, prompt + 1);
@@ -308,12 +312,17 @@ fn chosen_prompts_are_drawn_as_shares_and_found_again_by_eval() {
     for (task, times) in [("2", 2), ("1", 2)] {
         let output = cdl(&["eval", path, "--task", task]);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(text.matches("prompts are taken as in the run").count(), times, "{text}{}", said(&output));
+        assert_eq!(
+            text.matches("prompts are selected as in the run").count(),
+            times,
+            "{text}{}",
+            stderr(&output)
+        );
     }
 }
 
 #[test]
-fn older_runs_are_reported_and_many_classes_are_shown_as_an_image() {
+fn older_runs_are_reported_and_large_confusion_matrices_are_images() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("older");
     run(&dir, &[]);
@@ -324,14 +333,14 @@ fn older_runs_are_reported_and_many_classes_are_shown_as_an_image() {
         assert!(fields.remove(field).is_some());
     }
     fs::write(&file, results.to_string()).expect("results");
-    // Class 0 is taken for class 119 three times of four, all others for themselves.
+    // Three of four images of class 0 are classified as class 119, all others correctly.
     let names: Vec<String> = (0..120).map(|class| format!("class {class}")).collect();
     let mut csv = format!("true_class,{}\n", names.join(","));
     for (truth, name) in names.iter().enumerate() {
-        let count = |taken: usize| match (truth, taken) {
+        let count = |predicted: usize| match (truth, predicted) {
             (0, 0) => "1",
             (0, 119) => "3",
-            (truth, taken) if truth == taken && truth > 0 => "4",
+            (truth, predicted) if truth == predicted && truth > 0 => "4",
             _ => "0",
         };
         csv += &format!("{name},{}\n", (0..120).map(count).collect::<Vec<_>>().join(","));
@@ -340,30 +349,31 @@ fn older_runs_are_reported_and_many_classes_are_shown_as_an_image() {
     let figures = folder.path().join("figures");
     let more = ["--figures", figures.to_str().expect("UTF-8 path"), "--format", "png"];
     let output = cdl(&[&["report", dir.to_str().expect("UTF-8 path")][..], &more].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let page = fs::read_to_string(dir.join("report.html")).expect("page");
     assert!(!page.contains("<h2>Cost</h2>") && !page.contains("<h2>Prompts</h2>"));
-    assert!(page.contains("href=\"data:image/png;base64,") && !page.contains("class 7 taken for"));
+    assert!(page.contains("href=\"data:image/png;base64,") && !page.contains("class 7 classified as"));
     assert!(!figures.join("accuracy.svg").exists() && figures.join("accuracy.png").exists());
-    // 600 px for 120 classes, 64 and 72 px from the corner, three times as large.
+    // 600 px for 120 classes, 64 and 72 px from the corner, at three times the size.
     let picture = image::open(figures.join("confusion_student.png")).expect("figure").to_rgb8();
-    let at =
-        |truth: u32, taken: u32| picture.get_pixel(3 * (64 + 5 * taken) + 7, 3 * (72 + 5 * truth) + 7).0[0];
+    let at = |truth: u32, predicted: u32| {
+        picture.get_pixel(3 * (64 + 5 * predicted) + 7, 3 * (72 + 5 * truth) + 7).0[0]
+    };
     assert_eq!([at(5, 5), at(5, 7)], [8, 232]);
-    // Half of the way from pale to dark for a quarter, and the root of three quarters.
+    // Shades are square roots: a half for a quarter of the images.
     assert_eq!([at(0, 0), at(0, 119)], [120, 38]);
 }
 
-/// Files as the first format has them: `trained_numbers`, and tasks and epochs from 0.
+/// Version 1 of the formats has `trained_numbers` and counts tasks and epochs from 0.
 #[test]
-fn a_run_of_the_first_format_is_read_and_a_newer_one_refused() {
+fn format_version_1_is_read_and_newer_versions_are_refused() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let run = folder.path().join("run");
     let name = run.to_str().expect("UTF-8");
-    done(&[&["run", "configs/quickstart.toml", "--run-dir", name, "-q"][..], &TINY].concat());
+    succeed(&[&["run", "configs/quickstart.toml", "--run-dir", name, "-q"][..], &TINY].concat());
     let page = |file: &str| {
         let out = folder.path().join(file);
-        done(&["report", name, "--out", out.to_str().expect("UTF-8"), "--tables", name]);
+        succeed(&["report", name, "--out", out.to_str().expect("UTF-8"), "--tables", name]);
         let cost = fs::read_to_string(run.join("cost.csv")).expect("cost");
         (fs::read_to_string(out).expect("page"), cost)
     };
@@ -388,6 +398,8 @@ fn a_run_of_the_first_format_is_read_and_a_newer_one_refused() {
     fs::write(run.join("results.json"), results.replacen("\"format\": 2", "\"format\": 3", 1))
         .expect("results");
     let refused = cdl(&["report", name]);
-    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
-    assert!(said(&refused).contains("results.json has format 3; this version of cdl reads formats up to 2"));
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("results.json has format 3; this version of cdl reads formats up to 2")
+    );
 }

@@ -1,4 +1,4 @@
-//! Runs that are killed or stopped and go on: they end with the bytes of one that never was.
+//! Runs that are killed or stopped and resumed end with the same bytes as uninterrupted runs.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::common::{cdl, command, repository, said};
+use crate::common::{cdl, command, repository, stderr};
 use cdl_core::{rng::Rng, run::Checkpoint};
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ const SHORT: [&str; 5] =
 /// As many steps with half of the images.
 const HALF: [&str; 3] = ["batch_size=5", "stream.train_per_class=4", "stream.test_per_class=1"];
 
-/// Each prompt method with state of its own, and distillers with theirs, one and several.
+/// Every learner with state, with one or several distillers with state.
 const CASES: [(&str, &str, &[&str]); 4] = [
     ("coda_prompt", "[{ name = \"kd_prompts\" }]", &["checkpoint.every_steps=1"]),
     ("dual_prompt", "[{ name = \"review_kd\" }, { name = \"fitnets\" }]", &["optimizer.name=amsgrad"]),
@@ -28,7 +28,7 @@ const CASES: [(&str, &str, &[&str]); 4] = [
     ("apt", "[{ name = \"fitnets\" }]", &["checkpoint.every_steps=2", "stream.memory=10"]),
 ];
 
-/// Arguments of a run of the quickstart into `dir`, `sets` over it.
+/// Arguments of a run of the quickstart with `files` and `sets` into `dir`.
 fn run_args(dir: &Path, files: &[String], sets: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = ["run", "configs/quickstart.toml"].map(String::from).into();
     args.extend_from_slice(files);
@@ -43,7 +43,7 @@ fn resume_args(dir: &Path) -> Vec<String> {
 
 fn finish(args: &[String]) -> Output {
     let output = cdl(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     output
 }
 
@@ -51,7 +51,7 @@ fn start(args: &[String]) -> Child {
     command().args(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("cdl starts")
 }
 
-/// Everything that a run leaves, by name, less what measures time and memory and the log.
+/// Contents of all files of a run by name, without the log, times and memory.
 fn outcome(dir: &Path) -> BTreeMap<String, String> {
     fn collect(root: &Path, folder: &Path, files: &mut BTreeMap<String, Vec<u8>>) {
         for entry in fs::read_dir(folder).expect("folder") {
@@ -99,7 +99,7 @@ fn assert_equal(found: &Path, whole: &Path, what: &str) {
     }
 }
 
-/// The run's checkpoints, the newest last.
+/// Checkpoints of a run, the newest last.
 fn checkpoints(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join("checkpoints")).into_iter().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("entry").path()).collect();
@@ -108,10 +108,9 @@ fn checkpoints(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Kills processes of one run, at most ten, at moments drawn from `0..at_most` seconds, each going on where the one before
-/// was killed, until one has ended by itself. Whatever was killed, every checkpoint can be read. Gives back how many were
-/// killed.
-fn kill_and_go_on(dir: &Path, args: &[String], at_most: f32, draw: &mut Rng) -> usize {
+/// Kills up to ten processes of one run after random times of up to `at_most` seconds, and resumes it each time until
+/// it is finished. Asserts that every checkpoint is readable after every kill. Returns the number of killed processes.
+fn kill_and_resume(dir: &Path, args: &[String], at_most: f32, draw: &mut Rng) -> usize {
     let next = || if dir.exists() { resume_args(dir) } else { args.to_vec() };
     for killed in 0..10 {
         let moment = draw.uniform(&[1], 0.0, at_most, &cdl_core::candle_core::Device::Cpu).expect("numbers");
@@ -120,7 +119,7 @@ fn kill_and_go_on(dir: &Path, args: &[String], at_most: f32, draw: &mut Rng) -> 
         let begun = Instant::now();
         while begun.elapsed() < moment {
             if let Some(status) = child.try_wait().expect("status") {
-                assert!(status.success(), "{}", said(&child.wait_with_output().expect("end")));
+                assert!(status.success(), "{}", stderr(&child.wait_with_output().expect("end")));
                 return killed;
             }
             sleep(Duration::from_millis(1));
@@ -141,20 +140,19 @@ fn kill_and_go_on(dir: &Path, args: &[String], at_most: f32, draw: &mut Rng) -> 
     10
 }
 
-/// Runs once without a stop, and then again and again until `kills` processes have been killed: before, during and after
-/// training, but never one that had ended.
-fn killed_runs_end_as_the_whole_one(files: &[String], sets: &[&str], kills: usize) {
+/// Runs once without interruption, then repeatedly until `kills` processes have been killed, and asserts equal results.
+fn check_killed_runs(files: &[String], sets: &[&str], kills: usize) {
     let folder = tempfile::tempdir().expect("temporary folder");
     let whole = folder.path().join("whole");
     let begun = Instant::now();
     finish(&run_args(&whole, files, sets));
-    // Half of the run, so that most processes are killed and yet the run comes to its end.
+    // Half of the run's time, so that most processes are killed but runs finish.
     let at_most = begun.elapsed().as_secs_f32() / 2.0;
     let mut draw = Rng::new(11).derive(&format!("{files:?} {sets:?}"));
     let (mut killed, mut runs) = (0, 0);
     while killed < kills {
         let dir = folder.path().join(format!("killed {runs}"));
-        killed += kill_and_go_on(&dir, &run_args(&dir, files, sets), at_most, &mut draw);
+        killed += kill_and_resume(&dir, &run_args(&dir, files, sets), at_most, &mut draw);
         runs += 1;
         assert_equal(&dir, &whole, &format!("{files:?} {sets:?}, run {runs}"));
         fs::remove_dir_all(&dir).expect("removed");
@@ -162,33 +160,33 @@ fn killed_runs_end_as_the_whole_one(files: &[String], sets: &[&str], kills: usiz
     }
 }
 
-fn killed_cases(kills: usize, fewer: &[&str]) {
+fn check_killed_cases(kills: usize, fewer: &[&str]) {
     for (learner, distillers, more) in CASES {
         let distillers = format!("distillers={distillers}");
         let sets = [&SHORT[..], &[distillers.as_str()], more, fewer].concat();
-        killed_runs_end_as_the_whole_one(&[format!("configs/learner/{learner}.toml")], &sets, kills);
+        check_killed_runs(&[format!("configs/learner/{learner}.toml")], &sets, kills);
     }
 }
 
 #[test]
-fn runs_killed_at_random_moments_end_as_whole_ones_with_every_method_that_has_state() {
-    killed_cases(4, &HALF);
+fn runs_killed_at_random_times_equal_uninterrupted_ones_for_every_method_with_state() {
+    check_killed_cases(4, &HALF);
 }
 
 /// `cargo test --release -p cdl-cli --test cli -- --ignored resume`: a quarter of an hour.
 #[test]
 #[ignore = "takes minutes"]
 fn fifty_kills_over_the_quickstart() {
-    killed_runs_end_as_the_whole_one(&[], &[], 50);
+    check_killed_runs(&[], &[], 50);
 }
 
 #[test]
 #[ignore = "takes minutes"]
-fn fifty_kills_over_every_method_that_has_state() {
-    killed_cases(13, &[]);
+fn fifty_kills_over_every_method_with_state() {
+    check_killed_cases(13, &[]);
 }
 
-/// Starts the short run with one more epoch, waits for some checkpoints and asks it to stop; gives back what it said.
+/// Starts the short run with one more epoch, waits for three checkpoints and sends a signal. Returns its output.
 fn stopped(dir: &Path, signal: &str, more: &[&str]) -> Output {
     let sets = [&SHORT[..], &["epochs=3", "checkpoint.every_steps=1", "checkpoint.keep=3"], more].concat();
     let child = start(&run_args(dir, &[], &sets));
@@ -197,10 +195,10 @@ fn stopped(dir: &Path, signal: &str, more: &[&str]) -> Output {
     child.wait_with_output().expect("end")
 }
 
-fn wait_until(done: impl Fn() -> bool) {
+fn wait_until(condition: impl Fn() -> bool) {
     let begun = Instant::now();
-    while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "nothing happens");
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "timeout");
         sleep(Duration::from_millis(1));
     }
 }
@@ -210,8 +208,8 @@ fn send(child: &Child, signal: &str) {
     assert!(Command::new("sh").args(["-c", &kill]).status().expect("kill").success());
 }
 
-/// A run that was never stopped, with the settings of [`stopped`].
-fn whole(dir: &Path) {
+/// Runs with the settings of [`stopped`], without interruption.
+fn uninterrupted(dir: &Path) {
     finish(&run_args(
         dir,
         &[],
@@ -225,54 +223,54 @@ fn copy(from: &Path, to: &Path) {
 
 fn refused(args: &[&str], words: &[&str]) {
     let output = cdl(args);
-    let said = said(&output);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {said}");
+    let stderr = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
     for word in words {
-        assert!(said.contains(word), "{args:?}: `{word}` is missing in: {said}");
+        assert!(stderr.contains(word), "{args:?}: `{word}` is missing in: {stderr}");
     }
 }
 
 #[test]
-fn signals_stop_after_the_step_and_say_how_to_go_on() {
+fn signals_stop_after_the_step_and_the_message_names_the_command_to_continue() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let reference = folder.path().join("whole");
-    whole(&reference);
+    uninterrupted(&reference);
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
         let dir = folder.path().join(signal);
         let output = stopped(&dir, signal, &[]);
         let path = dir.display().to_string();
-        assert_eq!(output.status.code(), Some(code), "{}", said(&output));
-        let expected = format!("error: stopped by SIG{signal} and saved; go on with: cdl resume {path}");
-        assert!(said(&output).contains(&expected), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        let expected = format!("error: stopped by SIG{signal} and saved; continue with: cdl resume {path}");
+        assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
         let output = finish(&resume_args(&dir));
-        assert!(said(&output).contains("going on at task 1, teacher, epoch "), "{}", said(&output));
+        assert!(stderr(&output).contains("resuming at task 1, teacher, epoch "), "{}", stderr(&output));
         assert_equal(&dir, &reference, signal);
         let output = finish(&resume_args(&dir));
         assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"));
-        assert_equal(&dir, &reference, "resumed when it was finished");
+        assert_equal(&dir, &reference, "resumed after it was finished");
     }
-    // A run that stops after its first task is finished then.
+    // With stream.max_tasks = 1 the run is finished after its first task.
     let first = folder.path().join("first");
     let output = finish(&run_args(&first, &[], &[&SHORT[..], &["epochs=1", "stream.max_tasks=1"]].concat()));
     let results = fs::read(first.join("results.json")).expect("results");
     assert!(output.status.success());
     let output = finish(&resume_args(&first));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"), "{}", said(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"), "{}", stderr(&output));
     assert_eq!(fs::read(first.join("results.json")).expect("results"), results);
     let off = folder.path().join("off");
     let child = start(&run_args(&off, &[], &[&SHORT[..], &["epochs=3", "checkpoint.off=true"]].concat()));
     wait_until(|| fs::metadata(off.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0));
     send(&child, "INT");
     let output = child.wait_with_output().expect("end");
-    assert!(said(&output).contains("not saved, since `checkpoint.off = true`"), "{}", said(&output));
+    assert!(stderr(&output).contains("not saved because `checkpoint.off = true`"), "{}", stderr(&output));
     assert!(!off.join("checkpoints").exists());
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
+fn a_damaged_checkpoint_is_reported_and_an_earlier_one_used() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [reference, dir] = ["whole", "stopped"].map(|name| folder.path().join(name));
-    whole(&reference);
+    uninterrupted(&reference);
     stopped(&dir, "INT", &[]);
     let files = checkpoints(&dir);
     assert_eq!(files.len(), 3);
@@ -294,7 +292,11 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     damage(&one, &files[2], &flip);
     let output = finish(&resume_args(&one));
     let expected = format!("{}: it is damaged: its contents have SHA-256", name(&files[2]));
-    assert!(said(&output).contains(&expected) && said(&output).contains("going on at"), "{}", said(&output));
+    assert!(
+        stderr(&output).contains(&expected) && stderr(&output).contains("resuming at"),
+        "{}",
+        stderr(&output)
+    );
     assert_equal(&one, &reference, "one damaged");
 
     let all = folder.path().join("all");
@@ -304,12 +306,12 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     damage(&all, &files[0], &|bytes| bytes.clear());
     let output = finish(&resume_args(&all));
     for file in &files {
-        assert!(said(&output).contains(&format!("{}: it is damaged", name(file))), "{}", said(&output));
+        assert!(stderr(&output).contains(&format!("{}: it is damaged", name(file))), "{}", stderr(&output));
     }
-    assert!(said(&output).contains("the run starts from its beginning"), "{}", said(&output));
+    assert!(stderr(&output).contains("the run starts from the beginning"), "{}", stderr(&output));
     assert_equal(&all, &reference, "all damaged");
 
-    // A finished run keeps no checkpoint, and is not trained anew because its results are damaged.
+    // A finished run has no checkpoint and must not be trained again because of damaged results.
     let finished = folder.path().join("finished");
     copy(&reference, &finished);
     let results = finished.join("results.json");
@@ -320,7 +322,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
     finish(&resume_args(&finished));
     assert_equal(&finished, &reference, "results removed");
 
-    // Without a checkpoint the configuration is that of the file, which must be the one that the run was begun with.
+    // Without a checkpoint, config.toml must still be the original one.
     let edited = folder.path().join("edited");
     copy(&dir, &edited);
     fs::remove_dir_all(edited.join("checkpoints")).expect("removed");
@@ -334,12 +336,12 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_taken() {
         &["config.toml was changed after the start of the run"],
     );
     fs::write(&config, text).expect("written");
-    assert!(said(&finish(&resume_args(&edited))).contains("the run starts from its beginning"));
+    assert!(stderr(&finish(&resume_args(&edited))).contains("the run starts from the beginning"));
     assert_equal(&edited, &reference, "no checkpoint");
 }
 
 #[test]
-fn what_could_change_the_result_is_refused_and_what_cannot_is_not() {
+fn only_settings_that_cannot_change_results_may_differ() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     stopped(&dir, "INT", &[]);
@@ -354,9 +356,9 @@ fn what_could_change_the_result_is_refused_and_what_cannot_is_not() {
     let mut variable = command();
     let output = variable.args(["resume", path]).env("CDL_SEED", "9").output().expect("cdl");
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("environment variable CDL_SEED: `seed = 9`"), "{}", said(&output));
+    assert!(stderr(&output).contains("environment variable CDL_SEED: `seed = 9`"), "{}", stderr(&output));
 
-    // A configuration that was edited, and data and weights that were replaced.
+    // Edited configurations and replaced data or weights are refused.
     let edit = |file: &str, from: &str, to: &str| {
         let text = fs::read_to_string(dir.join(file)).expect("file");
         assert!(text.contains(from), "{from} in {text}");
@@ -384,9 +386,9 @@ fn what_could_change_the_result_is_refused_and_what_cannot_is_not() {
     let sets = harmless.iter().flat_map(|set| ["--set", set]);
     let args: Vec<&str> = ["resume", path, "--threads", "1"].into_iter().chain(sets).collect();
     let output = cdl(&args);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let reference = folder.path().join("whole");
-    whole(&reference);
+    uninterrupted(&reference);
     assert_equal(&dir, &reference, "harmless changes");
     refused(&["resume", "configs"], &["configs: run.json cannot be read", "is it a run?"]);
 }
@@ -402,17 +404,17 @@ fn two_processes_on_one_directory_are_refused() {
     let holder = format!("process {} is writing to it", child.id());
     refused(&["resume", path], &[path, &holder]);
     refused(&["run", "configs/quickstart.toml", "--run-dir", path, "--overwrite"], &[path, &holder]);
-    assert!(child.try_wait().expect("status").is_none(), "the first goes on");
+    assert!(child.try_wait().expect("status").is_none(), "the first process continues");
     child.kill().expect("SIGKILL");
     child.wait().expect("end");
 }
 
-/// A limit on the size of files stands for a full disk: writes fail in the middle of a checkpoint.
+/// A limit on the size of files simulates a full disk: writes fail in the middle of a checkpoint.
 #[test]
-fn a_checkpoint_that_cannot_be_written_ends_the_run_and_loses_nothing() {
+fn a_checkpoint_that_cannot_be_written_ends_the_run_without_loss() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [reference, dir] = ["whole", "run"].map(|name| folder.path().join(name));
-    whole(&reference);
+    uninterrupted(&reference);
     stopped(&dir, "INT", &[]);
     let (path, before) = (dir.to_str().expect("UTF-8 path"), outcome(&dir));
     let limited = command();
@@ -420,20 +422,20 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_loses_nothing() {
     // 200 blocks of 512 or 1,024 bytes; every checkpoint has more than a megabyte.
     let script = format!("trap '' XFSZ; ulimit -f 200; exec '{program}' resume '{path}'");
     let output = Command::new("sh").args(["-c", &script]).current_dir(repository()).output().expect("sh");
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let words = ["checkpoints/", "File too large", "0 finished tasks saved in", "go on with: cdl resume"];
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let words = ["checkpoints/", "File too large", "0 finished tasks saved in", "continue with: cdl resume"];
     for word in words {
-        assert!(said(&output).contains(word), "`{word}` is missing in: {}", said(&output));
+        assert!(stderr(&output).contains(word), "`{word}` is missing in: {}", stderr(&output));
     }
     let without_metrics = |mut files: BTreeMap<String, String>| {
-        // An epoch may have ended; its line is cut off again.
+        // An epoch may have ended; its line is removed on resume.
         files.remove("metrics.jsonl");
         files
     };
     let before = without_metrics(before);
-    assert!(without_metrics(outcome(&dir)) == before, "all is as it was");
+    assert!(without_metrics(outcome(&dir)) == before, "files have changed");
 
-    // A folder that cannot be written to; the superuser may write everywhere.
+    // A read-only folder, unless the tests run as root.
     let checkpoints = dir.join("checkpoints");
     let mode = |mode| {
         fs::set_permissions(&checkpoints, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode")
@@ -441,12 +443,12 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_loses_nothing() {
     mode(0o555);
     if fs::write(checkpoints.join("probe"), "").is_err() {
         let output = cdl(&["resume", path]);
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-        assert!(said(&output).contains("Permission denied"), "{}", said(&output));
-        assert!(without_metrics(outcome(&dir)) == before, "all is as it was");
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        assert!(stderr(&output).contains("Permission denied"), "{}", stderr(&output));
+        assert!(without_metrics(outcome(&dir)) == before, "files have changed");
     }
     mode(0o755);
     let _ = fs::remove_file(checkpoints.join("probe"));
     finish(&resume_args(&dir));
-    assert_equal(&dir, &reference, "with space again");
+    assert_equal(&dir, &reference, "after the limit was removed");
 }

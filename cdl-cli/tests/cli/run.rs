@@ -1,8 +1,8 @@
-//! Whole runs through the program.
+//! Complete runs.
 
 use std::{fs, path::Path};
 
-use crate::common::{SMALL, TINY, cdl, repository, said};
+use crate::common::{SMALL, TINY, cdl, repository, stderr};
 use serde_json::Value;
 
 fn run(dir: &Path, more: &[&str]) -> std::process::Output {
@@ -14,7 +14,7 @@ fn json(file: &Path) -> Value {
     serde_json::from_slice(&fs::read(file).expect("file")).expect("JSON")
 }
 
-/// Every model and matrix of a run, and its results without the time they took.
+/// Models and matrices of a run, and its results without time and memory.
 fn outcome(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = vec!["accuracy_student.csv".to_string(), "accuracy_teacher.csv".to_string()];
     for task in 1..=5 {
@@ -37,21 +37,21 @@ fn assert_equal(a: &Path, b: &Path) {
 }
 
 #[test]
-fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
+fn a_run_records_everything_and_can_be_repeated_evaluated_and_replaced() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let first = folder.path().join("first");
     let output = run(&first, &[]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     for part in ["student: accuracy", "teacher: accuracy", "average accuracy", "forgetting", "results are in"]
     {
         assert!(printed.contains(part), "{part} is missing in {printed}");
     }
-    let said = said(&output);
-    assert!(said.contains("task 5/5 student epoch 1/1") && said.contains("images/s"), "{said}");
-    assert!(!said.contains('\r'), "no progress bar where there is no terminal");
+    let stderr = stderr(&output);
+    assert!(stderr.contains("task 5/5 student epoch 1/1") && stderr.contains("images/s"), "{stderr}");
+    assert!(!stderr.contains('\r'), "no progress bar where there is no terminal");
 
-    // The published definitions, worked out again from the matrix.
+    // The published metrics, computed again from the matrix.
     let results = json(&first.join("results.json"));
     for role in ["student", "teacher"] {
         let of = &results[role];
@@ -76,12 +76,12 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
     assert_eq!(fs::read_to_string(first.join("metrics.jsonl")).expect("metrics").lines().count(), 10);
     assert!(fs::read_to_string(first.join("log.txt")).expect("log").contains("task 1/5"));
 
-    // The resolved configuration repeats the run to the byte.
+    // The recorded configuration repeats the run byte for byte.
     let (config, again) = (first.join("config.toml"), folder.path().join("again"));
     let repeated =
         cdl(&["run", config.to_str().expect("path"), "--run-dir", again.to_str().expect("path"), "-q"]);
-    assert!(repeated.status.success(), "{}", self::said(&repeated));
-    assert!(repeated.stderr.is_empty(), "-q says nothing but warnings: {}", self::said(&repeated));
+    assert!(repeated.status.success(), "{}", self::stderr(&repeated));
+    assert!(repeated.stderr.is_empty(), "-q prints nothing but warnings: {}", self::stderr(&repeated));
     assert_equal(&first, &again);
 
     let evaluated = cdl(&["eval", first.to_str().expect("path")]);
@@ -94,14 +94,14 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
     let other = cdl(&["eval", first.to_str().expect("path"), "--set", "stream.tasks=2"]);
     assert_eq!(other.status.code(), Some(2));
     assert!(
-        self::said(&other).contains("images and tasks are not those of the run"),
+        self::stderr(&other).contains("images and tasks are not those of the run"),
         "{}",
-        self::said(&other)
+        self::stderr(&other)
     );
 
     let refused = run(&first, &[]);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(self::said(&refused).contains("--overwrite"), "{}", self::said(&refused));
+    assert!(self::stderr(&refused).contains("--overwrite"), "{}", self::stderr(&refused));
     assert_equal(&first, &again);
     let notes = first.join("notes.md");
     fs::write(&notes, "thoughts").expect("written");
@@ -109,29 +109,32 @@ fn a_run_leaves_everything_and_can_be_repeated_evaluated_and_replaced() {
         let refused = run(&first, more);
         assert_eq!(refused.status.code(), Some(2));
         assert!(
-            self::said(&refused).contains("contains `notes.md`, which does not belong to the run"),
+            self::stderr(&refused).contains("contains `notes.md`, which does not belong to the run"),
             "{}",
-            self::said(&refused)
+            self::stderr(&refused)
         );
     }
     fs::remove_file(&notes).expect("removed");
     assert_equal(&first, &again);
     let replaced =
         run(&first, &["--overwrite", "--set", "distiller.name=none", "--set", "train_teacher=false"]);
-    assert!(replaced.status.success(), "{}", self::said(&replaced));
+    assert!(replaced.status.success(), "{}", self::stderr(&replaced));
     let results = json(&first.join("results.json"));
     assert!(results["teacher"].is_null() && !results["student"].is_null());
-    assert!(!first.join("models/task_5/teacher.safetensors").exists(), "nothing of the earlier run is left");
+    assert!(
+        !first.join("models/task_5/teacher.safetensors").exists(),
+        "files of the earlier run are removed"
+    );
 }
 
 #[test]
-fn a_run_with_weights_of_transformers_says_which() {
+fn a_run_records_its_weights_from_transformers() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");
     let weights = repository().join("plugins/tests/fixtures/vit/transformers_vit");
     let set = format!("student.weights={}", weights.display());
     let output = run(&dir, &["--set", &set, "--set", "train_teacher=false", "--set", "distiller.name=none"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let student = &json(&dir.join("run.json"))["student"];
     assert_eq!(student["provenance"]["source"], weights.display().to_string());
     assert_eq!(student["provenance"]["file"], "model.safetensors");
@@ -141,7 +144,7 @@ fn a_run_with_weights_of_transformers_says_which() {
 }
 
 #[test]
-fn results_do_not_depend_on_the_number_of_threads_but_on_the_seed() {
+fn results_depend_on_the_seed_but_not_on_the_number_of_threads() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [one, two, other] = ["one", "two", "other"].map(|name| folder.path().join(name));
     for (dir, more) in [
@@ -150,17 +153,17 @@ fn results_do_not_depend_on_the_number_of_threads_but_on_the_seed() {
         (&other, &["--threads", "2", "--set", "seed=2"]),
     ] {
         let output = run(dir, more);
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
     }
     assert_equal(&one, &two);
-    assert!(outcome(&one) != outcome(&other), "another seed is another run");
+    assert!(outcome(&one) != outcome(&other), "results depend on the seed");
 }
 
 #[test]
-fn listings_and_explanations_tell_what_there_is() {
+fn list_describe_and_explain_show_names_settings_and_origins() {
     let text = |args: &[&str]| {
         let output = cdl(args);
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let list = text(&["list"]);
@@ -199,13 +202,12 @@ fn listings_and_explanations_tell_what_there_is() {
 fn a_section_with_another_name_replaces_the_whole_section() {
     let output = cdl(&["explain", "configs/quickstart.toml", "--set", "distiller.name=kd"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     assert!(text.contains("distiller.name = \"kd\"") && !text.contains("distiller.layers"), "{text}");
 }
 
-/// Of a stream of five tasks two are run: nothing that is said counts the others.
 #[test]
-fn a_run_that_stops_early_counts_the_tasks_that_it_does() {
+fn with_max_tasks_only_the_tasks_of_the_run_are_counted() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let (dir, student) = (folder.path().join("run"), folder.path().join("student"));
     let (path, student) = (dir.to_str().expect("path"), student.to_str().expect("path"));
@@ -215,12 +217,12 @@ fn a_run_that_stops_early_counts_the_tasks_that_it_does() {
     let table = String::from_utf8_lossy(&checked.stdout).into_owned();
     assert!(table.contains("4 classes in 2 tasks"), "{table}");
     let output = cdl(&[&["run"][..], &args, &["--run-dir", path]].concat());
-    let told = said(&output);
-    assert!(output.status.success(), "{told}");
+    let messages = stderr(&output);
+    assert!(output.status.success(), "{messages}");
     for words in ["4 classes in 2 tasks", "task 1/2 teacher", "task 2/2 student", "task 2/2 done"] {
-        assert!(told.contains(words), "{words} in {told}");
+        assert!(messages.contains(words), "{words} in {messages}");
     }
-    assert!(!told.contains("/5 "), "{told}");
+    assert!(!messages.contains("/5 "), "{messages}");
     let results = json(&dir.join("results.json"));
     assert_eq!((&results["tasks"], &results["tasks_done"]), (&2.into(), &2.into()));
     let metrics = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");

@@ -1,4 +1,4 @@
-//! Grids of runs, through the program.
+//! `cdl sweep`: cells, tables, errors and damaged files.
 
 use std::{
     fs,
@@ -6,14 +6,14 @@ use std::{
 };
 
 use crate::common::{
-    TINY, cdl, done, said,
+    TINY, cdl, stderr, succeed,
     sweeps::{json, path, state, states, sweep, tables, text},
 };
 use serde_json::Value;
 
 const FILES: &str = "configs/distiller/none.toml,configs/distiller/kd_prompts.toml";
 
-/// What a run came to, less what measures time and memory.
+/// Main files of a run, without times and memory.
 fn outcome(run: &Path) -> Vec<Vec<u8>> {
     let mut results = json(&run.join("results.json"));
     for measured in ["wall_seconds", "peak_memory_bytes"] {
@@ -31,12 +31,12 @@ fn outcome(run: &Path) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn cells_are_the_runs_that_one_would_start_alone_and_tables_say_what_they_have_in_common() {
+fn cells_equal_single_runs_and_tables_contain_their_statistics() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let grid = |seeds| sweep(&dir, &["--vary-file", FILES, "--seeds", seeds, "--jobs", "2"]);
-    let output = done(&grid("1,2,3"));
-    assert!(said(&output).contains("6/6 distiller-"), "{}", said(&output));
+    let output = succeed(&grid("1,2,3"));
+    assert!(stderr(&output).contains("6/6 distiller-"), "{}", stderr(&output));
     let mut accuracies = Vec::new();
     for distiller in ["none", "kd_prompts"] {
         for seed in ["1", "2", "3"] {
@@ -49,12 +49,12 @@ fn cells_are_the_runs_that_one_would_start_alone_and_tables_say_what_they_have_i
             let (file, seed) = (format!("configs/distiller/{distiller}.toml"), format!("seed={seed}"));
             let alone = folder.path().join(format!("{distiller}-{seed}"));
             let run = ["run", "configs/quickstart.toml", &file, "--run-dir", path(&alone), "--set", &seed];
-            done(&[&run[..], &TINY].concat());
+            succeed(&[&run[..], &TINY].concat());
             assert!(outcome(&cell) == outcome(&alone), "{distiller} {seed}");
         }
     }
 
-    // Straight from the definitions.
+    // Computed from the definitions.
     let mean = |values: &[f64]| values.iter().sum::<f64>() / 3.0;
     let deviation = |values: &[f64]| {
         (values.iter().map(|value| (value - mean(values)).powi(2)).sum::<f64>() / 2.0).sqrt()
@@ -93,35 +93,35 @@ fn cells_are_the_runs_that_one_would_start_alone_and_tables_say_what_they_have_i
         assert!(page.contains(&format!("href=\"{link}\"")) && dir.join(link).exists(), "{name}");
     }
     for foreign in ["<script", "src=", "url(", "@import", "href=\"http"] {
-        assert!(!page.contains(foreign), "{foreign}: the page needs nothing else");
+        assert!(!page.contains(foreign), "{foreign}: the page has external resources");
     }
-    // Wide tables scroll in a box of their own, however narrow the window.
+    // Wide tables scroll in their own boxes.
     assert_eq!(page.matches("<table").count(), page.matches("<div class=\"wide\"><table").count());
     assert!(page.contains(".wide{overflow-x:auto}"));
     let svg = text(&dir.join("accuracy.svg"));
     assert_eq!(svg.matches("fill-opacity").count(), 4, "a band for each network of each combination");
 
-    // More seeds: what is done stays untouched.
+    // More seeds: finished cells are not changed.
     let untouched = dir.join("cells/distiller-none--seed-1/log.txt");
     let before = text(&untouched);
-    let output = done(&grid("1,2,3,4"));
-    assert!(said(&output).contains("6 of 8 cells are done already"), "{}", said(&output));
+    let output = succeed(&grid("1,2,3,4"));
+    assert!(stderr(&output).contains("6 of 8 cells already done"), "{}", stderr(&output));
     assert_eq!(text(&untouched), before);
     assert_eq!(json(&dir.join("summary.json"))["combinations"][0]["student"]["forgetting"]["n"], 4);
     let all = tables(&dir);
     fs::remove_file(dir.join("sweep.md")).expect("removed");
-    done(&["resume", path(&dir)]);
+    succeed(&["resume", path(&dir)]);
     assert_eq!(tables(&dir), all);
 }
 
 #[test]
-fn a_cell_that_fails_stops_no_other_and_is_named() {
+fn a_failed_cell_is_reported_and_does_not_stop_others() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let args = sweep(&dir, &["--vary", "optimizer.lr=1e30,5e-3", "--seeds", "1,2", "--jobs", "2"]);
     let output = cdl(&args);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    let end = said(&output).split_once("2 of 4 cells failed").expect("an end").1.to_string();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let end = stderr(&output).split_once("2 of 4 cells failed").expect("an end").1.to_string();
     for cell in ["optimizer.lr-1e30--seed-1: ", "optimizer.lr-1e30--seed-2: "] {
         let reason = end.lines().find_map(|line| line.trim().strip_prefix(cell)).expect("a reason");
         assert!(reason.contains("became") && reason.contains("optimizer.lr"), "{reason}");
@@ -133,22 +133,22 @@ fn a_cell_that_fails_stops_no_other_and_is_named() {
     assert_eq!(summary["combinations"][0]["student"]["forgetting"], Value::Null);
     assert_eq!(summary["combinations"][1]["student"]["forgetting"]["n"], 2);
     assert!(text(&dir.join("sweep.html")).contains("failed<small>"));
-    // What is there can be collected again, and says the same.
+    // Collecting again gives the same tables.
     let all = tables(&dir);
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
+    succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     assert_eq!(tables(&dir), all);
     assert_eq!(of("optimizer.lr-1e30--seed-2"), "failed");
 }
 
 #[test]
-fn all_mistakes_of_all_cells_are_named_before_anything_is_written() {
+fn errors_of_all_cells_are_reported_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let refused = |more: &[&str], expected: &[&str]| {
         let output = cdl(&sweep(&dir, more));
-        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{more:?}: {}", stderr(&output));
         for expected in expected {
-            assert!(said(&output).contains(expected), "{more:?}: {expected} in {}", said(&output));
+            assert!(stderr(&output).contains(expected), "{more:?}: {expected} in {}", stderr(&output));
         }
         assert!(!dir.exists(), "{more:?}");
     };
@@ -166,57 +166,56 @@ fn all_mistakes_of_all_cells_are_named_before_anything_is_written() {
     refused(&[], &["nothing is varied: expected --vary"]);
     refused(&["--vary", "optimizer.lr=1e-3,0.001"], &["would be the same run as optimizer.lr-1e-3"]);
     refused(&["--vary", "seed=1,2", "--seeds", "3"], &["`seed` is varied twice"]);
-    refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is varied as well"]);
+    refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is varied, too"]);
     refused(&["--vary", "learner.pool"], &["expected KEY=VALUE,VALUE"]);
     refused(&["--vary", "learner.pool=5,,6"], &["a value is empty"]);
     refused(
         &["--vary-file", "configs/distiller/none.toml,configs/none.toml"],
         &["configs/none.toml", "cannot be read"],
     );
-    refused(
-        &["--seeds", "1,2", "--baseline", "distiller=kd"],
-        &["nothing that is varied is called `distiller`"],
-    );
+    refused(&["--seeds", "1,2", "--baseline", "distiller=kd"], &["`distiller` is not varied"]);
     refused(
         &["--vary", "learner.pool=5,6", "--baseline", "learner.pool=7"],
-        &["--baseline learner.pool=7", "`learner.pool` is one of 5, 6"],
+        &["--baseline learner.pool=7", "expected one of 5, 6"],
     );
     refused(&["--jobs", "0"], &["--jobs 0"]);
 
-    // A folder of something else, and a sweep that was begun with other settings.
+    // A folder with other files, and a sweep that was started with other settings.
     fs::create_dir(&dir).expect("folder");
     fs::write(dir.join("notes.txt"), "mine").expect("written");
     let output = cdl(&sweep(&dir, &["--seeds", "1"]));
     assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("holds something that is not a sweep"), "{}", said(&output));
+    assert!(stderr(&output).contains("contains files that are not a sweep"), "{}", stderr(&output));
     assert_eq!(fs::read_dir(&dir).expect("folder").count(), 1);
 
     let dir = folder.path().join("other");
-    done(&sweep(&dir, &["--seeds", "1,2"]));
+    succeed(&sweep(&dir, &["--seeds", "1,2"]));
     let before = text(&dir.join("sweep.toml"));
     for (more, expected) in [
         (&["--seeds", "1,2", "--set", "optimizer.lr=0.1"][..], "`optimizer.lr = 0.1`"),
         (&["--seeds", "1"][..], "such as seed-2"),
     ] {
         let output = cdl(&sweep(&dir, more));
-        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-        assert!(said(&output).contains(expected), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
         assert_eq!(text(&dir.join("sweep.toml")), before);
     }
-    // A run that is not the cell's in its place.
+    // A run in the place of another cell's run.
     let cells = dir.join("cells");
     fs::rename(cells.join("seed-1"), folder.path().join("aside")).expect("moved");
     fs::rename(cells.join("seed-2"), cells.join("seed-1")).expect("moved");
     let output = cdl(&["resume", path(&dir)]);
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("is not this sweep's: ") && said(&output).contains("`seed = 2`"));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("does not belong to this sweep: ") && stderr(&output).contains("`seed = 2`")
+    );
 }
 
 #[test]
-fn class_orders_are_repeated_as_seeds_are() {
+fn class_orders_are_repetitions() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
-    done(&sweep(&dir, &["--vary", "distiller.name=none,kd", "--orders", "5,6"]));
+    succeed(&sweep(&dir, &["--vary", "distiller.name=none,kd", "--orders", "5,6"]));
     let classes = |run: &Path| json(&run.join("run.json"))["classes"].clone();
     let of = |name: &str| classes(&dir.join("cells").join(name));
     let first = of("distiller-none--class_order-5");
@@ -224,16 +223,16 @@ fn class_orders_are_repeated_as_seeds_are() {
     assert_ne!(first, of("distiller-none--class_order-6"));
     let alone = folder.path().join("alone");
     let sets = ["--set", "stream.class_order=shuffled", "--set", "seed=5", "--run-dir", path(&alone)];
-    done(&[&["run", "configs/quickstart.toml"][..], &sets, &TINY].concat());
-    assert_eq!(first, classes(&alone), "the order is that of a run with this seed");
+    succeed(&[&["run", "configs/quickstart.toml"][..], &sets, &TINY].concat());
+    assert_eq!(first, classes(&alone), "the order is that of a run with the same seed");
 }
 
 #[test]
-fn one_damaged_file_costs_its_cell_alone() {
+fn a_damaged_file_only_affects_its_cell() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let args = sweep(&dir, &["--vary", "distiller.name=none,kd", "--seeds", "1,2", "--jobs", "2"]);
-    done(&args);
+    succeed(&args);
     let whole = tables(&dir);
     let cell = |name: &str, file: &str| dir.join("cells").join(name).join(file);
     let damage = |file: &Path| {
@@ -241,37 +240,41 @@ fn one_damaged_file_costs_its_cell_alone() {
         fs::write(file, "{ damaged\n").expect("written");
         before
     };
-    // What a run says of its epochs is on its page alone.
+    // metrics.jsonl is only used for the page of the run.
     damage(&cell("distiller-none--seed-1", "metrics.jsonl"));
-    let output = done(&["sweep", "--resume", path(&dir), "--collect"]);
-    assert!(said(&output).contains("distiller-none--seed-1 has no page of its own: "), "{}", said(&output));
+    let output = succeed(&["sweep", "--resume", path(&dir), "--collect"]);
+    assert!(
+        stderr(&output).contains("distiller-none--seed-1: its page cannot be written: "),
+        "{}",
+        stderr(&output)
+    );
     assert!(text(&dir.join("sweep.html")).contains("metrics.jsonl"));
     assert_eq!(tables(&dir), whole);
 
-    // Results that are damaged are no reason to train anew.
+    // A run with damaged results is not trained again.
     let results = damage(&cell("distiller-none--seed-1", "results.json"));
     let output = cdl(&["resume", path(&dir)]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("1 of 4 cells cannot be read and is left alone"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("1 of 4 cells cannot be read and is skipped"), "{}", stderr(&output));
     fs::write(cell("distiller-none--seed-1", "results.json"), results).expect("written");
 
-    // A configuration of the sweep, one of a run, and a log that is none.
+    // A configuration of the sweep, one of a run, and a log that is a folder.
     damage(&dir.join("configs/distiller-none--seed-2.toml"));
     let config = damage(&cell("distiller-kd--seed-1", "config.toml"));
     fs::remove_dir_all(dir.join("cells/distiller-kd--seed-2")).expect("removed");
     let log = dir.join("logs/distiller-kd--seed-2.txt");
     fs::remove_file(&log).expect("removed");
     fs::create_dir(&log).expect("folder");
-    let output = done(&["sweep", "--resume", path(&dir), "--collect"]);
-    assert!(said(&output).contains("3 of 4 cells are not done"), "{}", said(&output));
+    let output = succeed(&["sweep", "--resume", path(&dir), "--collect"]);
+    assert!(stderr(&output).contains("3 of 4 cells not done"), "{}", stderr(&output));
     for name in ["distiller-none--seed-2", "distiller-kd--seed-1"] {
-        let alone = format!("{name} cannot be read and is left alone: ");
-        assert!(said(&output).contains(&alone), "{alone} in {}", said(&output));
+        let skipped = format!("{name} cannot be read and is skipped: ");
+        assert!(stderr(&output).contains(&skipped), "{skipped} in {}", stderr(&output));
     }
     let output = cdl(&["resume", path(&dir)]);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    for expected in ["1 of 4 cells failed; ", "tries them again; 2 cannot be read and are left alone\n"] {
-        assert!(said(&output).contains(expected), "{expected} in {}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    for expected in ["1 of 4 cells failed; ", "runs them again; 2 cannot be read and are skipped\n"] {
+        assert!(stderr(&output).contains(expected), "{expected} in {}", stderr(&output));
     }
     for (name, word, file) in [
         ("distiller-none--seed-2", "unreadable", "configs/distiller-none--seed-2.toml"),
@@ -280,27 +283,27 @@ fn one_damaged_file_costs_its_cell_alone() {
     ] {
         let (found, reason) = state(&dir, name);
         assert_eq!(found, word, "{name}");
-        assert!(reason.contains(file) && said(&output).contains(&reason), "{name}: {reason}");
+        assert!(reason.contains(file) && stderr(&output).contains(&reason), "{name}: {reason}");
     }
     let summary = json(&dir.join("summary.json"));
     assert_eq!(summary["combinations"][0]["student"]["forgetting"]["n"], 1);
     assert_eq!(summary["combinations"][1]["student"]["forgetting"]["n"], Value::Null);
 
-    // The whole command knows the configuration; the rest is put right by hand.
+    // Repeating the command restores the configuration; the other files are repaired by hand.
     fs::write(cell("distiller-kd--seed-1", "config.toml"), config).expect("written");
     fs::remove_dir(&log).expect("removed");
-    let output = done(&args);
-    assert!(said(&output).contains("it is written anew"), "{}", said(&output));
+    let output = succeed(&args);
+    assert!(stderr(&output).contains("it is written again"), "{}", stderr(&output));
     assert_eq!(tables(&dir), whole);
 }
 
 #[test]
-fn baseline_and_jobs_stay_until_others_are_given() {
+fn baseline_and_jobs_are_stored() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let grid = |more: &[&'static str]| {
         let vary = ["--vary", "distiller.name=none,kd", "--emit", "slurm"];
-        done(&[&sweep(&dir, &vary)[..], more].concat());
+        succeed(&[&sweep(&dir, &vary)[..], more].concat());
     };
     let plan = || -> toml::Table { text(&dir.join("sweep.toml")).parse().expect("TOML") };
     let kept = |jobs: i64, baseline: &str| {
@@ -315,17 +318,17 @@ fn baseline_and_jobs_stay_until_others_are_given() {
     grid(&["--jobs", "3"]);
     kept(3, "distiller=kd");
     let collect = ["sweep", "--resume", path(&dir), "--collect"];
-    done(&[&collect[..], &["--baseline", "distiller.name=none"]].concat());
+    succeed(&[&collect[..], &["--baseline", "distiller.name=none"]].concat());
     kept(3, "distiller.name=none");
-    done(&collect);
+    succeed(&collect);
     kept(3, "distiller.name=none");
     let output = cdl(&[&collect[..], &["--baseline", "distiller=dkd"]].concat());
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     kept(3, "distiller.name=none");
 }
 
 #[test]
-fn files_of_one_name_are_told_apart_by_their_folders() {
+fn files_of_the_same_name_are_distinguished_by_their_folders() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let files: Vec<PathBuf> = ["strong", "weak"]
@@ -339,7 +342,7 @@ fn files_of_one_name_are_told_apart_by_their_folders() {
         })
         .collect();
     let both = format!("method={},{}", path(&files[0]), path(&files[1]));
-    done(&sweep(&dir, &["--vary-file", &both, "--emit", "slurm"]));
+    succeed(&sweep(&dir, &["--vary-file", &both, "--emit", "slurm"]));
     let manifest = json(&dir.join("sweep.json"));
     let labels: Vec<&Value> =
         manifest["cells"].as_array().expect("cells").iter().map(|cell| &cell["values"]["method"]).collect();
@@ -351,15 +354,15 @@ fn files_of_one_name_are_told_apart_by_their_folders() {
     );
     let again = format!("method={},{}", path(&files[0]), path(&files[0]));
     let output = cdl(&sweep(&folder.path().join("twice"), &["--vary-file", &again]));
-    assert!(said(&output).contains("`method`: kd.toml is given twice"), "{}", said(&output));
+    assert!(stderr(&output).contains("`method`: kd.toml is given twice"), "{}", stderr(&output));
 }
 
 #[test]
-fn commands_that_take_a_run_say_that_a_sweep_is_none() {
+fn commands_that_expect_a_run_refuse_a_sweep() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let boots = folder.path().join("boots");
-    let grid = |more: &[&'static str]| done(&sweep(&dir, &[&["--seeds", "1,2"][..], more].concat()));
+    let grid = |more: &[&'static str]| succeed(&sweep(&dir, &[&["--seeds", "1,2"][..], more].concat()));
     let refused = |expected: &str| {
         for args in [
             &["report", path(&dir)][..],
@@ -367,15 +370,15 @@ fn commands_that_take_a_run_say_that_a_sweep_is_none() {
             &["export", path(&dir), "--student", path(&boots)],
         ] {
             let output = cdl(args);
-            assert_eq!(output.status.code(), Some(2), "{args:?}: {}", said(&output));
+            assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
             for expected in [expected, "is a sweep, not a run", "--collect"] {
-                assert!(said(&output).contains(expected), "{args:?}: {expected} in {}", said(&output));
+                assert!(stderr(&output).contains(expected), "{args:?}: {expected} in {}", stderr(&output));
             }
         }
     };
     grid(&["--emit", "slurm"]);
-    refused("none of its runs has begun");
+    refused("none of its runs has started");
     grid(&[]);
-    refused(" takes one of them, as ");
+    refused("; for one of them: cdl ");
     assert!(!boots.exists() && !dir.join("report.html").exists());
 }

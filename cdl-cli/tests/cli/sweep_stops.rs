@@ -1,5 +1,5 @@
-//! Sweeps that are stopped, killed, shared out among processes, or run as a job array. No test hopes for a moment: a cell
-//! that must not be finished yet is one that the test holds, or one that would take hours.
+//! Sweeps that are stopped, killed, shared among processes, or run as a job array. The tests do not depend on timing:
+//! cells that must not finish are locked by the test or would take hours.
 
 use std::{
     fs,
@@ -9,21 +9,23 @@ use std::{
 };
 
 use crate::common::{
-    cdl, command, done, said,
-    sweeps::{Started, hold, json, of_any_cell, path, state, states, sweep, tables, text, wait_for_cells},
+    cdl, command, stderr, succeed,
+    sweeps::{
+        Started, json, lock_cell, of_any_cell, path, state, states, sweep, tables, text, wait_for_cells,
+    },
 };
 
-/// Four cells; the last of them is `LAST`.
+/// Four cells; the last one is `LAST`.
 const GRID: [&str; 4] = ["--vary", "distiller.name=none,kd", "--seeds", "1,2"];
 const LAST: &str = "distiller-kd--seed-2";
-/// Cells that nobody waits for.
+/// Cells that would take hours.
 const ENDLESS: [&str; 4] = ["--set", "epochs=100000", "--seeds", "1,2"];
 
 #[test]
-fn a_sweep_that_is_killed_or_stopped_ends_with_the_tables_of_one_that_was_not() {
+fn tables_of_killed_and_stopped_sweeps_equal_those_of_uninterrupted_ones() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let whole = folder.path().join("whole/grid");
-    done(&sweep(&whole, &GRID));
+    succeed(&sweep(&whole, &GRID));
 
     let killed = folder.path().join("killed/grid");
     let more = [&GRID[..], &["--jobs", "2"]].concat();
@@ -34,16 +36,16 @@ fn a_sweep_that_is_killed_or_stopped_ends_with_the_tables_of_one_that_was_not() 
         assert_eq!(child.kill().status.signal(), Some(9));
     }
     let output = loop {
-        // Cells of a killed sweep run to their end, and some may only now begin.
+        // Cells of a killed sweep continue, and some may only start now.
         wait_for_cells(&killed);
-        // What the environment says now is no part of a sweep that was begun.
+        // Environment variables do not change a sweep that was started.
         let output = command().args(["resume", path(&killed)]).env("CDL_EPOCHS", "9").output().expect("cdl");
-        if !said(&output).contains("another process is at it") {
+        if !stderr(&output).contains("another process is running it") {
             break output;
         }
-        assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     };
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(tables(&killed), tables(&whole));
 
     let stopped = folder.path().join("stopped/grid");
@@ -51,101 +53,106 @@ fn a_sweep_that_is_killed_or_stopped_ends_with_the_tables_of_one_that_was_not() 
     let mut child = Started::of(&args);
     child.wait_for(|| of_any_cell(&stopped, "metrics.jsonl"));
     let output = child.stop();
-    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
-    assert!(said(&output).contains("go on with: cdl resume"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+    assert!(stderr(&output).contains("continue with: cdl resume"), "{}", stderr(&output));
     let left = states(&stopped);
     assert_ne!(left[3], (LAST.into(), "done".into()), "{left:?}");
     assert!(left[..3].iter().all(|(_, state)| state != "running" && state != "failed"), "{left:?}");
-    done(&args);
+    succeed(&args);
     assert_eq!(tables(&stopped), tables(&whole));
 }
 
 #[test]
-fn cells_at_work_save_themselves_when_the_sweep_is_stopped() {
+fn running_cells_are_saved_when_the_sweep_is_stopped() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
-    let mut child = Started::of(&sweep_of_hours(&dir));
+    let mut child = Started::of(&endless_sweep(&dir));
     child.wait_for(|| of_any_cell(&dir, "metrics.jsonl"));
     let output = child.stop();
-    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
     assert_eq!(states(&dir), [("seed-1".into(), "stopped".into()), ("seed-2".into(), "waiting".into())]);
     assert!(text(&dir.join("logs/seed-1.txt")).contains("stopped by SIGTERM and saved"));
     assert!(fs::read_dir(dir.join("cells/seed-1/checkpoints")).expect("folder").count() > 0);
-    // A stop is no failure.
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
+    // A stopped cell has not failed.
+    succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     assert_eq!(state(&dir, "seed-1").0, "stopped");
 }
 
-/// Of the quickstart, so long that it ends only by being told to.
-fn sweep_of_hours(dir: &Path) -> Vec<&str> {
+/// Arguments of a sweep that ends only when it is stopped.
+fn endless_sweep(dir: &Path) -> Vec<&str> {
     sweep(dir, &ENDLESS)
 }
 
 #[test]
-fn a_cell_of_another_process_is_left_to_it_and_the_others_go_on() {
+fn a_cell_of_another_process_is_skipped() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let whole = folder.path().join("whole/grid");
-    done(&sweep(&whole, &GRID));
+    succeed(&sweep(&whole, &GRID));
     let dir = folder.path().join("shared/grid");
     let args = sweep(&dir, &GRID);
-    done(&[&args[..], &["--emit", "slurm"]].concat());
+    succeed(&[&args[..], &["--emit", "slurm"]].concat());
 
     let first = "distiller-none--seed-1";
-    let other = hold(&dir, first);
+    let other = lock_cell(&dir, first);
     let cell = ["sweep", "--resume", path(&dir), "--cell"];
     for which in ["0", first] {
         let output = cdl(&[&cell[..], &[which]].concat());
-        assert_eq!(output.status.code(), Some(75), "{}", said(&output));
+        assert_eq!(output.status.code(), Some(75), "{}", stderr(&output));
         assert!(
-            said(&output).contains(&format!("{first} is run by process 1; nothing")),
+            stderr(&output).contains(&format!("{first} is run by process 1; nothing")),
             "{}",
-            said(&output)
+            stderr(&output)
         );
     }
     let output = cdl(&args);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    for expected in
-        ["the others go on", "1 of 4 cells are not done", &format!("{first}: another process is at it")]
-    {
-        assert!(said(&output).contains(expected), "{expected} in {}", said(&output));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    for expected in [
+        "the other cells continue",
+        "1 of 4 cells is not done",
+        &format!("{first}: another process is running it"),
+    ] {
+        assert!(stderr(&output).contains(expected), "{expected} in {}", stderr(&output));
     }
     let found: Vec<String> = states(&dir).into_iter().map(|(_, state)| state).collect();
     assert_eq!(found, ["running", "done", "done", "done"]);
     assert_eq!(json(&dir.join("summary.json"))["combinations"][0]["student"]["forgetting"]["n"], 1);
     assert!(!dir.join("cells").join(first).exists());
 
-    // Two sweeps in one folder: the second says who has it.
+    // A second sweep in the same folder is refused.
     let sweeping = fs::File::open(dir.join(".lock")).expect("lock");
     sweeping.lock().expect("locked");
     let output = cdl(&["resume", path(&dir)]);
-    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
-    assert!(said(&output).contains("is writing to it"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is writing to it"), "{}", stderr(&output));
     drop((sweeping, other));
-    done(&["resume", path(&dir)]);
+    succeed(&["resume", path(&dir)]);
     assert_eq!(tables(&dir), tables(&whole));
 }
 
 #[test]
-fn a_cell_that_looks_free_and_cannot_be_taken_is_tried_once_more() {
+fn a_cell_that_cannot_be_locked_is_retried_once() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let args = sweep(&dir, &["--seeds", "1,2"]);
-    done(&[&args[..], &["--emit", "slurm"]].concat());
-    drop(hold(&dir, "seed-1"));
-    // Shared, as by one who only looks: no other who looks sees it, and no process takes the cell.
-    let looker = fs::File::open(dir.join("logs/seed-1.lock")).expect("lock");
-    looker.lock_shared().expect("locked");
+    succeed(&[&args[..], &["--emit", "slurm"]].concat());
+    drop(lock_cell(&dir, "seed-1"));
+    // With a shared lock the cell looks free but cannot be locked.
+    let reader = fs::File::open(dir.join("logs/seed-1.lock")).expect("lock");
+    reader.lock_shared().expect("locked");
     let output = cdl(&args);
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("seed-1: another process is at it\n"), "{}", said(&output));
-    assert_eq!(said(&output).matches("seed-1: another process is at it; the others go on").count(), 2);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("seed-1: another process is running it\n"), "{}", stderr(&output));
+    assert_eq!(
+        stderr(&output).matches("seed-1: another process is running it; the other cells continue").count(),
+        2
+    );
     assert_eq!(states(&dir), [("seed-1".into(), "running".into()), ("seed-2".into(), "done".into())]);
-    drop(looker);
-    done(&args);
+    drop(reader);
+    succeed(&args);
     assert_eq!(state(&dir, "seed-1").0, "done");
 }
 
-/// Runs the script as one job of the array, with a `scontrol` that only says what it was called with.
+/// Command that runs the script as one job of the array, with the `scontrol` of [`queue`].
 fn job(script: &Path, index: usize, bin: &Path) -> Command {
     let mut job = Command::new("bash");
     let found = std::env::var("PATH").unwrap_or_default();
@@ -163,7 +170,7 @@ fn executable(file: &Path, script: &str) {
     fs::set_permissions(file, fs::Permissions::from_mode(0o755)).expect("executable");
 }
 
-/// A folder with a `scontrol` that writes what it is called with into the file beside it.
+/// Writes a `scontrol` that records its arguments in a file. Returns its folder and that file.
 fn queue(folder: &Path) -> (PathBuf, PathBuf) {
     let (bin, called) = (folder.join("bin"), folder.join("requeued"));
     fs::create_dir(&bin).expect("folder");
@@ -175,20 +182,20 @@ fn queue(folder: &Path) -> (PathBuf, PathBuf) {
 fn a_job_array_runs_the_same_cells() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let local = folder.path().join("local/grid");
-    done(&sweep(&local, &GRID));
-    // A place that a careless script would take for several words.
+    succeed(&sweep(&local, &GRID));
+    // A path that must be quoted in the script.
     let dir = folder.path().join("it's a cluster/grid");
-    let output = done(&sweep(&dir, &[&GRID[..], &["--emit", "slurm"]].concat()));
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(told.contains("sbatch \"") && told.contains("--collect"), "{told}");
+    let output = succeed(&sweep(&dir, &[&GRID[..], &["--emit", "slurm"]].concat()));
+    let usage = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(usage.contains("sbatch \"") && usage.contains("--collect"), "{usage}");
     let script = dir.join("sweep.slurm");
     let lines = text(&script);
     for line in ["#SBATCH --array=0-3", "#SBATCH --signal=B:TERM@", "#SBATCH --requeue"] {
         assert!(lines.contains(line), "{line} in {lines}");
     }
     assert!(!dir.join("cells").exists(), "nothing was run");
-    // Jobs in the queue keep their cells when the sweep grows and numbers move.
-    done(&sweep(
+    // Queued jobs keep their cells when the sweep is extended and numbers change.
+    succeed(&sweep(
         &dir,
         &["--vary", "distiller.name=none,kd", "--seeds", "3,1,2"]
             .into_iter()
@@ -199,41 +206,41 @@ fn a_job_array_runs_the_same_cells() {
     let (bin, called) = queue(folder.path());
     for index in 0..4 {
         let output = job(&script, index, &bin).output().expect("bash");
-        assert!(output.status.success(), "{index}: {}", said(&output));
+        assert!(output.status.success(), "{index}: {}", stderr(&output));
     }
-    assert!(!called.exists(), "what is done is not queued again");
+    assert!(!called.exists(), "finished cells are not requeued");
     let output = job(&script, 4, &bin).output().expect("bash");
-    assert!(!output.status.success() && said(&output).contains("the cells 0 to 3"), "{}", said(&output));
+    assert!(!output.status.success() && stderr(&output).contains("the cells 0 to 3"), "{}", stderr(&output));
     for name in states(&local).iter().map(|(name, _)| name) {
         assert!(dir.join("cells").join(name).join("results.json").exists(), "{name}");
     }
     for name in ["distiller-none--seed-3", "distiller-kd--seed-3"] {
-        done(&["sweep", "--resume", path(&dir), "--cell", name]);
+        succeed(&["sweep", "--resume", path(&dir), "--cell", name]);
     }
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
+    succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     assert!(states(&dir).iter().all(|(_, state)| state == "done"));
     let grown = folder.path().join("grown/grid");
-    done(&sweep(&grown, &["--vary", "distiller.name=none,kd", "--seeds", "3,1,2", "--jobs", "2"]));
+    succeed(&sweep(&grown, &["--vary", "distiller.name=none,kd", "--seeds", "3,1,2", "--jobs", "2"]));
     assert_eq!(tables(&dir), tables(&grown));
 }
 
 #[test]
-fn a_job_is_queued_again_if_its_cell_is_not_finished_and_only_then() {
+fn a_job_is_requeued_only_if_its_cell_is_not_finished() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
-    done(&[&sweep_of_hours(&dir)[..], &["--emit", "slurm"]].concat());
+    succeed(&[&endless_sweep(&dir)[..], &["--emit", "slurm"]].concat());
     let script = dir.join("sweep.slurm");
     let (bin, called) = queue(folder.path());
     let mut child = Started::new(&mut job(&script, 0, &bin));
     child.wait_for(|| of_any_cell(&dir, "metrics.jsonl"));
     let output = child.stop();
-    assert_eq!(output.status.code(), Some(143), "{}", said(&output));
-    assert!(said(&output).contains("stopped by SIGTERM and saved"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+    assert!(stderr(&output).contains("stopped by SIGTERM and saved"), "{}", stderr(&output));
     assert_eq!(text(&called).trim(), "requeue 7_0");
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
+    succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     assert_eq!(state(&dir, "seed-1").0, "stopped");
 
-    // In the program's place, one that ends as it is to when it is told to stop.
+    // A replacement of the program that ends with a given code when it is stopped.
     let (program, ready) = (folder.path().join("program"), folder.path().join("ready"));
     let lines = text(&script).replace(env!("CARGO_BIN_EXE_cdl"), path(&program));
     assert!(lines.contains(path(&program)));
@@ -244,7 +251,7 @@ fn a_job_is_queued_again_if_its_cell_is_not_finished_and_only_then() {
         }
         let wait = format!("sleep infinity & sleeping=$!\necho up > '{}'\nwait", ready.display());
         executable(&program, &format!("trap 'kill $sleeping; exit {code}' TERM\n{wait}"));
-        // It has ended before the script can look at it again: a `kill` that waits for that.
+        // This `kill` returns after the program has ended, so that the script finds it ended.
         let kill = "() { builtin kill \"$@\"; local code=$?; while builtin kill -0 \"$cell\" 2>/dev/null; do :; done; \
                     return $code; }";
         let mut child = Started::new(job(&script, 0, &bin).env("BASH_FUNC_kill%%", kill));
@@ -253,55 +260,55 @@ fn a_job_is_queued_again_if_its_cell_is_not_finished_and_only_then() {
         assert_eq!(called.exists(), queued, "{code}");
     }
 
-    // One that is killed has said nothing; the job says it.
+    // A killed program cannot record its failure; the job does.
     executable(&program, "kill -KILL $$");
     assert_eq!(job(&script, 1, &bin).output().expect("bash").status.code(), Some(137));
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
+    succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     assert_eq!(state(&dir, "seed-2"), ("failed".into(), "its process was ended by signal 9".into()));
 }
 
 #[test]
-fn a_job_whose_cell_is_not_saved_is_not_queued_again() {
+fn a_job_without_checkpoints_is_not_requeued() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
     let both = ["--vary", "checkpoint.off=true,false", "--emit", "slurm"];
-    done(&[&sweep_of_hours(&dir)[..], &both].concat());
+    succeed(&[&endless_sweep(&dir)[..], &both].concat());
     let script = dir.join("sweep.slurm");
     let (bin, called) = queue(folder.path());
     for (cell, queued) in [(0, false), (2, true)] {
         let mut child = Started::new(&mut job(&script, cell, &bin));
         child.wait_for(|| of_any_cell(&dir, "metrics.jsonl"));
         let output = child.stop();
-        assert_eq!(output.status.code(), Some(143), "{}", said(&output));
-        assert_eq!(said(&output).contains("not saved"), !queued, "{}", said(&output));
+        assert_eq!(output.status.code(), Some(143), "{}", stderr(&output));
+        assert_eq!(stderr(&output).contains("not saved"), !queued, "{}", stderr(&output));
         assert_eq!(called.exists(), queued, "{cell}");
         fs::remove_dir_all(dir.join("cells")).expect("removed");
     }
 }
 
 #[test]
-fn a_cell_that_fails_in_a_job_is_collected_as_failed_with_what_it_said() {
+fn a_cell_that_fails_in_a_job_is_collected_with_its_error() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");
-    done(&sweep(&dir, &["--vary", "optimizer.lr=1e30,5e-3", "--emit", "slurm"]));
+    succeed(&sweep(&dir, &["--vary", "optimizer.lr=1e30,5e-3", "--emit", "slurm"]));
     let (diverges, cell) = ("optimizer.lr-1e30", ["sweep", "--resume", path(&dir), "--cell"]);
     let run = |which: &str| cdl(&[&cell[..], &[which]].concat());
     assert_eq!(run("0").status.code(), Some(1));
-    // Nor is a run that could not even begin taken for one that waits.
+    // A cell that could not start has failed, too.
     let occupied = dir.join("cells/optimizer.lr-5e-3");
     fs::create_dir_all(&occupied).expect("folder");
     fs::write(occupied.join("notes.txt"), "mine").expect("written");
     assert_eq!(run("1").status.code(), Some(2));
-    let output = done(&["sweep", "--resume", path(&dir), "--collect"]);
+    let output = succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     for (name, expected) in [(diverges, "became"), ("optimizer.lr-5e-3", "already exists")] {
         let (word, reason) = state(&dir, name);
         assert_eq!(word, "failed", "{name}");
-        assert!(reason.contains(expected) && said(&output).contains(&reason), "{name}: {reason}");
+        assert!(reason.contains(expected) && stderr(&output).contains(&reason), "{name}: {reason}");
     }
-    // Mended, it is forgotten.
+    // A success clears the failure.
     fs::remove_file(occupied.join("notes.txt")).expect("removed");
     assert!(run("1").status.success());
-    done(&["sweep", "--resume", path(&dir), "--collect"]);
+    succeed(&["sweep", "--resume", path(&dir), "--collect"]);
     assert_eq!(state(&dir, "optimizer.lr-5e-3"), ("done".into(), String::new()));
     assert!(text(&dir.join("sweep.html")).contains("failed<small>"));
 }

@@ -1,4 +1,4 @@
-//! Event files and `metrics.jsonl`: read back, they say the same, also after a run was stopped and went on.
+//! Event files agree with `metrics.jsonl` and the results, also after a run was killed and resumed.
 
 use std::{
     collections::BTreeMap,
@@ -6,17 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::common::{TINY, cdl, command, repository, said};
+use crate::common::{TINY, cdl, command, repository, stderr};
 use serde_json::Value;
 
-/// One value of an event file: wall time, and the number or the size of the picture and its file.
+/// Value in an event file: a number, or height, width and PNG file of an image.
 #[derive(Debug, Clone, PartialEq)]
-enum Shown {
+enum Logged {
     Number(f32),
-    Picture(u64, u64, Vec<u8>),
+    Image(u64, u64, Vec<u8>),
 }
 
-type Points = BTreeMap<(String, u64), (f64, Shown)>;
+type Points = BTreeMap<(String, u64), (f64, Logged)>;
 
 /// CRC-32C bit by bit.
 fn crc(data: &[u8]) -> u32 {
@@ -35,7 +35,7 @@ fn masked(data: &[u8]) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// The records of a file, their checksums compared.
+/// Splits a file into records and verifies their checksums.
 fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
     let mut records = Vec::new();
     while !bytes.is_empty() {
@@ -49,7 +49,7 @@ fn records(mut bytes: &[u8]) -> Vec<&[u8]> {
     records
 }
 
-/// A field of a message: its number, and the varint or the bytes.
+/// Fields of a message: number, and the varint or the bytes.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
     fn number(bytes: &mut &[u8]) -> u64 {
         let (mut value, mut shift) = (0, 0);
@@ -79,7 +79,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, u64, &[u8])> {
     found
 }
 
-/// The one event file below `folder`, and what it shows; no tag has two values at one step.
+/// Reads the single event file in `folder`. Asserts that no tag has two values at one step.
 fn read(folder: &Path) -> (Vec<u8>, Points) {
     let files: Vec<PathBuf> =
         fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path()).collect();
@@ -100,10 +100,10 @@ fn read(folder: &Path) -> (Vec<u8>, Points) {
             let value = fields(value);
             let tag = String::from_utf8(value[0].2.to_vec()).expect("tag");
             let shown = match value[1].0 {
-                2 => Shown::Number(f32::from_le_bytes(value[1].2.try_into().expect("4 bytes"))),
+                2 => Logged::Number(f32::from_le_bytes(value[1].2.try_into().expect("4 bytes"))),
                 _ => {
                     let image = fields(value[1].2);
-                    Shown::Picture(image[0].1, image[1].1, image[3].2.to_vec())
+                    Logged::Image(image[0].1, image[1].1, image[3].2.to_vec())
                 }
             };
             assert!(
@@ -124,7 +124,7 @@ fn epochs(run: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// What `docs/guide/runs-and-metrics.md` says that there is, for one network.
+/// Values of one network that `docs/guide/runs-and-metrics.md` describes.
 fn expected(run: &Path, role: &str) -> BTreeMap<(String, u64), f64> {
     let mut expected = BTreeMap::new();
     for line in epochs(run).iter().filter(|line| line["role"] == role) {
@@ -165,17 +165,17 @@ fn check(run: &Path, folder: &Path) {
         let expected = expected(run, role);
         for (key, value) in &expected {
             let (_, shown) = points.get(key).unwrap_or_else(|| panic!("{key:?} is missing"));
-            assert_eq!(*shown, Shown::Number(*value as f32), "{key:?}");
+            assert_eq!(*shown, Logged::Number(*value as f32), "{key:?}");
         }
-        // Besides, definitions after earlier tasks, and the pictures.
+        // Other values are metrics after earlier tasks, and images.
         for ((tag, step), (_, shown)) in points.iter().filter(|(key, _)| !expected.contains_key(key)) {
             match shown {
-                Shown::Number(_) => assert!(tag.starts_with("summary/"), "{tag}"),
-                Shown::Picture(height, width, png) => {
+                Logged::Number(_) => assert!(tag.starts_with("summary/"), "{tag}"),
+                Logged::Image(height, width, png) => {
                     assert_eq!(tag, "accuracy_matrix");
                     let picture = cdl_core::transform::decode(png).expect("PNG");
                     assert_eq!((u64::from(picture.width()), u64::from(picture.height())), (*width, *height));
-                    matrix_is_shaded(
+                    check_matrix_image(
                         &picture,
                         &json(&run.join("results.json"))[role]["accuracy_matrix"],
                         *step,
@@ -188,11 +188,11 @@ fn check(run: &Path, folder: &Path) {
     }
 }
 
-/// The picture after task `step` has a cell for each task learned and tested, with a shade between pale and dark blue, and
-/// nothing above the diagonal or beside the matrix.
-fn matrix_is_shaded(picture: &image::RgbImage, matrix: &Value, step: u64) {
+/// Asserts that the image after task `step` has a cell of the right shade for each learned and tested task, and no
+/// others.
+fn check_matrix_image(picture: &image::RgbImage, matrix: &Value, step: u64) {
     let rows: Vec<Vec<f64>> = serde_json::from_value(matrix.clone()).expect("matrix");
-    // A corner of a cell, where no digit is.
+    // A corner of a cell, outside its digits.
     let corner = |column: usize, row: usize| {
         picture.get_pixel_checked(44 + 46 * column as u32, 75 + 38 * row as u32).map(|pixel| pixel.0[0])
     };
@@ -213,7 +213,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn event_files_say_what_the_run_recorded() {
+fn event_files_contain_the_recorded_values() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let [run, without, converted] = ["run", "without", "converted"].map(|name| folder.path().join(name));
     let sets = ["--set", "epochs=2", "--set", "stream.tasks=5", "--set", "batch_size=8", "-q"];
@@ -221,16 +221,16 @@ fn event_files_say_what_the_run_recorded() {
         let output =
             cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(dir)][..], &TINY, &sets, more]
                 .concat());
-        assert!(output.status.success(), "{}", said(&output));
+        assert!(output.status.success(), "{}", stderr(&output));
     };
     start(&run, &["--set", "record.tensorboard=true"]);
     start(&without, &[]);
     check(&run, &run.join("tensorboard"));
-    assert!(!without.join("tensorboard").exists(), "only if it is asked for");
+    assert!(!without.join("tensorboard").exists(), "only if requested");
     let model = |dir: &Path| fs::read(dir.join("models/task_5/student.safetensors")).expect("model");
     assert!(model(&run) == model(&without));
 
-    // Made of what the finished run recorded, the files have the same bytes.
+    // Files written from a finished run have the same bytes.
     let output = cdl(&[
         "report",
         text(&run),
@@ -240,13 +240,13 @@ fn event_files_say_what_the_run_recorded() {
         "--tensorboard",
         text(&converted),
     ]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     for role in ["student", "teacher"] {
         assert!(read(&run.join("tensorboard").join(role)).0 == read(&converted.join("run").join(role)).0);
     }
     check(&without, &converted.join("without"));
 
-    // Time on TensorBoard's axis is that of training, from when the run began.
+    // Wall times are the start of the run plus the time of training.
     let (_, points) = read(&run.join("tensorboard/student"));
     let seconds: f64 = epochs(&run).iter().map(|line| line["seconds"].as_f64().expect("seconds")).sum();
     let times: Vec<f64> = points.values().map(|(time, _)| *time).collect();
@@ -254,22 +254,22 @@ fn event_files_say_what_the_run_recorded() {
     assert!(last - first < seconds && last - first > 0.0, "{first} {last} {seconds}");
 }
 
-/// A folder in `parent` whose path is so long that a pipe holds few messages with it.
+/// Folder with a path so long that a pipe buffers only a few messages that contain it.
 #[cfg(target_os = "linux")]
-fn far_down(parent: &Path) -> PathBuf {
+fn long_path(parent: &Path) -> PathBuf {
     (0..16).fold(parent.to_path_buf(), |folder, _| folder.join("d".repeat(200)))
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_run_that_was_killed_shows_every_epoch_once() {
+fn a_killed_run_logs_every_epoch_once() {
     use std::{
         io::{BufRead, BufReader},
         os::unix::process::ExitStatusExt,
         process::Stdio,
     };
     let folder = tempfile::tempdir().expect("temporary folder");
-    let [run, converted] = [far_down(folder.path()).join("run"), folder.path().join("converted")];
+    let [run, converted] = [long_path(folder.path()).join("run"), folder.path().join("converted")];
     let sets = ["--set", "epochs=6", "--set", "record.tensorboard=true", "--set", "checkpoint.every_steps=1"];
     let mut child = command()
         .args(["--verbose", "run", "configs/quickstart.toml", "--run-dir", text(&run)])
@@ -278,43 +278,42 @@ fn a_run_that_was_killed_shows_every_epoch_once() {
         .stdout(Stdio::null())
         .spawn()
         .expect("cdl starts");
-    // It says each checkpoint's path, and cannot get far ahead of who reads that: a pipe holds those of some 20 of its 48
-    // steps. So it is killed before its end, however late this process comes to do it.
-    let mut said_lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    // The run logs the path of each checkpoint. The pipe buffers the messages of about 20 of its 48 steps, so it is
+    // always killed before its end.
+    let mut stderr_lines = BufReader::new(child.stderr.take().expect("a pipe")).lines();
     let mut checkpoints = 0;
     while checkpoints < 6 {
-        let line = said_lines.next().expect("it goes on").expect("text");
+        let line = stderr_lines.next().expect("a line").expect("text");
         checkpoints += usize::from(line.contains(".safetensors written in "));
     }
     child.kill().expect("SIGKILL");
     assert_eq!(child.wait().expect("end").signal(), Some(9));
     let lines = || fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
     assert!((1..24).contains(&lines()), "{}", lines());
-    // Epochs of which no checkpoint knows are done again.
+    // Epochs after the newest checkpoint are repeated.
     let saved =
         fs::read_dir(run.join("checkpoints")).expect("folder").map(|entry| entry.expect("entry").path());
     let newest = saved.filter(|file| file.extension().is_some_and(|end| end == "safetensors")).max();
     fs::write(newest.expect("a checkpoint"), "damaged").expect("file");
     let output = cdl(&["resume", text(&run)]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     check(&run, &run.join("tensorboard"));
     assert_eq!(lines(), 24);
     let report = folder.path().join("report.html");
     let output = cdl(&["report", text(&run), "--out", text(&report), "--tensorboard", text(&converted)]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     for role in ["student", "teacher"] {
         assert!(read(&run.join("tensorboard").join(role)).0 == read(&converted.join("run").join(role)).0);
     }
 }
 
-/// The page names every field of a line and no other.
 #[test]
-fn the_page_on_metrics_has_every_field() {
+fn the_guide_lists_exactly_the_fields_of_metrics_jsonl() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let run = folder.path().join("run");
     let output =
         cdl(&[&["run", "configs/quickstart.toml", "--run-dir", text(&run), "-q"][..], &TINY].concat());
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", stderr(&output));
     let page = fs::read_to_string(repository().join("docs/guide/runs-and-metrics.md")).expect("page");
     let section = page.split("## ").find(|section| section.starts_with("metrics.jsonl")).expect("section");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));

@@ -1,18 +1,18 @@
-//! Lines, bars and dots: series of values over named places.
+//! Line, bar and dot plots of series over named positions.
 
 use maud::{Markup, html};
 
-use super::elements::{Plot, Series, cut, line, points, px, text, wide, widest};
+use super::elements::{Plot, Series, line, points, px, shortened, text, text_width, widest};
 
-/// Texts along the axes.
+/// Labels and groups of the axes.
 pub struct Axes<'a> {
     /// Name of the horizontal axis.
     pub x: &'a str,
-    /// Whether values are percent, from 0 to 100.
+    /// True if values are percent, from 0 to 100.
     pub percent: bool,
-    /// Name of each place.
+    /// Name of each position on the horizontal axis.
     pub places: Vec<String>,
-    /// Places before which a new group begins, with its name.
+    /// Positions at which a new group begins, with its name.
     pub groups: Vec<(usize, String)>,
 }
 
@@ -20,7 +20,7 @@ const LEFT: f64 = 50.0;
 const TOP: f64 = 42.0;
 const TALL: f64 = 220.0;
 
-/// Round distance between ticks so that there are about five up to `span`.
+/// Round distance between ticks, for about five ticks in `span`.
 fn tick(span: f64) -> f64 {
     let raw = (span / 4.0).max(f64::MIN_POSITIVE);
     let power = 10f64.powf(raw.log10().floor());
@@ -28,7 +28,7 @@ fn tick(span: f64) -> f64 {
     round.unwrap_or(10.0) * power
 }
 
-/// Number at a tick, without needless digits.
+/// Label of a tick, without trailing zeros.
 fn short(value: f64) -> String {
     let text = if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") };
     match text.contains('.') {
@@ -37,11 +37,11 @@ fn short(value: f64) -> String {
     }
 }
 
-/// Legend in rows no wider than `width`, and its height.
+/// Draws the legend in rows up to `width` wide. Returns it with its height.
 fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
     let (mut x, mut y) = (10.0, top);
     let mut place = |name: &str| {
-        let taken = 38.0 + wide(name) + 16.0;
+        let taken = 38.0 + text_width(name) + 16.0;
         if x > 10.0 && x + taken > width {
             (x, y) = (10.0, y + 20.0);
         }
@@ -50,7 +50,7 @@ fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
     };
     let drawn = html! {
         @for one in series {
-            @let name = cut(&one.name, 44);
+            @let name = shortened(&one.name, 44);
             @let (x, y) = place(&name);
             line x1=(px(x)) y1=(px(y)) x2=(px(x + 28.0)) y2=(px(y)) stroke=(one.ink()) stroke-width="2"
                 stroke-dasharray=[one.dashes()] {}
@@ -61,15 +61,15 @@ fn legend(series: &[Series], top: f64, width: f64) -> (Markup, f64) {
     (drawn, y + 20.0 - top)
 }
 
-/// Axes, ticks, names and legend, between which series are drawn.
+/// Axes, ticks, labels and legend around the series.
 struct Frame<'a> {
     axes: &'a Axes<'a>,
-    /// Lower and upper end of the vertical axis, and the distance between its ticks.
+    /// Lower and upper end of the vertical axis, and distance between its ticks.
     low: f64,
     high: f64,
     step: f64,
     width: f64,
-    /// Width of a place.
+    /// Width of a position.
     slot: f64,
 }
 
@@ -79,7 +79,7 @@ impl<'a> Frame<'a> {
         if axes.percent {
             return Self { axes, low: 0.0, high: 100.0, step: 20.0, width, slot };
         }
-        // From zero (or below) up to the largest value.
+        // The axis includes zero and the largest value.
         let values =
             series.iter().flat_map(|one| one.values.iter().flatten()).filter(|value| value.is_finite());
         let (low, high) = values.fold((0f64, 0f64), |(low, high), &value| (low.min(value), high.max(value)));
@@ -97,7 +97,7 @@ impl<'a> Frame<'a> {
         LEFT + (place as f64 + 0.5) * self.slot
     }
 
-    /// Places and tips of the values that can be drawn.
+    /// Coordinates and tooltips of the finite values.
     fn points(&self, series: &Series) -> Vec<((f64, f64), String)> {
         let values = series.values.iter().zip(&self.axes.places).enumerate();
         let point = |(index, (value, place)): (usize, (&Option<f64>, &String))| {
@@ -120,7 +120,7 @@ impl<'a> Frame<'a> {
         html! { @if !ends.is_empty() { polygon points=(outline) fill=(series.ink()) fill-opacity="0.14" {} } }
     }
 
-    /// The whole plot, with `shapes` for its series.
+    /// Plot with the given `shapes` of its series.
     fn around(&self, title: &str, series: &[Series], shapes: &Markup) -> Plot {
         let Self { axes, low, high, step, width, slot } = self;
         let ticks = ((high - low) / step).round().clamp(1.0, 20.0) as usize;
@@ -137,7 +137,7 @@ impl<'a> Frame<'a> {
                 (text((LEFT - 7.0, y + 4.0), "quiet end", &short(value)))
             }
             @for (index, place) in axes.places.iter().enumerate().step_by(every) {
-                (text((self.middle(index), bottom + 17.0), "quiet middle", &cut(place, 14)))
+                (text((self.middle(index), bottom + 17.0), "quiet middle", &shortened(place, 14)))
             }
             @for (index, name) in &axes.groups {
                 @let x = LEFT + *index as f64 * slot;
@@ -151,7 +151,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Lines over places, above their bands.
+/// Line plot, with the bands below the lines.
 pub fn lines(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plot {
     let frame = Frame::new(axes, series, width);
     let shapes = html! {
@@ -162,14 +162,14 @@ pub fn lines(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plo
                 polyline points=(points(line.iter().map(|(at, _)| *at))) fill="none" stroke=(one.ink())
                     stroke-width="2" stroke-linejoin="round" stroke-dasharray=[one.dashes()] {}
             }
-            // Where points lie close, markers would hide the line.
+            // Markers would hide the line if points were closer.
             @if frame.slot > 9.0 { @for (at, tip) in &line { (one.marker(*at, tip)) } }
         }
     };
     frame.around(title, series, &shapes)
 }
 
-/// Bars in groups, a group for each place.
+/// Bar plot with a group of bars for each position.
 pub fn bars(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plot {
     let frame = Frame::new(axes, series, width);
     let thick = (0.76 * frame.slot / series.len().max(1) as f64).min(34.0);
@@ -186,7 +186,7 @@ pub fn bars(title: &str, axes: &Axes<'_>, series: &[Series], width: f64) -> Plot
     frame.around(title, series, &shapes)
 }
 
-/// A row for each place with a dot for each series, from 0 to 100 %.
+/// Dot plot with a row for each position and a dot for each series, from 0 to 100 %.
 pub fn dots(title: &str, places: &[String], series: &[Series], width: f64) -> Plot {
     let row = if places.len() > 40 { 15.0 } else { 22.0 };
     let left = widest(places, 22).max(30.0) + 20.0;
@@ -202,7 +202,7 @@ pub fn dots(title: &str, places: &[String], series: &[Series], width: f64) -> Pl
             @let y = TOP + (index as f64 + 0.5) * row;
             @let value = |one: &Series| one.values.get(index).copied().flatten().filter(|value| value.is_finite());
             @let ends = series.iter().filter_map(value).fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
-            (text((left - 9.0, y + 4.0), "end", &cut(place, 22)))
+            (text((left - 9.0, y + 4.0), "end", &shortened(place, 22)))
             @if ends.0 < ends.1 { (line((x(ends.0), y), (x(ends.1), y), "quiet")) }
             @for (value, one) in series.iter().filter_map(|one| Some((value(one)?, one))) {
                 (one.marker((x(value), y), &format!("{}, {place}: {value:.2} %", one.name)))
@@ -226,9 +226,9 @@ mod tests {
     }
 
     #[test]
-    fn a_plot_of_nothing_and_of_wild_values_is_still_a_plot() {
-        let wild = vec![Some(f64::INFINITY), Some(-1e300)];
-        for values in [vec![], vec![None], vec![Some(f64::NAN)], wild, vec![Some(0.0)]] {
+    fn empty_and_infinite_values_give_valid_plots() {
+        let extreme = vec![Some(f64::INFINITY), Some(-1e300)];
+        for values in [vec![], vec![None], vec![Some(f64::NAN)], extreme, vec![Some(0.0)]] {
             let axes = Axes { x: "x", percent: false, places: vec!["<1>".into(); 2], groups: Vec::new() };
             let series =
                 [Series { name: "a & b\u{1}".into(), colour: 9, dashed: true, values, band: vec![None; 2] }];

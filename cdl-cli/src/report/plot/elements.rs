@@ -1,9 +1,9 @@
-//! Elements of plots: series, texts, lines, and the drawing that they make up.
+//! Elements of plots: series, texts, lines and whole drawings.
 
 use maud::{Markup, PreEscaped, html};
 
-/// Variables of the page: name, value on a light page, value on a dark one. `s0` and so on are the colours of series, taken
-/// from Okabe and Ito: colour-blind readers can tell them apart.
+/// CSS variables: name, value on a light page, value on a dark page. The colours of series, `s0` and so on, are based
+/// on the palette of Okabe and Ito, which colour-blind readers can distinguish.
 pub const PALETTE: [(&str, &str, &str); 11] = [
     ("page", "#ffffff", "#15181c"),
     ("ink", "#1d2329", "#e4e7ea"),
@@ -17,12 +17,12 @@ pub const PALETTE: [(&str, &str, &str); 11] = [
     ("s5", "#3a3f8f", "#9aa0f0"),
     ("s6", "#6b6b6b", "#b5b5b5"),
 ];
-/// Classes of texts.
+/// CSS classes of texts.
 pub const STYLE: &str = ".heading{font-size:14px;font-weight:600}.quiet{fill:var(--quiet)}.small{font-size:10px}\
                          .middle{text-anchor:middle}.end{text-anchor:end}";
 /// Number of colours of series in the palette.
 const COLOURS: usize = 7;
-/// Corners of the markers of series, in pixels from their centre. The first marker has none: it is a circle.
+/// Corners of the series' markers, in pixels from their centre. The first marker has no corners: it is a circle.
 const MARKERS: [&[(f64, f64)]; 5] = [
     &[],
     &[(-3.5, -3.5), (3.5, -3.5), (3.5, 3.5), (-3.5, 3.5)],
@@ -31,18 +31,18 @@ const MARKERS: [&[(f64, f64)]; 5] = [
     &[(0.0, 4.4), (4.2, -3.4), (-4.2, -3.4)],
 ];
 
-/// One line, or one bar or dot in each group.
+/// Series of values: a line, or a bar or dot at each position.
 #[derive(Default)]
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// Number of its colour and marker.
+    /// Index of its colour and marker.
     pub colour: usize,
-    /// Whether the line is dashed and the marker hollow.
+    /// True if the line is dashed and the markers are hollow.
     pub dashed: bool,
-    /// Values by place; `None` where the series has none.
+    /// Values by position; `None` if missing.
     pub values: Vec<Option<f64>>,
-    /// Lower and upper end of a shaded band by place; empty for a series without a band.
+    /// Lower and upper end of a shaded band by position; empty for a series without a band.
     pub band: Vec<Option<(f64, f64)>>,
 }
 
@@ -59,7 +59,7 @@ impl Series {
         self.dashed.then_some("6 4")
     }
 
-    /// Small shape at a point, with a tip.
+    /// Marker at a point, with a tooltip.
     pub fn marker(&self, (x, y): (f64, f64), tip: &str) -> Markup {
         let (fill, ink) = (self.fill(), self.ink());
         html! {
@@ -72,26 +72,26 @@ impl Series {
     }
 }
 
-/// A drawing and its size.
+/// Drawing with its title and size.
 pub struct Plot {
-    /// Heading, also for readers who do not see the drawing.
+    /// Title, which is also the description for screen readers.
     pub title: String,
-    /// Width in pixels of the page.
+    /// Width in CSS pixels.
     pub width: f64,
-    /// Height in pixels of the page.
+    /// Height in CSS pixels.
     pub height: f64,
     /// Elements of the drawing below its title.
     pub body: Markup,
 }
 
 impl Plot {
-    /// Element for a page. It shrinks with the page down to a width at which it can still be read.
+    /// Element for a page. It shrinks with the page, down to a width at which it remains legible.
     pub fn inline(&self) -> Markup {
         let least = self.width.min((0.62 * self.width).max(300.0));
         self.element(Some(format!("width:{:.0}px;max-width:100%;min-width:{least:.0}px", self.width)))
     }
 
-    /// SVG file of its own, on white.
+    /// Contents of an SVG file, on a white background.
     pub fn standalone(&self) -> String {
         let svg = self.element(None).into_string();
         let light = |svg: String, (name, light, _): &(&str, &str, &str)| {
@@ -100,7 +100,7 @@ impl Plot {
         printable(&PALETTE.iter().fold(svg, light)) + "\n"
     }
 
-    /// Element with a style of its own on a page, or with classes and a size in a file.
+    /// SVG element: with a `style` for a page, or with style sheet and size for a file.
     fn element(&self, on_page: Option<String>) -> Markup {
         let (width, height) = (format!("{:.0}", self.width), format!("{:.0}", self.height));
         html! {
@@ -116,7 +116,7 @@ impl Plot {
     }
 }
 
-/// Replaces control characters, which XML does not have.
+/// Replaces control characters, which XML does not allow.
 pub fn printable(markup: &str) -> String {
     markup.replace(|c: char| c.is_control() && !matches!(c, '\n' | '\t'), "\u{fffd}")
 }
@@ -126,7 +126,7 @@ pub fn text((x, y): (f64, f64), class: &str, what: &str) -> Markup {
     html! { text x=(px(x)) y=(px(y)) class=(class) { (what) } }
 }
 
-/// Text that reads upwards.
+/// Text rotated by 90 degrees, read from bottom to top.
 pub fn upright((x, y): (f64, f64), class: &str, what: &str) -> Markup {
     let (x, y) = (px(x), px(y));
     html! { text x=(x) y=(y) class=(class) transform={ "rotate(-90 " (x) " " (y) ")" } { (what) } }
@@ -136,30 +136,30 @@ pub fn line((x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str) -> Markup 
     html! { line x1=(px(x1)) y1=(px(y1)) x2=(px(x2)) y2=(px(y2)) stroke={ "var(--" (colour) ")" } {} }
 }
 
-/// Length in pixels with one digit after the point.
+/// Formats a length in pixels with one decimal.
 pub fn px(length: f64) -> String {
     format!("{length:.1}")
 }
 
-/// Corners of a polyline or polygon.
+/// Formats the corners of a polyline or polygon.
 pub fn points(points: impl Iterator<Item = (f64, f64)>) -> String {
     points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect::<Vec<_>>().join(" ")
 }
 
-/// Approximate width in pixels of a text of 12 px.
-pub fn wide(text: &str) -> f64 {
+/// Approximate width in pixels of a text at 12 px.
+pub fn text_width(text: &str) -> f64 {
     6.7 * text.chars().count() as f64
 }
 
-/// Approximate width in pixels of the longest of `names`, each cut to `most` characters.
-pub fn widest(names: &[String], most: usize) -> f64 {
-    names.iter().map(|name| wide(&cut(name, most))).fold(0.0, f64::max)
+/// Approximate width in pixels of the longest of `names`, each shortened to `limit` characters.
+pub fn widest(names: &[String], limit: usize) -> f64 {
+    names.iter().map(|name| text_width(&shortened(name, limit))).fold(0.0, f64::max)
 }
 
-/// `text`, cut where it would be longer than `most` characters.
-pub fn cut(text: &str, most: usize) -> String {
-    match text.chars().count() > most {
-        true => text.chars().take(most - 1).chain(['…']).collect(),
+/// Shortens a text to `limit` characters.
+pub fn shortened(text: &str, limit: usize) -> String {
+    match text.chars().count() > limit {
+        true => text.chars().take(limit - 1).chain(['…']).collect(),
         false => text.into(),
     }
 }

@@ -1,4 +1,4 @@
-//! Heat maps: drawn cell by cell, or as an image where there are too many cells.
+//! Heat maps, drawn cell by cell or, for many cells, as an image.
 
 use std::io::Cursor;
 
@@ -6,30 +6,30 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use image::{ImageFormat, Rgb, RgbImage};
 use maud::{Markup, html};
 
-use super::elements::{Plot, cut, line, px, text, upright, wide, widest};
+use super::elements::{Plot, line, px, shortened, text, text_width, upright, widest};
 
 /// Cell of a heat map.
 pub struct Cell {
-    /// Darkness from 0 to 1; where values have a sign, from -1 to 1.
+    /// Shade from 0 to 1, or from -1 to 1 for signed values.
     pub shade: f64,
-    /// Text written in the cell where there is room.
+    /// Text in the cell, if there is room.
     pub label: String,
-    /// Text shown by the pointer.
+    /// Tooltip.
     pub tip: String,
 }
 
-/// Meaning of the shades of a heat map, drawn below it.
+/// Legend of the shades, drawn below a heat map.
 pub struct Key {
     /// Name of the shaded quantity.
     pub what: &'static str,
-    /// Names of the lowest and of the highest shade.
+    /// Labels of the lowest and of the highest shade.
     pub ends: (String, String),
-    /// Whether shades go from -1 to 1 instead of from 0. Zero is white then; cells below zero have another colour, and a
-    /// stroke that tells them apart in grey as well.
+    /// True if shades go from -1 to 1. Zero is white; negative cells have another colour and a minus sign, which is
+    /// visible in greyscale, too.
     pub signed: bool,
 }
 
-/// Names of the axes above and beside a heat map.
+/// Names of the vertical and horizontal axis, beside and above a heat map.
 fn axis_names((vertical, horizontal): (&str, &str), across: f64, down: f64) -> Markup {
     html! {
         (text((across, 46.0), "quiet middle", horizontal))
@@ -37,8 +37,8 @@ fn axis_names((vertical, horizontal): (&str, &str), across: f64, down: f64) -> M
     }
 }
 
-/// Rows of cells, each made from row, column and value, with names beside and above them. `names` and `axes` are those of
-/// rows, then those of columns.
+/// Heat map of `rows`, with names beside and above the cells. `cell` makes a cell from row, column and value; `axes`
+/// are the names of the vertical and the horizontal axis.
 pub fn heat<V>(
     title: &str,
     (beside, above): (&[String], &[String]),
@@ -61,19 +61,19 @@ pub fn heat<V>(
     let down = if beside.len() <= 24 && !labelled { 20.0 } else { size.min(38.0) };
     let (across, high) = (size * above.len() as f64, down * beside.len() as f64);
     let middle = top + high / 2.0;
-    let width = (left + across + 16.0).max(wide(title) * 1.25 + 24.0);
-    // The name of the vertical axis may be longer than all rows together.
-    let height = (top + high + 12.0).max(middle + wide(axes.0) / 2.0 + 6.0);
+    let width = (left + across + 16.0).max(text_width(title) * 1.25 + 24.0);
+    // The name of the vertical axis may be longer than the rows are high.
+    let height = (top + high + 12.0).max(middle + text_width(axes.0) / 2.0 + 6.0);
     let (scale, needed, more) = key.map(|key| scale(key, height + 4.0)).unwrap_or_default();
     let body = html! {
         (axis_names(axes, left + across / 2.0, middle))
         @for (index, name) in above.iter().enumerate() {
-            @let (x, name) = (left + (index as f64 + 0.5) * size, cut(name, 18));
+            @let (x, name) = (left + (index as f64 + 0.5) * size, shortened(name, 18));
             @if turned { (upright((x + 4.0, top - 8.0), small, &name)) } @else { (text((x, top - 8.0), "middle", &name)) }
         }
         @for (index, (name, values)) in beside.iter().zip(rows).enumerate() {
             @let y = top + index as f64 * down;
-            (text((left - 8.0, y + down / 2.0 + 4.0), &format!("end {small}"), &cut(name, 18)))
+            (text((left - 8.0, y + down / 2.0 + 4.0), &format!("end {small}"), &shortened(name, 18)))
             @for (column, value) in values.iter().enumerate() {
                 @let Cell { shade, label, tip } = cell(index, column, value);
                 @let x = left + column as f64 * size;
@@ -92,15 +92,15 @@ pub fn heat<V>(
     Plot { title: title.into(), width: width.max(needed), height: height + more, body }
 }
 
-/// All shades in a row with the names of their ends, below `top`, and the width and height that they take.
+/// Scale of shades with labels at its ends, below `top`. Returns it with its width and height.
 fn scale(key: &Key, top: f64) -> (Markup, f64, f64) {
     const STEP: f64 = 10.0;
-    let (low, high) = (wide(&key.ends.0) + 18.0, wide(&key.ends.1) + 16.0);
+    let (low, high) = (text_width(&key.ends.0) + 18.0, text_width(&key.ends.1) + 16.0);
     let (y, end) = (top + 20.0, low + 21.0 * STEP);
     let drawn = html! {
         (text((10.0, top + 12.0), "quiet", key.what))
         @for step in 0..=20 {
-            // Zero lies in the middle of the middle step.
+            // Zero is in the centre of the middle step.
             @let shade = if key.signed { f64::from(step - 10) / 10.0 } else { f64::from(step) / 20.0 };
             @let x = low + f64::from(step) * STEP;
             rect x=(px(x)) y=(px(y)) width=(STEP) height="14" fill=(colour(shade, key.signed)) {}
@@ -114,22 +114,22 @@ fn scale(key: &Key, top: f64) -> (Markup, f64, f64) {
         (text((low - 6.0, y + 11.0), "end", &key.ends.0))
         (text((end + 6.0, y + 11.0), "", &key.ends.1))
     };
-    (drawn, (end + high).max(wide(key.what) + 20.0), 52.0)
+    (drawn, (end + high).max(text_width(key.what) + 20.0), 52.0)
 }
 
-/// Colour that can be read on a shade.
+/// Text colour with sufficient contrast on a shade.
 fn ink(shade: f64) -> &'static str {
     if shade.abs() > 0.5 { "#ffffff" } else { "#10161c" }
 }
 
-/// Stroke in a cell below zero.
+/// Minus sign in a negative cell.
 fn minus((x, y): (f64, f64), shade: f64) -> Markup {
     html! { line x1=(px(x - 2.5)) y1=(px(y)) x2=(px(x + 2.5)) y2=(px(y)) stroke=(ink(shade)) stroke-width="1.4" {} }
 }
 
-/// Square heat map as an image with a pixel for each cell, which stretches without blurring; `None` if there is nothing to
-/// show. `shades` go from 0 to 1, cells that a row lacks stay white; `groups` are the places at which a group of rows, and of
-/// columns, begins, each with its name.
+/// Square heat map as an image with a pixel for each cell, scaled without blurring; `None` if it cannot be encoded.
+/// `shades` go from 0 to 1, and missing cells are white. `groups` are the positions at which a group of rows and
+/// columns begins, with its name.
 pub fn picture(
     title: &str,
     axes: (&str, &str),
@@ -157,18 +157,19 @@ pub fn picture(
                 (line((left + at, top), (left + at, top + side), "rule"))
                 (line((left, top + at), (left + side, top + at), "rule"))
             }
-            @let name = cut(name, 6);
-            @if wide(&name) < cell * end.saturating_sub(*start) as f64 {
+            @let name = shortened(name, 6);
+            @if text_width(&name) < cell * end.saturating_sub(*start) as f64 {
                 (text((left + middle, top - 7.0), "middle", &name))
             }
             (text((left - 7.0, top + middle + 4.0), "end", &name))
         }
     };
-    let width = (left + side + 16.0).max(wide(title) * 1.25 + 24.0);
+    let width = (left + side + 16.0).max(text_width(title) * 1.25 + 24.0);
     Some(Plot { title: title.into(), width, height: top + side + 12.0, body })
 }
 
-/// Colour of a shade: from pale to dark blue; with a sign, from dark brown by white to dark blue. Brown is as dark as blue.
+/// Colour of a shade: pale to dark blue, or for signed values dark brown through white to dark blue. Brown is as dark
+/// as blue.
 fn rgb(shade: f64, signed: bool) -> [u8; 3] {
     const BLUE: [f64; 3] = [8.0, 58.0, 120.0];
     let (from, to) = match signed {
@@ -190,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signs_are_seen_in_colour_and_in_grey() {
+    fn negative_values_are_visible_in_colour_and_greyscale() {
         let cell =
             |_: usize, _: usize, shade: &f64| Cell { shade: *shade, label: String::new(), tip: "tip".into() };
         let names: Vec<String> = (0..30).map(|number| number.to_string()).collect();
@@ -198,8 +199,8 @@ mod tests {
         let key = Key { what: "weight", ends: ("-0.5".into(), "0.5".into()), signed: true };
         let below = &names[..1];
         let plot = heat("t", (below, &names), ("a", "b"), &[row], cell, Some(&key));
-        let (cells, scale) = plot.body.0.split_once(">weight<").expect("what is shaded is said");
-        // 15 of 30 are below zero, and 10 of 21 on the scale.
+        let (cells, scale) = plot.body.0.split_once(">weight<").expect("a scale with its quantity");
+        // 15 of 30 cells are negative, and 10 of 21 steps of the scale.
         assert_eq!(cells.matches("stroke-width=\"1.4\"").count(), 15);
         assert_eq!(scale.matches("stroke-width=\"1.4\"").count(), 10);
         for text in ["#7a2c04", "#ffffff", "#083a78", ">-0.5<", ">0.5<", ">0<"] {

@@ -1,4 +1,4 @@
-//! Plots as SVG. Colours are variables of the page (`var(--ink)`); files of their own have values in their place.
+//! Plots as SVG. Colours are CSS variables (`var(--ink)`) on pages and constants in files.
 
 mod axes;
 mod elements;

@@ -1,4 +1,4 @@
-//! Running the program as a user does.
+//! Functions that run the program as a user does.
 
 pub mod exports;
 #[cfg(unix)]
@@ -9,12 +9,12 @@ use std::{
     process::{Command, Output},
 };
 
-/// The repository, where configurations are.
+/// Root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The program, to be run in the repository with nothing of the caller's environment that could change a configuration.
+/// Command that runs the program in the repository, without environment variables that could change a configuration.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
     for (name, _) in
@@ -26,24 +26,24 @@ pub fn command() -> Command {
     command
 }
 
-/// `cdl ARGS`.
+/// Runs `cdl ARGS`.
 pub fn cdl(args: &[&str]) -> Output {
     command().args(args).output().expect("cdl starts")
 }
 
-/// `cdl ARGS`, which works.
-pub fn done(args: &[&str]) -> Output {
+/// Runs `cdl ARGS` and asserts success.
+pub fn succeed(args: &[&str]) -> Output {
     let output = cdl(args);
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     output
 }
 
-/// What it said on standard error.
-pub fn said(output: &Output) -> String {
+/// Standard error as text.
+pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Options that make the quickstart a matter of seconds.
+/// Options that shorten the quickstart to a few seconds.
 pub const SMALL: [&str; 8] = [
     "--set",
     "epochs=1",
@@ -55,7 +55,7 @@ pub const SMALL: [&str; 8] = [
     "stream.test_per_class=5",
 ];
 
-/// Two tasks of five classes, two steps each: a run in about a second.
+/// Options that shorten the quickstart to about a second: two tasks of five classes with two steps each.
 pub const TINY: [&str; 10] = [
     "--set",
     "epochs=1",

@@ -1,4 +1,4 @@
-//! Sweeps, and what they leave.
+//! Functions that run sweeps and read their files.
 
 use std::{
     fs::{self, File},
@@ -11,16 +11,16 @@ use std::{
 
 use serde_json::Value;
 
-use super::{TINY, command, said};
+use super::{TINY, command, stderr};
 
-/// Everything that is written about a sweep and says nothing of when and where it ran.
+/// Files of a sweep that do not depend on when and where it ran.
 const TABLES: [&str; 5] = ["sweep.csv", "sweep.md", "sweep.tex", "summary.json", "accuracy.svg"];
 
 pub fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8 path")
 }
 
-/// `cdl sweep` of the quickstart into `dir`, a matter of seconds.
+/// Arguments of a short `cdl sweep` of the quickstart into `dir`.
 pub fn sweep<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     [&["sweep", "configs/quickstart.toml", "--out", path(dir)][..], &TINY, more].concat()
 }
@@ -45,7 +45,7 @@ pub fn states(dir: &Path) -> Vec<(String, String)> {
     cells.map(|cell| (word(&cell["name"]), word(&cell["state"]))).collect()
 }
 
-/// State of one cell, and the reason beside it.
+/// State of one cell, and its reason.
 pub fn state(dir: &Path, cell: &str) -> (String, String) {
     let manifest = json(&dir.join("sweep.json"));
     let found = manifest["cells"].as_array().expect("cells").iter().find(|entry| entry["name"] == cell);
@@ -54,8 +54,8 @@ pub fn state(dir: &Path, cell: &str) -> (String, String) {
     (word("state"), word("reason"))
 }
 
-/// Takes a cell as another process does, until the file is closed.
-pub fn hold(dir: &Path, cell: &str) -> File {
+/// Locks a cell as another process would, until the file is closed.
+pub fn lock_cell(dir: &Path, cell: &str) -> File {
     let logs = dir.join("logs");
     fs::create_dir_all(&logs).expect("folder");
     let mut file = File::create(logs.join(format!("{cell}.lock"))).expect("file");
@@ -64,7 +64,7 @@ pub fn hold(dir: &Path, cell: &str) -> File {
     file
 }
 
-/// Waits for the processes that run cells of `dir`.
+/// Waits until no process runs a cell of `dir`.
 pub fn wait_for_cells(dir: &Path) {
     for file in fs::read_dir(dir.join("logs")).expect("folder").flatten() {
         if file.path().extension().is_some_and(|end| end == "lock") {
@@ -73,7 +73,7 @@ pub fn wait_for_cells(dir: &Path) {
     }
 }
 
-/// A process that does not outlive its test.
+/// Child process that is killed on drop.
 pub struct Started(Option<Child>);
 
 impl Started {
@@ -85,17 +85,17 @@ impl Started {
         Self::new(command().args(args))
     }
 
-    /// Waits until a file is there and has something in it, which it keeps.
+    /// Waits until a file exists and is not empty.
     pub fn wait_for(&mut self, file: impl Fn() -> Option<PathBuf>) {
-        let there = || file().is_some_and(|file| fs::metadata(file).is_ok_and(|about| about.len() > 0));
-        while !there() {
+        let exists = || file().is_some_and(|file| fs::metadata(file).is_ok_and(|about| about.len() > 0));
+        while !exists() {
             let ended = self.0.as_mut().expect("a process").try_wait().expect("child");
-            assert!(ended.is_none(), "it ended before: {}", said(&self.end()));
+            assert!(ended.is_none(), "the process ended too early: {}", stderr(&self.end()));
             sleep(Duration::from_millis(5));
         }
     }
 
-    /// Asks it to stop.
+    /// Sends SIGTERM and waits for the end.
     pub fn stop(self) -> Output {
         let id = self.0.as_ref().expect("a process").id();
         assert!(Command::new("kill").args(["-TERM", &id.to_string()]).status().expect("kill").success());
@@ -124,7 +124,7 @@ impl Drop for Started {
     }
 }
 
-/// A file of the first cell of `dir` that has it.
+/// Returns the file `name` of the first cell of `dir` that has it.
 pub fn of_any_cell(dir: &Path, name: &str) -> Option<PathBuf> {
     let cells = fs::read_dir(dir.join("cells")).ok()?;
     cells.flatten().map(|cell| cell.path().join(name)).find(|file| file.exists())
