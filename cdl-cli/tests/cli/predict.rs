@@ -259,7 +259,7 @@ fn what_is_damaged_is_named() {
                 edit("model.json", "\"start\": 5", "\"start\": 4");
                 reckon()
             }),
-            ["model.json", "`tasks` has 4..10"],
+            ["model.json", "`tasks` contains 4..10"],
         ),
         (
             "a batch of nothing",
