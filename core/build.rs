@@ -23,8 +23,7 @@ fn main() -> io::Result<()> {
     let mut hasher = DefaultHasher::new();
     let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
     for (folder, counts) in [("src", true), ("kernels/src", true), ("kernels/cuda", cuda)] {
-        // In a package from a registry this folder is missing: there the kernels are a dependency
-        // with a version.
+        // In a package from a registry this folder is missing: there the kernels are a dependency with a version.
         let path = root.join(folder);
         if !path.exists() {
             continue;

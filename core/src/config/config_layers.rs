@@ -51,8 +51,7 @@ pub struct ConfigLayers {
 pub(super) struct Layer {
     metadata: Metadata,
     values: Dict,
-    /// Whether the layer comes from an environment variable or `--set`. All of these count as one layer, in any
-    /// order.
+    /// Whether the layer comes from an environment variable or `--set`. All of these count as one layer, in any order.
     is_override: bool,
 }
 

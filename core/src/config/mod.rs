@@ -163,8 +163,7 @@ impl Config {
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
     }
 
-    /// Fills in the defaults of every plugin's settings and checks what the types cannot express. Returns all
-    /// errors.
+    /// Fills in the defaults of every plugin's settings and checks what the types cannot express. Returns all errors.
     fn complete(&mut self, unregistered: Unregistered) -> Vec<Error> {
         let mut run = self.run.clone();
         let mut errors = Vec::new();

@@ -102,8 +102,7 @@ pub struct RunConfig {
     /// Seed of all random numbers: initial values, class order, batch order, augmentation.
     #[serde(default)]
     pub seed: u64,
-    /// `published` or `corrected`: the defaults of settings in which the published code differs from the
-    /// papers.
+    /// `published` or `corrected`: the defaults of settings in which the published code differs from the papers.
     #[serde(default)]
     pub mode: Mode,
     /// Epochs of each task, for the teacher and for the student.
@@ -121,16 +120,14 @@ pub struct RunConfig {
     /// Precision of the frozen networks: `float32`, or on a GPU `tf32` or `bf16`.
     #[serde(default)]
     pub precision: Precision,
-    /// Whether the teacher is trained and tested. `false` (student alone) requires a distiller that needs no
-    /// teacher.
+    /// Whether the teacher is trained and tested. `false` (student alone) requires a distiller that needs no teacher.
     #[serde(default = "default_true")]
     pub train_teacher: bool,
     /// Whether the student is trained and tested. `false` trains the teacher alone.
     #[serde(default = "default_true")]
     pub train_student: bool,
-    /// Frozen network that computes the teacher's query: the `student`'s (as published; the keys of both networks
-    /// then have the student's width) or its `own`. Default: student in mode `published`, own in mode
-    /// `corrected`.
+    /// Frozen network that computes the teacher's query: the `student`'s (as published; the keys of both networks then
+    /// have the student's width) or its `own`. Default: student in mode `published`, own in mode `corrected`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<QuerySource>,
     /// Source of the images, and their split into tasks.

@@ -158,9 +158,8 @@ pub trait Backbone: Send + Sync {
     /// Shapes that do not fit the network.
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
 
-    /// Returns the multiply-adds of one image with an injection of these lengths, for the run record. By default,
-    /// those of a plain vision transformer of the sizes in [`Backbone::spec`]: no registers, hidden layers of width
-    /// `4 D`.
+    /// Returns the multiply-adds of one image with an injection of these lengths, for the run record. By default, those
+    /// of a plain vision transformer of the sizes in [`Backbone::spec`]: no registers, hidden layers of width `4 D`.
     fn macs(&self, lengths: &Lengths) -> Macs {
         Transformer::plain(self.spec()).macs(lengths)
     }

@@ -139,7 +139,7 @@ pub trait TaskStream: Send + Sync {
         Vec::new()
     }
 
-    /// Returns the access to images that may be damaged, or `None` for a stream without image files.
+    /// Returns the interface of image files, which may be damaged, or `None` for a stream without image files.
     fn image_files(&self) -> Option<&dyn ImageFiles> {
         None
     }

@@ -236,8 +236,7 @@ fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> usize {
 }
 
 /// Returns the number of images that fit into `free` bytes. Each takes the pixels, the activations of a block
-/// (residual, normalised residual, queries, keys, values, hidden layer and output of the MLP) and its attention
-/// scores.
+/// (residual, normalised residual, queries, keys, values, hidden layer and output of the MLP) and its attention scores.
 fn max_batch(free: u64, spec: &BackboneSpec) -> usize {
     let [side, width, heads, tokens] =
         [spec.image_size, spec.width, spec.heads, spec.patches + 1].map(|size| size as u64);

@@ -91,7 +91,7 @@ fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
 /// Checks that a folder contains nothing but an exported model.
 fn only_exported(root: &Path) -> Result<()> {
     let refuse =
-        |file: &Path, what: &str| fail(file, format!("{what}; it is not overwritten, choose another folder"));
+        |file: &Path, what: &str| fail(file, format!("{what} and is not overwritten; choose another folder"));
     let model = root.join(MODEL);
     let bytes = fs::read(&model).unwrap_or_default();
     let Ok(description) = serde_json::from_slice::<Description>(&bytes) else {
