@@ -2,7 +2,7 @@
 
 use cdl_core::{
     error::Error,
-    run::export::{LARGEST_BATCH, Predictor},
+    run::export::{MAX_BATCH, Predictor},
 };
 
 use crate::failure::Failure;
@@ -12,11 +12,11 @@ use crate::failure::Failure;
 /// # Errors
 /// Fails if the requested batch does not fit into memory.
 pub fn batch_size(model: &Predictor, option: &str, requested: Option<usize>) -> Result<usize, Failure> {
-    let (limit, run) = (model.most_images(), model.description().batch_size);
+    let (limit, run) = (model.max_batch(), model.description().batch_size);
     match requested {
         Some(size) if (1..=limit).contains(&size) => Ok(size),
         Some(size) => {
-            let reason = if limit < LARGEST_BATCH { " (limited by free memory)" } else { "" };
+            let reason = if limit < MAX_BATCH { " (limited by free memory)" } else { "" };
             let expected = format!("expected 1 to {limit}{reason}");
             let (origin, key) = ("command line".into(), option.into());
             Err(Error::Setting { origin, key, value: size.to_string(), expected }.into())

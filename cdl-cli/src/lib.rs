@@ -64,12 +64,12 @@ pub unsafe fn start_with_plugins() -> ExitCode {
 ///
 /// # Safety
 /// Must be the first call in `main`, while no other thread runs, because it sets environment variables
-/// ([`threads::settle`](cdl_core::system::threads::settle)).
+/// ([`threads::configure`](cdl_core::system::threads::configure)).
 pub unsafe fn start() -> ExitCode {
     let cli = Cli::parse();
     // SAFETY: parsing arguments starts no thread, and the caller guarantees that none runs.
-    unsafe { cdl_core::system::threads::settle(cli.threads) };
-    cdl_core::system::panics::keep_quiet();
+    unsafe { cdl_core::system::threads::configure(cli.threads) };
+    cdl_core::system::panics::silence_caught();
     cdl_plugins::link();
     let profile = matches!(cli.command, Command::Bench(_)).then(Profile::default);
     let log = logging::start(cli.quiet, cli.verbose, profile.clone());

@@ -74,13 +74,13 @@ pub fn continue_run(root: &Path, config: &Config, start: Instant, log: &Log) -> 
         Some(checkpoint) => {
             let (metrics, spent) = (checkpoint.meta.metrics_bytes, checkpoint.meta.wall_seconds);
             let from = checkpoint.restore(&mut experiment.trainer, experiment.stream.as_ref())?;
-            directory.cut_metrics(metrics)?;
+            directory.truncate_metrics(metrics)?;
             tracing::info!("resuming at {}", from.position.describe(&experiment.trainer.settings.roles));
             (from, spent)
         }
         None => {
             tracing::warn!("{}: no readable checkpoint; the run starts from the beginning", root.display());
-            directory.cut_metrics(0)?;
+            directory.truncate_metrics(0)?;
             (RunState::default(), 0.0)
         }
     };

@@ -87,7 +87,7 @@ impl Training {
         // A plugin's panic ends the run like an error: finished tasks are kept.
         let result = cdl_core::registry::catch(|| experiment.trainer.run_from(from, stream, &mut on_event));
         progress.finish();
-        result.map_err(|error| failure(&error, &signals, finished, &path, directory.keeps_checkpoints()))?;
+        result.map_err(|error| failure(&error, &signals, finished, &path, directory.writes_checkpoints()))?;
         // The results are complete: files that are no longer needed must not make the run fail.
         if let Err(error) = directory.finish() {
             tracing::warn!("the checkpoints of the finished run cannot be removed: {}", first_line(&error));

@@ -1,5 +1,5 @@
-//! The one source of randomness. Every consumer derives its own generator from the run's seed and a label, so adding
-//! a consumer never changes what another one draws, and nothing depends on thread timing.
+//! Seeded random numbers, the only source of randomness. Every consumer derives its own generator from the run's seed
+//! and a label. Adding a consumer therefore never changes what another one draws, and thread timing has no influence.
 
 use candle_core::{Device, Tensor};
 use rand::{Rng as _, RngExt, SeedableRng, seq::SliceRandom};
@@ -17,12 +17,12 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// The root generator of a run.
+    /// Creates the root generator of a run.
     pub fn new(seed: u64) -> Self {
         Self::from_key(Sha256::digest(seed.to_le_bytes()).into())
     }
 
-    /// A generator of its own for `label`, the same whatever has been drawn from `self` before.
+    /// Returns the generator of `label`. Draws from `self` have no influence on it.
     pub fn derive(&self, label: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.key);
@@ -34,7 +34,7 @@ impl Rng {
         Self { key, generator: ChaCha8Rng::from_seed(key) }
     }
 
-    /// Float32 tensor with entries uniform in `[low, high)`.
+    /// Draws a float32 tensor with entries uniform in `[low, high)`.
     pub fn uniform(&mut self, shape: &[usize], low: f32, high: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> =
@@ -42,19 +42,19 @@ impl Rng {
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
-    /// Float32 tensor with normal entries of mean 0 and standard deviation `std`.
+    /// Draws a float32 tensor with normal entries of mean 0 and standard deviation `std`.
     pub fn normal(&mut self, shape: &[usize], std: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> = (0..count).map(|_| std * self.standard_normal() as f32).collect();
         Ok(Tensor::from_vec(values, shape, device)?)
     }
 
-    /// One draw from the standard normal distribution.
+    /// Draws a number from the standard normal distribution.
     pub fn standard_normal(&mut self) -> f64 {
         StandardNormal.sample(&mut self.generator)
     }
 
-    /// Puts `items` in random order.
+    /// Shuffles `items`.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         items.shuffle(&mut self.generator);
     }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn derived_generators_depend_on_seed_and_label_alone() -> Result<()> {
+    fn derived_generators_depend_only_on_seed_and_label() -> Result<()> {
         let draw = |rng: &mut Rng| rng.next_u64();
         let mut root = Rng::new(7);
         let before = draw(&mut root.derive("a"));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn uniform_and_normal_have_the_right_moments() -> Result<()> {
+    fn uniform_and_normal_tensors_have_the_stated_mean_and_variance() -> Result<()> {
         let mut rng = Rng::new(0);
         let uniform = rng.uniform(&[20_000], -1.0, 3.0, &Device::Cpu)?.to_vec1::<f32>()?;
         assert!(uniform.iter().all(|v| (-1.0..3.0).contains(v)));

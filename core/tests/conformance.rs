@@ -1,4 +1,4 @@
-//! The conformance kit finds each promise that a plugin can break, and has nothing to say about one that keeps them all.
+//! The conformance kit finds every violation of the contracts of learners and distillers, and accepts valid plugins.
 
 use std::{
     cell::Cell,
@@ -19,7 +19,7 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is wrong with the distiller below.
+/// Fault of the distiller below.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Fault {
@@ -45,7 +45,7 @@ enum Fault {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct FaultyConfig {
-    /// What is wrong.
+    /// Fault of the distiller.
     fault: Fault,
 }
 
@@ -60,7 +60,8 @@ cdl_core::register!(Distiller {
     )?) as Box<dyn Distiller>),
 });
 
-/// Draws the student's CLS token, scaled entry by entry, to the first entries of the teacher's.
+/// Distiller that minimises the distance of the student's CLS token, scaled by a trainable vector, to the first entries
+/// of the teacher's.
 struct Faulty {
     fault: Fault,
     scale: NamedVar,
@@ -126,7 +127,7 @@ impl Distiller for Faulty {
         let goal = require_teacher(teacher)?.features.cls.narrow(1, 0, cls.dim(1)?)?;
         let scaled = cls.broadcast_mul(self.scale.tensor())?;
         let mut scaled = match self.fault {
-            // Half of the dependence is cut off: there is a gradient, but not the derivative.
+            // Half of the dependence is detached: there is a gradient, but it is not the derivative.
             Fault::GradientLost => ((&scaled * 0.5)? + (scaled.detach() * 0.5)?)?,
             // The value of x with the gradient of 1.2 x.
             Fault::GradientScaled => ((&scaled * 1.2)? - (scaled.detach() * 0.2)?)?,
@@ -173,17 +174,17 @@ impl Distiller for Faulty {
 }
 
 #[test]
-fn every_broken_promise_of_a_distiller_is_found() {
+fn every_contract_violation_of_a_distiller_is_found() {
     for (fault, words) in [
         ("gradient_lost", "is the derivative of the student loss"),
         ("gradient_scaled", "is the derivative of the student loss"),
         ("predicts_silently", "says so by `predicts`"),
         ("injects_penalty", "a distiller's penalty is a loss term"),
-        ("term_of_taken_name", "the name of a loss term is its own"),
+        ("term_of_taken_name", "names of loss terms are unique"),
         ("never_trained", "`spare` is trained by the student, but never gets a gradient"),
         ("term_not_scalar", "a loss term is a scalar, not [4, 16]"),
-        ("two_terms_of_one_name", "the name of a loss term is its own"),
-        ("weight_out_of_range", "the weight of the labels is a number from 0 to 1, not 1.5"),
+        ("two_terms_of_one_name", "names of loss terms are unique"),
+        ("weight_out_of_range", "the weight of cross-entropy is a number from 0 to 1, not 1.5"),
         ("tap_beyond_depth", "it taps block 6 of a network with 6"),
         ("prompt_of_wrong_width", "tokens are (B or 1, K, 16)"),
         ("prediction_of_wrong_shape", "the prediction of 4 images are (4, 6)"),
@@ -193,12 +194,12 @@ fn every_broken_promise_of_a_distiller_is_found() {
     ] {
         let found = testing::check_distiller("faulty", &format!("fault = \"{fault}\""));
         let found = found.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(found.contains("breaks a promise") && found.contains(words), "{fault}: {found}");
+        assert!(found.contains("violates its contract") && found.contains(words), "{fault}: {found}");
     }
 }
 
 #[test]
-fn a_distiller_that_keeps_them_passes() -> Result<()> {
+fn a_valid_distiller_passes() -> Result<()> {
     testing::check_distiller("faulty", "")
 }
 
@@ -224,10 +225,10 @@ fn settings_without_documentation_are_found() {
     assert!(found.contains("`length` has no doc comment"), "{found}");
 }
 
-/// What is wrong with the learner below.
+/// Fault of the learner below.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum Slip {
+enum LearnerFault {
     #[default]
     None,
     PenaltyAtTest,
@@ -256,26 +257,26 @@ enum Slip {
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-struct SlipConfig {
-    /// What is wrong.
-    slip: Slip,
+struct FaultyLearnerConfig {
+    /// Fault of the learner.
+    fault: LearnerFault,
 }
 
 cdl_core::register!(Learner {
-    name: "slipping",
+    name: "faulty",
     about: "",
     citation: "",
-    config: SlipConfig,
-    build: |config: SlipConfig, context: &LearnerContext<'_>| Ok(Box::new(Slipping::new(
-        config.slip,
+    config: FaultyLearnerConfig,
+    build: |config: FaultyLearnerConfig, context: &LearnerContext<'_>| Ok(Box::new(FaultyLearner::new(
+        config.fault,
         context
     )?) as Box<dyn Learner>),
 });
 
-struct Slipping {
-    slip: Slip,
+struct FaultyLearner {
+    fault: LearnerFault,
     prompts: NamedVar,
-    /// Not trained, part of the state.
+    /// Part of the state that is not trained.
     count: Var,
     head: Linear,
     task: usize,
@@ -283,12 +284,12 @@ struct Slipping {
     classes: usize,
 }
 
-impl Slipping {
-    fn new(slip: Slip, context: &LearnerContext<'_>) -> Result<Self> {
+impl FaultyLearner {
+    fn new(fault: LearnerFault, context: &LearnerContext<'_>) -> Result<Self> {
         let mut rng = context.rng.clone();
         let prompts = rng.uniform(&[1, 4, context.backbone.width], 0.0, 1.0, &Device::Cpu)?;
         Ok(Self {
-            slip,
+            fault,
             prompts: NamedVar::new("prompts", &prompts)?,
             count: Var::zeros(1, DType::F32, &Device::Cpu)?,
             head: Linear::new("last", context.backbone.width, context.classes, &mut rng, &Device::Cpu)?,
@@ -298,30 +299,30 @@ impl Slipping {
         })
     }
 
-    /// Two of three prompts for every image, and a weight for each of four, which nothing is made of.
+    /// Reports two of three prompts for every image, and weights of four other prompts. Neither is used for prompts.
     fn selections(&self, query: &Query<'_>) -> Result<Vec<Selection>> {
         let images = query.get()?.dim(0)?;
-        let (images, numbers) = match self.slip {
-            Slip::ChoosesBeyondPool => (images, [1u32, 3]),
-            Slip::ChoosesTwice => (images, [2, 2]),
-            Slip::ChoosesForOneTooFew => (images.saturating_sub(1), [0, 2]),
+        let (images, numbers) = match self.fault {
+            LearnerFault::ChoosesBeyondPool => (images, [1u32, 3]),
+            LearnerFault::ChoosesTwice => (images, [2, 2]),
+            LearnerFault::ChoosesForOneTooFew => (images.saturating_sub(1), [0, 2]),
             _ => (images, [0, 2]),
         };
         let numbers = Tensor::new(&[numbers], &Device::Cpu)?.repeat((images, 1))?;
         let weights = self.prompts.tensor().get(0)?.mean(1)?.unsqueeze(0)?; // (1, 4)
-        let weights = if self.slip == Slip::WeightsNoNumbers { (weights / 0.0)? } else { weights };
-        let weighted = match self.slip {
-            Slip::WeightsInGraph => {
+        let weights = if self.fault == LearnerFault::WeightsNoNumbers { (weights / 0.0)? } else { weights };
+        let weighted = match self.fault {
+            LearnerFault::WeightsInGraph => {
                 Selection { pool: "weighted".into(), usage: PromptUsage::Weighted(weights) }
             }
-            Slip::TwoPoolsOfOneName => Selection::weighted("chosen", &weights),
+            LearnerFault::TwoPoolsOfOneName => Selection::weighted("chosen", &weights),
             _ => Selection::weighted("weighted", &weights),
         };
         Ok(vec![Selection::chosen("chosen", &numbers, 3), weighted])
     }
 }
 
-impl Learner for Slipping {
+impl Learner for FaultyLearner {
     fn begin_task(&mut self, task: &Task, _rng: &mut Rng) -> Result<()> {
         self.task = task.index;
         Ok(())
@@ -329,33 +330,33 @@ impl Learner for Slipping {
 
     fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection> {
         let mut injection = Injection { selections: self.selections(query)?, ..Injection::none() };
-        let prompts = match self.slip {
-            Slip::GradientMissing => self.prompts.tensor().detach(),
+        let prompts = match self.fault {
+            LearnerFault::GradientMissing => self.prompts.tensor().detach(),
             _ => self.prompts.tensor().clone(),
         };
         let kv = Kv::halves(&prompts)?;
-        let kv = match self.slip {
-            Slip::KeysWithoutGradient => Kv::new(kv.k()?.detach(), kv.v()?),
-            Slip::KeysAndValuesDiffer => Kv::new(kv.k()?, kv.v()?.narrow(1, 0, 1)?),
+        let kv = match self.fault {
+            LearnerFault::KeysWithoutGradient => Kv::new(kv.k()?.detach(), kv.v()?),
+            LearnerFault::KeysAndValuesDiffer => Kv::new(kv.k()?, kv.v()?.narrow(1, 0, 1)?),
             _ => kv,
         };
-        match self.slip {
-            Slip::TwoVectorsAdded => injection.block_mut(0).cls_add = Some(kv),
-            Slip::BlockBeyondDepth => injection.block_mut(7).prefix = Some(kv),
+        match self.fault {
+            LearnerFault::TwoVectorsAdded => injection.block_mut(0).cls_add = Some(kv),
+            LearnerFault::BlockBeyondDepth => injection.block_mut(7).prefix = Some(kv),
             _ => injection.block_mut(0).prefix = Some(kv),
         }
-        if self.slip == Slip::TracesOfEvaluation && pass == Pass::Test {
+        if self.fault == LearnerFault::TracesOfEvaluation && pass == Pass::Test {
             self.prompts.var.set(&(self.prompts.tensor() * 1.01)?.detach())?;
         }
-        if pass == Pass::Train || self.slip == Slip::PenaltyAtTest {
+        if pass == Pass::Train || self.fault == LearnerFault::PenaltyAtTest {
             let penalty = prompts.sqr()?;
-            injection.penalty = Some(match self.slip {
-                Slip::PenaltyNotScalar => penalty,
-                Slip::GradientMissing => (penalty.sum_all()? * 0.0)?,
+            injection.penalty = Some(match self.fault {
+                LearnerFault::PenaltyNotScalar => penalty,
+                LearnerFault::GradientMissing => (penalty.sum_all()? * 0.0)?,
                 _ => (penalty.sum_all()? * 1e-3)?,
             });
         }
-        if self.slip == Slip::TouchesFrozenState && pass == Pass::Train {
+        if self.fault == LearnerFault::TouchesFrozenState && pass == Pass::Train {
             self.count.set(&(self.count.as_tensor() + 1.0)?.detach())?;
         }
         Ok(injection)
@@ -363,17 +364,17 @@ impl Learner for Slipping {
 
     fn logits(&self, features: &Features) -> Result<Tensor> {
         let logits = self.head.forward(&features.cls)?;
-        Ok(match self.slip {
-            Slip::LogitsOfTheTaskOnly => logits.narrow(1, 0, 2)?,
-            Slip::LogitsNoNumbers => (logits * f64::NAN)?,
-            // From the second task on, which a restored learner does not know to be in.
-            Slip::TaskForgotten => (logits * (1.0 + self.task as f64))?,
+        Ok(match self.fault {
+            LearnerFault::LogitsOfTheTaskOnly => logits.narrow(1, 0, 2)?,
+            LearnerFault::LogitsNoNumbers => (logits * f64::NAN)?,
+            // Depends on the task, which a restored learner does not know with this fault.
+            LearnerFault::TaskForgotten => (logits * (1.0 + self.task as f64))?,
             _ => logits,
         })
     }
 
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>> {
-        let name = if self.slip == Slip::HeadOfAnotherName { "mine" } else { name };
+        let name = if self.fault == LearnerFault::HeadOfAnotherName { "mine" } else { name };
         Ok(Box::new(Linear::new(name, self.width, self.classes, rng, &Device::Cpu)?))
     }
 
@@ -382,16 +383,16 @@ impl Learner for Slipping {
     }
 
     fn trainable(&self) -> Vec<NamedVar> {
-        let prompts = match self.slip {
-            Slip::NamesTwice => NamedVar { name: "last.weight".into(), ..self.prompts.clone() },
+        let prompts = match self.fault {
+            LearnerFault::NamesTwice => NamedVar { name: "last.weight".into(), ..self.prompts.clone() },
             _ => self.prompts.clone(),
         };
         std::iter::once(prompts).chain(self.head.trainable()).collect()
     }
 
     fn state(&self) -> Result<StateDict> {
-        let mut state = match self.slip {
-            Slip::TrainedOutsideState => StateDict::of(&self.head.trainable())?,
+        let mut state = match self.fault {
+            LearnerFault::TrainedOutsideState => StateDict::of(&self.head.trainable())?,
             _ => StateDict::of(&self.trainable())?,
         };
         state.insert("count", self.count.as_tensor().detach().copy()?);
@@ -399,9 +400,9 @@ impl Learner for Slipping {
     }
 
     fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
-        match self.slip {
-            Slip::StateForgotten => return Ok(()),
-            Slip::TaskForgotten => {}
+        match self.fault {
+            LearnerFault::StateForgotten => return Ok(()),
+            LearnerFault::TaskForgotten => {}
             _ => self.task = task.index,
         }
         let count = NamedVar { name: "count".into(), var: self.count.clone() };
@@ -410,8 +411,8 @@ impl Learner for Slipping {
 }
 
 #[test]
-fn every_broken_promise_of_a_learner_is_found() {
-    for (slip, words) in [
+fn every_contract_violation_of_a_learner_is_found() {
+    for (fault, words) in [
         ("penalty_at_test", "a penalty applies in training alone"),
         ("penalty_not_scalar", "a penalty is a scalar"),
         ("keys_and_values_differ", "keys and values are (B or 1, P, 24) alike"),
@@ -428,20 +429,26 @@ fn every_broken_promise_of_a_learner_is_found() {
         ("traces_of_evaluation", "evaluation changes nothing"),
         ("trained_outside_state", "`prompts` is trained, but not part of the state"),
         ("touches_frozen_state", "`count` changes in a phase exactly if it is trained"),
-        ("chooses_beyond_pool", "an image takes one of 3 prompts from 0, not 3"),
-        ("chooses_twice", "an image takes prompt 2 once, not twice"),
-        ("chooses_for_one_too_few", "it has a row for each of 4 images, or one, not [3, 2]"),
-        ("weights_no_numbers", "the weights of 4 prompts are finite numbers"),
-        ("weights_in_graph", "it is cut off from the graph"),
-        ("two_pools_of_one_name", "the name of a pool is its own"),
+        ("chooses_beyond_pool", "indices of prompts are less than 3, not 3"),
+        ("chooses_twice", "an image selects prompt 2 at most once"),
+        (
+            "chooses_for_one_too_few",
+            "a selection has a row for each of 4 images, or one row; its shape is [3, 2]",
+        ),
+        ("weights_no_numbers", "the weights of 4 prompts are finite, not"),
+        ("weights_in_graph", "a selection is detached from the graph"),
+        ("two_pools_of_one_name", "names of pools are unique"),
     ] {
-        let found = testing::check_learner("slipping", &format!("slip = \"{slip}\""));
+        let found = testing::check_learner("faulty", &format!("fault = \"{fault}\""));
         let found = found.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(found.contains("`slipping` breaks a promise") && found.contains(words), "{slip}: {found}");
+        assert!(
+            found.contains("`faulty` violates its contract") && found.contains(words),
+            "{fault}: {found}"
+        );
     }
 }
 
 #[test]
-fn a_learner_that_keeps_them_passes() -> Result<()> {
-    testing::check_learner("slipping", "")
+fn a_valid_learner_passes() -> Result<()> {
+    testing::check_learner("faulty", "")
 }

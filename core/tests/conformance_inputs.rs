@@ -1,5 +1,4 @@
-//! The conformance kit finds each promise that a network or a stream can break, and has nothing to say about one that
-//! keeps them all.
+//! The conformance kit finds every violation of the contracts of backbones and streams, and accepts valid plugins.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -24,17 +23,17 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How often something was built or asked, for faults that depend on it.
+/// Number of calls of [`drift`], for faults that change from call to call.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
 fn drift() -> f64 {
     CALLS.fetch_add(1, Ordering::Relaxed) as f64 * 1e-3
 }
 
-/// Whether the kit finds `promise` broken with this fault.
+/// Checks that the kit reports the violation of `promise` for this fault.
 fn assert_found(check: fn(&str, &str) -> Result<()>, fault: &str, promise: &str) {
     let error = check("faulty", &format!("fault = {fault:?}")).expect_err(fault).to_string();
-    assert!(error.contains("breaks a promise") && error.contains(promise), "{fault}: {error}");
+    assert!(error.contains("violates its contract") && error.contains(promise), "{fault}: {error}");
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,7 +59,7 @@ enum NetworkFault {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct NetworkConfig {
-    /// What is wrong.
+    /// Fault of the network.
     fault: NetworkFault,
 }
 
@@ -146,7 +145,7 @@ impl Backbone for Network {
 }
 
 #[test]
-fn every_broken_promise_of_a_network_is_found() {
+fn every_contract_violation_of_a_backbone_is_found() {
     for (fault, promise) in [
         ("other_name", "its spec names it"),
         ("heads_uneven", "its heads share its width evenly"),
@@ -167,7 +166,7 @@ fn every_broken_promise_of_a_network_is_found() {
 }
 
 #[test]
-fn a_network_that_keeps_them_passes() -> Result<()> {
+fn a_valid_backbone_passes() -> Result<()> {
     testing::check_backbone("faulty", "")
 }
 
@@ -194,7 +193,7 @@ enum StreamFault {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct StreamConfig {
-    /// What is wrong.
+    /// Fault of the stream.
     fault: StreamFault,
 }
 
@@ -208,7 +207,7 @@ cdl_core::register!(Stream {
     ),
 });
 
-/// Two tasks of two classes; six training images and four test images each.
+/// Stream of two tasks with two classes, six training images and four test images each.
 struct Stream {
     fault: StreamFault,
     classes: Vec<String>,
@@ -292,7 +291,7 @@ impl TaskStream for Stream {
 }
 
 #[test]
-fn every_broken_promise_of_a_stream_is_found() {
+fn every_contract_violation_of_a_stream_is_found() {
     for (fault, promise) in [
         ("no_tasks", "it has tasks"),
         ("numbers_wrong", "numbered in order"),
@@ -313,6 +312,6 @@ fn every_broken_promise_of_a_stream_is_found() {
 }
 
 #[test]
-fn a_stream_that_keeps_them_passes() -> Result<()> {
+fn a_valid_stream_passes() -> Result<()> {
     testing::check_stream("faulty", "")
 }

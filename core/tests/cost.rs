@@ -1,5 +1,5 @@
-//! Multiply-adds by formula: known figures, sums by hand, and what the fused blocks count themselves. One test, since that
-//! count is the process's.
+//! Multiply-adds by formula, compared with published figures, sums by hand, and the count of the fused blocks. A single
+//! test, since that counter is shared by the process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
@@ -32,7 +32,7 @@ fn vit(depth: usize) -> Result<Vit> {
     Vit::new("vit", &weights, &options, Provenance::of_bytes("small", b"small"), &Device::Cpu)
 }
 
-/// Multiply-adds of a pass over two images with everything tapped, and of its backward pass.
+/// Counts the multiply-adds of a forward pass over two images with all outputs tapped, and of its backward pass.
 fn counted(vit: &Vit, injection: &Injection) -> Result<Macs> {
     let pixels = Rng::new(1).uniform(&[2, 3, 32, 32], 0.0, 1.0, &Device::Cpu)?;
     let start = multiply_adds();
@@ -43,21 +43,21 @@ fn counted(vit: &Vit, injection: &Injection) -> Result<Macs> {
 }
 
 #[test]
-fn multiply_adds_are_those_of_the_architecture() -> Result<()> {
-    // Known figures of the published sizes at 224 px, patch 16, in 10^9.
+fn multiply_adds_match_published_figures_and_counts() -> Result<()> {
+    // Figures of the published sizes at 224 px, patch 16, in 10^9.
     for (width, depth, known) in [(192, 12, 1.26), (384, 12, 4.6), (768, 12, 17.6), (1024, 24, 61.6)] {
         let Macs { forward, backward } = published(width, depth).macs(&Lengths::default());
         assert!((forward as f64 / 1e9 - known).abs() < 0.02 * known, "{width}: {forward}");
         assert_eq!(backward, 0, "nothing is trained");
     }
 
-    // ViT-Tiny by hand: patches, then twelve times queries, keys and values, scores, sums, projection, MLP.
+    // ViT-Tiny by hand: patches, then twelve times (queries, keys and values; scores; sums; projection; MLP).
     let block = 197 * 192 * 576 + 197 * 197 * 192 + 197 * 197 * 192 + 197 * 192 * 192 + 2 * 197 * 192 * 768;
     let tiny = published(192, 12).macs(&Lengths::default());
     assert_eq!(tiny.forward, 196 * 768 * 192 + 12 * block);
 
-    // Ten trained prompt rows in block 2 (from 0): ten more keys there, nothing backward before, and there only down to
-    // the rows; in the blocks after it as much as forward, attention twice.
+    // Ten trained prompt rows in block 2 (from 0): ten more keys in its forward pass. The backward pass ends in this
+    // block at the rows; in later blocks it costs as much as the forward pass, with twice the attention.
     let rows = BlockLengths { rows: 10, cls_add: false, trained: true };
     let blocks = vec![BlockLengths::default(), BlockLengths::default(), rows];
     let prompted = published(192, 12).macs(&Lengths { blocks, ..Lengths::default() });
@@ -66,7 +66,7 @@ fn multiply_adds_are_those_of_the_architecture() -> Result<()> {
         2 * 197 * 192 * 768 + 197 * 192 * 192 + 197 * 207 * 192 /* dA */ + 2 * 197 * 10 * 192 /* dV, dK */;
     assert_eq!(prompted.backward, down_to_rows + 9 * (block + 2 * 197 * 197 * 192));
 
-    // What the network itself counts: forward in all cases; backward, where blocks are whole.
+    // The count of the network: forward in all cases, backward for whole blocks.
     let (shallow, deep) = (vit(2)?, vit(5)?);
     let mut rng = Rng::new(2);
     let mut var = |rows: usize| -> Result<Tensor> {

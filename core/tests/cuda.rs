@@ -1,5 +1,5 @@
-//! On a GPU, in every precision: the operations against float64 on the CPU, a network and a training step against float32. Without a GPU nothing is
-//! compared and that is said; with `CDL_REQUIRE_GPU` it is a failure.
+//! Tests on a GPU in every precision: operations are compared with float64 on the CPU, a network and training steps
+//! with float32. Without a GPU the tests print that nothing is compared; with `CDL_REQUIRE_GPU` they fail.
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -18,7 +18,7 @@ use cdl_core::{
 
 const PRECISIONS: [Precision; 3] = [Precision::Float32, Precision::Tf32, Precision::Bf16];
 
-/// The first GPU.
+/// Opens the first GPU.
 fn gpu(precision: Precision) -> Option<Device> {
     match device::open("cuda", precision) {
         Ok(device) => Some(device),
@@ -30,15 +30,15 @@ fn gpu(precision: Precision) -> Option<Device> {
     }
 }
 
-/// TF32 is a setting of the whole program: one test at a time.
-fn alone() -> MutexGuard<'static, ()> {
+/// Serialises the tests, since TF32 is a setting of the whole program.
+fn run_alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What an operation may be apart from float64, relative to the norm. float32 sums have errors of some 1e-7; TF32 rounds
-/// inputs of products to 2^-11, bf16 everything to 2^-9, and some such roundings add up.
-fn allowed(precision: Precision) -> f64 {
+/// Maximum error of an operation relative to float64, in the norm. float32 sums have errors of about 1e-7; TF32 rounds
+/// inputs of products to 2^-11, bf16 all values to 2^-9, and several roundings add up.
+fn max_error(precision: Precision) -> f64 {
     match precision {
         Precision::Float32 => 5e-6,
         Precision::Tf32 => 5e-3,
@@ -50,22 +50,23 @@ fn numbers(t: &Tensor) -> Vec<f64> {
     t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-fn apart(found: &Tensor, exact: &Tensor) -> f64 {
+/// Norm of the difference, relative to the norm of `exact`.
+fn relative_error(found: &Tensor, exact: &Tensor) -> f64 {
     assert_eq!(found.dims(), exact.dims());
     let (found, exact) = (numbers(found), numbers(exact));
     let difference: f64 = found.iter().zip(&exact).map(|(a, b)| (a - b) * (a - b)).sum();
     (difference / exact.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
 
-/// A scalar that weighs every output differently, so that no gradient can hide behind another.
+/// Returns a scalar with a different weight for every output, so that errors of gradients do not cancel.
 fn scalar(y: &Tensor) -> Tensor {
     let y = y.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     let weights: Vec<f64> = (0..y.elem_count()).map(|i| ((i * 7 + 3) % 11) as f64 / 11.0 - 0.4).collect();
     (&y * Tensor::from_vec(weights, y.shape(), &Device::Cpu).unwrap()).unwrap().sum_all().unwrap()
 }
 
-/// Value and gradients of `f` at `inputs`.
-fn walk(inputs: &[Tensor], f: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> (Tensor, Vec<Tensor>) {
+/// Returns value and gradients of `f` at `inputs`.
+fn value_and_gradients(inputs: &[Tensor], f: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> (Tensor, Vec<Tensor>) {
     let vars: Vec<Var> = inputs.iter().map(|input| Var::from_tensor(input).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let y = f(&tensors).unwrap();
@@ -73,8 +74,8 @@ fn walk(inputs: &[Tensor], f: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> (Tensor, 
     (y, vars.iter().map(|var| gradients.get(var).unwrap().clone()).collect())
 }
 
-/// Compares `f` on the GPU, in every precision, with `f` in float64; `frozen` are its constants, of which those
-/// that are vectors of a layer norm stay float32.
+/// Compares `f` on the GPU, in every precision, with `f` in float64. `frozen` are the shapes of its constants; with
+/// `norm`, they are vectors of a layer norm and stay float32.
 fn compare(
     name: &str,
     shapes: &[&[usize]],
@@ -90,7 +91,7 @@ fn compare(
     for precision in PRECISIONS {
         let Some(gpu) = gpu(precision) else { return misses };
         let dtype = precision.dtype();
-        // Both sides begin with numbers that the precision can hold.
+        // Both sides start from values that the precision can represent.
         let held = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
         let kept = if norm { DType::F32 } else { dtype };
         let place = |t: &Tensor, dtype| held(t, dtype).to_device(&gpu).unwrap();
@@ -99,15 +100,15 @@ fn compare(
         let constants_there: Vec<Tensor> = constants.iter().map(|t| place(t, kept)).collect();
         let here: Vec<Tensor> = inputs.iter().map(|t| exact(t, dtype)).collect();
         let constants_here: Vec<Tensor> = constants.iter().map(|t| exact(t, kept)).collect();
-        let (found, found_gradients) = walk(&there, &|x| f(x, &constants_there));
-        let (value, gradients) = walk(&here, &|x| f(x, &constants_here));
-        let mut errors = vec![("value".to_string(), apart(&found, &value))];
+        let (found, found_gradients) = value_and_gradients(&there, &|x| f(x, &constants_there));
+        let (value, gradients) = value_and_gradients(&here, &|x| f(x, &constants_here));
+        let mut errors = vec![("value".to_string(), relative_error(&found, &value))];
         for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
-            errors.push((format!("gradient {index}"), apart(found, exact)));
+            errors.push((format!("gradient {index}"), relative_error(found, exact)));
         }
         for (what, error) in errors {
             println!("{name:<34} {:<8} {what:<10} {error:.1e}", precision.as_str());
-            if error.is_nan() || error >= allowed(precision) {
+            if error.is_nan() || error >= max_error(precision) {
                 misses.push(format!("{name}, {}: {what} {error:e}", precision.as_str()));
             }
         }
@@ -116,9 +117,9 @@ fn compare(
 }
 
 #[test]
-fn every_operation_gives_the_cpus_numbers() {
-    let _alone = alone();
-    // All are printed before one is missed.
+fn every_operation_matches_the_cpu() {
+    let _guard = run_alone();
+    // All errors are printed before the test fails.
     let mut misses = Vec::new();
     for shape in [&[3usize, 5, 7][..], &[2, 197, 768]] {
         misses.extend(compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| kernels::gelu(&x[0])));
@@ -160,10 +161,10 @@ fn every_operation_gives_the_cpus_numbers() {
     assert!(misses.is_empty(), "{misses:#?}");
 }
 
-/// Rows of losses and prompts are float32 in every precision.
+/// Losses and prompts are float32 in every precision.
 #[test]
-fn rows_are_what_they_are_on_the_cpu() {
-    let _alone = alone();
+fn row_operations_match_the_cpu() {
+    let _guard = run_alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     type Operation = fn(&Tensor) -> Result<Tensor>;
     let operations: [(&str, Operation); 4] = [
@@ -175,13 +176,13 @@ fn rows_are_what_they_are_on_the_cpu() {
     for width in [1, 20, 33, 200] {
         let x = Rng::new(2).normal(&[5, width], 3.0, &Device::Cpu).unwrap();
         for (name, operation) in operations {
-            let here = walk(&[x.to_dtype(DType::F64).unwrap()], &|x| operation(&x[0]));
-            let there = walk(&[x.to_device(&gpu).unwrap()], &|x| operation(&x[0]));
+            let here = value_and_gradients(&[x.to_dtype(DType::F64).unwrap()], &|x| operation(&x[0]));
+            let there = value_and_gradients(&[x.to_device(&gpu).unwrap()], &|x| operation(&x[0]));
             for (what, found, exact) in [("value", &there.0, &here.0), ("gradient", &there.1[0], &here.1[0])]
             {
                 let (found, exact) = (numbers(found), numbers(exact));
                 assert_eq!(found.len(), exact.len());
-                // Not relative: some are 0.
+                // The absolute error, since some values are 0.
                 let error = found.iter().zip(&exact).fold(0.0f64, |most, (a, b)| most.max((a - b).abs()));
                 println!("{name} {width}: {what} {error:.1e}");
                 assert!(error < 5e-6, "{name} {width}: {what} {error:e}");
@@ -194,7 +195,7 @@ fn rows_are_what_they_are_on_the_cpu() {
 const SIDE: usize = 96;
 const BATCH: usize = 4;
 
-/// A network of six blocks with random weights.
+/// Creates a network of six blocks with random weights.
 fn network(precision: Precision, recompute: bool, device: &Device) -> Vit {
     let sizes = VitSizes { width: 192, depth: 6, patch_size: 16, image_size: SIDE };
     let options = VitOptions {
@@ -209,7 +210,7 @@ fn network(precision: Precision, recompute: bool, device: &Device) -> Vit {
     Vit::new("vit", &weights, &options, Provenance::of_bytes("gpu", b"gpu"), device).unwrap()
 }
 
-/// CLS, extra tokens and a tapped block, and gradients of everything that can be injected.
+/// Returns CLS, injected tokens and a tapped block, and the gradients of all kinds of injection.
 fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
     let mut rng = Rng::new(4);
     let pixels = rng.uniform(&[BATCH, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu).unwrap();
@@ -235,7 +236,7 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
     injection.block_mut(2).suffix = Some(Kv::new(t(2).broadcast_as((BATCH, 3, 192)).unwrap(), t(3)));
     injection.block_mut(4).cls_add = Some(Kv::new(t(4), t(5)));
     injection.tokens = Some(t(6));
-    // Parts of one tensor, of which two rows are left out.
+    // Parts of one tensor, two rows of which are not used.
     injection.block_mut(1).suffix = Some(Kv::rows(&t(7), 0..2).unwrap());
     injection.block_mut(3).prefix = Some(Kv::rows(&t(7), 2..4).unwrap());
     injection.block_mut(5).prefix = Some(Kv::halves(&t(8)).unwrap());
@@ -247,8 +248,8 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
 }
 
 #[test]
-fn a_network_gives_the_cpus_numbers() {
-    let _alone = alone();
+fn a_network_matches_the_cpu() {
+    let _guard = run_alone();
     let (values, gradients) = pass(&network(Precision::Float32, false, &Device::Cpu), &Device::Cpu);
     let mut misses = Vec::new();
     for (precision, allowed) in [(Precision::Float32, 5e-5), (Precision::Tf32, 1e-2), (Precision::Bf16, 8e-2)]
@@ -258,7 +259,7 @@ fn a_network_gives_the_cpus_numbers() {
             let (found, found_gradients) = pass(&network(precision, recompute, &gpu), &gpu);
             let found = found.iter().chain(&found_gradients);
             for (index, (found, exact)) in found.zip(values.iter().chain(&gradients)).enumerate() {
-                let error = apart(found, exact);
+                let error = relative_error(found, exact);
                 println!(
                     "network {:<8} recompute {recompute:<5} tensor {index} {error:.1e}",
                     precision.as_str()
@@ -272,7 +273,7 @@ fn a_network_gives_the_cpus_numbers() {
     assert!(misses.is_empty(), "{misses:#?}");
 }
 
-/// Variables after three steps with a head on the CLS token, which lies among others.
+/// Returns the variables after three steps with a head on the CLS token, a slice of all tokens.
 fn trained(device: &Device) -> Vec<Tensor> {
     let vit = network(Precision::Float32, false, device);
     let mut rng = Rng::new(8);
@@ -297,19 +298,19 @@ fn trained(device: &Device) -> Vec<Tensor> {
 }
 
 #[test]
-fn training_steps_give_the_cpus_parameters() {
-    let _alone = alone();
+fn parameters_after_training_steps_match_the_cpu() {
+    let _guard = run_alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     for (index, (found, exact)) in trained(&gpu).iter().zip(trained(&Device::Cpu)).enumerate() {
-        let error = apart(found, &exact);
+        let error = relative_error(found, &exact);
         println!("after three steps: tensor {index} {error:.1e}");
         assert!(error < 1e-3, "tensor {index} {error:e}");
     }
 }
 
 #[test]
-fn a_gpu_gives_the_same_bytes_again() {
-    let _alone = alone();
+fn repeated_passes_give_the_same_bytes() {
+    let _guard = run_alone();
     for precision in PRECISIONS {
         let Some(gpu) = gpu(precision) else { return };
         let vit = network(precision, false, &gpu);
@@ -322,57 +323,57 @@ fn a_gpu_gives_the_same_bytes_again() {
 }
 
 #[test]
-fn memory_on_the_gpu_stays_flat() {
-    let _alone = alone();
+fn memory_on_the_gpu_does_not_grow() {
+    let _guard = run_alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     let vit = network(Precision::Float32, false, &gpu);
-    let mut most = Vec::new();
+    let mut peaks = Vec::new();
     for _ in 0..30 {
-        device::forget_peak(&gpu);
+        device::reset_peak(&gpu);
         pass(&vit, &gpu);
         gpu.synchronize().unwrap();
-        most.push(device::peak_bytes(&gpu).unwrap());
+        peaks.push(device::peak_bytes(&gpu).unwrap());
     }
-    assert_eq!(most[4], most[29], "{most:?}");
+    assert_eq!(peaks[4], peaks[29], "{peaks:?}");
 }
 
-/// What `make` makes, looked at by another thread while the one that made it lives on: its end would wait for everything
-/// that is under way.
-fn elsewhere<T: Send, R>(make: impl FnOnce() -> T + Send, look: impl FnOnce(T) -> R) -> R {
+/// Calls `make` on another thread and `look` with its result, while that thread is still running: the end of a thread
+/// would wait for all pending work.
+fn on_another_thread<T: Send, R>(make: impl FnOnce() -> T + Send, look: impl FnOnce(T) -> R) -> R {
     let (made, arrived) = mpsc::channel();
-    let (looked_at, until) = mpsc::channel::<()>();
+    let (finished, until) = mpsc::channel::<()>();
     std::thread::scope(move |scope| {
         scope.spawn(move || {
             made.send(make()).unwrap();
             let _ = until.recv();
         });
         let seen = look(arrived.recv().unwrap());
-        drop(looked_at);
+        drop(finished);
         seen
     })
 }
 
-/// Two lots of one size: the second is sent from the same memory while the first may be under way.
+/// Uploads two buffers of the same size: the second reuses the pinned memory while the first copy may be pending.
 #[test]
-fn images_arrive_as_they_were_sent_from_any_thread() {
-    let _alone = alone();
+fn uploads_from_another_thread_are_complete() {
+    let _guard = run_alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     for size in [7usize, 100_000, 13] {
         let lot = |first: f32| -> Vec<f32> { (0..size).map(|i| first + i as f32 * 0.5).collect() };
         let send = || [1.0, 2.0].map(|first| device::upload(lot(first), size, &gpu).unwrap());
-        let arrived = elsewhere(send, |lots| lots.map(|lot| lot.to_vec1::<f32>().unwrap()));
+        let arrived = on_another_thread(send, |lots| lots.map(|lot| lot.to_vec1::<f32>().unwrap()));
         assert_eq!(arrived, [lot(1.0), lot(2.0)]);
     }
 }
 
 #[test]
-fn a_network_that_another_thread_has_made_is_whole() {
-    let _alone = alone();
+fn a_network_created_on_another_thread_is_complete() {
+    let _guard = run_alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     let made = || network(Precision::Float32, false, &gpu);
     let numbers_of = |vit: Vit| {
         let (values, gradients) = pass(&vit, &gpu);
         values.iter().chain(&gradients).map(numbers).collect::<Vec<_>>()
     };
-    assert_eq!(elsewhere(made, numbers_of), numbers_of(made()));
+    assert_eq!(on_another_thread(made, numbers_of), numbers_of(made()));
 }

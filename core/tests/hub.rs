@@ -1,8 +1,7 @@
-//! Weights from a loopback hub, from the cache and from paths.
+//! Fetching weights from a loopback hub, from the cache and from paths.
 //!
-//! The hub's settings are environment variables, which belong to the process. Every fetch
-//! therefore runs in a child process of its own: this test binary again, told to run only
-//! [`child`].
+//! The settings of the hub are environment variables of the process. Every fetch therefore runs in a child process:
+//! this test binary again, running only [`child`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::ffi::OsStr;
@@ -23,17 +22,17 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 const TOKEN: &str = "hf_loopback";
-/// Files that the hub keeps outside git.
+/// Files that the hub stores outside git.
 const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 /// Port 1 is reserved and nothing listens there: connections are refused at once.
 const UNREACHABLE: &str = "http://127.0.0.1:1";
 
 // ---------------------------------------------------------------------------------------------
-// The text form of a source
+// Text form of a source
 // ---------------------------------------------------------------------------------------------
 
 #[test]
-fn sources_parse_and_print_alike() {
+fn sources_survive_parsing_and_printing() {
     let hub = |repo: &str, revision: Option<&str>| WeightSource::Hub {
         repo: repo.to_owned(),
         revision: revision.map(str::to_owned),
@@ -88,7 +87,7 @@ fn malformed_sources_are_refused_with_what_was_expected() {
 // ---------------------------------------------------------------------------------------------
 
 #[test]
-fn a_file_or_a_folder_is_read_where_it_lies() {
+fn local_files_and_folders_are_used_in_place() {
     let folder = TempDir::new().unwrap();
     let weights = folder.path().join("model.safetensors");
     let config = folder.path().join("config.json");
@@ -115,7 +114,7 @@ fn a_file_or_a_folder_is_read_where_it_lies() {
     assert_eq!(of_file.config, None);
     assert_eq!(of_file.provenance.sha256, of_folder.provenance.sha256);
 
-    // PyTorch's format where there is no other, and what lies beside.
+    // PyTorch weights without safetensors, with a preprocessor configuration.
     let (torch, preprocessor) =
         (folder.path().join("pytorch_model.bin"), folder.path().join("preprocessor_config.json"));
     fs::rename(&weights, &torch).unwrap();
@@ -127,7 +126,7 @@ fn a_file_or_a_folder_is_read_where_it_lies() {
 }
 
 #[test]
-fn a_path_without_weights_is_named() {
+fn the_error_names_a_path_without_weights() {
     let folder = TempDir::new().unwrap();
     let missing = folder.path().join("nowhere");
     let deceptive = folder.path().join("deceptive");
@@ -181,7 +180,7 @@ fn the_default_and_an_explicit_revision_are_fetched() {
 }
 
 #[test]
-fn files_lie_under_hf_home_or_the_cache_that_is_set() {
+fn files_are_cached_in_hf_home_or_hf_hub_cache() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
 
@@ -195,7 +194,7 @@ fn files_lie_under_hf_home_or_the_cache_that_is_set() {
 }
 
 #[test]
-fn what_the_cache_holds_is_not_sent_again() {
+fn cached_files_are_not_transferred_again() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     let first = world.fetch("hf:own/vit").files();
@@ -206,7 +205,7 @@ fn what_the_cache_holds_is_not_sent_again() {
     assert_eq!(second, first);
     assert_eq!(sent(&world.hub.requests()), 1);
 
-    // Nor is the hub even asked about a commit, which cannot change.
+    // For a commit, which cannot change, there is not even a request.
     let before = world.hub.requests();
     let pinned = format!("hf:own/vit@{}", commit(b"weights"));
     assert_eq!(world.fetch(&pinned).files().weights, first.weights);
@@ -214,7 +213,7 @@ fn what_the_cache_holds_is_not_sent_again() {
 }
 
 #[test]
-fn a_branch_that_moved_is_fetched_anew() {
+fn a_branch_that_moved_is_fetched_again() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     let first = world.fetch("hf:own/vit").files();
@@ -230,7 +229,7 @@ fn a_repository_may_lack_a_config() {
     let world = World::new();
     world.publish("own/bare", "main", b"weights", None);
     assert_eq!(world.fetch("hf:own/bare").files().config, None);
-    // The same from the cache, for every spelling of the revision.
+    // The result is the same from the cache, for a branch and for a commit.
     let offline = [("HF_HUB_OFFLINE", "1")];
     assert_eq!(world.fetch_with("hf:own/bare", &offline).files().config, None);
     let before = world.hub.requests();
@@ -240,7 +239,7 @@ fn a_repository_may_lack_a_config() {
 }
 
 #[test]
-fn a_repository_may_have_pytorch_weights_alone() {
+fn a_repository_may_have_only_pytorch_weights() {
     let world = World::new();
     world.publish_torch("own/torch", b"pickled weights");
     let first = world.fetch("hf:own/torch").files();
@@ -260,16 +259,16 @@ fn a_repository_may_have_pytorch_weights_alone() {
         }
     );
 
-    // The cache has it, offline too, and remembers that there is no safetensors file.
+    // The cache serves it, also offline, and stores that there is no safetensors file.
     assert_eq!(world.fetch_with("hf:own/torch", &[("HF_HUB_OFFLINE", "1")]).files(), first);
     let before = world.hub.requests();
     let pinned = format!("hf:own/torch@{}", commit(b"pickled weights"));
     assert_eq!(world.fetch(&pinned).files().weights, first.weights);
     assert_eq!(world.hub.requests(), before);
 
-    // What was fetched is held against the hub's checksum.
+    // The cached file is compared with the checksum of the hub.
     fs::write(&first.weights, b"w").unwrap();
-    world.fetch("hf:own/torch").refusal().says(&["`hf:own/torch` is damaged", &sha256(b"w")]);
+    world.fetch("hf:own/torch").refusal().assert_contains(&["`hf:own/torch` is damaged", &sha256(b"w")]);
 }
 
 #[test]
@@ -283,7 +282,7 @@ fn safetensors_are_preferred_to_pytorch_weights() {
 }
 
 #[test]
-fn offline_reads_the_cache_and_nothing_else() {
+fn offline_mode_reads_only_the_cache() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     world.publish("own/other", "main", b"weights", Some(b"{}"));
@@ -296,9 +295,9 @@ fn offline_reads_the_cache_and_nothing_else() {
         for missed in ["hf:own/other", "hf:own/vit@v1"] {
             let refusal = world.fetch_with(missed, &offline).refusal();
             assert!(refusal.user, "{refusal:?}");
-            refusal.says(&[
+            refusal.assert_contains(&[
                 missed,
-                "offline (HF_HUB_OFFLINE) and not in the cache",
+                "cannot be fetched in offline mode (HF_HUB_OFFLINE)",
                 world.home().to_str().unwrap(),
             ]);
         }
@@ -309,7 +308,7 @@ fn offline_reads_the_cache_and_nothing_else() {
 }
 
 #[test]
-fn without_a_network_the_cache_serves_with_a_warning() {
+fn without_a_network_the_cache_is_used_with_a_warning() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     let online = world.fetch("hf:own/vit");
@@ -323,15 +322,15 @@ fn without_a_network_the_cache_serves_with_a_warning() {
 }
 
 #[test]
-fn without_a_network_and_a_cached_copy_the_message_says_so() {
+fn without_a_network_and_a_cached_copy_the_error_names_both() {
     let world = World::new();
     let refusal = world.fetch_with("hf:own/vit", &[("HF_ENDPOINT", UNREACHABLE)]).refusal();
     assert!(refusal.user);
-    refusal.says(&["`hf:own/vit` is not in the cache", "http://127.0.0.1:1 cannot be reached"]);
+    refusal.assert_contains(&["`hf:own/vit` is not in the cache", "http://127.0.0.1:1 cannot be reached"]);
 }
 
 #[test]
-fn a_server_in_trouble_counts_as_no_network() {
+fn a_server_error_is_handled_like_a_missing_network() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     let files = world.fetch("hf:own/vit").files();
@@ -343,21 +342,21 @@ fn a_server_in_trouble_counts_as_no_network() {
 
     let refusal = world.fetch("hf:own/other").refusal();
     assert!(!refusal.user);
-    refusal.says(&["transfer of `hf:own/other`", "503", "try again"]);
+    refusal.assert_contains(&["transfer of `hf:own/other`", "503", "try again"]);
 }
 
 #[test]
-fn an_address_that_is_no_hub_is_blamed_on_the_setting() {
+fn an_invalid_address_is_an_error_of_hf_endpoint() {
     let world = World::new();
     for endpoint in ["nonsense", "ftp://127.0.0.1"] {
         let refusal = world.fetch_with("hf:own/vit", &[("HF_ENDPOINT", endpoint)]).refusal();
         assert!(refusal.user);
-        refusal.says(&["hf:own/vit", "HF_ENDPOINT"]);
+        refusal.assert_contains(&["hf:own/vit", "HF_ENDPOINT"]);
     }
 }
 
 #[test]
-fn a_cache_that_cannot_be_written_is_named() {
+fn the_error_names_a_cache_that_cannot_be_written() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     let cache = world.folder.path().join("file");
@@ -365,17 +364,17 @@ fn a_cache_that_cannot_be_written_is_named() {
     let cache = cache.to_str().unwrap();
     let refusal = world.fetch_with("hf:own/vit", &[("HF_HUB_CACHE", cache)]).refusal();
     assert!(refusal.user);
-    refusal.says(&["cannot keep `hf:own/vit`", cache, "HF_HOME"]);
+    refusal.assert_contains(&["cannot store `hf:own/vit`", cache, "HF_HOME"]);
 }
 
 #[test]
-fn a_private_repository_wants_a_token() {
+fn a_private_repository_requires_a_token() {
     let world = World::new();
     world.publish("private/vit", "main", b"weights", Some(b"{}"));
     for setting in [[].as_slice(), &[("HF_TOKEN", "hf_wrong")]] {
         let refusal = world.fetch_with("hf:private/vit", setting).refusal();
         assert!(refusal.user);
-        refusal.says(&["`hf:private/vit`", "HF_TOKEN"]);
+        refusal.assert_contains(&["`hf:private/vit`", "HF_TOKEN"]);
     }
 
     let by_variable = world.fetch_with("hf:private/vit", &[("HF_TOKEN", TOKEN)]).files();
@@ -390,16 +389,20 @@ fn a_private_repository_wants_a_token() {
 }
 
 #[test]
-fn a_token_without_access_is_told_to_ask_for_it() {
+fn a_token_without_access_gives_an_error_with_the_remedy() {
     let world = World::new();
     world.publish("gated/vit", "main", b"weights", Some(b"{}"));
     let refusal = world.fetch_with("hf:gated/vit", &[("HF_TOKEN", TOKEN)]).refusal();
     assert!(refusal.user);
-    refusal.says(&["refuses `hf:gated/vit`", "request access", "HF_TOKEN"]);
+    refusal.assert_contains(&[
+        "denies the account of this token access to `hf:gated/vit`",
+        "request access",
+        "HF_TOKEN",
+    ]);
 }
 
 #[test]
-fn what_is_missing_is_told_apart() {
+fn missing_repositories_revisions_and_files_give_different_errors() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     fs::remove_file(world.publish("own/empty", "main", b"", Some(b"{}"))).unwrap();
@@ -416,24 +419,24 @@ fn what_is_missing_is_told_apart() {
     ] {
         let refusal = world.fetch(source).refusal();
         assert!(refusal.user);
-        refusal.says(&[problem]);
+        refusal.assert_contains(&[problem]);
     }
 }
 
 #[test]
-fn a_transfer_that_breaks_off_leaves_nothing_behind() {
+fn a_broken_transfer_leaves_no_cached_file() {
     let world = World::new();
     world.publish("broken/vit", "main", b"weights", Some(b"{}"));
     let refusal = world.fetch("hf:broken/vit").refusal();
     assert!(!refusal.user);
-    refusal.says(&["transfer of `hf:broken/vit`", "try again"]);
+    refusal.assert_contains(&["transfer of `hf:broken/vit`", "try again"]);
 
     let offline = world.fetch_with("hf:broken/vit", &[("HF_HUB_OFFLINE", "1")]);
-    offline.refusal().says(&["not in the cache"]);
+    offline.refusal().assert_contains(&["not in the cache"]);
 }
 
 #[test]
-fn damaged_weights_are_not_handed_out() {
+fn damaged_cached_weights_are_refused() {
     let world = World::new();
     world.publish("own/vit", "main", b"weights", Some(b"{}"));
     let files = world.fetch("hf:own/vit").files();
@@ -442,7 +445,7 @@ fn damaged_weights_are_not_handed_out() {
     let refusal = world.fetch("hf:own/vit").refusal();
     assert!(refusal.user);
     let folder = world.home().join("hub").join("models--own--vit");
-    refusal.says(&[
+    refusal.assert_contains(&[
         "`hf:own/vit` is damaged",
         &sha256(b"w"),
         &sha256(b"weights"),
@@ -454,10 +457,10 @@ fn damaged_weights_are_not_handed_out() {
 }
 
 // ---------------------------------------------------------------------------------------------
-// One fetch in a process of its own
+// Fetching in a child process
 // ---------------------------------------------------------------------------------------------
 
-/// What a child reports. Everything of interest about a [`fetch`], in a form that travels.
+/// Result of a [`fetch`], as reported by a child process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Outcome {
     Files(Files),
@@ -479,7 +482,7 @@ struct Refusal {
 }
 
 impl Refusal {
-    fn says(&self, words: &[&str]) {
+    fn assert_contains(&self, words: &[&str]) {
         for words in words {
             assert!(self.message.contains(words), "{words:?} not in {:?}", self.message);
         }
@@ -489,7 +492,7 @@ impl Refusal {
 const SOURCE: &str = "TEST_HUB_SOURCE";
 const OUTCOME: &str = "TEST_HUB_OUTCOME";
 
-/// The part of the other tests that runs in a child process. Does nothing if run by hand.
+/// Fetch of the other tests, which runs in a child process. Does nothing if run by hand.
 #[test]
 #[ignore = "runs only as a child process of the other tests"]
 fn child() {
@@ -514,7 +517,7 @@ fn child() {
     fs::write(std::env::var_os(OUTCOME).unwrap(), report).unwrap();
 }
 
-/// What became of a child, and what it logged.
+/// Outcome and log of a child process.
 struct Report {
     outcome: Outcome,
     log: String,
@@ -536,7 +539,7 @@ impl Report {
     }
 }
 
-/// A hub and a machine that asks it, both in one temporary folder.
+/// A hub and a client with its cache, both in one temporary folder.
 struct World {
     folder: TempDir,
     hub: LoopbackHub,
@@ -549,7 +552,7 @@ impl World {
         Self { folder, hub }
     }
 
-    /// The folder that the hub serves.
+    /// Returns the folder that the hub serves.
     fn served(&self) -> PathBuf {
         self.folder.path().join("served")
     }
@@ -558,7 +561,7 @@ impl World {
         self.folder.path().join("home")
     }
 
-    /// Puts files on the hub; returns where the weights lie there.
+    /// Publishes files on the hub. Returns the path of the weights in the served folder.
     fn publish(&self, repo: &str, revision: &str, weights: &[u8], config: Option<&[u8]>) -> PathBuf {
         let folder = self.served().join(repo).join(revision);
         fs::create_dir_all(&folder).unwrap();
@@ -569,7 +572,7 @@ impl World {
         folder.join("model.safetensors")
     }
 
-    /// Puts weights in PyTorch's format on the hub, with both files beside them.
+    /// Publishes weights in PyTorch's format on the hub, with both configuration files.
     fn publish_torch(&self, repo: &str, weights: &[u8]) {
         let folder = self.served().join(repo).join("main");
         fs::create_dir_all(&folder).unwrap();
@@ -603,14 +606,14 @@ impl World {
     }
 }
 
-/// Whether a variable of the surrounding environment would change what a child does.
+/// Returns whether an environment variable would change the behaviour of a child.
 fn is_setting(name: &OsStr) -> bool {
     let name = name.to_string_lossy().to_ascii_uppercase();
     name.starts_with("HF_") || name.starts_with("HUGGINGFACE_") || name.ends_with("_PROXY")
 }
 
 // ---------------------------------------------------------------------------------------------
-// The hub's side of the protocol
+// Server of the hub's protocol
 // ---------------------------------------------------------------------------------------------
 
 fn sha256(bytes: &[u8]) -> String {
@@ -618,12 +621,12 @@ fn sha256(bytes: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The routes of the hub that a fetch needs, over the folder `<root>/<owner>/<name>/<revision>`.
+/// Server of the routes of the hub that a fetch needs, for the folder `<root>/<owner>/<name>/<revision>`.
 ///
-/// As on the hub, weights are kept apart: their address redirects to one without access control
-/// and names their SHA-256, while a config is served in place. Some owners are special:
-/// `private` wants a token, `gated` refuses even that one, and `broken` hangs up in the middle of
-/// the weights. While there is a file `<root>/down`, every answer is 503.
+/// As on the hub, weights are stored separately: their address redirects to one without access control and states their
+/// SHA-256, while a configuration is served directly. Some owners are special: `private` requires a token, `gated`
+/// refuses it, and `broken` closes the connection in the middle of the weights. While there is a file `<root>/down`,
+/// every response is 503.
 struct LoopbackHub {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
@@ -642,7 +645,7 @@ struct Response {
     body: Vec<u8>,
 }
 
-/// The commit of a revision with these weights. Like a real one it changes with the content.
+/// Returns the commit of a revision with these weights. Like a real commit, it changes with the contents.
 fn commit(weights: &[u8]) -> String {
     sha256(weights)[..40].to_owned()
 }
@@ -656,8 +659,8 @@ impl LoopbackHub {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (root, log) = (root.clone(), Arc::clone(&log));
-                // A thread each, since a client may open a connection and leave it unused.
-                thread::spawn(move || converse(&stream, address, &root, &log));
+                // One thread for each connection, since a client may open a connection and leave it unused.
+                thread::spawn(move || serve_connection(&stream, address, &root, &log));
             }
         });
         Self { address, requests }
@@ -667,14 +670,14 @@ impl LoopbackHub {
         format!("http://{}", self.address)
     }
 
-    /// All requests so far, as `METHOD /path`.
+    /// Returns all requests so far, as `METHOD /path`.
     fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-/// Answers the one request of a connection.
-fn converse(mut stream: &TcpStream, address: SocketAddr, root: &Path, log: &Mutex<Vec<String>>) {
+/// Answers the single request of a connection.
+fn serve_connection(mut stream: &TcpStream, address: SocketAddr, root: &Path, log: &Mutex<Vec<String>>) {
     let Some(request) = read_request(stream) else {
         return;
     };
@@ -696,7 +699,7 @@ fn converse(mut stream: &TcpStream, address: SocketAddr, root: &Path, log: &Mute
         _ if request.path.starts_with("/cdn/broken/") => &response.body[..response.body.len() / 2],
         _ => response.body.as_slice(),
     };
-    // A client that has gone away is no concern of the server's.
+    // The client may have closed the connection.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
 }
 
@@ -784,7 +787,7 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
     Response { status, headers, body }
 }
 
-/// The folder and the commit of a revision given by its name or by its commit.
+/// Returns folder and commit of a revision, given by its name or by its commit.
 fn resolve(repository: &Path, revision: &str) -> Option<(PathBuf, String)> {
     fs::read_dir(repository).unwrap().find_map(|entry| {
         let folder = entry.unwrap().path();

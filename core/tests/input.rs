@@ -1,4 +1,4 @@
-//! Batches from images: what they hold does not depend on threads and memory, damaged images are named or left out.
+//! Batches from images: their contents do not depend on threads and memory, damaged images are reported or skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,14 +23,14 @@ const CLASSES: usize = 4;
 const TASKS: usize = 2;
 const SIDE: usize = 8;
 
-/// What is wrong with an image.
+/// Failure of a damaged image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Damage {
     Error,
     Panic,
 }
 
-/// Images of every shape, each different, that count how often they are decoded.
+/// Images of different shapes and contents that count how often each is decoded.
 #[derive(Clone)]
 struct Images {
     decoded: Arc<Vec<AtomicUsize>>,
@@ -45,11 +45,11 @@ impl Images {
         }
     }
 
-    fn damaged(self, images: &[usize], how: Damage) -> Self {
-        Self { damaged: images.iter().map(|&image| (image, how)).collect(), ..self }
+    fn damaged(self, images: &[usize], damage: Damage) -> Self {
+        Self { damaged: images.iter().map(|&image| (image, damage)).collect(), ..self }
     }
 
-    /// How often each image was decoded.
+    /// Number of times that each image was decoded.
     fn counts(&self) -> Vec<usize> {
         self.decoded.iter().map(|count| count.load(Ordering::SeqCst)).collect()
     }
@@ -74,7 +74,7 @@ impl ImageSet for Images {
             Some(Damage::Error) => {
                 Err(Error::Data { file: self.id(index).into(), reason: "is damaged".into() })
             }
-            Some(Damage::Panic) => panic!("cannot bear {}", self.id(index)),
+            Some(Damage::Panic) => panic!("cannot decode {}", self.id(index)),
             None => {
                 let (width, height) = (9 + index as u32 % 5, 9 + index as u32 % 3);
                 Ok(RgbImage::from_fn(width, height, |x, y| {
@@ -115,8 +115,8 @@ fn numbers(batch: &Batch) -> Numbers {
     (pixels, batch.labels.to_vec1().unwrap())
 }
 
-/// Everything that two tasks of two epochs see, in training and testing.
-fn everything(stream: &ImageStream) -> Vec<Result<Numbers, String>> {
+/// All batches of two tasks with two epochs each, in training and testing.
+fn all_batches(stream: &ImageStream) -> Vec<Result<Numbers, String>> {
     let mut all = Vec::new();
     let mut take = |batch: Result<Batch>| all.push(batch.map(|b| numbers(&b)).map_err(|e| e.to_string()));
     for task in 0..TASKS {
@@ -135,7 +135,7 @@ fn settings(workers: usize, cache_mb: usize, on_error: OnError) -> InputSettings
 }
 
 #[test]
-fn neither_threads_nor_memory_nor_prefetching_change_what_the_networks_see() {
+fn batches_do_not_depend_on_threads_cache_or_prefetching() {
     let damaged = || Images::new(48).damaged(&[3, 9, 16, 17, 33], Damage::Error);
     for (images, on_error) in [
         (Images::new(48), OnError::Stop),
@@ -143,7 +143,7 @@ fn neither_threads_nor_memory_nor_prefetching_change_what_the_networks_see() {
         (damaged(), OnError::Stop),
         (Images::new(48).damaged(&[5, 12, 30], Damage::Panic), OnError::Skip),
     ] {
-        let reference = everything(&stream(&images, &images, settings(0, 0, on_error)));
+        let reference = all_batches(&stream(&images, &images, settings(0, 0, on_error)));
         assert!(reference.len() > 12);
         assert_eq!(
             reference.iter().any(Result::is_err),
@@ -153,7 +153,7 @@ fn neither_threads_nor_memory_nor_prefetching_change_what_the_networks_see() {
             for cache_mb in [0, 1] {
                 for prefetch in [1, 4] {
                     let input = InputSettings { prefetch, ..settings(workers, cache_mb, on_error) };
-                    let seen = everything(&stream(&images, &images, input.clone()));
+                    let seen = all_batches(&stream(&images, &images, input.clone()));
                     assert!(seen == reference, "{input:?}");
                 }
             }
@@ -162,44 +162,44 @@ fn neither_threads_nor_memory_nor_prefetching_change_what_the_networks_see() {
 }
 
 #[test]
-fn finding_damage_ahead_of_the_run_changes_nothing_either() {
+fn batches_do_not_depend_on_when_damage_is_found() {
     let images = Images::new(48).damaged(&[3, 9, 16, 17, 33], Damage::Error);
     let late = stream(&images, &images, settings(2, 1, OnError::Skip));
     let early = stream(&images, &images, settings(2, 1, OnError::Skip));
     early.verify().unwrap();
-    assert_eq!(early.left_out().count(), Skipped { train: 5, test: 5 });
-    assert_eq!(late.left_out().count(), Skipped::default());
-    assert!(everything(&early) == everything(&late));
-    assert_eq!(late.left_out().count(), early.left_out().count());
+    assert_eq!(early.skipped_images().count(), Skipped { train: 5, test: 5 });
+    assert_eq!(late.skipped_images().count(), Skipped::default());
+    assert!(all_batches(&early) == all_batches(&late));
+    assert_eq!(late.skipped_images().count(), early.skipped_images().count());
 }
 
-/// As a run that goes on needs it: from any batch of an epoch on the same batches come, the same images are left out,
-/// and nothing of the batches before is decoded.
+/// A resumed run gets the same batches from any position of an epoch and skips the same images, without decoding
+/// earlier batches.
 #[test]
-fn a_pass_begins_at_any_batch_where_it_is_known_what_was_left_out() {
+fn a_pass_can_start_at_any_batch_if_the_skipped_images_are_known() {
     for images in [Images::new(48), Images::new(48).damaged(&[0, 1, 5, 9, 16, 21, 33, 44], Damage::Error)] {
         for workers in [0, 2] {
             let input = settings(workers, 0, OnError::Skip);
             let whole = stream(&images, &images, input.clone());
             for (task, epoch) in [(0, 0), (0, 1), (1, 0)] {
-                let (mut seen, mut left_out) = (Vec::new(), vec![whole.left_out()]);
+                let (mut seen, mut skipped) = (Vec::new(), vec![whole.skipped_images()]);
                 for batch in whole.train_batches(key(task, epoch), 5, 0) {
                     seen.push(numbers(&batch.unwrap()));
-                    left_out.push(whole.left_out());
+                    skipped.push(whole.skipped_images());
                 }
                 assert!(seen.len() >= 3);
-                for (first, left_out) in left_out.iter().enumerate() {
+                for (first, skipped) in skipped.iter().enumerate() {
                     let again = stream(&images, &images, input.clone());
-                    again.leave_out(left_out);
+                    again.skip_images(skipped);
                     let before = images.total();
                     let batches = again.train_batches(key(task, epoch), 5, first);
                     let rest: Vec<_> = batches.map(|batch| numbers(&batch.unwrap())).collect();
                     assert!(rest == seen[first..], "task {task}, epoch {epoch}, from batch {first}");
-                    assert_eq!(again.left_out(), whole.left_out());
-                    assert_eq!(again.left_out().count(), whole.left_out().count());
+                    assert_eq!(again.skipped_images(), whole.skipped_images());
+                    assert_eq!(again.skipped_images().count(), whole.skipped_images().count());
                     let decoded = images.total() - before;
-                    let found = whole.left_out().count().train - left_out.train.len();
-                    // A last batch that cannot be filled may be begun.
+                    let found = whole.skipped_images().count().train - skipped.train.len();
+                    // The images of an incomplete last batch may be decoded.
                     assert!(decoded < 5 * rest.len() + found + 5, "{decoded} decoded from batch {first}");
                 }
             }
@@ -208,10 +208,10 @@ fn a_pass_begins_at_any_batch_where_it_is_known_what_was_left_out() {
 }
 
 #[test]
-fn the_first_damaged_image_in_order_is_named_at_its_batch_and_is_the_last() {
+fn the_first_damaged_image_in_order_ends_the_pass_at_its_batch() {
     let sound = Images::new(48);
     let order = |stream: &ImageStream| -> Vec<usize> {
-        // The red of an image is its number, and the flip and the crop leave it.
+        // The red channel of an image is its index, which flip and crop do not change.
         let batches = stream.train_batches(key(0, 0), 4, 0).map(|batch| numbers(&batch.unwrap()).0);
         let red = batches.flat_map(|p| p.chunks(3 * SIDE * SIDE).map(|i| i[0]).collect::<Vec<_>>());
         red.map(|red| (255.0 * red).round() as usize).collect()
@@ -234,18 +234,18 @@ fn the_first_damaged_image_in_order_is_named_at_its_batch_and_is_the_last() {
 }
 
 #[test]
-fn a_reader_that_panics_is_an_error_with_the_images_name() {
+fn a_panic_of_the_reader_is_an_error_that_names_the_image() {
     let images = Images::new(48).damaged(&[4], Damage::Panic);
     for workers in [0, 1, 3] {
         let stream = stream(&images, &images, settings(workers, 1, OnError::Stop));
         let last = stream.test_batches(0, 5).last().unwrap();
-        assert_eq!(last.unwrap_err().to_string(), "4.png: reading it panicked: cannot bear 4.png");
+        assert_eq!(last.unwrap_err().to_string(), "4.png: the image reader panicked: cannot decode 4.png");
     }
 }
 
 #[test]
-fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
-    // Task 0 has 24 images with an even number or the one after it, of classes 0 and 1.
+fn skipping_keeps_batches_full_and_is_an_error_if_none_can_be_filled() {
+    // Task 0 has the 24 images of classes 0 and 1.
     let first_task: Vec<usize> = (0..48).filter(|index| index % CLASSES < 2).collect();
     for workers in [0, 2] {
         let some = Images::new(48).damaged(&first_task[..7], Damage::Error);
@@ -253,10 +253,10 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
         let stream = stream_of(&some);
         let sizes =
             |batches: cdl_core::traits::Batches<'_>| batches.map(|b| b.unwrap().len()).collect::<Vec<_>>();
-        // 17 images are left.
+        // 17 images remain.
         assert_eq!(sizes(stream.train_batches(key(0, 0), 5, 0)), [5, 5, 5]);
         assert_eq!(sizes(stream.test_batches(0, 5)), [5, 5, 5, 2]);
-        assert_eq!(stream.left_out().count().test, 7);
+        assert_eq!(stream.skipped_images().count().test, 7);
 
         let few = Images::new(48).damaged(&first_task[..20], Damage::Error);
         let error = stream_of(&few).train_batches(key(0, 0), 5, 0).last().unwrap().unwrap_err().to_string();
@@ -269,38 +269,38 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
             let error = batches[0].as_ref().unwrap_err().to_string();
             assert!(error.contains("of 24 test images of task 1, fewer than 1 can be read"), "{error}");
         }
-        assert_eq!(stream.left_out().count(), Skipped { train: 0, test: 24 });
+        assert_eq!(stream.skipped_images().count(), Skipped { train: 0, test: 24 });
     }
 }
 
 #[test]
-fn test_images_are_decoded_once_a_run_and_training_images_once_a_task_where_there_is_room() {
+fn cached_test_images_are_decoded_once_a_run_and_training_images_once_a_task() {
     for workers in [0, 2] {
         let (train, test) = (Images::new(48), Images::new(48));
-        everything(&stream(&train, &test, settings(workers, 1, OnError::Stop)));
+        all_batches(&stream(&train, &test, settings(workers, 1, OnError::Stop)));
         assert_eq!(test.counts(), [1; 48]);
-        // Each epoch of the first task drops 4 of 24 images; the second task rehearses images that are kept.
+        // Each epoch of the first task drops 4 of 24 images. The second task rehearses cached images.
         let counts = train.counts();
         assert!(counts.iter().all(|&count| count <= 1) && train.total() >= 44, "{counts:?}");
 
         let (train, test) = (Images::new(48), Images::new(48));
-        everything(&stream(&train, &test, settings(workers, 0, OnError::Stop)));
+        all_batches(&stream(&train, &test, settings(workers, 0, OnError::Stop)));
         assert_eq!(test.total(), 24 * 3);
         assert_eq!(train.total(), 2 * 20 + 2 * 30);
     }
 }
 
 #[test]
-fn looking_for_damage_decodes_test_images_for_good() {
+fn verify_caches_the_decoded_test_images() {
     let (train, test) = (Images::new(48), Images::new(48));
     let stream = stream(&train, &test, settings(1, 1, OnError::Stop));
     stream.verify().unwrap();
     assert_eq!((train.total(), test.total()), (48, 48));
-    everything(&stream);
+    all_batches(&stream);
     assert_eq!(test.counts(), [1; 48]);
 }
 
-/// Images that are a third of a megabyte, whatever becomes of them.
+/// Images of a third of a megabyte, before and after the transform.
 struct Large(Images);
 
 impl ImageSet for Large {
@@ -323,7 +323,7 @@ impl ImageSet for Large {
 }
 
 #[test]
-fn no_more_is_kept_than_the_bound_allows() {
+fn the_cache_does_not_exceed_its_size() {
     let images = Images::new(16);
     let settings = TaskSettings {
         transform: TransformConfig { image_size: 330, ..Default::default() },
@@ -343,7 +343,7 @@ fn no_more_is_kept_than_the_bound_allows() {
 }
 
 #[test]
-fn a_pass_that_is_left_early_ends_its_threads() {
+fn dropping_a_pass_ends_its_threads() {
     for workers in [0, 1, 2, 5] {
         let images = Images::new(48);
         let stream = stream(&images, &images, settings(workers, 0, OnError::Stop));
@@ -353,7 +353,7 @@ fn a_pass_that_is_left_early_ends_its_threads() {
                 batches.next().unwrap().unwrap();
             }
             drop(batches);
-            // Every thread has ended, so nothing is decoded any more.
+            // All threads have ended, so no more images are decoded.
             let total = images.total();
             std::thread::yield_now();
             assert_eq!(images.total(), total);
@@ -362,7 +362,7 @@ fn a_pass_that_is_left_early_ends_its_threads() {
 }
 
 #[test]
-fn no_more_is_prepared_ahead_than_was_asked_for() {
+fn prefetching_does_not_exceed_the_setting() {
     for workers in [0, 1, 2, 5] {
         let images = Images::new(48);
         let input = InputSettings { workers, prefetch: 2, cache_mb: 0, ..Default::default() };
@@ -370,14 +370,14 @@ fn no_more_is_prepared_ahead_than_was_asked_for() {
         let mut batches = stream.test_batches(0, 3);
         for taken in 1..=3 {
             batches.next().unwrap().unwrap();
-            // Two batches, and what rounding up adds for each thread.
+            // Two batches, and the rounding for each thread.
             assert!(images.total() < 3 * taken + 2 * 3 + workers.max(1), "{} decoded", images.total());
         }
     }
 }
 
 #[test]
-fn values_out_of_range_are_refused_by_their_key() {
+fn values_out_of_range_are_refused_with_their_key() {
     for (input, key) in [
         (InputSettings { workers: 257, ..Default::default() }, "`input.workers = 257`"),
         (InputSettings { prefetch: 0, ..Default::default() }, "`input.prefetch = 0`"),

@@ -1,6 +1,6 @@
-//! Damaged and hostile image files: decoding ends with an image or a sentence, in bounded memory.
+//! Decoding of damaged and malicious image files ends with an image or an error message, in bounded memory.
 //!
-//! One test, so that the memory it measures is its own.
+//! A single test, so that the measured memory is its own.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{fs, path::Path};
@@ -13,12 +13,12 @@ use cdl_core::{
 };
 use rand::RngExt;
 
-/// Mutations of each file.
+/// Number of mutations of each file.
 const MUTATIONS: usize = 3_000;
-/// The pixels of one image as stored and as RGB, and what decoders need beside them.
+/// Maximum memory: the pixels of one image as stored and as RGB, and the working memory of decoders.
 const MEMORY: u64 = (512 + 512 + 256) << 20;
 
-/// Every committed image that is no expected result, by name.
+/// Returns all input images of the fixtures, sorted by name.
 fn files() -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/transform");
     let mut files: Vec<_> = fs::read_dir(folder)
@@ -32,10 +32,10 @@ fn files() -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// One to four random changes.
+/// Applies one to four random changes.
 fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
     for _ in 0..rng.random_range(1..=4) {
-        // Headers, where the sizes are, are hit as often as all the rest.
+        // Half of the changes are in the header, which contains the sizes.
         let reach = if rng.random() { bytes.len() } else { bytes.len().min(64) };
         if reach < 8 {
             return;
@@ -66,7 +66,7 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
     }
 }
 
-/// Makes the checksums of a PNG file's chunks right again, so that decoding goes on to what they guard.
+/// Recomputes the checksums of a PNG file's chunks, so that decoding reaches the contents of the chunks.
 fn seal_png(bytes: &mut [u8]) {
     let mut at = 8;
     while let Some(length) = bytes.get(at..at + 4) {
@@ -87,7 +87,7 @@ fn seal_png(bytes: &mut [u8]) {
     }
 }
 
-/// A PNG file of black pixels.
+/// Encodes a PNG file of black pixels.
 fn grey_png(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     let pixels = vec![0; width as usize * height as usize];
@@ -96,7 +96,7 @@ fn grey_png(width: u32, height: u32) -> Vec<u8> {
 }
 
 #[test]
-fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
+fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     let files = files();
     for format in ["png", "jpg", "gif", "bmp", "webp", "tiff", "ppm"] {
         assert!(files.iter().any(|(name, _)| name.ends_with(format)), "no {format} file to start from");
@@ -123,10 +123,10 @@ fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
             }
         }
     }
-    // The mutations reach both the decoders' depths and their errors.
+    // The mutations must produce both valid images and errors.
     assert!(images > 100 && errors > 100, "{images} images, {errors} errors");
 
-    // Bombs: few bytes that claim more pixels than an image may have.
+    // Decompression bombs: small files that state more pixels than an image may have.
     let whole = |name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
     let mut png = whole("decode_grey.png");
     png[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
@@ -141,7 +141,7 @@ fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
         assert!(reason.contains("30000 x 30000") && reason.contains("512 MiB"), "{format}: {reason}");
     }
 
-    // Long and thin images: the longest that are read go through every transform, longer ones are refused.
+    // Long and thin images: the longest allowed ones pass every transform, longer ones are refused.
     for (width, height) in [(65_535, 1), (1, 65_535)] {
         let image = decode(&grey_png(width, height)).expect("an image");
         for test in [TestTransform::Resize, TestTransform::ResizeCrop] {
@@ -155,7 +155,7 @@ fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
         assert!(reason.contains(&format!("{width} x {height}")) && reason.contains("65535"), "{reason}");
     }
 
-    // A palette whose last colour lacks its blue, which a decoder has panicked on.
+    // A palette whose last colour lacks its blue value, on which a decoder panicked.
     let mut palette = whole("decode_palette_alpha.png");
     let start = palette.windows(4).position(|kind| kind == b"PLTE").unwrap();
     let length = u32::from_be_bytes(palette[start - 4..start].try_into().unwrap());
@@ -164,7 +164,7 @@ fn hostile_files_end_in_an_image_or_a_sentence_within_bounded_memory() {
     seal_png(&mut palette);
     assert!(decode(&palette).is_err());
 
-    // A TIFF file with lists of which its decoder would quote 33,000 characters.
+    // A TIFF file with long lists, of which the decoder quotes 33,000 characters.
     let lists = include_bytes!("fixtures/hostile/long_message.tiff");
     let reason = decode(lists).expect_err("no image");
     assert!(

@@ -1,4 +1,4 @@
-//! Names that two plugins claim.
+//! Two plugins with the same name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
@@ -36,7 +36,7 @@ mod second {
 }
 
 #[test]
-fn a_name_claimed_twice_is_an_error_that_names_both() {
+fn a_duplicate_name_is_an_error_with_both_origins() {
     let error = registry::entries(Kind::Distiller).err().map(|e| e.to_string()).unwrap_or_default();
     assert!(error.contains("`twice`") && error.contains("first") && error.contains("second"), "{error}");
     assert!(matches!(registry::find(Kind::Distiller, "twice"), Err(Error::DuplicateName { .. })));

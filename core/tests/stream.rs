@@ -1,4 +1,4 @@
-//! The settings that every image stream has, on a set of images whose values are their numbers.
+//! Settings of all image streams, tested with images whose grey level is their index.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ use cdl_core::{
     transform::{TestTransform, TrainTransform, TransformConfig},
 };
 
-/// `count` images for each of three classes; image `i` is of class `i mod 3` and all grey `first + i`.
+/// Set of `count` images for each of three classes. Image `i` has class `i mod 3` and the grey level `first + i`.
 struct Numbered {
     first: usize,
     count: usize,
@@ -76,33 +76,33 @@ fn validation_divides_the_training_images_of_each_class() -> Result<()> {
     assert_eq!(
         divided.record()?.fingerprint,
         stream(with(0.2), 1)?.record()?.fingerprint,
-        "whatever the run's seed"
+        "the split does not depend on the seed"
     );
     assert_ne!(divided.record()?.fingerprint, stream(TaskSettings::default(), 0)?.record()?.fingerprint);
 
-    // Limits count what is left of each half.
+    // Limits apply after the split.
     let limited = TaskSettings { train_per_class: Some(5), test_per_class: Some(1), ..with(0.2) };
     let limited = stream(limited, 0)?;
     assert_eq!((limited.train_count(0), limited.test_count(0)), (5, 1));
     assert!(train(&limited, 0).is_subset(&train(&divided, 0)));
 
-    // However small or large the share, both halves have images.
+    // Both parts have images for any share.
     for share in [0.001, 0.999] {
         let stream = stream(with(share), 0)?;
         assert!(stream.train_count(1) > 0 && stream.test_count(1) > 0);
     }
     for share in [0.0, 1.0, -0.5, f64::NAN] {
-        let said = stream(with(share), 0).err().expect("an error").to_string();
-        assert!(said.contains("`validation = ") && said.contains("as 0.2"), "{said}");
+        let message = stream(with(share), 0).err().expect("an error").to_string();
+        assert!(message.contains("`validation = ") && message.contains("such as 0.2"), "{message}");
     }
     Ok(())
 }
 
 #[test]
-fn a_task_limit_keeps_the_first_tasks_as_they_are() -> Result<()> {
+fn max_tasks_does_not_change_the_first_tasks() -> Result<()> {
     let all = stream(TaskSettings::default(), 0)?;
     let two = stream(TaskSettings { max_tasks: Some(2), ..TaskSettings::default() }, 0)?;
-    assert_eq!(two.tasks(), &all.tasks()[..2], "of three tasks still, with as many classes");
+    assert_eq!(two.tasks(), &all.tasks()[..2], "the number of tasks and classes in each task is unchanged");
     assert_eq!(two.classes(), all.classes());
     let key = EpochKey { task: 1, role: Role::Teacher, epoch: 3 };
     assert_eq!(numbers(two.train_batches(key, 2, 0)), numbers(all.train_batches(key, 2, 0)));

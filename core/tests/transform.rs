@@ -1,4 +1,4 @@
-//! The transforms against torchvision and Pillow, whose results `fixtures/transform/make.py` saved.
+//! Comparison of the transforms with results of torchvision and Pillow, saved by `fixtures/transform/make.py`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -13,9 +13,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
-/// Bounds, in grey levels, of the difference between this JPEG decoder and Pillow's
-/// (libjpeg-turbo): the largest on any value and the mean. Measured on the fixtures: 3 and 0.38.
-/// Most of it comes from the upsampling of colour; without subsampling, the mean is 0.01.
+/// Bounds in grey levels of the maximum and the mean difference between this JPEG decoder and Pillow's (libjpeg-turbo).
+/// Measured on the fixtures: 3 and 0.38. Most of it comes from the upsampling of colour; without subsampling, the
+/// mean is 0.01.
 const JPEG_MAX_DIFFERENCE: u8 = 4;
 const JPEG_MEAN_DIFFERENCE: f64 = 0.45;
 
@@ -52,7 +52,7 @@ struct Decode {
     exact: bool,
 }
 
-/// Means over torchvision's boxes, lengths as fractions of the image's sides.
+/// Means over boxes of torchvision. Lengths are fractions of the image's sides.
 #[derive(Deserialize)]
 struct CropBoxes {
     width: u32,
@@ -84,7 +84,7 @@ fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// Largest and mean absolute difference over all values of two images of one size.
+/// Returns the maximum and the mean absolute difference of two images of the same size.
 fn differences(a: &RgbImage, b: &RgbImage) -> (u8, f64) {
     assert_eq!(a.dimensions(), b.dimensions());
     let all = || a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b));
@@ -92,7 +92,7 @@ fn differences(a: &RgbImage, b: &RgbImage) -> (u8, f64) {
     (all().max().unwrap_or(0), mean)
 }
 
-/// An image in which every pixel is different, up to 256 x 256 pixels.
+/// Creates an image in which all pixels differ, up to 256 x 256 pixels.
 fn numbered(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| Rgb([x as u8, y as u8, (x * 7 + y) as u8]))
 }
@@ -148,7 +148,7 @@ fn configured_transforms_equal_torchvision() {
 }
 
 #[test]
-fn resize_of_the_default_test_transform_is_eight_sevenths_of_the_size() {
+fn default_resize_is_eight_sevenths_of_image_size() {
     let image = numbered(250, 201);
     for (image_size, resize) in [(224, 256), (32, 37), (1, 1), (84, 96)] {
         let config = TransformConfig { image_size, ..Default::default() };
@@ -161,12 +161,12 @@ fn resize_of_the_default_test_transform_is_eight_sevenths_of_the_size() {
 fn decoding_equals_pillow() {
     for case in cases().decode {
         let (largest, mean) = differences(&open(&case.input), &open(&case.expected));
-        let (most, on_average) = match case.exact {
+        let (max, max_mean) = match case.exact {
             true => (0, 0.0),
             false => (JPEG_MAX_DIFFERENCE, JPEG_MEAN_DIFFERENCE),
         };
         assert!(
-            largest <= most && mean <= on_average,
+            largest <= max && mean <= max_mean,
             "{}: {largest} grey levels, {mean:.3} on average",
             case.input
         );
@@ -185,7 +185,7 @@ fn sixteen_bit_grey_decodes_to_its_upper_byte() {
 }
 
 #[test]
-fn broken_files_are_errors() {
+fn damaged_files_are_errors() {
     let whole = read("decode_rgb.png");
     assert!(decode(b"").is_err());
     assert!(decode(b"not an image").is_err());
@@ -193,7 +193,7 @@ fn broken_files_are_errors() {
 }
 
 #[test]
-fn no_shape_of_image_panics() {
+fn images_of_any_shape_are_transformed() {
     let sides = [1, 2, 3, 5, 31, 224, 225];
     let shapes = sides.iter().flat_map(|w| sides.iter().map(move |h| (*w, *h)));
     for (width, height) in shapes.chain([(1, 20_000), (20_000, 1)]) {
@@ -213,7 +213,7 @@ fn no_shape_of_image_panics() {
 }
 
 #[test]
-fn lengths_of_0_leave_nothing_to_see() {
+fn lengths_of_0_give_empty_or_black_images() {
     let image = numbered(4, 3);
     let whole = CropBox::whole(&image);
     let empty = resized_crop(&image, whole, 0, Interpolation::Bilinear);
@@ -233,7 +233,7 @@ fn extreme_down_scaling_keeps_a_constant_colour() {
 }
 
 #[test]
-fn a_box_beyond_the_image_is_cut_to_it() {
+fn a_box_beyond_the_image_is_clipped() {
     let image = numbered(20, 10);
     let at = |left, top, width, height| {
         let area = CropBox { left, top, width, height };
@@ -245,7 +245,7 @@ fn a_box_beyond_the_image_is_cut_to_it() {
 }
 
 #[test]
-fn crop_boxes_lie_in_the_image_and_within_scale_and_ratio() {
+fn crop_boxes_are_inside_the_image_and_within_scale_and_ratio() {
     let scale = [0.08, 1.0];
     let ratio = [3.0 / 4.0, 4.0 / 3.0];
     let sizes = [(500, 375), (32, 32), (1, 1), (1, 7), (7, 1), (100, 20), (3, 4)];
@@ -256,7 +256,7 @@ fn crop_boxes_lie_in_the_image_and_within_scale_and_ratio() {
             assert!(area.width >= 1 && area.left + area.width <= width);
             assert!(area.height >= 1 && area.top + area.height <= height);
 
-            // Each side was rounded by up to half a pixel.
+            // Each side is rounded by up to half a pixel.
             let (w, h) = (f64::from(area.width), f64::from(area.height));
             assert!((w + 0.5) / (h - 0.5) >= ratio[0] - 1e-9, "{area:?}");
             assert!((w - 0.5) / (h + 0.5) <= ratio[1] + 1e-9, "{area:?}");
@@ -277,12 +277,12 @@ fn crop_boxes_that_cannot_fit_are_the_largest_in_the_centre() {
     assert_eq!(narrow(101, 15, [0.75, 4.0 / 3.0]), (40, 0, 20, 15));
     assert_eq!(narrow(15, 101, [0.75, 4.0 / 3.0]), (0, 40, 15, 20));
     assert_eq!(narrow(50, 5, [0.8, 0.9]), (23, 0, 4, 5));
-    // The box would have no pixel: torchvision fails.
+    // A box without pixels, for which torchvision fails.
     assert_eq!(narrow(9, 1, [0.1, 0.2]), (4, 0, 1, 1));
 }
 
 #[test]
-fn crop_boxes_are_distributed_as_torchvisions() {
+fn crop_boxes_have_the_distribution_of_torchvision() {
     const DRAWS: usize = 20_000;
     for case in cases().crop_boxes {
         let (width, height) = (f64::from(case.width), f64::from(case.height));
@@ -297,7 +297,7 @@ fn crop_boxes_are_distributed_as_torchvisions() {
         let area = |b: &CropBox| f64::from(b.width) * f64::from(b.height) / (width * height);
         let log_ratio = |b: &CropBox| (f64::from(b.width) / f64::from(b.height)).ln();
 
-        // About four standard errors of the difference of two means over as many draws.
+        // About four standard errors of the difference of two means over this number of draws.
         for (name, ours, theirs, tolerance) in [
             ("area", mean(&area), case.area, 0.01),
             ("area squared", mean(&|b| area(b).powi(2)), case.area_squared, 0.01),
@@ -344,7 +344,7 @@ fn half_of_the_training_images_are_mirrored() {
 }
 
 #[test]
-fn training_transforms_depend_on_the_seed_alone() {
+fn training_transforms_depend_only_on_the_seed() {
     let image = numbered(120, 90);
     let config = TransformConfig { image_size: 24, ..Default::default() };
     let images = |seed| {
@@ -387,26 +387,26 @@ fn configurations_are_read_with_defaults_and_unknown_keys_refused() {
 }
 
 #[test]
-fn values_that_cannot_be_used_are_named() {
+fn invalid_values_are_refused_with_key_and_value() {
     let default = TransformConfig::default;
-    let of_scale = |scale| TransformConfig { scale, ..default() };
-    let of_ratio = |ratio| TransformConfig { ratio, ..default() };
-    let of_sides = |image_size, resize| TransformConfig { image_size, resize, ..default() };
+    let with_scale = |scale| TransformConfig { scale, ..default() };
+    let with_ratio = |ratio| TransformConfig { ratio, ..default() };
+    let with_sides = |image_size, resize| TransformConfig { image_size, resize, ..default() };
     for (config, key, value) in [
-        (of_sides(0, None), "`image_size`", "0"),
-        (of_sides(MAX_SIDE + 1, None), "`image_size`", "16385"),
-        (of_sides(MAX_SIDE, None), "`image_size`", "16384"),
-        (of_sides(usize::MAX, None), "`image_size`", "16384"),
-        (of_sides(224, Some(223)), "`resize`", "223"),
-        (of_sides(224, Some(MAX_SIDE + 1)), "`resize`", "16385"),
-        (of_scale([0.0, 1.0]), "`scale`", "[0.0, 1.0]"),
-        (of_scale([0.5, 0.4]), "`scale`", "[0.5, 0.4]"),
-        (of_scale([0.5, 1.1]), "`scale`", "[0.5, 1.1]"),
-        (of_scale([f64::NAN, 1.0]), "`scale`", "[NaN, 1.0]"),
-        (of_ratio([-1.0, 1.0]), "`ratio`", "[-1.0, 1.0]"),
-        (of_ratio([2.0, 1.0]), "`ratio`", "[2.0, 1.0]"),
-        (of_ratio([1.0, f64::INFINITY]), "`ratio`", "[1.0, inf]"),
-        (of_ratio([1.0, f64::NAN]), "`ratio`", "[1.0, NaN]"),
+        (with_sides(0, None), "`image_size`", "0"),
+        (with_sides(MAX_SIDE + 1, None), "`image_size`", "16385"),
+        (with_sides(MAX_SIDE, None), "`image_size`", "16384"),
+        (with_sides(usize::MAX, None), "`image_size`", "16384"),
+        (with_sides(224, Some(223)), "`resize`", "223"),
+        (with_sides(224, Some(MAX_SIDE + 1)), "`resize`", "16385"),
+        (with_scale([0.0, 1.0]), "`scale`", "[0.0, 1.0]"),
+        (with_scale([0.5, 0.4]), "`scale`", "[0.5, 0.4]"),
+        (with_scale([0.5, 1.1]), "`scale`", "[0.5, 1.1]"),
+        (with_scale([f64::NAN, 1.0]), "`scale`", "[NaN, 1.0]"),
+        (with_ratio([-1.0, 1.0]), "`ratio`", "[-1.0, 1.0]"),
+        (with_ratio([2.0, 1.0]), "`ratio`", "[2.0, 1.0]"),
+        (with_ratio([1.0, f64::INFINITY]), "`ratio`", "[1.0, inf]"),
+        (with_ratio([1.0, f64::NAN]), "`ratio`", "[1.0, NaN]"),
     ] {
         let message = config.validate().unwrap_err();
         assert!(message.starts_with(key), "{message}");
@@ -414,9 +414,9 @@ fn values_that_cannot_be_used_are_named() {
         assert!(message.contains("expected"), "{message}");
     }
 
-    let mut straight = of_sides(224, Some(10));
+    let mut straight = with_sides(224, Some(10));
     straight.test = TestTransform::Resize;
     assert_eq!(straight.validate(), Ok(()), "`resize` is not used");
-    assert_eq!(of_sides(MAX_SIDE, Some(MAX_SIDE)).validate(), Ok(()));
-    assert_eq!(of_ratio([1.0, 1.0]).validate(), Ok(()));
+    assert_eq!(with_sides(MAX_SIDE, Some(MAX_SIDE)).validate(), Ok(()));
+    assert_eq!(with_ratio([1.0, 1.0]).validate(), Ok(()));
 }

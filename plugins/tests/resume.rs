@@ -143,9 +143,9 @@ fn bytes_that_are_not_those_that_were_written_are_refused() -> Result<()> {
     let at = bytes.windows(version.len()).position(|part| part == version).expect("version");
     let mut later = bytes.clone();
     later[at + version.len() - 2] = b'2';
-    assert_eq!(refusal(&later), "it has format \"2\", and this version of cdl reads \"1\"");
+    assert_eq!(refusal(&later), "it has format \"2\"; this version of cdl reads format \"1\"");
     let model = trainer(1, ("l2p", "fitnets"), "adam")?.state(Role::Student)?.to_bytes()?;
-    assert!(refusal(&model).contains("it is no checkpoint"), "{}", refusal(&model));
+    assert!(refusal(&model).contains("it is not a checkpoint"), "{}", refusal(&model));
     Ok(())
 }
 

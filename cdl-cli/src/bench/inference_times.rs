@@ -46,12 +46,12 @@ pub fn bench(folders: &[PathBuf], passes: &Passes<'_>, as_json: bool) -> Result<
 }
 
 fn measure(folder: &PathBuf, passes: &Passes<'_>, device: &Device) -> Result<Value, Failure> {
-    let fresh = memory::forget_peak();
-    device::forget_peak(device);
+    let fresh = memory::reset_peak();
+    device::reset_peak(device);
     let model = Predictor::load_on(folder, device).map_err(Failure::before_writing)?;
     let batch = match passes.batch {
         Some(size) => batch_size(&model, "--batch", Some(size))?,
-        None => BATCH.min(model.most_images()),
+        None => BATCH.min(model.max_batch()),
     };
     let description = model.description();
     let side = description.transform.image_size;

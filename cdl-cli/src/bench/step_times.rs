@@ -58,7 +58,7 @@ impl<'a> Measured<'a> {
         let batch = stream.train_batches(key, config.run.batch_size, 0).next();
         let batch = batch.ok_or_else(|| Error::Tasks("the first task fills no batch".into()))??;
 
-        device::forget_peak(device);
+        device::reset_peak(device);
         let mut steps = Vec::new();
         for role in config.run.roles() {
             steps.push(measure(&experiment, role, (&task, &batch), (warmup, timed), profile)?);

@@ -230,7 +230,11 @@ fn exported_folders_contain_only_what_inference_needs() {
     fs::write(&thesis, "years").expect("written");
     let refused = cdl(&[&again[..], &["--overwrite"]].concat());
     assert_eq!(refused.status.code(), Some(2));
-    assert!(stderr(&refused).contains("thesis.tex: is no part of an exported model"), "{}", stderr(&refused));
+    assert!(
+        stderr(&refused).contains("thesis.tex: is not part of an exported model"),
+        "{}",
+        stderr(&refused)
+    );
     fs::remove_file(&thesis).expect("not removed by the export");
     // Settings that change results are refused.
     let refused = cdl(&[&again[..], &["--overwrite", "--set", "optimizer.lr=0.5"]].concat());

@@ -242,7 +242,7 @@ fn missing_and_damaged_files_are_errors() {
             assert!(stderr(&output).contains(word), "{word} in {}", stderr(&output));
         }
     };
-    refused(&source, &[("HF_HUB_OFFLINE", "1")], &["offline (HF_HUB_OFFLINE) and not in the cache"]);
+    refused(&source, &[("HF_HUB_OFFLINE", "1")], &["cannot be fetched in offline mode (HF_HUB_OFFLINE)"]);
     refused("hf:uoft-cs/cifar1000", &[], &["no dataset repository for `hf:uoft-cs/cifar1000`"]);
     refused(&format!("{source}@v9"), &[], &["no revision `v9`"]);
     refused("hf:uoft-cs", &[], &["`hf:` must be followed by an owner"]);
@@ -282,7 +282,7 @@ fn fetch_downloads_every_file_once_and_copies_it_with_its_checksum() {
     let refused = setup.cdl(&["data", "fetch", "cifar100"], &offline);
     assert_eq!(refused.status.code(), Some(2));
     assert!(
-        stderr(&refused).contains("offline (HF_HUB_OFFLINE) and not in the cache"),
+        stderr(&refused).contains("cannot be fetched in offline mode (HF_HUB_OFFLINE)"),
         "{}",
         stderr(&refused)
     );

@@ -253,7 +253,7 @@ fn damaged_folders_are_errors_that_name_the_file() {
         (
             "a newer format",
             Box::new(|| edit("model.json", "\"format\": 1", "\"format\": 2")),
-            ["model.json", "has format 2, and this version of cdl reads 1"],
+            ["model.json", "has format 2; this version of cdl reads format 1"],
         ),
         (
             "an edited description",
@@ -274,7 +274,7 @@ fn damaged_folders_are_errors_that_name_the_file() {
                 edit("model.json", "\"batch_size\": 10", "\"batch_size\": 0");
                 update()
             }),
-            ["model.json", "`batch_size = 0` is not valid: expected 1 or more"],
+            ["model.json", "`batch_size = 0` is not valid: expected at least 1"],
         ),
         (
             "an unknown learner",
@@ -298,7 +298,7 @@ fn damaged_folders_are_errors_that_name_the_file() {
                 edit("model.json", "\"image_size\": 28", "\"image_size\": 5600");
                 update()
             }),
-            ["network/model.safetensors", "28 px, not of 5600"],
+            ["network/model.safetensors", "28 px, the image size of the network, not 5600"],
         ),
         (
             "no description",
@@ -357,10 +357,10 @@ fn sizes_that_exceed_the_tensors_are_refused() {
             HUGE,
             &["`network.spec.width = 1000000000000`", "the tensors in network/"],
         ),
-        set("/network/spec/heads", -1, &["`network.spec.heads = -1`", "expected usize"]),
+        set("/network/spec/heads", -1, &["`network.spec.heads = -1`", "expected a whole number"]),
         set("/teacher/width", HUGE, &["`teacher.width = 1000000000000`", "1 to 65536"]),
         set("/teacher/patches", HUGE, &["`teacher.patches = 1000000000000`", "1 to 8192"]),
-        set("/tasks/0/end", "five", &["`tasks[0].end = \"five\"`", "expected usize"]),
+        set("/tasks/0/end", "five", &["`tasks[0].end = \"five\"`", "expected a whole number"]),
         (
             Box::new(|value| value["query_width"] = HUGE.into()),
             &["`query_width = 1000000000000`", "no tensor in trained.safetensors"],

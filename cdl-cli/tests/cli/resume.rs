@@ -291,7 +291,7 @@ fn a_damaged_checkpoint_is_reported_and_an_earlier_one_used() {
     copy(&dir, &one);
     damage(&one, &files[2], &flip);
     let output = finish(&resume_args(&one));
-    let expected = format!("{} is passed over: it is damaged: its content has SHA-256", name(&files[2]));
+    let expected = format!("{}: it is damaged: its contents have SHA-256", name(&files[2]));
     assert!(
         stderr(&output).contains(&expected) && stderr(&output).contains("resuming at"),
         "{}",
@@ -306,11 +306,7 @@ fn a_damaged_checkpoint_is_reported_and_an_earlier_one_used() {
     damage(&all, &files[0], &|bytes| bytes.clear());
     let output = finish(&resume_args(&all));
     for file in &files {
-        assert!(
-            stderr(&output).contains(&format!("{} is passed over: it is damaged", name(file))),
-            "{}",
-            stderr(&output)
-        );
+        assert!(stderr(&output).contains(&format!("{}: it is damaged", name(file))), "{}", stderr(&output));
     }
     assert!(stderr(&output).contains("the run starts from the beginning"), "{}", stderr(&output));
     assert_equal(&all, &reference, "all damaged");
@@ -337,7 +333,7 @@ fn a_damaged_checkpoint_is_reported_and_an_earlier_one_used() {
     fs::write(&config, other).expect("written");
     refused(
         &["resume", edited.to_str().expect("UTF-8 path")],
-        &["config.toml is not the one that the run was begun with"],
+        &["config.toml was changed after the start of the run"],
     );
     fs::write(&config, text).expect("written");
     assert!(stderr(&finish(&resume_args(&edited))).contains("the run starts from the beginning"));
@@ -352,9 +348,9 @@ fn only_settings_that_cannot_change_results_may_differ() {
     let path = dir.to_str().expect("UTF-8 path");
     let before = outcome(&dir);
     let set = |set: &'static str| ["resume", path, "--set", set];
-    refused(&set("epochs=5"), &["--set epochs=5", "`epochs = 5`", "begun with `3`", "checkpoint.*"]);
-    refused(&set("optimizer.lr=0.1"), &["`optimizer.lr = 0.1`", "begun with `0.005`"]);
-    refused(&set("distiller.name=kd"), &["begun with `"]);
+    refused(&set("epochs=5"), &["--set epochs=5", "`epochs = 5`", "started with `3`", "checkpoint.*"]);
+    refused(&set("optimizer.lr=0.1"), &["`optimizer.lr = 0.1`", "started with `0.005`"]);
+    refused(&set("distiller.name=kd"), &["started with `"]);
     refused(&set("stream.input.on_error=skip"), &["`stream.input.on_error = \"skip\"`", "`\"stop\"`"]);
     refused(&set("checkpoint.keep=0"), &["`checkpoint.keep = 0`", "at least 1"]);
     let mut variable = command();
@@ -370,7 +366,7 @@ fn only_settings_that_cannot_change_results_may_differ() {
         text
     };
     let config = edit("config.toml", "batch_size = 10", "batch_size = 5");
-    refused(&["resume", path], &["config.toml: `batch_size = 5`", "begun with `10`"]);
+    refused(&["resume", path], &["config.toml: `batch_size = 5`", "started with `10`"]);
     fs::write(dir.join("config.toml"), config).expect("written");
     let record: Value = serde_json::from_slice(&fs::read(dir.join("run.json")).expect("file")).expect("JSON");
     for (field, what) in [

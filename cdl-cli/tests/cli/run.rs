@@ -109,7 +109,7 @@ fn a_run_records_everything_and_can_be_repeated_evaluated_and_replaced() {
         let refused = run(&first, more);
         assert_eq!(refused.status.code(), Some(2));
         assert!(
-            self::stderr(&refused).contains("holds `notes.md` beside a run"),
+            self::stderr(&refused).contains("contains `notes.md`, which does not belong to the run"),
             "{}",
             self::stderr(&refused)
         );

@@ -14,7 +14,7 @@ use crate::{
         checksum,
         dataset::{DataFile, names_below},
     },
-    system::atomic::{beside, folder_of, settle, sync_below, write_atomic},
+    system::atomic::{folder_of, move_to, sync_below, temporary_folder, write_atomic},
 };
 
 /// The name of such a list in its folder.
@@ -82,7 +82,7 @@ impl Manifest {
         }
         let parent = folder_of(dir);
         fs::create_dir_all(parent).map_err(io(parent))?;
-        let fresh = beside(parent)?;
+        let fresh = temporary_folder(parent)?;
         let files = || files.iter().filter(|file| file.name != NAME);
         for file in files() {
             let copy = fresh.path().join(&file.name);
@@ -93,7 +93,7 @@ impl Manifest {
         let listed = files().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
         Self(listed.collect()).write(&fresh.path().join(NAME))?;
         sync_below(fresh.path())?;
-        settle(fresh, dir, false)
+        move_to(fresh, dir, false)
     }
 
     /// Writes the list whole or not at all.

@@ -1,4 +1,4 @@
-//! Builds the parts of an experiment: of a run from its configuration, of an exported model from its description.
+//! Builds the parts of a run from its configuration, and those of an exported model from its description.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Adds to the error of a part the place of the section, by name, that the part is built from.
+/// Adds to an error the origin of the section from which a part is built.
 pub(crate) type Locate<'a> = Box<dyn Fn(&str, Error) -> Error + 'a>;
 
-/// Properties of an experiment that its parts are built for.
+/// Properties of an experiment on which all parts depend.
 pub(crate) struct Setup<'a> {
     pub(crate) seed: u64,
     pub(crate) mode: Mode,
@@ -28,15 +28,15 @@ pub(crate) struct Setup<'a> {
     pub(crate) precision: Precision,
     /// Side of an image in pixels.
     pub(crate) image_size: usize,
-    /// Classes over all tasks.
+    /// Number of classes of all tasks.
     pub(crate) classes: usize,
-    /// Tasks of the whole stream, also where a run stops early.
+    /// Number of tasks of the whole stream, even if the run stops early.
     pub(crate) tasks: usize,
     pub(crate) locate: Locate<'a>,
 }
 
 impl Setup<'_> {
-    /// The frozen network of `role` from the section `place`; its weights lie in `folder` where the model was exported.
+    /// Builds the frozen network of `role` from the section `place`. The weights of an exported model are in `folder`.
     pub(crate) fn backbone(
         &self,
         role: Role,
@@ -49,7 +49,7 @@ impl Setup<'_> {
         registry::backbone(name, settings, &context).map_err(|error| (self.locate)(place, error))
     }
 
-    /// The learner of `role` from the section `place`.
+    /// Builds the learner of `role` from the section `place`.
     pub(crate) fn learner(
         &self,
         role: Role,
@@ -65,7 +65,7 @@ impl Setup<'_> {
             .map_err(|error| (self.locate)(place, error))
     }
 
-    /// The distiller number `index` of a run from the section `place`.
+    /// Builds distiller `index` of a run from the section `place`.
     pub(crate) fn distiller(
         &self,
         index: usize,
@@ -97,7 +97,7 @@ pub(crate) fn stream(config: &Config, device: &Device) -> Result<Box<dyn TaskStr
         .map_err(|error| config.locate("stream", error))
 }
 
-/// Refuses batches that a task does not fill, since incomplete batches are dropped in training.
+/// Checks that the batch size is not larger than any task, since training drops incomplete batches.
 pub(crate) fn check_batches(config: &Config, stream: &dyn TaskStream) -> Result<()> {
     let counts = stream.tasks().iter().map(|task| (stream.train_count(task.index), task.index));
     let (images, task) = counts.min().unwrap_or((0, 0));
@@ -105,8 +105,9 @@ pub(crate) fn check_batches(config: &Config, stream: &dyn TaskStream) -> Result<
         return Ok(());
     }
     let task = task + 1;
-    let expected =
-        format!("at most {images}, the training images of task {task}: incomplete batches are dropped");
+    let expected = format!(
+        "expected at most {images}, the training images of task {task}: incomplete batches are dropped"
+    );
     Err(config.refused("batch_size", config.run.batch_size, expected))
 }
 
@@ -119,21 +120,20 @@ pub(crate) struct RunBuilder<'a> {
 impl<'a> RunBuilder<'a> {
     pub(crate) fn new(config: &'a Config, device: &'a Device, stream: &dyn TaskStream) -> Self {
         let tasks = stream.tasks().first().map_or(1, |task| task.count);
-        Self::of_sizes(config, device, stream.image_size(), stream.classes().len(), tasks)
+        Self::with_sizes(config, device, stream.image_size(), stream.classes().len(), tasks)
     }
 
-    /// The builder of a run whose stream could not be built, as far as the stream's settings contain what the others
-    /// need: an image size.
+    /// Creates a builder for a run whose stream could not be built. `None` if the stream's settings have no image size.
     pub(crate) fn without_stream(config: &'a Config, device: &'a Device) -> Option<Self> {
         let settings = &config.run.stream.settings;
         let number = |key: &str| usize::try_from(lookup(settings, key)?.as_integer()?).ok();
         let lists = lookup(settings, "task_classes").and_then(toml::Value::as_array).map(Vec::len);
         let tasks = lists.or_else(|| number("tasks")).unwrap_or(1);
-        // A class for each task: no setting depends on the rows of a head.
-        Some(Self::of_sizes(config, device, number("transform.image_size")?, tasks, tasks))
+        // The number of classes is arbitrary, since no setting depends on it: one class for each task.
+        Some(Self::with_sizes(config, device, number("transform.image_size")?, tasks, tasks))
     }
 
-    fn of_sizes(
+    fn with_sizes(
         config: &'a Config,
         device: &'a Device,
         image_size: usize,
@@ -142,7 +142,7 @@ impl<'a> RunBuilder<'a> {
     ) -> Self {
         let (seed, mode, precision) = (config.run.seed, config.run.mode, config.run.precision);
         let locate = Box::new(|place: &str, error: Error| match error {
-            // A network is built for the image size of the stream.
+            // The image size of a network is a setting of the stream.
             Error::Setting { key, value, expected, .. }
                 if key == "image_size" && ["teacher", "student"].contains(&place) =>
             {
@@ -153,13 +153,13 @@ impl<'a> RunBuilder<'a> {
         Self { config, setup: Setup { seed, mode, device, precision, image_size, classes, tasks, locate } }
     }
 
-    /// The frozen network of `role`.
+    /// Builds the frozen network of `role`.
     pub(crate) fn backbone(&self, role: Role) -> Result<Arc<dyn Backbone>> {
         let section = self.config.run.network(role);
         self.setup.backbone(role, role.as_str(), (&section.name, &section.settings), None)
     }
 
-    /// The learner of `role`; the student's network makes the query unless each network makes its own.
+    /// Builds the learner of `role`. The student's network computes the query, unless each network computes its own.
     pub(crate) fn learner(
         &self,
         role: Role,
@@ -172,7 +172,7 @@ impl<'a> RunBuilder<'a> {
         self.setup.learner(role, &place, &section, backbone, querying.width)
     }
 
-    /// The distiller number `index`.
+    /// Builds distiller `index`.
     pub(crate) fn distiller(
         &self,
         index: usize,
@@ -182,7 +182,7 @@ impl<'a> RunBuilder<'a> {
     ) -> Result<Box<dyn Distiller>> {
         let run = &self.config.run;
         let distiller =
-            self.setup.distiller(index, &run.distiller_place(index), section, networks, learner)?;
+            self.setup.distiller(index, &run.distiller_section(index), section, networks, learner)?;
         for (key, trained, reason) in [
             ("train_teacher", run.train_teacher, "learns from the teacher"),
             ("train_student", run.train_student, "teaches the student"),
@@ -196,7 +196,7 @@ impl<'a> RunBuilder<'a> {
     }
 }
 
-/// Refuses two tensors of one name: they could not be saved side by side.
+/// Checks that learner and distillers have no tensors of the same name, which could not be saved in one file.
 pub(crate) fn check_names(config: &Config, learner: &dyn Learner, distiller: &dyn Distiller) -> Result<()> {
     let (learners, distillers) = (learner.state()?, distiller.state()?);
     let Some((name, _)) = distillers.iter().find(|(name, _)| learners.get(name).is_some()) else {
@@ -206,6 +206,6 @@ pub(crate) fn check_names(config: &Config, learner: &dyn Learner, distiller: &dy
     Err(Error::Incompatible {
         first: config.run.learner(Role::Student).0.name,
         second: all.join("`, `"),
-        reason: format!("learner and distiller both have a tensor called `{name}`"),
+        reason: format!("learner and distiller both have a tensor `{name}`"),
     })
 }

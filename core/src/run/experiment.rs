@@ -1,5 +1,4 @@
-//! From a configuration to everything that a run needs; whatever can be wrong is found here, before anything is
-//! written.
+//! Builds all parts of a run from its configuration. Errors are found here, before anything is written.
 
 use std::collections::BTreeMap;
 
@@ -19,57 +18,57 @@ use crate::{
 
 /// A run that is ready to start.
 pub struct Experiment {
-    /// The tasks.
+    /// Stream of tasks.
     pub stream: Box<dyn TaskStream>,
-    /// The networks and how to train them.
+    /// Networks, methods and training settings.
     pub trainer: Trainer,
-    /// Where it computes.
+    /// Device of the networks.
     pub device: Device,
 }
 
-/// What was run, for the run directory.
+/// Record of a run, stored as `run.json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunRecord {
     /// Version of this software.
     pub version: String,
-    /// When the run began (RFC 3339).
+    /// Start time (RFC 3339).
     pub started: String,
-    /// Seed of everything random.
+    /// Seed of all random numbers.
     pub seed: u64,
     /// `published` or `corrected`.
     pub mode: crate::traits::Mode,
-    /// Where it computed.
+    /// Device of the networks.
     pub device: String,
-    /// Kernels of the frozen networks: a set of the CPU's instructions, or `cuda`. Results differ in last digits; those of
-    /// the CPU's sets but for `portable` are equal.
+    /// Kernels of the frozen networks: a set of CPU instructions, or `cuda`. All CPU sets except `portable` give equal
+    /// results; others differ in the last digits.
     pub kernels: String,
-    /// Quirks of the published code, and whether each was in force.
+    /// Quirks of the published code, and whether each was active.
     pub quirks: BTreeMap<String, bool>,
     /// Plugins loaded at run time that the run uses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<PluginRecord>,
-    /// The large network, with the origin of its weights.
+    /// Backbone of the teacher, with the origin of its weights.
     pub teacher: BackboneSpec,
-    /// The small network, with the origin of its weights.
+    /// Backbone of the student, with the origin of its weights.
     pub student: BackboneSpec,
     /// Class names in stream order.
     pub classes: Vec<String>,
     /// Classes of each task.
     pub tasks: Vec<std::ops::Range<usize>>,
-    /// SHA-256 over classes, order and membership of training and test images.
+    /// SHA-256 of the classes, their order and the images of both splits.
     pub split_sha256: String,
-    /// The files that the images come from, with repository, revision and SHA-256.
+    /// Files of the data set, with repository, revision and SHA-256.
     pub data: Vec<DataRecord>,
-    /// Tensors and numbers trained in the first task.
+    /// Tensors trained in the first task.
     pub trained: Vec<TrainedTensor>,
 }
 
 /// A plugin that was loaded at run time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PluginRecord {
-    /// Name of its package.
+    /// Name of the package.
     pub name: String,
-    /// Version of its package.
+    /// Version of the package.
     pub version: String,
     /// SHA-256 of the library.
     pub sha256: String,
@@ -78,11 +77,11 @@ pub struct PluginRecord {
 /// One trainable tensor.
 #[derive(Debug, Clone, Serialize)]
 pub struct TrainedTensor {
-    /// Whose.
+    /// Network that owns the tensor.
     pub role: Role,
     /// Name in the saved models.
     pub name: String,
-    /// Shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
 }
 
@@ -97,7 +96,7 @@ impl Experiment {
     /// Builds stream, networks and methods.
     ///
     /// # Errors
-    /// Whatever the plugins refuse, with the configuration key and its origin; batches larger than a task.
+    /// Settings that a plugin refuses, with key and origin; batches larger than a task.
     pub fn build(config: &Config) -> Result<Self> {
         let device = builder::device(config)?;
         let stream = builder::stream(config, &device)?;
@@ -121,7 +120,7 @@ impl Experiment {
         Ok(Self::assemble(config, stream, device, teacher, student, distiller))
     }
 
-    /// The experiment of parts that are built.
+    /// Combines built parts to an experiment.
     pub(crate) fn assemble(
         config: &Config,
         stream: Box<dyn TaskStream>,
@@ -144,28 +143,29 @@ impl Experiment {
         Self { stream, trainer: Trainer { teacher, student, distiller, settings, rng }, device }
     }
 
-    /// Bytes that the models of all tasks and the checkpoints will take, a little more for everything else.
+    /// Returns the disk space of a run in bytes: the models of all tasks, the checkpoints, and a little for other
+    /// files.
     pub fn disk_bytes(&self, config: &Config) -> Result<u64> {
-        let numbers = |role: Role| -> Result<usize> {
+        let parameters = |role: Role| -> Result<usize> {
             Ok(self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum())
         };
         let mut models = 0;
-        let mut checkpoint = numbers(Role::Teacher)? + numbers(Role::Student)?;
+        let mut checkpoint = parameters(Role::Teacher)? + parameters(Role::Student)?;
         let mut moments = 0;
         for &role in &self.trainer.settings.roles {
-            models += numbers(role)?;
-            // No update rule keeps more than three numbers for each that is trained.
+            models += parameters(role)?;
+            // No update rule has more than three values of state per parameter.
             let vars = self.trainer.trainable(role);
             moments = moments.max(3 * vars.iter().map(|var| var.tensor().elem_count()).sum::<usize>());
         }
         checkpoint += moments;
-        // A new one is whole before an old one goes.
+        // A new checkpoint is complete before an old one is removed.
         let kept = if config.run.checkpoint.off { 0 } else { config.run.checkpoint.keep.saturating_add(1) };
         let all = models * self.stream.tasks().len() + checkpoint.saturating_mul(kept);
         Ok((all.saturating_mul(size_of::<f32>()) as u64).saturating_add(1 << 20))
     }
 
-    /// Departures of the published code from the papers, and whether each is in force.
+    /// Returns the quirks of the published code, and whether each is active.
     fn quirks(&self, config: &Config) -> BTreeMap<String, bool> {
         let settings = &self.trainer.settings;
         let repeats = settings.epochs > 1 && settings.schedule.repeats_first_rate(settings.mode);
@@ -186,7 +186,7 @@ impl Experiment {
         quirks
     }
 
-    /// What to write down about this run.
+    /// Returns the record of this run.
     pub fn record(&self, config: &Config) -> Result<RunRecord> {
         let trained = config
             .run

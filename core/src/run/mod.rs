@@ -1,4 +1,4 @@
-//! A run: built from a configuration, checked, written to a directory, saved, resumed and exported.
+//! A run: building it from a configuration, preflight checks, run directory, checkpoints, resuming, export.
 
 pub(crate) mod builder;
 pub mod checkpoint;

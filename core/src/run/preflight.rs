@@ -1,6 +1,6 @@
-//! A look at everything that a run needs, before it begins: what would fail later is found now, and all of it at once.
+//! Preflight checks: validate everything that a run needs before it starts, and report all errors at once.
 //!
-//! Nothing is written but what is fetched into the hub's cache, as the run itself would.
+//! Nothing is written except files fetched into the hub's cache, as the run itself would.
 
 use std::{collections::BTreeSet, path::Path, time::Instant};
 
@@ -20,80 +20,80 @@ use crate::{
     traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
 };
 
-/// Steps of each network before those that are timed, besides those whose images were prepared ahead.
+/// Untimed steps of each network before the timed ones, in addition to those with prefetched images.
 const WARMUP: usize = 2;
 
-/// What to look at.
+/// Scope of the checks.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan<'a> {
-    /// Training steps of each network that are timed, and test batches; 0: nothing is measured.
+    /// Number of timed training steps of each network, and of timed test batches. 0: no measurement.
     pub steps: usize,
-    /// Training images and test images of each task that are decoded; all, where the stream reads all of them itself
-    /// before a run.
+    /// Number of training images and of test images of each task to decode. All, if the stream itself verifies all
+    /// images before a run.
     pub images: usize,
-    /// Where the run would be written.
+    /// Run directory.
     pub run_dir: &'a Path,
-    /// Whether a run there may be replaced.
+    /// Whether an existing run may be replaced.
     pub overwrite: bool,
 }
 
-/// What was found.
+/// Results of the checks.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// The data, if they were found.
+    /// Data, if they were found.
     pub data: Option<Data>,
-    /// The networks whose weights were found.
+    /// Networks whose weights were found.
     pub networks: Vec<NetworkReport>,
-    /// Space for results, if the models could be built.
+    /// Disk space for the results, if the models could be built.
     pub disk: Option<Disk>,
-    /// Times, if they were measured.
+    /// Measured times.
     pub time: Option<Time>,
-    /// The most memory that was resident while measuring, where the system tells.
+    /// Peak resident memory during the measurement, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
-    /// What could not be looked at, and what it waits for.
+    /// Parts that could not be checked, with the missing requirement.
     pub not_checked: Vec<String>,
-    /// Everything that would stop the run.
-    #[serde(serialize_with = "sentences")]
+    /// Errors that would stop the run.
+    #[serde(serialize_with = "as_messages")]
     pub errors: Vec<Error>,
-    /// Sections and top-level keys with a refused value. They are built without it for the sake of the others; what
-    /// else is wrong with them may follow from that, and is not reported.
+    /// Sections and top-level keys with an invalid value. Such a section is built without the value, so that the parts
+    /// that depend on it can be checked; further errors of the section may be consequences and are not reported.
     #[serde(skip)]
-    faulty: BTreeSet<String>,
+    invalid_sections: BTreeSet<String>,
 }
 
-/// The images, as they become tasks.
+/// Data of the stream.
 #[derive(Debug, Serialize)]
 pub struct Data {
-    /// The stream's name.
+    /// Name of the stream.
     pub stream: String,
-    /// Number of classes that the tasks bring.
+    /// Number of classes in all tasks.
     pub classes: usize,
-    /// Side of an image in pixels, as the networks see it.
+    /// Side of the networks' input images in pixels.
     pub image_size: usize,
-    /// Each task.
+    /// Images of each task.
     pub tasks: Vec<TaskReport>,
     /// SHA-256 of the split, as in `run.json`.
     pub split_sha256: String,
-    /// The files, as in `run.json`.
+    /// Files of the data set, as in `run.json`.
     pub files: Vec<DataRecord>,
 }
 
-/// The images of a task.
+/// Images of a task.
 #[derive(Debug, Serialize)]
 pub struct TaskReport {
-    /// Classes that arrive with it.
+    /// Number of classes.
     pub classes: usize,
-    /// Training images, rehearsed ones included.
+    /// Number of training images, including those of rehearsal.
     pub train: usize,
-    /// Test images.
+    /// Number of test images.
     pub test: usize,
-    /// Images of both kinds that were decoded to see whether they can be.
+    /// Number of images checked by decoding them.
     pub looked_at: usize,
-    /// Those that could not be.
+    /// Number of images that could not be decoded.
     pub damaged: usize,
 }
 
-/// A network whose weights were found.
+/// Network whose weights were found.
 #[derive(Debug, Serialize)]
 pub struct NetworkReport {
     /// Teacher or student.
@@ -103,69 +103,70 @@ pub struct NetworkReport {
     pub spec: BackboneSpec,
 }
 
-/// Space for the run directory.
+/// Disk space for the run directory.
 #[derive(Debug, Serialize)]
 pub struct Disk {
     /// Bytes that the run will write.
     pub needed: u64,
-    /// Bytes that are free there.
+    /// Free bytes.
     pub free: u64,
 }
 
-/// Times, measured on steps of the first task, and what the whole run takes at this pace.
+/// Times measured on steps of the first task, and the extrapolated time of the whole run.
 #[derive(Debug, Serialize)]
 pub struct Time {
-    /// Of each network that is trained.
+    /// Training time of each network that is trained.
     pub networks: Vec<NetworkTime>,
-    /// Images a second when all trained networks are tested; queries that later tests find again count in full.
+    /// Images per second when all trained networks are tested. The reuse of queries by later tests is not considered.
     pub test_images_per_second: f64,
-    /// Test images of the whole run: after each task those of all tasks so far.
+    /// Number of test images of the whole run: after each task, those of all tasks so far.
     pub test_images: usize,
-    /// Seconds of the whole run.
+    /// Estimated seconds of the whole run.
     pub seconds: f64,
 }
 
-/// Time of a network's training.
+/// Training time of a network.
 #[derive(Debug, Serialize)]
 pub struct NetworkTime {
     /// Teacher or student.
     pub role: Role,
-    /// Median seconds of a step, with what it waits for its images.
+    /// Median seconds of a step, including the wait for its images.
     pub step_seconds: f64,
-    /// Steps of the whole run.
+    /// Number of steps of the whole run.
     pub steps: usize,
 }
 
-fn sentences<S: serde::Serializer>(errors: &[Error], serializer: S) -> Result<S::Ok, S::Error> {
+fn as_messages<S: serde::Serializer>(errors: &[Error], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(errors.iter().map(ToString::to_string))
 }
 
-/// The section or top-level key that a dotted key belongs to.
+/// Returns the section or top-level key to which a dotted key belongs.
 fn section_of(key: &str) -> &str {
     let own_learner = ["teacher.learner", "student.learner"].into_iter().find(|own| key.starts_with(own));
     own_learner.or_else(|| key.split('.').next()).unwrap_or(key)
 }
 
-/// Checks everything that a run needs. `seen` is called for each image that is decoded.
-pub fn check(draft: Draft, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) -> Report {
+/// Checks everything that a run needs. Calls `progress` after each decoded image.
+pub fn check(draft: Draft, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) -> Report {
     let Draft { config, errors } = draft;
-    let faulty = errors.iter().filter_map(Error::key).map(|key| section_of(key).into()).collect();
-    let mut report = Report { errors, faulty, ..Report::default() };
-    let occupied = directory::vacant(plan.run_dir, plan.overwrite).err();
+    let invalid_sections = errors.iter().filter_map(Error::key).map(|key| section_of(key).into()).collect();
+    let mut report = Report { errors, invalid_sections, ..Report::default() };
+    let occupied = directory::check_vacant(plan.run_dir, plan.overwrite).err();
     match config {
-        Some(config) => report.look(config, plan, seen),
-        None => report.not_checked.push("data, networks and methods: need a configuration".into()),
+        Some(config) => report.check_run(config, plan, progress),
+        None => report.not_checked.push("data, networks and methods: need a valid configuration".into()),
     }
     report.errors.extend(occupied);
     report
 }
 
 impl Report {
-    /// The part, or `None` where its error is noted; an error of both networks' learners is noted once.
-    fn note<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
+    /// Returns the built part, or records its error and returns `None`. An error that both networks' learners share is
+    /// recorded once.
+    fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
         match built {
             Ok(built) => Some(built),
-            Err(_) if self.faulty.contains(section) => self.skip(section, "valid settings"),
+            Err(_) if self.invalid_sections.contains(section) => self.skip(section, "valid settings"),
             Err(error) => {
                 let message = error.to_string();
                 if !self.errors.iter().any(|known| known.to_string() == message) {
@@ -176,29 +177,29 @@ impl Report {
         }
     }
 
-    /// Notes what cannot be checked, and what it waits for.
-    fn skip<T>(&mut self, what: &str, needs: &str) -> Option<T> {
-        let skipped = format!("{what}: needs {needs}");
+    /// Records a part that cannot be checked, with the missing requirement.
+    fn skip<T>(&mut self, part: &str, needs: &str) -> Option<T> {
+        let skipped = format!("{part}: needs {needs}");
         if !self.not_checked.contains(&skipped) {
             self.not_checked.push(skipped);
         }
         None
     }
 
-    /// Builds every part that can be built; the experiment where all can.
-    fn build(&mut self, config: &Config, images: usize, seen: &(dyn Fn() + Sync)) -> Option<Experiment> {
-        let opened = self.note("device", builder::device(config));
+    /// Builds every part that can be built. Returns the experiment if all parts could be built.
+    fn build(&mut self, config: &Config, images: usize, progress: &(dyn Fn() + Sync)) -> Option<Experiment> {
+        let opened = self.record("device", builder::device(config));
         let device = opened.clone().unwrap_or(Device::Cpu);
-        let stream = self.note("stream", builder::stream(config, &device));
+        let stream = self.record("stream", builder::stream(config, &device));
         if let Some(stream) = &stream {
-            self.note("stream", builder::check_batches(config, stream.as_ref()));
+            self.record("stream", builder::check_batches(config, stream.as_ref()));
         }
         let builder = match &stream {
             Some(stream) => Some(RunBuilder::new(config, &device, stream.as_ref())),
             None => RunBuilder::without_stream(config, &device),
         };
         let [student, teacher] = [Role::Student, Role::Teacher].map(|role| match &builder {
-            Some(builder) => self.note(role.as_str(), builder.backbone(role)),
+            Some(builder) => self.record(role.as_str(), builder.backbone(role)),
             None => self.skip(role.as_str(), "the stream's image size"),
         });
         let own_query = config.run.query_source() == QuerySource::Own;
@@ -208,10 +209,11 @@ impl Report {
                 let (Some(builder), Some(own), Some(student)) = (&builder, own, student) else {
                     return self.skip(&format!("learner of the {}", role.as_str()), "its network");
                 };
-                // A network's own learner has from `[learner]` what its section leaves out.
-                let place = config.run.learner(role).1;
-                let section = if self.faulty.contains("learner") { "learner" } else { &place };
-                self.note(section, builder.learner(role, own.spec(), student.spec()))
+                // A network's own learner inherits from `[learner]` the settings that its section does not set.
+                let own_section = config.run.learner(role).1;
+                let section =
+                    if self.invalid_sections.contains("learner") { "learner" } else { &own_section };
+                self.record(section, builder.learner(role, own.spec(), student.spec()))
             });
         let distiller = match (&builder, &teacher, &student, &student_learner) {
             (Some(builder), Some(teacher), Some(student), Some(learner)) => {
@@ -220,22 +222,23 @@ impl Report {
                 for (index, section) in sections.iter().enumerate() {
                     let specs = [teacher.spec(), student.spec()];
                     let distiller = builder.distiller(index, section, specs, learner.as_ref());
-                    let distiller = self.note(&config.run.distiller_place(index), distiller);
+                    let distiller = self.record(&config.run.distiller_section(index), distiller);
                     built
                         .extend(distiller.map(|distiller| (section.name.clone(), section.weight, distiller)));
                 }
                 let all = built.len() == sections.len();
-                let stack =
-                    all.then(|| DistillerStack::new(built)).and_then(|stack| self.note("distillers", stack));
+                let stack = all
+                    .then(|| DistillerStack::new(built))
+                    .and_then(|stack| self.record("distillers", stack));
                 if let Some(stack) = &stack {
-                    self.note("distillers", builder::check_names(config, learner.as_ref(), stack));
+                    self.record("distillers", builder::check_names(config, learner.as_ref(), stack));
                 }
                 stack
             }
             _ => self.skip("distiller", "both networks and the student's learner"),
         };
         if let Some(stream) = &stream {
-            let data = self.look_at_data(&config.run, stream.as_ref(), images, seen);
+            let data = self.check_data(&config.run, stream.as_ref(), images, progress);
             match data {
                 Ok(data) => self.data = Some(data),
                 Err(error) => self.errors.push(error),
@@ -250,14 +253,14 @@ impl Report {
         Some(Experiment::assemble(config, stream?, opened?, teacher, student, distiller?))
     }
 
-    fn look(&mut self, mut config: Config, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) {
-        let all = config.run.stream.put_off_reading();
+    fn check_run(&mut self, mut config: Config, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) {
+        let all = config.run.stream.disable_verify();
         let images = if all { usize::MAX } else { plan.images };
-        let Some(mut experiment) = self.build(&config, images, seen) else {
+        let Some(mut experiment) = self.build(&config, images, progress) else {
             return self.not_checked.push("disk, memory and time: need all parts of the run".into());
         };
-        let done = self.measure(&mut experiment, &config, plan);
-        self.errors.extend(done.err());
+        let measured = self.measure(&mut experiment, &config, plan);
+        self.errors.extend(measured.err());
         if let Some(Disk { needed, free }) = self.disk
             && free < needed
         {
@@ -270,7 +273,7 @@ impl Report {
         let (needed, free) = (experiment.disk_bytes(config)?, directory::free_bytes(plan.run_dir)?);
         self.disk = Some(Disk { needed, free });
         if plan.steps > 0 && self.errors.is_empty() {
-            let skipped = WARMUP + config.run.stream.batches_ahead();
+            let skipped = WARMUP + config.run.stream.prefetched_batches();
             self.time = Some(time(experiment, skipped, plan.steps)?);
             self.peak_memory_bytes = memory::peak_bytes();
         } else {
@@ -280,26 +283,26 @@ impl Report {
         Ok(())
     }
 
-    fn look_at_data(
+    fn check_data(
         &mut self,
         run: &RunConfig,
         stream: &dyn TaskStream,
         images: usize,
-        seen: &(dyn Fn() + Sync),
+        progress: &(dyn Fn() + Sync),
     ) -> Result<Data> {
         let mut tasks = Vec::new();
         for task in stream.tasks() {
             let files = stream.image_files();
-            let found = files.map(|files| files.inspect(task.index, images, seen)).unwrap_or_default();
+            let found = files.map(|files| files.inspect(task.index, images, progress)).unwrap_or_default();
             tasks.push(TaskReport {
                 classes: task.classes.len(),
                 train: stream.train_count(task.index),
                 test: stream.test_count(task.index),
-                looked_at: found.looked_at,
+                looked_at: found.checked,
                 damaged: found.damaged.len(),
             });
-            // Images that the run would leave out do not stop it.
-            if !run.stream.leaves_out_damaged() {
+            // Images that the run would skip are not errors.
+            if !run.stream.skips_damaged() {
                 self.errors.extend(found.damaged);
             }
         }
@@ -315,23 +318,23 @@ impl Report {
     }
 }
 
-/// What a look at all images of a configuration found.
+/// Result of checking all images of a configuration.
 #[derive(Debug)]
 pub struct Verified {
-    /// Images of each class.
+    /// Number of images of each class.
     pub classes: Vec<ClassCount>,
-    /// Images that were decoded, or could not be.
+    /// Number of images checked, including damaged ones.
     pub looked_at: usize,
-    /// Files that they come from.
+    /// Number of files of the data set.
     pub files: usize,
-    /// Those that could not be decoded.
+    /// Errors of the damaged images.
     pub damaged: Vec<Error>,
 }
 
-/// Decodes every image that a run would use; `seen` is told of each.
-pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
+/// Decodes every image that a run would use. Calls `progress` after each image.
+pub fn verify(config: &Config, progress: &(dyn Fn() + Sync)) -> Result<Verified> {
     let mut config = config.clone();
-    config.run.stream.put_off_reading();
+    config.run.stream.disable_verify();
     let stream = builder::stream(&config, &builder::device(&config)?)?;
     let record = stream.record()?;
     let mut all = Verified {
@@ -342,28 +345,28 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     };
     let Some(files) = stream.image_files() else { return Ok(all) };
     for task in stream.tasks() {
-        let found = files.inspect(task.index, usize::MAX, seen);
-        all.looked_at += found.looked_at;
+        let found = files.inspect(task.index, usize::MAX, progress);
+        all.looked_at += found.checked;
         all.damaged.extend(found.damaged);
     }
     Ok(all)
 }
 
-/// Brings data and weights onto this machine, as a run would, and says which data these are.
+/// Fetches data and weights into the cache, as a run would. Returns the records of the data.
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
-    config.run.stream.put_off_reading();
+    config.run.stream.disable_verify();
     let device = builder::device(&config)?;
     let stream = builder::stream(&config, &device)?;
     let builder = RunBuilder::new(&config, &device, stream.as_ref());
-    // Both, also where the first cannot be had: what can be is then here.
+    // Both networks are fetched, even if the first one fails.
     let networks = [Role::Student, Role::Teacher].map(|role| builder.backbone(role));
     networks.into_iter().try_for_each(|network| network.map(|_| ()))?;
     Ok(stream.record()?.files)
 }
 
-/// Trains and tests for a moment; the experiment is not fit for a run afterwards. Of each, the first `skipped` batches are
-/// not timed: what was prepared ahead would come for nothing.
+/// Measures training and test steps. The experiment cannot be used for a run afterwards. The first `skipped` batches
+/// are not timed: their images are prefetched, so that they would appear to take no time.
 fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Time> {
     let Experiment { stream, trainer, .. } = experiment;
     let batch_size = trainer.settings.batch_size;
@@ -387,15 +390,15 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
             seconds.push(start.elapsed().as_secs_f64());
         }
         let per_epoch = |index: usize| stream.train_count(index) / batch_size;
-        let whole = stream.tasks().iter().map(|task| trainer.settings.epochs * per_epoch(task.index)).sum();
+        let steps = stream.tasks().iter().map(|task| trainer.settings.epochs * per_epoch(task.index)).sum();
         networks.push(NetworkTime {
             role,
             step_seconds: median(seconds.into_iter().skip(skipped).collect()),
-            steps: whole,
+            steps,
         });
     }
     let mut rates = Vec::new();
-    // As often as need be; a pass that is begun again has nothing prepared.
+    // Enough passes for all batches. A new pass starts without prefetched images.
     let passes = if stream.test_count(task.index) == 0 { 0 } else { skipped + steps };
     let mut batches = (0..passes).flat_map(|_| stream.test_batches(task.index, batch_size));
     while rates.len() < passes {
@@ -415,7 +418,7 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
     Ok(Time { networks, test_images_per_second, test_images, seconds })
 }
 
-/// The middle one, of a few numbers the upper of the two; NaN of none.
+/// Returns the median, for an even number the upper one of the two in the middle. NaN for an empty list.
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)

@@ -1,4 +1,4 @@
-//! What may differ when a run goes on: nothing that could change what it computes.
+//! Checks of a resumed run: configuration, data and weights must be those with which it was started.
 
 use std::path::Path;
 
@@ -8,9 +8,9 @@ use crate::{
     run::{RunRecord, directory},
 };
 
-/// Keys whose values cannot change a result; one that ends in a dot stands for all below it. Where a run computes is
-/// compared as it was recorded, not by the key: `auto` may mean another device today.
-const HARMLESS: [&str; 6] = [
+/// Keys that may change when a run resumes, since they cannot change a result. A key that ends in a dot stands for all
+/// keys below it. The device is compared with the recorded one instead: `auto` may select another device now.
+const CHANGEABLE: [&str; 6] = [
     "stream.input.workers",
     "stream.input.prefetch",
     "stream.input.cache_mb",
@@ -19,25 +19,26 @@ const HARMLESS: [&str; 6] = [
     "device",
 ];
 
-/// Refuses a configuration that could give another result than the one that the run was begun with.
+/// Checks that the configuration `now` gives the same results as `original`, with which the run was started.
 ///
 /// # Errors
-/// The first key that differs and may not, with both values and where the new one was written.
-pub fn check_config(now: &Config, begun: &Config) -> Result<()> {
-    let (now, begun) = (now.explain()?, begun.explain()?);
+/// The first key that must not change, with both values and the origin of the new one.
+pub fn check_config(now: &Config, original: &Config) -> Result<()> {
+    let (now, original) = (now.explain()?, original.explain()?);
     let value_in = |rows: &[(String, String, String)], key: &str| {
         rows.iter().find(|row| row.0 == key).map_or("(nothing)".to_string(), |row| row.1.clone())
     };
-    for (key, _, origin) in now.iter().chain(&begun) {
-        let (value, before) = (value_in(&now, key), value_in(&begun, key));
-        let harmless = HARMLESS.iter().any(|of| key == of || (of.ends_with('.') && key.starts_with(of)));
-        if value != before && !harmless {
-            let harmless =
-                HARMLESS.map(|key| if key.ends_with('.') { format!("{key}*") } else { key.into() });
+    for (key, _, origin) in now.iter().chain(&original) {
+        let (value, before) = (value_in(&now, key), value_in(&original, key));
+        let changeable =
+            CHANGEABLE.iter().any(|other| key == other || (other.ends_with('.') && key.starts_with(other)));
+        if value != before && !changeable {
+            let changeable =
+                CHANGEABLE.map(|key| if key.ends_with('.') { format!("{key}*") } else { key.into() });
             let expected = format!(
-                "the run was begun with `{before}`, and another value could change its results; when a run goes \
-                 on, only {} may change",
-                harmless.join(", ")
+                "the run was started with `{before}`, and another value could change its results; a resumed run may \
+                 only change {}",
+                changeable.join(", ")
             );
             return Err(Error::Setting { origin: origin.clone(), key: key.clone(), value, expected });
         }
@@ -45,34 +46,34 @@ pub fn check_config(now: &Config, begun: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Refuses data, weights or a kind of device that are not those that the run in `root` was begun with, and warns of
-/// another version of this software.
+/// Checks that data, weights and the kind of device are those with which the run in `root` was started. Warns if the
+/// version of this software differs.
 pub fn check_record(root: &Path, record: &RunRecord) -> Result<()> {
     directory::check_same(root, record)?;
     let recorded = directory::read_record(root)?;
-    let of = |key: &str| recorded.get(key).and_then(|value| value.as_str()).unwrap_or_default();
+    let value_of = |key: &str| recorded.get(key).and_then(|value| value.as_str()).unwrap_or_default();
     let fail = |reason: String| Err(Error::RunDir { dir: root.into(), reason });
     let kind = |device: &str| device.chars().take_while(|c| c.is_alphabetic()).collect::<String>();
-    let (begun, now) = (of("device"), &record.device);
-    if kind(begun) != kind(now) {
+    let (original, now) = (value_of("device"), &record.device);
+    if kind(original) != kind(now) {
         return fail(format!(
-            "the run was begun on `{begun}` and would go on on `{now}`, which does not compute to the same bytes; \
-             `--set device=...` chooses"
+            "the run was started on `{original}` and would resume on `{now}`, whose results differ in the last digits; \
+             select the device with `--set device=...`"
         ));
     }
     let portable = |kernels: &str| kernels == "portable";
-    let (begun, now) = (of("kernels"), &record.kernels);
-    if !begun.is_empty() && portable(begun) != portable(now) {
+    let (original, now) = (value_of("kernels"), &record.kernels);
+    if !original.is_empty() && portable(original) != portable(now) {
         return fail(format!(
-            "the run was begun with kernels of the kind `{begun}` and would go on with `{now}`, which do not compute to the \
-             same bytes; `CDL_SIMD` chooses"
+            "the run was started with the kernels `{original}` and would resume with `{now}`, whose results differ in \
+             the last digits; select the kernels with `CDL_SIMD`"
         ));
     }
-    let (begun, now) = (of("version"), &record.version);
-    if begun != now {
+    let (original, now) = (value_of("version"), &record.version);
+    if original != now {
         tracing::warn!(
-            "the run was begun by version {begun} of cdl, this is {now}: its results may differ from those of a run that \
-             was not stopped"
+            "the run was started by version {original} of cdl, this is version {now}: its results may differ from those \
+             of an uninterrupted run"
         );
     }
     Ok(())

@@ -1,45 +1,46 @@
-//! How much memory this process has used, and how much there is.
+//! Memory used by the process and available to it.
 
 use std::{cell::Cell, fs, path::Path};
 
 use crate::error::{Error, Result};
 
-/// Bytes of a tensor that is made without a look at the memory that is free.
-const SMALL: u64 = 1 << 26;
+/// Size in bytes up to which a tensor is allocated without checking the available memory.
+const UNCHECKED: u64 = 1 << 26;
 
 thread_local! {
-    /// Most bytes of one tensor that [`check_size`] accepts on this thread.
+    /// Maximum size in bytes of a tensor that [`check_size`] accepts on this thread.
     static LIMIT: Cell<u64> = const { Cell::new(u64::MAX) };
 }
 
-/// Does `work` while no tensor of more than `bytes` passes [`check_size`], small ones aside: sizes that come from a file
-/// which need not be ours are not believed.
+/// Calls `work` while [`check_size`] refuses tensors of more than `bytes`, except small ones. For sizes from files that
+/// may be malicious.
 pub(crate) fn within<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
     let before = LIMIT.replace(bytes);
-    let done = work();
+    let result = work();
     LIMIT.set(before);
-    done
+    result
 }
 
-/// The most bytes that were ever resident, where the system tells (Linux).
+/// Returns the peak resident memory in bytes, if the system reports it (Linux).
 pub fn peak_bytes() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
 }
 
-/// Bytes that `file` lists under `name` in kB.
+/// Returns the bytes that `file` lists under `name` in kB.
 fn kibibytes(file: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.saturating_mul(1024))
 }
 
-/// Begins anew: [`peak_bytes`] is then of what is resident from now on. Whether the system can (Linux).
-pub fn forget_peak() -> bool {
+/// Resets the peak of [`peak_bytes`] to the memory resident now. Returns whether the system supports it (Linux).
+pub fn reset_peak() -> bool {
     cfg!(target_os = "linux") && fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-/// Bytes that this process could take now without driving others out or being ended for it: what the machine has available,
-/// and no more than a container's or a batch job's limit leaves. Where the system does not tell (it is not Linux), `None`.
+/// Returns the memory in bytes that this process can allocate now without swapping or being killed: the memory
+/// available on the machine, within the limits of a container or batch job. `None` if the system does not report it
+/// (not Linux).
 pub(crate) fn available_bytes() -> Option<u64> {
     let available = kibibytes("/proc/meminfo", "MemAvailable:")?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -47,12 +48,13 @@ pub(crate) fn available_bytes() -> Option<u64> {
     Some(left.min(available))
 }
 
-/// Refuses a float32 tensor of `shape` for which the host has no memory ([`Error::Memory`]), whatever the device is: initial
-/// values are drawn on the host, and an allocation that fails would end the program. Returns the number of elements.
+/// Checks that a float32 tensor of `shape` fits into the memory of the host ([`Error::Memory`]), for any device:
+/// initial values are drawn on the host, and a failed allocation would abort the program. Returns the number of
+/// elements.
 pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
     let count = shape.iter().try_fold(1usize, |count, &size| count.checked_mul(size));
     let needed = count.map_or(u64::MAX, |count| (count as u64).saturating_mul(size_of::<f32>() as u64));
-    if needed > SMALL {
+    if needed > UNCHECKED {
         let free = available_bytes().unwrap_or(1 << 40).min(LIMIT.get());
         if needed > free {
             return Err(Error::Memory { shape: shape.into(), needed, free });
@@ -61,32 +63,33 @@ pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
     Ok(count.unwrap_or(usize::MAX))
 }
 
-/// What limits leave to a process whose control groups are `groups` (of `/proc/self/cgroup`), below `mount`: the least that
-/// is left in its own group or in one around it, whoever else is in there. `None` without a limit.
+/// Returns the memory in bytes that the control groups of a process allow: the minimum over its own group and all
+/// enclosing ones, below `mount`. `groups` is the text of `/proc/self/cgroup`. `None` without a limit.
 ///
-/// A container may see its own group as the whole tree, under a name that only the host has: then it is the root's files that
-/// count.
+/// In a container, the own group may be mounted as the root under a name that only the host knows. Then the files of
+/// the root are read.
 fn left_by_groups(groups: &str, mount: &Path) -> Option<u64> {
     let left = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
         let (controllers, group) = (fields.next()?, fields.next()?);
-        let second = controllers.is_empty();
-        if !second && !controllers.split(',').any(|controller| controller == "memory") {
+        let version_2 = controllers.is_empty();
+        if !version_2 && !controllers.split(',').any(|controller| controller == "memory") {
             return None;
         }
-        let root = if second { mount.into() } else { mount.join("memory") };
+        let root = if version_2 { mount.into() } else { mount.join("memory") };
         let own = root.join(group.trim_start_matches('/'));
         own.ancestors()
             .take_while(|group| group.starts_with(&root))
-            .filter_map(|group| left_in(group, second))
+            .filter_map(|group| left_in(group, version_2))
             .min()
     });
     left.min()
 }
 
-/// What the limit of this group leaves, of the second version of control groups or of the first. Pages of files make way.
-fn left_in(group: &Path, second: bool) -> Option<u64> {
-    let (limit, used, inactive, active) = match second {
+/// Returns the memory in bytes that the limit of a control group allows, in version 2 or 1 of control groups. Cached
+/// file pages count as free, since the system can evict them.
+fn left_in(group: &Path, version_2: bool) -> Option<u64> {
+    let (limit, used, inactive, active) = match version_2 {
         true => ("memory.max", "memory.current", "inactive_file ", "active_file "),
         false => {
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file ", "total_active_file ")
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_that_no_memory_holds_is_refused() -> Result<()> {
+    fn tensors_larger_than_memory_are_refused() -> Result<()> {
         assert_eq!(check_size(&[2, 3])?, 6);
         for shape in [vec![1 << 40, 8], vec![usize::MAX, usize::MAX]] {
             let refused = check_size(&shape);
@@ -122,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_that_a_limit_leaves_counts_and_files_make_way() {
+    fn the_smallest_remaining_limit_counts_without_cached_file_pages() {
         let mount = tempfile::tempdir().expect("temporary folder");
         let left = |groups: &str| left_by_groups(groups, mount.path());
         assert_eq!(left("0::/job/step\n"), None);
@@ -131,7 +134,7 @@ mod tests {
         group(&mount.path().join("job"), &job);
         let step = mount.path().join("job/step");
         group(&step, &[("memory.max", "max\n"), ("memory.current", "10\n")]);
-        assert_eq!(left("0::/job/step\n"), Some(600), "others are in the job, too");
+        assert_eq!(left("0::/job/step\n"), Some(600), "the job contains other processes");
         fs::write(step.join("memory.max"), "500\n").expect("file");
         assert_eq!(left("0::/job/step\n"), Some(490));
         assert_eq!(left("0::/job/step/without/files\n"), Some(490));

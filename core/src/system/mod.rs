@@ -1,4 +1,4 @@
-//! The machine: devices, memory, threads, and files that are written whole or not at all.
+//! System interface: devices, memory, threads, panics, atomic files.
 
 pub mod atomic;
 pub mod device;
@@ -9,7 +9,7 @@ pub mod threads;
 
 pub use precision::Precision;
 
-/// Lower-case hexadecimal digits of `bytes`.
+/// Returns the lower-case hexadecimal digits of `bytes`.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

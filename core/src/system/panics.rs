@@ -1,7 +1,7 @@
-//! Panics of code that reads files for us, turned into errors.
+//! Conversion of panics in file readers to errors.
 //!
-//! Decoders of images and tables have been found to panic on damaged files. Such a panic is an answer, not an accident:
-//! [`catch`] returns it, and after [`keep_quiet`] nothing is written to standard error about it.
+//! Decoders of images and tables can panic on damaged files. [`catch`] returns such a panic as an error. After
+//! [`silence_caught`], the panic hook does not print it.
 
 use std::{
     any::Any,
@@ -10,34 +10,34 @@ use std::{
 };
 
 thread_local! {
-    /// Calls of [`catch`] that this thread is in.
+    /// Depth of nested calls of [`catch`] on this thread.
     static CATCHING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Result of `work`, or the first line of what it said if it panicked. It must leave nothing half made behind that outlives it.
+/// Calls `work`. Returns its result, or the first line of the message if it panics. A panic of `work` must not leave
+/// shared state inconsistent.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     CATCHING.set(CATCHING.get() + 1);
-    let done = catch_unwind(AssertUnwindSafe(work));
+    let result = catch_unwind(AssertUnwindSafe(work));
     CATCHING.set(CATCHING.get() - 1);
-    done.map_err(|panic| first_line(panic.as_ref()).to_string())
+    result.map_err(|panic| first_line(panic.as_ref()).to_string())
 }
 
-/// The first line of what a panic said.
+/// Returns the first line of the message of a panic.
 pub(crate) fn first_line(panic: &(dyn Any + Send)) -> &str {
     let message = panic.downcast_ref::<String>().map(String::as_str);
     let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
     message.and_then(|message| message.lines().next()).unwrap_or("no message")
 }
 
-/// Whether a panic of this thread would be caught by [`catch`].
+/// Returns whether [`catch`] would catch a panic of this thread.
 pub(crate) fn are_caught() -> bool {
-    // A thread that is ending has left every call.
+    // The variable does not exist in a thread that is ending, which has left all calls.
     CATCHING.try_with(Cell::get).is_ok_and(|depth| depth > 0)
 }
 
-/// From now on the panic hook in place is called for panics that end something, not for those that [`catch`] returns.
-/// A program calls it once, at its start.
-pub fn keep_quiet() {
+/// Disables the current panic hook for panics that [`catch`] returns. To be called once, at the start of a program.
+pub fn silence_caught() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !are_caught() {
@@ -48,12 +48,12 @@ pub fn keep_quiet() {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::panic, reason = "panics are what is tested")]
+    #![allow(clippy::panic, reason = "tests of panics")]
 
     use super::*;
 
     #[test]
-    fn a_panic_becomes_its_first_line_and_only_inside() {
+    fn catch_returns_the_first_line_of_a_panic() {
         assert!(!are_caught());
         let depth = |work: &dyn Fn()| catch(work).map(|()| are_caught());
         assert_eq!(depth(&|| assert!(are_caught())), Ok(false));

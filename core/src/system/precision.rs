@@ -1,24 +1,26 @@
-//! Number formats of frozen networks.
+//! Precision of frozen networks.
 
 use candle_core::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Number format of the frozen networks; prompts, heads, losses and optimisers are always float32.
+/// Precision of the frozen networks. Prompts, heads, losses and optimisers are always float32.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
-    /// 24 bits of precision, everywhere.
+    /// float32 (24 bits of significand).
     #[default]
     Float32,
-    /// float32, but a GPU's matrix products round their inputs to 11 bits (of heads and prompts too).
+    /// float32, with the inputs of all matrix products on a GPU rounded to 11 bits of significand, including those of
+    /// heads and prompts.
     Tf32,
-    /// Weights and activations of the frozen networks have 8 bits, sums are float32. On a GPU: half the memory.
+    /// bfloat16 (8 bits of significand) for weights and activations of the frozen networks, sums in float32. Halves the
+    /// memory on a GPU.
     Bf16,
 }
 
 impl Precision {
-    /// Name in a configuration.
+    /// Returns the name in a configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Float32 => "float32",
@@ -27,7 +29,7 @@ impl Precision {
         }
     }
 
-    /// Tensor type of frozen weights and activations.
+    /// Returns the dtype of frozen weights and activations.
     pub fn dtype(self) -> DType {
         match self {
             Self::Float32 | Self::Tf32 => DType::F32,

@@ -1,10 +1,38 @@
 //! The conformance kit: what a plugin promises by implementing one of the four traits, checked in one line.
 //!
-//! ```ignore
-//! #[test]
-//! fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
-//!     cdl_core::testing::check_distiller("my_method", "alpha = 0.5")
-//! }
+//! ```
+//! # use cdl_core::prelude::*;
+//! # use schemars::JsonSchema;
+//! # use serde::{Deserialize, Serialize};
+//! #
+//! # /// Settings of `my_method`.
+//! # #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+//! # #[serde(default)]
+//! # struct MyMethod {
+//! #     /// Weight of the distillation term.
+//! #     beta: f64,
+//! # }
+//! #
+//! # impl Distiller for MyMethod {
+//! #     fn loss(&self, s: &Output, t: Option<&Output>, _: &Tensor, task: &Task) -> Result<Vec<LossTerm>> {
+//! #         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
+//! #         let difference = (current(&s.logits)? - current(&require_teacher(t)?.logits)?)?;
+//! #         Ok(vec![LossTerm::new("logits", (difference.sqr()?.mean_all()? * self.beta)?)])
+//! #     }
+//! # }
+//! #
+//! # cdl_core::register!(Distiller {
+//! #     name: "my_method",
+//! #     about: "Mean squared error between the logits of student and teacher",
+//! #     citation: "none",
+//! #     config: MyMethod,
+//! #     build: |config, _context| Ok(Box::new(config) as Box<dyn Distiller>),
+//! # });
+//! #
+//! # fn main() -> Result<()> {
+//! // In a test, next to the method that is registered as `my_method`, with settings in TOML:
+//! cdl_core::testing::check_distiller("my_method", "beta = 0.5")
+//! # }
 //! ```
 //!
 //! [`check_backbone`] and [`check_stream`] say themselves what they check. A learner or distiller is found by its

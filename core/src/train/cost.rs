@@ -1,11 +1,13 @@
-//! Cost of a network: trainable parameters, and multiply-accumulate operations (MACs) of one image in training and at test.
+//! Cost of a network: trainable parameters, and multiply-accumulate operations (MACs) of one image in training and at
+//! test.
 //!
-//! Counted are the matrix products of the frozen networks: patch embedding, queries, keys and values, attention (scores and
-//! weighted sums, injected rows included), projections and MLPs, of all tokens in every block. What this program saves of
-//! that, in the last block for instance, is not taken off, so that figures compare with those of other programs. A backward
-//! pass counts each product of a frozen layer once, for the gradient of its input, since weights have none: from the end down
-//! to the first block with a trained prompt or token, and in that block down to what is trained. Heads, losses and the
-//! matching of queries with keys are left out; they are a thousandth.
+//! The count includes the matrix products of the frozen networks: patch embedding, queries, keys and values, attention
+//! (scores and weighted sums, with injected rows), projections and MLPs, for all tokens in every block. Computations
+//! that this program saves, for instance in the last block, are counted too, so that figures compare with those of
+//! other programs. A backward pass counts each product of a frozen layer once, for the gradient of its input, since
+//! weights have none: from the end down to the first block with a trained prompt or token, and in that block down to
+//! the trained tensors. Heads, losses and the matching of queries with keys are not counted; they are about a
+//! thousandth.
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -16,10 +18,11 @@ use crate::{
     traits::{Lengths, Macs, Pass, Query, QuerySource, Role},
 };
 
-/// Cost of one network, MACs for one image.
+/// Cost of one network. MACs are for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Numbers that the optimiser holds, the distiller's with the student's; a task may train a part of them.
+    /// Number of parameters of the optimiser, for the student including those of the distiller. A task may train only a
+    /// part of them.
     #[serde(alias = "trained_numbers")]
     pub trainable_parameters: u64,
     /// MACs of a training step.
@@ -31,52 +34,53 @@ pub struct Cost {
 /// MACs of a training step, for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingMacs {
-    /// Passes without prompts that make the queries; 0 where no learner asks for one.
+    /// Passes without prompts that compute the queries. 0 if no learner uses a query.
     pub query: u64,
-    /// The teacher's pass while the student learns; 0 where the distiller needs none.
+    /// Pass of the teacher while the student learns. 0 if the distiller needs no teacher.
     pub teacher: u64,
-    /// The network's own pass.
+    /// Forward pass of the network.
     pub forward: u64,
-    /// Its gradients.
+    /// Backward pass of the network.
     pub backward: u64,
-    /// All of these.
+    /// Sum of the above.
     pub total: u64,
 }
 
 /// MACs of a prediction, for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InferenceMacs {
-    /// The pass without prompts that makes the query; 0 where the learner asks for none.
+    /// Pass without prompts that computes the query. 0 if the learner uses no query.
     pub query: u64,
-    /// The network's pass.
+    /// Forward pass of the network.
     pub forward: u64,
-    /// Both.
+    /// Sum of the above.
     pub total: u64,
 }
 
 impl Trainer {
-    /// Cost of the network of `role` as it is now.
+    /// Returns the cost of the network of `role` in its current state.
     pub fn cost(&self, role: Role) -> Result<Cost> {
-        let numbers = self.trainable(role).iter().map(|var| var.tensor().elem_count() as u64).sum();
-        let query_of = |asked: bool, role: Role| match asked {
-            true => self.querying(role).macs(&Lengths::default()).forward,
+        let trainable_parameters =
+            self.trainable(role).iter().map(|var| var.tensor().elem_count() as u64).sum();
+        let query_macs = |used: bool, role: Role| match used {
+            true => self.query_backbone(role).macs(&Lengths::default()).forward,
             false => 0,
         };
-        let (Macs { forward, backward }, own_asks) = self.passage(role, Pass::Train)?;
-        let (teacher, teacher_asks) = match role {
+        let (Macs { forward, backward }, own_query) = self.pass_macs(role, Pass::Train)?;
+        let (teacher, teacher_query) = match role {
             Role::Student if self.distiller.needs_teacher() => {
-                let (macs, asks) = self.passage(Role::Teacher, Pass::Teach)?;
-                (macs.forward, asks)
+                let (macs, uses_query) = self.pass_macs(Role::Teacher, Pass::Teach)?;
+                (macs.forward, uses_query)
             }
             _ => (0, false),
         };
-        // Networks that share a query compute it once.
-        let shared = own_asks && teacher_asks && self.settings.query == QuerySource::Student;
-        let query = query_of(own_asks, role) + query_of(teacher_asks && !shared, Role::Teacher);
-        let (test, test_asks) = self.passage(role, Pass::Test)?;
-        let test_query = query_of(test_asks, role);
+        // A query that both networks share is computed once.
+        let shared = own_query && teacher_query && self.settings.query == QuerySource::Student;
+        let query = query_macs(own_query, role) + query_macs(teacher_query && !shared, Role::Teacher);
+        let (test, uses_query) = self.pass_macs(role, Pass::Test)?;
+        let test_query = query_macs(uses_query, role);
         Ok(Cost {
-            trainable_parameters: numbers,
+            trainable_parameters,
             training_macs: TrainingMacs {
                 query,
                 teacher,
@@ -92,17 +96,18 @@ impl Trainer {
         })
     }
 
-    /// Cost of one image through the network of `role`, as its methods say without computing it (any query will do), and
-    /// whether its learner asked for the query.
-    fn passage(&self, role: Role, pass: Pass) -> Result<(Macs, bool)> {
+    /// Returns the MACs of one image in the network of `role`, from the shapes of its injection (the values of the
+    /// query do not matter), and whether its learner uses the query.
+    fn pass_macs(&self, role: Role, pass: Pass) -> Result<(Macs, bool)> {
         let network = self.network(role);
         let trainable = network.learner.trainable();
         let device = trainable.first().map_or(&Device::Cpu, |var| var.tensor().device());
-        let query = Query::known(Tensor::ones((1, self.querying(role).spec().width), DType::F32, device)?);
+        let query =
+            Query::known(Tensor::ones((1, self.query_backbone(role).spec().width), DType::F32, device)?);
         let mut injection = network.learner.inject(&query, pass)?;
         if let Some(distiller) = self.distiller_of(role) {
             injection = injection.merge(distiller.inject(pass)?)?;
         }
-        Ok((network.backbone.macs(&injection.lengths()?), query.was_asked_for()))
+        Ok((network.backbone.macs(&injection.lengths()?), query.was_requested()))
     }
 }

@@ -1,4 +1,4 @@
-//! Several distillers as one: prompts merged, taps united, terms weighted, added and named.
+//! Combination of several distillers: merged prompts, united taps, weighted and named loss terms.
 
 use candle_core::Tensor;
 
@@ -9,30 +9,30 @@ use crate::{
     },
 };
 
-/// Distillers that work together.
+/// Distillers of a run, combined to one.
 ///
-/// Each one's terms are multiplied by its weight. The labels keep what the most demanding distiller leaves them: the
-/// smallest [`Distiller::cross_entropy_weight`]. Terms are logged as `distiller/term`.
+/// The terms of each distiller are multiplied by its weight. The weight of cross-entropy is the smallest
+/// [`Distiller::cross_entropy_weight`]. Terms are logged as `distiller/term`.
 pub struct DistillerStack {
     members: Vec<Member>,
 }
 
 struct Member {
     plugin: String,
-    /// In logs: the plugin's, with a number from the second of the same plugin on.
+    /// Name in logs: that of the plugin, followed by a number from the second distiller of the same plugin on.
     name: String,
     weight: f64,
     distiller: Box<dyn Distiller>,
-    /// Extra tokens that it injects.
+    /// Number of tokens that the distiller injects.
     tokens: usize,
 }
 
 impl DistillerStack {
-    /// Puts `distillers`, each with its name and weight, together.
+    /// Combines `distillers`, each with its name and weight.
     ///
     /// # Errors
-    /// Two that cannot go together, by name: both change the prediction, or both have a tensor of the same name in
-    /// their state. A distiller that injects what it may not.
+    /// Two distillers that cannot be combined: both replace the prediction, or both have a tensor of the same name in
+    /// their state. A distiller whose injection or weight of cross-entropy is not valid.
     pub fn new(distillers: Vec<(String, f64, Box<dyn Distiller>)>) -> Result<Self> {
         let mut members: Vec<Member> = Vec::new();
         for (plugin, weight, distiller) in distillers {
@@ -42,37 +42,40 @@ impl DistillerStack {
                     Err(Error::Incompatible { first: other.name.clone(), second: plugin.clone(), reason })
                 };
                 if other.distiller.predicts() && distiller.predicts() {
-                    return clash("both change the student's prediction".into());
+                    return clash("both replace the student's prediction".into());
                 }
-                let theirs = other.distiller.state()?;
-                if let Some((name, _)) = theirs.iter().find(|(name, _)| state.get(name).is_some()) {
-                    return clash(format!("both have a tensor called `{name}`"));
+                let other_state = other.distiller.state()?;
+                if let Some((name, _)) = other_state.iter().find(|(name, _)| state.get(name).is_some()) {
+                    return clash(format!("both have a tensor `{name}`"));
                 }
             }
-            let [tokens, at_test] = [distiller.inject(Pass::Train)?, distiller.inject(Pass::Test)?];
+            let [in_training, at_test] = [distiller.inject(Pass::Train)?, distiller.inject(Pass::Test)?];
             let broken = |promise: &str| {
                 Err(Error::Promise { plugin: format!("`{plugin}`"), promise: promise.into() })
             };
-            if tokens.penalty.is_some() || at_test.penalty.is_some() {
-                return broken("a distiller's penalty is a loss term, not part of what it injects");
+            if in_training.penalty.is_some() || at_test.penalty.is_some() {
+                return broken("a distiller's penalty is a loss term, not part of its injection");
             }
-            if tokens.token_count()? != at_test.token_count()? {
-                return broken("it injects as many tokens in training as at test");
+            if in_training.token_count()? != at_test.token_count()? {
+                return broken("a distiller injects the same number of tokens in training and at test");
             }
-            let labels = distiller.cross_entropy_weight();
-            if !(0.0..=1.0).contains(&labels) {
-                return broken(&format!("the weight of the labels is a number from 0 to 1, not {labels}"));
+            let ce_weight = distiller.cross_entropy_weight();
+            if !(0.0..=1.0).contains(&ce_weight) {
+                return broken(&format!(
+                    "the weight of cross-entropy is a number from 0 to 1, not {ce_weight}"
+                ));
             }
-            let tokens = tokens.token_count()?;
-            let namesakes = members.iter().filter(|member| member.plugin == plugin).count();
-            let name = if namesakes == 0 { plugin.clone() } else { format!("{plugin}#{}", namesakes + 1) };
+            let tokens = in_training.token_count()?;
+            let same_plugin = members.iter().filter(|member| member.plugin == plugin).count();
+            let name =
+                if same_plugin == 0 { plugin.clone() } else { format!("{plugin}#{}", same_plugin + 1) };
             members.push(Member { plugin, name, weight, distiller, tokens });
         }
         Ok(Self { members })
     }
 
-    /// Student's output as each member sees it, with its own extra tokens alone.
-    fn views<'a>(&'a self, student: &'a Output) -> impl Iterator<Item = Result<(&'a Member, Output)>> {
+    /// Returns the student's output for each member, with only the tokens that the member injected.
+    fn outputs<'a>(&'a self, student: &'a Output) -> impl Iterator<Item = Result<(&'a Member, Output)>> {
         let mut start = 0;
         self.members.iter().map(move |member| {
             let tokens = match (&student.features.tokens, member.tokens) {
@@ -118,8 +121,8 @@ impl Distiller for DistillerStack {
         task: &Task,
     ) -> Result<Vec<LossTerm>> {
         let mut terms = Vec::new();
-        for view in self.views(student) {
-            let (member, student) = view?;
+        for output in self.outputs(student) {
+            let (member, student) = output?;
             let teacher = teacher.filter(|_| member.distiller.needs_teacher());
             for term in member.distiller.loss(&student, teacher, labels, task)? {
                 let name = match self.members.len() {
@@ -137,8 +140,8 @@ impl Distiller for DistillerStack {
     }
 
     fn predict(&self, student: &Output) -> Result<Tensor> {
-        for view in self.views(student) {
-            let (member, student) = view?;
+        for output in self.outputs(student) {
+            let (member, student) = output?;
             if member.distiller.predicts() {
                 return member.distiller.predict(&student);
             }
@@ -169,7 +172,7 @@ mod tests {
     use crate::traits::Taps;
     use candle_core::{DType, Device};
 
-    /// Injects `tokens` tokens filled with `mark`, and reports the mean of those that it is shown.
+    /// Distiller that injects `tokens` tokens filled with `mark`, and returns the mean of the tokens that it receives.
     struct Marked {
         mark: f64,
         tokens: usize,
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn each_sees_its_own_tokens_and_its_terms_are_weighted_and_named() -> Result<()> {
+    fn each_distiller_receives_its_own_tokens_and_its_terms_are_weighted_and_named() -> Result<()> {
         let taught = Marked { teacher: true, ..Marked::new(5.0, 1)? };
         let stack = stack(vec![
             ("a", 1.0, Marked::new(3.0, 2)?),
@@ -259,7 +262,7 @@ mod tests {
             terms.into_iter().map(|term| Ok((term.name, term.value.to_scalar()?))).collect::<Result<_>>()?;
         let expected = [("a/seen", 3.0), ("b/seen", 0.0), ("a#2/seen", 10.0)];
         assert_eq!(terms, expected.map(|(name, value)| (name.to_string(), value)));
-        assert_eq!(stack.cross_entropy_weight(), 0.3, "the smallest that any leaves to the labels");
+        assert_eq!(stack.cross_entropy_weight(), 0.3, "the smallest weight of cross-entropy");
         assert_eq!(stack.taps().student.blocks.into_iter().collect::<Vec<_>>(), [3, 4, 5]);
         assert_eq!(
             (stack.needs_teacher(), stack.trainable().len(), stack.state()?.iter().count()),
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn one_may_predict_and_alone_it_keeps_its_names() -> Result<()> {
+    fn one_distiller_may_predict_and_a_single_one_keeps_its_term_names() -> Result<()> {
         let predicting = Marked { predicts: true, ..Marked::new(4.0, 1)? };
         let two = stack(vec![("a", 1.0, Marked::new(3.0, 1)?), ("b", 1.0, predicting)])?;
         let tokens = two.inject(Pass::Test)?.tokens;
@@ -283,10 +286,10 @@ mod tests {
     }
 
     #[test]
-    fn tokens_at_test_alone_are_refused() -> Result<()> {
+    fn tokens_injected_only_at_test_are_refused() -> Result<()> {
         let varying = stack(vec![("a", 1.0, Marked { varying: true, ..Marked::new(1.0, 1)? })]);
-        let said = varying.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(said.contains("as many tokens in training as at test"), "{said}");
+        let message = varying.err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("the same number of tokens in training and at test"), "{message}");
         Ok(())
     }
 }

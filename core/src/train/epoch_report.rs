@@ -1,4 +1,4 @@
-//! Sums over the steps of an epoch, and the report that is made of them.
+//! Metrics of an epoch: sums over its steps, and the report in `metrics.jsonl`.
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +13,8 @@ use crate::traits::{Role, Task};
 /// Metrics of one epoch: a line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochReport {
-    /// Version of the format of this line, [`EpochReport::FORMAT`]. Lines without it are version 1, where `task` and `epoch`
-    /// count from 0.
+    /// Version of the format of this line, [`EpochReport::FORMAT`]. Lines without it have version 1, where `task` and
+    /// `epoch` count from 0.
     #[serde(default = "first_format")]
     pub format: u32,
     /// Number of the task, from 1.
@@ -44,10 +44,10 @@ fn first_format() -> u32 {
 }
 
 impl EpochReport {
-    /// Version of the format that this version writes.
+    /// Current version of the format.
     pub const FORMAT: u32 = 2;
 
-    /// Report in the present format, whatever the format it was read in.
+    /// Converts the report to the current format.
     pub(crate) fn updated(mut self) -> Self {
         if self.format == 1 {
             self.task += 1;
@@ -63,36 +63,38 @@ impl EpochReport {
 pub struct EpochMetrics {
     losses: BTreeMap<String, f64>,
     steps: usize,
+    /// Number of correctly classified images. Checkpoints contain this field by its name.
     right: usize,
     images: usize,
-    /// Until the clock was started last.
+    /// Seconds until the last call of [`EpochMetrics::start`].
     seconds: f64,
     #[serde(skip)]
     started: Option<Instant>,
 }
 
 impl EpochMetrics {
+    /// Starts the clock.
     pub(crate) fn start(&mut self) {
         self.started = Some(Instant::now());
     }
 
-    /// Adds a step: its losses by name, and how many of its images were right.
-    pub(crate) fn add(&mut self, losses: &[(String, f64)], right: usize, images: usize) {
+    /// Adds a step: its losses by name, and the number of correctly classified images.
+    pub(crate) fn add(&mut self, losses: &[(String, f64)], correct: usize, images: usize) {
         for (name, value) in losses {
             *self.losses.entry(name.clone()).or_default() += value;
         }
-        self.right += right;
+        self.right += correct;
         self.images += images;
         self.steps += 1;
     }
 
-    /// Copy of the sums with the clock stopped now.
+    /// Returns a copy of the sums with the clock stopped.
     pub(crate) fn stopped(&self) -> Self {
         let running = self.started.map_or(0.0, |started| started.elapsed().as_secs_f64());
         Self { seconds: self.seconds + running, started: None, ..self.clone() }
     }
 
-    /// Report of the epoch; `tasks` is the number of tasks that the run does.
+    /// Returns the report of the epoch. `tasks` is the number of tasks of the run.
     pub(crate) fn report(
         &self,
         role: Role,

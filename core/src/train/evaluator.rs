@@ -1,4 +1,4 @@
-//! Testing: the accuracy of both networks on every task seen so far.
+//! Evaluation: the accuracy of both networks on every task seen so far.
 
 use std::collections::HashMap;
 
@@ -11,46 +11,48 @@ use crate::{
     traits::{ByRole, Query, Role, Task, TaskStream},
 };
 
-/// Accuracy matrices of both networks; that of a network that is not trained stays empty.
+/// Accuracy matrices of both networks. That of a network that is not trained is empty.
 pub type Accuracies = ByRole<AccuracyMatrix>;
 
-/// Results of a test besides accuracies.
+/// Results of an evaluation except accuracies.
 #[derive(Debug, Default)]
 pub struct Evaluation {
     /// Confusion matrix of each network that was tested.
     pub confusions: Vec<(Role, Confusion)>,
-    /// Prompts that the images took, by pool; none where a network's methods do not choose.
+    /// Usage of the prompts of each pool. Empty if the methods of a network select no prompts.
     pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
 }
 
-/// Tests networks task after task. Test images and frozen networks never change, so their queries are computed the
-/// first time and kept, a row of numbers for each image.
+/// Evaluates networks after each task. Test images and frozen networks do not change, so their queries are computed
+/// once and cached.
 #[derive(Debug, Default)]
 pub struct Evaluator {
-    /// Queries by task and batch, in the order of [`Queries::each`](super::queries::Queries::each); `None` where no learner asked.
+    /// Queries by task and batch, in the order of [`Queries::each`](super::queries::Queries::each). `None` for
+    /// queries that no learner uses.
     queries: HashMap<(usize, usize), Vec<Option<Tensor>>>,
-    /// Test images left out when they were computed: one more, and all that follow stand elsewhere.
+    /// Number of skipped test images when the queries were computed. If another image is skipped, later images move to
+    /// other batches and the cache is invalid.
     skipped: usize,
 }
 
-/// Counts of one network during a test.
+/// Counts of one network during an evaluation.
 struct Counts {
     role: Role,
-    /// Images of the task at hand that were classified correctly.
-    right: usize,
+    /// Number of correctly classified images of the current task.
+    correct: usize,
     /// Accuracy on each task so far.
     row: Vec<f64>,
     confusion: Confusion,
-    /// `None` once a selection could not be counted.
-    uses: Option<PromptUseSums>,
+    /// `None` after a selection could not be counted.
+    prompt_use: Option<PromptUseSums>,
 }
 
 impl Evaluator {
-    /// Adds a row to the accuracy matrices: every task up to `task`, over all classes seen, without task identity.
-    /// A evaluator belongs to one trainer and one stream. `on_batch` is called after every batch.
+    /// Adds a row to the accuracy matrices: the accuracy on every task up to `task`, over all classes seen, without
+    /// task identity. An evaluator must be used with one trainer and one stream. Calls `on_batch` after every batch.
     ///
     /// # Errors
-    /// Unreadable images, and whatever `on_batch` returns.
+    /// Unreadable images, and errors of `on_batch`.
     pub fn test(
         &mut self,
         trainer: &Trainer,
@@ -62,10 +64,10 @@ impl Evaluator {
         let names = stream.classes().get(..task.seen()).unwrap_or(stream.classes());
         let new = |&role: &Role| Counts {
             role,
-            right: 0,
+            correct: 0,
             row: Vec::new(),
             confusion: Confusion::new(names),
-            uses: Some(PromptUseSums::default()),
+            prompt_use: Some(PromptUseSums::default()),
         };
         let mut networks: Vec<Counts> = trainer.settings.roles.iter().map(new).collect();
         for seen in &stream.tasks()[..=task.index] {
@@ -78,48 +80,49 @@ impl Evaluator {
                     self.skipped = skipped;
                 }
                 let mut queries = trainer.queries(&batch.pixels);
-                let known = self.queries.entry((seen.index, number)).or_default();
-                for (query, known) in queries.each().zip(known.iter()) {
-                    if let Some(known) = known {
-                        *query = Query::known(known.clone());
+                let cached = self.queries.entry((seen.index, number)).or_default();
+                for (query, cached) in queries.each().zip(cached.iter()) {
+                    if let Some(cached) = cached {
+                        *query = Query::known(cached.clone());
                     }
                 }
                 let labels = batch.labels.to_vec1::<u32>()?;
-                for Counts { role, right, confusion, uses, .. } in &mut networks {
+                for Counts { role, correct, confusion, prompt_use, .. } in &mut networks {
                     let (network, distiller) = (trainer.network(*role), trainer.distiller_of(*role));
                     let (logits, selections) =
                         network.predict(distiller, &batch.pixels, queries.of(*role))?;
                     // Recording is best effort: a failure here must not stop the run.
-                    let added = uses.as_mut().map(|uses| uses.add(seen.index, batch.len(), &selections));
+                    let added =
+                        prompt_use.as_mut().map(|sums| sums.add(seen.index, batch.len(), &selections));
                     if let Some(Err(error)) = added {
                         let role = role.as_str();
-                        tracing::warn!("which prompts the {role}'s images take is not recorded: {error}");
-                        *uses = None;
+                        tracing::warn!("cannot record the usage of prompts by the {role}: {error}");
+                        *prompt_use = None;
                     }
                     let best = best_among(&logits, 0..task.seen())?;
-                    *right += count_equal(&best, &labels);
+                    *correct += count_equal(&best, &labels);
                     confusion.add(&labels, &best);
                 }
-                *known = queries.each().map(|query| query.computed().cloned()).collect();
+                *cached = queries.each().map(|query| query.computed().cloned()).collect();
                 total += batch.len();
                 on_batch()?;
             }
-            for Counts { right, row, .. } in &mut networks {
-                row.push(100.0 * std::mem::take(right) as f64 / total as f64);
+            for Counts { correct, row, .. } in &mut networks {
+                row.push(100.0 * std::mem::take(correct) as f64 / total as f64);
             }
         }
-        let mut tested = Evaluation::default();
-        for Counts { role, row, confusion, uses, .. } in networks {
+        let mut evaluation = Evaluation::default();
+        for Counts { role, row, confusion, prompt_use, .. } in networks {
             results.of_mut(role).push(row);
-            tested.confusions.push((role, confusion));
-            *tested.prompt_use.of_mut(role) = uses.map(PromptUseSums::finish);
+            evaluation.confusions.push((role, confusion));
+            *evaluation.prompt_use.of_mut(role) = prompt_use.map(PromptUseSums::finish);
         }
-        Ok(tested)
+        Ok(evaluation)
     }
 }
 
-/// How many rows of `logits` `(B, C)` have their largest entry among `classes` at the label.
-pub(crate) fn count_right(
+/// Returns the number of rows of `logits` `(B, C)` with the largest entry among `classes` at the label.
+pub(crate) fn count_correct(
     logits: &Tensor,
     labels: &Tensor,
     classes: std::ops::Range<usize>,
@@ -127,7 +130,7 @@ pub(crate) fn count_right(
     Ok(count_equal(&best_among(logits, classes)?, &labels.to_vec1::<u32>()?))
 }
 
-/// The class among `classes` with the largest entry of each row of `logits` `(B, C)`.
+/// Returns the class among `classes` with the largest entry, for each row of `logits` `(B, C)`.
 fn best_among(logits: &Tensor, classes: std::ops::Range<usize>) -> Result<Vec<u32>> {
     let best = logits.narrow(1, classes.start, classes.len())?.argmax(D::Minus1)?.to_vec1::<u32>()?;
     Ok(best.into_iter().map(|best| best + classes.start as u32).collect())

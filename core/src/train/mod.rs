@@ -1,4 +1,4 @@
-//! Training: the loop over tasks, the losses of a batch, the optimiser, and the test after each task.
+//! Training: the loop over tasks, the losses of a batch, the optimiser, and the evaluation after each task.
 
 mod cost;
 mod distiller_stack;
@@ -16,10 +16,10 @@ mod training_loop;
 pub use cost::{Cost, InferenceMacs, TrainingMacs};
 pub use distiller_stack::DistillerStack;
 pub use epoch_report::{EpochMetrics, EpochReport};
-pub(crate) use evaluator::count_right;
+pub(crate) use evaluator::count_correct;
 pub use evaluator::{Accuracies, Evaluation, Evaluator};
 pub use network::Network;
-pub(crate) use network::Passed;
+pub(crate) use network::PassOutput;
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerName};
 pub use position::{Position, RunState, Snapshot};
 pub(crate) use queries::Queries;

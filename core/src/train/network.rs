@@ -1,4 +1,4 @@
-//! A frozen network with its learner, and how it passes images as the teacher and as the student.
+//! A frozen network with its learner, and its forward pass.
 
 use std::{ops::Range, sync::Arc};
 
@@ -9,16 +9,16 @@ use crate::{
     traits::{Backbone, Distiller, Features, Learner, Output, Pass, Query, Selection, Taps},
 };
 
-/// A frozen network with the learner that prompts it.
+/// A frozen network with its learner.
 pub struct Network {
-    /// Frozen.
+    /// Frozen network.
     pub backbone: Arc<dyn Backbone>,
-    /// Trained.
+    /// Learner, which is trained.
     pub learner: Box<dyn Learner>,
 }
 
-/// Result of a pass through a network.
-pub(crate) struct Passed {
+/// Output of a forward pass.
+pub(crate) struct PassOutput {
     pub(crate) output: Output,
     /// Penalty of the learner, in training.
     pub(crate) penalty: Option<Tensor>,
@@ -26,7 +26,8 @@ pub(crate) struct Passed {
 }
 
 impl Network {
-    /// Passes images with the learner's prompts and, in the student, those of the `distiller`. Only training has gradients.
+    /// Runs a forward pass with the prompts of the learner and, for the student, those of the `distiller`. Only
+    /// [`Pass::Train`] records gradients.
     pub(crate) fn pass(
         &self,
         distiller: Option<&dyn Distiller>,
@@ -34,7 +35,7 @@ impl Network {
         query: &Query<'_>,
         pass: Pass,
         taps: &Taps,
-    ) -> Result<Passed> {
+    ) -> Result<PassOutput> {
         let span = match distiller {
             Some(_) => tracing::debug_span!("student forward"),
             None => tracing::debug_span!("teacher forward"),
@@ -42,7 +43,7 @@ impl Network {
         let _span = span.entered();
         let mut injection = self.learner.inject(query, pass)?;
         let penalty = injection.penalty.take();
-        let learners = injection.token_count()?;
+        let learner_tokens = injection.token_count()?;
         if let Some(distiller) = distiller {
             injection = injection.merge(distiller.inject(pass)?)?;
         }
@@ -50,39 +51,43 @@ impl Network {
             injection = injection.detach();
         }
         let features = self.backbone.forward(pixels, &injection, taps)?;
-        // The learner's tokens come first, the distiller's follow; each is shown its own.
+        // The learner's tokens come first, the distiller's follow. Each method gets only its own tokens.
         let injected = injection.token_count()?;
-        let mut logits = self.learner.logits(&own_tokens(&features, injected, 0..learners)?)?;
+        let mut logits = self.learner.logits(&own_tokens(&features, injected, 0..learner_tokens)?)?;
         if pass != Pass::Train {
             logits = logits.detach();
         }
-        let output = Output { features: own_tokens(&features, injected, learners..injected)?, logits };
-        Ok(Passed { output, penalty, selections: injection.selections })
+        let output = Output { features: own_tokens(&features, injected, learner_tokens..injected)?, logits };
+        Ok(PassOutput { output, penalty, selections: injection.selections })
     }
 
-    /// Predicted logits `(B, C)` without gradients, and what the images took of pools of prompts.
+    /// Returns the predicted logits `(B, C)` without gradients, and the prompts that the images select from pools.
     pub(crate) fn predict(
         &self,
         distiller: Option<&dyn Distiller>,
         pixels: &Tensor,
         query: &Query<'_>,
     ) -> Result<(Tensor, Vec<Selection>)> {
-        let Passed { output, selections, .. } =
+        let PassOutput { output, selections, .. } =
             self.pass(distiller, pixels, query, Pass::Test, &Taps::none())?;
         let logits = distiller.map_or(Ok(output.logits.clone()), |distiller| distiller.predict(&output))?;
         Ok((logits.detach(), selections))
     }
 }
 
-/// Features as a method sees them: its `own` of the `injected` tokens, and of block outputs the image's tokens.
+/// Returns the features for one method: its `own` range of the `injected` tokens, and block outputs without injected
+/// tokens.
 fn own_tokens(features: &Features, injected: usize, own: Range<usize>) -> Result<Features> {
-    let images = |tokens: &Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
-    let blocks =
-        features.blocks.iter().map(|(&block, tokens)| Ok((block, images(tokens)?))).collect::<Result<_>>()?;
+    let image_tokens = |tokens: &Tensor| tokens.narrow(1, 0, tokens.dim(1)? - injected);
+    let blocks = features
+        .blocks
+        .iter()
+        .map(|(&block, tokens)| Ok((block, image_tokens(tokens)?)))
+        .collect::<Result<_>>()?;
     let tokens = match &features.tokens {
         Some(tokens) if !own.is_empty() => Some(tokens.narrow(1, own.start, own.len())?),
         _ => None,
     };
-    let norm = features.norm.as_ref().map(images).transpose()?;
+    let norm = features.norm.as_ref().map(image_tokens).transpose()?;
     Ok(Features { cls: features.cls.clone(), tokens, blocks, norm })
 }

@@ -1,4 +1,4 @@
-//! Optimisers. Their state is plain tensors.
+//! Optimisers, with their state as tensors.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 use cdl_kernels::{flat, set_from_flat};
 
-/// Which update rule. All follow PyTorch's optimisers of the same name.
+/// Update rule. All rules follow PyTorch's optimisers of the same name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerName {
@@ -28,7 +28,7 @@ pub enum OptimizerName {
     Rmsprop,
 }
 
-/// The optimiser; a fresh one is made for every task, for teacher and student apart.
+/// Settings of the optimiser. Each network gets a new optimiser for every task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct OptimizerConfig {
@@ -36,17 +36,17 @@ pub struct OptimizerConfig {
     pub name: OptimizerName,
     /// Learning rate at the start of a task.
     pub lr: f64,
-    /// adam, amsgrad: decay of the running mean of gradients (beta1). sgd, rmsprop: how much of the last step is
-    /// taken again.
+    /// adam, amsgrad: decay of the running mean of gradients (beta1). sgd, rmsprop: momentum, the share of the previous
+    /// step that is added to the next one.
     pub momentum: f64,
     /// adam, amsgrad: decay of the running mean of squared gradients.
     pub beta2: f64,
     /// rmsprop: decay of the running mean of squared gradients.
     pub alpha: f64,
-    /// adam, amsgrad, rmsprop: added to the root of the mean square.
+    /// adam, amsgrad, rmsprop: value added to the root of the mean square.
     pub eps: f64,
-    /// L2 penalty: this times the parameter is added to its gradient. As in the published code it also moves what
-    /// the current task does not train but shares a tensor with: components and classes of other tasks.
+    /// L2 penalty: the parameter times this value is added to its gradient. As in the published code, it also changes
+    /// parameters of other tasks that share a tensor with those of the current one: components and classes.
     pub weight_decay: f64,
 }
 
@@ -65,11 +65,11 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Refuses values that no run can work with.
+    /// Checks the ranges of all values.
     pub(crate) fn validate(&self) -> Result<()> {
         for (key, value) in [("momentum", self.momentum), ("beta2", self.beta2), ("alpha", self.alpha)] {
             if !(0.0..1.0).contains(&value) {
-                return Err(Error::setting(key, value, "expected 0 or more and below 1"));
+                return Err(Error::setting(key, value, "expected a number from 0 to below 1"));
             }
         }
         ranges::positive("lr", self.lr)?;
@@ -78,7 +78,7 @@ impl OptimizerConfig {
     }
 }
 
-/// Updates a set of variables from their gradients.
+/// Optimiser of a set of variables.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
@@ -86,19 +86,19 @@ pub struct Optimizer {
     groups: Vec<Group>,
 }
 
-/// Variables that were given gradients in the same steps. They are updated as one row of numbers: a few operations
-/// whatever their count, and one gradient that several devices can add up.
+/// Variables that received gradients in the same steps. They are updated as one flat tensor: few operations for any
+/// number of variables, and one gradient that several devices can add up.
 #[derive(Debug)]
 struct Group {
     vars: Vec<NamedVar>,
     moments: Moments,
 }
 
-/// Running values that a rule may keep of gradients, by the names that they are saved under: their mean (for rules with
-/// momentum the last step), their mean square, and its largest value so far.
+/// Names in checkpoints of the running values of gradients: mean (for rules with momentum the last step), mean
+/// square, and the largest mean square so far.
 const MOMENTS: [&str; 3] = ["mean", "square", "largest"];
 
-/// State of the update rule for a group. [`MOMENTS`] that it keeps appear with the first step.
+/// State of the update rule for a group. The [`MOMENTS`] that the rule uses exist from the first step on.
 #[derive(Debug, Clone, Default)]
 struct Moments {
     steps: u32,
@@ -106,17 +106,17 @@ struct Moments {
 }
 
 impl Optimizer {
-    /// A fresh optimiser at the configured rate.
+    /// Creates an optimiser with the configured rate.
     pub fn new(config: &OptimizerConfig, vars: Vec<NamedVar>) -> Result<Self> {
         let mut groups = Vec::new();
         for var in vars {
-            Group::take_in(&mut groups, var, Moments::default())?;
+            Group::add(&mut groups, var, Moments::default())?;
         }
         Ok(Self { config: config.clone(), lr: config.lr, groups })
     }
 
-    /// Whether the rule keeps each of [`MOMENTS`].
-    fn keeps(&self) -> [bool; 3] {
+    /// Returns whether the rule uses each of [`MOMENTS`].
+    fn used_moments(&self) -> [bool; 3] {
         let momentum = self.config.momentum > 0.0;
         match self.config.name {
             OptimizerName::Adam => [true, true, false],
@@ -126,12 +126,12 @@ impl Optimizer {
         }
     }
 
-    /// Sets the rate of the following steps.
+    /// Sets the learning rate of the following steps.
     pub fn set_lr(&mut self, lr: f64) {
         self.lr = lr;
     }
 
-    /// One step. Variables without a gradient stay as they are.
+    /// Takes one step. Variables without a gradient do not change.
     pub fn step(&mut self, gradients: &GradStore) -> Result<()> {
         let mut groups = Vec::new();
         for group in self.groups.drain(..) {
@@ -139,13 +139,14 @@ impl Optimizer {
         }
         self.groups = groups;
         for Group { vars, moments } in &mut self.groups {
-            // A group has gradients for all of its variables or for none.
-            let of_vars: Vec<&Tensor> = vars.iter().filter_map(|var| gradients.get(var.tensor())).collect();
-            if of_vars.is_empty() {
+            // After the split, a group has gradients for all of its variables or for none.
+            let var_gradients: Vec<&Tensor> =
+                vars.iter().filter_map(|var| gradients.get(var.tensor())).collect();
+            if var_gradients.is_empty() {
                 continue;
             }
-            // Detached, so that no step's graph outlives it.
-            let gradient = flat(&of_vars)?;
+            // `flat` detaches, so that the graph of a step can be freed.
+            let gradient = flat(&var_gradients)?;
             let value = flat(&vars.iter().map(NamedVar::tensor).collect::<Vec<_>>())?;
             let gradient = match self.config.weight_decay {
                 0.0 => gradient,
@@ -157,16 +158,16 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Everything that [`Optimizer::restore`] needs: of a variable `x`, `x.steps` and, as far as its rule has them,
-    /// `x.mean`, `x.square` and `x.largest`.
+    /// Returns the state for [`Optimizer::restore`]: for a variable `x`, `x.steps` and those of `x.mean`, `x.square`
+    /// and `x.largest` that the rule uses.
     pub fn state(&self) -> Result<StateDict> {
         let mut state = StateDict::default();
         for Group { vars, moments } in &self.groups {
-            for (NamedVar { name, var }, place) in places(vars) {
+            for (NamedVar { name, var }, range) in flat_ranges(vars) {
                 state.insert(format!("{name}.steps"), Tensor::new(moments.steps, &Device::Cpu)?);
                 for (part, row) in MOMENTS.iter().zip(&moments.rows) {
                     if let Some(row) = row {
-                        let row = row.narrow(0, place.start, place.len())?.reshape(var.shape())?;
+                        let row = row.narrow(0, range.start, range.len())?.reshape(var.shape())?;
                         state.insert(format!("{name}.{part}"), row.copy()?);
                     }
                 }
@@ -175,23 +176,24 @@ impl Optimizer {
         Ok(state)
     }
 
-    /// Takes up a state saved by an optimiser of the same rule for the same variables. The rate is not part of it: it
-    /// follows from the epoch.
+    /// Restores the state of an optimiser with the same rule and variables. The learning rate is not part of the
+    /// state: it depends on the epoch.
     ///
     /// # Errors
-    /// A variable that the state does not know, tensors of another shape, or a state of another rule, by name.
+    /// Variables that are missing in the state, tensors of another shape, or a state of another rule.
     pub fn restore(&mut self, state: &StateDict) -> Result<()> {
-        let keeps = self.keeps();
+        let used = self.used_moments();
         let mut groups: Vec<Group> = Vec::new();
         for var in self.groups.iter().flat_map(|group| &group.vars) {
             let NamedVar { name, var: own } = var;
             let wrong = |reason: String| Error::State { owner: format!("optimizer, {name}"), reason };
             let steps = state.get(&format!("{name}.steps"));
-            let steps = steps.ok_or_else(|| wrong("not in the saved state".into()))?.to_scalar::<u32>()?;
+            let steps =
+                steps.ok_or_else(|| wrong("missing from the saved state".into()))?.to_scalar::<u32>()?;
             let mut moments = Moments { steps, ..Moments::default() };
-            for ((part, row), kept) in MOMENTS.iter().zip(&mut moments.rows).zip(keeps) {
+            for ((part, row), used) in MOMENTS.iter().zip(&mut moments.rows).zip(used) {
                 let saved = state.get(&format!("{name}.{part}"));
-                if saved.is_some() != (kept && steps > 0) {
+                if saved.is_some() != (used && steps > 0) {
                     return Err(wrong("saved by another update rule".into()));
                 }
                 let Some(saved) = saved else { continue };
@@ -201,35 +203,36 @@ impl Optimizer {
                 }
                 *row = Some(saved.to_device(own.device())?.to_dtype(own.dtype())?.flatten_all()?);
             }
-            Group::take_in(&mut groups, var.clone(), moments)?;
+            Group::add(&mut groups, var.clone(), moments)?;
         }
         self.groups = groups;
         Ok(())
     }
 }
 
-/// Where in their row each of the variables is.
-fn places(vars: &[NamedVar]) -> impl Iterator<Item = (&NamedVar, Range<usize>)> {
+/// Returns each variable with its range in the flat tensor.
+fn flat_ranges(vars: &[NamedVar]) -> impl Iterator<Item = (&NamedVar, Range<usize>)> {
     vars.iter().scan(0, |start, var| {
-        let place = *start..*start + var.var.elem_count();
-        *start = place.end;
-        Some((var, place))
+        let range = *start..*start + var.var.elem_count();
+        *start = range.end;
+        Some((var, range))
     })
 }
 
 impl Group {
-    /// The variables for which `has` holds and the others, where there are both.
-    fn split(self, has: impl Fn(&NamedVar) -> bool) -> Result<Vec<Self>> {
-        let with = self.vars.iter().filter(|var| has(var)).count();
+    /// Splits the group into the variables that satisfy `predicate` and the others. Returns only groups with variables.
+    fn split(self, predicate: impl Fn(&NamedVar) -> bool) -> Result<Vec<Self>> {
+        let with = self.vars.iter().filter(|var| predicate(var)).count();
         if with == 0 || with == self.vars.len() {
             return Ok(vec![self]);
         }
         let mut parts = Vec::new();
         for wanted in [true, false] {
-            let chosen: Vec<_> = places(&self.vars).filter(|(var, _)| has(var) == wanted).collect();
+            let chosen: Vec<_> =
+                flat_ranges(&self.vars).filter(|(var, _)| predicate(var) == wanted).collect();
             let mut moments = self.moments.clone();
             for row in moments.rows.iter_mut().flatten() {
-                let pieces = chosen.iter().map(|(_, place)| row.narrow(0, place.start, place.len()));
+                let pieces = chosen.iter().map(|(_, range)| row.narrow(0, range.start, range.len()));
                 *row = Tensor::cat(&pieces.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
             }
             parts.push(Self { vars: chosen.iter().map(|(var, _)| (*var).clone()).collect(), moments });
@@ -237,8 +240,8 @@ impl Group {
         Ok(parts)
     }
 
-    /// Puts a variable into the group of those of its type that have had as many steps.
-    fn take_in(groups: &mut Vec<Self>, var: NamedVar, moments: Moments) -> Result<()> {
+    /// Adds a variable to the group with the same dtype and number of steps, which is created if necessary.
+    fn add(groups: &mut Vec<Self>, var: NamedVar, moments: Moments) -> Result<()> {
         let fits = |group: &&mut Self| {
             let same_type = group.vars.iter().all(|other| other.var.dtype() == var.var.dtype());
             group.moments.steps == moments.steps && same_type
@@ -258,12 +261,12 @@ impl Group {
 }
 
 impl Moments {
-    /// Direction of the step after another gradient `g`, before the rate:
+    /// Returns the direction of the next step for the gradient `g`, before multiplication by the learning rate:
     ///
-    /// - sgd: `b ← μ b + g`, without momentum `g`
-    /// - rmsprop: `v ← α v + (1-α) g²`, then as sgd with `g / (√v + ε)` for `g`
+    /// - sgd: `b ← μ b + g`; without momentum `g`
+    /// - rmsprop: `v ← α v + (1-α) g²`, then the rule of sgd for `g / (√v + ε)`
     /// - adam: `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`; `m̂ / (√v̂ + ε)` with `m̂ = m / (1-β₁ᵗ)` and
-    ///   `v̂ = v / (1-β₂ᵗ)`, where AMSGrad takes the largest `v` so far
+    ///   `v̂ = v / (1-β₂ᵗ)`; AMSGrad uses the largest `v` so far
     fn step(&mut self, gradient: Tensor, config: &OptimizerConfig) -> Result<Tensor> {
         let OptimizerConfig { name, momentum, beta2, alpha, eps, .. } = *config;
         self.steps += 1;
@@ -297,7 +300,7 @@ impl Moments {
     }
 }
 
-/// Updates a running mean to `decay · mean + (1 - decay) · value`, from zero.
+/// Updates a running mean, initially zero, to `decay · mean + (1 - decay) · value`.
 fn average(mean: &mut Option<Tensor>, value: &Tensor, decay: f64) -> Result<Tensor> {
     let new = (value * (1.0 - decay))?;
     let new = match mean.take() {
@@ -312,7 +315,7 @@ mod tests {
     use super::*;
     use candle_core::{Device, Var};
 
-    /// Variables that get gradients in different steps take the steps that each would have taken alone.
+    /// Variables that receive gradients in different steps are updated as by separate optimisers.
     #[test]
     fn each_variable_counts_its_own_steps() -> Result<()> {
         let config = OptimizerConfig { lr: 0.1, ..Default::default() };
@@ -332,7 +335,7 @@ mod tests {
                 }
             }
             together.step(&total.backward()?)?;
-            // What was saved is taken up by another one in the middle.
+            // A new optimiser continues from the saved state.
             if step == 1 {
                 let mut fresh = Optimizer::new(&config, vec![a.clone(), b.clone()])?;
                 fresh.restore(&together.state()?)?;
@@ -351,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_that_are_no_numbers_are_refused() {
+    fn invalid_learning_rates_are_refused() {
         for lr in [f64::NAN, 0.0, -1.0, f64::INFINITY] {
             let error = OptimizerConfig { lr, ..Default::default() }.validate();
             assert!(error.is_err_and(|e| e.to_string().contains("`lr = ")));

@@ -1,16 +1,16 @@
-//! Queries of one batch.
+//! Queries of a batch for both networks.
 
 use crate::traits::{Query, Role};
 
-/// Queries of one batch for both networks; networks that share one compute it once.
+/// Queries of a batch for both networks. A shared query is computed once.
 pub(crate) struct Queries<'a> {
     pub(super) student: Query<'a>,
-    /// The teacher's own query; `None` where it uses the student's.
+    /// Query of the teacher, or `None` if it uses the student's.
     pub(super) teacher: Option<Query<'a>>,
 }
 
 impl<'a> Queries<'a> {
-    /// The query of one network.
+    /// Returns the query of one network.
     pub(crate) fn of(&self, role: Role) -> &Query<'a> {
         match (role, &self.teacher) {
             (Role::Teacher, Some(teacher)) => teacher,
@@ -18,7 +18,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// The distinct queries, the student's first.
+    /// Returns the distinct queries, the student's first.
     pub(crate) fn each(&mut self) -> impl Iterator<Item = &mut Query<'a>> {
         std::iter::once(&mut self.student).chain(&mut self.teacher)
     }

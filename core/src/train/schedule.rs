@@ -1,4 +1,4 @@
-//! Learning rate by epoch.
+//! Learning rate schedules.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,24 +16,24 @@ pub enum ScheduleName {
     /// `lr cos(99π e / (200 (K-1)))` over the K epochs e = 0, 1, ... of a task, down to about 1.6 %.
     #[default]
     Cosine,
-    /// Multiplied by `gamma` at each of `milestones`.
+    /// `lr`, multiplied by `gamma` at each of `milestones`.
     Step,
-    /// Always `lr`.
+    /// `lr` in all epochs.
     Constant,
 }
 
-/// Learning rate from epoch to epoch within a task.
+/// Learning rate of each epoch of a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ScheduleConfig {
-    /// Shape.
+    /// Shape of the schedule.
     pub name: ScheduleName,
-    /// Whether a cosine's first two epochs share the full rate, as in the published code. Default: yes in mode
-    /// `published`, no in mode `corrected`.
+    /// Whether the first two epochs of a cosine schedule have the same rate, as in the published code. Default: true in
+    /// mode `published`, false in mode `corrected`.
     pub repeat_first_rate: Option<bool>,
     /// Epochs (from 0) at which a step schedule lowers the rate.
     pub milestones: Vec<usize>,
-    /// What a step schedule multiplies the rate by.
+    /// Factor of a step schedule.
     pub gamma: f64,
 }
 
@@ -44,20 +44,24 @@ impl Default for ScheduleConfig {
 }
 
 impl ScheduleConfig {
-    /// Refuses values that no run can work with.
+    /// Checks the ranges of all values.
     pub(crate) fn validate(&self) -> Result<()> {
         if self.name == ScheduleName::Step && self.milestones.is_empty() {
-            return Err(Error::setting("milestones", "[]", "a step schedule needs one epoch at least"));
+            return Err(Error::setting(
+                "milestones",
+                "[]",
+                "expected at least one epoch for a step schedule",
+            ));
         }
         ranges::positive("gamma", self.gamma)
     }
 
-    /// Whether the first two epochs share one rate; only a cosine's can.
+    /// Returns whether the first two epochs have the same rate, which only a cosine schedule supports.
     pub(crate) fn repeats_first_rate(&self, mode: Mode) -> bool {
         self.name == ScheduleName::Cosine && self.repeat_first_rate.unwrap_or(mode == Mode::Published)
     }
 
-    /// Rate of epoch `epoch` (from 0) of `epochs`.
+    /// Returns the rate of epoch `epoch` (from 0) of `epochs`.
     pub fn rate(&self, lr: f64, epoch: usize, epochs: usize, mode: Mode) -> f64 {
         match self.name {
             ScheduleName::Constant => lr,
@@ -79,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cosine_with_and_without_the_repeated_rate() {
+    fn cosine_rates_match_with_and_without_the_repeated_rate() {
         let schedule = ScheduleConfig::default();
         let rates: Vec<f64> = (0..3).map(|e| schedule.rate(0.005, e, 3, Mode::Published)).collect();
         assert_eq!(rates[..2], [0.005, 0.005]);
@@ -89,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn step_lowers_at_its_milestones() {
+    fn step_schedule_lowers_the_rate_at_milestones() {
         let schedule =
             ScheduleConfig { name: ScheduleName::Step, milestones: vec![2, 4], ..Default::default() };
         let rates: Vec<f64> = (0..6).map(|e| schedule.rate(1.0, e, 6, Mode::Published)).collect();

@@ -1,4 +1,4 @@
-//! One training step: the losses of a batch, and the update that follows from them.
+//! One training step: the losses of a batch, and the parameter update.
 
 use candle_core::{DType, Tensor};
 
@@ -6,35 +6,36 @@ use crate::{
     error::{Error, Result},
     nn::cross_entropy,
     registry,
-    train::{Optimizer, Passed, Trainer},
+    train::{Optimizer, PassOutput, Trainer},
     traits::{Batch, Distiller, LossTerm, Pass, Role, Task},
 };
 
-/// The loss of one batch with what it is made of.
+/// Loss of one batch, with its terms.
 #[derive(Debug)]
 pub struct BatchLoss {
-    /// The scalar to minimise.
+    /// Scalar to minimise, the sum of the terms.
     pub total: Tensor,
-    /// Its summands, weighted.
+    /// Terms, multiplied by their weights.
     pub terms: Vec<LossTerm>,
-    /// The learner's logits over all classes, `(B, C)`.
+    /// Logits of the learner over all classes, `(B, C)`.
     pub logits: Tensor,
-    /// Teacher's logits that the student learned from, if any.
+    /// Logits of the teacher, if the distiller needs them.
     pub teacher_logits: Option<Tensor>,
 }
 
 impl Trainer {
-    /// The loss of one batch in the phase of `role`, over `task.classes`: cross-entropy and the learner's penalty; of the
-    /// student also the distiller's terms, with the weight that the distiller leaves to cross-entropy.
+    /// Computes the loss of one batch in the phase of `role`, over `task.classes`: cross-entropy and the penalty of the
+    /// learner. For the student, the terms of the distiller are added, and the distiller sets the weight of
+    /// cross-entropy.
     pub fn loss(&self, role: Role, task: &Task, batch: &Batch) -> Result<BatchLoss> {
         let (pixels, queries) = (&batch.pixels, self.queries(&batch.pixels));
         let distiller = self.distiller_of(role);
         let taps = distiller.map(Distiller::taps).unwrap_or_default();
-        let needed = distiller.is_some_and(Distiller::needs_teacher);
+        let needs_teacher = distiller.is_some_and(Distiller::needs_teacher);
         let teach = || self.teacher.pass(None, pixels, queries.of(Role::Teacher), Pass::Teach, &taps.teacher);
-        let teacher = needed.then(teach).transpose()?.map(|passed| passed.output);
+        let teacher = needs_teacher.then(teach).transpose()?.map(|pass| pass.output);
         let network = self.network(role);
-        let Passed { output, penalty, .. } =
+        let PassOutput { output, penalty, .. } =
             network.pass(distiller, pixels, queries.of(role), Pass::Train, &taps.student)?;
         let mut ce = cross_entropy(&output.logits, &batch.labels, &task.classes)?;
         if let Some(distiller) = distiller {
@@ -48,7 +49,7 @@ impl Trainer {
         BatchLoss::sum(terms, output.logits, teacher.map(|teacher| teacher.logits))
     }
 
-    /// Moves what `optimizer` holds down the gradient of `loss`.
+    /// Computes the gradients of `loss` and takes a step of `optimizer`.
     pub fn update(loss: &BatchLoss, optimizer: &mut Optimizer) -> Result<()> {
         let gradients =
             tracing::debug_span!("backward").in_scope(|| registry::backward(|| loss.total.backward()))?;
@@ -64,9 +65,9 @@ impl BatchLoss {
             if value.rank() != 0 {
                 return broken(format!("a loss term is a scalar, not {:?}", value.dims()));
             }
-            // `loss` is what the sum is called.
+            // `loss` is the name of the sum.
             if name == "loss" || terms[..index].iter().any(|other| other.name == *name) {
-                return broken("the name of a loss term is its own".into());
+                return broken("names of loss terms are unique, and not `loss`".into());
             }
         }
         let mut total = terms[0].value.clone();
@@ -76,12 +77,12 @@ impl BatchLoss {
         Ok(Self { total, terms, logits: logits.detach(), teacher_logits })
     }
 
-    /// The terms and their sum, called `loss`, as numbers.
+    /// Returns the values of the terms and of their sum, `loss`.
     pub fn values(&self) -> Result<Vec<(String, f64)>> {
         let names = self.terms.iter().map(|term| term.name.clone()).chain(["loss".into()]);
         let values: Vec<Tensor> =
             self.terms.iter().map(|term| &term.value).chain([&self.total]).map(Tensor::detach).collect();
-        // At once: every answer of a GPU is a wait.
+        // One transfer for all values: each transfer from a GPU waits for it.
         let numbers = Tensor::stack(&values, 0)?.to_dtype(DType::F64)?.to_vec1()?;
         Ok(names.zip(numbers).collect())
     }

@@ -1,4 +1,4 @@
-//! Teacher, student and distiller, with the settings of their training.
+//! Trainer: teacher, student and distiller, with the training settings.
 
 use candle_core::Tensor;
 
@@ -9,26 +9,26 @@ use crate::{
     traits::{Backbone, Distiller, Mode, NamedVar, Query, QuerySource, Role, StateDict, Task},
 };
 
-/// How long and how fast to train.
+/// Training settings.
 #[derive(Debug, Clone)]
 pub struct TrainSettings {
     /// Epochs of each task, for teacher and student.
     pub epochs: usize,
     /// Images in a batch.
     pub batch_size: usize,
-    /// Update rule.
+    /// Update rule of the parameters.
     pub optimizer: OptimizerConfig,
-    /// Learning rate by epoch.
+    /// Learning rate of each epoch.
     pub schedule: ScheduleConfig,
-    /// Defaults of the schedule.
+    /// Mode, which selects defaults of the schedule.
     pub mode: Mode,
-    /// Source of the teacher's query; the student's is always its own.
+    /// Network that computes the teacher's query. The student always computes its own.
     pub query: QuerySource,
     /// Networks that are trained and tested, in this order.
     pub roles: Vec<Role>,
 }
 
-/// Teacher, student and distiller on their way through the tasks.
+/// Teacher, student and distiller of a run.
 pub struct Trainer {
     /// The large network.
     pub teacher: Network,
@@ -36,9 +36,9 @@ pub struct Trainer {
     pub student: Network,
     /// Distillation methods of the student.
     pub distiller: Box<dyn Distiller>,
-    /// How long and how fast.
+    /// Training settings.
     pub settings: TrainSettings,
-    /// Source of random numbers in [`Learner::begin_task`](crate::traits::Learner::begin_task).
+    /// Generator of random numbers for [`Learner::begin_task`](crate::traits::Learner::begin_task).
     pub rng: Rng,
 }
 
@@ -52,37 +52,37 @@ impl Trainer {
         Ok(())
     }
 
-    /// Lets both learners finish `task`.
+    /// Calls `end_task` of both learners.
     pub fn end_task(&mut self, task: &Task) -> Result<()> {
         self.teacher.learner.end_task(task)?;
         self.student.learner.end_task(task)
     }
 
-    /// Variables that a phase trains.
+    /// Returns the parameters that the phase of `role` trains.
     pub fn trainable(&self, role: Role) -> Vec<NamedVar> {
         let mut vars = self.network(role).learner.trainable();
         vars.extend(self.distiller_of(role).map(Distiller::trainable).unwrap_or_default());
         vars
     }
 
-    /// Distillation methods that have a part in the network of `role`: the student's.
+    /// Returns the distillation methods of `role`, which only the student has.
     pub(crate) fn distiller_of(&self, role: Role) -> Option<&dyn Distiller> {
         (role == Role::Student).then_some(self.distiller.as_ref())
     }
 
-    /// The query of `role`, which is computed when its learner asks for it.
+    /// Returns the query of `role`, which is computed when its learner uses it.
     pub(crate) fn query<'a>(&'a self, role: Role, pixels: &'a Tensor) -> Query<'a> {
-        Query::of(self.querying(role), pixels)
+        Query::of(self.query_backbone(role), pixels)
     }
 
-    /// The queries of a batch for both networks.
+    /// Returns the queries of a batch for both networks.
     pub(crate) fn queries<'a>(&'a self, pixels: &'a Tensor) -> Queries<'a> {
         let own = self.settings.query == QuerySource::Own;
         let teacher = own.then(|| self.query(Role::Teacher, pixels));
         Queries { student: self.query(Role::Student, pixels), teacher }
     }
 
-    /// The network of `role`.
+    /// Returns the network of `role`.
     pub fn network(&self, role: Role) -> &Network {
         match role {
             Role::Teacher => &self.teacher,
@@ -90,8 +90,8 @@ impl Trainer {
         }
     }
 
-    /// The frozen network that makes the query of `role`.
-    pub(crate) fn querying(&self, role: Role) -> &dyn Backbone {
+    /// Returns the frozen network that computes the query of `role`.
+    pub(crate) fn query_backbone(&self, role: Role) -> &dyn Backbone {
         let network = match (role, self.settings.query) {
             (Role::Teacher, QuerySource::Own) => &self.teacher,
             _ => &self.student,
@@ -99,13 +99,13 @@ impl Trainer {
         network.backbone.as_ref()
     }
 
-    /// Test-time logits over all classes `(B, C)`, without gradients: what `role` predicts.
+    /// Returns the logits `(B, C)` that `role` predicts at test time over all classes, without gradients.
     pub fn predict(&self, role: Role, pixels: &Tensor) -> Result<Tensor> {
         let query = self.query(role, pixels);
         Ok(self.network(role).predict(self.distiller_of(role), pixels, &query)?.0)
     }
 
-    /// Everything trained of one network, as saved after each task; the distiller's belongs to the student.
+    /// Returns the state of one network, which is saved after each task. That of the student includes the distiller's.
     pub fn state(&self, role: Role) -> Result<StateDict> {
         let mut state = self.network(role).learner.state()?;
         if let Some(distiller) = self.distiller_of(role) {
@@ -114,7 +114,7 @@ impl Trainer {
         Ok(state)
     }
 
-    /// Takes up one network as [`Trainer::state`] gave it during or after `task`.
+    /// Restores one network from a [`Trainer::state`] that was saved during or after `task`.
     pub fn restore(&mut self, role: Role, task: &Task, state: &StateDict) -> Result<()> {
         match role {
             Role::Teacher => self.teacher.learner.restore(task, state),

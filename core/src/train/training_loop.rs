@@ -7,65 +7,66 @@ use crate::{
     error::{Error, Result},
     train::{
         Accuracies, EpochReport, Evaluation, Evaluator, Optimizer, Position, RunState, Snapshot,
-        TrainSettings, Trainer, count_right,
+        TrainSettings, Trainer, count_correct,
     },
     traits::{EpochKey, NamedVar, Role, Task, TaskStream},
 };
 
 /// Events of a run, in order.
 pub enum Event<'a> {
-    /// A training step is done.
+    /// End of a training step.
     Step {
-        /// Who learned.
+        /// Network that was trained.
         role: Role,
-        /// Task.
+        /// Current task.
         task: &'a Task,
-        /// Epoch from 0.
+        /// Index of the epoch, from 0.
         epoch: usize,
-        /// Step from 0 and steps in the epoch.
+        /// Index of the step, from 0, and number of steps in the epoch.
         step: (usize, usize),
     },
-    /// An epoch is done.
+    /// End of an epoch.
     Epoch(&'a EpochReport),
-    /// A task is done: both networks have been tested on all tasks seen.
+    /// End of a task, after both networks have been tested on all tasks seen.
     Task {
-        /// The task.
+        /// Finished task.
         task: &'a Task,
-        /// The networks as they are now.
+        /// Networks and methods in their current state.
         trainer: &'a Trainer,
         /// Accuracies so far.
         results: &'a Accuracies,
-        /// Confusion matrices and use of prompts.
+        /// Confusion matrices and usage of prompts.
         tested: &'a Evaluation,
     },
-    /// The run is between two steps, epochs or tasks, whose own event came before.
+    /// State between two steps, epochs or tasks, from which a run can resume. It follows the event of the step, epoch
+    /// or task that has ended.
     Between(Snapshot<'a>),
-    /// A batch of test images is done.
+    /// End of a batch of test images.
     TestBatch,
 }
 
 impl Trainer {
-    /// Runs all tasks and reports what happens to `on`; an error from `on` stops the run.
+    /// Runs all tasks and calls `on_event` for each event. An error of `on_event` stops the run.
     ///
     /// # Errors
-    /// Unreadable images, losses that are no finite numbers, and whatever `on` returns.
+    /// Unreadable images, losses that are not finite, and errors of `on_event`.
     pub fn run(
         &mut self,
         stream: &dyn TaskStream,
-        on: &mut dyn FnMut(Event<'_>) -> Result<()>,
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Accuracies> {
-        self.run_from(RunState::default(), stream, on)
+        self.run_from(RunState::default(), stream, on_event)
     }
 
-    /// Continues a run from the state `now`. Networks, methods and stream must be as they were when it was saved.
+    /// Resumes a run from the state `now`. Networks, methods and stream must have been restored before.
     ///
     /// # Errors
-    /// As [`Trainer::run`], and an optimiser's state that does not fit what is trained.
+    /// Those of [`Trainer::run`], and a state of the optimiser that does not fit the trainable parameters.
     pub fn run_from(
         &mut self,
         mut now: RunState,
         stream: &dyn TaskStream,
-        on: &mut dyn FnMut(Event<'_>) -> Result<()>,
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<Accuracies> {
         let roles = self.settings.roles.clone();
         let mut evaluator = Evaluator::default();
@@ -74,26 +75,26 @@ impl Trainer {
                 self.begin_task(task)?;
             }
             while let Some(&role) = roles.get(now.position.phase) {
-                self.learn(role, task, &mut now, stream, on)?;
+                self.learn(role, task, &mut now, stream, on_event)?;
             }
             self.end_task(task)?;
             let tested =
-                &evaluator.test(self, task, stream, &mut now.results, &mut || on(Event::TestBatch))?;
+                &evaluator.test(self, task, stream, &mut now.results, &mut || on_event(Event::TestBatch))?;
             now.position = Position::of_task(task.index + 1);
-            on(Event::Task { task, trainer: self, results: &now.results, tested })?;
-            on(Event::Between(Snapshot { trainer: self, stream, state: &now, optimizer: None }))?;
+            on_event(Event::Task { task, trainer: self, results: &now.results, tested })?;
+            on_event(Event::Between(Snapshot { trainer: self, stream, state: &now, optimizer: None }))?;
         }
         Ok(now.results)
     }
 
-    /// Trains one network on one task, from the epoch and step that `now` names.
+    /// Trains one network on one task, starting at the position of `now`.
     fn learn(
         &mut self,
         role: Role,
         task: &Task,
         now: &mut RunState,
         stream: &dyn TaskStream,
-        on: &mut dyn FnMut(Event<'_>) -> Result<()>,
+        on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
     ) -> Result<()> {
         let TrainSettings { epochs, batch_size, mode, .. } = self.settings;
         let task = &Task { classes: stream.train_classes(task.index), ..*task };
@@ -105,34 +106,35 @@ impl Trainer {
         for epoch in now.position.epoch..epochs {
             let lr = self.settings.schedule.rate(self.settings.optimizer.lr, epoch, epochs, mode);
             optimizer.set_lr(lr);
-            now.tally.start();
+            now.epoch_metrics.start();
             let key = EpochKey { task: task.index, role, epoch };
             for batch in stream.train_batches(key, batch_size, now.position.step) {
                 let (batch, step) = (batch?, now.position.step);
                 let loss = self.loss(role, task, &batch)?;
-                // Whatever is read comes last: a GPU has its whole step by then.
+                // Values are read after the update has been queued, so that a GPU does not wait for the host.
                 Self::update(&loss, &mut optimizer)?;
                 let values = loss.values()?;
                 check_finite(&values, role, task, epoch, step)?;
-                let right = count_right(&loss.logits, &batch.labels, task.classes.clone())?;
-                now.tally.add(&values, right, batch.len());
+                let correct = count_correct(&loss.logits, &batch.labels, task.classes.clone())?;
+                now.epoch_metrics.add(&values, correct, batch.len());
                 now.position.step += 1;
-                on(Event::Step { role, task, epoch, step: (step, steps) })?;
-                let moment = Snapshot { trainer: self, stream, state: now, optimizer: Some(&optimizer) };
-                on(Event::Between(moment))?;
+                on_event(Event::Step { role, task, epoch, step: (step, steps) })?;
+                let snapshot = Snapshot { trainer: self, stream, state: now, optimizer: Some(&optimizer) };
+                on_event(Event::Between(snapshot))?;
             }
-            // A last update that broke a parameter shows in no loss yet.
+            // Parameters are checked too: no loss has been computed since the last update.
             check_finite(&self.sums(role)?, role, task, epoch, steps.saturating_sub(1))?;
-            let of = (task, stream.tasks().len());
-            on(Event::Epoch(&std::mem::take(&mut now.tally).report(role, of, epoch, epochs, lr)))?;
+            let tasks = (task, stream.tasks().len());
+            let report = std::mem::take(&mut now.epoch_metrics).report(role, tasks, epoch, epochs, lr);
+            on_event(Event::Epoch(&report))?;
             now.position = now.position.next_epoch(epochs);
             let optimizer = Some(&optimizer).filter(|_| epoch + 1 < epochs);
-            on(Event::Between(Snapshot { trainer: self, stream, state: now, optimizer }))?;
+            on_event(Event::Between(Snapshot { trainer: self, stream, state: now, optimizer }))?;
         }
         Ok(())
     }
 
-    /// Sum of each trainable tensor, by name.
+    /// Returns the sum of each trainable tensor, by name.
     fn sums(&self, role: Role) -> Result<Vec<(String, f64)>> {
         let sum = |var: NamedVar| {
             let sum = var.tensor().detach().to_dtype(DType::F64)?.sum_all()?.to_scalar()?;
@@ -142,7 +144,7 @@ impl Trainer {
     }
 }
 
-/// Refuses values that are not finite numbers, after `step` (from 0) of an epoch.
+/// Checks that all values are finite after `step` (from 0) of an epoch.
 fn check_finite(values: &[(String, f64)], role: Role, task: &Task, epoch: usize, step: usize) -> Result<()> {
     match values.iter().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),

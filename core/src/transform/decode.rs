@@ -1,4 +1,4 @@
-//! From the bytes of a file to pixels.
+//! Decoding of image files.
 
 use std::{io::Cursor, path::Path};
 
@@ -6,19 +6,19 @@ use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Li
 
 use crate::{error::Error, system::panics};
 
-/// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
-/// file can claim, and even hold, far more.
+/// Maximum size in bytes of the pixels of an image, as stored and as RGB. This is Pillow's limit. A small file can
+/// state, and even contain, far more.
 const MAX_BYTES: u64 = 512 << 20;
 
-/// Most pixels in a row or a column: what JPEG and GIF can say, and few enough that a resize of a long and thin image
+/// Maximum width and height in pixels: the limit of JPEG and GIF, and small enough that resizing a long and thin image
 /// needs little memory.
 const MAX_LENGTH: u32 = 65_535;
 
-/// Most characters of what is said about a damaged file.
+/// Maximum number of characters in a message about a damaged file.
 const MAX_REASON: usize = 500;
 
-/// Decodes an image file of any supported format, found by its first bytes, to 8-bit RGB, as
-/// `Image.open(file).convert("RGB")` in PIL:
+/// Decodes an image file to 8-bit RGB, like `Image.open(file).convert("RGB")` in PIL. The first bytes determine the
+/// format.
 ///
 /// | file | PIL | here |
 /// |---|---|---|
@@ -34,14 +34,13 @@ const MAX_REASON: usize = 500;
 ///
 /// # Errors
 ///
-/// A description of what is wrong with the file, that its pixels would take more than 512 MiB, or that a side is longer than
-/// 65,535 pixels.
+/// A damaged file, pixels of more than 512 MiB, or a side of more than 65,535 pixels. The error is a message.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
-    // Files have been found that the decoders panic on; they are damaged files like others.
-    panics::catch(|| decode_trusting(bytes))
-        .unwrap_or_else(|said| Err(format!("the decoder panicked: {said}")))
+    // The decoders panic on some damaged files.
+    panics::catch(|| decode_unguarded(bytes))
+        .unwrap_or_else(|message| Err(format!("the decoder panicked: {message}")))
         .map_err(|mut reason| {
-            // Decoders quote what they find, and a file can hold lists of any length.
+            // Decoders quote contents of the file, which can be of any length.
             if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
                 reason.truncate(end);
                 reason.push_str("...");
@@ -50,14 +49,14 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         })
 }
 
-/// Reads and decodes an image file; errors name it.
+/// Reads and decodes an image file. An error contains the file name.
 pub fn open(file: &Path) -> Result<RgbImage, Error> {
     let fail = |reason: String| Error::Data { file: file.into(), reason };
     let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
     decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
 }
 
-fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
+fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
     let fail = |error: ImageError| error.to_string();
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let mut limits = Limits::no_limits();
@@ -73,7 +72,7 @@ fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
     }
     if decoder.total_bytes().max(3 * u64::from(width) * u64::from(height)) > MAX_BYTES {
         let mebibytes = MAX_BYTES >> 20;
-        return Err(format!("{width} x {height} pixels take more than the {mebibytes} MiB allowed"));
+        return Err(format!("{width} x {height} pixels; expected at most {mebibytes} MiB of pixels"));
     }
     decoder.set_limits(limits).map_err(fail)?;
     Ok(match DynamicImage::from_decoder(decoder).map_err(fail)? {
@@ -85,7 +84,7 @@ fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
     })
 }
 
-/// The upper 8 bits of each 16-bit colour, without alpha.
+/// Converts 16-bit colours to their upper 8 bits and drops alpha.
 fn upper_bytes<P: Pixel<Subpixel = u16>>(image: &ImageBuffer<P, Vec<u16>>) -> RgbImage {
     RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let rgb = image.get_pixel(x, y).to_rgb();

@@ -1,11 +1,11 @@
-//! Image decoding and the transforms between a decoded image and the network.
+//! Image decoding, and transforms of decoded images to the input of the networks.
 //!
-//! Every transform gives exactly what torchvision gives on a PIL image, so that accuracies can be
-//! compared with results published for PyTorch, and gives the same on every machine. As in PIL,
-//! pixels stay 8-bit integers throughout; [`write_pixels`] is the step to floats.
+//! Every transform gives exactly the result of torchvision on a PIL image, so that accuracies can be compared with
+//! results published for PyTorch, and the same result on every machine. As in PIL, pixels stay 8-bit integers;
+//! [`write_pixels`] converts them to floats.
 //!
 //! The reference is Pillow up to 12.1, which resizes the rows of every image before its columns. Pillow 12.2 and 13.0
-//! swap the two for some tall images, and there give other results where a bicubic filter overshoots black or white.
+//! swap the two for some tall images; their results differ there if a bicubic filter overshoots black or white.
 
 mod decode;
 mod resample;
@@ -18,65 +18,62 @@ use serde::{Deserialize, Serialize};
 pub use crate::transform::decode::{decode, open};
 use crate::transform::resample::{Axis, resample};
 
-/// Largest accepted `image_size` and `resize`, in pixels: far above any network's input, and low
-/// enough that one image fits in memory.
+/// Maximum of `image_size` and `resize` in pixels: far above the input of any network, and small enough that one image
+/// fits into memory.
 pub const MAX_SIDE: usize = 16_384;
 
-/// Draws after which torchvision's `RandomResizedCrop` gives up on a random box.
+/// Number of random boxes that torchvision's `RandomResizedCrop` tries.
 const CROP_TRIES: usize = 10;
 
-/// How an image becomes the square that the network sees, in training and in testing.
+/// Transform of images to the square input of the networks, in training and in testing.
 ///
-/// Each step does what the torchvision transform of the same name does on a PIL image.
+/// Each step equals the torchvision transform of the same name on a PIL image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TransformConfig {
-    /// Side, in pixels, of the square that the network sees.
+    /// Side of the networks' input images in pixels.
     pub image_size: usize,
-    /// What happens to a training image before the flip.
+    /// Transform of a training image before the flip.
     pub train: TrainTransform,
-    /// Smallest and largest area of a random crop, as fractions of the image's area. Used by
+    /// Smallest and largest area of a random crop, as fractions of the image's area, for
     /// `train = "random_resized_crop"`.
     pub scale: [f64; 2],
-    /// Smallest and largest aspect ratio (width / height) of a random crop. Used by
-    /// `train = "random_resized_crop"`.
+    /// Smallest and largest aspect ratio (width / height) of a random crop, for `train = "random_resized_crop"`.
     pub ratio: [f64; 2],
     /// Whether a training image is mirrored left to right with probability 1/2.
     pub flip: bool,
-    /// What happens to a test image.
+    /// Transform of a test image.
     pub test: TestTransform,
-    /// Length, in pixels, that the shorter side is resized to before the centre crop, at least
-    /// `image_size`. By default `image_size` x 256 / 224, rounded. Used by `test = "resize_crop"`.
+    /// Length in pixels to which the shorter side is resized before the centre crop, at least `image_size`, for
+    /// `test = "resize_crop"`. Default: `image_size` x 256 / 224, rounded.
     pub resize: Option<usize>,
-    /// Filter of every resize. Both are antialiased: they widen when the image shrinks.
+    /// Filter of all resizing. Both filters are antialiased: they widen when the image shrinks.
     pub interpolation: Interpolation,
 }
 
-/// What happens to a training image before the flip.
+/// Transform of a training image before the flip.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TrainTransform {
-    /// A box of random area, aspect ratio and place is cut out and resized to the square.
+    /// A box of random area, aspect ratio and position is cut out and resized to the square.
     #[default]
     RandomResizedCrop,
-    /// The same as for a test image.
+    /// The transform of a test image.
     Test,
 }
 
-/// What happens to a test image.
+/// Transform of a test image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TestTransform {
-    /// Both sides are resized straight to `image_size`, whatever the aspect ratio (as published
-    /// for CIFAR).
+    /// Both sides are resized to `image_size`, ignoring the aspect ratio (as published for CIFAR).
     Resize,
-    /// The shorter side is resized to `resize`, keeping the aspect ratio, and the square is cut
-    /// out of the centre.
+    /// The shorter side is resized to `resize`, keeping the aspect ratio, and the square is cut out of the centre.
     #[default]
     ResizeCrop,
 }
 
-/// Filter of a resize, antialiased as in Pillow.
+/// Filter for resizing, antialiased as in Pillow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Interpolation {
@@ -103,21 +100,22 @@ impl Default for TransformConfig {
 }
 
 impl TransformConfig {
-    /// Refuses the first value that cannot be used, in a sentence with its key, the value and what was expected.
+    /// Checks the ranges of all values. An error is a message with the first invalid key, its value and the accepted
+    /// range.
     pub fn validate(&self) -> Result<(), String> {
         let Self { image_size, scale, ratio, resize, .. } = *self;
         if !(1..=MAX_SIDE).contains(&image_size) {
-            return Err(format!("`image_size` is {image_size}, expected 1 to {MAX_SIDE} pixels"));
+            return Err(format!("`image_size` is {image_size}; expected 1 to {MAX_SIDE} pixels"));
         }
         if !(is_ascending_positive(scale) && scale[1] <= 1.0) {
             return Err(format!(
-                "`scale` is {scale:?}, expected the smallest and the largest area of a crop as fractions of the \
-                 image's: 0 < smallest <= largest <= 1"
+                "`scale` is {scale:?}; expected the smallest and the largest area of a crop as fractions of the \
+                 image's area: 0 < smallest <= largest <= 1"
             ));
         }
         if !is_ascending_positive(ratio) {
             return Err(format!(
-                "`ratio` is {ratio:?}, expected the smallest and the largest width / height of a crop: \
+                "`ratio` is {ratio:?}; expected the smallest and the largest width / height of a crop: \
                  0 < smallest <= largest, both finite"
             ));
         }
@@ -126,12 +124,12 @@ impl TransformConfig {
             if !(image_size..=MAX_SIDE).contains(&side) {
                 return Err(match resize {
                     Some(_) => format!(
-                        "`resize` is {side}, expected {image_size} (`image_size`) to {MAX_SIDE} \
-                         pixels, since a square of `image_size` is cut out of the resized image"
+                        "`resize` is {side}; expected {image_size} (`image_size`) to {MAX_SIDE} pixels, since a \
+                         square of `image_size` is cut out of the resized image"
                     ),
                     None => format!(
-                        "`image_size` is {image_size}, which makes `resize` {side} by default, \
-                         expected at most {MAX_SIDE} pixels; set `resize`"
+                        "`image_size` is {image_size}, so that the default of `resize` is {side}; expected at most \
+                         {MAX_SIDE} pixels; set `resize`"
                     ),
                 });
             }
@@ -141,7 +139,7 @@ impl TransformConfig {
 
     /// Transforms a training image. Returns a square of `image_size`.
     ///
-    /// The configuration must be [valid](Self::validate); the same image and state of `rng` give the same result.
+    /// The configuration must be [valid](Self::validate). The same image and state of `rng` give the same result.
     pub fn train<R: Rng + ?Sized>(&self, image: &RgbImage, rng: &mut R) -> RgbImage {
         let mut square = match self.train {
             TrainTransform::RandomResizedCrop => {
@@ -175,43 +173,43 @@ impl TransformConfig {
         as_side(self.image_size)
     }
 
-    /// `resize`, or its default: `image_size` * 256 / 224 = `image_size` * 8 / 7, rounded.
+    /// Returns `resize` or its default: `image_size` * 256 / 224 = `image_size` * 8 / 7, rounded.
     fn resize_side(&self) -> usize {
         self.resize.unwrap_or_else(|| self.image_size.saturating_mul(16).saturating_add(7) / 14)
     }
 }
 
-/// Whether `0 < low <= high < infinity`; false if either is not a number.
+/// Returns whether `0 < low <= high < infinity`. False if one of them is NaN.
 fn is_ascending_positive([low, high]: [f64; 2]) -> bool {
     0.0 < low && low <= high && high.is_finite()
 }
 
-/// A configured side as pixels. Only sides that [`TransformConfig::validate`] rejects change.
+/// Converts a configured side to pixels. Sides that [`TransformConfig::validate`] rejects are clamped.
 fn as_side(side: usize) -> u32 {
     side.clamp(1, MAX_SIDE) as u32
 }
 
-/// A box of whole pixels inside an image.
+/// Box of whole pixels in an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CropBox {
-    /// Columns to the left of the box.
+    /// Number of columns to the left of the box.
     pub left: u32,
-    /// Rows above the box.
+    /// Number of rows above the box.
     pub top: u32,
-    /// Columns in the box.
+    /// Number of columns in the box.
     pub width: u32,
-    /// Rows in the box.
+    /// Number of rows in the box.
     pub height: u32,
 }
 
 impl CropBox {
-    /// The box that holds all of `image`.
+    /// Returns the box that contains all of `image`.
     pub fn whole(image: &RgbImage) -> Self {
         Self { left: 0, top: 0, width: image.width(), height: image.height() }
     }
 
-    /// The part of the box inside an image of `width` x `height` pixels, or the image's nearest
-    /// pixels where there is none: at least one pixel.
+    /// Returns the part of the box inside an image of `width` x `height` pixels, or the nearest pixels if there is no
+    /// such part: at least one pixel.
     fn clipped(self, width: u32, height: u32) -> Self {
         let left = self.left.min(width - 1);
         let top = self.top.min(height - 1);
@@ -224,13 +222,13 @@ impl CropBox {
     }
 }
 
-/// Draws the box of torchvision's `RandomResizedCrop` (`get_params`) for an image of
-/// `width` x `height` pixels, neither 0.
+/// Draws the box of torchvision's `RandomResizedCrop` (`get_params`) for an image of `width` x `height` pixels,
+/// neither 0.
 ///
-/// `scale` bounds the area of the box as a fraction of the image's, `ratio` its width / height.
-/// The area is uniform in `scale` and the logarithm of the aspect ratio is uniform, both before
-/// the sides are rounded to pixels. If ten such boxes do not fit in the image, the box is the
-/// largest one in the centre whose aspect ratio is within `ratio`, whatever `scale` says.
+/// `scale` bounds the area of the box as a fraction of the image's area, `ratio` its width / height. The area is
+/// uniform in `scale` and the logarithm of the aspect ratio is uniform, both before the sides are rounded to pixels.
+/// If ten such boxes do not fit into the image, the result is the largest box in the centre with an aspect ratio
+/// within `ratio`, regardless of `scale`.
 pub fn random_resized_crop_box<R: Rng + ?Sized>(
     width: u32,
     height: u32,
@@ -261,33 +259,33 @@ pub fn random_resized_crop_box<R: Rng + ?Sized>(
     } else {
         (width, height)
     };
-    // A side rounds to 0 if the image is narrow and `ratio` extreme; torchvision then fails.
+    // A side rounds to 0 if the image is narrow and `ratio` extreme. In this case torchvision fails.
     let (w, h) = (w.clamp(1, width), h.clamp(1, height));
     CropBox { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
 }
 
-/// A uniform draw from `low` to `high`.
+/// Draws a uniform number from `low` to `high`.
 fn uniform<R: Rng + ?Sized>([low, high]: [f64; 2], rng: &mut R) -> f64 {
     low + (high - low) * rng.random::<f64>()
 }
 
-/// Rounds as Python's `round`: halves to the even neighbour. Saturates; not a number gives 0.
+/// Rounds like Python's `round`: halves to the even neighbour. The result saturates; NaN gives 0.
 fn round_to_pixels(length: f64) -> u32 {
     length.round_ties_even() as u32
 }
 
-/// Cuts `area` out of `image` and resizes it to a square of `side` pixels, as torchvision's `resized_crop`: pixels
-/// outside `area` have no influence. A box that reaches beyond the image is cut to it.
+/// Cuts `area` out of `image` and resizes it to a square of `side` pixels, like torchvision's `resized_crop`: pixels
+/// outside `area` have no influence. A box that extends beyond the image is clipped.
 pub fn resized_crop(image: &RgbImage, area: CropBox, side: u32, interpolation: Interpolation) -> RgbImage {
     let area = area.clipped(image.width(), image.height());
     resample(image, area, Axis::whole(area.width, side), Axis::whole(area.height, side), interpolation)
 }
 
-/// Resizes `image` so that its shorter side is `resize` pixels and cuts a square of `side` pixels
-/// out of the centre, as torchvision's `Resize(resize)` and `CenterCrop(side)`. A resized image
-/// smaller than the square is centred on black.
+/// Resizes `image` so that its shorter side is `resize` pixels and cuts a square of `side` pixels out of the centre,
+/// like torchvision's `Resize(resize)` and `CenterCrop(side)`. A resized image smaller than the square is centred on
+/// black.
 ///
-/// The resized image, which is huge if `image` is long and thin, is not made: only the square is.
+/// Only the square is computed: the whole resized image would be huge if `image` is long and thin.
 pub fn resize_center_crop(
     image: &RgbImage,
     resize: u32,
@@ -314,15 +312,15 @@ pub fn resize_center_crop(
     square
 }
 
-/// Fills `out` with the pixels as floats from 0 to 1 (value / 255), as torchvision's `ToTensor`:
-/// the plane of red, then green, then blue, each row by row, shape `[3, height, width]`.
+/// Fills `out` with the pixels as floats from 0 to 1 (value / 255), like torchvision's `ToTensor`: shape
+/// `[3, height, width]`, the planes of red, green and blue, each row by row.
 ///
 /// # Panics
 ///
-/// If `out` does not hold 3 x height x width values.
+/// If the length of `out` is not 3 x height x width.
 pub fn write_pixels(image: &RgbImage, out: &mut [f32]) {
     let plane = image.width() as usize * image.height() as usize;
-    assert_eq!(out.len(), 3 * plane, "length of the pixels' destination");
+    assert_eq!(out.len(), 3 * plane, "length of `out`");
     let (red, rest) = out.split_at_mut(plane);
     let (green, blue) = rest.split_at_mut(plane);
     let planes = red.iter_mut().zip(green).zip(blue);

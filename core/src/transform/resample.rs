@@ -1,4 +1,4 @@
-//! Resizing as Pillow does it, to the last bit.
+//! Resizing with results equal to Pillow's to the bit.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use multiversion::multiversion;
 use crate::transform::{CropBox, Interpolation};
 
 impl Interpolation {
-    /// Distance, in pixels, from which on the filter is 0, before it widens.
+    /// Returns the distance in pixels from which the filter is 0, before widening.
     fn support(self) -> f64 {
         match self {
             Self::Bilinear => 1.0,
@@ -16,7 +16,7 @@ impl Interpolation {
         }
     }
 
-    /// The filter at distance `x` from its centre.
+    /// Returns the value of the filter at distance `x` from its centre.
     pub(crate) fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         let x = x.abs();
@@ -29,8 +29,8 @@ impl Interpolation {
     }
 }
 
-/// One axis of a resampling: `source` pixels become `resized` pixels, and of these the `length`
-/// pixels from `first` on are computed.
+/// One axis of resampling: `source` pixels are resized to `resized` pixels, of which `length` pixels from `first` on
+/// are computed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
     source: u32,
@@ -40,41 +40,40 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// All of the pixels that `source` pixels become.
+    /// Computes all `resized` pixels.
     pub(super) fn whole(source: u32, resized: u32) -> Self {
         Self { source, resized: resized.into(), first: 0, length: resized }
     }
 
-    /// The middle `length` of the `resized` pixels, or all if they are fewer. A margin that cannot
-    /// be halved is split as in torchvision's `CenterCrop`, which rounds halves to even.
+    /// Computes the middle `length` of the `resized` pixels, or all if there are fewer. An odd margin is split as in
+    /// torchvision's `CenterCrop`, which rounds halves to even.
     pub(super) fn center(source: u32, resized: u64, length: u32) -> Self {
         let kept = u32::try_from(resized).map_or(length, |resized| resized.min(length));
         let margin = resized - u64::from(kept);
         Self { source, resized, first: (margin as f64 / 2.0).round_ties_even() as u64, length: kept }
     }
 
-    /// Whether output pixels are source pixels, so that there is nothing to compute.
+    /// Returns whether output pixels are copies of source pixels.
     fn is_copy(&self) -> bool {
         u64::from(self.source) == self.resized
     }
 }
 
-/// Fractional bits of the weights: as many as leave a sum of 8-bit pixels, weighted by a filter
-/// that overshoots, inside 32 bits. As in Pillow, whose rounding this must share.
+/// Fractional bits of the weights: the most for which a sum of 8-bit pixels, weighted by a filter that overshoots, fits
+/// into 32 bits. Must equal Pillow's, for the same rounding.
 const WEIGHT_BITS: u32 = 32 - 8 - 2;
 
-/// Half of a grey level, where every weighted sum starts so that it is rounded, not cut off.
+/// Half a grey level, the initial value of every weighted sum, so that it is rounded and not truncated.
 const HALF_LEVEL: i32 = 1 << (WEIGHT_BITS - 1);
 
-/// The filter of one axis, cut to the source: for each output pixel, the source pixels it is made
-/// of and their weights.
+/// Filter of one axis, clipped to the source: for each output pixel, its source pixels and their weights.
 struct Taps {
     outputs: Vec<Tap>,
-    /// The weights of all output pixels, times 2^`WEIGHT_BITS`.
+    /// Weights of all output pixels, times 2^`WEIGHT_BITS`.
     weights: Vec<i32>,
 }
 
-/// Where one output pixel finds its source pixels and their weights: ranges of one length.
+/// Source pixels of one output pixel, and the range of their weights. Both ranges have the same length.
 struct Tap {
     source: Range<usize>,
     weights: Range<usize>,
@@ -83,7 +82,7 @@ struct Tap {
 impl Taps {
     fn new(axis: Axis, interpolation: Interpolation) -> Self {
         let scale = f64::from(axis.source) / axis.resized as f64;
-        // Shrinking widens the filter to cover the source; enlarging must not narrow it.
+        // When the image shrinks, the filter widens to cover the source. When it grows, the filter must not narrow.
         let widening = scale.max(1.0);
         let support = interpolation.support() * widening;
 
@@ -92,7 +91,7 @@ impl Taps {
         let mut exact = Vec::new();
         for output in axis.first..axis.first + u64::from(axis.length) {
             let center = (output as f64 + 0.5) * scale;
-            // A conversion to unsigned integers takes what lies before the source to 0.
+            // The conversion to an unsigned integer clamps negative positions to 0.
             let start = (center - support + 0.5) as u32;
             let end = ((center + support + 0.5) as u32).min(axis.source);
             exact.clear();
@@ -109,12 +108,12 @@ impl Taps {
         Self { outputs, weights }
     }
 
-    /// For each output pixel, the range of its source pixels and their weights.
+    /// Returns, for each output pixel, the range of its source pixels and their weights.
     fn iter(&self) -> impl Iterator<Item = (Range<usize>, &[i32])> {
         self.outputs.iter().map(|tap| (tap.source.clone(), &self.weights[tap.weights.clone()]))
     }
 
-    /// The source pixels that any output pixel is made of.
+    /// Returns the range of all source pixels that are used.
     fn source(&self) -> Range<usize> {
         let start = self.outputs.first().map_or(0, |tap| tap.source.start);
         let end = self.outputs.last().map_or(0, |tap| tap.source.end);
@@ -122,11 +121,11 @@ impl Taps {
     }
 }
 
-/// Resizes `area` of `image` and cuts out of the result what `columns` and `rows` say. The filter reads all of `area`
-/// and nothing else, as if `area` were the image. `area` must lie in the image and be the source of both axes.
+/// Resizes `area` of `image` and computes the part of the result that `columns` and `rows` select. The filter reads
+/// only `area`, as if it were the whole image. `area` must be inside the image and the source of both axes.
 ///
-/// As in Pillow, each row is resized first, to 8 bits, and then each column. The order shows where
-/// the bicubic filter overshoots black or white, which the 8 bits cut off: by tens of grey levels.
+/// As in Pillow, each row is resized first, to 8 bits, and then each column. The order matters where the bicubic filter
+/// overshoots black or white, which 8 bits clip: it changes results by tens of grey levels.
 pub(super) fn resample(
     image: &RgbImage,
     area: CropBox,
@@ -135,7 +134,7 @@ pub(super) fn resample(
     interpolation: Interpolation,
 ) -> RgbImage {
     if columns.is_copy() && rows.is_copy() {
-        // An axis that is copied is no longer than its source.
+        // The output of a copied axis is at most as long as its source.
         let left = area.left + columns.first as u32;
         let top = area.top + rows.first as u32;
         return imageops::crop_imm(image, left, top, columns.length, rows.length).to_image();
@@ -146,27 +145,27 @@ pub(super) fn resample(
     let column_taps = Taps::new(columns, interpolation);
     let row_taps = Taps::new(rows, interpolation);
     let source_rows = row_taps.source();
-    let narrowed = resize_rows(image, area, source_rows.clone(), &column_taps);
+    let resized_rows = resize_rows(image, area, source_rows.clone(), &column_taps);
     let mut output = RgbImage::new(columns.length, rows.length);
-    resize_columns(&narrowed, source_rows.start, &row_taps, &mut output);
+    resize_columns(&resized_rows, source_rows.start, &row_taps, &mut output);
     output
 }
 
-/// Values that are summed together, a few vector registers full.
+/// Number of values that are summed together: a few vector registers.
 const WIDTH: usize = 64;
-/// Rows that are resized together.
+/// Number of rows that are resized together.
 const ROWS: usize = WIDTH / 4;
 
-/// One column of [`ROWS`] rows: red, green, blue and nothing of each, so that a vector holds a column.
+/// One column of [`ROWS`] rows: red, green, blue and a padding byte of each, so that a vector contains whole pixels.
 type Column = [u8; WIDTH];
 
-/// Rows of pixels, each filled up to a multiple of [`WIDTH`] values.
+/// Rows of pixels, each padded to a multiple of [`WIDTH`] values.
 struct Rows {
     stride: usize,
     levels: Vec<u8>,
 }
 
-/// Weighted sums of levels as levels.
+/// Converts weighted sums to grey levels.
 #[inline(always)]
 fn to_levels(sums: &[i32; WIDTH]) -> [u8; WIDTH] {
     let mut levels = [0; WIDTH];
@@ -176,7 +175,7 @@ fn to_levels(sums: &[i32; WIDTH]) -> [u8; WIDTH] {
     levels
 }
 
-/// Adds `weight` times each of the levels.
+/// Adds `weight` times `levels` to `sums`.
 #[inline(always)]
 fn add(sums: &mut [i32; WIDTH], levels: &[u8; WIDTH], weight: i32) {
     for (sum, level) in sums.iter_mut().zip(levels) {
@@ -184,12 +183,12 @@ fn add(sums: &mut [i32; WIDTH], levels: &[u8; WIDTH], weight: i32) {
     }
 }
 
-/// Resizes each of the rows `rows` of `area` along the row.
+/// Resizes the rows `rows` of `area` horizontally.
 fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps) -> Rows {
     let width = taps.outputs.len();
     let stride = (3 * width).next_multiple_of(WIDTH);
     let mut output = Rows { stride, levels: vec![0; stride * rows.len()] };
-    // Columns that no output pixel is made of, as beside a square from the centre, are not touched.
+    // Unused columns, such as those beside a centre crop, are not read.
     let needed = taps.source();
     let columns = area.left as usize + needed.start..area.left as usize + needed.end;
     let (pixels, _) = image.as_chunks::<3>();
@@ -214,7 +213,7 @@ fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps)
     output
 }
 
-/// The weighted sums of `columns`, whose first is column `first` of the taps' source.
+/// Computes the weighted sums of `columns`. The first one is column `first` of the source.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 fn weigh_columns(columns: &[Column], first: usize, taps: &Taps, resized: &mut [Column]) {
     for (target, (range, weights)) in resized.iter_mut().zip(taps.iter()) {
@@ -226,7 +225,7 @@ fn weigh_columns(columns: &[Column], first: usize, taps: &Taps, resized: &mut [C
     }
 }
 
-/// Resizes each column of `rows`, whose first row is row `first` of the taps' source.
+/// Resizes `rows` vertically. The first one is row `first` of the source.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 fn resize_columns(rows: &Rows, first: usize, taps: &Taps, output: &mut RgbImage) {
     let blocks = rows.stride / WIDTH;

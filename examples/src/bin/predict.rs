@@ -13,7 +13,7 @@ use cdl_core::{run::export::Predictor, system::threads, transform};
 
 fn main() -> Result<()> {
     // SAFETY: `main` begins here, and nothing has started a thread.
-    unsafe { threads::settle(None) };
+    unsafe { threads::configure(None) };
     let mut arguments = env::args_os().skip(1);
     let folder = arguments.next().context("expected the folder of an exported network, then images")?;
     cdl_plugins::link();

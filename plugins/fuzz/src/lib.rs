@@ -17,7 +17,7 @@ pub type Folder = LazyLock<TempDir>;
 
 /// Prepares a target for its first input: panics that readers catch are answers, and only others end the process.
 pub fn start() {
-    panics::keep_quiet();
+    panics::silence_caught();
     cdl_plugins::link();
 }
 

@@ -1,4 +1,4 @@
-//! The folder of a run's checkpoints, numbered as they were written.
+//! Folder of a run's checkpoints, numbered in the order of writing.
 
 use std::{
     fs,
@@ -13,19 +13,19 @@ use crate::{
     train::Position,
 };
 
-/// The checkpoints of one run.
+/// Checkpoints of a run.
 #[derive(Debug)]
 pub(crate) struct Checkpoints {
     folder: PathBuf,
     config: CheckpointConfig,
-    /// Numbers, the newest last.
+    /// Numbers of the checkpoints, newest last.
     numbers: Vec<u64>,
-    /// Those of them that were found damaged.
-    damaged: Vec<u64>,
+    /// Numbers of unusable checkpoints.
+    unusable: Vec<u64>,
 }
 
 impl Checkpoints {
-    /// Those in `folder`, which need not be there.
+    /// Lists the checkpoints in `folder`, which need not exist.
     pub(crate) fn open(folder: PathBuf, config: &CheckpointConfig) -> Result<Self> {
         let mut numbers = Vec::new();
         let entries = if_there(fs::read_dir(&folder)).map_err(io(&folder))?;
@@ -33,56 +33,56 @@ impl Checkpoints {
             numbers.extend(number(&entry.map_err(io(&folder))?.file_name().to_string_lossy()));
         }
         numbers.sort_unstable();
-        Ok(Self { folder, config: config.clone(), numbers, damaged: Vec::new() })
+        Ok(Self { folder, config: config.clone(), numbers, unusable: Vec::new() })
     }
 
-    /// The newest checkpoint that is good, and its file. Each newer one is named with what is wrong with it.
+    /// Returns the newest usable checkpoint and its file. Logs a warning with the reason for each newer one.
     ///
     /// # Errors
-    /// None is good, and not all of them are damaged: one cannot be read, or is of another version of the format. A run
-    /// that began anew would remove it.
+    /// No usable checkpoint, and one that is not damaged: it cannot be read, or has another version of the format. A
+    /// run that started again from the beginning would remove it.
     pub(crate) fn newest(&mut self) -> Result<Option<(Checkpoint, PathBuf)>> {
-        let mut sound = None;
+        let mut undamaged = None;
         for &number in self.numbers.iter().rev() {
             let path = self.path(number);
-            let bytes = fs::read(&path).map_err(|e| Unusable::Unread(e.to_string()));
+            let bytes = fs::read(&path).map_err(|e| Unusable::Unreadable(e.to_string()));
             let reason = match bytes.and_then(|bytes| Checkpoint::from_bytes(&bytes)) {
                 Ok(checkpoint) => return Ok(Some((checkpoint, path))),
                 Err(reason) => reason,
             };
-            tracing::warn!("checkpoint {} is passed over: {reason}", path.display());
-            if !matches!(reason, Unusable::Damaged(_)) && sound.is_none() {
-                let (owner, reason) = (path.display().to_string(), format!("{reason}; nothing was changed"));
-                sound = Some(Error::State { owner, reason });
+            tracing::warn!("skipping checkpoint {}: {reason}", path.display());
+            if !matches!(reason, Unusable::Damaged(_)) && undamaged.is_none() {
+                let (owner, reason) = (path.display().to_string(), format!("{reason}; the run is unchanged"));
+                undamaged = Some(Error::State { owner, reason });
             }
-            self.damaged.push(number);
+            self.unusable.push(number);
         }
-        sound.map_or(Ok(None), Err)
+        undamaged.map_or(Ok(None), Err)
     }
 
-    /// Whether a checkpoint is to be written at `position` by itself.
+    /// Returns whether the configuration requires a checkpoint at `position`.
     pub(crate) fn due(&self, position: Position) -> bool {
         let CheckpointConfig { every_steps, off, .. } = self.config;
         !off && (position.step == 0 || (every_steps > 0 && position.step.is_multiple_of(every_steps)))
     }
 
-    /// Whether checkpoints are written.
-    pub(crate) fn on(&self) -> bool {
+    /// Returns whether checkpoints are written.
+    pub(crate) fn enabled(&self) -> bool {
         !self.config.off
     }
 
-    /// Writes the next one. Once it is safe, damaged ones and the oldest beyond those to be kept are removed.
+    /// Writes the next checkpoint. Then removes unusable ones, and the oldest ones beyond the number to keep.
     ///
     /// # Errors
-    /// No space, no permission; those that are there stay as they are.
+    /// No space, no permission. Existing checkpoints are kept.
     pub(crate) fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
         fs::create_dir_all(&self.folder).map_err(io(&self.folder))?;
         let number = self.numbers.last().map_or(1, |last| last.saturating_add(1));
         let path = self.path(number);
         write_atomic(&path, &checkpoint.to_bytes()?)?;
         self.numbers.push(number);
-        for damaged in std::mem::take(&mut self.damaged) {
-            self.remove(damaged)?;
+        for number in std::mem::take(&mut self.unusable) {
+            self.remove(number)?;
         }
         while self.numbers.len() > self.config.keep {
             self.remove(self.numbers[0])?;
@@ -90,7 +90,7 @@ impl Checkpoints {
         Ok(path)
     }
 
-    /// Removes all of them, and the folder if nothing else is in it.
+    /// Removes all checkpoints, and the folder if it is then empty.
     pub(crate) fn clear(&mut self) -> Result<()> {
         for number in self.numbers.clone() {
             self.remove(number)?;
@@ -117,7 +117,7 @@ fn name(number: u64) -> String {
     format!("{number:06}.safetensors")
 }
 
-/// The number in a checkpoint's name.
+/// Returns the number in the name of a checkpoint.
 fn number(file: &str) -> Option<u64> {
     let number = Path::new(file).file_stem()?.to_str()?.parse().ok()?;
     (name(number) == file).then_some(number)
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_are_kept_and_all_go_when_the_run_is_done() -> Result<()> {
+    fn the_newest_checkpoints_are_kept_and_clear_removes_all() -> Result<()> {
         let parent = tempfile::tempdir().expect("temporary folder");
         let folder = parent.path().join("checkpoints");
         let config = CheckpointConfig { keep: 3, ..Default::default() };
@@ -168,7 +168,7 @@ mod tests {
             all.save(&checkpoint(step)?)?;
         }
         assert_eq!(names(&folder), [3, 4, 5].map(name));
-        // Another process goes on counting, and keeps as many as it is told.
+        // A later process continues the numbering, with its own number of checkpoints to keep.
         fs::write(folder.join("notes.txt"), "not a checkpoint").expect("written");
         let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig { keep: 1, ..Default::default() })?;
         assert_eq!(newest(&folder), Some(5));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_ones_are_passed_over_and_go_once_a_new_one_is_safe() -> Result<()> {
+    fn damaged_checkpoints_are_skipped_and_removed_after_the_next_save() -> Result<()> {
         let parent = tempfile::tempdir().expect("temporary folder");
         let folder = parent.path().join("checkpoints");
         let config = CheckpointConfig { keep: 4, ..Default::default() };
@@ -199,15 +199,15 @@ mod tests {
         let config = CheckpointConfig { keep: 2, ..Default::default() };
         let mut all = Checkpoints::open(folder.clone(), &config)?;
         assert_eq!(all.newest()?.map(|(checkpoint, _)| checkpoint.meta.position.step), Some(1));
-        assert_eq!(names(&folder).len(), 4, "nothing goes before a new one is safe");
+        assert_eq!(names(&folder).len(), 4, "damaged checkpoints remain until the next save");
         all.save(&checkpoint(7)?)?;
-        assert_eq!(names(&folder), [1, 5].map(name), "the good one before stays");
+        assert_eq!(names(&folder), [1, 5].map(name), "the last valid checkpoint is kept");
         assert_eq!(newest(&folder), Some(7));
         Ok(())
     }
 
     #[test]
-    fn what_is_only_of_another_version_is_not_thrown_away() -> Result<()> {
+    fn checkpoints_of_another_version_are_an_error_unless_an_older_one_is_valid() -> Result<()> {
         let parent = tempfile::tempdir().expect("temporary folder");
         let folder = parent.path().join("checkpoints");
         let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig::default())?;
@@ -220,9 +220,9 @@ mod tests {
         newer[at + key.len() - 2] = b'2';
         fs::write(&file, newer).expect("written");
         let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig::default())?;
-        let error = all.newest().map(|_| ()).expect_err("nothing to go on from").to_string();
-        assert!(error.contains("format \"2\"") && error.contains("nothing was changed"), "{error}");
-        // A good one before it is taken.
+        let error = all.newest().map(|_| ()).expect_err("no usable checkpoint").to_string();
+        assert!(error.contains("format \"2\"") && error.contains("the run is unchanged"), "{error}");
+        // An older valid checkpoint is used.
         all.numbers = vec![1];
         fs::write(folder.join(name(2)), fs::read(&file).expect("checkpoint")).expect("written");
         fs::write(&file, text).expect("written");
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_are_due_after_epochs_and_every_so_many_steps() -> Result<()> {
+    fn checkpoints_are_due_after_epochs_and_every_n_steps() -> Result<()> {
         let due = |config: CheckpointConfig| -> Result<Vec<usize>> {
             let all = Checkpoints::open("nowhere".into(), &config)?;
             Ok((0..7).filter(|&step| all.due(Position { step, ..Position::default() })).collect())

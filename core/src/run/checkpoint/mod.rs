@@ -1,13 +1,12 @@
-//! Format of a checkpoint: all that a run needs to go on between two steps as if it had never been stopped.
-//! `checkpoint_folder` writes, numbers and removes the files.
+//! Format of a checkpoint: the state of a run between two steps, from which it resumes with the same results as
+//! without a stop. `checkpoint_folder` writes, numbers and removes the files.
 //!
-//! A checkpoint is a safetensors file. Its tensors are `teacher/NAME` and `student/NAME`, everything that networks and
-//! methods have learned ([`Trainer::state`]), and in the middle of a phase `optimizer/NAME` ([`Optimizer::state`]). Its
-//! metadata are the format's version, [`CheckpointMeta`] in JSON, and a SHA-256 over all of it.
+//! A checkpoint is a safetensors file. Its tensors are `teacher/NAME` and `student/NAME`, the state of networks and
+//! methods ([`Trainer::state`]), and within a phase `optimizer/NAME` ([`Optimizer::state`]). Its metadata are the
+//! version of the format, [`CheckpointMeta`] in JSON, and a SHA-256 of all contents.
 //!
-//! No generator of random numbers is part of it: each is derived from the run's seed and a label where it is used and
-//! outlives nothing, so that initial values, order and augmentation follow from the position. So does the learning
-//! rate.
+//! Random number generators are not stored: each is derived from the run's seed and a label where it is used, so that
+//! the position determines initial values, order and augmentation. It also determines the learning rate.
 //!
 //! [`Optimizer::state`]: crate::train::Optimizer::state
 
@@ -24,59 +23,59 @@ pub(crate) use crate::run::checkpoint::checkpoint_folder::Checkpoints;
 use crate::{
     error::{Error, Result},
     train::{Accuracies, EpochMetrics, Position, RunState, Snapshot, Trainer},
-    traits::{LeftOut, Role, StateDict, TaskStream},
+    traits::{Role, SkippedImages, StateDict, TaskStream},
 };
 
-/// Version of the format. Another one is refused.
+/// Version of the format. Other versions are refused.
 const VERSION: &str = "1";
 /// Keys of the metadata.
 const VERSION_KEY: &str = "cdl_checkpoint";
 const ABOUT_KEY: &str = "about";
 const SHA256_KEY: &str = "sha256";
 
-/// Contents of a checkpoint besides tensors.
+/// Contents of a checkpoint except tensors.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckpointMeta {
-    /// Step that comes next.
+    /// Next step.
     pub position: Position,
     tally: EpochMetrics,
     results: Accuracies,
-    /// Images that could not be read.
-    left_out: LeftOut,
-    /// Length of `metrics.jsonl`; what follows is of steps that will be done again.
+    /// Unreadable images that were skipped.
+    left_out: SkippedImages,
+    /// Length of `metrics.jsonl` in bytes. Later lines belong to steps that the resumed run repeats.
     pub metrics_bytes: u64,
-    /// Seconds that the run had taken, without those between a stop and going on.
+    /// Seconds of the run so far, without the time between a stop and resuming.
     pub wall_seconds: f64,
-    /// The run's whole configuration in TOML.
+    /// Original configuration of the run in TOML.
     pub config: String,
 }
 
-/// Why a checkpoint cannot be taken up.
+/// Reason why a checkpoint cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// Its bytes are not those that were written.
+    /// The contents have changed since it was written.
     #[error("it is damaged: {0}")]
     Damaged(String),
-    /// Another version of this software wrote it.
-    #[error("it has format {0:?}, and this version of cdl reads {VERSION:?}")]
-    Foreign(String),
-    /// The file is there and cannot be read.
+    /// It was written by a version of this software with another format.
+    #[error("it has format {0:?}; this version of cdl reads format {VERSION:?}")]
+    OtherVersion(String),
+    /// The file cannot be read.
     #[error("it cannot be read: {0}")]
-    Unread(String),
+    Unreadable(String),
 }
 
-/// A run between two of its steps.
+/// State of a run between two steps.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    /// Everything but tensors.
+    /// Contents except tensors.
     pub meta: CheckpointMeta,
     tensors: StateDict,
 }
 
 impl Checkpoint {
-    /// Checkpoint of a run as it is now; see [`CheckpointMeta`] for the other values.
-    pub fn of(moment: &Snapshot<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
-        let Snapshot { trainer, stream, state, optimizer } = moment;
+    /// Creates a checkpoint of a run. See [`CheckpointMeta`] for the other arguments.
+    pub fn of(snapshot: &Snapshot<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
+        let Snapshot { trainer, stream, state, optimizer } = snapshot;
         let mut tensors = StateDict::default();
         let mut add = |part: &str, state: StateDict| {
             tensors.extend(
@@ -91,9 +90,9 @@ impl Checkpoint {
         }
         let meta = CheckpointMeta {
             position: state.position,
-            tally: state.tally.stopped(),
+            tally: state.epoch_metrics.stopped(),
             results: state.results.clone(),
-            left_out: stream.image_files().map(|files| files.left_out()).unwrap_or_default(),
+            left_out: stream.image_files().map(|files| files.skipped_images()).unwrap_or_default(),
             metrics_bytes,
             wall_seconds,
             config: config.into(),
@@ -101,7 +100,7 @@ impl Checkpoint {
         Ok(Self { meta, tensors })
     }
 
-    /// The file's bytes.
+    /// Serialises the checkpoint.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "checkpoint".into(), reason };
         let meta = serde_json::to_string(&self.meta).map_err(|e| fail(e.to_string()))?;
@@ -111,7 +110,7 @@ impl Checkpoint {
         safetensors::serialize(self.tensors.iter(), Some(metadata)).map_err(|e| fail(e.to_string()))
     }
 
-    /// Reads a file's bytes, tensors into the main memory.
+    /// Reads a checkpoint from bytes. Its tensors are in main memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unusable> {
         let damaged = |reason: &dyn std::fmt::Display| Unusable::Damaged(reason.to_string());
         if bytes.is_empty() {
@@ -121,17 +120,17 @@ impl Checkpoint {
         let metadata = header.metadata().as_ref();
         let read = |key: &str| {
             let value = metadata.and_then(|metadata| metadata.get(key));
-            value.ok_or_else(|| damaged(&format!("it is no checkpoint: its metadata have no `{key}`")))
+            value.ok_or_else(|| damaged(&format!("it is not a checkpoint: its metadata have no `{key}`")))
         };
         let version = read(VERSION_KEY)?;
         if version != VERSION {
-            return Err(Unusable::Foreign(version.clone()));
+            return Err(Unusable::OtherVersion(version.clone()));
         }
         let (meta, recorded) = (read(ABOUT_KEY)?, read(SHA256_KEY)?);
         let views = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
         let found = digest(meta, views.iter());
         if found != *recorded {
-            let reason = format!("its content has SHA-256 {found}, it was written with {recorded}");
+            let reason = format!("its contents have SHA-256 {found}, expected {recorded}");
             return Err(damaged(&reason));
         }
         let meta = serde_json::from_str(meta).map_err(|e| damaged(&e))?;
@@ -142,20 +141,20 @@ impl Checkpoint {
         Ok(Self { meta, tensors: views.iter().map(load).collect::<Result<_, Unusable>>()? })
     }
 
-    /// Brings networks, methods and stream to where they were, and says how to go on.
+    /// Restores networks, methods and stream. Returns the state from which the run resumes.
     ///
     /// # Errors
-    /// Tensors that are missing or have another shape, by name; a position that the run does not have.
+    /// Tensors that are missing or have another shape; a position outside the run.
     pub fn restore(self, trainer: &mut Trainer, stream: &dyn TaskStream) -> Result<RunState> {
         let CheckpointMeta { position, tally, results, left_out, .. } = self.meta;
-        // Before a task everything is as the task before has left it.
+        // Before a task begins, the state is that of the previous task.
         let task = match position == Position::of_task(position.task) {
             true => position.task.saturating_sub(1),
             false => position.task,
         };
         let settings = &trainer.settings;
-        let inside = position.phase <= settings.roles.len() && position.epoch < settings.epochs;
-        let task = stream.tasks().get(task).filter(|_| inside).ok_or_else(|| Error::State {
+        let exists = position.phase <= settings.roles.len() && position.epoch < settings.epochs;
+        let task = stream.tasks().get(task).filter(|_| exists).ok_or_else(|| Error::State {
             owner: "checkpoint".into(),
             reason: format!("the run has no {}", position.describe(&settings.roles)),
         })?;
@@ -163,20 +162,20 @@ impl Checkpoint {
             trainer.restore(role, task, &part(&self.tensors, role.as_str()))?;
         }
         if let Some(files) = stream.image_files() {
-            files.leave_out(&left_out);
+            files.skip_images(&left_out);
         }
         let optimizer = Some(part(&self.tensors, "optimizer")).filter(|state| state.iter().next().is_some());
-        Ok(RunState { position, tally, results, optimizer })
+        Ok(RunState { position, epoch_metrics: tally, results, optimizer })
     }
 }
 
-/// The tensors called `name/...`, without that.
+/// Returns the tensors `name/...`, without the prefix.
 fn part(tensors: &StateDict, name: &str) -> StateDict {
-    let of_part = |full: &str| Some(full.strip_prefix(name)?.strip_prefix('/')?.to_string());
-    tensors.iter().filter_map(|(full, tensor)| Some((of_part(full)?, tensor.clone()))).collect()
+    let without_prefix = |full: &str| Some(full.strip_prefix(name)?.strip_prefix('/')?.to_string());
+    tensors.iter().filter_map(|(full, tensor)| Some((without_prefix(full)?, tensor.clone()))).collect()
 }
 
-/// SHA-256 over everything that a checkpoint holds, in hexadecimal digits.
+/// Returns the SHA-256 of metadata and tensors in hexadecimal digits.
 fn digest<'a, V: View>(meta: &str, tensors: impl Iterator<Item = (&'a str, V)>) -> String {
     let mut hash = Sha256::new();
     let mut add = |bytes: &[u8]| {

@@ -1,19 +1,19 @@
-//! The directory of one run: configuration, record, results and models, each written whole or not at all; only the
-//! epoch lines and the log grow as the run goes on.
+//! Run directory: configuration, record, results and models. Each file is written atomically; only the epoch lines and
+//! the log are appended to.
 //!
 //! ```text
 //! config.toml               resolved configuration; running it repeats the run
 //! run.json                  versions, weights with SHA-256, normalisation, split, device
 //! metrics.jsonl             one line for every epoch
-//! results.json              accuracy matrices and what follows from them, rewritten after every task
-//! accuracy_student.csv      A[i][j], likewise accuracy_teacher.csv
-//! confusion_student.csv     test images by true and predicted class after the last task, likewise confusion_teacher.csv
-//! models/task_N/            student.safetensors and teacher.safetensors after task N, and prompt_use.json, if images choose prompts
+//! results.json              accuracy matrices and derived metrics, rewritten after every task
+//! accuracy_student.csv      A[i][j]; also accuracy_teacher.csv
+//! confusion_student.csv     test images by true and predicted class after the last task; also confusion_teacher.csv
+//! models/task_N/            student.safetensors, teacher.safetensors and prompt_use.json after task N
 //! tensorboard/              event files, with `record.tensorboard`; written by the program
-//! checkpoints/              the newest checkpoints, as long as the run is not done
-//! log.txt                   everything that was logged
-//! report.html               the page that `cdl report` makes of it, if asked
-//! .lock                     held by the process that writes here
+//! checkpoints/              the newest checkpoints, until the run is finished
+//! log.txt                   log of the run
+//! report.html               output of `cdl report`
+//! .lock                     lock of the process that writes here
 //! ```
 
 mod lock;
@@ -35,7 +35,9 @@ use crate::{
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
-        atomic::{UNFINISHED, beside, folder_of, remove_unfinished, settle, write_atomic, write_json},
+        atomic::{
+            UNFINISHED, folder_of, move_to, remove_unfinished, temporary_folder, write_atomic, write_json,
+        },
         hex,
     },
     train::{Accuracies, Cost, EpochReport, Evaluation, Snapshot, Trainer},
@@ -58,7 +60,7 @@ const CHECKPOINTS: &str = "checkpoints";
 const LOG: &str = "log.txt";
 const PROMPT_USE: &str = "prompt_use.json";
 
-/// All that may stand in a run directory.
+/// Names of all files and folders of a run directory.
 const NAMES: [&str; 14] = [
     CONFIG,
     RECORD,
@@ -76,37 +78,37 @@ const NAMES: [&str; 14] = [
     ".lock",
 ];
 
-/// What `results.json` holds.
+/// Contents of `results.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// Version of the format, [`Results::FORMAT`]; files without it are version 1.
+    /// Version of the format, [`Results::FORMAT`]. Files without it have version 1.
     #[serde(default = "first_format")]
     pub format: u32,
-    /// The student's accuracies in percent, `null` if it was not trained.
+    /// Accuracies of the student in percent, `null` if it was not trained.
     pub student: Option<Summary>,
-    /// The teacher's, `null` if it was not trained.
+    /// Accuracies of the teacher in percent, `null` if it was not trained.
     pub teacher: Option<Summary>,
-    /// Accuracy in percent on each class's test images after the last finished task, in stream order; `null` for a class
-    /// without test images, and for a network that was not trained.
+    /// Accuracy in percent on the test images of each class after the last finished task, in stream order; `null` for a
+    /// class without test images, and for a network that was not trained.
     #[serde(default)]
     pub class_accuracy: ByRole<Option<Vec<Option<f64>>>>,
-    /// Which prompts the test images took after the last finished task, pool by pool; an empty list for a network whose
-    /// methods do not choose.
+    /// Usage of the prompts of each pool by test images after the last finished task. An empty list for a network whose
+    /// methods select no prompts.
     #[serde(default)]
     pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
-    /// Numbers trained, and multiply-adds of one image.
+    /// Number of trainable parameters, and multiply-adds of one image.
     #[serde(default)]
     pub cost: ByRole<Option<Cost>>,
-    /// Tasks finished.
+    /// Number of finished tasks.
     pub tasks_done: usize,
-    /// Number of tasks of the run: those of the stream, or of these the first `stream.max_tasks`.
+    /// Number of tasks of the run: those of the stream, at most `stream.max_tasks`.
     pub tasks: usize,
-    /// Seconds since the run began, without those between a stop and going on.
+    /// Seconds of the run, without the time between a stop and resuming.
     pub wall_seconds: f64,
-    /// The most memory that was resident at once, where the system tells.
+    /// Peak resident memory, if the system reports it.
     #[serde(default)]
     pub peak_memory_bytes: Option<u64>,
-    /// Images left out because they could not be read (`stream.input.on_error = "skip"`).
+    /// Number of unreadable images that were skipped (`stream.input.on_error = "skip"`).
     #[serde(default)]
     pub skipped_images: Skipped,
 }
@@ -116,10 +118,10 @@ fn first_format() -> u32 {
 }
 
 impl Results {
-    /// Version of the format that this version writes. Version 1 calls trainable parameters `trained_numbers`.
+    /// Current version of the format. Version 1 calls trainable parameters `trained_numbers`.
     pub const FORMAT: u32 = 2;
 
-    /// Accuracies of one network, if it was trained.
+    /// Returns the accuracies of one network, if it was trained.
     pub fn of(&self, role: Role) -> Option<&Summary> {
         match role {
             Role::Student => self.student.as_ref(),
@@ -128,32 +130,32 @@ impl Results {
     }
 }
 
-/// What `run.json` holds.
+/// Contents of `run.json`.
 #[derive(Serialize)]
-struct Written<'a> {
+struct RecordFile<'a> {
     #[serde(flatten)]
     record: &'a RunRecord,
-    /// Of `config.toml` as it was begun with.
+    /// SHA-256 of the original `config.toml`.
     config_sha256: String,
 }
 
-/// A run directory that is open for writing.
+/// Run directory that is open for writing.
 #[derive(Debug)]
 pub struct RunDir {
     root: PathBuf,
     metrics: File,
     log: Option<File>,
-    /// The configuration that the run was begun with, in TOML.
+    /// Original configuration of the run in TOML.
     config: String,
     checkpoints: Checkpoints,
-    /// After which it stops, whatever the stream has.
+    /// Number of tasks after which the run stops.
     max_tasks: usize,
-    /// Locked as long as it is open.
+    /// Lock, which is held as long as the file is open.
     _lock: File,
 }
 
 impl RunDir {
-    /// `runs/<config>-seed<seed>-<UTC time>`, with a number after it if that is there already.
+    /// Returns `runs/<config>-seed<seed>-<UTC time>`, with a number appended if it exists already.
     pub fn default_path(config: &Config) -> PathBuf {
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
         let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
@@ -163,13 +165,12 @@ impl RunDir {
         paths.find(|path| !path.exists()).unwrap_or_default()
     }
 
-    /// Makes the directory with what is known before the first step. It is made whole beside its place and then moved
-    /// there, so that nothing half-made is left behind, and an earlier run is replaced only by a run that could be
-    /// written.
+    /// Creates the directory with configuration and record. It is written to a temporary folder beside `root` and then
+    /// moved, so that a failure leaves no incomplete directory and does not remove an earlier run.
     ///
     /// # Errors
-    /// A directory that is not empty, unless it holds a run and `overwrite` is set; no permission, or less space than
-    /// the `needed` bytes.
+    /// A directory that is not empty, unless it contains a run and `overwrite` is set; missing permission; less free
+    /// space than `needed` bytes.
     pub fn create(
         root: &Path,
         config: &Config,
@@ -178,9 +179,9 @@ impl RunDir {
         overwrite: bool,
     ) -> Result<Self> {
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-        // Held until the run that is there has made place.
-        let earlier = if vacant(root, overwrite)? { None } else { Some(lock(root)?) };
-        let place = || -> Result<Self> {
+        // The earlier run stays locked until it has been replaced.
+        let earlier = if check_vacant(root, overwrite)? { None } else { Some(lock(root)?) };
+        let create = || -> Result<Self> {
             let parent = folder_of(root);
             fs::create_dir_all(parent).map_err(io(parent))?;
             let free = free_bytes(parent)?;
@@ -188,21 +189,23 @@ impl RunDir {
                 let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
                 return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
             }
-            let fresh = beside(parent)?;
+            let temporary = temporary_folder(parent)?;
             let toml = config.to_toml()?;
-            write_atomic(&fresh.path().join(CONFIG), toml.as_bytes())?;
-            let written = Written { record, config_sha256: hex(&Sha256::digest(&toml)) };
-            write_json(&fresh.path().join(RECORD), &written)?;
-            let files = (append(fresh.path(), METRICS)?, append(fresh.path(), LOG)?);
-            let lock = lock(fresh.path())?;
+            write_atomic(&temporary.path().join(CONFIG), toml.as_bytes())?;
+            let written = RecordFile { record, config_sha256: hex(&Sha256::digest(&toml)) };
+            write_json(&temporary.path().join(RECORD), &written)?;
+            let files = (append(temporary.path(), METRICS)?, append(temporary.path(), LOG)?);
+            let lock = lock(temporary.path())?;
             let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-            settle(fresh, root, earlier.is_some())?;
+            move_to(temporary, root, earlier.is_some())?;
             Ok(Self::of(root, files, config, toml, checkpoints, lock))
         };
-        place().map_err(|e| match e {
+        create().map_err(|e| match e {
             refused @ Error::RunDir { .. } => refused,
-            // Another process has begun a run there since this one looked.
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => taken(root),
+            // Another process has started a run there since the check.
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+                occupied(root)
+            }
             e => fail(format!("cannot be written: {e}")),
         })
     }
@@ -219,13 +222,13 @@ impl RunDir {
         Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, max_tasks, _lock: lock }
     }
 
-    /// Opens the directory of a run that is to go on: its newest good checkpoint, if there is one, with the
-    /// configuration that the run was begun with. `config` is the one that it goes on with.
+    /// Opens the directory of a run to resume it with `config`. Returns the newest valid checkpoint, if there is one,
+    /// and the original configuration of the run.
     ///
     /// # Errors
-    /// A directory that is no run's, that another process is writing to, or that cannot be written.
+    /// A directory that is not a run, that another process is writing to, or that cannot be written.
     pub fn open(root: &Path, config: &Config) -> Result<(Self, Option<Checkpoint>, Config)> {
-        // Nothing is written to what is no run.
+        // First, so that nothing is written to a directory that is not a run.
         let record = read_record(root)?;
         let lock = lock(root)?;
         remove_unfinished(root)?;
@@ -236,80 +239,79 @@ impl RunDir {
             None => {
                 let file = root.join(CONFIG);
                 let toml = fs::read_to_string(&file).map_err(io(&file))?;
-                let (begun, now) = (record["config_sha256"].as_str(), hex(&Sha256::digest(&toml)));
-                if begun.is_some_and(|begun| begun != now) {
-                    let reason = "config.toml is not the one that the run was begun with (its SHA-256 is not that in \
-                                  run.json), and no checkpoint holds that one; begin another run";
+                let (original, now) = (record["config_sha256"].as_str(), hex(&Sha256::digest(&toml)));
+                if original.is_some_and(|original| original != now) {
+                    let reason = "config.toml was changed after the start of the run (its SHA-256 is not that in \
+                                  run.json), and no checkpoint contains the original; start a new run";
                     return Err(Error::RunDir { dir: root.into(), reason: reason.into() });
                 }
                 (file, toml)
             }
         };
-        let begun = Config::recorded(&origin, &toml)?;
+        let original = Config::recorded(&origin, &toml)?;
         let files = (append(root, METRICS)?, append(root, LOG)?);
         let checkpoint = newest.map(|(checkpoint, _)| checkpoint);
-        Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, begun))
+        Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, original))
     }
 
-    /// Cuts `metrics.jsonl` back to its first `bytes`: what follows will be written again.
+    /// Truncates `metrics.jsonl` to its first `bytes`. The run writes the following lines again.
     ///
     /// # Errors
-    /// A file that is shorter than that, or cannot be changed.
-    pub fn cut_metrics(&mut self, bytes: u64) -> Result<()> {
+    /// A file that is shorter or cannot be changed.
+    pub fn truncate_metrics(&mut self, bytes: u64) -> Result<()> {
         let path = self.root.join(METRICS);
         let length = self.metrics.metadata().map_err(io(&path))?.len();
         if length < bytes {
             let reason =
-                format!("metrics.jsonl has {length} bytes; when the checkpoint was written it had {bytes}");
+                format!("metrics.jsonl has {length} bytes; it had {bytes} when the checkpoint was written");
             return Err(Error::RunDir { dir: self.root.clone(), reason });
         }
         self.metrics.set_len(bytes).map_err(io(path))
     }
 
-    /// Whether checkpoints are written at all.
-    pub fn keeps_checkpoints(&self) -> bool {
-        self.checkpoints.on()
+    /// Returns whether checkpoints are written.
+    pub fn writes_checkpoints(&self) -> bool {
+        self.checkpoints.enabled()
     }
 
-    /// Writes a checkpoint where the configuration asks for one, or wherever it is if `now` is set, and removes those
-    /// that it replaces.
+    /// Writes a checkpoint if one is due, or in any case if `now` is set, and removes those that it replaces.
     ///
     /// # Errors
-    /// No space, no permission: all that was written before stays.
-    pub fn checkpoint(&mut self, moment: &Snapshot<'_>, now: bool, wall_seconds: f64) -> Result<()> {
-        if !self.checkpoints.on() || !(now || self.checkpoints.due(moment.state.position)) {
+    /// No space, no permission. Earlier checkpoints are kept.
+    pub fn checkpoint(&mut self, snapshot: &Snapshot<'_>, now: bool, wall_seconds: f64) -> Result<()> {
+        if !self.checkpoints.enabled() || !(now || self.checkpoints.due(snapshot.state.position)) {
             return Ok(());
         }
         let start = Instant::now();
         let metrics = self.sync_metrics()?;
-        let checkpoint = Checkpoint::of(moment, &self.config, metrics, wall_seconds)?;
+        let checkpoint = Checkpoint::of(snapshot, &self.config, metrics, wall_seconds)?;
         let file = self.checkpoints.save(&checkpoint)?;
         tracing::debug!("{} written in {:.1} ms", file.display(), start.elapsed().as_secs_f64() * 1e3);
         Ok(())
     }
 
-    /// Removes the checkpoints of a run that is done.
+    /// Removes the checkpoints of a finished run.
     pub fn finish(&mut self) -> Result<()> {
         self.checkpoints.clear()
     }
 
-    /// Sees to it that the epoch lines are on disk; gives back their bytes.
+    /// Flushes the epoch lines to disk and returns their length in bytes.
     fn sync_metrics(&self) -> Result<u64> {
         let length = self.metrics.sync_data().and_then(|()| Ok(self.metrics.metadata()?.len()));
         length.map_err(io(self.root.join(METRICS)))
     }
 
-    /// The run's log, `log.txt`; the first caller gets it.
+    /// Returns the log file `log.txt` to the first caller.
     pub fn take_log(&mut self) -> Option<File> {
         self.log.take()
     }
 
-    /// The directory.
+    /// Returns the path of the directory.
     pub fn path(&self) -> &Path {
         &self.root
     }
 
-    /// Adds a line to `metrics.jsonl`.
+    /// Appends a line to `metrics.jsonl`.
     pub fn epoch(&mut self, report: &EpochReport) -> Result<()> {
         let path = self.root.join(METRICS);
         let mut line = serde_json::to_vec(report)
@@ -324,7 +326,7 @@ impl RunDir {
         task: &Task,
         trainer: &Trainer,
         accuracies: &Accuracies,
-        tested: &Evaluation,
+        evaluation: &Evaluation,
         skipped_images: Skipped,
         wall_seconds: f64,
     ) -> Result<Results> {
@@ -337,11 +339,11 @@ impl RunDir {
             let accuracy = accuracies.of(role).to_csv();
             write_atomic(&role_file(&self.root, "accuracy", role), accuracy.as_bytes())?;
             match trainer.cost(role) {
-                Ok(of_role) => *cost.of_mut(role) = Some(of_role),
-                Err(error) => tracing::warn!("the {}'s cost is not recorded: {error}", role.as_str()),
+                Ok(value) => *cost.of_mut(role) = Some(value),
+                Err(error) => tracing::warn!("cannot record the cost of the {}: {error}", role.as_str()),
             }
         }
-        for (role, confusion) in &tested.confusions {
+        for (role, confusion) in &evaluation.confusions {
             *class_accuracy.of_mut(*role) = Some(confusion.class_accuracy());
             write_atomic(&role_file(&self.root, "confusion", *role), &confusion.to_csv()?)?;
         }
@@ -350,7 +352,7 @@ impl RunDir {
             student: accuracies.student.summary(),
             teacher: accuracies.teacher.summary(),
             class_accuracy,
-            prompt_use: tested.prompt_use.clone(),
+            prompt_use: evaluation.prompt_use.clone(),
             cost,
             tasks_done: task.index + 1,
             tasks: task.count.min(self.max_tasks),
@@ -358,71 +360,73 @@ impl RunDir {
             peak_memory_bytes: crate::system::memory::peak_bytes(),
             skipped_images,
         };
-        write_json(&models.join(PROMPT_USE), &tested.prompt_use)?;
+        write_json(&models.join(PROMPT_USE), &evaluation.prompt_use)?;
         write_json(&self.root.join(RESULTS), &results)?;
         Ok(results)
     }
 }
 
-fn taken(root: &Path) -> Error {
+/// Returns the error of a directory that contains a run.
+fn occupied(root: &Path) -> Error {
     let reason = match root.join(CHECKPOINTS).exists() {
         true => format!(
-            "already exists and holds a run that is not finished; go on with it: cdl resume {}, choose another, or add \
-             --overwrite",
+            "already exists and contains an unfinished run; resume it with `cdl resume {}`, choose another directory, or \
+             add --overwrite",
             root.display()
         ),
-        false => "already exists; choose another or add --overwrite".into(),
+        false => "already exists; choose another directory or add --overwrite".into(),
     };
     Error::RunDir { dir: root.into(), reason }
 }
 
-/// Refuses a directory that a run may not be written to, as far as can be seen without writing; whether there is nothing
-/// in it, and no run to be replaced.
+/// Checks, without writing, that a run may be written to a directory. Returns whether it is empty, so that no run is
+/// replaced.
 ///
 /// # Errors
-/// A directory that is not empty, unless it holds a run and nothing else and `overwrite` is set; a place below something
-/// that is no folder, or that is read-only.
-pub fn vacant(root: &Path, overwrite: bool) -> Result<bool> {
+/// A directory that is not empty, unless it contains only a run and `overwrite` is set; a path whose parent is not a
+/// folder or is read-only.
+pub fn check_vacant(root: &Path, overwrite: bool) -> Result<bool> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
     let entries = if_there(fs::read_dir(root)).map_err(|e| fail(format!("cannot be used: {e}")))?;
     let entries = entries.into_iter().flatten().flatten();
     let entries: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into()).collect();
-    let occupied = !entries.is_empty();
-    if occupied && !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
-        return Err(fail("already exists and holds something that is not a run; choose another".into()));
+    let is_occupied = !entries.is_empty();
+    if is_occupied && !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
+        return Err(fail("already exists and is not a run directory; choose another directory".into()));
     }
-    // What --overwrite would not replace is refused in the same words without it.
-    let ours = |name: &str| NAMES.contains(&name) || name.starts_with(UNFINISHED);
-    if let Some(stranger) = entries.iter().filter(|name| !ours(name)).min() {
+    // Checked also without --overwrite, so that the message does not suggest an option that would fail.
+    let belongs = |name: &str| NAMES.contains(&name) || name.starts_with(UNFINISHED);
+    if let Some(other) = entries.iter().filter(|name| !belongs(name)).min() {
         return Err(fail(format!(
-            "already exists and holds `{stranger}` beside a run, which would be lost; move it away or choose another"
+            "already exists and contains `{other}`, which does not belong to the run and would be lost; move it away or \
+             choose another directory"
         )));
     }
     lock::check_free(root)?;
-    if occupied && !overwrite {
-        return Err(taken(root));
+    if is_occupied && !overwrite {
+        return Err(occupied(root));
     }
     let parent = nearest_folder(root.parent().unwrap_or(root));
     let metadata = fs::metadata(parent).map_err(|e| fail(format!("cannot be written: {e}")))?;
     if metadata.permissions().readonly() {
         return Err(fail(format!("cannot be written: `{}` is read-only", parent.display())));
     }
-    Ok(!occupied)
+    Ok(!is_occupied)
 }
 
-/// Bytes that are free for a run directory, which need not be there yet.
+/// Returns the free disk space for a run directory in bytes. The directory need not exist.
 pub fn free_bytes(root: &Path) -> Result<u64> {
     let folder = nearest_folder(root);
     fs4::available_space(folder).map_err(io(folder))
 }
 
-/// `path`, or the nearest folder above it that is there.
+/// Returns `path`, or its nearest ancestor that exists.
 fn nearest_folder(path: &Path) -> &Path {
-    let there = path.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.exists());
-    there.unwrap_or(Path::new("."))
+    let existing = path.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.exists());
+    existing.unwrap_or(Path::new("."))
 }
 
-/// File of one network's table `what`.
+/// Returns the file of table `what` of one network.
 fn role_file(root: &Path, what: &str, role: Role) -> PathBuf {
     root.join(format!("{what}_{}.csv", role.as_str()))
 }

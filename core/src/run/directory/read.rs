@@ -1,4 +1,4 @@
-//! Reading a run directory, and comparing it with an experiment.
+//! Reads a run directory and compares it with an experiment.
 
 use std::{fs, path::Path};
 
@@ -17,22 +17,23 @@ use crate::{
 
 /// Reads `results.json` of a run.
 pub fn read_results(root: &Path) -> Result<Results> {
-    let hint = if root.join(RECORD).exists() { "has the run finished a task?" } else { "is it a run?" };
+    let hint =
+        if root.join(RECORD).exists() { "check that the run has finished a task" } else { "is it a run?" };
     let results: Results = read_json(root, RESULTS, hint)?;
     check_format(results.format, Results::FORMAT)
         .map_err(|reason| Error::RunDir { dir: root.into(), reason: format!("{RESULTS} {reason}") })?;
     Ok(Results { format: Results::FORMAT, ..results })
 }
 
-/// Refuses a file that a newer version has written.
-fn check_format(found: u32, newest: u32) -> Result<(), String> {
-    match found <= newest {
+/// Checks that a file was not written by a newer version.
+fn check_format(found: u32, supported: u32) -> Result<(), String> {
+    match found <= supported {
         true => Ok(()),
-        false => Err(format!("has format {found}; this version of cdl reads formats up to {newest}")),
+        false => Err(format!("has format {found}; this version of cdl reads formats up to {supported}")),
     }
 }
 
-/// The same of a run that may not have finished a task: then nothing is known but how many tasks there are.
+/// Reads `results.json` of a run. For a run that has not finished a task, only the number of tasks is set.
 pub fn read_results_so_far(root: &Path) -> Result<Results> {
     let record = read_record(root)?;
     if root.join(RESULTS).exists() {
@@ -41,14 +42,14 @@ pub fn read_results_so_far(root: &Path) -> Result<Results> {
     Ok(Results { tasks: record["tasks"].as_array().map_or(0, Vec::len), ..Results::default() })
 }
 
-/// Reads the confusion matrix of `role` after the last finished task; `None` where the run has none.
+/// Reads the confusion matrix of `role` after the last finished task. `None` if the run has none.
 pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
     let file = role_file(root, "confusion", role);
     let confusion = read_if_there(&file)?.map(|bytes| Confusion::from_csv(&bytes)).transpose();
     confusion.map_err(|reason| Error::Data { file, reason })
 }
 
-/// Reads which prompts the test images took after task `task` (from 0); `None` where the run has not noted it.
+/// Reads the usage of prompts by test images after task `task` (from 0). `None` if the run did not record it.
 pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Option<Vec<PoolUse>>>>> {
     let file = model_dir(root, task).join(PROMPT_USE);
     let prompt_use = read_if_there(&file)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
@@ -59,11 +60,11 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
     if_there(fs::read(file)).map_err(io(file))
 }
 
-/// Reads `metrics.jsonl` of a run, one report a line. A last line that a stopped run has not finished is left out.
+/// Reads `metrics.jsonl` of a run, one report per line. An incomplete last line of a stopped run is ignored.
 pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
     let path = root.join(METRICS);
     let text = fs::read_to_string(&path).map_err(io(&path))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
     let report = |(index, line): (usize, &str)| {
         let fail = |e: String| Error::Data { file: path.clone(), reason: format!("line {} {e}", index + 1) };
         let report: EpochReport =
@@ -71,7 +72,7 @@ pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
         check_format(report.format, EpochReport::FORMAT).map_err(fail)?;
         Ok(report.updated())
     };
-    whole.lines().enumerate().map(report).collect()
+    complete.lines().enumerate().map(report).collect()
 }
 
 /// Reads `run.json` of a run.
@@ -79,12 +80,12 @@ pub fn read_record(root: &Path) -> Result<serde_json::Value> {
     read_json(root, RECORD, "is it a run?")
 }
 
-/// Refuses an experiment whose data or weights are not those that the run in `root` was made with.
+/// Checks that data and weights of an experiment are those of the run in `root`.
 pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
     let recorded = read_record(root)?;
     let now = serde_json::to_value(record)
         .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
-    // Of lists, all checksums: files may lie elsewhere than they did.
+    // For lists, only checksums are compared: files may have been moved.
     for (what, field) in [
         ("images and tasks", "/split_sha256"),
         ("the files of the data set", "/data"),
@@ -102,8 +103,9 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
         };
         let (recorded, now) = (sha256(&recorded), sha256(&now));
         if recorded != now {
-            let reason =
-                format!("{what} are not those of the run: their SHA-256 is {now}, in run.json {recorded}");
+            let reason = format!(
+                "{what} are not those of the run: their SHA-256 is {now}, that in run.json is {recorded}"
+            );
             return Err(Error::RunDir { dir: root.into(), reason });
         }
     }

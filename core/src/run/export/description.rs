@@ -1,5 +1,5 @@
-//! Reading what a folder says of itself. It may be damaged, or made to do harm: every mistake is told with the file and the
-//! key, and no size is believed before the tensors have it.
+//! Reads and checks the description of an exported model. The folder may be damaged or malicious: every error contains
+//! file and key, and no size is used before it has been compared with the tensors.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, types_in_words},
     hub::{
         checksum,
         checksum_list::{self, Manifest},
@@ -23,43 +23,43 @@ use crate::{
     traits::{BackboneSpec, StateDict},
 };
 
-/// Most characters of a value that are quoted.
-const QUOTED: usize = 100;
+/// Maximum number of characters of a value in a message.
+const MAX_QUOTED: usize = 100;
 
-/// Number of classes, or width of a query, that is accepted whatever the tensors are.
-const LARGEST: usize = 1 << 16;
+/// Number of classes, or width of a query, that is accepted for tensors of any size.
+const ALWAYS_ACCEPTED: usize = 1 << 16;
 
-/// Largest whole number in the settings of a method, beyond which no tensor has a size; it may be a seed.
-const LARGEST_SETTING: usize = 1 << 32;
+/// Maximum of a whole number in the settings of a method. It exceeds all sizes of tensors, since it may be a seed.
+const MAX_SETTING: usize = 1 << 32;
 
-/// One of a network's sizes.
+/// Function that returns one of the sizes of a network.
 type Size = fn(&BackboneSpec) -> usize;
 
-/// Largest sizes of a teacher that a distiller may be built for: no tensor of the folder shows them.
+/// Maximum sizes of a teacher, which cannot be compared with tensors of the folder.
 const TEACHER: [(&str, Size, usize); 3] = [
     ("width", |spec| spec.width, 1 << 16),
     ("depth", |spec| spec.depth, 1 << 10),
     ("patches", |spec| spec.patches, 1 << 13),
 ];
 
-/// `model.json` of a folder whose files are those that were written.
+/// Reads `model.json` of a folder and checks the checksums of all files.
 pub(super) fn description(folder: &Path) -> Result<Description> {
     let file = folder.join(MODEL);
     let value: Value = json(&file)?;
     match value["format"].as_u64() {
         Some(FORMAT) => {}
         Some(other) => {
-            let reason = format!("has format {other}, and this version of cdl reads {FORMAT}");
+            let reason = format!("has format {other}; this version of cdl reads format {FORMAT}");
             return Err(fail(&file, reason));
         }
-        None => return Err(fail(&file, "has no `format`: it is no exported model")),
+        None => return Err(fail(&file, "has no `format`: it is not an exported model")),
     }
     let sums_file = folder.join(checksum_list::NAME);
     let sums = Manifest::read(&sums_file).map_err(|error| match error {
         Error::Io { file, source } => fail(&file, format!("cannot be read: {source}")),
         error => error,
     })?;
-    let listed = |name: &str| -> Result<()> {
+    let check_sum = |name: &str| -> Result<()> {
         let file: PathBuf = folder.join(name);
         let Some(sum) = sums.0.get(name) else {
             return Err(fail(&sums_file, format!("does not list {name}")));
@@ -70,27 +70,29 @@ pub(super) fn description(folder: &Path) -> Result<Description> {
         let (_, found) = checksum(&file)?;
         if found != *sum {
             let list = checksum_list::NAME;
-            let reason = format!("is damaged: its SHA-256 is {found}, in {list} {sum}; export it again");
+            let reason = format!(
+                "is damaged: its SHA-256 is {found}, that in {list} is {sum}; export the model again"
+            );
             return Err(fail(&file, reason));
         }
         Ok(())
     };
-    listed(MODEL)?;
+    check_sum(MODEL)?;
     let description: Description = typed(&file, value)?;
     description.transform.validate().map_err(|reason| fail(&file, reason))?;
     if description.batch_size == 0 {
-        return Err(setting(&file, "batch_size", "0", "expected 1 or more".into()));
+        return Err(setting(&file, "batch_size", "0", "expected at least 1".into()));
     }
     if let Some(teacher) = &description.teacher {
-        for (name, size, most) in TEACHER {
+        for (name, size, max) in TEACHER {
             let size = size(teacher);
-            if !(1..=most).contains(&size) {
-                let expected = format!("expected a size of a network, 1 to {most}");
+            if !(1..=max).contains(&size) {
+                let expected = format!("expected 1 to {max}");
                 return Err(setting(&file, &format!("teacher.{name}"), &size.to_string(), expected));
             }
         }
     }
-    description.files().iter().try_for_each(|name| listed(name))?;
+    description.files().iter().try_for_each(|name| check_sum(name))?;
     Ok(description)
 }
 
@@ -101,66 +103,67 @@ pub(super) fn classes(folder: &Path) -> Result<Vec<String>> {
 
 fn json(file: &Path) -> Result<Value> {
     let bytes = fs::read(file).map_err(|e| {
-        fail(file, format!("cannot be read ({e}); expected a folder that `cdl export` has made"))
+        fail(file, format!("cannot be read ({e}); expected a folder written by `cdl export`"))
     })?;
     serde_json::from_slice(&bytes)
-        .map_err(|e| fail(file, format!("is damaged: it is no JSON ({e}); export the model again")))
+        .map_err(|e| fail(file, format!("is damaged: it is not JSON ({e}); export the model again")))
 }
 
-/// `value` of `file` as what is expected there; of a mistake the key and the value are told.
+/// Converts the `value` read from `file`. An error contains the key and the invalid value.
 fn typed<T: DeserializeOwned>(file: &Path, value: Value) -> Result<T> {
     serde_path_to_error::deserialize(&value).map_err(|e| {
         let key = e.path().to_string();
-        let reason = e.into_inner().to_string();
+        let reason = types_in_words(&e.into_inner().to_string());
         // `tasks[0].start` is `/tasks/0/start`.
         let pointer = format!("/{}", key.replace(['.', '['], "/").replace(']', ""));
         match value.pointer(&pointer) {
             Some(found) => setting(file, &key, &quoted(found), reason),
-            None => fail(file, format!("{reason}; expected what `cdl export` writes")),
+            None => fail(file, format!("{reason}; expected a file written by `cdl export`")),
         }
     })
 }
 
 fn quoted(value: &Value) -> String {
     let text = value.to_string();
-    match text.char_indices().nth(QUOTED) {
+    match text.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{} ...", &text[..end]),
         None => text,
     }
 }
 
-/// What `key` says in `file` is not valid.
+/// Returns the error of an invalid value of `key` in `file`.
 pub(super) fn setting(file: &Path, key: &str, value: &str, expected: String) -> Error {
     Error::Setting { origin: file.display().to_string(), key: key.into(), value: value.into(), expected }
 }
 
-/// Refuses sizes for which no tensor is large enough, before anything is built: a folder from elsewhere may claim sizes
-/// that no memory holds. While the methods are built, none of their tensors may take more than the saved ones do; when they
-/// are restored, their tensors have to have the shapes of the saved ones.
+/// Checks that no size exceeds those of the tensors, before anything is built: a malicious folder may contain sizes
+/// that do not fit into memory. While the methods are built, none of their tensors may be larger than all saved ones
+/// together. When they are restored, their tensors must have the shapes of the saved ones.
 pub(super) fn check_sizes(
     folder: &Path,
     description: &Description,
     classes: usize,
     trained: &StateDict,
 ) -> Result<()> {
-    let most = trained.iter().map(|(_, tensor)| tensor.elem_count()).max().unwrap_or(0).max(LARGEST);
+    let largest_tensor = trained.iter().map(|(_, tensor)| tensor.elem_count()).max().unwrap_or(0);
+    let max = largest_tensor.max(ALWAYS_ACCEPTED);
     let refuse = |file: &str, key: &str, value: &dyn std::fmt::Display| {
-        let expected = format!("expected at most {most}: no tensor in {TRAINED} is as large");
+        let expected = format!("expected at most {max}, since no tensor in {TRAINED} is larger");
         Err(setting(&folder.join(file), key, &value.to_string(), expected))
     };
-    if classes > most {
+    if classes > max {
         return refuse(CLASSES, "classes", &classes);
     }
-    if let Some(width) = description.query_width.filter(|width| *width > most) {
+    if let Some(width) = description.query_width.filter(|width| *width > max) {
         return refuse(MODEL, "query_width", &width);
     }
     let distillers = description
         .distillers
         .iter()
         .enumerate()
-        .map(|(index, kept)| (format!("distillers[{index}].section"), &kept.section.settings));
+        .map(|(index, distiller)| (format!("distillers[{index}].section"), &distiller.section.settings));
     for (section, settings) in distillers.chain([("learner".into(), &description.learner.settings)]) {
-        let found = leaves(settings).into_iter().find(|(_, value)| largest(value) > LARGEST_SETTING);
+        let found = leaves(settings).into_iter().find(|(_, value)| largest(value) > MAX_SETTING);
         if let Some((key, value)) = found {
             return refuse(MODEL, &format!("{section}.{key}"), value);
         }
@@ -168,7 +171,7 @@ pub(super) fn check_sizes(
     Ok(())
 }
 
-/// The largest whole number in a value, 0 if there is none.
+/// Returns the largest whole number in a value, or 0 if there is none.
 fn largest(value: &toml::Value) -> usize {
     match value {
         toml::Value::Integer(number) => usize::try_from(*number).unwrap_or(0),
@@ -178,11 +181,11 @@ fn largest(value: &toml::Value) -> usize {
     }
 }
 
-/// Adds to the error of a method, whose settings stand under `section`, the file and the key that it is about, and to an
-/// unknown name the plugins that the model was made with.
+/// Adds the file and the key to the error of a method with settings under `section`. The error of an unknown name also
+/// contains the plugins of the model.
 pub(super) fn located(folder: &Path, description: &Description, section: &str, error: Error) -> Error {
     let file = folder.join(MODEL);
-    let wanted: Vec<String> =
+    let plugins: Vec<String> =
         (description.plugins.iter()).map(|plugin| format!("{} {}", plugin.name, plugin.version)).collect();
     match error {
         unknown @ Error::UnknownName { .. } => {
@@ -190,11 +193,11 @@ pub(super) fn located(folder: &Path, description: &Description, section: &str, e
                 Some(network) => format!("{network}.plugin"),
                 None => format!("{section}.name"),
             };
-            let plugins = match &wanted[..] {
+            let hint = match &plugins[..] {
                 [] => String::new(),
-                wanted => format!("; it was made with the plugin {}, see --plugin", wanted.join(", ")),
+                plugins => format!("; the model needs the plugin {}, see --plugin", plugins.join(", ")),
             };
-            fail(&file, format!("`{key}`: {unknown}{plugins}"))
+            fail(&file, format!("`{key}`: {unknown}{hint}"))
         }
         Error::Setting { key, value, expected, .. } => {
             setting(&file, &format!("{section}.{key}"), &value, expected)
@@ -209,8 +212,8 @@ pub(super) fn located(folder: &Path, description: &Description, section: &str, e
     }
 }
 
-/// Refuses another library under the name of one that the model was made with. Methods that are linked in are taken as they
-/// are.
+/// Checks that the loaded plugins of the model are those with which it was exported. Methods that are linked into the
+/// program are not checked.
 pub(super) fn check_plugins(folder: &Path, description: &Description) -> Result<()> {
     let loaded = dynamic::loaded();
     for PluginRecord { name, sha256, .. } in &description.plugins {
@@ -218,15 +221,16 @@ pub(super) fn check_plugins(folder: &Path, description: &Description) -> Result<
         if let Some(found) = found.filter(|found| found.sha256 != *sha256) {
             let (file, other) = (found.file.display(), &found.sha256);
             let reason =
-                format!("was made with the plugin {name} of the SHA-256 {sha256}; that of {file} is {other}");
+                format!("needs the plugin {name} with the SHA-256 {sha256}; that of {file} is {other}");
             return Err(fail(&folder.join(MODEL), reason));
         }
     }
     Ok(())
 }
 
-/// Refuses sizes of a frozen network, `said` under `key`, that are not those of its tensors, `found`.
-pub(super) fn same_sizes(file: &Path, key: &str, said: &BackboneSpec, found: &BackboneSpec) -> Result<()> {
+/// Checks that the sizes of a frozen network in the description, `stated` under `key`, are those of its tensors,
+/// `found`.
+pub(super) fn check_spec(file: &Path, key: &str, stated: &BackboneSpec, found: &BackboneSpec) -> Result<()> {
     let sizes: [(&str, Size); 6] = [
         ("width", |spec| spec.width),
         ("depth", |spec| spec.depth),
@@ -236,12 +240,12 @@ pub(super) fn same_sizes(file: &Path, key: &str, said: &BackboneSpec, found: &Ba
         ("patches", |spec| spec.patches),
     ];
     for (name, size) in sizes {
-        if size(said) != size(found) {
-            let expected = format!("expected {}, as the tensors in {key}/ have it", size(found));
-            return Err(setting(file, &format!("{key}.spec.{name}"), &size(said).to_string(), expected));
+        if size(stated) != size(found) {
+            let expected = format!("expected {}, the size of the tensors in {key}/", size(found));
+            return Err(setting(file, &format!("{key}.spec.{name}"), &size(stated).to_string(), expected));
         }
     }
-    if (&said.plugin, said.normalization) != (&found.plugin, found.normalization) {
+    if (&stated.plugin, stated.normalization) != (&found.plugin, found.normalization) {
         return Err(fail(file, format!("`{key}.spec` is not that of the network in {key}/")));
     }
     Ok(())

@@ -1,12 +1,13 @@
-//! A trained network as one folder that needs neither the run nor its data: [`write()`] makes it, [`Predictor`] uses it.
+//! Export of a trained network as a self-contained folder, which needs neither the run nor its data. [`write()`] writes
+//! the folder, [`Predictor`] reads it.
 //!
 //! ```text
-//! model.json                  what it is: see Description
+//! model.json                  see Description
 //! classes.json                class names in the order of the logits
-//! trained.safetensors         prompts and heads: what the run trained, as far as predicting needs it
+//! trained.safetensors         trained prompts and heads that prediction needs
 //! network/                    the frozen network: model.safetensors and config.json
-//! query/                      likewise, the network that makes the query, where it is another one and is asked
-//! SHA256SUMS                  of all of them, in the form of sha256sum
+//! query/                      the network that computes the query, if it is another one and prediction uses a query
+//! SHA256SUMS                  checksums of all files in the format of sha256sum
 //! ```
 
 mod description;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::run::export::write::write_network;
 pub use crate::run::export::{
-    predictor::{LARGEST_BATCH, Prediction, Predictor, PreprocessedImage},
+    predictor::{MAX_BATCH, Prediction, Predictor, PreprocessedImage},
     write::write,
 };
 use crate::{
@@ -32,7 +33,7 @@ use crate::{
     transform::TransformConfig,
 };
 
-/// Version of the format. A newer one is refused.
+/// Version of the format. Other versions are refused.
 pub const FORMAT: u64 = 1;
 
 const MODEL: &str = "model.json";
@@ -41,95 +42,95 @@ const TRAINED: &str = "trained.safetensors";
 const NETWORK: &str = "network";
 const QUERY: &str = "query";
 
-/// What `model.json` holds.
+/// Contents of `model.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Description {
     /// Version of the format.
     pub format: u64,
-    /// Version of the software that wrote it.
+    /// Version of the software that exported the model.
     pub version: String,
-    /// Which of the run's two networks it is.
+    /// Role of the network in the run.
     pub role: Role,
-    /// Classes of the tasks that it has learned, as ranges of `classes.json`; it predicts no others.
+    /// Classes of each learned task, as ranges of `classes.json`. The model predicts only these classes.
     pub tasks: Vec<Range<usize>>,
-    /// Tasks of the whole stream.
+    /// Number of tasks of the whole stream.
     pub task_count: usize,
-    /// How an image file becomes pixels in `[0, 1]`; the network's normalisation follows.
+    /// Transform from an image file to pixels in `[0, 1]`. The normalisation of the network follows.
     pub transform: TransformConfig,
-    /// Images in a batch, as the run tested.
+    /// Batch size of the run.
     pub batch_size: usize,
     /// The frozen network.
     pub network: FrozenNetwork,
-    /// The network that makes the query, where it is not the same and predicting asks for a query.
+    /// The network that computes the query, if it is another one and prediction uses a query.
     pub query: Option<FrozenNetwork>,
-    /// Width of the query that the learner was built for, where it is not that of the networks here.
+    /// Width of the query for which the learner was built, if it differs from that of the exported networks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_width: Option<usize>,
     /// The prompt method.
     pub learner: Section,
-    /// The distillation methods that have a part in predicting.
-    pub distillers: Vec<Kept>,
-    /// The teacher's network, where such a method is there.
+    /// Distillation methods that take part in prediction.
+    pub distillers: Vec<ExportedDistiller>,
+    /// Backbone of the teacher, if there are such methods.
     pub teacher: Option<BackboneSpec>,
-    /// The run's seed.
+    /// Seed of the run.
     pub seed: u64,
-    /// The run's mode.
+    /// Mode of the run.
     pub mode: Mode,
-    /// Numbers of the frozen networks; on the CPU they are float32 whatever the run had.
+    /// Precision of the frozen networks. On the CPU, it is always float32.
     #[serde(default)]
     pub precision: Precision,
-    /// Plugins loaded at run time that it needs.
+    /// Plugins loaded at run time that the model needs.
     #[serde(default)]
     pub plugins: Vec<PluginRecord>,
-    /// SHA-256 of the run's classes and of the membership of its images.
+    /// SHA-256 of the classes and images of the run.
     pub split_sha256: String,
 }
 
-/// A frozen network in a folder of its own.
+/// Frozen network in a subfolder of the model.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct FrozenNetwork {
-    /// The plugin that builds it.
+    /// Name of the backbone plugin.
     pub plugin: String,
-    /// The settings that the run built it with; files that they name are not needed any more.
+    /// Settings of the backbone in the run. Files that they name are not needed.
     pub settings: Settings,
-    /// Sizes, normalisation, and where the run had the weights from.
+    /// Sizes, normalisation and origin of the weights.
     pub spec: BackboneSpec,
 }
 
-/// A distillation method of the run.
+/// Distillation method that takes part in prediction.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Kept {
-    /// Its place among the run's.
+pub struct ExportedDistiller {
+    /// Index among the distillers of the run.
     pub index: usize,
     /// Name, weight and settings.
     pub section: DistillerSection,
 }
 
 impl Description {
-    /// The last task that it has learned, if what the description says goes together.
+    /// Returns the last learned task, or an error if the description is inconsistent.
     fn task(&self, classes: usize) -> Result<Task, String> {
         let mut seen = 0;
         for range in &self.tasks {
             if range.start != seen || range.end <= range.start || range.end > classes {
                 return Err(format!(
-                    "`tasks` has {range:?}, expected ranges one after the other within {classes} classes"
+                    "`tasks` contains {range:?}; expected consecutive ranges within {classes} classes"
                 ));
             }
             seen = range.end;
         }
-        // Every task has a class.
+        // Every task has at least one class.
         if !(self.tasks.len()..=classes).contains(&self.task_count) {
             return Err(format!(
-                "`task_count` is {}, expected {} to {classes}",
+                "`task_count` is {}; expected {} to {classes}",
                 self.task_count,
                 self.tasks.len()
             ));
         }
-        let last = self.tasks.last().ok_or("`tasks` is empty: it has learned nothing")?;
+        let last = self.tasks.last().ok_or("`tasks` is empty; expected at least one task")?;
         Ok(Task { index: self.tasks.len() - 1, count: self.task_count, classes: last.clone() })
     }
 
-    /// The files of the folder but for the list of them.
+    /// Returns the files of the folder except the list of checksums.
     fn files(&self) -> Vec<String> {
         let mut files = [MODEL, CLASSES, TRAINED].map(String::from).to_vec();
         let folders = [Some(NETWORK), self.query.as_ref().map(|_| QUERY)];

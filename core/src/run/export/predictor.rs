@@ -1,4 +1,4 @@
-//! Using the folder.
+//! Predictions with an exported model.
 
 use std::{path::Path, sync::Arc};
 
@@ -12,7 +12,9 @@ use crate::{
     error::{Error, Result},
     run::{
         builder::Setup,
-        export::{Description, FrozenNetwork, Kept, MODEL, NETWORK, QUERY, TRAINED, description, fail},
+        export::{
+            Description, ExportedDistiller, FrozenNetwork, MODEL, NETWORK, QUERY, TRAINED, description, fail,
+        },
     },
     system::{
         device::{self, Precision},
@@ -23,41 +25,48 @@ use crate::{
     transform::TransformConfig,
 };
 
-/// Images of the largest batch, whatever the machine has.
-pub const LARGEST_BATCH: usize = 1 << 16;
+/// Maximum number of images in a batch.
+pub const MAX_BATCH: usize = 1 << 16;
 
-/// A class with how well an image fits it.
+/// Predicted class of an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Prediction {
-    /// Its name.
+    /// Name of the class.
     pub class: String,
-    /// Its place in `classes.json`.
+    /// Index in `classes.json`.
     pub index: usize,
     /// Softmax of the logits over all classes that the model has learned.
     pub probability: f32,
-    /// As the run's network computes it.
+    /// Logit of the class.
     pub logit: f32,
 }
 
-/// An image as a network sees it: a square of 8-bit pixels.
+/// Input image of a network: a square of 8-bit pixels.
 #[derive(Debug, Clone)]
 pub struct PreprocessedImage(RgbImage);
 
 impl PreprocessedImage {
-    /// An image, however large, as a network with this [`Description::transform`] sees it.
+    /// Transforms an image of any size for a network with this [`Description::transform`].
     pub fn of(image: &RgbImage, transform: &TransformConfig) -> Self {
         Self(transform.test(image))
     }
 }
 
-/// An exported model, ready to be asked.
+/// Exported model that predicts the classes of images.
+///
+/// A program that links `cdl-plugins`, so that the built-in methods are registered, prints the five most probable
+/// classes of an image, using a folder written by `cdl export`:
 ///
 /// ```no_run
+/// use std::path::Path;
+///
+/// use cdl_core::{run::export::Predictor, transform};
+///
 /// # fn main() -> cdl_core::error::Result<()> {
-/// let model = cdl_core::run::export::Predictor::load("student")?;
-/// let image = cdl_core::transform::open("boot.png".as_ref())?;
-/// for best in &model.predict(&[image], 5)?[0] {
-///     println!("{} {:.1} %", best.class, 100.0 * best.probability);
+/// let model = Predictor::load("student")?;
+/// let image = transform::open(Path::new("boot.png"))?;
+/// for prediction in &model.predict(&[image], 5)?[0] {
+///     println!("{} {:.1} %", prediction.class, 100.0 * prediction.probability);
 /// }
 /// # Ok(())
 /// # }
@@ -73,16 +82,16 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Loads a folder that was exported, onto a GPU if this build and machine have one. The methods that it names have to
-    /// be registered, as those of `cdl_plugins` are.
+    /// Loads an exported folder, onto a GPU if there is one and this build supports it. The methods of the model have
+    /// to be registered; the built-in ones are registered by linking `cdl-plugins`.
     ///
     /// # Errors
-    /// Files that are missing, damaged or of a newer format, by name; methods that are not registered.
+    /// Files that are missing, damaged or of another format; methods that are not registered.
     pub fn load(folder: impl AsRef<Path>) -> Result<Self> {
         Self::load_on(folder, &device::open("auto", Precision::Float32)?)
     }
 
-    /// The same on a device.
+    /// Loads an exported folder onto a device.
     pub fn load_on(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let folder = folder.as_ref();
         let description = description::description(folder)?;
@@ -106,7 +115,7 @@ impl Predictor {
             let section = (network.plugin.as_str(), &network.settings);
             let built =
                 setup.backbone(role, &format!("{name}.settings"), section, Some(&folder.join(name)))?;
-            description::same_sizes(&folder.join(MODEL), name, &network.spec, built.spec())?;
+            description::check_spec(&folder.join(MODEL), name, &network.spec, built.spec())?;
             Ok::<_, Error>(built)
         };
         let backbone = frozen(role, NETWORK, &description.network)?;
@@ -115,18 +124,18 @@ impl Predictor {
         let own = query.as_ref().unwrap_or(&backbone).spec().width;
         let query_width = description.query_width.unwrap_or(own);
         let trained_bytes = bytes(trained.iter().map(|(_, tensor)| tensor));
-        // No tensor of a method may take more than the saved ones do.
-        let most = trained_bytes as u64;
-        let mut learner = memory::within(most, || {
+        // No tensor of a method may be larger than all saved ones together.
+        let limit = trained_bytes as u64;
+        let mut learner = memory::within(limit, || {
             setup.learner(role, "learner", &description.learner, backbone.spec(), query_width)
         })?;
         learner.restore(&task, &trained).map_err(|error| (setup.locate)("learner", error))?;
         let mut distillers = Vec::new();
-        for (place, Kept { index, section }) in description.distillers.iter().enumerate() {
-            let missing = || fail(&folder.join(MODEL), "has distillers, and no `teacher`");
+        for (place, ExportedDistiller { index, section }) in description.distillers.iter().enumerate() {
+            let missing = || fail(&folder.join(MODEL), "has distillers but no `teacher`");
             let networks = [description.teacher.as_ref().ok_or_else(missing)?, backbone.spec()];
             let place = format!("distillers[{place}].section");
-            let distiller = memory::within(most, || {
+            let distiller = memory::within(limit, || {
                 setup.distiller(*index, &place, section, networks, learner.as_ref())
             })?;
             distillers.push((section.name.clone(), section.weight, distiller));
@@ -135,28 +144,29 @@ impl Predictor {
         distiller.restore(&trained).map_err(|error| (setup.locate)("distillers", error))?;
         drop(setup);
         let network = Network { backbone, learner };
-        // Another thread may be the one that asks.
+        // Predictions may run on another thread, so that all copies to the device must be complete.
         device.synchronize()?;
         Ok(Self { description, classes, network, query, distiller, device: device.clone(), trained_bytes })
     }
 
-    /// Where it computes.
+    /// Returns the device of the model.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// What it is.
+    /// Returns the description of the model.
     pub fn description(&self) -> &Description {
         &self.description
     }
 
-    /// The classes that it can answer with.
+    /// Returns the classes that the model can predict.
     pub fn classes(&self) -> &[String] {
         let seen = self.description.tasks.last().map_or(0, |last| last.end);
         self.classes.get(..seen).unwrap_or(&self.classes)
     }
 
-    /// Bytes of the tensors: the frozen ones, that of another network's query included, and the trained ones.
+    /// Returns the sizes in bytes of the frozen tensors (including those of a separate query network) and of the
+    /// trained tensors.
     pub fn weight_bytes(&self) -> Result<(usize, usize)> {
         let mut frozen = 0;
         for backbone in [Some(&self.network.backbone), self.query.as_ref()].into_iter().flatten() {
@@ -165,22 +175,22 @@ impl Predictor {
         Ok((frozen, self.trained_bytes))
     }
 
-    /// The most images of a batch for which there is room: on the CPU as far as memory is free, after an estimate of what
-    /// a pass through the network takes; anywhere no more than 65,536.
-    pub fn most_images(&self) -> usize {
+    /// Returns the maximum batch size: 65,536, on the CPU also limited by an estimate of the images whose forward
+    /// pass fits into the available memory.
+    pub fn max_batch(&self) -> usize {
         let free = memory::available_bytes().filter(|_| self.device.is_cpu());
-        free.map_or(LARGEST_BATCH, |free| most_images(free, self.network.backbone.spec()))
+        free.map_or(MAX_BATCH, |free| max_batch(free, self.network.backbone.spec()))
     }
 
-    /// The `top` classes for each image, the best first.
+    /// Returns the `top` most probable classes of each image, the best first.
     pub fn predict(&self, images: &[RgbImage], top: usize) -> Result<Vec<Vec<Prediction>>> {
         let transform = &self.description.transform;
-        let seen: Vec<PreprocessedImage> =
+        let preprocessed: Vec<PreprocessedImage> =
             images.par_iter().map(|image| PreprocessedImage::of(image, transform)).collect();
-        self.predict_preprocessed(&seen, top)
+        self.predict_preprocessed(&preprocessed, top)
     }
 
-    /// The same of images that are transformed already.
+    /// Returns the `top` most probable classes of each preprocessed image, the best first.
     pub fn predict_preprocessed(
         &self,
         images: &[PreprocessedImage],
@@ -193,28 +203,28 @@ impl Predictor {
         Ok(logits.iter().map(|logits| best(logits, self.classes(), top)).collect())
     }
 
-    /// Pixels `(B, 3, S, S)` in `[0, 1]` of images as this network sees them.
+    /// Returns the pixels `(B, 3, S, S)` in `[0, 1]` of preprocessed images.
     ///
     /// # Errors
-    /// What goes wrong in a tensor operation, as with images that another network sees.
+    /// Images that were preprocessed for a network with another image size, and errors of tensor operations.
     pub fn pixels(&self, images: &[PreprocessedImage]) -> Result<Tensor> {
         let side = self.description.transform.image_size;
         if let Some(PreprocessedImage(other)) =
             images.iter().find(|PreprocessedImage(square)| square.width() as usize != side)
         {
             let promise =
-                format!("it is a square of {side} px, as this network sees it, not of {}", other.width());
-            return Err(Error::Promise { plugin: "an image".into(), promise });
+                format!("the side is {side} px, the image size of the network, not {}", other.width());
+            return Err(Error::Promise { plugin: "a preprocessed image".into(), promise });
         }
         let squares: Vec<&RgbImage> = images.iter().map(|PreprocessedImage(square)| square).collect();
         upload_squares(&squares, side, &self.device)
     }
 
-    /// Logits `(B, C)` over all classes, also those not learned yet, of pixels `(B, 3, S, S)`: what the run's network
-    /// computes, to the bit.
+    /// Returns the logits `(B, C)` of pixels `(B, 3, S, S)` over all classes, including those not learned yet. They
+    /// equal those of the run's network to the bit.
     pub fn logits(&self, pixels: &Tensor) -> Result<Tensor> {
-        let asked = self.query.as_ref().unwrap_or(&self.network.backbone);
-        let query = Query::of(asked.as_ref(), pixels);
+        let query_network = self.query.as_ref().unwrap_or(&self.network.backbone);
+        let query = Query::of(query_network.as_ref(), pixels);
         let student = self.description.role == Role::Student;
         let distiller = student.then_some(&self.distiller as &dyn Distiller);
         Ok(self.network.predict(distiller, pixels, &query)?.0)
@@ -225,29 +235,30 @@ fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> usize {
     tensors.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
 }
 
-/// How many images there is room for in `free` bytes: of each, the pixels, a block's activations (the residual and what it
-/// is normalised to, queries, keys and values, the hidden layer and what comes back), and the scores of its attention.
-fn most_images(free: u64, spec: &BackboneSpec) -> usize {
+/// Returns the number of images that fit into `free` bytes. Each takes the pixels, the activations of a block
+/// (residual, normalised residual, queries, keys, values, hidden layer and output of the MLP) and its attention
+/// scores.
+fn max_batch(free: u64, spec: &BackboneSpec) -> usize {
     let [side, width, heads, tokens] =
         [spec.image_size, spec.width, spec.heads, spec.patches + 1].map(|size| size as u64);
     let numbers = 3 * side * side + 12 * tokens * width + heads * tokens * tokens;
-    usize::try_from(free / (4 * numbers)).unwrap_or(LARGEST_BATCH).clamp(1, LARGEST_BATCH)
+    usize::try_from(free / (4 * numbers)).unwrap_or(MAX_BATCH).clamp(1, MAX_BATCH)
 }
 
-/// The `top` of `classes` by their logits, the first of equal ones first.
+/// Returns the `top` classes with the largest logits. Of equal logits, the lower index comes first.
 fn best(logits: &[f32], classes: &[String], top: usize) -> Vec<Prediction> {
-    let mut places: Vec<(usize, f32)> = logits.iter().copied().take(classes.len()).enumerate().collect();
-    places.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let most = places.first().map_or(0.0, |best| f64::from(best.1));
-    let weight = |logit: f32| (f64::from(logit) - most).exp();
-    let total: f64 = places.iter().map(|&(_, logit)| weight(logit)).sum();
+    let mut ranked: Vec<(usize, f32)> = logits.iter().copied().take(classes.len()).enumerate().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let max = ranked.first().map_or(0.0, |best| f64::from(best.1));
+    let weight = |logit: f32| (f64::from(logit) - max).exp();
+    let total: f64 = ranked.iter().map(|&(_, logit)| weight(logit)).sum();
     let prediction = |&(index, logit): &(usize, f32)| Prediction {
         class: classes[index].clone(),
         index,
         probability: (weight(logit) / total) as f32,
         logit,
     };
-    places.iter().take(top).map(prediction).collect()
+    ranked.iter().take(top).map(prediction).collect()
 }
 
 #[cfg(test)]
@@ -256,7 +267,7 @@ mod tests {
     use crate::traits::{Normalization, Provenance};
 
     #[test]
-    fn the_best_come_first_and_only_classes_that_were_learned() {
+    fn predictions_are_sorted_and_contain_only_learned_classes() {
         let classes = ["a", "b", "c"].map(String::from);
         let best = best(&[0.0, (3f32).ln(), 0.0, 100.0], &classes, 2);
         let found: Vec<_> = best.iter().map(|p| (p.class.as_str(), p.index, p.logit)).collect();
@@ -265,8 +276,9 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_has_room_in_memory_and_an_end_anywhere() {
-        // ViT-B/16 at 224 px: 7.9 MB for the pixels and 197 tokens of width 768, and 1.9 MB for the scores of twelve heads.
+    fn max_batch_is_limited_by_memory_and_by_a_constant() {
+        // ViT-B/16 at 224 px: 7.9 MB for the pixels and 197 tokens of width 768, and 1.9 MB for the scores of twelve
+        // heads.
         let spec = BackboneSpec {
             plugin: "test".into(),
             width: 768,
@@ -279,8 +291,8 @@ mod tests {
             provenance: Provenance::of_bytes("test", &[]),
         };
         let one = 4 * (3 * 224 * 224 + 12 * 197 * 768 + 12 * 197 * 197);
-        assert_eq!(most_images(10 * one + 1, &spec), 10);
-        assert_eq!(most_images(0, &spec), 1, "one image is always tried");
-        assert_eq!(most_images(u64::MAX, &spec), LARGEST_BATCH);
+        assert_eq!(max_batch(10 * one + 1, &spec), 10);
+        assert_eq!(max_batch(0, &spec), 1, "one image is always allowed");
+        assert_eq!(max_batch(u64::MAX, &spec), MAX_BATCH);
     }
 }

@@ -1,4 +1,4 @@
-//! Writing the folder.
+//! Writes an exported model.
 
 use std::{
     collections::BTreeMap,
@@ -21,24 +21,26 @@ use crate::{
         Experiment, PluginRecord,
         builder::RunBuilder,
         export::{
-            CLASSES, Description, FORMAT, FrozenNetwork, Kept, MODEL, NETWORK, Predictor, QUERY, TRAINED,
-            fail,
+            CLASSES, Description, ExportedDistiller, FORMAT, FrozenNetwork, MODEL, NETWORK, Predictor, QUERY,
+            TRAINED, fail,
         },
     },
-    system::atomic::{beside, folder_of, settle, sync_below, unwalked, write_atomic, write_json},
+    system::atomic::{
+        folder_of, move_to, sync_below, temporary_folder, walk_error, write_atomic, write_json,
+    },
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
 };
 
-/// Images on which the folder is tried before it is put into its place.
-const TRIED: usize = 4;
+/// Number of test images whose logits are verified before the folder is moved to its final place.
+const VERIFIED_IMAGES: usize = 4;
 
-/// Writes the network `role` of `experiment`, which is as it was after `task`, into the new folder `root`: whole or not at
-/// all, and only if what is read from there predicts the same bytes.
+/// Writes the network `role` of `experiment`, in its state after `task`, to the new folder `root`. The folder is
+/// written atomically, and only if a model read from it predicts the same bytes.
 ///
 /// # Errors
-/// A folder that is not empty, unless `overwrite` is set and an exported model is in it; a backbone that cannot be
-/// exported; a place that cannot be written.
+/// A folder that is not empty, unless `overwrite` is set and it contains an exported model; a backbone that cannot be
+/// exported; a folder that cannot be written.
 pub fn write(
     experiment: &Experiment,
     config: &Config,
@@ -50,8 +52,8 @@ pub fn write(
     let replace = occupied(root, overwrite)?;
     let parent = folder_of(root);
     fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
-    let fresh = beside(parent)?;
-    let folder = fresh.path();
+    let temporary = temporary_folder(parent)?;
+    let folder = temporary.path();
     let (description, trained) = describe(experiment, config, role, task)?;
     network(experiment, role, root, &folder.join(NETWORK))?;
     if description.query.is_some() {
@@ -68,17 +70,17 @@ pub fn write(
     Manifest(sums?).write(&folder.join(checksum_list::NAME))?;
     check(experiment, role, folder)?;
     sync_below(folder)?;
-    settle(fresh, root, replace)?;
+    move_to(temporary, root, replace)?;
     Ok(description)
 }
 
-/// Whether an exported model is there that is to be replaced.
+/// Returns whether the folder contains an exported model that is to be replaced.
 fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
     let entries = if_there(fs::read_dir(root)).map_err(|e| fail(root, format!("cannot be used: {e}")))?;
     if entries.is_none_or(|mut entries| entries.next().is_none()) {
         return Ok(false);
     }
-    // What --overwrite would not replace is refused in the same words without it.
+    // Checked also without --overwrite, so that the message does not suggest an option that would fail.
     only_exported(root)?;
     match overwrite {
         true => Ok(true),
@@ -86,28 +88,28 @@ fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
     }
 }
 
-/// Refuses a folder that holds anything but an exported model.
+/// Checks that a folder contains nothing but an exported model.
 fn only_exported(root: &Path) -> Result<()> {
-    let stranger =
-        |file: &Path, what: &str| fail(file, format!("{what}: it is not overwritten; choose another folder"));
+    let refuse =
+        |file: &Path, what: &str| fail(file, format!("{what}; it is not overwritten, choose another folder"));
     let model = root.join(MODEL);
     let bytes = fs::read(&model).unwrap_or_default();
     let Ok(description) = serde_json::from_slice::<Description>(&bytes) else {
-        return Err(stranger(&model, "is not the description of an exported model"));
+        return Err(refuse(&model, "is not the description of an exported model"));
     };
     let mut known: Vec<PathBuf> = description.files().iter().map(|name| root.join(name)).collect();
     known.push(root.join(checksum_list::NAME));
     let is_above = |folder: &Path| known.iter().any(|file| file.starts_with(folder));
     for entry in WalkDir::new(root).min_depth(1) {
-        let path = entry.map_err(unwalked(root))?.into_path();
+        let path = entry.map_err(walk_error(root))?.into_path();
         if !(known.contains(&path) || path.is_dir() && is_above(&path)) {
-            return Err(stranger(&path, "is no part of an exported model"));
+            return Err(refuse(&path, "is not part of an exported model"));
         }
     }
     Ok(())
 }
 
-/// What the folder holds besides frozen networks and names.
+/// Returns the description and the trained tensors of the exported model.
 fn describe(
     experiment: &Experiment,
     config: &Config,
@@ -128,12 +130,12 @@ fn describe(
         Role::Student => student(experiment, config)?,
     };
     let students_query = role == Role::Teacher && trainer.settings.query == QuerySource::Student;
-    let asks = students_query && asks_for_query(experiment, role)?;
-    let query_width = trainer.querying(role).spec().width;
+    let needs_query = students_query && uses_query(experiment, role)?;
+    let query_width = trainer.query_backbone(role).spec().width;
     let record = stream.record()?;
     let transform = record.transform.unwrap_or_else(|| {
         tracing::warn!(
-            "the stream `{}` does not say how its images are made from files: they will be resized to a square of {} px",
+            "the stream `{}` has no transform for image files; the exported model will resize images to a square of {} px",
             run.stream.name,
             stream.image_size()
         );
@@ -149,8 +151,8 @@ fn describe(
         transform,
         batch_size: run.batch_size,
         network: frozen(role)?,
-        query: if asks { Some(frozen(Role::Student)?) } else { None },
-        query_width: (students_query && !asks).then_some(query_width),
+        query: if needs_query { Some(frozen(Role::Student)?) } else { None },
+        query_width: (students_query && !needs_query).then_some(query_width),
         learner: run.learner(role).0,
         teacher: (!distillers.is_empty()).then(|| trainer.teacher.backbone.spec().clone()),
         distillers,
@@ -165,31 +167,32 @@ fn describe(
     Ok((Description { plugins, ..description }, trained))
 }
 
-/// Whether the learner of `role` looks at the query when it predicts. If not, the network that makes it is not needed.
-fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
+/// Returns whether the learner of `role` uses the query in prediction. If not, its network is not exported.
+fn uses_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let trainer = &experiment.trainer;
-    let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
-    let query = Query::known(nothing);
+    let zeros =
+        Tensor::zeros((1, trainer.query_backbone(role).spec().width), DType::F32, &experiment.device)?;
+    let query = Query::known(zeros);
     trainer.network(role).learner.inject(&query, Pass::Test)?;
-    Ok(query.was_asked_for())
+    Ok(query.was_requested())
 }
 
-/// Whether a model uses a method of a loaded plugin.
+/// Returns whether a model uses a method of a loaded plugin.
 fn needs(model: &Description, loaded: &Loaded) -> bool {
     let mut networks = [Some(&model.network), model.query.as_ref()].into_iter().flatten();
     let mut distillers = model.distillers.iter();
     networks.any(|network| loaded.registers(Kind::Backbone, &network.plugin))
         || loaded.registers(Kind::Learner, &model.learner.name)
-        || distillers.any(|kept| loaded.registers(Kind::Distiller, &kept.section.name))
+        || distillers.any(|distiller| loaded.registers(Kind::Distiller, &distiller.section.name))
 }
 
-/// The student's distillation methods that inject something at test or have a word in the prediction, and what the learner
-/// and they have trained.
-fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, StateDict)> {
+/// Returns the student's distillation methods that inject prompts at test or replace the prediction, and the trained
+/// tensors of the learner and of these methods.
+fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<ExportedDistiller>, StateDict)> {
     let (run, trainer) = (&config.run, &experiment.trainer);
     let all = trainer.state(Role::Student)?;
     let mut trained = trainer.student.learner.state()?;
-    let mut kept = Vec::new();
+    let mut exported = Vec::new();
     let builder = RunBuilder::new(config, &experiment.device, experiment.stream.as_ref());
     let specs = [trainer.teacher.backbone.spec(), trainer.student.backbone.spec()];
     for (index, section) in run.distillers().iter().enumerate() {
@@ -198,10 +201,10 @@ fn student(experiment: &Experiment, config: &Config) -> Result<(Vec<Kept>, State
         let injection = distiller.inject(Pass::Test)?;
         if distiller.predicts() || injection.tokens.is_some() || !injection.blocks.is_empty() {
             trained.extend(distiller.state()?);
-            kept.push(Kept { index, section: section.clone() });
+            exported.push(ExportedDistiller { index, section: section.clone() });
         }
     }
-    Ok((kept, trained))
+    Ok((exported, trained))
 }
 
 fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> Result<()> {
@@ -213,25 +216,25 @@ fn network(experiment: &Experiment, role: Role, root: &Path, folder: &Path) -> R
     write_network(&portable, folder)
 }
 
-/// Writes a network's files into `folder`, which is made if it is not there.
+/// Writes the files of a network to `folder`, which is created if necessary.
 pub(crate) fn write_network(network: &Portable, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(crate::error::io(folder))?;
     write_atomic(&folder.join(Portable::WEIGHTS), &network.weights.to_bytes()?)?;
     write_atomic(&folder.join(Portable::CONFIG), format!("{:#}\n", network.config).as_bytes())
 }
 
-/// Refuses a folder from which other logits come than from the run's networks.
+/// Checks that the exported model computes the same logits as the network of the run.
 fn check(experiment: &Experiment, role: Role, folder: &Path) -> Result<()> {
-    let Some(batch) = experiment.stream.test_batches(0, TRIED).next() else { return Ok(()) };
+    let Some(batch) = experiment.stream.test_batches(0, VERIFIED_IMAGES).next() else { return Ok(()) };
     let pixels = batch?.pixels;
     let values = |logits: Tensor| -> Result<Vec<f32>> { Ok(logits.flatten_all()?.to_vec1()?) };
-    let ours = values(experiment.trainer.predict(role, &pixels)?)?;
+    let original = values(experiment.trainer.predict(role, &pixels)?)?;
     let exported = values(Predictor::load_on(folder, &experiment.device)?.logits(&pixels)?)?;
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-    if bits(&ours) != bits(&exported) {
+    if bits(&original) != bits(&exported) {
         return Err(Error::Promise {
             plugin: format!("the {} of this run", role.as_str()),
-            promise: "built again from its files, a model predicts the same".into(),
+            promise: "a model that is built from its exported files predicts the same logits".into(),
         });
     }
     Ok(())

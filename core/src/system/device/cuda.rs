@@ -1,4 +1,4 @@
-//! CUDA devices: opening one without ever panicking, what it keeps, and how images get there.
+//! CUDA devices: opening without panics, memory pool, and uploads.
 
 use std::{
     cell::RefCell,
@@ -24,14 +24,14 @@ use crate::system::{
 };
 use cdl_kernels::{COMPUTE_CAP, probe};
 
-/// Folders that are looked into for CUDA's libraries before the system's own: those that `CDL_CUDA_LIBS` names,
-/// separated by colons.
+/// Returns the folders in `CDL_CUDA_LIBS`, separated by colons. They are searched for CUDA libraries before those of
+/// the system.
 fn folders() -> Vec<PathBuf> {
     let named = env::var_os("CDL_CUDA_LIBS").unwrap_or_default();
     env::split_paths(&named).filter(|folder| folder != Path::new("")).collect()
 }
 
-/// The device with this number, opened once: each has handles and compiled kernels of its own.
+/// Opens the device with this number, once: each device has its own handles and compiled kernels.
 pub fn open(ordinal: usize) -> Result<Device, Missing> {
     static LOADED: OnceLock<Result<Vec<Library>, Missing>> = OnceLock::new();
     static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
@@ -40,7 +40,7 @@ pub fn open(ordinal: usize) -> Result<Device, Missing> {
     if let Some(device) = opened.get(&ordinal) {
         return Ok(device.clone());
     }
-    // Whatever else is missing, candle's bindings answer with a panic.
+    // The bindings of candle panic if anything else is missing.
     let device = panics::catch(|| connect(ordinal)).unwrap_or_else(|panic| Err(Missing::Driver(panic)))?;
     opened.insert(ordinal, device.clone());
     Ok(device)
@@ -53,49 +53,49 @@ fn connect(ordinal: usize) -> Result<Device, Missing> {
     };
     let count = CudaContext::device_count().map_err(|error| refused(&error))?;
     if ordinal as i64 >= i64::from(count) {
-        let there = if count == 1 { "there is one GPU".into() } else { format!("there are {count} GPUs") };
-        return Err(Missing::Driver(format!("{there}, counted from 0")));
+        let gpus = if count == 1 { "there is 1 GPU".into() } else { format!("there are {count} GPUs") };
+        return Err(Missing::Driver(format!("{gpus}, numbered from 0")));
     }
     let device = Device::new_cuda(ordinal).map_err(|error| refused(&error))?;
     if let Device::Cuda(cuda) = &device {
         let capability = cuda.cuda_stream().context().compute_capability();
         let (major, minor) = capability.map_err(|error| refused(&error))?;
-        // SAFETY: tensors are used by the thread that made them, and by others only after it has waited for its stream
-        // (`upload`, `Vit::new`).
+        // SAFETY: tensors are used by the thread that created them, and by other threads only after the creating thread
+        // has synchronised its stream (`upload`, `Vit::new`).
         unsafe { cuda.disable_event_tracking() };
         if let Err(error) = probe(cuda) {
             let needed = COMPUTE_CAP;
             return Err(Missing::Driver(format!(
-                "the card (compute capability {major}.{minor}) or its driver cannot run kernels made for {needed} \
-                 and CUDA's version of this build: {}",
+                "the GPU (compute capability {major}.{minor}) or its driver cannot run kernels compiled for {needed} \
+                 and the CUDA version of this build: {}",
                 error.to_string().lines().next().unwrap_or_default()
             )));
         }
         if let Err(error) = keep_memory(cuda) {
-            tracing::debug!("memory is given back to the driver after each step: {error}");
+            tracing::debug!("freed memory returns to the driver after each step: {error}");
         }
     }
     Ok(device)
 }
 
-/// The pool that tensors on a device come from.
+/// Returns the memory pool of a device, from which tensors are allocated.
 fn pool(device: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
     let context = device.cuda_stream().context().clone();
-    // SAFETY: the context's own device, which lives as long as the program.
+    // SAFETY: the device belongs to the context and lives as long as the program.
     unsafe { result::device::get_default_mem_pool(context.cu_device()) }.w()
 }
 
-/// Lets the pool keep what is freed for the next step. Left to itself it gives everything back to the driver whenever
-/// the host waits for the device, and asks for it again.
+/// Makes the pool keep freed memory for the next step. By default it returns all memory to the driver whenever the host
+/// waits for the device, and has to allocate it again.
 fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
-    let mut all = u64::MAX;
+    let mut threshold = u64::MAX;
     let (pool, attribute) = (pool(device)?, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);
     // SAFETY: the attribute is a 64-bit number, which is read during the call.
-    unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast()) }.w()
+    unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut threshold).cast()) }.w()
 }
 
-/// The most bytes that tensors on a GPU took at once, cuBLAS's own memory and the driver's not counted, where the driver
-/// tells.
+/// Returns the peak memory of tensors on a GPU in bytes, without the memory of cuBLAS and the driver, if the driver
+/// reports it.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
     let Device::Cuda(device) = device else { return None };
     let mut bytes = 0u64;
@@ -105,47 +105,47 @@ pub fn peak_bytes(device: &Device) -> Option<u64> {
     Some(bytes)
 }
 
-/// Begins anew: [`peak_bytes`] is then of what is there from now on.
-pub fn forget_peak(device: &Device) {
+/// Resets the peak of [`peak_bytes`] to the memory used now.
+pub fn reset_peak(device: &Device) {
     let Device::Cuda(device) = device else { return };
-    let mut nothing = 0u64;
+    let mut zero = 0u64;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
     if let Ok(pool) = pool(device) {
-        // SAFETY: the attribute is a 64-bit number, which is read during the call; 0 sets it to what is used now.
-        let _ = unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut nothing).cast()) };
+        // SAFETY: the attribute is a 64-bit number, which is read during the call; 0 sets the peak to the current use.
+        let _ = unsafe { result::mem_pool::set_attribute(pool, attribute, (&raw mut zero).cast()) };
     }
 }
 
-/// What the card is called.
+/// Returns the name of the GPU.
 pub fn name(device: &Device) -> Option<String> {
     let Device::Cuda(device) = device else { return None };
     device.cuda_stream().context().name().ok()
 }
 
-/// See [`super::upload`]. Every thread has a stream of its own, so that a thread that prepares images copies them
-/// while another one's kernels run.
-pub fn upload(numbers: &[f32], shape: Shape, device: &Device) -> candle_core::Result<Tensor> {
+/// Implements [`super::upload`]. Every thread has its own stream, so that a thread that prepares images copies them
+/// while the kernels of another thread run.
+pub fn upload(values: &[f32], shape: Shape, device: &Device) -> candle_core::Result<Tensor> {
     thread_local! {
-        /// Memory that the device reads by itself.
+        /// Pinned memory, which the device reads directly.
         static STAGING: RefCell<Option<PinnedHostSlice<f32>>> = const { RefCell::new(None) };
     }
-    let Device::Cuda(device) = device else { return Tensor::from_slice(numbers, shape, device) };
-    if shape.elem_count() != numbers.len() {
-        return Err(candle_core::Error::ShapeMismatch { buffer_size: numbers.len(), shape });
+    let Device::Cuda(device) = device else { return Tensor::from_slice(values, shape, device) };
+    if shape.elem_count() != values.len() {
+        return Err(candle_core::Error::ShapeMismatch { buffer_size: values.len(), shape });
     }
     let stream = device.cuda_stream();
-    let there = STAGING.with_borrow_mut(|staging| {
-        let mut room = match staging.take().filter(|room| room.len() == numbers.len()) {
-            Some(room) => room,
-            // SAFETY: all of it is written before anything reads it.
-            None => unsafe { stream.context().alloc_pinned::<f32>(numbers.len()) }.w()?,
+    let uploaded = STAGING.with_borrow_mut(|staging| {
+        let mut buffer = match staging.take().filter(|buffer| buffer.len() == values.len()) {
+            Some(buffer) => buffer,
+            // SAFETY: the whole buffer is written before it is read.
+            None => unsafe { stream.context().alloc_pinned::<f32>(values.len()) }.w()?,
         };
-        room.as_mut_slice().w()?.copy_from_slice(numbers);
-        let there = stream.clone_htod(&room).w()?;
+        buffer.as_mut_slice().w()?.copy_from_slice(values);
+        let uploaded = stream.clone_htod(&buffer).w()?;
         stream.synchronize().w()?;
-        *staging = Some(room);
-        Ok::<_, candle_core::Error>(there)
+        *staging = Some(buffer);
+        Ok::<_, candle_core::Error>(uploaded)
     })?;
-    let storage = CudaStorage { slice: CudaStorageSlice::F32(there), device: device.clone() };
+    let storage = CudaStorage { slice: CudaStorageSlice::F32(uploaded), device: device.clone() };
     Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
 }

@@ -1,4 +1,4 @@
-//! CUDA's libraries, which candle takes for granted: where they are missing it panics, so they are looked for first.
+//! Loading of the CUDA libraries. Candle panics if one is missing, so they are loaded before.
 
 use std::{error::Error, path::PathBuf};
 
@@ -6,19 +6,20 @@ use libloading::Library;
 
 use crate::system::device::Missing;
 
-const TOOLKIT: &str = "it is part of CUDA; name its folder in CDL_CUDA_LIBS or LD_LIBRARY_PATH";
+const TOOLKIT: &str = "it is part of CUDA; add its folder to CDL_CUDA_LIBS or LD_LIBRARY_PATH";
 
-/// Libraries that opening a device and its matrix products need, those first that others need: the names that each may have,
-/// the first of which is said, and what to say without it.
+/// Required libraries in the order of their dependencies: the names of each (the first is used in messages), and a hint
+/// for the message if it is missing.
 const NEEDED: [(&[&str], &str); 4] = [
-    (&["libcuda.so.1", "libcuda.so"], "the NVIDIA driver"),
+    (&["libcuda.so.1", "libcuda.so"], "it is part of the NVIDIA driver"),
     (CUBLAS[0], TOOLKIT),
     (CUBLAS[1], TOOLKIT),
     (&["libcurand.so.10", "libcurand.so"], TOOLKIT),
 ];
 
-// Bindings of a named release take libraries of its major version: another one has other functions under the same names.
-// A build that asked the compiler for the release has linked its libraries, and the loader has chosen them already.
+// Bindings built for a stated release require libraries of its major version: other versions have different functions
+// under the same names. A build that takes the release from the compiler links its libraries, so the loader selects
+// them.
 const CUBLAS: [&[&str]; 2] = match RELEASE {
     Some([b'1', b'3', ..]) => [&["libcublasLt.so.13"], &["libcublas.so.13"]],
     Some([b'1', b'2', ..]) => [&["libcublasLt.so.12"], &["libcublas.so.12"]],
@@ -32,28 +33,29 @@ const RELEASE: Option<&[u8]> = match option_env!("CUDARC_CUDA_VERSION") {
     None => None,
 };
 
-/// Loads all of them; as long as they are kept, the bindings find them by name.
+/// Loads all libraries. The bindings find them by name as long as they stay loaded.
 pub(super) fn load(folders: &[PathBuf]) -> Result<Vec<Library>, Missing> {
-    let one = |(names, what): (&[&'static str], &'static str)| {
-        first(names, folders).map_err(|reason| Missing::Library { library: names[0], what, reason })
+    let load_one = |(names, hint): (&[&'static str], &'static str)| {
+        first(names, folders).map_err(|reason| Missing::Library { library: names[0], hint, reason })
     };
-    NEEDED.into_iter().map(one).collect()
+    NEEDED.into_iter().map(load_one).collect()
 }
 
-/// The first library that loads; otherwise what was wrong with that in `folders`, or with the first of `names`.
+/// Returns the first library that can be loaded. The error is that of the library in `folders`, or of the first of
+/// `names`.
 fn first(names: &[&str], folders: &[PathBuf]) -> Result<Library, String> {
     let named = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     let places = named.filter(|place| place.exists()).chain(names.iter().map(PathBuf::from));
     let mut reason = None;
     for place in places {
-        // SAFETY: NVIDIA's libraries, whose initialisers do nothing that a program may not do at any time; the
-        // bindings are about to load the same ones.
+        // SAFETY: these are NVIDIA's libraries, whose initialisers may run at any time. The bindings load the same
+        // ones.
         match unsafe { Library::new(&place) } {
             Ok(library) => return Ok(library),
-            // What the loader said is the error's source.
+            // The source of the error contains the message of the loader.
             Err(error) => {
-                let said = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-                reason = reason.or(Some(said));
+                let message = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+                reason = reason.or(Some(message));
             }
         }
     }
@@ -67,13 +69,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_library_that_is_nowhere_is_named() {
+    fn the_error_names_a_missing_library() {
         let reason = first(&["libno_such_thing.so.7", "libno_such_thing.so"], &[]).unwrap_err();
         assert!(reason.contains("libno_such_thing.so.7"), "{reason}");
     }
 
     #[test]
-    fn a_file_that_is_no_library_is_named_with_its_folder() {
+    fn the_error_of_a_file_that_is_not_a_library_contains_its_path() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("libno_such_thing.so");
         std::fs::write(&file, "no library").unwrap();
@@ -82,16 +84,16 @@ mod tests {
         assert!(reason.contains(file.to_str().unwrap()), "{reason}");
     }
 
-    /// With a driver the rest may still be missing; without one, that is what is said.
+    /// Skipped on machines with a driver, where other libraries may be missing.
     #[test]
-    fn without_a_driver_the_driver_is_what_is_missing() {
+    fn without_a_driver_the_error_names_the_driver() {
         if first(NEEDED[0].0, &[]).is_ok() {
             return;
         }
         let missing = load(&[]).unwrap_err();
         assert!(missing.is_ordinary());
-        let sentence = missing.to_string();
-        assert!(sentence.starts_with("libcuda.so.1 cannot be loaded ("), "{sentence}");
-        assert!(sentence.ends_with("): the NVIDIA driver"), "{sentence}");
+        let message = missing.to_string();
+        assert!(message.starts_with("libcuda.so.1 cannot be loaded ("), "{message}");
+        assert!(message.ends_with("): it is part of the NVIDIA driver"), "{message}");
     }
 }

@@ -1,4 +1,4 @@
-//! Choosing where to compute, and in which precision.
+//! Selection of device and precision.
 
 #[cfg(any(feature = "cuda", test))]
 mod libraries;
@@ -9,26 +9,26 @@ use candle_core::{Device, DeviceLocation, Shape, Tensor};
 mod cuda;
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    //! Of a build without CUDA.
+    //! Replacement for builds without CUDA.
 
     use candle_core::{Device, Result, Shape, Tensor};
 
-    /// Never a device.
+    /// Returns the error of a build without CUDA.
     pub fn open(_ordinal: usize) -> std::result::Result<Device, super::Missing> {
         Err(super::Missing::Build)
     }
 
-    pub fn upload(numbers: &[f32], shape: Shape, device: &Device) -> Result<Tensor> {
-        Tensor::from_slice(numbers, shape, device)
+    pub fn upload(values: &[f32], shape: Shape, device: &Device) -> Result<Tensor> {
+        Tensor::from_slice(values, shape, device)
     }
 
-    /// Nothing: there is no GPU.
+    /// Returns `None`, since there is no GPU.
     pub fn peak_bytes(_device: &Device) -> Option<u64> {
         None
     }
 
-    /// Does nothing: there is no GPU.
-    pub fn forget_peak(_device: &Device) {}
+    /// Does nothing, since there is no GPU.
+    pub fn reset_peak(_device: &Device) {}
 
     pub fn name(_device: &Device) -> Option<String> {
         None
@@ -40,35 +40,35 @@ use cdl_kernels::fused;
 use crate::error::{Error, Result};
 pub use crate::system::{
     Precision,
-    device::cuda::{forget_peak, peak_bytes},
+    device::cuda::{peak_bytes, reset_peak},
 };
 
-/// Why there is no GPU to compute on.
+/// Reason why no GPU can be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Missing {
     /// The program was built without CUDA.
     #[error(
-        "this program is built without CUDA (docs/guide/gpu.md says how to get one that is: `--features cuda`, or \
-         `tools/cuda.sh build` where CUDA is not installed)"
+        "this program is built without CUDA (docs/guide/gpu.md: build with `--features cuda`, or with `tools/cuda.sh \
+         build` if CUDA is not installed)"
     )]
     Build,
     /// A library cannot be loaded.
-    #[error("{library} cannot be loaded ({reason}): {what}")]
+    #[error("{library} cannot be loaded ({reason}): {hint}")]
     Library {
         /// File name.
         library: &'static str,
-        /// What it is part of, and how to have it found.
-        what: &'static str,
-        /// What the loader says.
+        /// Product that contains the library, and how to make it available.
+        hint: &'static str,
+        /// Message of the loader.
         reason: String,
     },
-    /// The driver, or this card, refuses.
+    /// The driver or the GPU cannot be used.
     #[error("{0}")]
     Driver(String),
 }
 
 impl Missing {
-    /// Whether nobody could have expected a GPU: a build without CUDA, or a machine without a driver.
+    /// Returns whether no GPU is to be expected: a build without CUDA, or a machine without a driver.
     fn is_ordinary(&self) -> bool {
         match self {
             Self::Build => true,
@@ -78,17 +78,18 @@ impl Missing {
     }
 }
 
-/// Opens `auto`, `cpu`, `cuda` or `cuda:N` for networks of `precision`. TF32 is a setting of the whole program: what was
-/// opened last decides.
+/// Opens `auto`, `cpu`, `cuda` or `cuda:N` for networks of `precision`. TF32 is a setting of the whole program: the
+/// last call determines it.
 ///
 /// # Errors
-/// An unknown name, a device that this build or machine does not have, or a precision that it does not know.
+/// An unknown name, a device that does not exist or that this build does not support, or a precision that the device
+/// does not support.
 pub fn open(name: &str, precision: Precision) -> Result<Device> {
     let fail = |reason: String| Error::Device { device: name.into(), reason };
     let cpu = |why: &str| match precision {
         Precision::Float32 => Ok(Device::Cpu),
         precision => {
-            let expected = format!("expected float32 on the CPU{why}; tf32 and bf16 are for GPUs");
+            let expected = format!("expected float32 on the CPU{why}; tf32 and bf16 require a GPU");
             Err(Error::setting("precision", precision.as_str(), expected))
         }
     };
@@ -97,10 +98,10 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
         "auto" => match cuda::open(0) {
             Ok(device) => device,
             Err(missing) => {
-                let device = cpu(&format!(", where device `auto` computes: {missing}"))?;
+                let device = cpu(&format!(", which device `auto` selects: {missing}"))?;
                 match missing.is_ordinary() {
                     true => tracing::debug!("no GPU: {missing}"),
-                    false => tracing::warn!("no GPU can be used, computing on the CPU: {missing}"),
+                    false => tracing::warn!("no GPU can be used; using the CPU: {missing}"),
                 }
                 device
             }
@@ -119,7 +120,7 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
     Ok(device)
 }
 
-/// The precision on `device` of networks that want `precision`: float32 on the CPU. Matrix products take it up.
+/// Returns the precision to use on `device`: float32 on the CPU, otherwise `precision`. Sets that of matrix products.
 pub(crate) fn precision_on(device: &Device, precision: Precision) -> Precision {
     if device.is_cpu() {
         return Precision::Float32;
@@ -129,31 +130,34 @@ pub(crate) fn precision_on(device: &Device, precision: Precision) -> Precision {
     precision
 }
 
-/// `numbers` as a tensor on `device`. To a GPU they go through memory that it reads by itself; when this returns they
-/// are there, whichever thread uses them, and no other thread's work had to wait.
+/// Copies `values` to a tensor on `device`. Copies to a GPU use pinned memory. They are complete when this returns, so
+/// that any thread may use the tensor, and do not wait for the work of other threads.
 ///
 /// # Errors
-/// Numbers that do not fill `shape`, and a device without room.
-pub fn upload(numbers: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+/// A number of values that does not fit `shape`, and insufficient memory on the device.
+pub fn upload(values: Vec<f32>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     match device {
-        Device::Cuda(_) => Ok(cuda::upload(&numbers, shape.into(), device)?),
-        _ => Ok(Tensor::from_vec(numbers, shape.into(), device)?),
+        Device::Cuda(_) => Ok(cuda::upload(&values, shape.into(), device)?),
+        _ => Ok(Tensor::from_vec(values, shape.into(), device)?),
     }
 }
 
-/// The device for people: `cpu, 2 threads`, or `cuda:0` with the name of the card.
+/// Returns a description of the device: `cpu, 2 threads`, or `cuda:0` with the name of the GPU.
 pub fn describe(device: &Device) -> String {
     match device.location() {
-        DeviceLocation::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
+        DeviceLocation::Cpu => match rayon::current_num_threads() {
+            1 => "cpu, 1 thread".into(),
+            threads => format!("cpu, {threads} threads"),
+        },
         DeviceLocation::Cuda { gpu_id } => {
-            let name = cuda::name(device).unwrap_or_else(|| "no name".into());
+            let name = cuda::name(device).unwrap_or_else(|| "unnamed GPU".into());
             format!("cuda:{gpu_id}, {name}")
         }
         other => format!("{other:?}"),
     }
 }
 
-/// The kernels that frozen networks run on there.
+/// Returns the name of the kernels of frozen networks on `device`.
 pub fn kernels(device: &Device) -> &'static str {
     if device.is_cpu() { fused::SimdLevel::best().as_str() } else { "cuda" }
 }
