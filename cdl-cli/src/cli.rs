@@ -24,7 +24,7 @@ use crate::{
     after_help = "\
 Examples:
   cdl configs                                   write the files used below
-  cdl run configs/quickstart.toml               train on built-in data (1 minute)
+  cdl run configs/quickstart.toml               train on built-in data, 1 minute
   cdl run configs/quickstart.toml --set seed=2  change a value
   cdl run configs/quickstart.toml configs/distiller/dkd.toml --run-dir runs/dkd
                                                 use another distiller

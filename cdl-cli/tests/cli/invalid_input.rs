@@ -33,7 +33,7 @@ fn unknown_keys_and_names_are_errors_with_the_nearest_valid_one() {
     refused(&set("distiller.weigth=0.5"), &["`distiller.weigth`", "did you mean `weight`", "alpha"]);
     refused(&set("optimizer.batch_size=8"), &["`batch_size` is in section [optimizer]", "before the first"]);
     refused(&set("learner.seed=8"), &["`seed` is in section [learner]", "before the first"]);
-    refused(&set("schedule.name=step"), &["`schedule.milestones = []`", "one epoch at least"]);
+    refused(&set("schedule.name=step"), &["`schedule.milestones = []`", "at least one epoch"]);
     refused(
         &set("distiller.name=kd_promts"),
         &["unknown distiller `kd_promts`", "did you mean `kd_prompts`"],
@@ -147,7 +147,7 @@ fn methods_that_cannot_be_combined_are_errors() {
         &["`fitnets` and `fitnets` cannot be combined", "project_t_s.proj"],
     );
     refused(&set(&list(&["kd", "dkdd"])), &["unknown distiller `dkdd`", "did you mean `dkd`"]);
-    refused(&set("distillers=[]"), &["`distillers` must be a list of tables"]);
+    refused(&set("distillers=[]"), &["`distillers` must be a list of at least one table"]);
     refused(&set("distillers=[{ alpha = 0.5 }]"), &["distillers[0] has no `name`"]);
     refused(
         &set("distillers=[{ name = \"kd\", weight = -1.0 }]"),
@@ -166,12 +166,12 @@ fn methods_that_cannot_be_combined_are_errors() {
     refused(&set("train_student=false"), &["train_student", "`kd_prompts` teaches the student"]);
     refused(
         &set("teacher.learner=l2p"),
-        &["`teacher.learner = \"l2p\"`", "its name is `teacher.learner.name`"],
+        &["`teacher.learner = \"l2p\"`", "`teacher.learner.name` sets its name"],
     );
     refused(&set("teacher.learner.name=l2pp"), &["`teacher.learner.name = \"l2pp\"`", "did you mean `l2p`"]);
     refused(&set("query=teacher"), &["query", "`student` or `own`"]);
-    refused(&set("distiller=kd"), &["`distiller = \"kd\"`", "its name is `distiller.name`"]);
-    refused(&set("optimizer=sgd"), &["`optimizer = \"sgd\"`", "its name is `optimizer.name`"]);
+    refused(&set("distiller=kd"), &["`distiller = \"kd\"`", "`distiller.name` sets its name"]);
+    refused(&set("optimizer=sgd"), &["`optimizer = \"sgd\"`", "`optimizer.name` sets its name"]);
 }
 
 #[test]

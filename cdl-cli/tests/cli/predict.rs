@@ -266,7 +266,7 @@ fn damaged_folders_are_errors_that_name_the_file() {
                 edit("model.json", "\"start\": 5", "\"start\": 4");
                 update()
             }),
-            ["model.json", "`tasks` has 4..10"],
+            ["model.json", "`tasks` contains 4..10"],
         ),
         (
             "a batch size of 0",
