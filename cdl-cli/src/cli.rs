@@ -24,7 +24,7 @@ use crate::{
     after_help = "\
 Examples:
   cdl configs                                   write the files used below
-  cdl run configs/quickstart.toml               train on built-in data (1 minute)
+  cdl run configs/quickstart.toml               train on built-in data, 1 minute
   cdl run configs/quickstart.toml --set seed=2  change a value
   cdl run configs/quickstart.toml configs/distiller/dkd.toml --run-dir runs/dkd
                                                 use another distiller
@@ -76,6 +76,7 @@ pub enum Command {
         json: bool,
     },
     /// Show the settings, defaults and citation of a method, or the keys of a section
+    #[command(after_help = "Examples:\n  cdl describe kd\n  cdl describe optimizer")]
     Describe {
         /// Name of a method, network or stream (see `cdl list`), or a section: `run` (top-level keys), `optimizer`,
         /// `schedule`, `checkpoint`, `record`, `metrics` (fields of metrics.jsonl)
@@ -87,6 +88,11 @@ pub enum Command {
     /// Show every value of a configuration and its origin
     Explain(explain::ExplainArgs),
     /// Print the JSON Schema of configuration files, for completion and checks in editors
+    #[command(after_help = "\
+Example:
+  cdl schema > cdl.schema.json
+
+Editors with TOML support use it in files that begin with `#:schema ./cdl.schema.json`.")]
     Schema,
     /// Write the configuration files that ship with cdl into a folder
     Configs(configs::ConfigsArgs),
@@ -115,6 +121,9 @@ pub enum Command {
     /// Build a folder with a `cdl` that can build and load plugins
     Dist(dist::DistArgs),
     /// Print a script that completes commands and options in a shell
+    #[command(after_help = "\
+Example:
+  cdl completions bash > ~/.local/share/bash-completion/completions/cdl")]
     Completions {
         /// Shell that runs the script
         #[arg(value_enum)]

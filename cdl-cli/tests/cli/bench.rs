@@ -29,10 +29,8 @@ fn recomputed_operations_count_once() {
 fn threads_defaults_to_all_cores() {
     let all = std::thread::available_parallelism().expect("a number").to_string();
     for (more, threads) in [(&[][..], all.as_str()), (&["--threads", "1"], "1"), (&["--threads", "3"], "3")] {
-        assert_eq!(
-            measured(&[more, &["--device", "cpu"]].concat())["device"],
-            format!("cpu, {threads} threads")
-        );
+        let threads = format!("{threads} thread{}", if threads == "1" { "" } else { "s" });
+        assert_eq!(measured(&[more, &["--device", "cpu"]].concat())["device"], format!("cpu, {threads}"));
     }
 }
 

@@ -166,12 +166,12 @@ fn methods_that_cannot_be_combined_are_errors() {
     refused(&set("train_student=false"), &["train_student", "`kd_prompts` teaches the student"]);
     refused(
         &set("teacher.learner=l2p"),
-        &["`teacher.learner = \"l2p\"`", "its name is `teacher.learner.name`"],
+        &["`teacher.learner = \"l2p\"`", "`teacher.learner.name` sets its name"],
     );
     refused(&set("teacher.learner.name=l2pp"), &["`teacher.learner.name = \"l2pp\"`", "did you mean `l2p`"]);
     refused(&set("query=teacher"), &["query", "`student` or `own`"]);
-    refused(&set("distiller=kd"), &["`distiller = \"kd\"`", "its name is `distiller.name`"]);
-    refused(&set("optimizer=sgd"), &["`optimizer = \"sgd\"`", "its name is `optimizer.name`"]);
+    refused(&set("distiller=kd"), &["`distiller = \"kd\"`", "`distiller.name` sets its name"]);
+    refused(&set("optimizer=sgd"), &["`optimizer = \"sgd\"`", "`optimizer.name` sets its name"]);
 }
 
 #[test]

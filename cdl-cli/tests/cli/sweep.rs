@@ -161,7 +161,7 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
             "`learner.pool = \"six\"`",
         ],
     );
-    refused(&["--vary", "distiller=none,kd"], &["its name is `distiller.name`"]);
+    refused(&["--vary", "distiller=none,kd"], &["`distiller.name` sets its name"]);
     refused(&["--seeds", "1,1"], &["`seed`: 1 is given twice"]);
     refused(&[], &["nothing is varied: expected --vary"]);
     refused(&["--vary", "optimizer.lr=1e-3,0.001"], &["would be the same run as optimizer.lr-1e-3"]);
