@@ -248,7 +248,7 @@ fn exported_folders_contain_only_what_inference_needs() {
     for (args, word) in [
         (vec!["export", text(&run), "--student", text(&run), "--overwrite"], "not overwritten"),
         // --overwrite would not help, so the message does not suggest it.
-        (vec!["export", text(&run), "--student", text(&run)], "not overwritten, choose another folder\n"),
+        (vec!["export", text(&run), "--student", text(&run)], "is not overwritten; choose another folder\n"),
         (vec!["export", text(&run), "--student", text(&thesis)], "expected a folder"),
         (vec!["export", text(&run), "--student", text(&thesis.join("deeper"))], "expected a folder"),
         (vec!["export", text(&run), "--student", "x", "--teacher", "./x"], "expected a folder separate"),
