@@ -6,7 +6,7 @@ mod common;
 use std::{collections::BTreeSet, fs, path::Path};
 
 use cdl_core::{error::Result, image::RgbImage, traits::TaskStream};
-use cdl_plugins::image_files::Below;
+use cdl_plugins::image_files::FolderFiles;
 use common::{failure, fixtures, grey, stream, test_numbers, train_numbers, untouched};
 
 /// Images `numbers` of the fixtures with their labels, their number modulo 2.
@@ -188,7 +188,7 @@ fn links_back_lead_nowhere() -> Result<()> {
     for name in ["one", "two"] {
         std::os::unix::fs::symlink(root.path(), inner.join(name)).unwrap();
     }
-    let below = Below::of(root.path())?;
+    let below = FolderFiles::list(root.path())?;
     assert_eq!((below.images, below.others), (vec![inner.join("a.png")], 1));
     Ok(())
 }

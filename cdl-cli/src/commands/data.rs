@@ -162,7 +162,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
         return Err(Failure::invalid(format!("{list} is there already; remove it to write another")));
     }
     let spinner = Spinner::new(log, "{pos} files looked at");
-    let found = image_files::look(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
+    let found = image_files::decode_all(folder, &|| spinner.one()).map_err(Failure::before_writing)?;
     let mut wrong = found.damaged;
     let mut last = format!("no list {}: checksums were not compared\n", checksum_list::NAME);
     let listed = |files: usize| format!("{files:>8}  files listed in {}\n", list.display());

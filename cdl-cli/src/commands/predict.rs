@@ -7,7 +7,7 @@ use cdl_core::{
     system::device::{self, Precision},
     transform,
 };
-use cdl_plugins::image_files::Below;
+use cdl_plugins::image_files::FolderFiles;
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -127,7 +127,7 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             all.push(path.clone());
             continue;
         }
-        let below = Below::of(path).map_err(Failure::before_writing)?;
+        let below = FolderFiles::list(path).map_err(Failure::before_writing)?;
         if below.images.is_empty() {
             return Err(Failure::invalid(format!("{}: holds no images", path.display())));
         }

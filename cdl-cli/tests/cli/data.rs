@@ -76,10 +76,10 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
     assert_eq!((read("again", "train.txt"), read("again", "test.txt")), (train.clone(), test));
     printed(&split("8", "0.2", "other"));
     assert_ne!(lines(&read("other", "train.txt")), lines(&train), "another seed draws others");
-    refused(&split("7", "0.2", "lists"), &["train.txt", "is there already"]);
+    refused(&split("7", "0.2", "lists"), &["train.txt", "already exists"]);
     refused(&split("7", "1.5", "none"), &["`fraction = 1.5`", "below 1"]);
     fs::create_dir(images.join("empty")).unwrap();
-    refused(&split("7", "0.2", "none"), &["images/empty", "too few to divide"]);
+    refused(&split("7", "0.2", "none"), &["images/empty", "needs at least 2"]);
     assert!(!folder.path().join("none").exists(), "nothing is written");
     fs::remove_dir(images.join("empty")).unwrap();
 
