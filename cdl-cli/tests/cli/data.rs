@@ -145,7 +145,7 @@ fn verify_names_every_file_that_is_wrong() {
     );
     assert_eq!(said_lines(&found, "image 2.png"), 2, "it is damaged and not as listed");
     fs::write(images.join("SHA256SUMS"), format!("{digest}  ../outside\n")).unwrap();
-    refused(&verify(&[]), &["line 1", "`../outside` is no path below the folder"]);
+    refused(&verify(&[]), &["line 1", "`../outside` is not a path inside the folder"]);
     fs::write(images.join("SHA256SUMS"), "abc  x\n").unwrap();
     refused(&verify(&[]), &["64 hexadecimal digits"]);
 }

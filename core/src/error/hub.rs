@@ -96,7 +96,7 @@ pub enum HubError {
     NoData { wanted: String, file: String, revision: String },
     /// A cached file that is not what the hub promised.
     #[error(
-        "the cached copy of `{wanted}` is damaged: `{file}` has the SHA-256 {found} in place of \
+        "the cached copy of `{wanted}` is damaged: `{file}` has the SHA-256 {found}, expected \
          {promised}; delete the folder `{folder}` and fetch again"
     )]
     Damaged { wanted: String, file: PathBuf, folder: PathBuf, promised: String, found: String },

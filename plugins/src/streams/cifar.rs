@@ -73,7 +73,7 @@ struct Version {
     folder: &'static str,
     /// File of class names.
     names: &'static str,
-    /// Whether the files are pickles. Otherwise images are records of label bytes and pixels, and names are lines of text.
+    /// Whether the files are pickles. Otherwise images are records of label bytes and pixels, and names lines of text.
     pickled: bool,
 }
 

@@ -8,18 +8,19 @@ use crate::data::{shards, table::Columns};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct HubImagesConfig {
-    /// Data set on the hub, `hf:owner/name` or `hf:owner/name@revision`, or a folder with parquet files, relative to the
-    /// working directory. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply to the hub and its cache.
+    /// Data set on the hub, `hf:owner/name` or `hf:owner/name@revision`, or a folder with parquet files, relative to
+    /// the working directory. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply to the hub.
     pub path: String,
     /// Training split: the name of a split, with which the names of its files begin or which is the name of their
     /// folder, or a pattern for the paths of the files in which `*` matches any text.
     pub train_split: String,
-    /// Test split, a name or pattern like `train_split`. Default: the first that exists of `test`, `validation`, `valid`
-    /// and `val`.
+    /// Test split, a name or pattern like `train_split`. Default: the first that exists of `test`, `validation`,
+    /// `valid` and `val`.
     pub test_split: Option<String>,
     /// Column of images: structs with a field `bytes`, or plain bytes. Default: the only such column.
     pub image_column: Option<String>,
-    /// Column of labels: numbers or names. Default: the only column that the files declare as a class label, or `label`.
+    /// Column of labels: numbers or names. Default: the only column that the files declare as a class label, or
+    /// `label`.
     pub label_column: Option<String>,
     /// Decode every image once before the run begins, so that damaged images are reported at the start.
     pub verify: bool,

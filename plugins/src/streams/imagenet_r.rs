@@ -1,5 +1,5 @@
-//! ImageNet-R: 30,000 renditions of 200 ImageNet classes. `path` is the folder extracted from `imagenet-r.tar`, with one
-//! folder per class (`n01443537`, ...). The published 24,000/6,000 split is defined by `imagenet-r_train.yaml` and
+//! ImageNet-R: 30,000 renditions of 200 ImageNet classes. `path` is the folder extracted from `imagenet-r.tar`, with
+//! one folder per class (`n01443537`, ...). The published 24,000/6,000 split is defined by `imagenet-r_train.yaml` and
 //! `imagenet-r_test.yaml` of the published code.
 
 use crate::data::splits::DrawnConfig;
