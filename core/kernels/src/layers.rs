@@ -1,7 +1,7 @@
 //! The frozen layers of a vision transformer.
 //!
-//! Each type is generic over the layout of its matrices and vectors: tensors in the layout of a checkpoint, or the packed
-//! strips and plain vectors of the [`fused`](crate::fused) path.
+//! Each type is generic over the layout of its matrices and vectors: tensors in the layout of a checkpoint, or the
+//! packed strips and plain vectors of the [`fused`](crate::fused) path.
 
 use candle_core::{DType, Result, Tensor};
 

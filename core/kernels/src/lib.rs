@@ -1,9 +1,9 @@
 //! Differentiable operations of frozen networks, on the CPU and on NVIDIA GPUs.
 //!
-//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matrix product also computes
-//! gradients of frozen weights. The operations of this crate have a backward pass, treat frozen tensors as constants and
-//! compute gradients of the other inputs only. Every value is computed by one thread in a fixed order, so results do not
-//! depend on the number of threads.
+//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matrix product also
+//! computes gradients of frozen weights. The operations of this crate have a backward pass, treat frozen tensors as
+//! constants and compute gradients of the other inputs only. Every value is computed by one thread in a fixed order, so
+//! results do not depend on the number of threads.
 //!
 //! | for | see |
 //! |---|---|

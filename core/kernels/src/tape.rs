@@ -33,7 +33,8 @@ impl Value {
         Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
     }
 
-    /// Enters the value into the graph as a function of `x`; `backward(x, y, dy)` gives the gradient of `x` for a contiguous `dy`.
+    /// Enters the value into the graph as a function of `x`; `backward(x, y, dy)` gives the gradient of `x` for a
+    /// contiguous `dy`.
     pub fn of(
         self,
         x: &Tensor,
@@ -42,8 +43,8 @@ impl Value {
         self.of_both(x, x, move |x, _, y, dy| Ok((Some(backward(x, y, dy)?), None)))
     }
 
-    /// Enters the value into the graph as a function of `a` and `b`; `backward(a, b, y, dy)` gives their gradients for a
-    /// contiguous `dy`.
+    /// Enters the value into the graph as a function of `a` and `b`; `backward(a, b, y, dy)` gives their gradients for
+    /// a contiguous `dy`.
     pub fn of_both(
         self,
         a: &Tensor,

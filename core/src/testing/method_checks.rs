@@ -64,7 +64,11 @@ impl Check<'_> {
                     let features = backbone.forward(&pixels, &injection, &Taps::none())?;
                     self.logits_fit("the tensor of logits", &learner.logits(&features)?, images)?;
                     let head = learner.new_head("second", &mut Rng::new(0))?;
-                    self.logits_fit("the tensor of logits of a new head", &head.logits(&features.cls)?, images)?;
+                    self.logits_fit(
+                        "the tensor of logits of a new head",
+                        &head.logits(&features.cls)?,
+                        images,
+                    )?;
                     let named = head.trainable().iter().all(|var| var.name.starts_with("second."));
                     let promise =
                         "the tensors of a new head have its name as prefix, such as `second.weight`";

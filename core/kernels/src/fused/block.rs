@@ -1,7 +1,8 @@
 //! One frozen block, forward and backward, in panels.
 //!
-//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the queries,
-//! keys and values, `m`, the derivative of GELU, and a few numbers per token. It recomputes the attention weights.
+//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the
+//! queries, keys and values, `m`, the derivative of GELU, and a few numbers per token. It recomputes the attention
+//! weights.
 
 use super::{
     packed_linear::{PackedLinear, Start},

@@ -189,7 +189,9 @@ impl Run {
             let block = &self.network.blocks[self.range.start + index];
             let call = self.call(index, x, injected);
             let again = if kept.is_none() { count::again(|| block.forward(call, true).1) } else { None };
-            let Some(kept) = kept.as_ref().or(again.as_ref()) else { bail!("the forward pass kept no values of a block") };
+            let Some(kept) = kept.as_ref().or(again.as_ref()) else {
+                bail!("the forward pass kept no values of a block")
+            };
             let wanted = if index == first { self.wanted.as_ref() } else { Some(&self.all) };
             let (dx, of_block) = block.backward(call, kept, &gradient, wanted);
             let places: Vec<usize> = self.shares[index].places().collect();

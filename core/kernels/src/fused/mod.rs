@@ -1,9 +1,9 @@
 //! Runs of frozen blocks on the CPU, in float32.
 //!
 //! candle runs operations one at a time and allocates a tensor and a gradient for each. Here a run of blocks is one
-//! operation. Activations stay in panels of a few tokens, which every product reads without conversion. Memory is reused
-//! from step to step. The backward pass computes only the gradients of injected prompts and tokens and, if needed, of the
-//! input:
+//! operation. Activations stay in panels of a few tokens, which every product reads without conversion. Memory is
+//! reused from step to step. The backward pass computes only the gradients of injected prompts and tokens and, if
+//! needed, of the input:
 //!
 //! - in the last block, queries, projection and MLP are computed only for the tokens that are read;
 //! - blocks before the first trainable value keep nothing and have no backward pass;

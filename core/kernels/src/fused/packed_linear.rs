@@ -85,7 +85,8 @@ impl PackedLinear {
             for row in (0..rows).step_by(STRIP) {
                 let output = outputs.start + row;
                 let data = &self.data[output / STRIP * self.stride + depth * STRIP..];
-                let next = if level.asks() { None } else { data.get(self.stride..) }.unwrap_or_default();
+                let next =
+                    if level.prefetches() { None } else { data.get(self.stride..) }.unwrap_or_default();
                 let next = &next[..next.len().min(depths * STRIP)];
                 let left = Left { data, order: Order::Columns, stride: STRIP };
                 for panel in 0..panels {
@@ -134,7 +135,7 @@ impl PackedLinear {
                 let data = &self.data[(outputs.start + depth) / STRIP * self.stride + row * STRIP..];
                 let left = Left { data, order: Order::Strips, stride: self.stride };
                 for panel in 0..panels {
-                    let strips = if level.asks() { 0 } else { depths / STRIP };
+                    let strips = if level.prefetches() { 0 } else { depths / STRIP };
                     for strip in 0..strips {
                         let next = &data[strip * self.stride + STRIP * STRIP..];
                         soon(share(&next[..next.len().min(STRIP * STRIP)], panel, panels));
