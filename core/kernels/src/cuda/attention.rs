@@ -48,7 +48,7 @@ fn kernel<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<(Cud
         bytes += 8 * columns;
     }
     let function = ATTENTION.function(device, &format!("attention_{name}_{products}_{padded}"))?;
-    // What a block may have without asking.
+    // Shared memory that a block can use without raising the limit.
     if bytes > 48 * 1024 {
         function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32).w()?;
     }
@@ -61,7 +61,7 @@ fn kernel<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<(Cud
     Ok((function, config))
 }
 
-/// Images, tokens, injected rows, heads and their width as the kernels take them.
+/// Returns numbers of images, tokens, injected rows and heads, and the width of a head, as kernel arguments.
 fn numbers(s: &Sizes) -> Result<[u32; 5]> {
     Ok([narrow(s.batch)?, narrow(s.tokens)?, narrow(s.extra)?, narrow(s.heads)?, narrow(s.head)?])
 }

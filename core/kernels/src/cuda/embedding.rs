@@ -22,7 +22,7 @@ pub fn patchify(
         normalize.map(|(mean, scale)| (mean.storage_and_layout(), scale.storage_and_layout())).unzip();
     let (mean, scale) = (optional::<f32>(&mean)?, optional::<f32>(&scale)?);
     if [&mean, &scale].into_iter().flatten().any(|values| values.len() != channels) {
-        bail!("images of {channels} channels are normalised by other than as many values");
+        bail!("expected one mean and one deviation for each of the {channels} channels");
     }
     let device = pixels.device().as_cuda_device()?;
     let (rows, width) = ((side / patch).pow(2), channels * patch * patch);

@@ -1,4 +1,4 @@
-//! Injected keys and values side by side, on a GPU.
+//! Gathering of injected keys and values on a GPU.
 
 use candle_core::{
     CudaDevice, DType, Result, Tensor,
@@ -53,7 +53,7 @@ pub fn scatter_rows(
     let device = d_rows.device().as_cuda_device()?;
     let (batch, _, pair) = d_rows.dims3()?;
     let width = pair / 2;
-    // A row that is taken nowhere has a gradient of 0.
+    // An unused row has a gradient of 0.
     let all_taken = places.len() == own_rows + shared_rows;
     let made = |count: usize| match count {
         0 => Ok(None),

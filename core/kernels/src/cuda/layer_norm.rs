@@ -8,7 +8,7 @@ use candle_core::{
 use super::launch::{Arguments, LAYER_NORM, by_dtype, by_row, narrow, optional, room, value, views};
 use crate::tape::Value;
 
-/// See [`crate::layer_norm`]. `gamma` and `beta` are float32, whatever `x` is.
+/// See [`crate::layer_norm`]. `gamma` and `beta` are float32 for every type of `x`.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Value> {
     let (shape, device, sizes) = (x.shape(), x.device().as_cuda_device()?, sizes(x, gamma)?);
     by_dtype!(x.dtype(), T => {
@@ -48,7 +48,7 @@ pub fn layer_norm_backward(
     })
 }
 
-/// Number and width of the rows of `x`.
+/// Returns number and width of the rows of `x`.
 fn sizes(x: &Tensor, gamma: &Tensor) -> Result<[u32; 2]> {
     Ok([narrow(x.elem_count() / gamma.elem_count())?, narrow(gamma.elem_count())?])
 }

@@ -1,8 +1,8 @@
 //! Panels: the memory layout of activations in the fast path, and all operations on them except products.
 //!
-//! A panel contains [`PANEL`] tokens: `channels` rows of that many floats, one float per token. Panels follow one another
-//! and contain the tokens of all images in order. Columns after the last token contain zeros or values computed from
-//! zeros. A panel is directly the right operand of the next product, and sums over channels need no shuffles.
+//! A panel contains [`PANEL`] tokens: `channels` rows of that many floats, one float per token. Panels are contiguous and
+//! contain the tokens of all images in order. Columns after the last token contain zeros or values computed from zeros.
+//! A panel is directly the right operand of the next product, and sums over channels need no shuffles.
 //!
 //! Threads divide the panels into the parts of a [`Shares`]. Each part begins with its own panel.
 
@@ -422,8 +422,8 @@ pub fn multiply(x: &mut [f32], y: &[f32]) {
 /// Number of columns that [`softmax`] and related functions process at once.
 const LANES: usize = 16;
 
-/// Computes the softmax over each column of `scores * scale`, with `keys` rows. Writes the logarithm of each column's sum
-/// of exponentials to `log_sums`. `columns` is a multiple of 16.
+/// Computes the softmax over each column of `scores * scale`, with `keys` rows. Writes the logarithm of each column's
+/// sum of exponentials to `log_sums`. `columns` is a multiple of 16.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn softmax(scores: &mut [f32], [keys, columns]: [usize; 2], scale: f32, log_sums: &mut [f32]) {
     for start in (0..columns).step_by(LANES) {
@@ -456,7 +456,7 @@ pub fn softmax(scores: &mut [f32], [keys, columns]: [usize; 2], scale: f32, log_
     }
 }
 
-/// The weights again out of rows of scores, `stride` apart, and the logarithms of their columns' sums.
+/// Recomputes the weights from rows of scores, `stride` apart, and the logarithms of their columns' sums.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn recompute_softmax(scores: &mut [f32], stride: usize, columns: usize, scale: f32, log_sums: &[f32]) {
     for row in scores.chunks_exact_mut(stride) {

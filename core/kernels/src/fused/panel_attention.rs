@@ -53,8 +53,8 @@ impl Keys {
     }
 }
 
-/// Computes attention of the tokens in `part` of the tokens that are read. `q` contains their queries in panels, and `kv`
-/// all keys and values. Writes the logarithm of each sum of exponentials to `log_sums`, one row per head.
+/// Computes attention of the tokens in `part` of the tokens that are read. `q` contains their queries in panels, and
+/// `kv` all keys and values. Writes the logarithm of each sum of exponentials to `log_sums`, one row per head.
 pub fn attend(
     call: Call<'_>,
     q: &[f32],

@@ -1,10 +1,10 @@
 //! Matrix product kernel of the fast path: register tiles for AVX-512, for AVX2 with FMA, and a portable one.
 //!
-//! All operations are products `C = A B` (or `C += A B`) in which the columns of `B` and `C` are tokens: rows of at most
-//! [`PANEL`] contiguous columns. `A`, usually weights, is read one element at a time and multiplied with a whole row of
-//! `B`. Each entry of `C` is one chain of multiply-adds in the order of the depth, so it does not depend on how the work
-//! is split. AVX2 and AVX-512 give the same bits. The portable kernel has no fused multiply-add and rounds every
-//! product, so its last digits differ.
+//! All operations are products `C = A B` (or `C += A B`) in which the columns of `B` and `C` are tokens: rows of at
+//! most [`PANEL`] contiguous columns. `A`, usually weights, is read one element at a time and multiplied with a whole
+//! row of `B`. Each entry of `C` is one chain of multiply-adds in the order of the depth, so it does not depend on how
+//! the work is split. AVX2 and AVX-512 give the same bits. The portable kernel has no fused multiply-add and rounds
+//! every product, so its last digits differ.
 
 use std::sync::OnceLock;
 
@@ -260,8 +260,8 @@ pub fn soon(floats: &[f32]) {
     floats.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
 }
 
-/// Computes one step of the depth: `R` elements from `a`, `row` apart, times `C` registers from `b`. The smaller operand
-/// is held in registers.
+/// Computes one step of the depth: `R` elements from `a`, `row` apart, times `C` registers from `b`. The smaller
+/// operand is held in registers.
 ///
 /// # Safety
 /// The processor has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
@@ -353,8 +353,8 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
     }
 }
 
-/// Defines a function that computes eight rows by `G` groups of columns from tiles that fit the registers. The arguments
-/// are rows and registers of a tile for one, two and three groups (measured).
+/// Defines a function that computes eight rows by `G` groups of columns from tiles that fit the registers. The
+/// arguments are rows and registers of a tile for one, two and three groups (measured).
 macro_rules! tiles {
     ($vector:ty, $feature:literal, $($groups:literal => $rows:literal x $registers:literal),*) => {
         /// See [`Kernel`](super::Kernel).
@@ -403,7 +403,7 @@ macro_rules! x86 {
             const LEVEL: SimdLevel = SimdLevel::$level;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
-                // SAFETY: only called from functions compiled for these instructions; this holds for all four functions.
+                // SAFETY: all four functions are only called from functions compiled for these instructions.
                 unsafe { $splat(x) }
             }
             #[inline(always)]

@@ -13,8 +13,8 @@ use crate::{
 /// Computes `softmax(q kᵀ / √(D/H)) v` for each of `heads` heads and concatenates the results: `(B, N, D)`.
 ///
 /// `qkv` `(B, N, 3D)` contains queries, keys and values of the tokens, the output of a fused projection. `extra`
-/// `(B, P, 2D)` contains injected keys and values, prefix and suffix together: attention does not depend on the order of
-/// keys.
+/// `(B, P, 2D)` contains injected keys and values, prefix and suffix together: attention does not depend on the order
+/// of keys.
 ///
 /// The scores are never stored: the backward pass recomputes them, one image and head at a time.
 ///

@@ -1,5 +1,5 @@
-//! Reference implementations of the crate's operations by candle's operations, for every device and type. They are slower
-//! and also compute (and drop) gradients of frozen weights. Tests compare with them.
+//! Reference implementations of the crate's operations by candle's operations, for every device and type. They are
+//! slower and also compute (and drop) gradients of frozen weights. Tests compare with them.
 
 use candle_core::{D, Result, Tensor};
 

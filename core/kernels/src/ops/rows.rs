@@ -1,5 +1,5 @@
-//! Operations on the rows of a tensor, for losses and for matching prompts. On the CPU they use candle's operations. On a
-//! GPU, where a launch costs more than the arithmetic, they are one kernel each for forward and backward.
+//! Operations on the rows of a tensor, for losses and for matching prompts. On the CPU they use candle's operations. On
+//! a GPU, where a launch costs more than the arithmetic, they are one kernel each for forward and backward.
 
 use candle_core::{D, Result, Tensor};
 
