@@ -1,7 +1,7 @@
 //! Extracts a small, class-balanced subset of Fashion-MNIST: the first images of every class, in file order.
 //!
-//! The files have the format of the original files, so every reader of Fashion-MNIST can read the subset. The same input
-//! gives the same bytes: the gzip headers contain no time stamp.
+//! The files have the format of the original files, so every reader of Fashion-MNIST can read the subset. The same
+//! input gives the same bytes: the gzip headers contain no time stamp.
 
 mod idx;
 

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct HalfSizeConfig {
-    /// Safetensors file or PyTorch state dict with the tensor names of timm or transformers. Default: random weights, the
-    /// same in every run.
+    /// Safetensors file or PyTorch state dict with the tensor names of timm or transformers. Default: random weights,
+    /// the same in every run.
     pub weights: String,
     /// Number of attention heads. Required if it does not follow from the width.
     pub heads: Option<usize>,

@@ -1,5 +1,5 @@
-//! Relational knowledge distillation (Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068), an
-//! example of a distiller outside the repository's crates, complete in one file.
+//! Relational knowledge distillation (Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068):
+//! an example of a distiller outside the repository's crates, complete in one file.
 //!
 //! Matches relations among images instead of features: distances between pairs and angles in triplets of images,
 //! measured on the CLS token after the final norm. This program is `cdl` with one additional method:

@@ -42,8 +42,8 @@ pub fn gather_rows(
     })
 }
 
-/// Gradients of both sources, `(B, O, D)` and `(1, S, D)`, for that of the rows, `(B, R, 2D)`. The caller has compared the
-/// shapes.
+/// Returns the gradients of both sources, `(B, O, D)` and `(1, S, D)`, for the gradient of the rows, `(B, R, 2D)`. The
+/// caller has compared the shapes.
 pub fn scatter_rows(
     d_rows: &Tensor,
     places: &[usize],

@@ -70,7 +70,7 @@ struct Operands<'a, T> {
     plus: Option<CudaView<'a, T>>,
 }
 
-/// Types of stored elements and of the arithmetic on them, of which [`Element::products`] says the name. Sums are float32.
+/// Returns the types of stored elements and of arithmetic for a name of [`Element::products`]. Sums are float32.
 fn types(products: &str) -> (sys::cudaDataType_t, sys::cublasComputeType_t) {
     use sys::{cublasComputeType_t::*, cudaDataType_t::*};
     match products {

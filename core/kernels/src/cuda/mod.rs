@@ -1,5 +1,5 @@
-//! Operations on an NVIDIA GPU: launches of the kernels in `core/kernels/cuda`, by the launch contracts in their sources,
-//! and matrix products of cuBLASLt, all on candle's stream. No call waits for the device.
+//! Operations on an NVIDIA GPU: launches of the kernels in `core/kernels/cuda`, by the launch contracts in their
+//! sources, and matrix products of cuBLASLt, all on candle's stream. No call waits for the device.
 
 mod alike;
 mod attention;

@@ -1,8 +1,8 @@
 //! Panels: the memory layout of activations in the fast path, and all operations on them except products.
 //!
-//! A panel contains [`PANEL`] tokens: `channels` rows of that many floats, one float per token. Panels are contiguous and
-//! contain the tokens of all images in order. Columns after the last token contain zeros or values computed from zeros.
-//! A panel is directly the right operand of the next product, and sums over channels need no shuffles.
+//! A panel contains [`PANEL`] tokens: `channels` rows of that many floats, one float per token. Panels are contiguous
+//! and contain the tokens of all images in order. Columns after the last token contain zeros or values computed from
+//! zeros. A panel is directly the right operand of the next product, and sums over channels need no shuffles.
 //!
 //! Threads divide the panels into the parts of a [`Shares`]. Each part begins with its own panel.
 
