@@ -277,7 +277,7 @@ __device__ void backward_queries(const typename A::Element* qkv, const typename 
         for (int i = 0; i < R; ++i) {
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                // Beyond the keys the score is 0, which may exceed the row's scores so far that its exponential overflows.
+                // Beyond the keys the score is 0, which may be so far above the row's that its exponential overflows.
                 const bool real = first + A::score_column(j) < head.keys();
                 const float weight = real ? exp2f(weights[i][j] * scale_2 - lse_2[i]) : 0.0f;
                 d_scores[i][j] = weight * (d_scores[i][j] - mean[i]);

@@ -4,8 +4,8 @@
 //   - memory begins as NaN, lies between guards, and is NaN again once freed
 //   - work of a stream runs only when a caller waits for that stream, so that code that forgets to wait for another
 //     stream, or reuses pinned memory too early, gets wrong values
-//   - errors of the driver are reported: calls of a thread without a context, grids and blocks beyond the limits, shared
-//     memory beyond the requested size
+//   - errors of the driver are reported: calls of a thread without a context, grids and blocks beyond the limits,
+//     shared memory beyond the requested size
 //
 // `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file to which
 // the counts of kernels, copies and products are written at the end, `CARD_TRACE` one to which they are written in

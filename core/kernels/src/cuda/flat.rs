@@ -42,8 +42,8 @@ pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     let mut row = room::<f32>(device, count)?;
     let kernel = FLAT.kernel::<f32>(device, "gather_flat")?;
     let stream = device.cuda_stream();
-    // SAFETY: the kernel's arguments; the table names memory of this device, of tensors that live until this is queued on the
-    // stream that frees them, and the row is as long as all of them.
+    // SAFETY: the arguments match the kernel; the table contains addresses on this device of tensors that live until
+    // this is queued on the stream that frees them; the row is as long as all of them.
     unsafe { stream.launch_builder(&kernel).arg(&table).arg(&mut row).launch(config) }.w()?;
     Ok(value(row, device, count).tensor())
 }
@@ -58,8 +58,8 @@ pub fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     }
     let kernel = FLAT.kernel::<f32>(device, "scatter_flat")?;
     let stream = device.cuda_stream();
-    // SAFETY: the kernel's arguments; the table names memory of this device, of the variables, contiguous and together as
-    // long as the row. Work that reads them is queued on the same stream, before or after this.
+    // SAFETY: the arguments match the kernel; the table contains addresses on this device of the variables, which are
+    // contiguous and together as long as the row. Work that reads them is queued on the same stream.
     unsafe { stream.launch_builder(&kernel).arg(&table).arg(&row).launch(config) }.w()?;
     Ok(())
 }

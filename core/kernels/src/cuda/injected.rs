@@ -36,7 +36,7 @@ pub fn gather_rows(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&own).arg(&shared).arg(&table).arg(&mut rows).numbers(&sizes);
-        // SAFETY: the kernel's arguments; the places are rows of the sources, and the output has a row for each.
+        // SAFETY: the arguments match the kernel; the places are rows of the sources, and the output has a row for each.
         unsafe { launch.launch(config) }.w()?;
         Ok(value(rows, device, shape))
     })
@@ -69,7 +69,7 @@ pub fn scatter_rows(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&d_rows).arg(&table).or_null(d_own.as_mut()).or_null(d_shared.as_mut()).numbers(&sizes);
-        // SAFETY: the kernel's arguments; the places are rows of the outputs, each once.
+        // SAFETY: the arguments match the kernel; the places are rows of the outputs, each once.
         unsafe { launch.launch(config) }.w()?;
     });
     let wrap = |gradient: Option<CudaSlice<f32>>, shape: (usize, usize, usize)| {

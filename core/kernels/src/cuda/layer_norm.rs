@@ -18,7 +18,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&x).arg(&gamma).arg(&beta).arg(&mut y).numbers(&sizes);
-        // SAFETY: the kernel's arguments; `x` and `y` have so many rows of that width, `gamma` and `beta` one.
+        // SAFETY: the arguments match the kernel; `x` and `y` have the same sizes, `gamma` and `beta` are one row.
         unsafe { launch.arg(&(eps as f32)).launch(by_row(sizes[0])) }.w()?;
         Ok(value(y, device, shape))
     })
@@ -42,7 +42,7 @@ pub fn layer_norm_backward(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&x).arg(&gamma).arg(&dy).or_null(plus.as_ref()).arg(&mut dx).numbers(&sizes);
-        // SAFETY: the kernel's arguments; `x`, `dy`, `plus` and `dx` have so many rows of that width, `gamma` one.
+        // SAFETY: the arguments match the kernel; `x`, `dy`, `plus` and `dx` have the same sizes, `gamma` is one row.
         unsafe { launch.arg(&(eps as f32)).launch(by_row(sizes[0])) }.w()?;
         Ok(value(dx, device, shape).tensor())
     })

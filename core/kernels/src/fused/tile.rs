@@ -308,8 +308,8 @@ unsafe fn step<V: Vector, const R: usize, const C: usize>(
 #[inline(always)]
 unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(tile: Tile) {
     let Tile { depth, a, a_stride, b, b_stride, c, c_stride, add } = tile;
-    // SAFETY: guaranteed by the caller; every offset below is that of an element of the tile, of row `k < depth` of `b`, or
-    // of column `k` of `a`.
+    // SAFETY: guaranteed by the caller; every offset below is that of an element of the tile, of row `k < depth` of
+    // `b`, or of column `k` of `a`.
     unsafe {
         let mut sums = [[V::splat(0.0); C]; R];
         if add {
