@@ -1,12 +1,12 @@
-//! Reading the IDX format of the MNIST family: a big-endian header (two zero bytes, the element type, the number of
-//! dimensions, then one `u32` per dimension) followed by the elements, the whole of it compressed with gzip.
+//! Reader of the IDX format of the MNIST family: a big-endian header (two zero bytes, the element type, the number of
+//! dimensions, then one `u32` per dimension) followed by the elements, all compressed with gzip.
 
 use std::{fs::File, io::Read, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 
-/// The element type code of unsigned bytes, the only one that the MNIST family uses.
+/// Type code of unsigned bytes, the only element type of the MNIST family.
 pub const UNSIGNED_BYTE: u8 = 0x08;
 
 /// File names of one split.
@@ -61,11 +61,11 @@ fn parse_idx(bytes: &[u8]) -> Result<(Vec<usize>, Vec<u8>)> {
     };
     let mut dims = Vec::with_capacity(usize::from(rank));
     for _ in 0..rank {
-        let (size, tail) = rest.split_first_chunk::<4>().context("header cut short")?;
+        let (size, tail) = rest.split_first_chunk::<4>().context("truncated header")?;
         dims.push(u32::from_be_bytes(*size) as usize);
         rest = tail;
     }
     let promised = dims.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    ensure!(promised == Some(rest.len()), "{} bytes do not make up dimensions {dims:?}", rest.len());
+    ensure!(promised == Some(rest.len()), "{} bytes do not match the dimensions {dims:?}", rest.len());
     Ok((dims, rest.to_vec()))
 }

@@ -1,7 +1,7 @@
-//! Cuts a small, class-balanced subset out of Fashion-MNIST: the first images of every class, in file order.
+//! Extracts a small, class-balanced subset of Fashion-MNIST: the first images of every class, in file order.
 //!
-//! The files are written in the format of the originals, so whatever reads Fashion-MNIST reads the subset. The same
-//! input gives the same bytes: the gzip headers carry no time stamp.
+//! The files have the format of the original files, so every reader of Fashion-MNIST can read the subset. The same
+//! input gives the same bytes: the gzip headers contain no time stamp.
 
 mod idx;
 
@@ -30,7 +30,7 @@ const CLASSES: [&str; 10] = [
     "Ankle boot",
 ];
 
-/// Cut a small, class-balanced subset out of Fashion-MNIST.
+/// Extract a small, class-balanced subset of Fashion-MNIST.
 #[derive(Parser)]
 struct Args {
     /// Folder with the four files of Fashion-MNIST.
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
     fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     for (files, per_class) in [(&idx::TRAIN, args.train_per_class), (&idx::TEST, args.test_per_class)] {
         let subset = first_of_each_class(&Split::read(&args.source, files)?, per_class)
-            .with_context(|| format!("cannot cut {}", files.images))?;
+            .with_context(|| format!("cannot extract a subset of {}", files.images))?;
         write_split(&args.out, files, &subset)?;
         println!("{}: {} images", files.images, subset.labels.len());
     }
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
         .with_context(|| format!("cannot write {}", classes.display()))
 }
 
-/// The first `per_class` images of each class, in the order in which they stand in `split`.
+/// Returns the first `per_class` images of each class, in the order of `split`.
 fn first_of_each_class(split: &Split, per_class: usize) -> Result<Split> {
     let pixels = split.height * split.width;
     let mut kept = [0; CLASSES.len()];
@@ -82,7 +82,7 @@ fn first_of_each_class(split: &Split, per_class: usize) -> Result<Split> {
         }
     }
     for (name, kept) in CLASSES.iter().zip(kept) {
-        ensure!(kept == per_class, "class {name} has {kept} images, {per_class} wanted");
+        ensure!(kept == per_class, "class {name} has {kept} images, expected at least {per_class}");
     }
     Ok(subset)
 }

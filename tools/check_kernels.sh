@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Proves the CUDA kernels without a GPU: runs them on the CPU against double precision, with the address and
-# undefined-behaviour sanitizers, and compiles them to PTX with nvcc where it is found.
+# Tests the CUDA kernels without a GPU: compares them on the CPU with double precision, with the address and
+# undefined-behaviour sanitizers, and compiles them to PTX if nvcc is found.
 #
 #   tools/check_kernels.sh [emulation] [ptx]     both by default
 #
@@ -19,7 +19,7 @@ steps=("$@")
 
 emulation() {
     local source one all=() sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all)
-    # No strict aliasing: as in CUDA, memory is bytes until a kernel says what they are.
+    # No strict aliasing: as in CUDA, kernels may access memory as any type.
     local flags=(-std=c++20 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -Icuda "${sanitizers[@]}")
     for source in $(printf "cuda/%s.cu " "${KERNELS[@]}") emulation/*.cpp; do
         "$CXX" "${flags[@]}" -x c++ -c "$source" -o "$work/$(basename "$source").o" &
@@ -59,7 +59,7 @@ for step in "${steps[@]}"; do
         ;;
     esac
 done
-# At the same time; what they say is told one after the other.
+# Run the steps in parallel and print their output in order.
 running=()
 for step in "${steps[@]}"; do
     "$step" > "$work/$step.log" 2>&1 &

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The `cuda` feature where there is no GPU, no driver and no CUDA toolkit.
+# Builds and tests the `cuda` feature without a GPU, a driver or a CUDA toolkit.
 #
-#   tools/cuda.sh check     clippy on everything that the feature compiles; downloads nothing
-#   tools/cuda.sh emulated  the tests of what runs on a GPU, on one that is emulated on the CPU; downloads nothing
-#   tools/cuda.sh requests  what a teacher step and a student step of the published method ask a card for, on the same one
+#   tools/cuda.sh check     clippy on all code of the feature; downloads nothing
+#   tools/cuda.sh emulated  tests of GPU code on a GPU emulated on the CPU; downloads nothing
+#   tools/cuda.sh requests  kernels, copies and products of a teacher step and a student step, on the emulated GPU
 #   tools/cuda.sh toolkit   CUDA's compiler from PyPI (105 MB, 271 MB unpacked) into target/cuda; prints CUDA_HOME
 #   tools/cuda.sh build     toolkit, and a release binary that starts with and without a driver: target/cuda/cdl
-#   tools/cuda.sh package   build, and target/cuda/package: what tools/gpu_check.sh needs on a machine with a GPU and no Rust
+#   tools/cuda.sh package   build, and target/cuda/package: files for tools/gpu_check.sh on a machine with a GPU and no Rust
 #
-# Where CUDA is installed, plain cargo does it: cargo build --release -p cdl-cli --features cuda
-# CUDA_COMPUTE_CAP (80) is the oldest generation of cards that the kernels run on.
+# With CUDA installed, cargo suffices: cargo build --release -p cdl-cli --features cuda
+# CUDA_COMPUTE_CAP (80) is the oldest GPU generation on which the kernels run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

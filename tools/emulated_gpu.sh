@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds a GPU that is none, target/cuda/emulated/lib64: CUDA's driver, cuBLAS, cuBLASLt and cuRAND as far as cdl uses them, with
-# this repository's and candle's kernels compiled for the CPU. docs/dev/kernels.md says what it proves. Prints the folder that
-# CUDA_HOME is to name, to be linked with, and whose lib64 belongs in LD_LIBRARY_PATH.
+# Builds an emulated GPU in target/cuda/emulated/lib64: the parts of CUDA's driver, cuBLAS, cuBLASLt and cuRAND that cdl uses,
+# with this repository's and candle's kernels compiled for the CPU. docs/dev/kernels.md describes its scope. Prints the folder
+# for CUDA_HOME, which linking needs, and whose lib64 belongs in LD_LIBRARY_PATH.
 #
 # CXX  a C++20 compiler, g++ by default
 set -euo pipefail

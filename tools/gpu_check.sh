@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Everything that can only be seen on a GPU, in one command, on a machine without Rust and without a network:
+# All checks that need a GPU, in one command, on a machine without Rust and without a network:
 #
-#   tools/cuda.sh package                     here: target/cuda/package, to be carried there
+#   tools/cuda.sh package                     here: makes target/cuda/package, to copy to that machine
 #   ./gpu_check.sh [LOGS]                     there, in that folder
 #
 # Operations and a network against the CPU in every precision, recorded runs, the quickstart on CPU and GPU, steps of the

@@ -16,7 +16,7 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Compiles each CUDA source in `folder` to PTX, which the driver compiles for the card that it finds.
+/// Compiles each CUDA source in `folder` to PTX, which the driver compiles for its GPU.
 fn compile_kernels(folder: &Path, out: &Path) -> io::Result<()> {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
         println!("cargo:rerun-if-env-changed={name}");

@@ -148,13 +148,13 @@ impl Backbone for Network {
 fn every_contract_violation_of_a_backbone_is_found() {
     for (fault, promise) in [
         ("other_name", "its spec names it"),
-        ("heads_uneven", "its heads share its width evenly"),
+        ("heads_uneven", "its width is a multiple of its number of heads"),
         ("shape_of_cls", "the CLS token has the shape"),
-        ("block_missing", "the output of every block"),
-        ("norm_missing", "the tokens after the final norm"),
-        ("tokens_forgotten", "injected tokens come back"),
-        ("batch_mixed", "do not depend on the others"),
-        ("random", "nothing is random"),
+        ("block_missing", "every tapped block is returned"),
+        ("norm_missing", "tokens after the final norm are returned"),
+        ("tokens_forgotten", "the injected tokens are returned"),
+        ("batch_mixed", "do not depend on the other images"),
+        ("random", "building and using it are deterministic"),
         ("prefix_ignored", "a prefix in block 0 has an effect"),
         ("suffix_ignored", "a suffix in block 0 has an effect"),
         ("cls_ignored", "a CLS addition in block 0 has an effect"),
@@ -298,14 +298,14 @@ fn every_contract_violation_of_a_stream_is_found() {
         ("classes_twice", "each once"),
         ("classes_unnamed", "all of them named"),
         ("fingerprint_random", "equal fingerprints"),
-        ("count_wrong", "has 20 batches, as it says, and not 2"),
-        ("test_count_wrong", "has 5 test images, as it says, and not 4"),
+        ("count_wrong", "has 20 batches, as `train_count` states, not 2"),
+        ("test_count_wrong", "has 5 test images, as `test_count` states, not 4"),
         ("batch_short", "training batches are full"),
         ("shape_wrong", "pixels have the shape"),
         ("pixels_out_of_range", "pixels lie in [0, 1]"),
         ("label_of_other_task", "labels lie in 0..2"),
-        ("pixels_random", "a seed decides every batch"),
-        ("first_ignored", "an epoch goes on with the batches that are left"),
+        ("pixels_random", "the seed determines every batch"),
+        ("first_ignored", "an epoch resumes with the remaining batches"),
     ] {
         assert_found(testing::check_stream, fault, promise);
     }

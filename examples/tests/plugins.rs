@@ -1,5 +1,5 @@
-//! Plugins at run time, as users meet them: a folder made by `cdl dist` and moved, crates elsewhere on the disk, methods
-//! linked in and loaded, and libraries that must not be loaded.
+//! Plugins at run time: a folder made by `cdl dist` and moved, crates in other folders, methods linked in and loaded,
+//! and libraries that must not be loaded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -11,21 +11,21 @@ use std::{
     sync::OnceLock,
 };
 
-/// The program with the methods of `examples/plugin` linked in.
+/// Program with the methods of `examples/plugin` linked in.
 const LINKED: &str = env!("CARGO_BIN_EXE_with_plugin");
 
 fn source_tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// A folder made by `cdl dist`, moved away from where it was made; and the plugin of `examples/plugin`, built by it.
+/// Folder made by `cdl dist` and moved to another place, and the plugin of `examples/plugin` built by it.
 struct Dist {
     root: PathBuf,
     plugin: PathBuf,
 }
 
-/// An empty folder that is gone once this process has ended, however it ends: what is static is never dropped, so a shell
-/// waits, out of reach of Ctrl-C, for the end of what this process never writes.
+/// Creates an empty folder that is removed when this process ends for any reason. Statics are never dropped, so a shell
+/// that ignores Ctrl-C waits for the end of a pipe to which this process never writes.
 fn folder_of_this_process() -> PathBuf {
     let folder = tempfile::tempdir().unwrap().keep();
     let mut shell = Command::new("sh");
@@ -45,7 +45,7 @@ impl Dist {
             assert!(output.status.success(), "{}", text(&output));
             fs::rename(&made, root.join("moved")).unwrap();
             let mut dist = Self { root, plugin: PathBuf::new() };
-            // Its sources alone, without the workspace around them.
+            // Copy only its sources, without the workspace.
             let crate_dir = dist.folder("plugin");
             let manifest = "[package]\nname = \"cdl-example-plugin\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n\
                             [dependencies]\ncdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
@@ -59,7 +59,7 @@ impl Dist {
         })
     }
 
-    /// An empty folder of this name, apart from the source tree.
+    /// Creates an empty folder of this name outside the source tree.
     fn folder(&self, name: &str) -> PathBuf {
         let folder = self.root.join(name);
         fs::create_dir(&folder).unwrap();
@@ -82,7 +82,7 @@ impl Dist {
         String::from_utf8(output.stdout).unwrap().trim().into()
     }
 
-    /// A crate of the name `name` with this source and what else its manifest says.
+    /// Writes a crate with the given name, dependencies and source.
     fn write(&self, name: &str, dependencies: &str, source: &str) -> PathBuf {
         let folder = self.folder(name);
         let manifest = format!(
@@ -94,7 +94,7 @@ impl Dist {
         folder
     }
 
-    /// A quickstart cut short, as arguments.
+    /// Returns the arguments of a shortened quickstart.
     fn quickstart(&self) -> Vec<String> {
         let config = self.installed().join("configs/quickstart.toml");
         let short =
@@ -108,14 +108,14 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Runs, and gives what was said; the exit code must be this.
+/// Runs a command, checks its exit code and returns its output.
 fn expect(code: i32, command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{command:?}\n{}", text(&output));
     text(&output)
 }
 
-/// The files of a run that must be equal, with what differs between any two runs taken out.
+/// Returns the files of a run that must be equal, without the parts that differ between any two runs.
 fn results(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     fn collect(folder: &Path, root: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
         for entry in fs::read_dir(folder).unwrap().flatten() {
@@ -151,13 +151,13 @@ fn losses(lines: &str) -> Vec<u8> {
     lines.lines().map(line).collect::<String>().into_bytes()
 }
 
-/// The line of `cdl plugin check` with the digest of gradients, for each method.
+/// Returns, for each method, the line of `cdl plugin check` with the digest of gradients.
 fn digests(said: &str) -> Vec<String> {
     said.lines().filter_map(|line| line.split_once("first step: ")).map(|(_, digest)| digest.into()).collect()
 }
 
 #[test]
-fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
+fn a_method_computes_the_same_bytes_linked_in_and_loaded() {
     let dist = Dist::get();
     let linked: Vec<String> = ["token_hint", "shared_prompts"]
         .iter()
@@ -194,12 +194,12 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
         assert!(bytes == &loaded[name], "{} differs", name.display());
     }
 
-    // The run knows which plugin it used, and finds it again.
+    // The run records its plugin and finds it on resuming.
     let record: serde_json::Value =
         serde_json::from_slice(&fs::read(runs[1].join("run.json")).unwrap()).unwrap();
     assert_eq!(record["plugins"][0]["name"], "cdl-example-plugin");
     assert!(expect(0, dist.cdl().arg("eval").arg(&runs[1])).contains("as recorded by the run"));
-    // So does its student, away from the run.
+    // So does its exported student, outside the run directory.
     let (student, images) = (dist.root.join("student"), dist.folder("images"));
     expect(0, dist.cdl().arg("export").arg(&runs[1]).arg("--student").arg(&student));
     fs::write(images.join("grey.pgm"), [b"P5 28 28 255\n".to_vec(), vec![99; 784]].concat()).unwrap();
@@ -213,7 +213,7 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images));
     assert!(said.contains("the model needs the plugin cdl-example-plugin 0.1.0, see --plugin"), "{said}");
 
-    // Another library under the same name is another method.
+    // A different library with the same name is a different method.
     let config = runs[1].join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
     let other = dist.folder("other").join("examples.so");
@@ -227,7 +227,7 @@ fn linked_in_and_loaded_a_method_computes_the_same_bytes() {
     assert!(said.contains("needs the plugin cdl-example-plugin with the SHA-256"), "{said}");
 }
 
-/// Tensor ids come from one counter: whatever the program made before, gradients of a loaded method are right.
+/// Tensor ids come from one counter, so gradients of a loaded method are correct after any number of tensors.
 #[test]
 fn gradients_do_not_depend_on_how_many_tensors_the_program_made_before() {
     let dist = Dist::get();
@@ -268,7 +268,7 @@ fn gradients_do_not_depend_on_how_many_tensors_the_program_made_before() {
 }
 
 #[test]
-fn a_new_plugin_of_each_kind_builds_keeps_its_promises_and_runs_untouched() {
+fn a_new_plugin_of_each_kind_builds_passes_its_test_and_runs_unchanged() {
     let dist = Dist::get();
     let work = dist.folder("new");
     for kind in ["distiller", "learner", "backbone", "stream"] {
@@ -288,7 +288,7 @@ fn a_new_plugin_of_each_kind_builds_keeps_its_promises_and_runs_untouched() {
             arguments.retain(|argument| {
                 !argument.ends_with("_per_class=40") && !argument.ends_with("_per_class=10")
             });
-            // Their options stand alone now.
+            // Remove the options that lost their value.
             let mut kept = Vec::new();
             for (at, argument) in arguments.iter().enumerate() {
                 let orphan = argument == "--set" && arguments.get(at + 1).is_none_or(|next| next == "--set");
@@ -301,7 +301,7 @@ fn a_new_plugin_of_each_kind_builds_keeps_its_promises_and_runs_untouched() {
         let said = expect(0, cdl().arg("run").args(&arguments).args(["--run-dir", &format!("run_{kind}")]));
         assert!(said.contains("results are in"), "{said}");
 
-        // Listed and described like any other, with where it comes from.
+        // The method is listed and described like any other, with its source.
         let plugin = ["--plugin", library.to_str().unwrap()];
         let listed = expect(0, cdl().arg("list").args(plugin));
         assert!(listed.contains(&format!("loaded from {}", library.display())), "{listed}");
@@ -331,7 +331,7 @@ fn a_folder_of_plugins_is_searched() {
     let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
     assert!(said.contains("token_hint"), "{said}");
     fs::write(folder.join("broken.so"), "no library").unwrap();
-    // What lies there and cannot be loaded is named, and everything else goes on.
+    // A library that cannot be loaded is reported, and the program continues.
     let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
     assert!(said.contains("skipped") && said.contains("broken.so: is not a shared library"), "{said}");
     assert!(said.contains("token_hint"), "{said}");
@@ -344,7 +344,7 @@ fn a_folder_of_plugins_is_searched() {
     assert!(said.contains("CDL_PLUGIN_PATH"), "{said}");
 }
 
-/// The bytes of `file` with `from` replaced by `to`, which is as long.
+/// Returns the bytes of `file` with `from` replaced by `to`, which has the same length.
 fn patched(file: &Path, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let mut bytes = fs::read(file).unwrap();
@@ -359,7 +359,7 @@ fn patched(file: &Path, from: &str, to: &str) -> Vec<u8> {
     bytes
 }
 
-/// A distiller without settings, made by `build`.
+/// Returns the source of a distiller without settings, built by `build`.
 fn distiller(name: &str, build: &str) -> String {
     format!(
         "use cdl_core::prelude::*;\n\
@@ -378,7 +378,7 @@ fn distiller(name: &str, build: &str) -> String {
 
 const DEPENDENCIES: &str = "cdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
 
-/// One line, exit code 2, no crash: what `cdl run` says of a library.
+/// Checks that `cdl run` refuses a library with one line and exit code 2.
 fn refused(library: &Path, expected: &[&str]) {
     let dist = Dist::get();
     for command in [&["list"][..], &["plugin", "check"]] {
@@ -439,12 +439,12 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     let hash = of("build");
     let stale: String = hash.chars().map(|c| if c == '0' { '1' } else { '0' }).collect();
     refused(&file("stale.so", patched(&dist.plugin, &hash, &stale)), &["build", &hash, &stale]);
-    // The manifest changed back by hand: the symbol is still not the program's.
+    // With the manifest corrected by hand, the symbol still differs from the program's.
     let lying =
         file("lying.so", patched(&dist.plugin, &format!("cdl_abi_{hash}"), &format!("cdl_abi_{stale}")));
     refused(&lying, &["its own copy of cdl-core"]);
 
-    // The same methods twice, and a name that is taken.
+    // Methods that are loaded twice, and a name that is already registered.
     let again = file("again.so", good.clone());
     let said = expect(2, dist.cdl().args(["list", "--plugin"]).arg(&dist.plugin).arg("--plugin").arg(&again));
     assert!(said.contains("have the name"), "{said}");
@@ -485,7 +485,7 @@ fn a_library_with_its_own_cdl_core_is_refused() {
 }
 
 #[test]
-fn what_goes_wrong_inside_a_plugin_is_an_error_with_its_name() {
+fn errors_inside_a_plugin_name_the_plugin() {
     let dist = Dist::get();
     // Nothing registered.
     let empty = dist.write("empty", DEPENDENCIES, "pub use cdl_core as _;\n");
@@ -508,7 +508,7 @@ fn what_goes_wrong_inside_a_plugin_is_an_error_with_its_name() {
     let said = expect(2, &mut run(&dist.build(&early), "early", "run_early"));
     assert!(said.contains("distiller `early` panicked in `build`: cannot be built"), "{said}");
     assert!(!dist.root.join("run_early").exists());
-    // A method that panics in the second task: the first task's results stay.
+    // A method that panics in the second task: the results of the first task are kept.
     let late = dist.write("late", DEPENDENCIES, &distiller("late", "Ok(Box::new(M))"));
     let said = expect(1, &mut run(&dist.build(&late), "late", "run_late"));
     assert!(said.contains("distiller `late` panicked in `loss`: lost in task two"), "{said}");
@@ -520,12 +520,12 @@ fn what_goes_wrong_inside_a_plugin_is_an_error_with_its_name() {
 }
 
 #[test]
-fn what_a_plugin_depends_on_is_compiled_and_what_it_shares_must_fit() {
+fn dependencies_of_a_plugin_are_compiled_and_shared_ones_must_match() {
     let dist = Dist::get();
-    // A crate that the program does not have: cargo compiles it.
+    // Cargo compiles a crate that the program does not contain.
     let helper = dist.write("helper", "", "pub fn weight() -> f64 { 0.25 }\n");
     let build = "assert_eq!(helper::weight(), 0.25); assert!(cfg!(feature = \"strict\")); Ok(Box::new(M))";
-    // Its features stay: one that is on by default, and a dependency that this turns on.
+    // The plugin's features are kept: a default feature, and a dependency that it enables.
     let dependencies = format!(
         "{DEPENDENCIES}helper = {{ path = {:?}, optional = true }}\n[features]\ndefault = [\"strict\"]\n\
          strict = [\"dep:helper\", \"serde/derive\"]\n",
@@ -559,7 +559,7 @@ fn what_a_plugin_depends_on_is_compiled_and_what_it_shares_must_fit() {
 }
 
 #[test]
-fn a_program_that_is_linked_as_a_whole_says_that_it_loads_nothing() {
+fn a_statically_linked_program_reports_that_it_cannot_load_plugins() {
     let dist = Dist::get();
     for arguments in [&["plugin", "check"][..], &["list", "--plugin"]] {
         let said = expect(2, Command::new(LINKED).args(arguments).arg(&dist.plugin));
@@ -584,7 +584,7 @@ fn a_program_that_is_linked_as_a_whole_says_that_it_loads_nothing() {
         let said = expect(2, Command::new(LINKED).args(["plugin", "new", name, "--kind", "distiller"]));
         assert!(said.contains(expected), "{said}");
     }
-    // Nothing of the user's is removed.
+    // Files of the user are not removed.
     let said = expect(2, Command::new(LINKED).arg("dist").arg(&dist.root).current_dir(source_tree()));
     assert!(said.contains("did not write"), "{said}");
     let said = expect(2, Command::new(LINKED).arg("dist").arg(dist.root.join("x")).current_dir(&dist.root));

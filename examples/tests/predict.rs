@@ -1,4 +1,4 @@
-//! Exported networks outside of `cdl`: the example as its user runs it, and methods from outside.
+//! Exported networks outside of `cdl`: the example program, and methods of plugins.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-/// `cdl` with the methods of `examples/plugin`.
+/// Program `cdl` with the methods of `examples/plugin`.
 const CDL: &str = env!("CARGO_BIN_EXE_with_plugin");
 
 fn done(program: &str, args: &[&str]) -> Output {
@@ -23,7 +23,7 @@ fn done(program: &str, args: &[&str]) -> Output {
     output
 }
 
-/// The student of a tiny quickstart with `more`, and an image.
+/// Trains a tiny quickstart with the arguments `more`. Returns its exported student and an image.
 fn student(folder: &Path, more: &[&str]) -> (String, String) {
     let [run, student, image] =
         ["run", "student", "image.pgm"].map(|name| folder.join(name).display().to_string());
@@ -45,7 +45,7 @@ fn student(folder: &Path, more: &[&str]) -> (String, String) {
 }
 
 #[test]
-fn a_few_lines_say_what_the_program_says() {
+fn the_example_gives_the_predictions_of_cdl_predict() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let (student, image) = student(folder.path(), &[]);
     let lines = |output: Output| String::from_utf8_lossy(&output.stdout).trim_end().to_string();
@@ -57,9 +57,9 @@ fn a_few_lines_say_what_the_program_says() {
 }
 
 #[test]
-fn methods_and_networks_from_outside_are_exported_too() {
+fn methods_and_networks_of_plugins_are_exported_too() {
     let folder = tempfile::tempdir().expect("temporary folder");
-    // A folder is put into its place only if it predicts what the run does.
+    // Export succeeds only if the exported folder gives the predictions of the run.
     let network = "student={ name = \"half_size\" }";
     let more = ["examples/configs/plugin.toml", "--set", network, "--set", "mode=corrected"];
     let (student, image) = student(folder.path(), &more);

@@ -1,4 +1,4 @@
-//! The worked example as its user runs it.
+//! The example `relational_kd`, run as a program.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -16,7 +16,7 @@ fn relational_kd(args: &[&str]) -> Output {
 }
 
 #[test]
-fn a_method_from_outside_is_listed_and_run_by_a_configuration() {
+fn a_method_outside_the_repository_is_listed_and_run_by_a_configuration() {
     let list = relational_kd(&["list"]);
     assert!(String::from_utf8_lossy(&list.stdout).contains("relational_kd"));
     let folder = tempfile::tempdir().expect("temporary folder");

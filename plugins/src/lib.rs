@@ -1,7 +1,7 @@
-//! The built-in plugins: frozen networks, prompt methods, distillation methods and data streams.
+//! Built-in plugins: backbones, prompt learners, distillers and data streams.
 //!
-//! One method is one file, which registers itself. To add one, write the file and its `mod` line in the folder's
-//! `mod.rs`; nothing else names it.
+//! Each method is one file, which registers itself. To add a method, write the file and add its `mod` line to the
+//! folder's `mod.rs`. No other file names it.
 
 pub mod backbones;
 pub mod distillers;
@@ -12,6 +12,6 @@ mod data;
 
 pub use data::image_files;
 
-/// Keeps the plugins in a program. The linker may leave out a crate that nothing refers to, and its registrations with
-/// it; a call of this function is such a reference.
+/// Keeps the built-in plugins in a program. The linker drops a crate that nothing refers to, together with its
+/// registrations; a call of this function is such a reference.
 pub fn link() {}

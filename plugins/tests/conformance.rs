@@ -1,4 +1,4 @@
-//! Every registered learner and distiller against the conformance kit, with settings that reach its branches.
+//! Conformance of every registered learner and distiller, with settings that reach all branches.
 
 use cdl_core::{
     error::Result,
@@ -6,7 +6,7 @@ use cdl_core::{
     testing,
 };
 
-/// Settings to check besides the defaults; pools of prompts are small, and lengths other than published.
+/// Returns the settings to check. Pools of prompts are small, and lengths differ from the published ones.
 fn settings(kind: Kind, name: &str) -> Vec<&'static str> {
     match (kind, name) {
         (Kind::Learner, "coda_prompt") => vec!["pool = 8", "pool = 5\nlength = 2\northo_penalty = 0.1"],
@@ -24,7 +24,7 @@ fn settings(kind: Kind, name: &str) -> Vec<&'static str> {
 }
 
 #[test]
-fn every_learner_keeps_its_promises() -> Result<()> {
+fn every_learner_passes_the_conformance_kit() -> Result<()> {
     cdl_plugins::link();
     for entry in registry::entries(Kind::Learner)? {
         for settings in settings(Kind::Learner, entry.name) {
@@ -35,7 +35,7 @@ fn every_learner_keeps_its_promises() -> Result<()> {
 }
 
 #[test]
-fn every_distiller_keeps_its_promises() -> Result<()> {
+fn every_distiller_passes_the_conformance_kit() -> Result<()> {
     cdl_plugins::link();
     for entry in registry::entries(Kind::Distiller)? {
         for settings in settings(Kind::Distiller, entry.name) {
@@ -46,13 +46,13 @@ fn every_distiller_keeps_its_promises() -> Result<()> {
 }
 
 #[test]
-fn the_network_keeps_its_promises() -> Result<()> {
+fn the_vit_passes_the_conformance_kit() -> Result<()> {
     cdl_plugins::link();
     testing::check_backbone("vit", "weights = \"random:tiny\"\ndepth = 3")
 }
 
 #[test]
-fn streams_that_the_program_carries_keep_their_promises() -> Result<()> {
+fn streams_without_files_pass_the_conformance_kit() -> Result<()> {
     cdl_plugins::link();
     testing::check_stream("noise", "tasks = 5\ntransform = { image_size = 16 }")?;
     let shuffled = "tasks = 2\nclass_order = \"shuffled\"\nmemory = 6\ntransform = { image_size = 16 }";

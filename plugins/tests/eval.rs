@@ -1,4 +1,4 @@
-//! Testing: accuracies by hand, and nothing computed again that cannot have changed.
+//! Evaluation: accuracies equal those computed by hand, and unchanged values are not recomputed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::{
@@ -18,7 +18,7 @@ use cdl_core::{
     },
 };
 
-/// A network that counts the images it sees without prompts: those whose query is computed.
+/// Network that counts the images of forward passes without prompts, which compute queries.
 struct Counting {
     inner: Arc<dyn Backbone>,
     plain: Arc<AtomicUsize>,
@@ -41,7 +41,7 @@ impl Backbone for Counting {
     }
 }
 
-/// A trainer whose networks count their queries.
+/// Builds a trainer whose networks count their queries.
 fn trainer(source: QuerySource) -> Result<(Trainer, Arc<AtomicUsize>)> {
     cdl_plugins::link();
     let lab = Lab::new(1)?.with_mode(Mode::Published, source);
@@ -55,7 +55,7 @@ fn trainer(source: QuerySource) -> Result<(Trainer, Arc<AtomicUsize>)> {
 }
 
 #[test]
-fn queries_of_test_images_are_computed_once_a_run_and_change_no_accuracy() -> Result<()> {
+fn queries_of_test_images_are_computed_once_per_run_and_do_not_change_accuracies() -> Result<()> {
     for (source, networks) in [(QuerySource::Student, 1), (QuerySource::Own, 2)] {
         let (mut trainer, count) = trainer(source)?;
         let stream = Noise::new(1);
@@ -76,7 +76,7 @@ fn queries_of_test_images_are_computed_once_a_run_and_change_no_accuracy() -> Re
 }
 
 #[test]
-fn accuracies_are_those_of_the_predictions_over_all_classes_seen() -> Result<()> {
+fn accuracies_use_the_predictions_over_all_classes_seen() -> Result<()> {
     let (mut trainer, _) = trainer(QuerySource::Student)?;
     let stream = Noise::new(1);
     let mut accuracies = Accuracies::default();
@@ -107,7 +107,7 @@ fn accuracies_are_those_of_the_predictions_over_all_classes_seen() -> Result<()>
     Ok(())
 }
 
-/// [`Noise`], of whose test images others are left out later.
+/// [`Noise`] whose set of left-out test images changes during the test.
 struct Losing {
     inner: Noise,
     lost: AtomicUsize,
@@ -136,7 +136,7 @@ impl TaskStream for Losing {
         self.inner.train_batches(key, batch_size, first)
     }
     fn test_batches(&self, task: usize, _batch_size: usize) -> Batches<'_> {
-        // Images stand elsewhere once one before them is gone.
+        // Leaving out an image changes the positions of the later ones.
         Box::new(std::iter::once(self.inner.batch(task, 10_000 + self.lost.load(Ordering::Relaxed))))
     }
     fn image_files(&self) -> Option<&dyn ImageFiles> {
@@ -155,7 +155,7 @@ impl ImageFiles for Losing {
 }
 
 #[test]
-fn queries_are_computed_again_once_a_test_image_is_left_out() -> Result<()> {
+fn queries_are_recomputed_after_a_test_image_is_left_out() -> Result<()> {
     let (mut trainer, count) = trainer(QuerySource::Student)?;
     let stream = Losing { inner: Noise::new(1), lost: AtomicUsize::new(0) };
     let (mut evaluator, mut kept) = (Evaluator::default(), Accuracies::default());

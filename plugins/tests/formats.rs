@@ -1,4 +1,4 @@
-//! CIFAR, parquet and split lists, in files that the tools of the trade wrote or in the published forms.
+//! CIFAR, parquet and split lists, in files written by the usual tools or in the published formats.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -6,10 +6,10 @@ mod common;
 use std::{collections::BTreeSet, fs, path::Path};
 
 use cdl_core::{error::Result, image::RgbImage, traits::TaskStream};
-use cdl_plugins::image_files::Below;
+use cdl_plugins::image_files::FolderFiles;
 use common::{failure, fixtures, grey, stream, test_numbers, train_numbers, untouched};
 
-/// Images `numbers` of the fixtures with their labels, their number modulo 2.
+/// Returns images `numbers` of the fixtures with their labels, which are the numbers modulo 2.
 fn pairs(numbers: impl IntoIterator<Item = usize>) -> Vec<(usize, u32)> {
     numbers.into_iter().map(|i| (i, i as u32 % 2)).collect()
 }
@@ -23,7 +23,7 @@ fn at(path: &Path) -> String {
 }
 
 #[test]
-fn cifar_in_every_form_has_the_same_pixels() -> Result<()> {
+fn every_format_of_cifar_gives_the_same_pixels() -> Result<()> {
     for folder in ["cifar-100-python", "cifar-100-binary", "hub", "hub/data", ""] {
         let stream = stream("cifar100", &(at(&fixtures().join(folder)) + &untouched(32)), 0)?;
         assert_eq!(stream.classes(), ["apple", "baby"], "{folder}");
@@ -39,7 +39,7 @@ fn cifar_in_every_form_has_the_same_pixels() -> Result<()> {
     Ok(())
 }
 
-/// A record of the binary version: label bytes, then red, green and blue values of image `i`.
+/// Returns a record of the binary version: label bytes, then red, green and blue values of image `i`.
 fn record(labels: &[u8], i: usize) -> Vec<u8> {
     let mut record = labels.to_vec();
     for c in 0..3 {
@@ -94,13 +94,17 @@ fn cifar_without_names_has_the_standard_ones_in_the_standard_order() -> Result<(
 }
 
 #[test]
-fn parquet_with_columns_of_any_name_and_form() -> Result<()> {
+fn parquet_columns_may_have_any_name_and_type() -> Result<()> {
     let settings = at(&fixtures().join("plain")) + "label_column = \"species\"\n" + &untouched(8);
     let plain = stream("hub_images", &settings, 0)?;
     assert_eq!(plain.classes(), ["cat", "owl"], "names in the column, sorted");
     let swapped = |numbers: std::ops::Range<usize>| numbers.map(|i| (i, 1 - i as u32 % 2));
     assert_eq!(train_numbers(plain.as_ref(), 0), swapped(0..6).collect());
-    assert_eq!(test_numbers(plain.as_ref(), 0), [(6, 1), (7, 0)], "validation in the absence of test");
+    assert_eq!(
+        test_numbers(plain.as_ref(), 0),
+        [(6, 1), (7, 0)],
+        "`validation` is used if there is no `test`"
+    );
 
     let noted = at(&fixtures().join("hub")) + "label_column = \"coarse_label\"\n" + &untouched(32);
     let coarse = stream("hub_images", &noted, 0)?;
@@ -124,7 +128,7 @@ fn parquet_with_columns_of_any_name_and_form() -> Result<()> {
 #[test]
 fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     let (train, test) = (fixtures().join("plain/train.parquet"), fixtures().join("plain/validation.parquet"));
-    // Numbers of images by the files that are there: six of `train`, two of `test`.
+    // Numbers of training and test images of copies of the files: six images of `train`, two of `test`.
     let counts = |copies: &[(&str, &Path)], splits: &str| -> Result<(usize, usize)> {
         let folder = tempfile::tempdir().unwrap();
         for (name, original) in copies {
@@ -178,7 +182,7 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
 
 #[cfg(unix)]
 #[test]
-fn links_back_lead_nowhere() -> Result<()> {
+fn symbolic_links_to_parent_folders_are_ignored() -> Result<()> {
     let root = tempfile::tempdir().unwrap();
     let inner = root.path().join("inner");
     fs::create_dir(&inner).unwrap();
@@ -188,12 +192,12 @@ fn links_back_lead_nowhere() -> Result<()> {
     for name in ["one", "two"] {
         std::os::unix::fs::symlink(root.path(), inner.join(name)).unwrap();
     }
-    let below = Below::of(root.path())?;
+    let below = FolderFiles::list(root.path())?;
     assert_eq!((below.images, below.others), (vec![inner.join("a.png")], 1));
     Ok(())
 }
 
-/// Grey images, `count` for each class, in `folder/CLASS/IMAGE.png`; class c's image i has the value 10 (3 c + i).
+/// Writes `count` grey images of each class to `folder/CLASS/IMAGE.png`; image i of class c has the value 10 (3 c + i).
 fn write_images(folder: &Path, classes: &[&str], count: usize) {
     for (class, name) in classes.iter().enumerate() {
         fs::create_dir_all(folder.join(name)).unwrap();
@@ -204,7 +208,7 @@ fn write_images(folder: &Path, classes: &[&str], count: usize) {
     }
 }
 
-/// Image values and labels of all tests of the first task.
+/// Returns the values and labels of all test images of the first task.
 fn values(stream: &dyn TaskStream) -> Vec<(u8, u32)> {
     let batch = stream.test_batches(0, 100).next().unwrap().unwrap();
     let pixels = batch.pixels.flatten_from(1).unwrap().narrow(1, 0, 1).unwrap().flatten_all().unwrap();
@@ -213,12 +217,12 @@ fn values(stream: &dyn TaskStream) -> Vec<(u8, u32)> {
 }
 
 #[test]
-fn published_lists_work_wherever_the_images_lie() -> Result<()> {
+fn published_lists_work_for_images_in_any_folder() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let images = folder.path().join("imagenet-r");
     write_images(&images, &["n02", "n01"], 3);
-    // As the published code's lists are: label 1 is the class of the second folder, paths start where that code ran,
-    // and the archive has no folders `train` and `test`.
+    // Lists like those of the published code: label 1 is the class of the second folder, paths start at the working
+    // directory of that code, and the archive has no folders `train` and `test`.
     let list = |name: &str, data: &[&str], targets: &[usize]| {
         let mut text = String::from("data:\n");
         data.iter().for_each(|path| text += &format!("- data/imagenet-r/{path}\n"));
@@ -236,7 +240,7 @@ fn published_lists_work_wherever_the_images_lie() -> Result<()> {
         assert_eq!(listed.train_count(0), 3, "{name}");
         assert_eq!(values(listed.as_ref()), [(50, 0), (20, 1)], "{name}");
     }
-    // The whole path is there, too, if the data set's parent folder is named.
+    // The complete path exists if `path` is the parent folder of the data set.
     let parent = folder.path().join("parent");
     fs::create_dir_all(parent.join("data")).unwrap();
     fs::rename(&images, parent.join("data/imagenet-r")).unwrap();
@@ -246,7 +250,7 @@ fn published_lists_work_wherever_the_images_lie() -> Result<()> {
 }
 
 #[test]
-fn without_lists_each_class_is_drawn_into_80_and_20() -> Result<()> {
+fn without_lists_each_class_is_split_80_to_20() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     write_images(folder.path(), &["a", "b"], 10);
     let settings = at(folder.path()) + "tasks = 2\n" + &untouched(4);
@@ -256,7 +260,11 @@ fn without_lists_each_class_is_drawn_into_80_and_20() -> Result<()> {
             assert_eq!((drawn.train_count(task), drawn.test_count(task)), (8, 2), "{name}");
         }
         let again = stream(name, &settings, 1)?;
-        assert_eq!(drawn.record()?.fingerprint, again.record()?.fingerprint, "not by the run's seed");
+        assert_eq!(
+            drawn.record()?.fingerprint,
+            again.record()?.fingerprint,
+            "the draw is independent of the run's seed"
+        );
         let other = stream(name, &format!("split_seed = 1\n{settings}"), 0)?;
         assert_ne!(drawn.record()?.fingerprint, other.record()?.fingerprint);
     }
@@ -264,7 +272,7 @@ fn without_lists_each_class_is_drawn_into_80_and_20() -> Result<()> {
 }
 
 #[test]
-fn domainnet_by_its_own_lists() -> Result<()> {
+fn domainnet_is_split_by_its_lists() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     for (number, domain) in
         ["clipart", "infograph", "painting", "quickdraw", "real", "sketch"].iter().enumerate()
@@ -295,7 +303,7 @@ fn domainnet_by_its_own_lists() -> Result<()> {
     Ok(())
 }
 
-/// Every stream with a small data set of two classes, three or more images each.
+/// Returns every stream with the settings of a small data set of two classes, three or more images each.
 fn small_streams(folder: &Path) -> Vec<(&'static str, String)> {
     write_images(folder, &["a", "b"], 5);
     let lists = folder.display();

@@ -1,8 +1,8 @@
-//! Recorded runs: every loss, the first gradients, parameters and logits of whole two-phase runs, computed elsewhere in
-//! float64, walked again by this program.
+//! Recorded runs of the published code: every loss, the first gradients, parameters and logits of complete two-phase
+//! runs in float64, reproduced by this program.
 //!
-//! All cases in `CDL_GOLDEN_DIR` (else `shared/golden` beside the repository) and the committed ones are run. A
-//! case whose methods are not registered is `unknown`; it starts to count as soon as they are.
+//! Runs all cases in `CDL_GOLDEN_DIR` (by default `shared/golden` beside the repository) and the committed cases. A
+//! case whose methods are not registered is reported as `unknown` and does not fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -28,7 +28,7 @@ use cdl_core::{
 use common::networks::{self, difference};
 use serde::Deserialize;
 
-/// Ten times what float32 arithmetic was seen to lose.
+/// Ten times the measured float32 rounding errors.
 struct Tolerance {
     loss: f64,
     grad: f64,
@@ -37,7 +37,7 @@ struct Tolerance {
 }
 
 const TOLERANCE: Tolerance = Tolerance { loss: 5e-5, grad: 5e-4, param: 1e-3, logits: 5e-5 };
-/// What a GPU is allowed to lose, whose sums run in another order.
+/// Tolerance on a GPU, which computes sums in another order.
 const TOLERANCE_ON_GPU: Tolerance = Tolerance { loss: 1e-3, grad: 1e-3, param: 1e-3, logits: 1e-3 };
 /// The orthogonality penalty amplifies rounding in the parameters.
 const PARAM_WITH_PENALTY: f64 = 5e-2;
@@ -92,7 +92,7 @@ struct Step {
     feature_loss: Option<f64>,
 }
 
-/// Published names and ours. A case runs once both of its methods are registered; from then on it has to pass.
+/// Published names and registered names of methods. A case must pass if both of its methods are registered.
 const LEARNERS: [(&str, &str); 4] =
     [("CODAPrompt", "coda_prompt"), ("DualPrompt", "dual_prompt"), ("L2P", "l2p"), ("APT", "apt")];
 const DISTILLERS: [(&str, &str); 5] = [
@@ -103,13 +103,13 @@ const DISTILLERS: [(&str, &str); 5] = [
     ("ReviewKD", "review_kd"),
 ];
 
-/// Whether the published name stands for a method that is registered here.
+/// Returns whether the published name corresponds to a registered method.
 fn is_registered(kind: Kind, names: &[(&str, &str)], published: &str) -> bool {
     let ours = names.iter().find(|(name, _)| *name == published);
     ours.is_some_and(|(_, name)| registry::find(kind, name).is_ok())
 }
 
-/// Our name and settings of a published learner.
+/// Returns the registered name and the settings of a published learner.
 fn learner_of(case: &Case) -> Option<(&'static str, Settings)> {
     let p = &case.prompt_param;
     let whole = |index: usize| toml::Value::Integer(p[index] as i64);
@@ -130,7 +130,7 @@ fn learner_of(case: &Case) -> Option<(&'static str, Settings)> {
     }
 }
 
-/// Our name and settings of a published distiller.
+/// Returns the registered name and the settings of a published distiller.
 fn distiller_of(case: &Case) -> Option<(&'static str, Settings)> {
     let alpha = || ("alpha", toml::Value::Float(case.kd_alpha));
     let temperature = || ("temperature", toml::Value::Float(case.temperature));
@@ -140,7 +140,7 @@ fn distiller_of(case: &Case) -> Option<(&'static str, Settings)> {
         "KD_Token" => {
             Some(("kd_prompts", table([alpha(), temperature(), ("layers", whole(0)), ("length", whole(1))])))
         }
-        // Its temperature is its own.
+        // DKD has its own temperature.
         "DKD" => Some(("dkd", table([alpha()]))),
         "FitNets" => Some(("fitnets", table([alpha(), temperature()]))),
         "ReviewKD" => Some(("review_kd", table([alpha(), temperature()]))),
@@ -155,14 +155,14 @@ fn table<const N: usize>(entries: [(&str, toml::Value); N]) -> Settings {
     entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
 }
 
-/// The worst relative error of each kind, with where it was met.
+/// Largest relative error of each kind, with its location.
 #[derive(Default)]
 struct Worst(BTreeMap<&'static str, (f64, String)>);
 
 impl Worst {
     fn see(&mut self, kind: &'static str, error: f64, place: impl Into<String>) {
         let worst = self.0.entry(kind).or_insert((0.0, String::new()));
-        // A NaN must not pass for small.
+        // NaN must count as a large error.
         if error.is_nan() || error > worst.0 {
             *worst = (if error.is_nan() { f64::INFINITY } else { error }, place.into());
         }
@@ -173,7 +173,7 @@ impl Worst {
     }
 }
 
-/// The package's folder; where the test was carried to another machine, `plugins` in the working directory.
+/// Returns the package's folder, or `plugins` in the working directory if the test was copied to another machine.
 fn package() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| "plugins".into(), PathBuf::from)
 }
@@ -206,7 +206,7 @@ fn backbone(dir: &Path, role: Role, heads: usize, image_size: usize) -> Result<A
     Ok(Arc::new(networks::vit(&weights, Some(heads), image_size, Normalization::NONE)?))
 }
 
-/// The walk through one recorded run.
+/// Reproduction of one recorded run.
 struct Walk {
     name: String,
     /// First word of the verdict's line.
@@ -219,7 +219,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// `None` if the case names a method that is not registered.
+    /// Reads a case; `None` if it names a method that is not registered.
     fn new(dir: &Path, name: &str) -> Result<Option<Self>> {
         let case = read_case(dir, name);
         if !is_registered(Kind::Distiller, &DISTILLERS, &case.kd_method) {
@@ -229,7 +229,7 @@ impl Walk {
         Self::with(dir, name, case, distiller)
     }
 
-    /// The same with a distiller that does nothing.
+    /// Reads a case with the distiller replaced by one that does nothing.
     fn with_any_distiller(dir: &Path, name: &str) -> Result<Option<Self>> {
         Self::with(dir, name, read_case(dir, name), Some(("none", Settings::new())))
     }
@@ -336,7 +336,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Puts recorded values in place of ours. What was recorded but does not exist here must never have been trained.
+    /// Replaces our values by recorded ones. Recorded tensors that do not exist here must never have been trained.
     fn load(&mut self, prefix: &str, role: Role, task: &Task) -> Result<()> {
         let mut state = self.trainer.state(role)?;
         let mut found = 0;
@@ -433,7 +433,7 @@ impl Walk {
             }
             optimizer.step(&gradients)?;
             if step.epoch == 0 && step.step == 0 {
-                // After a step, what is trained; what is only merged at a task's end is compared there.
+                // After a step, compare trainable tensors; tensors merged at a task's end are compared there.
                 self.compare_parameters(
                     &format!("{first}after/"),
                     &StateDict::of(&self.trainer.trainable(role))?,
@@ -465,7 +465,7 @@ impl Walk {
         networks::pixels(&self.images.index_select(&numbers, 0)?)
     }
 
-    /// Prints the case's line and tells whether it passed.
+    /// Prints the case's line and returns whether it passed.
     fn verdict(&self) -> bool {
         let penalty = self.case.learner_name == "CODAPrompt"
             && self.case.prompt_param.get(2).is_some_and(|mu| *mu > 0.0);
@@ -515,7 +515,7 @@ fn recorded_runs_are_reproduced() {
     let mut failures = 0;
     for dir in directories() {
         for name in cases(&dir) {
-            // A case that breaks off, also by panicking, fails; the others still run.
+            // A case that returns an error or panics fails; the others still run.
             let passed = std::panic::catch_unwind(|| -> Result<bool> {
                 match Walk::new(&dir, &name)? {
                     None => {
@@ -538,8 +538,8 @@ fn recorded_runs_are_reproduced() {
     assert_eq!(failures, 0, "recorded runs are not reproduced");
 }
 
-/// The teacher does not depend on the distiller, so its half of a run can be walked for every known learner, also under
-/// distillers that are not registered: this covers CODA-Prompt's orthogonality penalty.
+/// The teacher does not depend on the distiller, so its half of a run can be reproduced for every registered learner,
+/// even with unregistered distillers. This covers CODA-Prompt's orthogonality penalty.
 #[test]
 fn recorded_teachers_are_reproduced_under_any_distiller() {
     cdl_plugins::link();
@@ -583,7 +583,7 @@ fn backbone_features_are_reproduced() -> Result<()> {
                 println!("features {} {} {name} {error:.1e}", dir.display(), role.as_str());
                 assert!(error < tolerance().logits, "{} {name}: {error:e}", role.as_str());
             }
-            // What the methods read is the same whether or not anything else is asked for.
+            // The features that methods read do not depend on other taps.
             let plain = vit.forward(&pixels, &Injection::none(), &Taps::none())?;
             let norm = features.norm.expect("norm").i((.., 0))?;
             assert!(

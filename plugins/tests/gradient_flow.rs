@@ -1,6 +1,6 @@
-//! Every registered learner with every registered distiller: what a phase trains gets a gradient, and everything else is
-//! byte-identical afterwards; saved models predict the same, in networks of any sizes. And the built-in plugins are all
-//! there.
+//! Every registered learner with every registered distiller: trainable tensors of a phase get gradients, and all others
+//! are byte-identical afterwards; saved models give the same predictions, in networks of any sizes. All built-in
+//! plugins are registered.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -31,7 +31,7 @@ fn pairs() -> Result<Vec<(&'static str, &'static str)>> {
         .collect())
 }
 
-/// Pools of prompts made small.
+/// Returns settings with small pools of prompts.
 fn small(learner: &str) -> Result<&'static str> {
     let has_pool = (registry::find(Kind::Learner, learner)?.defaults)()?.contains_key("pool");
     Ok(if has_pool { "pool = 8" } else { "" })
@@ -47,17 +47,17 @@ fn trainer(learner: &str, distiller: &str) -> Result<Trainer> {
 }
 
 #[test]
-fn every_trainable_tensor_gets_a_gradient_and_every_frozen_one_stays() -> Result<()> {
+fn every_trainable_tensor_gets_a_gradient_and_frozen_tensors_never_change() -> Result<()> {
     for (learner, distiller) in pairs()? {
         testing::check_pair((learner, small(learner)?), (distiller, ""))?;
     }
     Ok(())
 }
 
-/// Depths other than published, among them a teacher of 24 blocks with a student of 12, a teacher with fewer blocks than
-/// its student and networks too shallow for all prompts, and a student that cuts the image into other patches.
+/// Depths that differ from the published ones: a teacher of 24 blocks with a student of 12, a teacher with fewer blocks
+/// than its student, networks too shallow for all prompts, and a student with another patch size.
 #[test]
-fn networks_of_any_sizes_go_together() -> Result<()> {
+fn networks_of_any_sizes_can_be_combined() -> Result<()> {
     let stream = Noise::new(1);
     for (teacher, student, patch) in [(24, 12, 4), (3, 6, 4), (4, 4, 4), (2, 1, 4), (7, 6, 8), (6, 6, 2)] {
         let student = Shape { depth: student, patch, ..Shape::STUDENT };
@@ -81,7 +81,7 @@ fn networks_of_any_sizes_go_together() -> Result<()> {
     Ok(())
 }
 
-/// CODA-Prompt's components of earlier tasks share a tensor with the trained ones, but must not move.
+/// CODA-Prompt's components of earlier tasks share a tensor with the trained ones, but must not change.
 #[test]
 fn past_components_are_byte_identical_after_a_later_task() -> Result<()> {
     cdl_plugins::link();
@@ -108,7 +108,7 @@ fn past_components_are_byte_identical_after_a_later_task() -> Result<()> {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_the_run_and_keeps_finished_tasks() -> Result<()> {
+fn a_nan_loss_stops_the_run_and_keeps_finished_tasks() -> Result<()> {
     for (learner, distiller) in pairs()? {
         let stream = Noise::new(2).poisoned_from(1);
         let mut trainer = trainer(learner, distiller)?;
@@ -147,7 +147,7 @@ fn saved_state_gives_the_same_predictions() -> Result<()> {
     Ok(())
 }
 
-/// The teacher's query is the CLS token of the student's frozen network, or of its own: prompts follow from it alone.
+/// The teacher's query is the CLS token of the student's or of its own frozen network. Prompts depend only on it.
 #[test]
 fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
     cdl_plugins::link();
@@ -173,7 +173,7 @@ fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
     Ok(())
 }
 
-/// A linker that drops the plugins would leave the listing empty: every file must have registered what it holds.
+/// If the linker dropped the plugins, the list would be empty. Every file must have registered its methods.
 #[test]
 fn all_built_in_plugins_are_registered() -> Result<()> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -1,4 +1,4 @@
-//! Files that are damaged or made to harm: every one is refused in words, none takes the program down.
+//! Damaged and malicious files: every one gives a clear error, none causes a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -11,7 +11,7 @@ use cdl_core::{
 };
 use common::{failure, fixtures, stream, untouched};
 
-/// A number below `bound`.
+/// Draws a number below `bound`.
 fn below(rng: &mut Rng, bound: usize) -> usize {
     let mut four = [0; 4];
     use_bytes(rng, &mut four);
@@ -25,14 +25,14 @@ fn use_bytes(rng: &mut Rng, bytes: &mut [u8]) {
     }
 }
 
-/// One to four changes: bytes replaced by others or by extremes, removed, doubled, or the rest cut off.
+/// Makes one to four changes: replaces bytes by random or extreme values, removes or duplicates bytes, or truncates.
 fn mutate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut bytes = original.to_vec();
     for _ in 0..1 + below(rng, 4) {
         if bytes.is_empty() {
             break;
         }
-        // The beginning and the end, where headers are, as often as all the rest.
+        // Change the beginning and the end, which contain headers, as often as the rest.
         let at = match below(rng, 4) {
             0 => below(rng, bytes.len().min(64)),
             1 => bytes.len() - 1 - below(rng, bytes.len().min(600)),
@@ -54,7 +54,7 @@ fn mutate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
     bytes
 }
 
-/// Reads a stream whole: builds it and decodes its training and test images.
+/// Builds a stream and decodes its test images.
 fn read(name: &str, settings: &str) -> Result<()> {
     let stream = stream(name, settings, 0)?;
     for task in 0..stream.tasks().len() {
@@ -126,7 +126,7 @@ fn mutated_files_never_panic() {
     }
 }
 
-/// What is said about a CIFAR-100 folder whose training file is this pickle.
+/// Returns the error for a CIFAR-100 folder whose training file is this pickle.
 fn pickled(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     for file in ["test", "meta"] {
@@ -154,7 +154,7 @@ fn pickles_that_name_functions_are_refused() {
         assert!(said.contains("train: byte") && said.contains(name) && said.contains("refused"), "{said}");
     }
     assert!(!marker.exists());
-    // Opcodes that make objects of classes, extension codes and persistent ids.
+    // Opcodes that construct objects, extension codes and persistent ids.
     for opcode in [b'i', b'o', 0x81, 0x92, 0x82, b'P', b'Q'] {
         let said = pickled(&[0x80, 2, b'N', opcode, b'.']);
         assert!(said.contains(&format!("opcode {opcode:#04x}")), "{said}");
@@ -162,7 +162,7 @@ fn pickles_that_name_functions_are_refused() {
 }
 
 #[test]
-fn pickles_that_promise_too_much_are_refused() {
+fn invalid_pickles_are_refused() {
     let train = fs::read(fixtures().join("cifar-100-python/train")).unwrap();
     let replaced = |from: &[u8], to: &[u8]| {
         let at = train.windows(from.len()).position(|window| window == from).unwrap();
@@ -191,7 +191,7 @@ fn pickles_that_promise_too_much_are_refused() {
 }
 
 #[test]
-fn repeated_text_in_a_pickle_takes_no_memory() {
+fn repeated_text_in_a_pickle_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["train", "test"] {
         fs::copy(fixtures().join("cifar-100-python").join(file), folder.path().join(file)).unwrap();
@@ -206,7 +206,7 @@ fn repeated_text_in_a_pickle_takes_no_memory() {
 }
 
 #[test]
-fn gzip_is_unpacked_only_as_far_as_the_header_says() {
+fn gzip_is_decompressed_at_most_to_the_size_in_the_header() {
     let folder = tempfile::tempdir().unwrap();
     let zip = |data: &[u8], cut: usize| {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
@@ -226,13 +226,13 @@ fn gzip_is_unpacked_only_as_far_as_the_header_says() {
     let train = folder.path().join("train-images-idx3-ubyte.gz");
     fs::write(&train, zip(&images(10_000_000), 0)).unwrap();
     let said = failure("idx", &settings);
-    assert!(said.contains("images-idx3-ubyte.gz: 9 bytes of data"), "8 and one more, not all: {said}");
+    assert!(said.contains("images-idx3-ubyte.gz: 9 bytes of data"), "8 bytes and one more, not all: {said}");
     fs::write(&train, zip(&images(0), 12)).unwrap();
     assert!(failure("idx", &settings).contains("images-idx3-ubyte.gz: cannot be read"));
 }
 
 #[test]
-fn parquet_that_is_none_or_lies_is_refused() {
+fn invalid_parquet_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let settings = format!("path = \"{}\"\nlabel_column = \"species\"", folder.path().display());
     let whole = fs::read(fixtures().join("plain/train.parquet")).unwrap();
@@ -253,7 +253,7 @@ fn parquet_that_is_none_or_lies_is_refused() {
     }
 }
 
-/// Reads a split list of the image folder `root/in`, beside which there is a file outside.
+/// Reads a split list of the image folder `root/in`. The folder `root/out` contains a file that lists must not reach.
 fn listed(root: &Path, extension: &str, text: &str) -> Result<(), Error> {
     let list = root.join(format!("list.{extension}"));
     fs::write(&list, text).unwrap();
@@ -265,7 +265,7 @@ fn listed(root: &Path, extension: &str, text: &str) -> Result<(), Error> {
 }
 
 #[test]
-fn lists_cannot_leave_the_folder_or_grow() {
+fn lists_cannot_leave_the_folder_or_expand_aliases() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     for name in ["in/a", "out"] {

@@ -1,4 +1,4 @@
-//! Memory stays flat over steps. A process of its own, so that nothing else allocates meanwhile.
+//! Training steps do not increase memory. This test is a separate process, so that nothing else allocates.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![cfg(target_os = "linux")]
 
@@ -10,18 +10,18 @@ use cdl_core::{
     traits::{EpochKey, Role},
 };
 
-/// Resident pages of this process.
+/// Returns the number of resident pages of this process.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").expect("/proc/self/statm");
     statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("resident pages")
 }
 
-/// The quickstart's methods and networks, in batches of two.
+/// Uses the methods and networks of the quickstart, in batches of two.
 #[test]
 fn steps_do_not_raise_resident_memory() -> Result<()> {
     cdl_plugins::link();
-    // Steps alone: the cache of images fills up during the first epochs, and a worker of every epoch has an arena of
-    // the allocator's.
+    // Measure steps only: the image cache fills during the first epochs, and the workers of every epoch have their own
+    // arenas in the allocator.
     let sets = ["batch_size=2", "stream.input.cache_mb=0", "stream.input.workers=0"].map(String::from);
     let config = Config::load(&["../configs/quickstart.toml"], &sets)?;
     let Experiment { stream, mut trainer, .. } = Experiment::build(&config)?;
@@ -33,9 +33,9 @@ fn steps_do_not_raise_resident_memory() -> Result<()> {
     }
     let key = |epoch| EpochKey { task: 0, role: Role::Student, epoch };
     let batches = (0..).flat_map(|epoch| stream.train_batches(key(epoch), 2, 0));
-    // The allocator keeps freed memory for a while and gives it back at times of its own, so single readings swing by
-    // a tenth in a process this small. What a leak raises is the floor. The heap takes its time to settle: over 5,000
-    // steps the floor rose by 2 % until step 500, by 1 % more until step 3,000, and by no page after that.
+    // The allocator releases freed memory at irregular times, so single readings vary by a tenth in such a small
+    // process. A leak raises the minimum. The heap settles slowly: over 5,000 steps the minimum rose by 2 % until step
+    // 500, by 1 % more until step 3,000, and not at all after that.
     let (mut early, mut late) = (usize::MAX, usize::MAX);
     for (step, batch) in (1..=1400).zip(batches) {
         let batch = batch?;

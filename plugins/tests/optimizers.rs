@@ -1,4 +1,4 @@
-//! Optimisers against PyTorch's, step by step in float64, and stopped and restored in the middle.
+//! Comparison of optimisers with PyTorch, step by step in float64, and after a restore between steps.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use cdl_core::{
 };
 use serde::Deserialize;
 
-/// Eight steps of one optimiser, made by `fixtures/golden/make.py`.
+/// Eight recorded steps of an optimiser, made by `fixtures/golden/make.py`.
 #[derive(Deserialize)]
 struct Recorded {
     optimizer: String,
@@ -26,7 +26,7 @@ fn recorded() -> Vec<Recorded> {
     serde_json::from_slice(&std::fs::read(file).expect("fixture")).expect("JSON")
 }
 
-/// PyTorch's settings by our names.
+/// Converts PyTorch's settings to an optimiser's configuration.
 fn config(recorded: &Recorded) -> OptimizerConfig {
     let number = |key: &str| recorded.settings[key].as_f64();
     let mut settings = serde_json::Map::new();
@@ -51,14 +51,14 @@ fn variable(recorded: &Recorded) -> Result<NamedVar> {
     NamedVar::new("p", &Tensor::new(recorded.start.as_slice(), &Device::Cpu)?)
 }
 
-/// A step with this gradient: that of `g · p`.
+/// Takes a step with the given gradient, the gradient of `g · p`.
 fn step(optimizer: &mut Optimizer, var: &NamedVar, gradient: &[f64]) -> Result<()> {
     let loss = (var.tensor() * Tensor::new(gradient, &Device::Cpu)?)?.sum_all()?;
     optimizer.step(&loss.backward()?)
 }
 
 #[test]
-fn every_step_is_pytorchs() -> Result<()> {
+fn every_step_equals_pytorch() -> Result<()> {
     let recorded = recorded();
     assert_eq!(recorded.len(), 5);
     for case in &recorded {
@@ -81,7 +81,7 @@ fn every_step_is_pytorchs() -> Result<()> {
 }
 
 #[test]
-fn a_restored_optimiser_goes_on_as_the_saved_one() -> Result<()> {
+fn a_restored_optimiser_continues_like_the_saved_one() -> Result<()> {
     for case in &recorded() {
         let var = variable(case)?;
         let mut optimizer = Optimizer::new(&config(case), vec![var.clone()])?;

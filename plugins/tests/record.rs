@@ -1,4 +1,4 @@
-//! What a test records of the methods here: prompts by task of the image, and what a network costs.
+//! Records of evaluations: use of prompts by the task of the image, and costs of networks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
@@ -17,7 +17,7 @@ fn trainer(source: QuerySource, learner: (&str, &str), distiller: &str) -> Resul
     lab.trainer_of((learner.0, &settings), (distiller, &toml::from_str("").expect("TOML")))
 }
 
-/// Both networks after the last of three tasks of four test images.
+/// Returns the prompt use of both networks after the last of three tasks of four test images.
 fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
     let mut trainer = trainer(QuerySource::Student, learner, "kd")?;
     let stream = Noise::new(1);
@@ -32,10 +32,10 @@ fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
     Ok((trainer, [of(Role::Teacher), of(Role::Student)]))
 }
 
-/// Cosines of queries `(B, D)` with the keys of `pool`, as the state has them.
+/// Returns the cosines of queries `(B, D)` with the keys of `pool` in the saved state.
 fn cosines(trainer: &Trainer, role: Role, pool: &str, query: &Tensor) -> Result<Vec<Vec<f32>>> {
     let state = trainer.state(role)?;
-    let keys = state.get(pool).expect("a pool is called as its keys in the saved models").clone();
+    let keys = state.get(pool).expect("a pool has the name of its keys in saved models").clone();
     let unit =
         |x: &Tensor| -> Result<Tensor> { Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?) };
     Ok(unit(query)?.matmul(&unit(&keys)?.t()?)?.to_vec2()?)
@@ -108,7 +108,7 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
         let block = BlockLengths { rows: 6, cls_add: false, trained: true };
         let lengths = Lengths { blocks: vec![block], ..Lengths::default() };
         let teacher = trainer.teacher.backbone.macs(&lengths);
-        // The distiller's token and rows come to the student's.
+        // The student also has the distiller's token and rows.
         let mut more = trainer.distiller.inject(cdl_core::traits::Pass::Train)?.lengths()?;
         assert_eq!(
             (more.tokens, more.trained_tokens),
@@ -156,7 +156,7 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
         let expected = InferenceMacs { query: plain_student, forward: student.forward, total };
         assert_eq!(found.inference_macs, expected);
     }
-    // Without prompts there is no query, and nothing frozen has a gradient.
+    // Without prompts there is no query, and no gradient passes through frozen layers.
     let mut trainer = trainer(QuerySource::Student, ("linear", ""), "none")?;
     trainer.begin_task(&Noise::new(1).tasks()[0])?;
     let found = trainer.cost(Role::Student)?;
@@ -168,9 +168,9 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
     Ok(())
 }
 
-/// What is said for the record ends no run: weights that are no numbers are left out of it.
+/// Recording is best effort: NaN weights are left out of the record and do not stop the run.
 #[test]
-fn a_record_that_cannot_be_is_left_out() -> Result<()> {
+fn invalid_records_are_left_out() -> Result<()> {
     let mut trainer = trainer(QuerySource::Student, ("coda_prompt", "pool = 6\nlength = 2"), "kd")?;
     let stream = Noise::new(1);
     let first = &stream.tasks()[0];

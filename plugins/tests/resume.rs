@@ -1,5 +1,5 @@
-//! Runs that are stopped between any two steps and go on from a checkpoint's bytes, in networks and methods that were
-//! made with another seed.
+//! Runs that are stopped between any two steps and resumed from a checkpoint's bytes, with networks and methods created
+//! with another seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use cdl_core::{
 const STEPS: usize = 2;
 const EPOCHS: usize = 2;
 
-/// A trainer of two epochs a task; `seed` decides initial values alone.
+/// Builds a trainer with two epochs per task. `seed` determines only initial values.
 fn trainer(seed: u64, methods: (&str, &str), optimizer: &str) -> Result<Trainer> {
     cdl_plugins::link();
     let mut settings = Settings::new();
@@ -32,7 +32,7 @@ fn trainer(seed: u64, methods: (&str, &str), optimizer: &str) -> Result<Trainer>
     Ok(trainer)
 }
 
-/// All that a run comes to, but for the time it took.
+/// Results of a run, without its times.
 #[derive(Debug, PartialEq)]
 struct Outcome {
     states: [BTreeMap<String, Vec<u32>>; 2],
@@ -40,10 +40,10 @@ struct Outcome {
     epochs: Vec<EpochReport>,
 }
 
-/// Where a run could be stopped: its position, the epochs reported before, and the bytes of a checkpoint.
+/// State at which a run can be stopped: its position, the epochs reported so far, and the bytes of a checkpoint.
 type Stop = (Position, usize, Vec<u8>);
 
-/// Runs on from `from`; gives the outcome and every moment at which it could have been stopped.
+/// Continues a run from `from`. Returns the outcome and every state at which it can be stopped.
 fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
     let stream = Noise::new(STEPS);
     let (mut epochs, mut moments) = (Vec::new(), Vec::new());
@@ -72,7 +72,7 @@ fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
     Ok((Outcome { states, accuracies, epochs }, moments))
 }
 
-/// Stops at every moment of a run, goes on from there, and compares.
+/// Resumes a run from every state at which it can be stopped, and compares the outcomes.
 fn every_stop(methods: (&str, &str), optimizer: &str) -> Result<()> {
     let (whole, moments) = run(&mut trainer(1, methods, optimizer)?, RunState::default())?;
     let tasks = whole.accuracies.student.rows().len();
@@ -93,7 +93,7 @@ fn every_stop(methods: (&str, &str), optimizer: &str) -> Result<()> {
 }
 
 #[test]
-fn a_run_stopped_between_any_two_steps_ends_as_the_whole_one_with_every_optimiser() -> Result<()> {
+fn a_run_resumed_between_any_two_steps_equals_an_uninterrupted_one_with_every_optimiser() -> Result<()> {
     for optimizer in ["adam", "amsgrad", "sgd", "rmsprop"] {
         every_stop(("coda_prompt", "kd_prompts"), optimizer)?;
     }
@@ -101,13 +101,13 @@ fn a_run_stopped_between_any_two_steps_ends_as_the_whole_one_with_every_optimise
 }
 
 #[test]
-fn and_with_methods_that_keep_more_than_they_train() -> Result<()> {
+fn a_resumed_run_equals_an_uninterrupted_one_for_methods_with_untrained_state() -> Result<()> {
     every_stop(("apt", "review_kd"), "adam")?;
     every_stop(("dual_prompt", "fitnets"), "adam")
 }
 
 #[test]
-fn bytes_that_are_not_those_that_were_written_are_refused() -> Result<()> {
+fn damaged_checkpoints_are_refused() -> Result<()> {
     let (_, moments) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;
     let (_, _, bytes) = &moments[4];
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
@@ -128,7 +128,7 @@ fn bytes_that_are_not_those_that_were_written_are_refused() -> Result<()> {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << bit;
         assert!(refusal(&flipped).contains("SHA-256"), "bit {bit} of byte {at}");
-        // In the header a change may be one of white space; what is read is right, or it is refused.
+        // A change in the header may affect only white space: the checkpoint is read correctly or refused.
         let at = random(header);
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << bit;
@@ -149,7 +149,7 @@ fn bytes_that_are_not_those_that_were_written_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A checkpoint of another run does not fit, and says where.
+/// A checkpoint of another run gives an error that names the mismatch.
 #[test]
 fn a_position_or_tensors_that_the_run_does_not_have_are_refused() -> Result<()> {
     let (_, moments) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;

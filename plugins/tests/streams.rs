@@ -1,4 +1,4 @@
-//! Streams on small files in their true formats.
+//! Streams of small files in their original formats.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -19,7 +19,7 @@ fn idx_header(dims: &[u32]) -> Vec<u8> {
     bytes
 }
 
-/// Images 3 x 2 (rows x columns) whose pixels are all 10 times their number; labels count 0, 1, 2, 0, ...
+/// Writes images of 3 x 2 pixels (rows x columns) whose values are 10 times their number, with labels 0, 1, 2, 0, ...
 fn write_idx(folder: &Path, split: &str, count: u32, gz: bool) {
     let mut images = idx_header(&[count, 3, 2]);
     images.extend((0..count).flat_map(|number| [10 * number as u8; 6]));
@@ -38,7 +38,7 @@ fn write_idx(folder: &Path, split: &str, count: u32, gz: bool) {
     }
 }
 
-/// The first pixel of each image of a batch.
+/// Returns the first pixel of each image of a batch.
 fn first_pixels(pixels: &Tensor) -> Vec<u8> {
     let first = pixels.flatten_from(1).unwrap().narrow(1, 0, 1).unwrap();
     let first = first.flatten_all().unwrap().to_vec1::<f32>().unwrap();
@@ -101,7 +101,7 @@ fn idx_files_plain_and_gzipped() -> Result<()> {
     assert_eq!(batches[0].labels.to_vec1::<u32>()?, [1, 1]);
     assert_eq!(first_pixels(&batches[0].pixels), [10, 40], "test images 1 and 4 are of class 1");
 
-    // Every epoch is another order of the same images; the last incomplete batch is dropped.
+    // Every epoch has a different order of the same images; the last incomplete batch is dropped.
     let order = |seed: u64, epoch: usize| -> Result<Vec<u8>> {
         let stream = stream("idx", &settings.replace("tasks = 3", "tasks = 1"), seed)?;
         let key = EpochKey { task: 0, role: Role::Student, epoch };
@@ -117,7 +117,7 @@ fn idx_files_plain_and_gzipped() -> Result<()> {
 }
 
 #[test]
-fn idx_files_that_are_damaged_or_missing() {
+fn damaged_and_missing_idx_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     write_idx(folder.path(), "train", 9, false);
     let settings = format!("path = \"{}\"\n[transform]\nimage_size = 4", folder.path().display());
@@ -135,7 +135,7 @@ fn idx_files_that_are_damaged_or_missing() {
     assert!(failure("idx", &settings).contains("6 images, but 2 labels"));
 }
 
-/// Five grey images for each of two classes below one folder.
+/// Writes five grey images for each of two classes.
 fn write_images(folder: &Path) {
     for class in ["night owl", "cat"] {
         let folder = folder.join("pictures").join(class);
@@ -176,7 +176,7 @@ fn image_folders_split_by_lists() -> Result<()> {
     list("train.txt", &[0, 1, 2], ["", ""]);
     list("test.txt", &[3, 4], ["", ""]);
     let named = stream("image_folder", &settings, 0)?;
-    assert_eq!(named.classes(), ["cat", "night owl"], "without labels, names do");
+    assert_eq!(named.classes(), ["cat", "night owl"], "without labels, names set the order");
     assert_ne!(named.record()?.fingerprint, labelled.record()?.fingerprint);
 
     list("train.txt", &[0, 1], ["0", "0"]);
@@ -192,7 +192,7 @@ fn image_folders_split_by_lists() -> Result<()> {
 }
 
 #[test]
-fn the_embedded_stream_has_what_its_description_says() -> Result<()> {
+fn the_embedded_stream_matches_its_description() -> Result<()> {
     let stream = stream("embedded", "tasks = 5\n[transform]\nimage_size = 28\ntest = \"resize\"", 0)?;
     assert_eq!(stream.classes().len(), 10);
     assert_eq!((stream.classes()[0].as_str(), stream.classes()[9].as_str()), ("T-shirt/top", "Ankle boot"));

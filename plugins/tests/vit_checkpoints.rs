@@ -1,5 +1,5 @@
-//! Checkpoints as users have them: by transformers and timm, in safetensors and by `torch.save`, each against the
-//! features that its own library computes; and what is said of files that are something else.
+//! Checkpoints of transformers and timm, as safetensors and `torch.save` files: features equal those of the library
+//! that wrote the file, and other files give clear errors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -19,14 +19,14 @@ use cdl_core::{
 };
 use common::networks::{self, difference};
 
-/// Far above what float32 arithmetic loses here, and below the effect of a GELU by tanh or of another eps.
+/// Tolerance far above float32 rounding errors, and below the effect of a tanh GELU or of another epsilon.
 const TOLERANCE: f64 = 5e-5;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vit")
 }
 
-/// What a source of this name leads to, with the files beside the weights.
+/// Reads the fixture `name` with its configuration files.
 fn weights(name: &str) -> Result<VitWeights> {
     let files = hub::fetch(&WeightSource::Path(fixtures().join(name)))?;
     let weights = VitWeights::read(&files.weights, files.config.as_deref())?;
@@ -36,7 +36,7 @@ fn weights(name: &str) -> Result<VitWeights> {
     }
 }
 
-/// Every token after the final norm, for the images of `expected`.
+/// Computes all tokens after the final norm for the images of `expected`.
 fn tokens(
     weights: &VitWeights,
     heads: Option<usize>,
@@ -52,7 +52,7 @@ fn expected(name: &str) -> Result<HashMap<String, Tensor>> {
     Ok(safetensors::load(fixtures().join(name).join("expected.safetensors"), &Device::Cpu)?)
 }
 
-/// Compares with what the library itself computes; heads and eps come from `config.json`.
+/// Compares with the tokens that the library computes. Heads and epsilon come from `config.json`.
 fn compare(name: &str) -> Result<()> {
     let expected = expected(name)?;
     let tokens = tokens(&weights(name)?, None, Normalization::NONE, &expected)?;
@@ -63,7 +63,7 @@ fn compare(name: &str) -> Result<()> {
 }
 
 #[test]
-fn each_network_of_transformers_gives_its_own_tokens() -> Result<()> {
+fn networks_of_transformers_give_the_tokens_of_transformers() -> Result<()> {
     compare("transformers_vit")?;
     compare("transformers_dinov2")?;
     compare("transformers_dinov2_registers")?;
@@ -72,12 +72,12 @@ fn each_network_of_transformers_gives_its_own_tokens() -> Result<()> {
 }
 
 #[test]
-fn a_pytorch_file_in_the_names_of_a_state_dict_gives_its_own_tokens() -> Result<()> {
+fn a_pytorch_file_with_state_dict_names_gives_the_tokens_of_transformers() -> Result<()> {
     compare("torch_vit")
 }
 
 #[test]
-fn the_preprocessor_says_how_pixels_are_normalised() -> Result<()> {
+fn pixels_are_normalised_by_the_preprocessor_config() -> Result<()> {
     let expected = expected("transformers_vit")?;
     let weights = weights("transformers_vit")?;
     let normalization = weights.normalization().expect("preprocessor_config.json");
@@ -90,7 +90,7 @@ fn the_preprocessor_says_how_pixels_are_normalised() -> Result<()> {
 }
 
 #[test]
-fn eps_is_the_files_own_else_that_of_the_library() -> Result<()> {
+fn eps_is_read_from_the_file_or_is_the_default_of_the_library() -> Result<()> {
     assert_eq!(weights("transformers_vit")?.eps(), 1e-3);
     assert_eq!(weights("torch_vit")?.eps(), 1e-12);
     let without_config =
@@ -99,7 +99,7 @@ fn eps_is_the_files_own_else_that_of_the_library() -> Result<()> {
     assert_eq!(without_config("transformers_mae")?.eps(), 1e-12);
     assert_eq!(without_config("transformers_dinov2")?.eps(), 1e-6);
     assert_eq!(without_config("timm_vit")?.eps(), 1e-6);
-    // It matters: the library's own eps gives other tokens than that of the file.
+    // The epsilon has an effect: the default of the library gives other tokens than the value of the file.
     for (name, heads) in [("transformers_vit", 4), ("transformers_dinov2", 2)] {
         let expected = expected(name)?;
         let tokens = tokens(&without_config(name)?, Some(heads), Normalization::NONE, &expected)?;
@@ -114,7 +114,7 @@ fn timms_and_transformers_files_of_one_network_agree() -> Result<()> {
         [("timm_vit", "transformers_vit", 4), ("timm_deit", "transformers_deit", 2)]
     {
         let expected = expected(transformers)?;
-        // The eps of transformers' file, which timm's has no place for.
+        // timm's file format has no field for the epsilon of transformers' file.
         let eps = weights(transformers)?.eps();
         let config = format!(r#"{{"layer_norm_eps": {eps}}}"#);
         let bytes = fs::read(fixtures().join(timm).join("model.safetensors")).expect("file");
@@ -131,12 +131,12 @@ fn timms_and_transformers_files_of_one_network_agree() -> Result<()> {
 fn a_nested_state_dict_with_a_prefix_views_and_mixed_types() -> Result<()> {
     let expected = expected("transformers_vit")?;
     let of_file = |name: &str| tokens(&weights(name)?, Some(4), Normalization::NONE, &expected);
-    // The same numbers as timm_vit.
+    // The file has the weights of timm_vit.
     assert_eq!(difference(&of_file("state_dict.pth")?, &of_file("timm_vit")?)?, 0.0);
     Ok(())
 }
 
-/// The message for a file with these bytes.
+/// Returns the error message for a file with these bytes.
 fn refusal(bytes: &[u8]) -> String {
     match VitWeights::from_bytes("some.file".into(), bytes, None) {
         Ok(weights) => weights.geometry().err().map(|e| e.to_string()).unwrap_or_default(),
@@ -144,7 +144,7 @@ fn refusal(bytes: &[u8]) -> String {
     }
 }
 
-/// The file of a fixture with its tensors changed.
+/// Returns the file of a fixture with modified tensors.
 fn changed(name: &str, change: impl Fn(&mut HashMap<String, Tensor>)) -> Result<Vec<u8>> {
     let mut tensors = safetensors::load(fixtures().join(name).join("model.safetensors"), &Device::Cpu)?;
     change(&mut tensors);
@@ -162,7 +162,7 @@ fn says(message: &str, words: &[&str]) {
 }
 
 #[test]
-fn what_is_missing_and_what_is_too_much_is_listed() -> Result<()> {
+fn missing_and_unexpected_tensors_are_listed() -> Result<()> {
     let bytes = changed("transformers_vit", |tensors| {
         tensors.remove("vit.encoder.layer.1.attention.attention.key.bias");
         let norm = tensors.remove("vit.layernorm.weight").expect("norm");
@@ -172,12 +172,12 @@ fn what_is_missing_and_what_is_too_much_is_listed() -> Result<()> {
         &refusal(&bytes),
         &[
             "no tensor `vit.layernorm.weight`, `vit.encoder.layer.1.attention.attention.key.bias` \
-             (the most similar name there is `vit.layernorm.gamma`)",
+             (the nearest name is `vit.layernorm.gamma`)",
             "has `vit.layernorm.gamma`, which a plain ViT does not have",
-            "read by the names of transformers' ViT",
+            "read with the names of transformers' ViT",
         ],
     );
-    // A whole block: more than is shown.
+    // A whole block is missing: more names than the message lists.
     let bytes = changed("timm_vit", |tensors| {
         tensors.retain(|name, _| !name.starts_with("blocks.0."));
         tensors.insert("blocks.1.attn.extra".into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
@@ -191,7 +191,7 @@ fn what_is_missing_and_what_is_too_much_is_listed() -> Result<()> {
             "timm's names",
         ],
     );
-    // LayerScale is for all blocks or none.
+    // LayerScale must be in all blocks or in none.
     let bytes = changed("transformers_dinov2", |tensors| {
         tensors.remove("encoder.layer.1.layer_scale2.lambda1");
     })?;
@@ -200,7 +200,7 @@ fn what_is_missing_and_what_is_too_much_is_listed() -> Result<()> {
 }
 
 #[test]
-fn shapes_are_told_by_the_names_of_the_file() -> Result<()> {
+fn shape_errors_name_the_tensor_of_the_file() -> Result<()> {
     let narrow = |name: &'static str| {
         changed("transformers_vit", move |tensors| {
             let tensor = tensors[name].narrow(0, 0, 1).unwrap().contiguous().unwrap();
@@ -210,7 +210,7 @@ fn shapes_are_told_by_the_names_of_the_file() -> Result<()> {
     let key = "vit.encoder.layer.0.attention.attention.key.weight";
     let message = refusal(&narrow(key)?);
     says(&message, &[key, "[1, 16]"]);
-    // A hidden layer without neurons.
+    // A hidden layer of width 0.
     let hollow = changed("timm_vit", |tensors| {
         for (name, axis) in [("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)] {
             for block in 0..2 {
@@ -230,7 +230,7 @@ fn shapes_are_told_by_the_names_of_the_file() -> Result<()> {
 }
 
 #[test]
-fn networks_that_compute_something_else_are_refused() -> Result<()> {
+fn unsupported_architectures_are_refused() -> Result<()> {
     let clip = fs::read(fixtures().join("transformers_clip/model.safetensors")).expect("file");
     says(
         &refusal(&clip),
@@ -249,11 +249,11 @@ fn networks_that_compute_something_else_are_refused() -> Result<()> {
         &["has `reg_token_of_mine`, which a plain ViT does not have"],
     );
     assert_eq!(refusal(&with("head.weight")?), "");
-    // Two names for one place, and two networks in one file.
+    // Two names of one tensor, and two networks in one file.
     let bytes = changed("timm_deit", |tensors| {
         tensors.insert("reg_token".into(), tensors["dist_token"].clone());
     })?;
-    says(&refusal(&bytes), &["`dist_token` and `reg_token` are two tensors for one place"]);
+    says(&refusal(&bytes), &["`dist_token` and `reg_token` are two names of one tensor"]);
     let bytes = changed("timm_vit", |tensors| {
         let both = ["student.", "teacher."].into_iter().flat_map(|prefix| {
             tensors.iter().map(move |(name, tensor)| (format!("{prefix}{name}"), tensor.clone()))
@@ -267,7 +267,7 @@ fn networks_that_compute_something_else_are_refused() -> Result<()> {
     })?;
     says(
         &refusal(&bytes),
-        &["no tensor of a ViT but for instance `fc.bias`", "timm's names", "transformers'"],
+        &["no tensor of a ViT, but for instance `fc.bias`", "timm's names", "transformers'"],
     );
     let config = br#"{"hidden_act": "quick_gelu"}"#;
     let vit = fs::read(fixtures().join("timm_vit/model.safetensors")).expect("file");
@@ -277,7 +277,7 @@ fn networks_that_compute_something_else_are_refused() -> Result<()> {
 }
 
 #[test]
-fn files_that_are_no_weights_are_told_apart() {
+fn files_without_weights_give_different_errors() {
     let legacy = fs::read(fixtures().join("legacy.pth")).expect("file");
     says(&refusal(&legacy), &["PyTorch before 1.6"]);
     says(&refusal(b"<!doctype html>"), &["not a complete safetensors file"]);
@@ -285,7 +285,7 @@ fn files_that_are_no_weights_are_told_apart() {
     says(&refusal(b"PK\x03\x04 and nothing else"), &["not a complete PyTorch file"]);
 }
 
-/// A file such as `torch.save` writes, with this pickle and one storage of 64 zeros.
+/// Returns a file in the format of `torch.save` with the given pickle and one storage of 64 zeros.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -296,7 +296,7 @@ fn archive(pickle: &[u8]) -> Vec<u8> {
     zip.finish().expect("archive").into_inner()
 }
 
-/// `{"norm.weight": a tensor}`; offset, shape and strides are pickled integers.
+/// Returns a pickle of `{"norm.weight": tensor}`. Offset, shape and strides are pickled integers.
 fn tensor_pickle(storage: &str, offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
     let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     let begin =
@@ -315,7 +315,7 @@ fn tensor_pickle(storage: &str, offset: &[u8], shape: &[u8], strides: &[u8]) -> 
 #[test]
 fn hostile_pickles_are_refused() {
     let (four, one) = (b"K\x04".as_slice(), b"K\x01".as_slice());
-    // This one is in order, only no ViT.
+    // This pickle is valid but does not contain a ViT.
     says(
         &refusal(&archive(&tensor_pickle("0", b"K\x3c", four, one))),
         &["no tensor `patch_embed.proj.weight`"],
@@ -328,8 +328,8 @@ fn hostile_pickles_are_refused() {
         (tensor_pickle("0", b"K\x00", far, b"K\x00"), "larger than the file"),
         (tensor_pickle("0", b"K\x00", b"J\xff\xff\xff\x7f", b"K\x00"), "larger than the file"),
         (tensor_pickle("../0", b"K\x00", four, one), "`data/../0` cannot be read"),
-        (tensor_pickle("0", b"J\xff\xff\xff\xff", four, one), "holds no tensors"),
-        // os.system("true"), which stays an unmade call.
+        (tensor_pickle("0", b"J\xff\xff\xff\xff", four, one), "contains no tensors"),
+        // os.system("true"), which is never called.
         (b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.".to_vec(), "Python object"),
         (b"\x80\x02}X\x05\x00\x00\x00epochK\x03s.".to_vec(), "its keys are: `epoch`"),
         (b"\x80\x02]K\x01a.".to_vec(), "no dictionary of tensors"),
@@ -342,7 +342,7 @@ fn hostile_pickles_are_refused() {
 }
 
 #[test]
-fn what_is_said_of_a_hostile_pickle_is_bounded() {
+fn error_messages_for_hostile_pickles_have_bounded_length() {
     // A dictionary whose key is a long list, and one whose name is long.
     let long = [b"\x80\x02}(](".to_vec(), b"K\x01".repeat(100_000), b"eK\x01u.".to_vec()].concat();
     let name = "x".repeat(1 << 20);
@@ -357,20 +357,20 @@ fn what_is_said_of_a_hostile_pickle_is_bounded() {
 }
 
 #[test]
-fn no_damage_to_a_pytorch_file_is_more_than_an_error() {
+fn damaged_pytorch_files_give_errors_and_no_panics() {
     for name in ["torch_vit/pytorch_model.bin", "state_dict.pth"] {
         let whole = fs::read(fixtures().join(name)).expect("file");
         for end in (0..whole.len()).step_by(97) {
             assert_ne!(refusal(&whole[..end]), "", "{name} cut at {end} is taken for whole");
         }
-        // A flipped bit anywhere; the checksums of the archive do not cover all of it.
+        // Flip a bit anywhere; the checksums of the archive do not cover all bytes.
         for place in (0..whole.len()).step_by(31) {
             let mut bytes = whole.clone();
             bytes[place] ^= 1 << (place % 8);
             refusal(&bytes);
         }
     }
-    // Damage to the pickle itself, past any checksum: each byte in turn takes a few other values.
+    // Damage the pickle before the archive computes its checksum: replace each byte in turn.
     let pickle = tensor_pickle("0", b"K\x00", b"K\x04", b"K\x01");
     for place in 0..pickle.len() {
         for value in [0, 0x28, 0x52, 0x62, 0x65, 0x68, 0x74, 0x85, 0x86, 0x8a, 0xff] {

@@ -1,5 +1,5 @@
-//! The forms that ViT checkpoints come in, each against timm's own tokens: half-precision files, LayerScale, register
-//! tokens with and without positions, and position embeddings resampled to a larger and to a smaller image.
+//! Variants of ViT checkpoints, compared with the tokens of timm: half-precision files, LayerScale, register tokens
+//! with and without positions, and position embeddings resampled to a larger and to a smaller image.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -14,11 +14,11 @@ use cdl_core::{
 };
 use common::networks::{self, difference};
 
-/// Far above what float32 arithmetic loses here (about 5e-7), and below the effect of a GELU by tanh (1e-4) or of
-/// another eps in the norms (4e-4).
+/// Tolerance far above float32 rounding errors (about 5e-7), and below the effect of a tanh GELU (1e-4) or of another
+/// epsilon in the norms (4e-4).
 const TOLERANCE: f64 = 5e-5;
 
-/// One network with what timm computed for it.
+/// Network with the tokens that timm computed.
 struct Variant {
     name: &'static str,
     vit: Vit,
@@ -37,7 +37,7 @@ impl Variant {
         Ok(Self { name, vit, pixels, expected })
     }
 
-    /// Compares every token with `key`, and the CLS token also when nothing else is asked for.
+    /// Compares every token with `key`, and the CLS token also without taps.
     fn compare(&self, injection: &Injection, key: &str) -> Result<()> {
         let expected = &self.expected[key];
         let taps = Taps { blocks: [].into(), norm: true };

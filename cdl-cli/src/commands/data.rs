@@ -167,7 +167,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
         return Err(Failure::invalid(format!("{list} exists already; remove it to write a new one")));
     }
     let spinner = Spinner::new(log, "{pos} files checked");
-    let found = image_files::look(folder, &|| spinner.increment()).map_err(Failure::before_writing)?;
+    let found = image_files::decode_all(folder, &|| spinner.increment()).map_err(Failure::before_writing)?;
     let mut errors = found.damaged;
     let mut last = format!("no {}: checksums were not compared\n", checksum_list::NAME);
     let listed = |files: usize| format!("{files:>8}  files listed in {}\n", list.display());

@@ -7,7 +7,7 @@ use cdl_core::{
     system::device::{self, Precision},
     transform::open,
 };
-use cdl_plugins::image_files::Below;
+use cdl_plugins::image_files::FolderFiles;
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -137,7 +137,7 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             all.push(path.clone());
             continue;
         }
-        let below = Below::of(path).map_err(Failure::before_writing)?;
+        let below = FolderFiles::list(path).map_err(Failure::before_writing)?;
         if below.images.is_empty() {
             return Err(Failure::invalid(format!("{}: contains no images", path.display())));
         }

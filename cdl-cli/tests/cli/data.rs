@@ -77,10 +77,10 @@ fn splits_are_reproducible_and_streams_read_them() {
     assert_eq!((read("again", "train.txt"), read("again", "test.txt")), (train.clone(), test));
     printed(&split("8", "0.2", "other"));
     assert_ne!(lines(&read("other", "train.txt")), lines(&train), "the split depends on the seed");
-    refused(&split("7", "0.2", "lists"), &["train.txt", "is there already"]);
+    refused(&split("7", "0.2", "lists"), &["train.txt", "already exists"]);
     refused(&split("7", "1.5", "none"), &["`fraction = 1.5`", "below 1"]);
     fs::create_dir(images.join("empty")).unwrap();
-    refused(&split("7", "0.2", "none"), &["images/empty", "too few to divide"]);
+    refused(&split("7", "0.2", "none"), &["images/empty", "needs at least 2"]);
     assert!(!folder.path().join("none").exists(), "nothing is written");
     fs::remove_dir(images.join("empty")).unwrap();
 
@@ -146,7 +146,7 @@ fn verify_names_every_missing_damaged_or_unlisted_file() {
     );
     assert_eq!(count_lines(&found, "image 2.png"), 2, "damaged, and not as listed");
     fs::write(images.join("SHA256SUMS"), format!("{digest}  ../outside\n")).unwrap();
-    refused(&verify(&[]), &["line 1", "`../outside` is no path below the folder"]);
+    refused(&verify(&[]), &["line 1", "`../outside` is not a path inside the folder"]);
     fs::write(images.join("SHA256SUMS"), "abc  x\n").unwrap();
     refused(&verify(&[]), &["64 hexadecimal digits"]);
 }

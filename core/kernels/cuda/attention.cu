@@ -1,22 +1,22 @@
 // Multi-head attention with injected keys and values, forward and backward, without scores in memory.
 //
-//   qkv     (B, N, 3D)  the tokens' queries, keys and values side by side; D = heads * head_dim
-//   extra   (B, E, 2D)  injected keys and values, before the tokens' own; null where E = 0
-//   y, dy   (B, N, D)   heads side by side
+//   qkv     (B, N, 3D)  queries, keys and values of the tokens, concatenated; D = heads * head_dim
+//   extra   (B, E, 2D)  injected keys and values, before those of the tokens; null if E = 0
+//   y, dy   (B, N, D)   outputs of the heads, concatenated
 //   lse     (B, H, N)   float32: the logarithm of the sum of each row's exponentials
 //   delta   (B, H, N)   float32: rowsum(y ∘ dy) of each head
 //
 // With S = scale q kᵀ and A = softmax(S) = exp(S - lse): y = A v, and backward dV = Aᵀ dy, dS = A ∘ (dy vᵀ - delta),
-// dQ = scale dS k, dK = scale dSᵀ q. The backward pass computes A again, twice: once with the queries' rows in a
-// block, for dQ, and once with the keys', for dK and dV. So each sum belongs to one warp, nothing is added atomically,
-// and results are the same in every run.
+// dQ = scale dS k, dK = scale dSᵀ q. The backward pass recomputes A twice: once with rows of queries in a block, for
+// dQ, and once with rows of keys, for dK and dV. Each sum is computed by one warp without atomic additions, so results
+// are the same in every run.
 //
-// All three kernels are one scheme. A block has 64 rows (16 a warp) of one head in shared memory and goes over the
-// other side in tiles: scores of the warp's rows with the tile, then sums weighted with them. products.cuh has the
-// products in three arithmetics, this file what is done with the scores.
+// All three kernels have one structure. A block holds 64 rows (16 per warp) of one head in shared memory and iterates
+// over tiles of the other side: scores of the warp's rows with the tile, then sums weighted by the scores. products.cuh
+// contains the products in three arithmetics; this file processes the scores.
 //
-// Launch contract, with T = f32, tf32 or bf16 and P = 32, 64, 96 or 128, the least that is >= head_dim (tiles are
-// filled up with zeros). Blocks of 128 threads.
+// Launch contract, with T = f32, tf32 or bf16 and P = 32, 64, 96 or 128, the smallest that is >= head_dim (tiles are
+// padded with zeros). Blocks of 128 threads.
 //
 //   entry point                      grid                            shared memory in bytes
 //   attention_forward_T_P            ceil(N / 64), heads, batch      e s (64 + 2 F) + w(F)
@@ -28,9 +28,9 @@
 //   tf32: e = 4, s = P + 4, F = G = 32 for P <= 64, else 16, w = 0
 //   f32:  as tf32, but w(C) = 256 (C + 4)
 //
-// More than 48 KB are to be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are contiguous and
-// nowhere overlap. Alignment of all tensors to 16 bytes and head_dim a multiple of 16 bytes make loads quick; without
-// them the results are the same. batch, heads <= 65535, and one image of qkv or extra has fewer than 2^32 elements.
+// More than 48 KB must be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are contiguous and
+// do not overlap. Loads are fast if all tensors are aligned to 16 bytes and head_dim is a multiple of 16 bytes;
+// otherwise results are the same. batch, heads <= 65535, and an image of qkv or extra has fewer than 2^32 elements.
 
 #include "products.cuh"
 
@@ -39,7 +39,7 @@ namespace {
 constexpr int WARPS = 4, ROWS = WARP_ROWS * WARPS, THREADS = 32 * WARPS;
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.69314718055994531f;
 
-/// One head of one image: where its rows are. Offsets within an image are 32 bits, which saves registers.
+/// Location of the rows of one head of one image. Offsets within an image have 32 bits, which saves registers.
 template <class T> struct Head {
     T *own, *injected; // first query of the tokens, first injected key
     unsigned tokens, extra, width;
@@ -65,7 +65,7 @@ template <class T> struct Head {
     }
 };
 
-/// The same for `y` or `dy`.
+/// Location of the rows of `y` or `dy`.
 template <class T> struct Output {
     T* own;
     unsigned tokens, width;
@@ -80,7 +80,7 @@ template <class T> struct Output {
     __device__ T* row(unsigned row) const { return row < tokens ? own + row * width : nullptr; }
 };
 
-/// Where `lse` and `delta` of this block's head begin.
+/// Start of `lse` and `delta` of this block's head.
 template <class T> __device__ T* of_head(T* rows, unsigned tokens) {
     return rows + (blockIdx.z * static_cast<size>(gridDim.y) + blockIdx.y) * tokens;
 }
@@ -330,7 +330,7 @@ __device__ void backward_keys(const typename A::Element* qkv, const typename A::
         load_tile<A, P, COLUMNS>(q, head_dim, head.vectors, [&](int r) { return head.query(first + r); });
         load_tile<A, P, COLUMNS>(g, head_dim, output.vectors, [&](int r) { return output.row(first + r); });
         if (threadIdx.x < COLUMNS) {
-            // Beyond the queries q and dy are zeros, and so is what they add, whatever their weights.
+            // Beyond the queries, q and dy are zeros, so they add zero for any weights.
             const unsigned row = first + threadIdx.x;
             lse_2[threadIdx.x] = row < tokens ? of_head(lse, tokens)[row] * LOG2_E : 0.0f;
             mean[threadIdx.x] = row < tokens ? of_head(delta, tokens)[row] : 0.0f;
@@ -338,7 +338,7 @@ __device__ void backward_keys(const typename A::Element* qkv, const typename A::
         __syncthreads();
         if (place.warp_row >= head.keys()) continue;
 
-        // Transposed: rows are keys, columns queries.
+        // Transposed scores: rows are keys, columns are queries.
         float weights[R][N], d_scores[R][N];
         A::template scores<P>(weights, own_k, q);
         A::template scores<P>(d_scores, own_v, g);

@@ -1,10 +1,10 @@
-// What all kernel files share: numbers of either type, 16-byte loads and stores, sums over a warp.
+// Shared code of all kernels: conversions of both element types, 16-byte loads and stores, sums over a warp.
 #pragma once
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 
-/// The block's dynamic shared memory.
+/// Dynamic shared memory of the block.
 __device__ __forceinline__ unsigned char* dynamic_shared() {
     extern __shared__ uint4 bytes[];
     return reinterpret_cast<unsigned char*>(bytes);
@@ -28,7 +28,7 @@ template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bf
 /// Elements of a 16-byte load.
 template <class T> constexpr int VECTOR = 16 / sizeof(T);
 
-/// Whether 16-byte loads may start here. Null may be: it is never read.
+/// Whether 16-byte loads may start at this address. True for null, which is never read.
 __device__ inline bool aligned(const void* p) { return (reinterpret_cast<size_t>(p) & 15) == 0; }
 
 /// `N` elements from `p`: one by one where `N` is 1, else in 16-byte loads, for which `p` is aligned.
@@ -48,7 +48,7 @@ template <int N, class T> __device__ inline void load(const T* p, float (&values
     }
 }
 
-/// The same to `p`.
+/// Stores `N` elements to `p` in the same way.
 template <int N, class T> __device__ inline void store(T* p, const float (&values)[N]) {
     if constexpr (N == 1) {
         *p = from_float<T>(values[0]);
@@ -66,7 +66,7 @@ template <int N, class T> __device__ inline void store(T* p, const float (&value
     }
 }
 
-/// The sum over each group of `LANES` neighbouring lanes, the same in all of them.
+/// Returns, in every lane, the sum over its group of `LANES` neighbouring lanes.
 template <int LANES> __device__ inline float sum_over(float x) {
 #pragma unroll
     for (int apart = LANES / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(WHOLE_WARP, x, apart);

@@ -1,8 +1,8 @@
-// GELU, element by element. All are bound by memory: 16 bytes a load where the pointers allow.
+// GELU, element by element. The kernels are memory-bound: they load 16 bytes at once if the alignment allows.
 //
-// Launch contract of every entry point here: any grid and block of one dimension, no shared memory. Blocks of 256 and
-// enough of them to give a thread one to four vectors (16 bytes) are quick. Outputs may be the inputs. Pointers that
-// are not aligned to 16 bytes, and widths that are not whole vectors, only cost time.
+// Launch contract of every entry point: any one-dimensional grid and block, no shared memory. Fast with blocks of 256
+// threads and one to four vectors (16 bytes) per thread. Outputs may be the inputs. Pointers that are not aligned to 16
+// bytes, and sizes that are not whole vectors, only cost time.
 
 #include "device.cuh"
 

@@ -1,14 +1,14 @@
-// What comes before the first block: images cut into patches, and tokens put together.
+// Embedding before the first block: images to patches, and patches with the prefix to tokens.
 //
 //   pixels    (B, C, S, S)      float32
-//   cut       (B, G G, C p p)   patches of p by p pixels in rows, G = S / p of them along a side; a row has the channels
-//                               one after the other, each row by row
-//   embedded  (B, G G, D)       cut patches after their linear layer
-//   tokens    (B, R + G G, D)   the prefix first (CLS and registers, R of them), then patches plus positions
+//   cut       (B, G G, C p p)   patches of p by p pixels, one per row, G = S / p along a side; a row contains the
+//                               channels in order, each row by row
+//   embedded  (B, G G, D)       patches after their linear layer
+//   tokens    (B, R + G G, D)   the prefix (CLS and registers, R tokens), then patches plus positions
 //
-// Launch contract of every entry point here: block (128), no shared memory; a block makes one row of an image, grid
-// (rows of an image, B). B <= 65535. Outputs overlap nothing. Pointers aligned to 16 bytes, and widths and sides that
-// are whole vectors, are quick; others give the same.
+// Launch contract of every entry point: block (128), no shared memory; a block computes one row of an image, grid
+// (rows of an image, B). B <= 65535. Outputs do not overlap other tensors. Fast if pointers are aligned to 16 bytes and
+// widths and sides are whole vectors; otherwise results are the same.
 
 #include "device.cuh"
 

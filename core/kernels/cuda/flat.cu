@@ -1,11 +1,11 @@
-// Many tensors as one row of numbers, and back: what an optimiser does then takes a few operations, however many variables
-// there are.
+// Conversion of many tensors to one row, and back, so that an optimiser needs only a few operations for any number of
+// variables.
 //
-//   pieces   where each of V tensors is on the device, then where each begins in the row, then the row's length: 2 V + 1
-//            numbers of 64 bits
+//   pieces   device addresses of V tensors, then the start of each in the row, then the length of the row: 2 V + 1
+//            64-bit numbers
 //
 // Launch contract of both entry points: block (256), grid (blocks, V), no shared memory; blocks of one tensor share it.
-// V <= 65535. float32. Tensors that are aligned to 16 bytes in memory and in the row are quick; others give the same.
+// V <= 65535. float32. Fast for tensors aligned to 16 bytes in memory and in the row; otherwise results are the same.
 
 #include "device.cuh"
 
@@ -40,13 +40,13 @@ struct Piece {
 
 #define ENTRY extern "C" __global__ void __launch_bounds__(256)
 
-/// The tensors one after the other.
+/// Copies the tensors into the row.
 ENTRY gather_flat_f32(const size* pieces, float* row) {
     const Piece piece(pieces);
     piece.copy(piece.at, row + piece.begin);
 }
 
-/// The row's numbers into the tensors.
+/// Copies the row into the tensors.
 ENTRY scatter_flat_f32(const size* pieces, const float* row) {
     const Piece piece(pieces);
     piece.copy(row + piece.begin, piece.at);

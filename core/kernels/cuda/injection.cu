@@ -1,20 +1,20 @@
-// Injected keys and values put side by side, and the gradients of what they come from.
+// Gathering of injected keys and values, and the gradients of their sources.
 //
 //   own       (B, O, D)     float32: prompts that differ from image to image
 //   shared    (S, D)        float32: prompts that all images share
-//   places    (R, 2)        where the key and the value of an injected row come from: row p of `own` if p < O, else row
-//                           p - O of `shared`; no row is taken twice
-//   rows      (B, R, 2D)    keys and values side by side
+//   places    (R, 2)        sources of the key and the value of an injected row: row p of `own` if p < O, else row
+//                           p - O of `shared`; no row is used twice
+//   rows      (B, R, 2D)    keys and values, concatenated
 //
-// Launch contract of every entry point here: block (128), no shared memory, grid (2 R, B); a block makes one key or one
-// value. B <= 65535. Outputs overlap nothing. Pointers aligned to 16 bytes, and widths that are whole vectors, are quick;
-// others give the same.
+// Launch contract of every entry point: block (128), no shared memory, grid (2 R, B); a block computes one key or one
+// value. B <= 65535. Outputs do not overlap other tensors. Fast if pointers are aligned to 16 bytes and widths are
+// whole vectors; otherwise results are the same.
 
 #include "device.cuh"
 
 namespace {
 
-/// Where a key or value lies among `rows`.
+/// Offset of a key or value in `rows`.
 __device__ inline size place_in_rows(size image, unsigned width) { return (image * gridDim.x + blockIdx.x) * width; }
 
 template <int V, class T> __device__ void copy_row(const float* from, T* to, unsigned width) {

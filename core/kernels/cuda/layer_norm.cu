@@ -1,6 +1,6 @@
-// Layer normalisation with frozen scale and shift: the output, and the gradient of the input alone.
+// Layer normalisation with frozen scale and shift: the output, and the gradient of the input.
 //
-// Launch contract of every entry point here: block (128), grid (ceil(rows / 4)), no shared memory. A warp takes a row.
+// Launch contract of every entry point: block (128), grid (ceil(rows / 4)), no shared memory. One warp per row.
 // Rows up to 1280 wide stay in registers if they are whole 16-byte vectors and all pointers are aligned to 16 bytes;
 // other rows are read again in every pass, from the cache. Outputs may be the inputs.
 
@@ -11,8 +11,8 @@ namespace {
 constexpr int WARPS = 4;
 constexpr unsigned WIDEST_HELD = 1280;
 
-/// One lane's share of a row: pieces of `V` neighbouring elements, `32 V` apart. `PIECES` of them are held in
-/// registers; where that is 0, each is read when it is asked for.
+/// Share of a row of one lane: pieces of `V` neighbouring elements, `32 V` apart. `PIECES` pieces are kept in
+/// registers; if `PIECES` is 0, each piece is read when it is used.
 template <class T, int V, int PIECES> struct Row {
     const T* row;
     unsigned width;
@@ -52,7 +52,7 @@ struct Statistics {
     float mean, inverse_deviation;
 };
 
-/// Two passes: the variance as a difference of large sums would lose its digits.
+/// Computes the statistics in two passes: a variance from the difference of large sums would lose its digits.
 template <class T, int V, int PIECES> __device__ Statistics statistics(const Row<T, V, PIECES>& x, float eps) {
     float values[V], sum = 0.0f, squares = 0.0f;
     x.each_piece([&](int p, unsigned column) {

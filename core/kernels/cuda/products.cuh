@@ -10,8 +10,8 @@
 //   scores    16 x COLUMNS    values[i][j] is (row(i), score_column(j))    COLUMNS / ROW_LANES in a row
 //   outputs   16 x P          values[i][j] is (row(i), output_column(j))   P / ROW_LANES in a row
 //
-// What is multiplied lies in shared memory, in rows of P elements that begin STRIDE<P> apart, aligned to 16 bytes.
-// The padding of the stride sends the rows that a warp reads at once to different banks.
+// Operands are in shared memory, in rows of P elements that begin STRIDE<P> apart, aligned to 16 bytes. The padding of
+// the stride puts the rows that a warp reads at once into different banks.
 //
 //   stored(x)                       what is put there for x: an element, or a vector of them
 //   FORWARD_, BACKWARD_BLOCKS       blocks that a multiprocessor is to hold at once: they bound a thread's registers
@@ -40,7 +40,7 @@ struct Exact {
 
     static __device__ int row(int i) { return lane() / ROW_LANES + 4 * i; }
     static __device__ int score_column(int j) { return lane() % ROW_LANES + ROW_LANES * j; }
-    /// Four neighbours: they come in one load.
+    /// Four neighbouring elements, read in one load.
     static __device__ int output_column(int j) { return j / 4 * 32 + lane() % ROW_LANES * 4 + j % 4; }
     template <class X> static __device__ X stored(X x) { return x; }
 
@@ -102,7 +102,7 @@ struct Exact {
     }
 };
 
-/// What the tensor cores' two arithmetics share: the result's spread over the lanes.
+/// Shared code of the two arithmetics on tensor cores: the layout of results over the lanes.
 struct TensorCore {
     static constexpr int LANE_ROWS = 2, ROW_LANES = 4;
     template <int P> static constexpr int FORWARD_BLOCKS = P <= 64 ? 4 : P <= 96 ? 3 : 2;

@@ -1,10 +1,10 @@
-// What losses and choices of prompts do with rows of numbers, one kernel each way where a graph would have dozens.
+// Row operations of losses and prompt selection: one kernel each for forward and backward instead of dozens in a graph.
 //
 //   log_softmax   y = x - log Σ exp x               dx = dy - exp(y) Σ dy
 //   l2_normalize  y = x / max(‖x‖, least)           dx = (dy - y (y · dy)) / ‖x‖, or dy / least where ‖x‖ is not above it
 //
-// Launch contract of every entry point here: block (128), grid (ceil(rows / 4)), no shared memory. A warp takes a row, and
-// reads it again in every pass, from the cache. float32; outputs may be the inputs.
+// Launch contract of every entry point: block (128), grid (ceil(rows / 4)), no shared memory. One warp per row, which
+// is read from the cache in every pass. float32; outputs may be the inputs.
 
 #include "device.cuh"
 
@@ -53,7 +53,7 @@ ENTRY log_softmax_backward_f32(const float* y, const float* dy, float* dx, unsig
 ENTRY l2_normalize_forward_f32(const float* x, float* y, unsigned rows, unsigned width, float least) {
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
-        // A norm that is no number stays so.
+        // A NaN norm stays NaN.
         const float by = norm < least ? least : norm;
         each(width, [&](unsigned i) { y[at + i] = x[at + i] / by; });
     });
@@ -63,7 +63,7 @@ ENTRY l2_normalize_backward_f32(const float* x, const float* dy, float* dx, unsi
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
         const bool is_short = norm <= least;
-        // By one factor after the other: their product may be beyond float32.
+        // Multiply by one factor after the other: their product may overflow float32.
         const float along =
             is_short ? 0.0f : sum_of(width, [&](unsigned i) { return x[at + i] / norm * dy[at + i]; });
         each(width, [&](unsigned i) {

@@ -1,5 +1,5 @@
-// The tensor cores' instructions, as PTX has them (PTX ISA, "Matrix multiply-accumulate operation using mma
-// instruction"). In lane l = 4 g + t of the warp:
+// Tensor core instructions of PTX (PTX ISA, "Matrix multiply-accumulate operation using mma instruction"). Lane
+// l = 4 g + t of the warp contains:
 //
 //   16 x 8 result:         c[0], c[1] are (g, 2t), (g, 2t + 1); c[2], c[3] the same of row g + 8
 //   bf16, 16 x 16 left:    a[0] is (g, 2t), (g, 2t + 1); a[1] row g + 8; a[2], a[3] the same 8 columns on
@@ -28,7 +28,7 @@ __device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], flo
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
 }
 
-/// The nearest of the numbers that have 10 bits after the point, ties away from zero.
+/// Rounds to the nearest number with 10 bits after the point, ties away from zero.
 __device__ __forceinline__ float to_tf32(float x) {
     unsigned rounded;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));

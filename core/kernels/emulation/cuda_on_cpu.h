@@ -1,14 +1,14 @@
-// Lets a plain C++20 compiler build the kernels' sources and run them on the CPU, to prove them without a GPU.
+// Compiles the kernels' sources with a plain C++20 compiler and runs them on the CPU, to test them without a GPU.
 //
 // The threads of a block are fibers on one system thread. A fiber runs until a barrier or an instruction of the whole
-// warp; those are carried out once all lanes are there. What would be a mistake on the card ends the program:
+// warp, which is executed when all lanes have reached it. Errors that would be undefined on a GPU end the program:
 //
 //   - lanes of a warp, or threads of a block, that wait in different places, or for threads that have ended
 //   - rows of `load_matrices` that are not aligned, or not in shared memory
 //   - writes beyond dynamic shared memory (of exactly the launched size; with the address sanitizer, reads too)
 //
-// Dynamic shared memory is full of NaN when a block begins. The order of the fibers is the caller's: forward, backward,
-// or shuffled. A missing barrier makes results differ between them.
+// Dynamic shared memory is NaN when a block begins. The caller chooses the order of the fibers: forward, backward or
+// shuffled. With a missing barrier, results differ between the orders.
 //
 // What is not modelled: the lockstep of a warp between two instructions of the whole warp, the speed of anything, and
 // the last bits of `exp2f`, `expf`, `erff` and `log2f`, which on the card are CUDA's. Tensor cores add up in an order

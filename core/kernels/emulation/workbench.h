@@ -1,4 +1,4 @@
-// What the checks of all kernels share: buffers between guards, launches in several orders, the table of errors.
+// Shared code of the checks of all kernels: buffers between guards, launches in several orders, the table of errors.
 #pragma once
 
 #include <map>
@@ -150,7 +150,7 @@ class Table {
     }
 };
 
-/// What the checks of one kernel file get.
+/// Arguments of the checks of one kernel file.
 struct Bench {
     Table table;
     std::mt19937 random;

@@ -1,4 +1,4 @@
-//! Runs of frozen blocks: what enters one, what leaves it, and the two operations that a network is made of.
+//! Interface of runs of frozen blocks: inputs, outputs, and the two operations of a network.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor};
 
 use crate::layers::{Block, Stem};
 
-/// Settings of a network that its layers do not show.
+/// Settings of a network that do not follow from its layers.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// Attention heads.
@@ -15,20 +15,20 @@ pub struct Settings {
     pub patch_size: usize,
     /// Epsilon of every layer norm.
     pub eps: f64,
-    /// Mean and reciprocal standard deviation of each channel; `None` leaves pixels as they are.
+    /// Mean and reciprocal standard deviation of each channel; `None` for no normalisation.
     pub normalize: Option<([f32; 3], [f32; 3])>,
-    /// Compute a block's intermediate values again in the backward pass instead of keeping them.
+    /// Recompute a block's activations in the backward pass instead of storing them.
     pub recompute: bool,
 }
 
 /// Prompts of one forward pass.
 #[derive(Debug, Clone, Default)]
 pub struct Prompts {
-    /// Extra tokens `(B, K, D)`, which follow the image's.
+    /// Extra tokens `(B, K, D)`, which follow the image's tokens.
     pub tokens: Option<Tensor>,
     /// Injected keys and values of all blocks, `(B, R, 2D)`, key and value side by side.
     pub rows: Option<Tensor>,
-    /// Each block's share of the rows, in the order of the blocks; blocks beyond the end have none.
+    /// Share of the rows of each block, in order. Blocks beyond the end have none.
     pub shares: Vec<BlockRows>,
 }
 
@@ -46,18 +46,18 @@ pub struct BlockRows {
 pub enum Reads {
     /// All tokens.
     All,
-    /// CLS and the last `extra` tokens; the last block computes nothing else.
+    /// CLS and the last `extra` tokens; the last block computes only these.
     ClsAndLast {
         /// Number of tokens at the end.
         extra: usize,
     },
 }
 
-/// A way of computing the frozen blocks of a vision transformer.
+/// Implementation of the frozen blocks of a vision transformer.
 ///
-/// Gradients reach the prompts and a run's input where they are tracked, and never a frozen tensor.
+/// Tracked prompts and a tracked input of a run receive gradients. Frozen tensors never do.
 pub trait BlockRunner {
-    /// Tokens `(B, N, D)` on their way into a run: embedded images, or the output of the run before.
+    /// Input tokens `(B, N, D)` of a run: embedded images, or the output of the previous run.
     type Tokens: From<Tensor>;
 
     /// Type of weights and activations, which prompts must have.
@@ -66,33 +66,33 @@ pub trait BlockRunner {
     /// Embeds images `(B, 3, S, S)`: CLS and registers, the patches with their positions, then the prompts' tokens.
     fn embed(&self, pixels: &Tensor, prompts: &Prompts) -> Result<Self::Tokens>;
 
-    /// Output of the last of `blocks` for the tokens that `reads` names, `(B, M, D)`.
+    /// Returns the output of the last of `blocks` for the tokens selected by `reads`, `(B, M, D)`.
     fn run(&self, blocks: Range<usize>, x: Self::Tokens, prompts: &Prompts, reads: Reads) -> Result<Tensor>;
 
-    /// The frozen tensors as they were given.
+    /// Returns the frozen tensors in their original layout.
     fn layers(&self) -> Result<(Stem, Vec<Block>)>;
 }
 
 impl BlockRows {
-    /// The block's rows: those attended to, then that of the CLS token.
+    /// Iterates over the block's rows: first those attended to, then the row added to the CLS token.
     pub fn places(&self) -> impl Iterator<Item = usize> {
         self.attended.clone().chain(self.cls)
     }
 
-    /// Whether the block has no row.
+    /// Returns whether the block has no rows.
     pub fn is_empty(&self) -> bool {
         self.attended.is_empty() && self.cls.is_none()
     }
 }
 
 impl Prompts {
-    /// The shares of `blocks`, one for each.
+    /// Returns the shares of `blocks`, one for each block.
     pub(crate) fn shares_of(&self, blocks: Range<usize>) -> Vec<BlockRows> {
         blocks.map(|block| self.shares.get(block).cloned().unwrap_or_default()).collect()
     }
 }
 
-/// The first block of a run with these `shares` that needs a backward pass, if any does.
+/// Returns the first block of a run that needs a backward pass, or `None`.
 pub(crate) fn first_trained(trains_input: bool, trains_rows: bool, shares: &[BlockRows]) -> Option<usize> {
     match (trains_input, trains_rows) {
         (true, _) => Some(0),

@@ -1,7 +1,7 @@
 //! The frozen layers of a vision transformer.
 //!
-//! Each type is generic over the form of its matrices and vectors: tensors as a checkpoint has them, or the packed
-//! strips and plain vectors of the [`fused`](crate::fused) path.
+//! Each type is generic over the layout of its matrices and vectors: tensors in the layout of a checkpoint, or the
+//! packed strips and plain vectors of the [`fused`](crate::fused) path.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -23,10 +23,10 @@ pub struct Norm<V = Tensor> {
     pub beta: V,
 }
 
-/// Everything before the first block.
+/// Layers before the first block.
 #[derive(Debug, Clone)]
 pub struct Stem<L = Linear, V = Tensor> {
-    /// The patch convolution as a linear layer, `(D, 3 p p)`.
+    /// Patch convolution as a linear layer, `(D, 3 p p)`.
     pub patch: L,
     /// CLS and register tokens with their position embeddings, `(1, 1 + R, D)`.
     pub prefix: V,
@@ -34,7 +34,7 @@ pub struct Stem<L = Linear, V = Tensor> {
     pub positions: V,
 }
 
-/// One pre-norm block: `m = x + proj(attention(qkv(norm1(x))))`, `y = m + fc2(gelu(fc1(norm2(m))))`.
+/// Pre-norm block: `m = x + proj(attention(qkv(norm1(x))))`, `y = m + fc2(gelu(fc1(norm2(m))))`.
 #[derive(Debug, Clone)]
 pub struct Block<L = Linear, V = Tensor> {
     /// Layer norm before attention.
@@ -52,7 +52,7 @@ pub struct Block<L = Linear, V = Tensor> {
 }
 
 impl Linear {
-    /// The layer with weight and bias as `dtype`.
+    /// Converts weight and bias to `dtype`.
     pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         Ok(Self { weight: self.weight.to_dtype(dtype)?, bias: self.bias.to_dtype(dtype)? })
     }
@@ -65,7 +65,7 @@ impl<V> Norm<V> {
 }
 
 impl<L, V> Stem<L, V> {
-    /// The stem with its layer and its embeddings converted.
+    /// Converts the layer and the embeddings of the stem.
     pub fn map<M, W>(
         &self,
         linear: impl Fn(&L) -> Result<M>,
@@ -80,7 +80,7 @@ impl<L, V> Stem<L, V> {
 }
 
 impl<L, V> Block<L, V> {
-    /// The block with each linear layer and each vector of its norms converted.
+    /// Converts each linear layer and each vector of the norms.
     pub fn map<M, W>(
         &self,
         linear: impl Fn(&L) -> Result<M>,

@@ -1,24 +1,24 @@
-//! Differentiable operations of frozen networks, on the CPU and on NVIDIA's GPUs.
+//! Differentiable operations of frozen networks, on the CPU and on NVIDIA GPUs.
 //!
-//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matrix product computes a
-//! gradient for frozen weights too. The operations here do neither: frozen tensors are constants, and gradients reach
-//! the other inputs alone. Every value is computed by one thread in a fixed order, so results do not depend on the number
-//! of threads.
+//! candle's fused softmax and layer norm have no backward pass, and the backward pass of its matrix product also
+//! computes gradients of frozen weights. The operations of this crate have a backward pass, treat frozen tensors as
+//! constants and compute gradients of the other inputs only. Every value is computed by one thread in a fixed order, so
+//! results do not depend on the number of threads.
 //!
 //! | for | see |
 //! |---|---|
-//! | one layer in a graph of candle's | [`linear`], [`layer_norm`], [`gelu`], [`attention`] |
+//! | single layers in candle's graph | [`linear`], [`layer_norm`], [`gelu`], [`attention`] |
 //! | losses and prompt matching | [`log_softmax`], [`softmax`], [`l2_normalize`] |
 //! | whole blocks of a vision transformer with injected prompts | [`blocks::BlockRunner`] |
-//! | the fast path of the CPU in float32 | [`fused::FusedBlocks`] |
-//! | every other device and type | [`TapedBlocks`] |
-//! | the same operations out of candle's own, as the oracle of tests | [`composed`] |
+//! | the fast path in float32 on the CPU | [`fused::FusedBlocks`] |
+//! | all other devices and types | [`TapedBlocks`] |
+//! | reference implementations by candle's operations, for tests | [`composed`] |
 //!
 //! With the feature `cuda`, operations on a GPU launch the kernels in `core/kernels/cuda`.
 //!
 //! # Example
 //!
-//! A prompt that a frozen layer's tokens attend to gets a gradient; the layer gets none.
+//! A prompt to which tokens attend gets a gradient; the frozen layer gets none.
 //!
 //! ```
 //! use candle_core::{DType, Device, Result, Tensor, Var};

@@ -1,7 +1,7 @@
-//! Elementary functions on slices, compiled for several instruction sets and chosen at run time.
+//! Elementary functions on slices, compiled for several instruction sets and selected at run time.
 //!
-//! Written as plain loops over fixed-width groups, which the compiler vectorises. Float32 uses its own short
-//! polynomials (errors of a few units in the last place); float64, which only tests use, goes through `libm`.
+//! The functions are plain loops over fixed-width groups, which the compiler vectorises. Float32 uses short polynomials
+//! (errors of a few units in the last place). Float64, which only tests use, calls `libm`.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use candle_core::WithDType;
 use multiversion::multiversion;
 use rayon::prelude::*;
 
-/// Rows handed to a thread at once; fixed, so that the split does not depend on the number of threads.
+/// Rows per unit of parallel work. Constant, so that the split does not depend on the number of threads.
 const ROWS: usize = 16;
-/// Independent partial sums, as many as the widest vector register holds.
+/// Number of independent partial sums: the number of lanes of the widest vector register.
 const LANES: usize = 16;
 
-/// float32 and float64.
+/// Floating-point type: float32 or float64.
 pub trait Real: WithDType + num_traits::Float + Default + std::iter::Sum {
     /// `e^x` for `x <= 0`.
     fn exp_negative(x: Self) -> Self;
@@ -26,12 +26,12 @@ impl Real for f32 {
     /// 0 below -87, else 2^n times a polynomial on ±ln2/2.
     #[inline(always)]
     fn exp_negative(x: Self) -> Self {
-        // Adding and taking off 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+        // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
         const ROUND: f32 = 12_582_912.0;
         let x = if x < -87.0 { -87.0 } else { x };
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
         let n = shifted - ROUND;
-        // ln 2 in two parts, the first exact in few bits, so that x - n ln 2 loses nothing.
+        // ln 2 is split into two parts, the first with few bits, so that x - n ln 2 is exact.
         let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
         let p = 1.0 / 720.0;
         let p = p * r + 1.0 / 120.0;
@@ -43,8 +43,8 @@ impl Real for f32 {
         p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
     }
 
-    /// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a least-maximum fit of the scaled
-    /// complementary error function with absolute error 8e-9. The distribution function is good to 2e-7.
+    /// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a minimax fit of the scaled
+    /// complementary error function with absolute error 8e-9. The error of the distribution function is below 2e-7.
     #[inline(always)]
     fn normal(x: Self) -> (Self, Self) {
         let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -72,7 +72,8 @@ impl Real for f64 {
     }
 }
 
-/// `count` values in rows of `width`, written in parallel: `f` gets the range of each group of [`ROWS`] rows and the group.
+/// Computes `count` values in rows of `width` in parallel. `f` receives the range of each group of [`ROWS`] rows, and
+/// the group to write.
 pub fn by_rows<T: Real>(count: usize, width: usize, f: impl Fn(Range<usize>, &mut [T]) + Sync) -> Vec<T> {
     let mut y = vec![T::default(); count];
     let chunk = ROWS * width;
@@ -102,7 +103,7 @@ fn sum_of<T: Real>(count: usize, term: impl Fn(usize) -> T) -> T {
     total
 }
 
-/// Mean and reciprocal standard deviation of one row (biased variance, two passes).
+/// Returns mean and reciprocal standard deviation of one row (biased variance, two passes).
 #[inline(always)]
 fn moments<T: Real>(x: &[T], eps: T) -> (T, T) {
     let n = T::from_f64(x.len() as f64);
@@ -138,7 +139,7 @@ pub fn layer_norm_backward<T: Real>(x: &[T], gamma: &[T], eps: T, dy: &[T], dx: 
     }
 }
 
-/// Softmax of each row of `width` of `scores * scale`, in place, with the row's maximum taken off first.
+/// Computes the softmax of each row of `width` of `scores * scale` in place, after subtracting the row's maximum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 pub fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T) {
     for row in scores.chunks_exact_mut(width) {
@@ -181,7 +182,7 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     sum_of(a.len().min(b.len()), |i| a[i] * b[i])
 }
 
-/// One operand of [`gemm`]: a matrix inside a slice.
+/// Operand of [`gemm`]: a matrix inside a slice.
 #[derive(Clone, Copy)]
 pub struct View<'a, T> {
     data: &'a [T],
@@ -190,12 +191,12 @@ pub struct View<'a, T> {
 }
 
 impl<'a, T> View<'a, T> {
-    /// Rows `row_stride` apart, elements of a row next to each other.
+    /// Creates a matrix whose rows are `row_stride` apart and contiguous.
     pub fn rows(data: &'a [T], row_stride: usize) -> Self {
         Self { data, row_stride, column_stride: 1 }
     }
 
-    /// Rows and columns exchanged.
+    /// Returns the transposed matrix.
     pub fn t(self) -> Self {
         Self { row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
@@ -208,10 +209,10 @@ impl<'a, T> View<'a, T> {
 }
 
 /// `dst = a b`, or `dst += a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
-/// `m` rows of `n`, `dst_stride` apart. `threads` of 1 stays on the calling thread.
+/// `m` rows of `n`, `dst_stride` apart. With one thread the calling thread computes.
 ///
 /// # Panics
-/// If an operand does not cover its matrix, which is an error in the caller's arithmetic.
+/// If an operand's slice is too small for its matrix, which is a bug in the caller.
 #[allow(clippy::too_many_arguments)]
 pub fn gemm<T: Real>(
     (m, k, n): (usize, usize, usize),

@@ -1,4 +1,4 @@
-//! The elements behind a tensor, and which kernels can take them.
+//! Access to the elements of tensors, and selection of the kernels for them.
 
 use std::ops::Deref;
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Layout, Result, Storage, Tensor, bail};
 
 use crate::slices::Real;
 
-/// Whether there are kernels for this tensor.
+/// Returns whether this crate has kernels for the tensor.
 pub fn has_kernels(x: &Tensor) -> bool {
     match x.dtype() {
         DType::F64 => x.device().is_cpu(),
@@ -16,30 +16,30 @@ pub fn has_kernels(x: &Tensor) -> bool {
     }
 }
 
-/// Whether the tensor lies where the CUDA kernels of this build can take it.
+/// Returns whether the tensor is on a GPU and this build has CUDA kernels.
 pub fn on_gpu(x: &Tensor) -> bool {
     cfg!(feature = "cuda") && x.device().is_cuda()
 }
 
-/// Whether the tensor is float32 on a GPU, as losses, prompts and variables are in every precision.
+/// Returns whether the tensor is float32 on a GPU, the type of losses, prompts and variables in every precision.
 #[cfg(feature = "cuda")]
 pub fn float32_on_gpu(x: &Tensor) -> bool {
     on_gpu(x) && x.dtype() == DType::F32
 }
 
-/// The elements of a contiguous tensor.
+/// Returns the elements of a contiguous tensor.
 pub fn slice<'a, T: Real>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) -> Result<&'a [T]> {
     match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cpu(storage), Some((start, end))) => Ok(&storage.as_slice::<T>()?[start..end]),
-        (Storage::Cpu(_), None) => bail!("operation on a tensor that is not contiguous: {layout:?}"),
-        _ => bail!("a tensor is not on the CPU"),
+        (Storage::Cpu(_), None) => bail!("expected a contiguous tensor, found {layout:?}"),
+        _ => bail!("expected a tensor on the CPU"),
     }
 }
 
-/// Checks that a gradient, or a value that is added, has as many elements as `x`.
+/// Checks that a gradient or an added value has as many elements as `x`.
 pub fn same_count(x: &Tensor, other: &Tensor) -> Result<()> {
     if x.elem_count() != other.elem_count() {
-        bail!("a tensor of shape {:?} beside one of shape {:?}", other.dims(), x.dims());
+        bail!("expected tensors of equal size, found shapes {:?} and {:?}", other.dims(), x.dims());
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ macro_rules! on_cpu {
 }
 pub(crate) use on_cpu;
 
-/// Returns the value of a function of [`cuda`](crate::cuda) where the kernels of this build can take `$tensor`.
+/// Returns the value of a function of [`cuda`](crate::cuda) if `$tensor` is on a GPU and this build has CUDA kernels.
 macro_rules! return_on_gpu {
     ($tensor:expr => $function:ident $arguments:tt) => {
         #[cfg(feature = "cuda")]
@@ -64,7 +64,7 @@ macro_rules! return_on_gpu {
 }
 pub(crate) use return_on_gpu;
 
-/// Runs `$body` with `$t` as the element type that `$dtype` names.
+/// Runs `$body` with the element type `$t` that corresponds to `$dtype`.
 macro_rules! by_dtype {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -76,7 +76,7 @@ macro_rules! by_dtype {
                 type $t = f64;
                 $body
             }
-            other => candle_core::bail!("operation on {other:?}, expected f32 or f64"),
+            other => candle_core::bail!("unsupported element type {other:?}, expected f32 or f64"),
         }
     };
 }

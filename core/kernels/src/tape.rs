@@ -1,4 +1,4 @@
-//! Values that enter candle's graph together with a backward pass of their own.
+//! Values that enter candle's graph with their own backward pass.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -8,32 +8,33 @@ use candle_core::{
 
 use crate::slices::Real;
 
-/// A computed value that is no tensor yet.
+/// Computed value that is not yet a tensor.
 pub struct Value {
     storage: Storage,
     shape: Shape,
 }
 
-/// Gradients of two inputs, where there are any.
+/// Gradients of two inputs; `None` for an input without gradient.
 pub type Gradients = (Option<Tensor>, Option<Tensor>);
 
 impl Value {
-    /// A value on the device of its `storage`.
+    /// Creates a value on the device of its `storage`.
     pub fn new(storage: Storage, shape: impl Into<Shape>) -> Self {
         Self { storage, shape: shape.into() }
     }
 
-    /// A value on the CPU.
+    /// Creates a value on the CPU.
     pub fn on_cpu<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> Self {
         Self::new(Storage::Cpu(T::to_cpu_storage_owned(values)), shape)
     }
 
-    /// The value without a graph.
+    /// Converts the value to a tensor without a graph.
     pub fn tensor(self) -> Tensor {
         Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
     }
 
-    /// The value as a function of `x`; `backward(x, y, dy)` gives the gradient of `x` for a contiguous `dy`.
+    /// Enters the value into the graph as a function of `x`; `backward(x, y, dy)` gives the gradient of `x` for a
+    /// contiguous `dy`.
     pub fn of(
         self,
         x: &Tensor,
@@ -42,7 +43,8 @@ impl Value {
         self.of_both(x, x, move |x, _, y, dy| Ok((Some(backward(x, y, dy)?), None)))
     }
 
-    /// The value as a function of `a` and `b`; `backward(a, b, y, dy)` gives their gradients for a contiguous `dy`.
+    /// Enters the value into the graph as a function of `a` and `b`; `backward(a, b, y, dy)` gives their gradients for
+    /// a contiguous `dy`.
     pub fn of_both(
         self,
         a: &Tensor,
@@ -53,7 +55,7 @@ impl Value {
     }
 }
 
-/// A node of candle's graph, whose value is computed before it.
+/// Node of candle's graph whose value is already computed.
 struct Node<F> {
     value: Mutex<Option<Value>>,
     backward: F,
@@ -74,7 +76,7 @@ impl<F: Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Result<Gradients>> CustomOp2 f
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         match self.value()? {
             Value { storage: Storage::Cpu(storage), shape } => Ok((storage, shape)),
-            _ => bail!("a value and its inputs are on different devices"),
+            _ => bail!("expected a value and its inputs on one device"),
         }
     }
 
@@ -87,7 +89,7 @@ impl<F: Fn(&Tensor, &Tensor, &Tensor, &Tensor) -> Result<Gradients>> CustomOp2 f
     ) -> Result<(CudaStorage, Shape)> {
         match self.value()? {
             Value { storage: Storage::Cuda(storage), shape } => Ok((storage, shape)),
-            _ => bail!("a value and its inputs are on different devices"),
+            _ => bail!("expected a value and its inputs on one device"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The files of a folder with their SHA-256, in the form of `sha256sum`: a line `digest  path` for each.
+//! Lists of the files of a folder with their SHA-256, in the format of `sha256sum`: one line `digest  path` per file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,18 +17,18 @@ use crate::{
     system::atomic::{folder_of, move_to, sync_below, temporary_folder, write_atomic},
 };
 
-/// The name of such a list in its folder.
+/// File name of a checksum list in its folder.
 pub const NAME: &str = "SHA256SUMS";
 
-/// SHA-256 in lower-case hexadecimal digits by path, with `/` between folders.
+/// SHA-256 of files, in lower-case hexadecimal digits, by path with `/` between folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest(pub BTreeMap<String, String>);
 
 impl Manifest {
-    /// Reads all files below `folder` but hidden ones and the list itself.
+    /// Computes the checksums of all files in `folder` and its subfolders, except hidden files and the list itself.
     ///
     /// # Errors
-    /// Files that cannot be read, and names that no line can hold.
+    /// A file that cannot be read, or a name that cannot be written on one line.
     pub fn of(folder: &Path, seen: &(dyn Fn() + Sync)) -> Result<Self> {
         let names: Vec<String> = names_below(folder)?.into_iter().filter(|name| name != NAME).collect();
         if let Some(name) = names.iter().find(|name| name.contains(['\n', '\r', '\\'])) {
@@ -46,7 +46,7 @@ impl Manifest {
     /// Reads a list.
     ///
     /// # Errors
-    /// Lines that are not `digest  path`, and paths that leave the folder.
+    /// A line that is not `digest  path`, or a path that leaves the folder.
     pub fn read(file: &Path) -> Result<Self> {
         let text = fs::read_to_string(file).map_err(io(file))?;
         let mut files = BTreeMap::new();
@@ -59,25 +59,25 @@ impl Manifest {
             if digest.len() != 64 || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
                 return Err(fail("does not begin with 64 hexadecimal digits"));
             }
-            // After the space stands another, or a star for files that were read as binary.
+            // The separator is two spaces, or a space and a star for files that were read as binary.
             let name = name.strip_prefix([' ', '*']).unwrap_or(name);
             let below = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
             if name.is_empty() || !below {
-                return Err(fail(&format!("`{name}` is no path below the folder")));
+                return Err(fail(&format!("`{name}` is not a path inside the folder")));
             }
             files.insert(name.to_string(), digest.to_ascii_lowercase());
         }
         Ok(Self(files))
     }
 
-    /// Copies files into a new folder `dir`, with their list; a list of this name among them gives way to it. The folder
-    /// is made whole beside its place and then moved there.
+    /// Copies files into a new folder `dir` and writes their list, which replaces any list among them. The folder is
+    /// completed under a temporary name and then renamed.
     ///
     /// # Errors
-    /// A folder that is there already, or a place that cannot be written.
+    /// A folder that already exists or that cannot be written.
     pub fn place(files: &[DataFile], dir: &Path) -> Result<()> {
         if dir.exists() {
-            let reason = "is there already; name a new folder".into();
+            let reason = "already exists; choose a new folder".into();
             return Err(Error::Data { file: dir.into(), reason });
         }
         let parent = folder_of(dir);
@@ -96,14 +96,14 @@ impl Manifest {
         move_to(fresh, dir, false)
     }
 
-    /// Writes the list whole or not at all.
+    /// Writes the list atomically.
     pub fn write(&self, file: &Path) -> Result<()> {
         let lines: String = self.0.iter().map(|(name, sha256)| format!("{sha256}  {name}\n")).collect();
         write_atomic(file, lines.as_bytes())
     }
 
-    /// Compares the files below `folder` with the list: those that are missing, those that are not as listed, and those
-    /// that it does not list, hidden ones left out.
+    /// Compares the files in `folder` and its subfolders with the list. Returns an error for each file that is missing,
+    /// differs from its checksum, or is not listed. Hidden files are ignored.
     pub fn check(&self, folder: &Path, seen: &(dyn Fn() + Sync)) -> Vec<Error> {
         let look = |(name, listed): (&String, &String)| {
             let file = folder.join(name);
@@ -111,7 +111,7 @@ impl Manifest {
                 None => Some(Error::Data { file, reason: format!("is missing; {NAME} lists it") }),
                 Some(Err(error)) => Some(error.into()),
                 Some(Ok((_, sha256))) => (sha256 != *listed).then(|| {
-                    let reason = format!("has the SHA-256 {sha256} in place of {listed}");
+                    let reason = format!("has the SHA-256 {sha256}, expected {listed}");
                     Error::Data { file, reason }
                 }),
             };
@@ -119,13 +119,13 @@ impl Manifest {
             found
         };
         let mut found: Vec<Error> = self.0.par_iter().filter_map(look).collect();
-        // As paths, so that `a//b` is `a/b`.
+        // Compare paths, not strings: `a//b` equals `a/b`.
         let listed: BTreeSet<&Path> = self.0.keys().map(Path::new).collect();
         match names_below(folder) {
             Err(error) => found.push(error.into()),
             Ok(names) => {
-                let strange = names.iter().filter(|name| *name != NAME && !listed.contains(Path::new(name)));
-                found.extend(strange.map(|name| Error::Data {
+                let unlisted = names.iter().filter(|name| *name != NAME && !listed.contains(Path::new(name)));
+                found.extend(unlisted.map(|name| Error::Data {
                     file: folder.join(name),
                     reason: format!("is not listed in {NAME}"),
                 }));

@@ -1,4 +1,4 @@
-//! The hub's client: repositories fetched into the cache that the other Hugging Face libraries use.
+//! Client of the Hugging Face Hub. Fetches repositories into the cache that other Hugging Face libraries use.
 
 use std::{
     error::Error,
@@ -22,16 +22,16 @@ use crate::{
     traits::Provenance,
 };
 
-/// Further attempts after a request has failed. Fewer than the client's own default: a machine that cannot reach the hub should
-/// find its cached copy within a second.
+/// Number of retries of a failed request. Smaller than the client's default, so that without a connection the cached
+/// copy is used within a second.
 const RETRIES: usize = 2;
-/// Branch that stands for a repository where its source names no revision.
+/// Branch used when a source names no revision.
 const DEFAULT_REVISION: &str = "main";
 
 /// Fetches the weight files of a model repository.
 pub(super) fn weights(wanted: String, repo: &str, revision: Option<&str>) -> Result<WeightFiles, HubError> {
     let repository = Repository::<RepoTypeModel>::open(wanted, repo, revision)?;
-    // A commit's files never change: the hub need not be asked if the cache has them all.
+    // The files of a commit never change, so no request is needed if the cache contains all of them.
     let (cached, complete) = repository.weight_files(true)?;
     let settled = cached.as_ref().filter(|files| complete && files[0].commit == repository.revision);
     let download = |()| {
@@ -42,7 +42,7 @@ pub(super) fn weights(wanted: String, repo: &str, revision: Option<&str>) -> Res
     };
     let files = match settled {
         Some(files) => files.clone(),
-        None => repository.newest(|| Ok(cached), || repository.stands(), download)?,
+        None => repository.newest(|| Ok(cached), || repository.check_exists(), download)?,
     };
     let path = |name: &str| files.iter().find(|file| file.name == name).map(|file| file.path.clone());
     Ok(WeightFiles {
@@ -53,7 +53,7 @@ pub(super) fn weights(wanted: String, repo: &str, revision: Option<&str>) -> Res
     })
 }
 
-/// Fetches those files of a data set repository that `choose` takes from the names of all its files, which are sorted.
+/// Fetches files of a data set repository. `choose` selects them from the sorted names of all files.
 pub(super) fn dataset(
     wanted: String,
     repo: &str,
@@ -64,7 +64,7 @@ pub(super) fn dataset(
     let repository = Repository::<RepoTypeDataset>::open(wanted, repo, revision)?;
     let files = repository.newest(
         || repository.data_cached(&choose),
-        || repository.stands().and_then(|()| repository.data_listed()),
+        || repository.check_exists().and_then(|()| repository.data_listed()),
         |names| Ok(repository.data_downloaded(choose(&names)?, seen)?),
     )?;
     let checked = |file: CachedFile| {
@@ -74,7 +74,7 @@ pub(super) fn dataset(
     files.into_iter().map(checked).collect()
 }
 
-/// A repository at one revision, and what its error messages need.
+/// Repository at one revision, with the details that its error messages need.
 struct Repository<T: RepoType> {
     handle: HFRepositorySync<T>,
     wanted: String,
@@ -83,7 +83,7 @@ struct Repository<T: RepoType> {
     cache: PathBuf,
 }
 
-/// A file in the cache, called `name` in the repository.
+/// File in the cache; `name` is its path in the repository.
 #[derive(Clone)]
 struct CachedFile {
     commit: String,
@@ -103,8 +103,8 @@ impl<T: RepoType> Repository<T> {
         Ok(Self { handle, wanted, revision, endpoint, cache })
     }
 
-    /// Newest version on the hub, by `fetch` from the answer to `ask`, or the cached one if the hub gives no answer or may not
-    /// be asked.
+    /// Fetches the newest version on the hub: `fetch` receives the response of `ask`. Returns the cached version if the
+    /// hub does not respond or `HF_HUB_OFFLINE` forbids requests.
     fn newest<A, E: From<HubError>>(
         &self,
         cached: impl FnOnce() -> Result<Option<Vec<CachedFile>>, E>,
@@ -119,10 +119,10 @@ impl<T: RepoType> Repository<T> {
             Ok(answer) => return fetch(answer),
             Err(error) => error,
         };
-        let cached = if gave_no_answer(&error) { cached()? } else { None };
+        let cached = if is_unavailable(&error) { cached()? } else { None };
         let Some(files) = cached else { return Err(self.explain(error).into()) };
         tracing::warn!(
-            "{} gives no answer ({}): using the cached copy of `{}`, commit {}",
+            "{} does not respond ({}); using the cached copy of `{}`, commit {}",
             self.endpoint,
             reason(&error),
             self.wanted,
@@ -131,21 +131,21 @@ impl<T: RepoType> Repository<T> {
         Ok(files)
     }
 
-    /// The file as the hub has it, through the cache, or with `local` as the cache has it.
+    /// Returns a file of the hub, downloaded into the cache if needed, or with `local` only from the cache.
     fn file(&self, name: &str, revision: &str, local: bool) -> Result<CachedFile, HFError> {
         let download = self.handle.download_file().filename(name).revision(revision);
         let path = download.local_files_only(local).send()?;
-        // It lies at `…/snapshots/<commit>/<name>`.
+        // The path is `…/snapshots/<commit>/<name>`.
         let depth = Path::new(name).components().count();
         let commit = path.ancestors().nth(depth).map(file_name).unwrap_or_default();
         Ok(CachedFile { commit, name: name.into(), path })
     }
 
-    /// Asks the hub whether the repository and the revision exist.
+    /// Checks on the hub that the repository and the revision exist.
     ///
-    /// A question of its own, because a download says neither: to it, a repository, a revision and a file that is
-    /// missing are all one, and if the hub cannot be reached it silently takes what the cache has.
-    fn stands(&self) -> Result<(), HFError> {
+    /// A download cannot replace this request: it does not distinguish a missing repository, revision and file, and if
+    /// the hub cannot be reached it silently uses the cache.
+    fn check_exists(&self) -> Result<(), HFError> {
         if self.handle.revision_exists().revision(&self.revision).send()? {
             return Ok(());
         }
@@ -156,8 +156,8 @@ impl<T: RepoType> Repository<T> {
         })
     }
 
-    /// Origin of a cached file. Its checksum must be the one that the hub lists: the client stores what a server sends in
-    /// answer to a download without looking at it, an error page included.
+    /// Returns the provenance of a cached file after comparing its checksum with the hub's. The client stores any
+    /// response to a download unchecked, including error pages.
     fn checked(&self, CachedFile { commit, name, path }: &CachedFile) -> Result<Provenance, HubError> {
         let (bytes, found) = checksum(path)?;
         match listed_checksum(path) {
@@ -194,7 +194,7 @@ impl<T: RepoType> Repository<T> {
             HFError::EntryNotFound { .. } => HubError::NoWeights { wanted, revision },
             HFError::Io(_) | HFError::CacheLockTimeout { .. } => HubError::Cache { wanted, cache, reason },
             HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
-                // Large files come from other hosts than the hub itself.
+                // Large files are served by other hosts than the hub.
                 let endpoint = source.url().map_or(endpoint, |url| url.origin().ascii_serialization());
                 HubError::Unreachable { wanted, endpoint, cache, reason }
             }
@@ -208,15 +208,15 @@ impl<T: RepoType> Repository<T> {
         }
     }
 
-    /// Weights, if there are any, then the files beside them, all of the weights' commit: as the hub has them, or with `local`
-    /// as the cache has them. And whether what is not here is known to be missing from the repository.
+    /// Returns the weights, if they exist, followed by their configuration files of the same commit; with `local`, only
+    /// from the cache. The second value is false if the cache does not know whether a missing file exists on the hub.
     fn weight_files(&self, local: bool) -> Result<(Option<Vec<CachedFile>>, bool), HubError> {
         let mut complete = true;
         let mut get = |name: &str, revision: &str| match self.file(name, revision, local) {
             Ok(file) => Ok(Some(file)),
-            // The hub has no such file at this commit, and the cache remembers.
+            // The hub has no such file at this commit, and the cache has recorded that.
             Err(HFError::EntryNotFound { .. }) => Ok(None),
-            // The cache was never told, and the hub may have it.
+            // The cache has no record of the file, which may exist on the hub.
             Err(HFError::LocalEntryNotFound { .. }) if local => {
                 complete = false;
                 Ok(None)
@@ -233,14 +233,14 @@ impl<T: RepoType> Repository<T> {
         Ok((Some([Some(weights)].into_iter().chain(beside).flatten().collect()), complete))
     }
 
-    /// The names of all files that the hub has.
+    /// Lists the names of all files on the hub.
     fn data_listed(&self) -> Result<Vec<String>, HFError> {
         let entries = self.handle.list_tree().revision(&self.revision).recursive(true).send()?;
         let files = entries.into_iter().filter_map(|entry| match entry {
             RepoTreeEntry::File { path, .. } => Some(path),
             RepoTreeEntry::Directory { .. } => None,
         });
-        // A server that is no honest hub must not write outside the cache.
+        // A malicious server must not write outside the cache.
         let inside =
             |name: &String| Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
         let mut names: Vec<String> = files.filter(inside).collect();
@@ -252,8 +252,8 @@ impl<T: RepoType> Repository<T> {
         let mut files: Vec<CachedFile> = Vec::new();
         for name in names {
             tracing::info!("fetching `{name}` of `{}` from {}", self.wanted, self.endpoint);
-            // The first by the revision, which the cache then remembers; the others by the commit of
-            // the first, so that all stay together when a branch moves in between.
+            // The first file is fetched by revision, which the cache records; the others by the commit of the first, so
+            // that all files are consistent even if the branch moves in between.
             let revision = files.first().map_or(&self.revision, |first| &first.commit);
             files.push(self.file(&name, revision, false).map_err(|error| match error {
                 HFError::EntryNotFound { .. } => {
@@ -267,7 +267,7 @@ impl<T: RepoType> Repository<T> {
         Ok(files)
     }
 
-    /// The chosen files as the cache has them, if it has any of this revision.
+    /// Returns the chosen files from the cache, if it contains this revision.
     fn data_cached(
         &self,
         choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
@@ -288,14 +288,14 @@ impl<T: RepoType> Repository<T> {
     }
 }
 
-/// Whether `HF_HUB_OFFLINE` forbids the network. The client does not read it.
+/// Returns whether `HF_HUB_OFFLINE` forbids requests. The client library does not read this variable.
 fn offline() -> bool {
     std::env::var("HF_HUB_OFFLINE")
         .is_ok_and(|value| ["1", "true", "yes", "on"].iter().any(|yes| value.eq_ignore_ascii_case(yes)))
 }
 
-/// Whether the hub could not be asked, as opposed to having answered with a refusal.
-fn gave_no_answer(error: &HFError) -> bool {
+/// Returns whether an error means that the hub is unavailable, as opposed to a rejected request.
+fn is_unavailable(error: &HFError) -> bool {
     match error {
         HFError::Request { source, .. } => !source.is_builder() && !source.is_redirect(),
         HFError::Http { context } => context.status.is_server_error(),
@@ -304,16 +304,16 @@ fn gave_no_answer(error: &HFError) -> bool {
     }
 }
 
-/// The checksum in the name of a cached file's blob. Large files, which the hub keeps outside git,
-/// are listed there by their SHA-256; for small ones the name is a git hash and says nothing.
+/// Returns the checksum in the name of a cached file's blob. The blobs of large files, which the hub stores outside
+/// git, are named by their SHA-256; those of small files by a git hash, which is not a checksum of the contents alone.
 fn listed_checksum(cached: &Path) -> Option<String> {
     let blob = file_name(&fs::canonicalize(cached).ok()?);
     let is_sha256 = blob.len() == 64 && blob.bytes().all(|b| b.is_ascii_hexdigit());
     is_sha256.then(|| blob.to_ascii_lowercase())
 }
 
-/// What went wrong, on one line. For a request that failed this is the innermost cause: the outer
-/// ones only say that it was a request, and repeat its address.
+/// Returns the reason of an error on one line. For a failed request this is the innermost cause: the outer errors only
+/// repeat the address.
 fn reason(error: &HFError) -> String {
     let HFError::Request { source, .. } = error else { return error.to_string() };
     let mut cause: &dyn Error = source;

@@ -1,9 +1,8 @@
-//! The files of a data set: a data set repository on the Hugging Face Hub, or a folder on this machine.
+//! Files of a data set: a data set repository on the Hugging Face Hub, or a local folder.
 //!
-//! As for weights, the hub is asked where the revision stands now, and all files are of one commit.
-//! If it gives no answer, or `HF_HUB_OFFLINE` forbids the question, the files in the cache are used.
-//! The cache does not say which files the repository has beyond those that were fetched; the caller,
-//! who knows how they are named, must see whether some are missing.
+//! The current commit of the revision is requested from the hub, and all files are of that commit. If the hub does not
+//! respond, or `HF_HUB_OFFLINE` forbids requests, the files in the cache are used. The cache does not record which
+//! other files the repository has, so the caller must check by their names that no file is missing.
 
 use std::{
     fs,
@@ -18,22 +17,20 @@ use crate::{
     traits::Provenance,
 };
 
-/// A file of a data set, ready to read.
+/// Local file of a data set.
 #[derive(Debug, Clone)]
 pub struct DataFile {
-    /// Its path in the repository or folder, with `/` between folders.
+    /// Path in the repository or folder, with `/` between folders.
     pub name: String,
-    /// Where it lies.
+    /// Local path.
     pub path: PathBuf,
-    /// What it is.
+    /// Source and checksum.
     pub provenance: Provenance,
 }
 
-/// Brings those files of a data set onto this machine that `choose` takes from the names of all its
-/// files, which are sorted.
+/// Fetches files of a data set. `choose` selects them from the sorted names of all files.
 ///
-/// Each is read once in full, for its checksum; `seen` is told of each that has come from the hub or
-/// was found in the folder.
+/// Every file is read once to compute its checksum. `seen` is called for each file.
 pub fn fetch(
     source: &WeightSource,
     choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
@@ -58,7 +55,7 @@ pub fn fetch(
     }
 }
 
-/// The names of all files below a folder, sorted; hidden ones are left out.
+/// Lists the names of all files in a folder and its subfolders, sorted, without hidden files.
 pub(crate) fn names_below(root: &Path) -> Result<Vec<String>, HubError> {
     if !root.exists() {
         return Err(HubError::NoPath { path: root.to_owned() });
@@ -72,7 +69,7 @@ pub(crate) fn names_below(root: &Path) -> Result<Vec<String>, HubError> {
             reason: e.into(),
         };
         let path = entry.map_err(unreadable)?.into_path();
-        // Files of the cache are links. Linked folders are passed over: they may lead in a circle.
+        // Files of the cache are symbolic links. Linked folders are skipped: they may form a cycle.
         if let Some(name) = path.strip_prefix(root).ok().filter(|_| path.is_file()) {
             let parts: Vec<_> = name.iter().map(|part| part.to_string_lossy()).collect();
             names.push(parts.join("/"));

@@ -1,18 +1,17 @@
-//! Weights and data sets: from a repository on the Hugging Face Hub, or from a path on this machine.
+//! Weights and data sets from repositories on the Hugging Face Hub or from local paths.
 //!
-//! A repository is fetched into the cache that the other Hugging Face libraries use, so a file
-//! that any of them has downloaded is found again. The usual environment variables apply:
+//! A repository is fetched into the cache that other Hugging Face libraries use, so files that they downloaded are
+//! reused. The usual environment variables apply:
 //!
 //! | variable | effect |
 //! | --- | --- |
-//! | `HF_HOME`, `HF_HUB_CACHE` | where the cache (and the token file) lies |
-//! | `HF_TOKEN`, `HF_TOKEN_PATH` | who asks, for private and gated repositories |
-//! | `HF_ENDPOINT` | a mirror in place of `https://huggingface.co` |
-//! | `HF_HUB_OFFLINE` | `1`, `true`, `yes` or `on`: read the cache, never the network |
+//! | `HF_HOME`, `HF_HUB_CACHE` | location of the cache and the token file |
+//! | `HF_TOKEN`, `HF_TOKEN_PATH` | access token for private and gated repositories |
+//! | `HF_ENDPOINT` | mirror that replaces `https://huggingface.co` |
+//! | `HF_HUB_OFFLINE` | `1`, `true`, `yes` or `on`: use only the cache |
 //!
-//! The weights are `model.safetensors`, or `pytorch_model.bin` where there is no such file. All
-//! files of a repository are taken from one commit, and that commit is reported: a branch that
-//! moves between two runs, or during one, shows in their records.
+//! The weights are `model.safetensors`, or `pytorch_model.bin` if that file does not exist. All files of a repository
+//! are of one commit, which the run records: a branch that moves between two runs, or during one, is visible there.
 
 pub mod checksum_list;
 #[cfg(feature = "hub")]
@@ -34,7 +33,7 @@ fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// The length of a file and its SHA-256.
+/// Returns the length of a file and its SHA-256.
 pub(crate) fn checksum(path: &Path) -> Result<(u64, String), HubError> {
     let unreadable = |reason| HubError::Unreadable { path: path.to_owned(), reason };
     let mut file = File::open(path).map_err(unreadable)?;

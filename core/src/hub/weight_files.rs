@@ -1,4 +1,4 @@
-//! Weight files of a network: from a repository on the hub, or from a file or folder.
+//! Weight files of a network, from a repository on the hub, a file or a folder.
 
 use std::{
     fs, io,
@@ -11,35 +11,35 @@ use crate::{
     traits::Provenance,
 };
 
-/// Names of weight files, the preferred one first.
+/// Names of weight files, preferred name first.
 pub(super) const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
-/// Name of a network's configuration beside its weights.
+/// Name of the file with a network's configuration, in the folder of its weights.
 pub(super) const CONFIG: &str = "config.json";
-/// Name of the description of a network's input, beside its weights.
+/// Name of the file that describes a network's input, in the folder of its weights.
 pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// Files on this machine, ready to read.
+/// Local weight files.
 #[derive(Debug, Clone)]
 pub struct WeightFiles {
-    /// The safetensors file or PyTorch state dict.
+    /// Safetensors file or PyTorch state dict.
     pub weights: PathBuf,
-    /// The `config.json` beside it in its repository or folder. `None` where there is none, and
-    /// always for a source that names a single file: its neighbours may describe something else.
+    /// `config.json` in the folder of the weights, if it exists. Always `None` for a source that names a single file,
+    /// because other files in its folder may describe another network.
     pub config: Option<PathBuf>,
-    /// The `preprocessor_config.json` there, likewise.
+    /// `preprocessor_config.json` in the folder of the weights, under the same conditions as `config`.
     pub preprocessor: Option<PathBuf>,
-    /// What the weights are.
+    /// Source and checksum of the weights.
     pub provenance: Provenance,
 }
 
-/// Brings the files of `source` onto this machine and says what they are.
+/// Fetches the files of `source`.
 ///
-/// The weights are read once in full, for their checksum. Blocks while it downloads; may be called
-/// from a thread of any async runtime.
+/// The weights are read once to compute their checksum. Blocks during downloads; may be called from a thread of any
+/// async runtime.
 ///
-/// For a repository, the hub is asked where the revision stands now. If it gives no answer, a copy of that revision
-/// in the cache is used instead, with a warning. It is not asked at all when `HF_HUB_OFFLINE` forbids it, or when the
-/// revision is a full commit hash, whose files never change, and the cache holds them.
+/// For a repository, the current commit of the revision is requested from the hub. If the hub does not respond, a
+/// cached copy of that revision is used, with a warning. There is no request if `HF_HUB_OFFLINE` forbids it, or if the
+/// revision is a full commit hash, whose files never change, and the cache contains them.
 pub fn fetch(source: &WeightSource) -> Result<WeightFiles, HubError> {
     match source {
         #[cfg(feature = "hub")]

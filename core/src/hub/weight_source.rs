@@ -1,22 +1,22 @@
-//! Sources of weights and data as written in a configuration.
+//! Sources of weights and data sets, as written in a configuration.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use crate::error::SourceError;
 
-/// A weight source as written in a config: `hf:owner/name`, `hf:owner/name@revision`, or a path
-/// to a safetensors or PyTorch file or to a folder with `model.safetensors` or
-/// `pytorch_model.bin` (and, where there are such, `config.json` and `preprocessor_config.json`).
+/// Source of weights or of a data set: `hf:owner/name`, `hf:owner/name@revision`, or a local path. For weights the path
+/// is a safetensors or PyTorch file, or a folder with `model.safetensors` or `pytorch_model.bin` and optionally
+/// `config.json` and `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WeightSource {
-    /// A model repository on the hub.
+    /// Repository on the hub.
     Hub {
-        /// `owner/name`.
+        /// Owner and name, `owner/name`.
         repo: String,
-        /// A branch, tag or commit; the branch `main` if none is given.
+        /// Branch, tag or commit; `None` for the branch `main`.
         revision: Option<String>,
     },
-    /// A file or folder on this machine.
+    /// Local file or folder.
     Path(PathBuf),
 }
 
@@ -62,8 +62,8 @@ impl fmt::Display for WeightSource {
     }
 }
 
-/// The hub's rules for owners and names. They also keep the folder that the cache derives from
-/// the two (`models--owner--name`) unambiguous and inside the cache.
+/// Returns whether `text` follows the hub's rules for owners and names. The rules also keep the folder that the cache
+/// derives from the two (`models--owner--name`) unambiguous and inside the cache.
 fn is_repository_name(text: &str) -> bool {
     let edge = |c| matches!(c, '-' | '.');
     !text.is_empty()
@@ -74,8 +74,8 @@ fn is_repository_name(text: &str) -> bool {
         && !text.contains("..")
 }
 
-/// Git's rules for reference names, which commit hashes obey as well. The cache keeps a file of
-/// this name for each revision, so a revision that climbs out of its folder must not pass.
+/// Returns whether `text` follows git's rules for reference names, which commit hashes satisfy too. The cache creates a
+/// file of this name for each revision, so a revision that leaves its folder must be rejected.
 fn is_revision(text: &str) -> bool {
     text.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
         && !text.contains("..")

@@ -1,4 +1,4 @@
-//! What a backbone promises.
+//! Checks of backbones.
 
 use std::path::Path;
 
@@ -16,15 +16,15 @@ use crate::{
     },
 };
 
-/// Side of the images, which the usual patch sizes divide.
+/// Side of the images, a multiple of the usual patch sizes.
 const SIDE: usize = 224;
 /// Prompt tokens of each kind.
 const LENGTH: usize = 2;
 
-/// Checks the backbone registered as `name`, with `settings` in TOML, on images of 224 px: what it says of itself, the
-/// shapes of what it gives back, that a batch is computed image by image, that injected prompts of every kind change the
-/// output and get right gradients, that nothing is random, that its weights stay as they are, and, if it
-/// can be exported, that it is the same when it is built from its own files.
+/// Checks the backbone registered as `name`, with `settings` in TOML, on images of 224 px:
+/// its specification and the shapes of its outputs are correct; the images of a batch are independent; injected prompts
+/// of every kind change the output and get correct gradients; results are deterministic; weights never change; and an
+/// exported network, if it supports export, equals the original.
 pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Backbone, name, settings)?;
     let build = |folder: Option<&Path>| {
@@ -41,7 +41,7 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let backbone = build(None)?;
     let check = Check { plugin: format!("`{name}`"), backbone: backbone.as_ref() };
     check.spec(name)?;
-    let before = bytes(backbone.as_ref())?;
+    let before = frozen_values(backbone.as_ref())?;
     let pixels = Rng::new(5).uniform(&[2, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
     let plain = check.shapes(&pixels, &Injection::none(), 0)?;
     check.rows(&pixels, &plain)?;
@@ -52,16 +52,16 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
         let moved = build(Some(folder.path()))?;
         let same = BackboneSpec { provenance: moved.spec().provenance.clone(), ..backbone.spec().clone() };
         check.promise(*moved.spec() == same, "built from its own files it has the same sizes")?;
-        let equal = bytes(moved.as_ref())? == before;
+        let equal = frozen_values(moved.as_ref())? == before;
         check.promise(equal, "built from its own files it has the same weights")?;
         check.again(&pixels, &plain, moved.as_ref())?;
     }
     check.prompts(&pixels, &plain)?;
-    check.promise(bytes(backbone.as_ref())? == before, "its weights stay as they are")
+    check.promise(frozen_values(backbone.as_ref())? == before, "its weights never change")
 }
 
-/// Every frozen tensor's name and values.
-fn bytes(backbone: &dyn Backbone) -> Result<Vec<(String, Vec<f32>)>> {
+/// Returns name and values of every frozen tensor.
+fn frozen_values(backbone: &dyn Backbone) -> Result<Vec<(String, Vec<f32>)>> {
     let values = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
     backbone.weights()?.into_iter().map(|(name, tensor)| Ok((name, values(&tensor)?))).collect()
 }
@@ -83,13 +83,13 @@ impl Check<'_> {
     fn spec(&self, name: &str) -> Result<()> {
         let BackboneSpec { plugin, image_size, depth, patches, heads, width, .. } = self.backbone.spec();
         let even = *heads > 0 && width.is_multiple_of(*heads);
-        self.promise(plugin == name, format!("its spec names it, and not `{plugin}`"))?;
-        self.promise(*image_size == SIDE, "its spec has the image size that it was built for")?;
+        self.promise(plugin == name, format!("its spec names it, not `{plugin}`"))?;
+        self.promise(*image_size == SIDE, "its spec has the image size for which it was built")?;
         self.promise(*depth > 0 && *patches > 0, "its spec has blocks and patches")?;
-        self.promise(even, "its heads share its width evenly")
+        self.promise(even, "its width is a multiple of its number of heads")
     }
 
-    /// The features of `pixels` with everything tapped, `extra` tokens injected.
+    /// Computes the features of `pixels` with all taps and `extra` injected tokens, and checks their shapes.
     fn shapes(&self, pixels: &Tensor, injection: &Injection, extra: usize) -> Result<Features> {
         let spec = self.backbone.spec();
         let taps = Taps { blocks: (0..spec.depth).collect(), norm: true };
@@ -97,9 +97,9 @@ impl Check<'_> {
         let batch = pixels.dim(0)?;
         self.promise(features.cls.dims() == [batch, spec.width], "the CLS token has the shape (B, D)")?;
         let blocks = features.blocks.keys().copied().eq(0..spec.depth);
-        self.promise(blocks, "the output of every block that is tapped comes back")?;
+        self.promise(blocks, "the output of every tapped block is returned")?;
         let norm = features.norm.as_ref();
-        self.promise(norm.is_some(), "the tokens after the final norm come back where they are tapped")?;
+        self.promise(norm.is_some(), "tapped tokens after the final norm are returned")?;
         let least = 1 + spec.patches + extra;
         for tokens in features.blocks.values().chain(norm) {
             let found = tokens.dims();
@@ -107,7 +107,7 @@ impl Check<'_> {
             self.promise(fits, format!("block outputs have the shape (B, N + K, D), not {found:?}"))?;
         }
         let tokens = features.tokens.as_ref().map_or(0, |tokens| tokens.dim(1).unwrap_or(0));
-        self.promise(tokens == extra, "injected tokens come back, and no others")?;
+        self.promise(tokens == extra, "the injected tokens are returned, and no others")?;
         let sum = features.cls.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?;
         self.promise(sum.is_finite(), "features are finite numbers")?;
         Ok(features)
@@ -118,7 +118,7 @@ impl Check<'_> {
             let image = pixels.narrow(0, row, 1)?;
             let alone = self.backbone.forward(&image, &Injection::none(), &Taps::none())?;
             let near = distance(&alone.cls, &batch.cls.narrow(0, row, 1)?)? < 1e-3;
-            self.promise(near, "an image's features do not depend on the others of its batch")?;
+            self.promise(near, "an image's features do not depend on the other images of its batch")?;
         }
         Ok(())
     }
@@ -127,12 +127,12 @@ impl Check<'_> {
         for backbone in [self.backbone, other] {
             let again = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
             let same = distance(&again.cls, &first.cls)? == 0.0;
-            self.promise(same, "nothing is random, in building it or in using it")?;
+            self.promise(same, "building and using it are deterministic")?;
         }
         Ok(())
     }
 
-    /// Every kind of prompt, in the first and in the last block.
+    /// Checks every kind of prompt, in the first and in the last block.
     fn prompts(&self, pixels: &Tensor, plain: &Features) -> Result<()> {
         let (width, depth) = (self.backbone.spec().width, self.backbone.spec().depth);
         let mut rng = Rng::new(6);
@@ -163,11 +163,11 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// The gradient of a sum over the CLS tokens along itself, against the difference of two passes.
+    /// Compares the gradient of a weighted sum of the CLS tokens with a central difference along the gradient.
     fn gradients(&self, pixels: &Tensor, injection: &Injection, vars: &[Var], what: &str) -> Result<()> {
         let value = || -> Result<Tensor> {
             let cls = self.backbone.forward(pixels, injection, &Taps::none())?.cls;
-            // Weights that differ: a layer norm's outputs have a constant sum.
+            // The outputs of a layer norm have a constant sum, so the weights must differ.
             let weights = Rng::new(7).uniform(cls.dims(), -1.0, 1.0, &Device::Cpu)?;
             Ok((cls * weights)?.sum_all()?)
         };
@@ -188,8 +188,8 @@ impl Check<'_> {
             let slope = (at(1.0)? - at(-1.0)?) / (2.0 * step);
             var.set(&start)?;
             let near = (slope - norm).abs() <= 0.05 * norm + 1e-3;
-            let found = format!("{norm:.4}, by differences {slope:.4}");
-            self.promise(near, format!("the gradient of a {what} is a derivative: {found}"))?;
+            let found = format!("{norm:.4} where finite differences give {slope:.4}");
+            self.promise(near, format!("the gradient of a {what} is a derivative, not {found}"))?;
         }
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! What methods are tested on: two tiny random vision transformers, a stream of random pixels, and a plain learner and
-//! distiller as partners.
+//! Environment for tests of methods: two tiny random vision transformers, a stream of random pixels, and a plain
+//! learner and a plain distiller that complete the trainer.
 
 use std::sync::Arc;
 
@@ -30,18 +30,18 @@ pub(super) const ROLES: [Role; 2] = [Role::Teacher, Role::Student];
 pub struct Shape {
     /// Token width.
     pub width: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub depth: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: usize,
-    /// Side of a patch; images have 16 pixels.
+    /// Side of a patch in pixels; images have a side of 16 pixels.
     pub patch: usize,
 }
 
 impl Shape {
-    /// The teacher of [`Lab::new`].
+    /// Sizes of the teacher of [`Lab::new`].
     pub const TEACHER: Self = Self { width: 24, depth: 7, heads: 3, patch: 4 };
-    /// The student of [`Lab::new`].
+    /// Sizes of the student of [`Lab::new`].
     pub const STUDENT: Self = Self { width: 16, depth: 6, heads: 2, patch: 4 };
 }
 
@@ -56,13 +56,13 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A teacher and a student of different sizes. The networks are always the same; `seed` decides what learners and
-    /// distillers draw.
+    /// Creates a teacher and a student of different sizes. The networks are always the same; `seed` is the seed of
+    /// learners and distillers.
     pub fn new(seed: u64) -> Result<Self> {
         Self::with_shapes(seed, Shape::TEACHER, Shape::STUDENT)
     }
 
-    /// The same with networks of these sizes.
+    /// Creates a lab with networks of the given sizes.
     pub fn with_shapes(seed: u64, teacher: Shape, student: Shape) -> Result<Self> {
         Ok(Self {
             teacher: Arc::new(random_vit("random teacher", teacher)?),
@@ -73,13 +73,13 @@ impl Lab {
         })
     }
 
-    /// The same in another mode, with another query.
+    /// Changes the mode and the source of the query.
     pub fn with_mode(self, mode: Mode, query: QuerySource) -> Self {
         Self { mode, query, ..self }
     }
 
-    /// What a plugin may meet: the usual, the corrected mode with own queries, a teacher with fewer blocks than the
-    /// student, networks of few blocks, other patches.
+    /// Returns the environments that a plugin must support: the default, the corrected mode with separate queries, a
+    /// teacher with fewer blocks than the student, networks of few blocks, and different patch sizes.
     pub(super) fn variants() -> Result<Vec<Self>> {
         let of = |teacher: usize, student: usize, patch: usize| {
             let student = Shape { depth: student, patch, ..Shape::STUDENT };
@@ -96,7 +96,7 @@ impl Lab {
         }
     }
 
-    /// What a learner is built with here.
+    /// Returns the context with which a learner is built.
     pub fn learner_context(&self, role: Role) -> LearnerContext<'_> {
         let querying = if self.query == QuerySource::Own { role } else { Role::Student };
         LearnerContext {
@@ -111,7 +111,7 @@ impl Lab {
         }
     }
 
-    /// What a distiller is built with here.
+    /// Returns the context with which a distiller is built.
     pub fn distiller_context<'a>(&'a self, learner: &'a dyn Learner) -> DistillerContext<'a> {
         DistillerContext {
             teacher: self.teacher.spec(),
@@ -124,14 +124,14 @@ impl Lab {
         }
     }
 
-    /// The registered learner `name`, for the teacher and for the student.
+    /// Builds the registered learner `name`, for the teacher and for the student.
     fn learners(&self, name: &str, settings: &Settings) -> Result<[Box<dyn Learner>; 2]> {
         let [teacher, student] =
             ROLES.map(|role| registry::learner(name, settings, &self.learner_context(role)));
         Ok([teacher?, student?])
     }
 
-    /// A trainer of one epoch a task.
+    /// Builds a trainer with one epoch per task.
     pub fn trainer(
         &self,
         [teacher, student]: [Box<dyn Learner>; 2],
@@ -154,7 +154,7 @@ impl Lab {
         }
     }
 
-    /// A trainer of registered methods, each with its settings.
+    /// Builds a trainer of registered methods, each with its settings.
     pub fn trainer_of(&self, learner: (&str, &Settings), distiller: (&str, &Settings)) -> Result<Trainer> {
         let learners = self.learners(learner.0, learner.1)?;
         let (name, context) = (distiller.0, self.distiller_context(learners[1].as_ref()));
@@ -170,7 +170,7 @@ fn random_vit(name: &str, shape: Shape) -> Result<Vit> {
     Vit::new("vit", &weights, &options, Provenance::of_bytes(name, name.as_bytes()), &Device::Cpu)
 }
 
-/// A stream of random pixels: three tasks of two classes.
+/// Stream of random pixels: three tasks of two classes.
 pub struct Noise {
     classes: Vec<String>,
     tasks: Vec<Task>,
@@ -179,7 +179,7 @@ pub struct Noise {
 }
 
 impl Noise {
-    /// With so many training steps an epoch.
+    /// Creates the stream with `steps` training steps per epoch.
     pub fn new(steps: usize) -> Self {
         let size = CLASSES / TASKS;
         let task = |index| Task { index, count: TASKS, classes: index * size..(index + 1) * size };
@@ -187,12 +187,12 @@ impl Noise {
         Self { classes, tasks: (0..TASKS).map(task).collect(), steps, poisoned: usize::MAX }
     }
 
-    /// The same with pixels that are no numbers from `task` on.
+    /// Makes all pixels of the tasks from `task` on NaN.
     pub fn poisoned_from(self, task: usize) -> Self {
         Self { poisoned: task, ..self }
     }
 
-    /// Batch `number` of a task, always the same.
+    /// Returns batch `number` of a task, always the same.
     pub fn batch(&self, task: usize, number: usize) -> Result<Batch> {
         let mut rng = Rng::new(9).derive(&format!("{task} {number}"));
         let mut pixels = rng.uniform(&[BATCH, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
@@ -232,8 +232,8 @@ impl TaskStream for Noise {
     }
 }
 
-/// The kit's own learner, a partner for distillers under test: a prompt in the first block, an extra token, a penalty,
-/// and a linear head on the CLS token and its own token.
+/// Learner of the kit, used in tests of distillers: a prompt in the first block, an extra token, a penalty, and a
+/// linear head on the sum of the CLS token and the extra token.
 pub(super) struct PlainPrompts {
     prompts: NamedVar,
     token: NamedVar,
@@ -264,7 +264,7 @@ impl Learner for PlainPrompts {
     }
     fn logits(&self, features: &Features) -> Result<Tensor> {
         let tokens = features.tokens.as_ref().filter(|tokens| tokens.dim(1).is_ok_and(|count| count == 1));
-        let (owner, reason) = ("learner".into(), "its one token was not shown to it".into());
+        let (owner, reason) = ("learner".into(), "the features do not contain its one injected token".into());
         let token = tokens.ok_or(Error::State { owner, reason })?.squeeze(1)?;
         self.head.forward(&(&features.cls + token)?)
     }
@@ -276,7 +276,7 @@ impl Learner for PlainPrompts {
     }
 }
 
-/// The kit's own distiller, a partner for learners under test: soft targets, and an extra token that nothing reads.
+/// Distiller of the kit, used in tests of learners: soft targets, and an extra token whose output is not used.
 pub(super) struct SoftTargets {
     width: usize,
 }
@@ -300,13 +300,13 @@ impl Distiller for SoftTargets {
     }
 }
 
-/// The learner `name` in both networks, with the kit's own distiller.
+/// Builds a trainer of the learner `name` in both networks, with the distiller of the kit.
 pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
     let distiller = SoftTargets { width: lab.student.spec().width };
     Ok(lab.trainer(lab.learners(name, settings)?, Box::new(distiller)))
 }
 
-/// The distiller `name`, with the kit's own learner in both networks.
+/// Builds a trainer of the distiller `name`, with the learner of the kit in both networks.
 pub(super) fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
     let [teacher, student] = ROLES.map(|role| PlainPrompts::new(&lab.learner_context(role)));
     let learners: [Box<dyn Learner>; 2] = [Box::new(teacher?), Box::new(student?)];

@@ -1,4 +1,4 @@
-//! What learners and distillers promise.
+//! Checks of learners and distillers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// A plugin under test in a trainer that can be built again and again, from what it runs on.
+/// Plugin under test, with a function that builds a trainer of it in a lab.
 pub(super) struct Check<'a> {
     pub(super) plugin: String,
     pub(super) build: &'a dyn Fn(&Lab) -> Result<Trainer>,
@@ -34,14 +34,14 @@ impl Check<'_> {
         (self.build)(&Lab::new(seed)?)
     }
 
-    /// What holds for learners and distillers alike.
+    /// Runs the checks that apply to both learners and distillers.
     pub(super) fn everything(&self) -> Result<()> {
         let corrected = Lab::new(3)?.with_mode(Mode::Corrected, QuerySource::Own);
-        self.what_is_trained_moves_and_nothing_else(Lab::new(3)?)?;
-        self.what_is_trained_moves_and_nothing_else(corrected)?;
-        self.a_seed_decides_everything()?;
-        self.evaluation_leaves_no_trace()?;
-        self.a_saved_state_restores_it()
+        self.only_trainable_tensors_change(Lab::new(3)?)?;
+        self.only_trainable_tensors_change(corrected)?;
+        self.seed_determines_results()?;
+        self.evaluation_changes_nothing()?;
+        self.saved_state_is_restored()
     }
 
     pub(super) fn learner_shapes(&self, lab: Lab) -> Result<()> {
@@ -58,15 +58,20 @@ impl Check<'_> {
                     self.injection_fits(&injection, backbone.spec(), images)?;
                     if let Some(penalty) = &injection.penalty {
                         self.promise(penalty.rank() == 0, "a penalty is a scalar")?;
-                        let promise = format!("a penalty applies in training alone, but {pass:?} has one");
+                        let promise = format!("only training passes have a penalty, but {pass:?} has one");
                         self.promise(pass == Pass::Train, promise)?;
                     }
                     let features = backbone.forward(&pixels, &injection, &Taps::none())?;
-                    self.logits_fit("logits", &learner.logits(&features)?, images)?;
+                    self.logits_fit("the tensor of logits", &learner.logits(&features)?, images)?;
                     let head = learner.new_head("second", &mut Rng::new(0))?;
-                    self.logits_fit("the logits of a further head", &head.logits(&features.cls)?, images)?;
+                    self.logits_fit(
+                        "the tensor of logits of a new head",
+                        &head.logits(&features.cls)?,
+                        images,
+                    )?;
                     let named = head.trainable().iter().all(|var| var.name.starts_with("second."));
-                    let promise = "a further head trains tensors called after it, `second.weight` and so on";
+                    let promise =
+                        "the tensors of a new head have its name as prefix, such as `second.weight`";
                     self.promise(named, promise)?;
                 }
             }
@@ -91,7 +96,7 @@ impl Check<'_> {
             for pass in [Pass::Train, Pass::Test] {
                 self.injection_fits(&trainer.distiller.inject(pass)?, trainer.student.backbone.spec(), 1)?;
             }
-            // The task's own classes, and all seen so far as with rehearsal.
+            // The task's classes, and with rehearsal all classes seen so far.
             for classes in [task.classes.clone(), 0..task.seen()] {
                 let task = Task { classes, ..*task };
                 let loss = trainer.loss(Role::Student, &task, &stream.batch(task.index, 0)?)?;
@@ -109,17 +114,20 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// A prediction of its own counts only if the distiller says that it has one.
+    /// Checks that `predicts` is true if `predict` differs from the learner's logits; otherwise it is never called.
     pub(super) fn prediction_is_announced(&self, alone: &Trainer) -> Result<()> {
         let pixels = Noise::new(1).batch(0, 0)?.pixels;
         let in_a_run = self.trainer(1)?.predict(Role::Student, &pixels)?;
         let same = bits(&alone.predict(Role::Student, &pixels)?)? == bits(&in_a_run)?;
-        self.promise(same, "a distiller whose `predict` is not the learner's logits says so by `predicts`")
+        self.promise(same, "`predicts` is true for a distiller whose `predict` is not the learner's logits")
     }
 
     fn injection_fits(&self, injection: &Injection, spec: &BackboneSpec, images: usize) -> Result<()> {
         let (blocks, depth, width) = (injection.blocks.len(), spec.depth, spec.width);
-        self.promise(blocks <= depth, format!("it prompts block {blocks} of {depth}"))?;
+        self.promise(
+            blocks <= depth,
+            format!("it injects prompts into at most {depth} blocks, not {blocks}"),
+        )?;
         let fits = |tensor: &Tensor| {
             let dims = tensor.dims3();
             dims.is_ok_and(|(batch, _, columns)| (batch == 1 || batch == images) && columns == width)
@@ -128,30 +136,39 @@ impl Check<'_> {
             for kv in [&block.prefix, &block.suffix, &block.cls_add].into_iter().flatten() {
                 let (k, v) = (kv.k()?, kv.v()?);
                 let (ks, vs) = (k.dims(), v.dims());
-                let promise =
-                    format!("keys and values are (B or 1, P, {width}) alike, not {ks:?} and {vs:?}");
+                let promise = format!(
+                    "keys and values both have the shape (B or 1, P, {width}), not {ks:?} and {vs:?}"
+                );
                 self.promise(fits(&k) && fits(&v) && ks == vs, promise)?;
             }
             let added = block.cls_add.as_ref().map(Kv::count).transpose()?.unwrap_or(1);
             self.promise(added == 1, "one vector is added to the CLS token's key and one to its value")?;
         }
         if let Err(error) = PromptUseSums::default().add(0, images, &injection.selections) {
-            self.promise(false, format!("what it says of its selections is true of them: {error}"))?;
+            self.promise(false, format!("its selections of prompts are valid: {error}"))?;
         }
         let Some(tokens) = &injection.tokens else { return Ok(()) };
-        self.promise(fits(tokens), format!("tokens are (B or 1, K, {width}), not {:?}", tokens.dims()))
+        self.promise(
+            fits(tokens),
+            format!("tokens have the shape (B or 1, K, {width}), not {:?}", tokens.dims()),
+        )
     }
 
     fn logits_fit(&self, what: &str, logits: &Tensor, images: usize) -> Result<()> {
         let dims = logits.dims();
-        let promise = format!("{what} of {images} images are ({images}, {CLASSES}), not {dims:?}");
+        let count = if images == 1 { "1 image".into() } else { format!("{images} images") };
+        let promise = format!("{what} of {count} has the shape ({images}, {CLASSES}), not {dims:?}");
         self.promise(dims == [images, CLASSES], promise)?;
-        self.promise(numbers(logits)?.iter().all(|v| v.is_finite()), format!("{what} are finite numbers"))
+        self.promise(
+            numbers(logits)?.iter().all(|v| v.is_finite()),
+            format!("{what} contains only finite numbers"),
+        )
     }
 
-    /// Central differences of the loss along random directions in every tensor, in the first task (later ones may hold
-    /// what earlier ones trained). In float32 and with choices that jump, no one step size is right for all tensors:
-    /// the nearest of several counts, which a gradient that is wrong or partly missing cannot meet in all directions.
+    /// Compares gradients with central differences of the loss along random directions in every tensor, in the first
+    /// task (later tasks may freeze earlier parameters). In float32, and with discontinuous selections, no single step
+    /// size suits all tensors. The nearest of several estimates counts; a wrong or partly missing gradient cannot match
+    /// one in all directions.
     pub(super) fn gradients_are_derivatives(&self, roles: &[Role]) -> Result<()> {
         let mut trainer = self.trainer(2)?;
         let stream = Noise::new(1);
@@ -162,7 +179,7 @@ impl Check<'_> {
             let loss = || -> Result<f64> {
                 Ok(trainer.loss(role, task, &batch)?.total.to_dtype(DType::F64)?.to_scalar::<f64>()?)
             };
-            // What rounding makes of a difference of losses.
+            // Rounding error of a difference of losses.
             let noise = 5e-5 * loss()?.abs().max(1.0);
             for NamedVar { name, var } in trainer.trainable(role) {
                 let gradient = gradients.get(var.as_tensor()).map(numbers).transpose()?;
@@ -179,9 +196,9 @@ impl Check<'_> {
                         (nearest - expected).abs() <= tolerance,
                         format!(
                             "the gradient of `{name}` is the derivative of the {} loss: along a direction it is \
-                             {expected:.3e}, finite differences give {nearest:.3e}; a value taken out of the graph \
-                             (`detach`, `to_vec`) or an operation without a backward pass (`softmax_last_dim`, \
-                             `ops::layer_norm`) often is why",
+                             {expected:.3e}, but finite differences give {nearest:.3e}; frequent causes are a value \
+                             detached from the graph (`detach`, `to_vec`) and an operation without a backward pass \
+                             (`softmax_last_dim`, `ops::layer_norm`)",
                             role.as_str()
                         ),
                     )?;
@@ -191,7 +208,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    pub(super) fn what_is_trained_moves_and_nothing_else(&self, lab: Lab) -> Result<()> {
+    pub(super) fn only_trainable_tensors_change(&self, lab: Lab) -> Result<()> {
         let mut trainer = (self.build)(&lab)?;
         let stream = Noise::new(4);
         let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u64>>> {
@@ -205,7 +222,7 @@ impl Check<'_> {
                 let (others, own) = (state_bits(&trainer, other)?, state_bits(&trainer, role)?);
                 let vars = trainer.trainable(role);
                 let names: BTreeSet<_> = vars.iter().map(|var| var.name.clone()).collect();
-                self.promise(names.len() == vars.len(), "tensors that are trained have different names")?;
+                self.promise(names.len() == vars.len(), "trainable tensors have different names")?;
                 let mut optimizer = Optimizer::new(&trainer.settings.optimizer, vars.clone())?;
                 let mut reached = BTreeSet::new();
                 for step in 0..4 {
@@ -224,28 +241,29 @@ impl Check<'_> {
                 }
                 let (who, whom) = (role.as_str(), other.as_str());
                 for name in &names {
-                    let promise = format!("`{name}` is trained by the {who}, but never gets a gradient");
+                    let promise =
+                        format!("`{name}` is trainable in the {who}'s phase, but never gets a gradient");
                     self.promise(reached.contains(name), promise)?;
                 }
                 let untouched = state_bits(&trainer, other)? == others;
-                self.promise(untouched, format!("the {who}'s phase leaves the {whom} as it is"))?;
+                self.promise(untouched, format!("the {who}'s phase does not change the {whom}"))?;
                 let now = state_bits(&trainer, role)?;
                 for name in &names {
                     let saved = now.contains_key(name);
-                    self.promise(saved, format!("`{name}` is trained, but not part of the state"))?;
+                    self.promise(saved, format!("`{name}` is trainable, but not part of the state"))?;
                 }
                 for (name, now) in &now {
                     let moved = own.get(name) != Some(now);
-                    let promise = format!("`{name}` changes in a phase exactly if it is trained");
+                    let promise = format!("`{name}` changes in a phase if and only if it is trainable");
                     self.promise(moved == names.contains(name), promise)?;
                 }
             }
             trainer.end_task(task)?;
         }
-        self.promise(frozen(&trainer)? == before, "frozen weights stay as they are")
+        self.promise(frozen(&trainer)? == before, "frozen weights never change")
     }
 
-    fn a_seed_decides_everything(&self) -> Result<()> {
+    fn seed_determines_results(&self) -> Result<()> {
         let run = || -> Result<_> {
             let mut trainer = self.trainer(4)?;
             trainer.run(&Noise::new(3), &mut |_| Ok(()))?;
@@ -254,12 +272,12 @@ impl Check<'_> {
         self.promise(run()? == run()?, "the same seed gives the same run")
     }
 
-    /// Saved in the middle of the second task and at its end, into trainers that were made with another seed:
-    /// predictions and what is trained afterwards, also in the next task, are the same. An empty state is refused.
-    pub(super) fn a_saved_state_restores_it(&self) -> Result<()> {
+    /// Restores states, saved in the middle of the second task and at its end, into trainers with another seed.
+    /// Predictions and further training, also in the next task, must be equal. An empty state must be rejected.
+    pub(super) fn saved_state_is_restored(&self) -> Result<()> {
         let stream = Noise::new(2);
         let [mut original, mut middle, mut end] = [self.trainer(5)?, self.trainer(6)?, self.trainer(7)?];
-        // What is drawn at the start of a task follows from the run's seed, not from the state.
+        // Random draws at the start of a task depend on the run's seed, not on the state.
         (middle.rng, end.rng) = (original.rng.clone(), original.rng.clone());
         let [first, second, third] = [0, 1, 2].map(|index| &stream.tasks()[index]);
         let pixels = stream.batch(1, 77)?.pixels;
@@ -275,21 +293,33 @@ impl Check<'_> {
         original.begin_task(second)?;
         train(&mut original, &stream, second, 2)?;
         restore(&original, &mut middle, second)?;
-        let hint = "is every tensor that `new` draws in `trainable` or in `state`?";
-        same(&original, &middle, &format!("a restored state predicts as the saved one: {hint}"))?;
+        let hint = "is every tensor that `new` creates in `trainable` or in `state`?";
+        same(
+            &original,
+            &middle,
+            &format!("a restored state gives the predictions of the saved one: {hint}"),
+        )?;
         for trainer in [&mut original, &mut middle] {
             train(trainer, &stream, second, 2)?;
             trainer.end_task(second)?;
         }
-        same(&original, &middle, "a restored state trains on as the saved one")?;
+        same(&original, &middle, "training continues from a restored state as from the saved one")?;
         restore(&original, &mut end, second)?;
-        same(&original, &end, "a state restored at the end of a task predicts as the saved one")?;
+        same(
+            &original,
+            &end,
+            "a state restored at the end of a task gives the predictions of the saved one",
+        )?;
         for trainer in [&mut original, &mut end] {
             trainer.begin_task(third)?;
             train(trainer, &stream, third, 2)?;
             trainer.end_task(third)?;
         }
-        same(&original, &end, "a state restored at the end of a task learns the next one as the saved one")?;
+        same(
+            &original,
+            &end,
+            "the next task is learned from a state restored at the end of a task as from the saved one",
+        )?;
         for role in ROLES {
             let nothing = end.trainable(role).is_empty();
             let refused = nothing || end.restore(role, third, &StateDict::default()).is_err();
@@ -298,8 +328,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// A run with predictions between all steps is the run without.
-    pub(super) fn evaluation_leaves_no_trace(&self) -> Result<()> {
+    /// Checks that predictions between the steps of a run do not change its result.
+    pub(super) fn evaluation_changes_nothing(&self) -> Result<()> {
         let stream = Noise::new(2);
         let run = |predict: bool| -> Result<_> {
             let mut trainer = self.trainer(8)?;
@@ -321,7 +351,7 @@ impl Check<'_> {
     }
 }
 
-/// `steps` of the teacher, then of the student.
+/// Trains the teacher, then the student, for `steps` steps each.
 fn train(trainer: &mut Trainer, stream: &Noise, task: &Task, steps: usize) -> Result<()> {
     for role in ROLES {
         let mut optimizer = Optimizer::new(&trainer.settings.optimizer, trainer.trainable(role))?;
@@ -333,7 +363,7 @@ fn train(trainer: &mut Trainer, stream: &Noise, task: &Task, steps: usize) -> Re
     Ok(())
 }
 
-/// Takes the state of one trainer, by way of the bytes of a file, into another.
+/// Restores the state of one trainer in another, through the bytes of a checkpoint file.
 fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
     for role in ROLES {
         let bytes = from.state(role)?.to_bytes()?;
@@ -343,9 +373,9 @@ fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
     Ok(())
 }
 
-/// Estimate nearest to `expected` of the derivative along a direction, from central differences
-/// `(f(x + h d) - f(x - h d)) / 2h` at ever smaller steps until one is within `tolerance`, and from what each gives with the
-/// one before when their error in `h²` is cancelled. The variable is put back.
+/// Estimates the derivative along a direction by central differences `(f(x + h d) - f(x - h d)) / 2h` with decreasing
+/// steps, and by Richardson extrapolation of successive steps, which cancels the error in `h²`. Returns the estimate
+/// nearest to `expected`, and stops at the first within `tolerance`. The variable is restored.
 fn derivative(
     var: &Var,
     direction: &[f64],
@@ -379,7 +409,7 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?)
 }
 
-/// The entries exactly; float64 holds whatever a state is made of.
+/// Returns the bits of all entries. Float64 represents every element type of a state exactly.
 fn bits(tensor: &Tensor) -> Result<Vec<u64>> {
     Ok(numbers(tensor)?.into_iter().map(f64::to_bits).collect())
 }
@@ -388,7 +418,7 @@ fn state_bits(trainer: &Trainer, role: Role) -> Result<BTreeMap<String, Vec<u64>
     trainer.state(role)?.iter().map(|(name, tensor)| Ok((name.to_string(), bits(tensor)?))).collect()
 }
 
-/// Everything trained of both networks.
+/// Returns the trainable tensors and state of both networks.
 fn states(trainer: &Trainer) -> Result<[BTreeMap<String, Vec<u64>>; 2]> {
     Ok([state_bits(trainer, Role::Teacher)?, state_bits(trainer, Role::Student)?])
 }

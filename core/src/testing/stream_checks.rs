@@ -1,4 +1,4 @@
-//! What a stream promises.
+//! Checks of streams.
 
 use candle_core::Device;
 
@@ -10,12 +10,12 @@ use crate::{
     traits::{Batch, EpochKey, Mode, Role, StreamContext, TaskStream},
 };
 
-/// Images in a batch; few streams have fewer in a task.
+/// Images in a batch. Few streams have smaller tasks.
 const BATCH: usize = 3;
 
-/// Checks the stream registered as `name`, with `settings` in TOML: tasks that share out all classes in order, as many
-/// images as it says, shapes and ranges of pixels, labels of the task, and that a seed decides everything. Its images are
-/// all read.
+/// Checks the stream registered as `name`, with `settings` in TOML. Tasks must partition all classes in order, and
+/// image counts, shapes and ranges of pixels and labels must be correct. The seed must determine all results. Reads all
+/// images.
 pub fn check_stream(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Stream, name, settings)?;
     let build = || {
@@ -52,7 +52,7 @@ impl Check<'_> {
         let mut next = 0;
         for (index, task) in tasks.iter().enumerate() {
             self.promise(task.index == index && task.count >= tasks.len(), "tasks are numbered in order")?;
-            self.promise(task.classes.start == next, "tasks take up the classes in order, each once")?;
+            self.promise(task.classes.start == next, "tasks contain the classes in order, each once")?;
             let named = task.classes.end > next && task.classes.end <= classes;
             self.promise(named, "every task has classes, all of them named")?;
             next = task.classes.end;
@@ -69,7 +69,7 @@ impl Check<'_> {
             let batch = batch?;
             self.promise(batch.len() == BATCH, "training batches are full")?;
             self.batch(&batch, classes.clone())?;
-            self.same(&batch, other.next().transpose()?, "a seed decides every batch")?;
+            self.same(&batch, other.next().transpose()?, "the seed determines every batch")?;
             batches += 1;
             if batches == 2 {
                 second = Some(batch);
@@ -77,11 +77,12 @@ impl Check<'_> {
         }
         if let Some(second) = second {
             let rest = twin.train_batches(key, BATCH, 1).next().transpose()?;
-            self.same(&second, rest, "an epoch goes on with the batches that are left")?;
+            self.same(&second, rest, "an epoch resumes with the remaining batches")?;
         }
-        let said = self.stream.train_count(task) / BATCH;
-        let promise = format!("an epoch of task {task} has {said} batches, as it says, and not {batches}");
-        self.promise(batches == said, promise)
+        let stated = self.stream.train_count(task) / BATCH;
+        let promise =
+            format!("an epoch of task {task} has {stated} batches, as `train_count` states, not {batches}");
+        self.promise(batches == stated, promise)
     }
 
     fn tests(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
@@ -91,12 +92,12 @@ impl Check<'_> {
         for batch in self.stream.test_batches(task, BATCH) {
             let batch = batch?;
             self.batch(&batch, classes.clone())?;
-            self.same(&batch, other.next().transpose()?, "a seed decides every batch")?;
+            self.same(&batch, other.next().transpose()?, "the seed determines every batch")?;
             images += batch.len();
         }
-        let said = self.stream.test_count(task);
-        let promise = format!("task {task} has {said} test images, as it says, and not {images}");
-        self.promise(images == said, promise)
+        let stated = self.stream.test_count(task);
+        let promise = format!("task {task} has {stated} test images, as `test_count` states, not {images}");
+        self.promise(images == stated, promise)
     }
 
     fn batch(&self, batch: &Batch, classes: std::ops::Range<usize>) -> Result<()> {
@@ -108,7 +109,7 @@ impl Check<'_> {
         self.promise(range.0 >= 0.0 && range.1 <= 1.0, format!("pixels lie in [0, 1], not in {range:?}"))?;
         let labels = batch.labels.to_vec1::<u32>()?;
         let foreign = labels.iter().find(|&&label| !classes.contains(&(label as usize)));
-        self.promise(foreign.is_none(), format!("labels lie in {classes:?}, and not {foreign:?}"))
+        self.promise(foreign.is_none(), format!("labels lie in {classes:?}, not {foreign:?}"))
     }
 
     fn same(&self, batch: &Batch, twin: Option<Batch>, promise: &str) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The frozen vision transformer: `model` is its forward pass, `weights` reads its checkpoints.
+//! Frozen vision transformer. `model` contains the forward pass; `weights` reads checkpoints.
 
 mod model;
 mod prompts;

@@ -1,7 +1,7 @@
-//! The frozen vision transformer (Dosovitskiy et al., arXiv 2010.11929).
+//! Frozen vision transformer (Dosovitskiy et al., arXiv 2010.11929).
 //!
-//! Images become tokens, CLS first; each of the pre-norm blocks adds `proj(attention(norm1(x)))` and then `mlp(norm2(x))`; a
-//! layer norm ends the network. [`Vit::encode`] is the way through the blocks, and [`Backbone::forward`] the whole.
+//! Images become tokens, CLS first. Each pre-norm block adds `proj(attention(norm1(x)))` and then `mlp(norm2(x))`. A
+//! final layer norm ends the network. [`Vit::encode`] runs the blocks, and [`Backbone::forward`] the whole network.
 //! [`cdl_kernels`] computes the blocks: [`FusedBlocks`] on the CPU in float32, [`TapedBlocks`] everywhere else.
 
 #[cfg(test)]
@@ -28,27 +28,28 @@ use cdl_kernels::{
     layers::{Block, Norm, Stem},
 };
 
-/// Options of a [`Vit`] besides its weights; all but `image_size` have a default.
+/// Options of a [`Vit`] besides its weights. All except `image_size` have a default.
 #[derive(Debug, Clone, Default)]
 pub struct VitOptions {
-    /// Attention heads; `None` takes the checkpoint's configuration, else the usual number for this width.
+    /// Number of attention heads. `None`: the number in the checkpoint's configuration, or else the usual number for
+    /// this width.
     pub heads: Option<usize>,
-    /// Keep only the first blocks (and the final norm).
+    /// Number of blocks to keep, counted from the first; the final norm is always kept. `None`: all blocks.
     pub depth: Option<usize>,
     /// Side of the input image; position embeddings are resampled to it.
     pub image_size: usize,
     /// Normalisation of pixels.
     pub normalization: Normalization,
-    /// Compute a block's intermediate values again in the backward pass instead of keeping them.
+    /// Recompute the activations of each block in the backward pass instead of storing them.
     pub checkpoint_blocks: bool,
     /// Precision of weights and activations.
     pub precision: Precision,
 }
 
-/// A plain ViT with frozen weights.
+/// Plain ViT with frozen weights.
 ///
-/// Gradients reach injected prompts and tokens only. LayerScale, where the checkpoint has it, is folded into the
-/// projections before it, since both are frozen: `γ (x Wᵀ + b) = x (γ W)ᵀ + γ b`.
+/// Only injected prompts and tokens receive gradients. LayerScale, if the checkpoint has it, is folded into the
+/// preceding projections, since both are frozen: `γ (x Wᵀ + b) = x (γ W)ᵀ + γ b`.
 pub struct Vit {
     pub(super) spec: BackboneSpec,
     blocks: Blocks,
@@ -58,7 +59,7 @@ pub struct Vit {
     sizes: Transformer,
 }
 
-/// The two ways of computing the blocks.
+/// Implementation of the blocks.
 enum Blocks {
     Fused(FusedBlocks),
     Taped(TapedBlocks),
@@ -68,7 +69,7 @@ impl Vit {
     /// Builds the network.
     ///
     /// # Errors
-    /// Weights that are missing, of the wrong shape, or do not fit `options`; each message names the tensor.
+    /// A tensor that is missing, has the wrong shape, or does not fit `options`; the message names the tensor.
     pub fn new(
         plugin: &str,
         weights: &VitWeights,
@@ -83,7 +84,7 @@ impl Vit {
         let own_size = geometry.grid * geometry.patch_size;
         if options.image_size >= 2 * own_size {
             tracing::warn!(
-                "{}: images of {} px, where the network was made for {own_size} (stream.transform.image_size)",
+                "{}: images have {} px, but the network was trained on {own_size} px (stream.transform.image_size)",
                 provenance.source,
                 options.image_size,
             );
@@ -116,13 +117,14 @@ impl Vit {
             false => Blocks::Taped(TapedBlocks::new(&stem, blocks, settings, options.precision.dtype())?),
         };
         let norm = weights.norm("norm", geometry.width, device)?;
-        // Every thread has a stream of its own on a GPU: another one may compute with these weights.
+        // On a GPU every thread has its own CUDA stream, and another thread may compute with these weights.
         device.synchronize()?;
         Ok(Self { spec, blocks, norm, eps, sizes })
     }
 
-    /// Runs images `(B, 3, S, S)` through all `blocks`: the last one's output before the final norm, and those of tapped
-    /// blocks. The last one's has all tokens if `taps` asks for them, else CLS and the injected tokens.
+    /// Runs images `(B, 3, S, S)` through all `blocks`. Returns the output of the last block before the final norm, and
+    /// the outputs of tapped blocks. The output of the last block has all tokens if `taps` requests them, otherwise CLS
+    /// and the injected tokens.
     fn encode<R: BlockRunner>(
         &self,
         blocks: &R,
@@ -134,7 +136,7 @@ impl Vit {
         let last = depth - 1;
         let prompts = prompts(injection, depth, pixels.dim(0)?, blocks.dtype())?;
         let mut x = blocks.embed(pixels, &prompts)?; // (B, N, D)
-        // A run of blocks ends with every tapped one.
+        // Each tapped block ends a run of blocks.
         let mut start = 0;
         let mut tapped = BTreeMap::new();
         for &end in taps.blocks.range(..last) {
@@ -153,7 +155,7 @@ impl Vit {
         Ok((y.to_dtype(dtype)?, tapped))
     }
 
-    /// The frozen layers before the final norm.
+    /// Returns the frozen layers before the final norm.
     pub(super) fn layers(&self) -> Result<(Stem, Vec<Block>)> {
         Ok(match &self.blocks {
             Blocks::Fused(blocks) => blocks.layers()?,
@@ -162,7 +164,7 @@ impl Vit {
     }
 }
 
-/// Settings of the blocks of this network.
+/// Returns the settings of the network's blocks.
 fn settings(spec: &BackboneSpec, eps: f64, recompute: bool) -> Settings {
     let normalize = match spec.normalization {
         Normalization::NONE => None,

@@ -1,5 +1,5 @@
-//! An injection's keys and values as rows of one tensor, so that prompts cost the same few operations, forward and back,
-//! however many blocks have some.
+//! Conversion of an injection's keys and values to rows of one tensor. The number of operations, forward and backward,
+//! is then independent of the number of blocks with prompts.
 
 use std::{collections::HashMap, mem, ops::Range};
 
@@ -15,7 +15,7 @@ use cdl_kernels::{
     gather_rows,
 };
 
-/// All rows injected into the first `depth` blocks side by side, and each block's share of them, as `dtype`.
+/// Collects the rows injected into the first `depth` blocks in one tensor of `dtype`, with each block's share of them.
 pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: DType) -> Result<Prompts> {
     let mut pieces = Pieces { batch, ..Pieces::default() };
     let mut shares = Vec::new();
@@ -42,7 +42,8 @@ pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: 
     Ok(Prompts { tokens: tokens.transpose()?, rows: pieces.rows(dtype)?, shares })
 }
 
-/// Prompts by whether images share them, and where among them the key and the value of each row are.
+/// Prompt tensors, separated into those per image and those shared by all images, and the sources of each row's key and
+/// value in them.
 #[derive(Default)]
 struct Pieces {
     batch: usize,
@@ -51,7 +52,7 @@ struct Pieces {
     own_rows: usize,
     shared_rows: usize,
     places: Vec<[Source; 2]>,
-    /// Tensors of which parts were taken: where they begin, and which rows are taken.
+    /// Tensors from which only some rows are used: the source of their first row, and a flag for each used row.
     parts: HashMap<TensorId, (Source, Vec<bool>)>,
 }
 
@@ -73,8 +74,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Where the first of these rows of `all` is then. Blocks that take different rows of one tensor share it; a row has one
-    /// place that its gradient comes from.
+    /// Adds `rows` of `all` and returns the source of the first. Blocks that use different rows of one tensor share it;
+    /// a row that is used twice needs a second copy, because each source row receives one gradient.
     fn take_part(&mut self, all: &Tensor, rows: &Range<usize>) -> Result<Source> {
         let free = |(_, taken): &(Source, Vec<bool>)| !taken[rows.clone()].contains(&true);
         let (first, mut taken) = match self.parts.remove(&all.id()).filter(free) {
@@ -86,7 +87,7 @@ impl Pieces {
         Ok(first.plus(rows.start))
     }
 
-    /// Where the first row of `prompts` `(B or 1, P, D)` is then.
+    /// Adds `prompts` `(B or 1, P, D)` and returns the source of their first row.
     fn take(&mut self, prompts: &Tensor) -> Result<Source> {
         let (images, rows, _) = prompts.dims3()?;
         let shared = images != self.batch;
@@ -99,7 +100,7 @@ impl Pieces {
         Ok(Source { shared, row })
     }
 
-    /// `(B, R, 2D)`; nothing without rows.
+    /// Returns the gathered rows `(B, R, 2D)`, or `None` if there are none.
     fn rows(&self, dtype: DType) -> Result<Option<Tensor>> {
         if self.places.is_empty() {
             return Ok(None);

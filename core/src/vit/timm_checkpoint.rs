@@ -1,5 +1,5 @@
-//! The network as a checkpoint in timm's form: LayerScale folded in, position embeddings of its image size, and only the
-//! blocks that it has.
+//! Export of the network as a checkpoint in timm's format: LayerScale is folded in, position embeddings have the
+//! network's image size, and only the blocks in use are written.
 
 use std::path::Path;
 
@@ -15,10 +15,10 @@ use crate::{
 use cdl_kernels::layers::{Block, Linear, Norm, Stem};
 
 impl Vit {
-    /// Reads a network that was exported ([`Backbone::portable`](crate::traits::Backbone::portable)) from its folder.
+    /// Reads an exported network ([`Backbone::portable`](crate::traits::Backbone::portable)) from its folder.
     ///
     /// # Errors
-    /// Files that cannot be read or are no such network; the message names file and tensor.
+    /// A file that cannot be read or is not an exported network; the message names the file and the tensor.
     pub fn from_folder(
         plugin: &str,
         folder: &Path,
@@ -34,7 +34,7 @@ impl Vit {
         let geometry = weights.geometry()?;
         let own_size = geometry.grid * geometry.patch_size;
         if own_size != image_size {
-            let reason = format!("is a network for images of {own_size} px, not of {image_size}");
+            let reason = format!("is a network for images of {own_size} px; the images have {image_size} px");
             return Err(Error::Weights { file: file.display().to_string(), reason });
         }
         let normalization = weights.normalization().unwrap_or_default();
@@ -42,7 +42,8 @@ impl Vit {
         Self::new(plugin, &weights, &options, provenance, device)
     }
 
-    /// All frozen tensors by timm's names, but for the sums of tokens and position embeddings.
+    /// Returns all frozen tensors under timm's names, except `prefix` and `positions`: sums of tokens and position
+    /// embeddings, which timm does not have.
     pub(super) fn named_weights(&self) -> Result<Vec<(String, Tensor)>> {
         let (Stem { patch, prefix, positions }, blocks) = self.layers()?;
         let mut all = vec![("prefix".to_string(), prefix), ("positions".into(), positions)];
@@ -70,13 +71,13 @@ impl Vit {
         all
     }
 
-    /// The files of a checkpoint that is read as this network, to the bit.
+    /// Returns the contents of a checkpoint that reproduces this network bit for bit.
     pub(super) fn checkpoint(&self) -> Result<Portable> {
         let (spec, side) = (&self.spec, self.spec.patch_size);
         let (Stem { patch: Linear { weight, bias }, prefix, positions }, blocks) = self.layers()?;
         let patch = Linear { weight: weight.reshape((spec.width, 3, side, side))?, bias };
         let mut weights: StateDict = self.named_layers(patch, blocks).into_iter().collect();
-        // CLS and registers have their positions added already.
+        // The prefix (CLS and registers) already contains its position embeddings.
         let none = Tensor::zeros((1, 1, spec.width), positions.dtype(), positions.device())?;
         weights.insert("cls_token", prefix.narrow(1, 0, 1)?);
         weights.insert("pos_embed", Tensor::cat(&[none, positions], 1)?);

@@ -1,5 +1,5 @@
-//! `gratings`: stripes of several directions. Every class is a direction; images of one class differ in the width of
-//! their stripes, their phase and their noise.
+//! `gratings`: a stream of images of stripes. The class is the direction of the stripes; images of one class differ in
+//! the width, phase and noise of their stripes.
 
 use cdl_core::{
     data::{ImageSet, ImageStream, TaskSettings},
@@ -9,15 +9,15 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `gratings`; `cdl describe gratings` shows these comments.
+/// Settings of `gratings`. `cdl describe gratings` prints these comments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct GratingsConfig {
     /// Number of classes.
     pub classes: usize,
-    /// Images of each class to train on.
+    /// Number of training images of each class.
     pub train_images: usize,
-    /// Images of each class to test on.
+    /// Number of test images of each class.
     pub test_images: usize,
     /// Standard deviation of the noise, in grey levels.
     pub noise: f64,
@@ -86,7 +86,7 @@ fn build(config: GratingsConfig, context: &StreamContext<'_>) -> Result<Box<dyn 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
+    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_stream("gratings", "")
     }
 }

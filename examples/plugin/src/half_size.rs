@@ -1,4 +1,4 @@
-//! `half_size`: a vision transformer that sees images at half their size, for a quarter of the tokens.
+//! `half_size`: a vision transformer that halves the size of its images and so has a quarter of the tokens.
 
 use std::{path::Path, sync::Arc};
 
@@ -9,26 +9,26 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `half_size`; `cdl describe half_size` shows these comments.
+/// Settings of `half_size`. `cdl describe half_size` prints these comments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct HalfSizeConfig {
-    /// A safetensors file or a PyTorch state dict with timm's or transformers' tensor names. Without one the weights are
-    /// random, the same in every run.
+    /// Safetensors file or PyTorch state dict with the tensor names of timm or transformers. Default: random weights,
+    /// the same in every run.
     pub weights: String,
-    /// Attention heads; needed where the width does not tell.
+    /// Number of attention heads. Required if it does not follow from the width.
     pub heads: Option<usize>,
 }
 
 cdl_core::register!(Backbone {
     name: "half_size",
-    about: "Vision transformer on images of half their size",
+    about: "Vision transformer on images reduced to half their size",
     citation: "",
     config: HalfSizeConfig,
     build: |config, context| Ok(Arc::new(HalfSize::new(config, context)?) as Arc<dyn Backbone>),
 });
 
-/// Of the random network: it is small, and fits images of 28 px and of 224 px.
+/// Sizes of the random network, which is small and suits images of 28 px and of 224 px.
 const RANDOM: VitSizes = VitSizes { width: 64, depth: 4, patch_size: 7, image_size: 14 };
 const RANDOM_HEADS: usize = 4;
 
@@ -109,7 +109,7 @@ impl Backbone for HalfSize {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
+    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_backbone("half_size", "")
     }
 }

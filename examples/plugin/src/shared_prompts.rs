@@ -1,17 +1,17 @@
-//! `shared_prompts`: prompts that all images and all tasks share, before the keys and values of the first blocks, and a linear
-//! head.
+//! `shared_prompts`: prompts shared by all images and all tasks, prepended to the keys and values of the first blocks,
+//! and a linear head.
 
 use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `shared_prompts`; `cdl describe shared_prompts` shows these comments.
+/// Settings of `shared_prompts`. `cdl describe shared_prompts` prints these comments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SharedPromptsConfig {
-    /// How many blocks get prompts, from the first.
+    /// Number of blocks with prompts, counted from the first.
     pub blocks: usize,
-    /// Rows of a block's prompt: the first half are keys, the others values.
+    /// Rows of a block's prompt. The first half are keys, the second half values.
     pub length: usize,
 }
 
@@ -23,14 +23,14 @@ impl Default for SharedPromptsConfig {
 
 cdl_core::register!(Learner {
     name: "shared_prompts",
-    about: "Prompts that all images and tasks share",
+    about: "Prompts shared by all images and tasks",
     citation: "",
     config: SharedPromptsConfig,
     build: |config, context| Ok(Box::new(SharedPrompts::new(config, context)?) as Box<dyn Learner>),
 });
 
 struct SharedPrompts {
-    /// `(1, L, D)` for each block.
+    /// Prompts `(1, L, D)`, one for each block.
     prompts: Vec<NamedVar>,
     head: Linear,
     width: usize,
@@ -43,7 +43,7 @@ impl SharedPrompts {
         ranges::halves("length", config.length)?;
         let (width, classes, device) = (context.backbone.width, context.classes, context.device.clone());
         let mut rng = context.rng.clone();
-        // Networks may have fewer blocks than were asked for.
+        // The network may have fewer blocks than the setting.
         let prompts = (0..config.blocks.min(context.backbone.depth))
             .map(|block| {
                 let prompt = rng.normal(&[1, config.length, width], 0.02, &device)?;
@@ -96,7 +96,7 @@ impl Learner for SharedPrompts {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
+    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_learner("shared_prompts", "")
     }
 }

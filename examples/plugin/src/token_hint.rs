@@ -1,21 +1,21 @@
-//! `token_hint`: the student gets a token of its own for the teacher's knowledge. It runs through the frozen student
-//! beside the image's tokens; what comes out, seen through a linear layer, is drawn to the teacher's CLS token.
+//! `token_hint`: an extra token of the student for the teacher's knowledge. The token passes through the frozen student
+//! together with the image's tokens. A linear layer on its output is trained to match the teacher's CLS token:
 //!
-//! `α T² KL(teacher ‖ student) + w (1 - cos(W h, CLS_teacher))`, `h` the token after the student's final norm.
+//! `α T² KL(teacher ‖ student) + w (1 - cos(W h, CLS_teacher))`, where `h` is the token after the student's final norm.
 
 use cdl_core::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Settings of `token_hint`; `cdl describe token_hint` shows these comments.
+/// Settings of `token_hint`. `cdl describe token_hint` prints these comments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TokenHintConfig {
-    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    /// Weight of the soft targets. Cross-entropy is weighted by `1 - alpha`.
     pub alpha: f64,
-    /// Both logits are divided by it before the softmax; higher is softer.
+    /// Softmax temperature. Higher values give softer targets.
     pub temperature: f64,
-    /// Weight of the angle between the token and the teacher's CLS token.
+    /// Weight of the cosine distance between the projected token and the teacher's CLS token.
     pub token_weight: f64,
 }
 
@@ -27,7 +27,7 @@ impl Default for TokenHintConfig {
 
 cdl_core::register!(Distiller {
     name: "token_hint",
-    about: "Soft targets, and a token of the student's that is drawn to the teacher's CLS token",
+    about: "Soft targets, and an extra token of the student that matches the teacher's CLS token",
     citation: "",
     config: TokenHintConfig,
     build: |config, context| Ok(Box::new(TokenHint::new(config, context)?) as Box<dyn Distiller>),
@@ -35,9 +35,9 @@ cdl_core::register!(Distiller {
 
 struct TokenHint {
     config: TokenHintConfig,
-    /// `(1, 1, Ds)`.
+    /// Extra token `(1, 1, Ds)`.
     token: NamedVar,
-    /// `Ds` to `Dt`.
+    /// Linear layer from the student's width `Ds` to the teacher's width `Dt`.
     projection: Linear,
 }
 
@@ -79,8 +79,8 @@ impl Distiller for TokenHint {
         let soft = kl_divergence(&current(&student.logits)?, &current(&teacher.logits)?, temperature)?;
         let mut terms = vec![LossTerm::new("kd", (soft * (alpha * temperature * temperature))?)];
         if let Some(tokens) = &student.features.tokens {
-            let seen = self.projection.forward(&tokens.squeeze(1)?)?; // (B, Dt)
-            let distance = cosine(&seen, &teacher.features.cls)?.affine(-1.0, 1.0)?.mean_all()?;
+            let projected = self.projection.forward(&tokens.squeeze(1)?)?; // (B, Dt)
+            let distance = cosine(&projected, &teacher.features.cls)?.affine(-1.0, 1.0)?.mean_all()?;
             terms.push(LossTerm::new("token", (distance * token_weight)?));
         }
         Ok(terms)
@@ -91,7 +91,7 @@ impl Distiller for TokenHint {
     }
 }
 
-/// Cosines of rows `(B, D)` with rows `(B, D)`: `(B,)`.
+/// Returns the cosines of corresponding rows of `(B, D)` and `(B, D)`: `(B,)`.
 fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let norm = |x: &Tensor| x.sqr()?.sum(D::Minus1)?.sqrt()?.maximum(1e-12);
     Ok(((a * b)?.sum(D::Minus1)? / (norm(a)? * norm(b)?)?)?)
@@ -100,7 +100,7 @@ fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_its_promises() -> cdl_core::error::Result<()> {
+    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_distiller("token_hint", "")
     }
 }

@@ -39,7 +39,7 @@ cdl_cli::main!();
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_keeps_the_promises_of_a_distiller() -> cdl_core::error::Result<()> {
+    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_distiller("logit_matching", "")
     }
 }

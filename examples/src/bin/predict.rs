@@ -1,4 +1,4 @@
-//! An exported student in a program of one's own.
+//! Example of a program that classifies images with an exported student.
 //!
 //! ```sh
 //! cdl run configs/quickstart.toml --run-dir runs/boots
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use cdl_core::{run::export::Predictor, system::threads, transform};
 
 fn main() -> Result<()> {
-    // SAFETY: `main` begins here, and nothing has started a thread.
+    // SAFETY: this is the start of `main`; no other thread is running.
     unsafe { threads::configure(None) };
     let mut arguments = env::args_os().skip(1);
     let folder = arguments.next().context("expected the folder of an exported network, then images")?;

@@ -1,8 +1,8 @@
-//! A distillation method added from outside, whole in this file: relational knowledge distillation, Park et al.,
-//! "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068.
+//! Relational knowledge distillation (Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv 1904.05068):
+//! an example of a distiller outside the repository's crates, complete in one file.
 //!
-//! The student need not give images the teacher's features, but the same relations among them: distances between pairs
-//! and angles in triplets, measured on the CLS token after the final norm. This program is `cdl` with one method more:
+//! Matches relations among images instead of features: distances between pairs and angles in triplets of images,
+//! measured on the CLS token after the final norm. This program is `cdl` with one additional method:
 //!
 //! ```sh
 //! cargo run --release -p cdl-examples --bin relational_kd -- run examples/configs/relational_kd.toml
@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct RelationalKdConfig {
-    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    /// Weight of the soft targets. Cross-entropy is weighted by `1 - alpha`.
     alpha: f64,
-    /// Both logits are divided by it before the softmax; higher is softer.
+    /// Softmax temperature. Higher values give softer targets.
     temperature: f64,
     /// Weight of the distances between pairs of images.
     distance_weight: f64,
@@ -40,7 +40,7 @@ impl Default for RelationalKdConfig {
 
 cdl_core::register!(Distiller {
     name: "relational_kd",
-    about: "Relational distillation: distances and angles between images, as the teacher sees them",
+    about: "Relational knowledge distillation: distances and angles between the teacher's features of images",
     citation: "Park et al., CVPR 2019, arXiv:1904.05068",
     config: RelationalKdConfig,
     build: |config, context| Ok(Box::new(RelationalKd::new(config, context)?) as Box<dyn Distiller>),
@@ -87,17 +87,17 @@ impl Distiller for RelationalKd {
     }
 }
 
-/// `x_i - x_j` `(B, B, D)` of features `(B, D)`.
+/// Returns `x_i - x_j` `(B, B, D)` of features `(B, D)`.
 fn differences(x: &Tensor) -> Result<Tensor> {
     Ok(x.unsqueeze(1)?.broadcast_sub(&x.unsqueeze(0)?)?)
 }
 
-/// Lengths of vectors along the last axis, which is kept; those of zero vectors are tiny and have no gradient.
+/// Returns the lengths of vectors along the last axis, which is kept. Zero vectors have a tiny length and no gradient.
 fn lengths(x: &Tensor) -> Result<Tensor> {
     Ok(x.sqr()?.sum_keepdim(D::Minus1)?.maximum(1e-24)?.sqrt()?)
 }
 
-/// `‖x_i - x_j‖` `(B, B)` divided by their mean over pairs of different images.
+/// Returns `‖x_i - x_j‖` `(B, B)` divided by their mean over pairs of different images.
 fn distances(x: &Tensor) -> Result<Tensor> {
     let distances = lengths(&differences(x)?)?.squeeze(2)?;
     let images = x.dim(0)? as f64;
@@ -105,14 +105,14 @@ fn distances(x: &Tensor) -> Result<Tensor> {
     Ok(distances.broadcast_div(&mean)?)
 }
 
-/// Cosines of the angles at image i between images j and k, `(B, B, B)`.
+/// Returns the cosines of the angles at image i between images j and k, `(B, B, B)`.
 fn angles(x: &Tensor) -> Result<Tensor> {
     let differences = differences(x)?;
     let directions = differences.broadcast_div(&lengths(&differences)?)?; // (B, B, D)
     Ok(directions.matmul(&directions.transpose(1, 2)?.contiguous()?)?)
 }
 
-/// Mean of `e²/2` where `|e| < 1`, else `|e| - 1/2`.
+/// Returns the mean of `e²/2` where `|e| < 1`, else `|e| - 1/2`.
 fn huber(error: &Tensor) -> Result<Tensor> {
     let size = error.abs()?;
     let near = size.lt(1.0)?;
@@ -127,19 +127,19 @@ mod tests {
     use cdl_core::candle_core::Device;
 
     #[test]
-    fn it_keeps_its_promises() -> Result<()> {
+    fn it_passes_the_conformance_kit() -> Result<()> {
         cdl_core::testing::check_distiller("relational_kd", "")
     }
 
     /// A right triangle with legs 3 and 4: sides 3, 4, 5 with mean 4; cosine 0 at the right angle.
     #[test]
-    fn relations_of_a_triangle_worked_by_hand() -> Result<()> {
+    fn relations_of_a_right_triangle_are_exact() -> Result<()> {
         let x = Tensor::new(&[[0f64, 0.0], [3.0, 0.0], [0.0, 4.0]], &Device::Cpu)?;
         let distances = distances(&x)?.to_vec2::<f64>()?;
         assert!((distances[0][1] - 0.75).abs() < 1e-9 && (distances[1][2] - 1.25).abs() < 1e-9);
         let angles = angles(&x)?.to_vec3::<f64>()?;
         assert!(angles[0][1][2].abs() < 1e-9 && (angles[1][0][2] - 0.6).abs() < 1e-9);
-        // Scaled and turned, the relations stay: the losses of such a student are zero.
+        // Scaling and rotation preserve the relations, so the loss is zero.
         let turned = Tensor::new(&[[1f64, 1.0], [1.0, 7.0], [-7.0, 1.0]], &Device::Cpu)?;
         let zero = huber(&(self::distances(&turned)? - self::distances(&x)?)?)?.to_scalar::<f64>()?;
         assert!(zero < 1e-18, "{zero}");

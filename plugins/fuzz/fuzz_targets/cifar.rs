@@ -1,4 +1,4 @@
-//! CIFAR files: pickles as the Python version's images and class names, anything else as the binary version.
+//! CIFAR files: pickles are read as images and class names of the Python version, other inputs as the binary version.
 #![no_main]
 
 use cdl_fuzz::{Folder, fixtures, judge, read, start, write};

@@ -1,4 +1,4 @@
-//! Configurations: reading, and what is read written and read again.
+//! Configurations: reading, writing, and reading the written text again.
 #![no_main]
 
 use cdl_core::config::Config;

@@ -1,4 +1,4 @@
-//! Pickles with all opcodes that the reader knows and with any function, beyond what one kind of file may have.
+//! Pickles with all opcodes of the reader and any function: a superset of the pickles allowed in any file format.
 #![no_main]
 
 use cdl_core::pickle::{Format, Pickle};

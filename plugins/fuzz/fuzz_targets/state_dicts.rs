@@ -1,4 +1,4 @@
-//! Weights: safetensors, PyTorch files of both kinds, and pickles wrapped in the archive that they come in.
+//! Weights: safetensors, PyTorch files of both formats, and pickles wrapped in a `torch.save` archive.
 #![no_main]
 
 use std::io::{Cursor, Write};
@@ -8,7 +8,7 @@ use cdl_fuzz::{judge, start};
 use libfuzzer_sys::fuzz_target;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// An archive as `torch.save` writes it, whose every storage has the same few numbers.
+/// Returns an archive in the format of `torch.save` in which all storages have the same few values.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));

@@ -1,4 +1,5 @@
-//! Common parts of the targets: a folder in memory for readers that take paths, and a way to read a stream to its end.
+//! Shared code of the fuzz targets: a folder in memory for readers that take paths, and a function that reads a stream
+//! to its end.
 
 use std::{path::Path, sync::LazyLock};
 
@@ -12,39 +13,39 @@ use cdl_core::{
 };
 use tempfile::TempDir;
 
-/// A folder that is made at its first use.
+/// Folder that is created when it is first used.
 pub type Folder = LazyLock<TempDir>;
 
-/// Prepares a target for its first input: panics that readers catch are answers, and only others end the process.
+/// Prepares a target for its first input. Panics that a reader catches do not end the process; other panics do.
 pub fn start() {
     panics::silence_caught();
     cdl_plugins::link();
 }
 
-/// Checks that an error is one that the user can mend, in words that fit on a screen.
+/// Checks that an error is a user error with a message of limited length.
 pub fn judge<T>(outcome: Result<T>) {
     if let Err(error) = outcome {
-        let said = error.to_string();
-        assert!(error.is_user_error(), "{said}");
-        assert!(!said.is_empty() && said.len() < 20_000, "{} bytes of message", said.len());
+        let message = error.to_string();
+        assert!(error.is_user_error(), "{message}");
+        assert!(!message.is_empty() && message.len() < 20_000, "{} bytes of message", message.len());
     }
 }
 
-/// A folder, in memory where the system has such a place.
+/// Creates a temporary folder, in memory if the system supports it.
 pub fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
     let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
     made.expect("a folder for inputs")
 }
 
-/// Writes `bytes` where a reader will look.
+/// Writes `bytes` to the file `name` in `folder`.
 pub fn write(folder: &TempDir, name: &str, bytes: &[u8]) {
     let file = folder.path().join(name);
     std::fs::create_dir_all(file.parent().unwrap_or(folder.path())).expect("folder");
     std::fs::write(file, bytes).expect("input");
 }
 
-/// A folder with copies of committed files of the plugins' tests.
+/// Creates a folder with copies of fixtures of the plugins' tests.
 pub fn fixtures(names: &[&str]) -> TempDir {
     let (all, copies) = (Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/streams"), folder());
     for name in names.iter().map(Path::new) {
@@ -54,7 +55,7 @@ pub fn fixtures(names: &[&str]) -> TempDir {
     copies
 }
 
-/// Reads the stream `name` of the data set in `folder`: builds it and decodes its test images.
+/// Builds the stream `name` of the data set in `folder` and decodes its test images.
 pub fn read(name: &str, folder: &TempDir, settings: &str) -> Result<()> {
     let settings = format!(
         "path = \"{}\"\n{settings}\ninput = {{ workers = 0, cache_mb = 0 }}\n\

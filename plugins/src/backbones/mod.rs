@@ -1,3 +1,3 @@
-//! Frozen networks.
+//! Backbones: frozen pretrained networks.
 
 pub mod vit;

@@ -1,5 +1,5 @@
-//! The frozen vision transformer: Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929,
-//! with weights from the Hugging Face Hub, a file, or this program itself.
+//! Frozen vision transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929).
+//! Its weights come from the Hugging Face Hub, from a file, or from this program.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -14,48 +14,49 @@ use cdl_core::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VitConfig {
-    /// Where the weights are: `hf:owner/name` or `hf:owner/name@revision` on the Hugging Face Hub, a safetensors file
+    /// Source of the weights: `hf:owner/name` or `hf:owner/name@revision` on the Hugging Face Hub, a safetensors file
     /// or PyTorch state dict (`.pth`, `.bin`), a folder with `model.safetensors` or `pytorch_model.bin`, `preset:NAME`
     /// (vit_tiny_augreg, vit_small_augreg, vit_base_augreg, vit_base_augreg2, vit_large_augreg, vit_small_dinov2,
-    /// vit_small_dinov2_registers, vit_base_dinov2, deit_small, vit_base_mae), `embedded:micro_teacher` /
-    /// `embedded:micro_student`, or, to measure with, random ones for 224 px: `random:tiny`, `random:small`,
-    /// `random:base`, `random:large`. The tensors have timm's names or those of transformers' ViT, DeiT, ViTMAE and
-    /// DINOv2. DeiT's distillation token goes through the network as trained; the features are those of CLS alone.
+    /// vit_small_dinov2_registers, vit_base_dinov2, deit_small, vit_base_mae), `embedded:micro_teacher`,
+    /// `embedded:micro_student`, or, for benchmarks, random weights for 224 px: `random:tiny`, `random:small`,
+    /// `random:base`, `random:large`. Tensor names may be those of timm or of transformers' ViT, DeiT, ViTMAE and
+    /// DINOv2. DeiT's distillation token passes through the network as in training, but only the CLS token is used.
     pub weights: String,
-    /// Keep only the first so many blocks (and the final norm). Default: all.
+    /// Number of blocks to keep, counted from the first; the final norm is always kept. Default: all blocks.
     pub depth: Option<usize>,
-    /// Attention heads. Default: as the checkpoint's `config.json` says, else heads of width 64 up to width 1024, and
-    /// the published number for the wider networks.
+    /// Number of attention heads. Default: the number in the checkpoint's `config.json`; without one, heads of
+    /// width 64 for networks up to width 1024, and the published number for wider networks.
     pub heads: Option<usize>,
-    /// `none`: pixels stay in [0, 1]; `checkpoint`: mean and deviation of the checkpoint's `config.json` (timm) or
-    /// `preprocessor_config.json` (transformers); `half`: 0.5 and 0.5. Default: none in mode `published`, checkpoint in mode `corrected`.
+    /// Normalisation of pixels. `none`: values stay in [0, 1]. `checkpoint`: mean and standard deviation from the
+    /// checkpoint's `config.json` (timm) or `preprocessor_config.json` (transformers). `half`: mean 0.5, standard
+    /// deviation 0.5. Default: `none` in mode `published`, `checkpoint` in mode `corrected`.
     pub normalize: Option<Normalize>,
-    /// In training, compute what a block's backward pass needs a second time instead of keeping it: a third more
-    /// time, for large networks whose activations do not fit.
+    /// Activation (gradient) checkpointing: recompute the activations of each block in the backward pass instead of
+    /// storing them. Takes a third more time and less memory, for networks whose activations do not fit.
     pub checkpoint_blocks: bool,
 }
 
-/// What happens to pixels before the network.
+/// Normalisation of pixels before the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalize {
-    /// Nothing.
+    /// No normalisation: pixels stay in [0, 1].
     None,
-    /// As the checkpoint was trained.
+    /// Normalisation with which the checkpoint was trained, read from the file beside it.
     Checkpoint,
-    /// `(x - 0.5) / 0.5`, as AugReg checkpoints were trained.
+    /// `(x - 0.5) / 0.5`, with which AugReg checkpoints were trained.
     Half,
 }
 
 cdl_core::register!(Backbone {
     name: "vit",
-    about: "Frozen vision transformer, timm's or transformers', from the Hugging Face Hub or a file",
+    about: "Frozen vision transformer of timm or transformers, from the Hugging Face Hub or a file",
     citation: "Dosovitskiy et al., ICLR 2021, arXiv:2010.11929",
     config: VitConfig,
     build: build,
 });
 
-/// Short names for published weights. What timm calls `vit_base_patch16_224` was once AugReg's and is augreg2's now.
+/// Short names of published weights. timm's `vit_base_patch16_224` once named the AugReg weights and now names augreg2.
 const PRESETS: [(&str, &str); 10] = [
     ("vit_tiny_augreg", "hf:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
     ("vit_small_augreg", "hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
@@ -69,7 +70,7 @@ const PRESETS: [(&str, &str); 10] = [
     ("vit_base_mae", "hf:timm/vit_base_patch16_224.mae"),
 ];
 
-/// Width and depth of the published sizes, patch 16.
+/// Width and depth of the published network sizes with patches of 16 x 16 pixels.
 const SIZES: [(&str, (usize, usize)); 4] =
     [("tiny", (192, 12)), ("small", (384, 12)), ("base", (768, 12)), ("large", (1024, 24))];
 
@@ -78,7 +79,7 @@ const TEACHER_CONFIG: &[u8] = include_bytes!("../../assets/micro_vit/teacher.jso
 const STUDENT: &[u8] = include_bytes!("../../assets/micro_vit/student.safetensors");
 const STUDENT_CONFIG: &[u8] = include_bytes!("../../assets/micro_vit/student.json");
 
-/// Weights that this program carries, each with its `config.json`.
+/// Weights embedded in this program, each with its `config.json`.
 const EMBEDDED: [(&str, [&[u8]; 2]); 2] =
     [("micro_teacher", [TEACHER, TEACHER_CONFIG]), ("micro_student", [STUDENT, STUDENT_CONFIG])];
 
@@ -97,8 +98,8 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
         Normalize::Half => Normalization { mean: [0.5; 3], std: [0.5; 3] },
         Normalize::Checkpoint => weights.normalization().ok_or_else(|| {
             let expected = format!(
-                "no mean and deviation come with {}; use `none` or `half`, or name a folder that holds the weights as \
-                 `{}` and beside them timm's config.json or transformers' preprocessor_config.json",
+                "{} has no mean and standard deviation; use `none` or `half`, or a folder that contains the weights as \
+                 `{}` together with timm's config.json or transformers' preprocessor_config.json",
                 provenance.source,
                 if provenance.file.ends_with(".safetensors") { "model.safetensors" } else { "pytorch_model.bin" },
             );
@@ -122,22 +123,22 @@ fn read(source: &str) -> Result<(VitWeights, Provenance)> {
         return Err(Error::setting("weights", "", expected));
     }
     if let Some(name) = source.strip_prefix("embedded:") {
-        let [bytes, config] = named(source, name, &EMBEDDED)?;
+        let [bytes, config] = look_up(source, name, &EMBEDDED)?;
         let weights = VitWeights::from_bytes(source.into(), bytes, Some(config))?;
         return Ok((weights, Provenance::of_bytes(source, bytes)));
     }
     if let Some(name) = source.strip_prefix("random:") {
-        let (width, depth) = named(source, name, &SIZES)?;
+        let (width, depth) = look_up(source, name, &SIZES)?;
         let sizes = VitSizes { width, depth, patch_size: 16, image_size: 224 };
         let provenance = Provenance::of_bytes(source, source.as_bytes());
         return Ok((VitWeights::random(source, sizes)?, provenance));
     }
     let source = match source.strip_prefix("preset:") {
         None => source,
-        Some(name) => named(source, name, &PRESETS)?,
+        Some(name) => look_up(source, name, &PRESETS)?,
     };
     let files = hub::fetch(&hub::WeightSource::from_str(source)?).map_err(|error| match error {
-        nowhere @ HubError::NoPath { .. } => Error::setting("weights", source, nowhere.to_string()),
+        missing @ HubError::NoPath { .. } => Error::setting("weights", source, missing.to_string()),
         error => error.into(),
     })?;
     let mut weights = VitWeights::read(&files.weights, files.config.as_deref())?;
@@ -147,8 +148,8 @@ fn read(source: &str) -> Result<(VitWeights, Provenance)> {
     Ok((weights, files.provenance))
 }
 
-/// Value of `name` in a table; `source` is the setting that names it.
-fn named<T: Copy>(source: &str, name: &str, table: &[(&str, T)]) -> Result<T> {
+/// Returns the value of `name` in `table`. `source` is the whole value of the setting, for the error message.
+fn look_up<T: Copy>(source: &str, name: &str, table: &[(&str, T)]) -> Result<T> {
     let found = table.iter().find(|(known, _)| *known == name);
     found.map(|&(_, value)| value).ok_or_else(|| {
         let known: Vec<&str> = table.iter().map(|&(known, _)| known).collect();

@@ -1,4 +1,4 @@
-//! Image files in one folder for each class.
+//! Image files sorted into one folder per class.
 
 use std::{
     collections::BTreeMap,
@@ -13,27 +13,27 @@ use super::{read, unreadable};
 /// Image files by class.
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
 
-/// Extensions that count as images in a folder; others are passed over.
+/// Extensions of image files. Files with other extensions are ignored.
 const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
 
-/// Refuses a stream's `path` that leads to no folder; `what` names the contents that it should have.
+/// Checks that a stream's `path` is a folder. `what` names the expected contents, for the error message.
 pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    let there = if path.as_os_str().is_empty() { "" } else { ", and there is none" };
-    Err(Error::setting("path", path.display(), format!("expected the folder with {what}{there}")))
+    let problem = if path.as_os_str().is_empty() { "" } else { "; no such folder" };
+    Err(Error::setting("path", path.display(), format!("expected the folder with {what}{problem}")))
 }
 
-/// Whether a folder has its images in `train` and `test`.
+/// Returns whether a folder is already split into `train` and `test`.
 pub(crate) fn is_split(folder: &Path) -> bool {
     folder.join("train").is_dir() && folder.join("test").is_dir()
 }
 
-/// Image files by class folder, sorted; an empty class folder stays in as an empty list.
+/// Lists the image files of each class folder in sorted order. An empty class folder gives an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     let folders = list(folder)?.into_iter().filter(|path| path.is_dir());
-    let images = |class: PathBuf| Ok((name_of(&class), Below::of(&class)?.images));
+    let images = |class: PathBuf| Ok((name_of(&class), FolderFiles::list(&class)?.images));
     let classes = folders.map(images).collect::<Result<Folders>>()?;
     if classes.is_empty() {
         return Err(Error::data(folder, "has no class folders"));
@@ -41,27 +41,27 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     Ok(classes)
 }
 
-/// Files below a folder, at any depth, hidden files and folders left out.
+/// Files in a folder and its subfolders, without hidden files and folders.
 #[derive(Debug, Default)]
-pub struct Below {
+pub struct FolderFiles {
     /// Image files, sorted within each folder.
     pub images: Vec<PathBuf>,
-    /// Number of files with other endings.
+    /// Number of files with other extensions.
     pub others: usize,
 }
 
-impl Below {
-    /// Lists the files below `folder`.
-    pub fn of(folder: &Path) -> Result<Self> {
-        let mut below = Self::default();
-        below.collect(folder, &mut Vec::new())?;
-        Ok(below)
+impl FolderFiles {
+    /// Lists the files in `folder` and its subfolders.
+    pub fn list(folder: &Path) -> Result<Self> {
+        let mut files = Self::default();
+        files.collect(folder, &mut Vec::new())?;
+        Ok(files)
     }
 
-    /// Adds the files below `folder`; `above` are the folders on the way to it.
+    /// Adds the files in `folder` and its subfolders. `above` contains the folders on the path to it.
     fn collect(&mut self, folder: &Path, above: &mut Vec<PathBuf>) -> Result<()> {
         let own = folder.canonicalize().map_err(unreadable(folder))?;
-        // A link back leads nowhere new.
+        // A symbolic link to a folder above this one would never end.
         if above.contains(&own) {
             return Ok(());
         }
@@ -81,7 +81,7 @@ impl Below {
     }
 }
 
-/// Entries of a folder in name order, hidden ones left out.
+/// Lists the entries of a folder in order of their names, without hidden ones.
 pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).and_then(|all| all.map(|entry| Ok(entry?.path())).collect());
     let mut paths: Vec<PathBuf> = entries.map_err(unreadable(folder))?;
@@ -90,12 +90,12 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Name of a file or folder without those above it.
+/// Returns the last component of a path.
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The entry of `folder` whose name is most like `name`, for messages.
+/// Returns the entry of `folder` whose name is nearest to `name`, for error messages.
 pub(crate) fn nearest_in(folder: &Path, name: &str) -> Option<String> {
     let names: Vec<String> = list(folder).unwrap_or_default().iter().map(|path| name_of(path)).collect();
     nearest(name, names.iter().map(String::as_str))
@@ -113,7 +113,7 @@ pub(crate) struct Files {
 }
 
 impl Files {
-    /// The files of `folders`, whose position in `classes` is their label. Files are known by their paths from `root`.
+    /// Labels the files of `folders` by the position of their class in `classes`. A file's id is its path from `root`.
     pub(crate) fn new(root: &Path, folders: &Folders, classes: &[String]) -> Self {
         let mut files = Vec::new();
         for (label, class) in classes.iter().enumerate() {

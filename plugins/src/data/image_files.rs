@@ -1,4 +1,4 @@
-//! Folders of images apart from any run: are they whole, and a stated split of them.
+//! Tools for folders of images outside a run: a check that all images decode, and a reproducible train/test split.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use cdl_core::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-pub use super::class_folders::Below;
+pub use super::class_folders::FolderFiles;
 use super::{
     class_folders::{self, is_split},
     splits::draw,
@@ -21,23 +21,23 @@ use super::{
 
 /// Result of decoding the images of a folder.
 #[derive(Debug, Default)]
-pub struct Found {
-    /// Number of images that can be decoded, by the folder that holds them, relative to the one that was read.
+pub struct DecodedImages {
+    /// Number of images that can be decoded, by the folder that contains them, relative to the folder that was read.
     pub counts: BTreeMap<String, usize>,
-    /// Errors of the images that cannot be.
+    /// Errors of the images that cannot be decoded.
     pub damaged: Vec<Error>,
 }
 
-/// Decodes every image below `root`; `seen` is called after each.
-pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
-    let files = Below::of(root)?.images;
+/// Decodes every image in `root` and its subfolders. Calls `seen` after each image.
+pub fn decode_all(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<DecodedImages> {
+    let files = FolderFiles::list(root)?.images;
     let decode = |file: &PathBuf| {
         let image = class_folders::image(file);
         seen();
         image.err()
     };
     let errors: Vec<Option<Error>> = files.par_iter().map(decode).collect();
-    let mut found = Found::default();
+    let mut found = DecodedImages::default();
     for (file, error) in files.iter().zip(errors) {
         let folder = file.parent().unwrap_or(root);
         let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
@@ -47,29 +47,33 @@ pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
     Ok(found)
 }
 
-/// A split of the images of a folder, `root/CLASS/image`, into two lists.
+/// Split of the images of a folder, `root/CLASS/image`, into a training list and a test list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SplitLists {
-    /// `path label` lines of the training images, with a header of comments.
+    /// Training list: `path label` lines, with a header of comments.
     pub train: String,
-    /// The test images, likewise.
+    /// Test list, in the format of `train`.
     pub test: String,
-    /// Classes, training images and test images.
+    /// Numbers of classes, training images and test images.
     pub counts: [usize; 3],
 }
 
-/// Draws `fraction` of each class's images for testing, at least one and not all, in the way in which streams draw
-/// their own split by `split_seed`. Labels are the classes in the order of their names.
+/// Draws `fraction` of each class's images for testing: at least one image, but not all. The draw is the one that
+/// streams make by `split_seed`. Labels number the classes in the order of their names.
 ///
 /// # Errors
-/// A fraction that is none, classes of fewer than two images, images in folders below that of their class, names
-/// that no line can hold.
+/// A fraction outside (0, 1), a class with fewer than two images, an image in a subfolder of its class folder, or a
+/// file name that cannot be written on one line.
 pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
     if !(fraction > 0.0 && fraction < 1.0) {
-        return Err(Error::setting("fraction", fraction, "expected a share above 0 and below 1, as 0.2"));
+        return Err(Error::setting(
+            "fraction",
+            fraction,
+            "expected a number above 0 and below 1, such as 0.2",
+        ));
     }
     if is_split(root) {
-        let reason = "is split already, into `train` and `test`; name one of these folders";
+        let reason = "is already split into `train` and `test`; give one of these folders";
         return Err(Error::data(root, reason));
     }
     let classes = class_folders::scan(root)?;
@@ -78,16 +82,17 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
     for (label, (class, files)) in classes.iter().enumerate() {
         let (folder, count) = (root.join(class), files.len());
         if count < 2 {
-            return Err(Error::data(folder, format!("has {count} image, too few to divide")));
+            let count = if count == 1 { "1 image" } else { "no images" };
+            return Err(Error::data(folder, format!("has {count}; a split needs at least 2")));
         }
-        // Who reads a list takes the folder of an image as its class.
+        // Readers of a list use the name of an image's folder as its class.
         if let Some(deep) = files.iter().find(|file| file.parent() != Some(&folder)) {
-            let reason = format!("lies deeper than `CLASS/image`; move it up to `{class}`");
+            let reason = format!("is in a subfolder of its class folder; move it into `{class}`");
             return Err(Error::data(deep, reason));
         }
         let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
         names.iter().for_each(|name| all.update(format!("{name}\n")));
-        // A share like 0.29 of 100 comes out as a little less than 29.
+        // Rounding makes 0.29 * 100 slightly less than 29.
         let tests = (fraction * count as f64 + 1e-9).floor() as usize;
         for (at, half) in draw(names, class, tests.clamp(1, count - 1), seed).into_iter().enumerate() {
             sizes[at] += half.len();
@@ -115,14 +120,14 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
 }
 
 impl SplitLists {
-    /// Writes `train.txt` and `test.txt` into `folder`, which is made if need be.
+    /// Writes `train.txt` and `test.txt` into `folder`, which is created if it does not exist.
     ///
     /// # Errors
-    /// Lists that are there already, and places that cannot be written.
+    /// A list that already exists, or a folder that cannot be written.
     pub fn write(&self, folder: &Path) -> Result<[PathBuf; 2]> {
         let files = ["train.txt", "test.txt"].map(|name| folder.join(name));
         if let Some(file) = files.iter().find(|file| file.exists()) {
-            return Err(Error::data(file, "is there already; choose another folder or remove it"));
+            return Err(Error::data(file, "already exists; choose another folder or remove it"));
         }
         fs::create_dir_all(folder).map_err(|source| Error::Io { file: folder.into(), source })?;
         write_atomic(&files[0], self.train.as_bytes())?;
@@ -131,7 +136,7 @@ impl SplitLists {
     }
 }
 
-/// A file's path from `root` as it stands in a list.
+/// Returns a file's path from `root` as it is written in a list.
 fn line_name(root: &Path, file: &Path) -> Result<String> {
     let fail = |reason: &str| Error::data(file, format!("cannot be listed: {reason}"));
     let relative = file.strip_prefix(root).unwrap_or(file);

@@ -1,4 +1,4 @@
-//! Formats of data sets that several streams read.
+//! Data set formats shared by several streams.
 
 pub(crate) mod class_folders;
 pub mod image_files;
@@ -14,15 +14,15 @@ use std::{fs, io, path::Path};
 
 use cdl_core::prelude::*;
 
-/// Result with the reason why a file cannot be used, for readers that do not know its name.
+/// Result of parsing. The error is the reason without the file's name, which the caller adds.
 pub(crate) type Parsed<T> = std::result::Result<T, String>;
 
-/// Contents of a file.
+/// Reads a file.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
     fs::read(file).map_err(unreadable(file))
 }
 
-/// Turns the system's error about a file or folder into one that names it.
+/// Converts an I/O error into an error that names the file or folder.
 pub(crate) fn unreadable(file: &Path) -> impl Fn(io::Error) -> Error {
     move |e| Error::data(file, format!("cannot be read: {e}"))
 }

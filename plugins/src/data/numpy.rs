@@ -1,5 +1,5 @@
-//! Pickled dictionaries of lists and NumPy arrays, as CIFAR's Python version has them. Of all functions, only those that
-//! arrays are pickled with may be named in them.
+//! Pickled dictionaries of lists and NumPy arrays: the format of CIFAR's Python version. A pickle may name only the
+//! functions with which NumPy pickles arrays; nothing is executed.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ const FORMAT: Format = Format {
     },
 };
 
-/// Bytes of all strings in a list, which may contain a long one many times.
+/// Maximum number of bytes of all strings in a list. A small pickle can contain one long string many times.
 const MAX_TEXT: usize = 1 << 20;
 
 /// Pickled dictionary.
@@ -31,7 +31,7 @@ impl<'a> Batch<'a> {
         Pickle::read(bytes, &FORMAT).map(Self).map_err(|e| e.to_string())
     }
 
-    /// Value under `key`. Keys may be text or bytes.
+    /// Returns the value under `key`. Keys may be text or bytes.
     pub(crate) fn entry(&self, key: &str) -> Parsed<Id> {
         let Value::Dict(entries) = self.0.value(self.0.root) else {
             return Err("is not a pickled dictionary".into());
@@ -44,13 +44,13 @@ impl<'a> Batch<'a> {
         found.map(|&(_, value)| value).ok_or_else(|| format!("has no entry `{key}`"))
     }
 
-    /// Whole numbers of a list.
+    /// Returns the whole numbers of a list.
     pub(crate) fn ints(&self, list: Id) -> Parsed<Vec<i64>> {
         let int = |&id: &Id| self.0.int(id).ok_or_else(|| "an item is not a whole number".into());
         self.items(list)?.iter().map(int).collect()
     }
 
-    /// Strings of a list.
+    /// Returns the strings of a list.
     pub(crate) fn strings(&self, list: Id) -> Parsed<Vec<String>> {
         let mut left = MAX_TEXT;
         let mut string = |&id: &Id| {
@@ -61,7 +61,7 @@ impl<'a> Batch<'a> {
         self.items(list)?.iter().map(&mut string).collect()
     }
 
-    /// Shape and values of an array of unsigned bytes in row-major order.
+    /// Returns shape and values of an array of unsigned bytes in row-major order.
     pub(crate) fn array(&self, id: Id) -> Parsed<(Vec<usize>, Cow<'a, [u8]>)> {
         let ((_, function), arguments, state) = self.0.call(id).ok_or("is not an array")?;
         let parts = state.map_or(Ok(arguments), |state| self.items(state))?;
@@ -92,7 +92,7 @@ impl<'a> Batch<'a> {
         self.0.items(id).ok_or_else(|| "is not a list".into())
     }
 
-    /// Bytes, which protocol 2 of Python 3 writes as a call: `_codecs.encode(text, "latin1")`.
+    /// Returns a byte string. Python 3 writes one in protocol 2 as a call: `_codecs.encode(text, "latin1")`.
     fn bytes(&self, id: Id) -> Parsed<Cow<'a, [u8]>> {
         if let Value::Bytes(bytes) = self.0.value(id) {
             return Ok(Cow::Borrowed(bytes));

@@ -1,5 +1,5 @@
-//! Pages of a parquet column, unpacked here and not by the parquet crate, which makes room for whatever size a page's
-//! header claims: up to 2 GiB.
+//! Pages of a parquet column, decompressed here and not by the parquet crate, which allocates whatever size the header
+//! of a page claims: up to 2 GiB.
 
 use std::{fs::File, sync::Arc};
 
@@ -12,20 +12,20 @@ use parquet::{
 
 type Result<T> = std::result::Result<T, ParquetError>;
 
-/// Bytes that a byte of snappy can stand for: three of them copy 64.
-const MOST_GROWTH: usize = 22;
+/// Maximum expansion of snappy: three bytes copy at most 64.
+const MAX_EXPANSION: usize = 22;
 
-/// Pages that hold no more than they have bytes for.
+/// Reader of pages that rejects a page whose claimed size exceeds what its bytes can expand to.
 pub(crate) struct Pages {
     packed: SerializedPageReader<File>,
     snappy: bool,
 }
 
 impl Pages {
-    /// Those of a leaf of the schema, compressed by snappy or not at all, in one group of rows.
+    /// Opens the pages of a leaf of the schema in one row group. They are compressed by snappy or not at all.
     pub(crate) fn new(file: Arc<File>, group: &RowGroupMetaData, leaf: usize) -> Result<Self> {
         let column = group.column(leaf);
-        // Read as if it were not compressed, pages come as they are stored.
+        // Declared uncompressed, the pages arrive as they are stored.
         let as_stored = column.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()?;
         let rows = usize::try_from(group.num_rows())
             .map_err(|_| ParquetError::General(format!("{} rows", group.num_rows())))?;
@@ -33,18 +33,18 @@ impl Pages {
         Ok(Self { packed, snappy: column.compression() == Compression::SNAPPY })
     }
 
-    /// A page's values; the first `plain` bytes are as they are.
+    /// Decompresses the values of a page. The first `plain` bytes are not compressed.
     fn unpack(&self, stored: &[u8], plain: usize) -> Result<Vec<u8>> {
-        let damaged = || ParquetError::General("a page that is no snappy data".into());
+        let damaged = || ParquetError::General("a page that is not snappy data".into());
         let (levels, packed) = stored.split_at_checked(plain).ok_or_else(damaged)?;
         let mut values = levels.to_vec();
-        // A page without values has nothing to unpack.
+        // The snappy decoder rejects empty input.
         if packed.is_empty() {
             return Ok(values);
         }
         let claimed = snap::raw::decompress_len(packed).map_err(|_| damaged())?;
-        if claimed > packed.len().saturating_mul(MOST_GROWTH) {
-            let reason = format!("a page of {} bytes claims to hold {claimed}", packed.len());
+        if claimed > packed.len().saturating_mul(MAX_EXPANSION) {
+            let reason = format!("a page of {} bytes claims to expand to {claimed}", packed.len());
             return Err(ParquetError::General(reason));
         }
         values.resize(plain + claimed, 0);
@@ -69,7 +69,7 @@ impl PageReader for Pages {
             }
             _ => {}
         }
-        // The decoder makes room for as many values as a dictionary's header promises.
+        // The decoder allocates as many values as the header of a dictionary claims.
         if let Page::DictionaryPage { buf, num_values, .. } = &page
             && *num_values as usize > buf.len()
         {

@@ -1,11 +1,11 @@
-//! Images of one size that lie in memory channel by channel, as CIFAR and the MNIST family have them.
+//! Images of one size stored channel by channel in memory: the layout of CIFAR and the MNIST family.
 
 use cdl_core::prelude::*;
 
 /// Images with their labels.
 #[derive(Default)]
 pub(crate) struct Planes {
-    /// Image after image: the rows of its first channel, then those of the next.
+    /// Values of all images, in the order (image, channel, row, column).
     pub(crate) pixels: Vec<u8>,
     pub(crate) labels: Vec<u8>,
     /// Channels (1 for grey, 3 for red, green and blue), rows and columns of an image.

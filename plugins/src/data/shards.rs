@@ -1,4 +1,4 @@
-//! Data sets of parquet files: which files are a split, and what their labels mean.
+//! Data sets in parquet files: selection of the files of a split, and the meaning of their labels.
 
 use std::collections::BTreeSet;
 
@@ -16,8 +16,9 @@ use super::{
     table::{self, Columns, EncodedImages, Label, Table},
 };
 
-/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder: class names in the order of the labels, training
-/// images and test images. `train` and `test` are names of splits or patterns; of `test` the first that any file is of.
+/// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder. Returns the class names in the order of the
+/// labels, the training images and the test images. `train` and `test` are names of splits or patterns; the first
+/// entry of `test` that matches a file is used.
 pub(crate) fn read(
     path: &str,
     train: &str,
@@ -30,7 +31,8 @@ pub(crate) fn read(
     let both = train_files.iter().find(|file| test_files.iter().any(|other| other.name == file.name));
     if let Some(both) = both {
         let both = &both.name;
-        let reason = format!("`{both}` is in both splits; name others as `train_split` and `test_split`");
+        let reason =
+            format!("`{both}` is in both splits; set `train_split` or `test_split` to another split");
         return Err(Error::data(path, reason));
     }
     let count = train_files.len();
@@ -42,12 +44,13 @@ pub(crate) fn read(
     Ok((classes, train, test))
 }
 
-/// The names of all classes: those that the files state, or those in the label column, sorted, or numbers.
+/// Returns the names of all classes: those that the files state; otherwise the names in the label column, sorted;
+/// otherwise numbers.
 fn classes(path: &str, tables: &[(DataFile, Table)]) -> Result<Vec<String>> {
-    let mut noted = tables.iter().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
-    if let Some((first, names)) = noted.next() {
-        let Some((file, _)) = noted.find(|(_, others)| *others != names) else { return Ok(names.clone()) };
-        return Err(Error::data(file, format!("its classes are not those of {}", first.display())));
+    let mut stated = tables.iter().filter_map(|(file, table)| Some((&file.path, table.names.as_ref()?)));
+    if let Some((first, names)) = stated.next() {
+        let Some((file, _)) = stated.find(|(_, others)| *others != names) else { return Ok(names.clone()) };
+        return Err(Error::data(file, format!("its classes differ from those of {}", first.display())));
     }
     let (mut names, mut largest, mut images) = (BTreeSet::new(), -1, 0);
     for label in tables.iter().flat_map(|(_, table)| &table.labels) {
@@ -60,15 +63,16 @@ fn classes(path: &str, tables: &[(DataFile, Table)]) -> Result<Vec<String>> {
     if !names.is_empty() {
         return Ok(names.into_iter().cloned().collect());
     }
-    // Each class has an image, so a larger label is a mistake, and need not become a list of that length.
+    // Each class has an image, so a larger label is an error; without the check it would allocate a list of its length.
     if !(0..images).contains(&largest) {
-        let reason = format!("the largest label is {largest}, of {images} images; expected 0, 1, 2, ...");
+        let reason =
+            format!("the largest label is {largest} among {images} images; expected labels 0, 1, 2, ...");
         return Err(Error::data(path, reason));
     }
     Ok((0..=largest).map(|label| label.to_string()).collect())
 }
 
-/// The parquet files of the first of these splits that there is; all shards of it must be there.
+/// Returns the parquet files of the first of `splits` that exists. All its shards must exist.
 fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<Vec<String>> {
     let parquet: Vec<&String> = names.iter().filter(|name| name.ends_with(".parquet")).collect();
     let fail = |reason: String| Error::data(path, reason);
@@ -81,23 +85,23 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
         let folders: BTreeSet<&str> = chosen.iter().map(|name| folder_of(name)).collect();
         if folders.len() > 1 && !split.contains('*') {
             let patterns: Vec<String> = folders.iter().map(|folder| format!("`{folder}{split}*`")).collect();
-            let say = format!("say which as a pattern `{key}`: {}", patterns.join(", "));
-            return Err(fail(format!("split `{split}` is in several folders; {say}")));
+            let choice = format!("set `{key}` to one of the patterns {}", patterns.join(", "));
+            return Err(fail(format!("split `{split}` is in several folders; {choice}")));
         }
         check_shards(&chosen).map_err(fail)?;
         return Ok(chosen);
     }
     let known: Vec<&str> = parquet.iter().map(|name| name.as_str()).collect();
     let near = splits.first().and_then(|split| nearest(split, known.iter().copied()));
-    let near = near.map(|near| format!(", `{near}` for one")).unwrap_or_default();
+    let near = near.map(|near| format!("; the nearest name is `{near}`")).unwrap_or_default();
     let (splits, count) = (splits.join("` or `"), known.len());
     Err(fail(format!(
-        "no parquet file is of the split `{splits}` (`{key}`); it has {count} parquet files{near}"
+        "no parquet file belongs to the split `{splits}` (`{key}`), among {count} parquet files{near}"
     )))
 }
 
-/// Whether a file is of a split: named so (`train.parquet`, `train-00000-of-00002.parquet`), in a folder named so, or
-/// matched by a pattern with `*`.
+/// Returns whether a file belongs to a split: its name begins with the split (`train.parquet`,
+/// `train-00000-of-00002.parquet`), one of its folders has the split's name, or the pattern with `*` matches its path.
 fn is_of_split(name: &str, split: &str) -> bool {
     if split.contains('*') {
         return matches(name, split);
@@ -107,12 +111,12 @@ fn is_of_split(name: &str, split: &str) -> bool {
     folder.split('/').any(|part| part == split) || rest.is_some_and(|rest| rest.starts_with(['-', '_', '.']))
 }
 
-/// The folder of a file with the `/` after it; empty for a file at the top.
+/// Returns the folder of a file with its final `/`, or an empty string for a file at the top.
 fn folder_of(name: &str) -> &str {
     name.rfind('/').map_or("", |at| &name[..=at])
 }
 
-/// Whether `name` is `pattern`, in which `*` stands for any text.
+/// Returns whether `name` matches `pattern`, in which `*` matches any text.
 fn matches<'a>(name: &'a str, pattern: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else { return name == pattern };
     let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
@@ -121,7 +125,7 @@ fn matches<'a>(name: &'a str, pattern: &str) -> bool {
     name.and_then(|name| middle.split('*').try_fold(name, after)).is_some()
 }
 
-/// Checks that files named `...-00000-of-00003.parquet` are all there.
+/// Checks that all files named `...-00000-of-00003.parquet` exist.
 fn check_shards(names: &[String]) -> Parsed<()> {
     for name in names {
         let stem = name.trim_end_matches(".parquet");
@@ -136,7 +140,7 @@ fn check_shards(names: &[String]) -> Parsed<()> {
         let there = names.iter().filter(is_shard).count();
         if there != count {
             let files = format!("{there} of the {count} files `{base}-*{suffix}`");
-            return Err(format!("{files} are here; fetch all of them"));
+            return Err(format!("found only {files}; fetch all of them"));
         }
     }
     Ok(())

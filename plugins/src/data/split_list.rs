@@ -1,4 +1,4 @@
-//! Lists of the images of a split: text with one path and label a line, or the published code's YAML.
+//! Lists of the images of a split: text with one path and label per line, or the YAML format of the published code.
 
 use std::{
     collections::BTreeMap,
@@ -15,18 +15,18 @@ pub(crate) type Labels = BTreeMap<String, usize>;
 
 /// One image of a list.
 struct Entry {
-    /// Where it stands, for messages: `line 3` or `item 3`.
+    /// Position in the list, for messages: `line 3` or `item 3`.
     place: String,
     path: PathBuf,
     label: Option<usize>,
 }
 
-/// Adds the files of a split list to `classes`, by the folder that holds a file, and the labels that the list gives to
-/// classes to `labels`.
+/// Reads a split list. Adds its files to `classes`, by the folder that contains them, and the labels of the classes to
+/// `labels`.
 ///
-/// Paths are looked up below `root`. Lists are often written for another folder, `data/imagenet-r/n01443537/art_0.jpg`
-/// for one: of a path that leads nowhere, leading folders are left out until it leads to a file, down to
-/// `CLASS/image`. No path may leave `root`.
+/// Paths are relative to `root`. Lists are often written for another folder, such as
+/// `data/imagenet-r/n01443537/art_0.jpg`: if a path does not exist, its leading folders are dropped one by one, down to
+/// `CLASS/image`, until it does. No path may leave `root`.
 pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut Labels) -> Result<()> {
     let fail = |reason: String| Error::data(file, reason);
     let text = std::fs::read_to_string(file).map_err(unreadable(file))?;
@@ -36,7 +36,7 @@ pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut
         _ => lines(&text),
     };
     if entries.is_empty() {
-        return Err(fail("names no images".into()));
+        return Err(fail("contains no images".into()));
     }
     for Entry { place, path, label } in entries {
         let fail = |reason: String| fail(format!("{place}: {reason}"));
@@ -56,7 +56,8 @@ pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut
     Ok(())
 }
 
-/// Classes in the order of their labels, if the lists label them all, else of their names. `stream` is for messages.
+/// Sorts classes by their labels if the lists label all of them, otherwise keeps the order of their names. `stream` is
+/// named in errors.
 pub(crate) fn in_order(stream: &str, mut classes: Vec<String>, labels: &Labels) -> Result<Vec<String>> {
     if classes.iter().all(|class| labels.contains_key(class)) {
         classes.sort_by_key(|class| labels[class]);
@@ -70,23 +71,24 @@ pub(crate) fn in_order(stream: &str, mut classes: Vec<String>, labels: &Labels) 
     Ok(classes)
 }
 
-/// The file that a listed path stands for.
+/// Returns the file that a listed path refers to.
 fn resolve(root: &Path, listed: &Path) -> Parsed<PathBuf> {
     let stays = |part: &Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
     if !listed.components().all(|part| stays(&part)) {
         let (listed, root) = (listed.display(), root.display());
-        return Err(format!("`{listed}` leads out of `{root}`; expected a path below it, without `..`"));
+        return Err(format!("`{listed}` leads out of `{root}`; expected a path inside it, without `..`"));
     }
     let parts: Vec<Component<'_>> = listed.components().filter(|part| *part != Component::CurDir).collect();
     let deepest = parts.len().saturating_sub(2);
     let mut files = (0..=deepest).map(|skipped| root.join(parts[skipped..].iter().collect::<PathBuf>()));
     files.find(|file| file.is_file()).ok_or_else(|| {
-        let other = if deepest > 0 { ", nor without its leading folders" } else { "" };
+        let other = if deepest > 0 { ", also not without its leading folders" } else { "" };
         format!("no file `{}`{other}", root.join(listed).display())
     })
 }
 
-/// `path [label]` a line; lines that begin with `#` are comments. Names may hold spaces; only a number at the end is a label.
+/// Parses lines `path [label]`. Lines that begin with `#` are comments. Paths may contain spaces; only a final number
+/// is a label.
 fn lines(text: &str) -> Vec<Entry> {
     let lines = text.lines().map(str::trim).enumerate();
     let entries = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(at, line)| {
@@ -98,7 +100,7 @@ fn lines(text: &str) -> Vec<Entry> {
     entries.collect()
 }
 
-/// Place in a YAML list.
+/// Position in a YAML list.
 enum Place {
     Start,
     /// In the mapping, before a key.
@@ -109,8 +111,8 @@ enum Place {
     List(String, Vec<String>),
 }
 
-/// A mapping with the lists `data` (paths) and `targets` (labels), of one length. Only plain lists are taken: what
-/// could make much of little text, aliases of anchors, is refused.
+/// Parses a YAML mapping with the lists `data` (paths) and `targets` (labels) of equal length. Aliases of anchors are
+/// rejected: they can expand a small file without bound.
 fn yaml(text: &str) -> Parsed<Vec<Entry>> {
     let plan = "expected a mapping with the lists `data` (paths) and `targets` (labels)";
     let (mut lists, mut place) = (BTreeMap::new(), Place::Start);

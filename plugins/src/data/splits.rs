@@ -1,4 +1,4 @@
-//! Streams of image folders that are split by lists, or by a stated draw where there is none.
+//! Streams of image folders, split by lists or, without lists, by a seeded draw.
 
 use std::{
     collections::BTreeSet,
@@ -13,19 +13,19 @@ use super::{
     split_list::{self, Labels, in_order},
 };
 
-/// The settings that these streams share.
+/// Settings of streams that read folders of images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SplitConfig {
-    /// Folder with the images; the paths of split lists are looked up below it. Relative to the working directory.
+    /// Folder with the images, relative to the working directory. Paths in split lists are relative to it.
     pub path: PathBuf,
-    /// Training images: a text file with `.../CLASS/image.jpg LABEL` a line, or a YAML file with the lists `data` (paths)
-    /// and `targets` (labels), as the published code has them. Labels set the order of the classes. Folders that a
-    /// path begins with and that are not there, such as `data/imagenet-r`, are left out.
+    /// List of training images: a text file with lines `.../CLASS/image.jpg LABEL`, or a YAML file with the lists
+    /// `data` (paths) and `targets` (labels), the format of the published code. Labels set the order of the classes.
+    /// Leading folders of a path that do not exist, such as `data/imagenet-r`, are dropped. Requires `test_list`.
     pub train_list: Option<PathBuf>,
-    /// Test images, likewise.
+    /// List of test images, in the format of `train_list`. Requires `train_list`.
     pub test_list: Option<PathBuf>,
-    /// Decode every image once before the run begins, so that a damaged one is found at once.
+    /// Decode every image once before the run begins, so that damaged images are reported at the start.
     pub verify: bool,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]
@@ -44,12 +44,12 @@ impl Default for SplitConfig {
     }
 }
 
-/// The settings of streams that have a split of their own where no list is given.
+/// Settings of streams that draw a train/test split if no lists are given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DrawnConfig {
-    /// Without lists and without `path/{train,test}`: the draw of each class's images, in the order of their names, into
-    /// 80 % for training and 20 % for testing. It does not follow the run's seed.
+    /// Seed of the split that is drawn if there are no lists and no folders `path/{train,test}`: 80 % of each class's
+    /// images for training, 20 % for testing. It is independent of the run's seed.
     pub split_seed: u64,
     /// Folder, lists, tasks, subsets and transforms.
     #[serde(flatten)]
@@ -57,13 +57,13 @@ pub struct DrawnConfig {
 }
 
 impl DrawnConfig {
-    /// The stream `name` of these images.
+    /// Builds the stream `name` of these images.
     pub(crate) fn stream(&self, name: &str, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
         self.images.stream(name, context, |path| Splits::drawn(path, self.split_seed))
     }
 }
 
-/// Images of both halves of a split, and the labels that lists gave to their classes.
+/// Training and test images, and the labels that lists assign to their classes.
 #[derive(Default)]
 pub(crate) struct Splits {
     train: Folders,
@@ -72,7 +72,7 @@ pub(crate) struct Splits {
 }
 
 impl SplitConfig {
-    /// The stream `name` of these images, split by the lists in the settings or, without any, by `split`.
+    /// Builds the stream `name` of these images, split by the lists in the settings or, without lists, by `split`.
     pub(crate) fn stream(
         &self,
         name: &str,
@@ -80,14 +80,14 @@ impl SplitConfig {
         split: impl FnOnce(&Path) -> Result<Splits>,
     ) -> Result<Box<dyn TaskStream>> {
         check_path(&self.path, "the images")?;
-        let alone = |missing: &str, given: &str| {
+        let incomplete = |missing: &str, given: &str| {
             Err(Error::setting(missing, "", format!("expected together with `{given}`")))
         };
         let Splits { train, test, labels } = match (&self.train_list, &self.test_list) {
             (None, None) => split(&self.path)?,
             (Some(train), Some(test)) => Splits::read(&self.path, from_ref(train), from_ref(test))?,
-            (Some(_), None) => return alone("test_list", "train_list"),
-            (None, Some(_)) => return alone("train_list", "test_list"),
+            (Some(_), None) => return incomplete("test_list", "train_list"),
+            (None, Some(_)) => return incomplete("train_list", "test_list"),
         };
         let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
         let classes = in_order(name, names.into_iter().cloned().collect(), &labels)?;
@@ -102,7 +102,7 @@ impl SplitConfig {
 }
 
 impl Splits {
-    /// Reads the lists of both halves; several lists of one half are joined.
+    /// Reads the training and test lists; several lists of one kind are joined.
     pub(crate) fn read(root: &Path, train: &[PathBuf], test: &[PathBuf]) -> Result<Self> {
         let mut splits = Self::default();
         for (half, lists) in [(&mut splits.train, train), (&mut splits.test, test)] {
@@ -113,13 +113,13 @@ impl Splits {
         Ok(splits)
     }
 
-    /// `path/train/CLASS` and `path/test/CLASS`.
+    /// Reads the folders `path/train/CLASS` and `path/test/CLASS`.
     pub(crate) fn folders(path: &Path) -> Result<Self> {
         Ok(Self { train: scan(&path.join("train"))?, test: scan(&path.join("test"))?, labels: Labels::new() })
     }
 
-    /// `path/{train,test}/CLASS` where there are such folders; otherwise the images of `path/CLASS`, of each class 80 %
-    /// for training, drawn by `seed` from its images in the order of their names.
+    /// Reads the folders `path/{train,test}/CLASS` if they exist. Otherwise draws 80 % of the images of each
+    /// `path/CLASS` for training by `seed`, from the images in the order of their names.
     pub(crate) fn drawn(path: &Path, seed: u64) -> Result<Self> {
         if is_split(path) {
             return Self::folders(path);
@@ -135,7 +135,7 @@ impl Splits {
     }
 }
 
-/// Draws `tests` of a class's items for testing: training and test items, each in the order in which they came.
+/// Draws `tests` of a class's items for testing. Returns training and test items, each in sorted order.
 pub(super) fn draw<T: Ord>(mut items: Vec<T>, class: &str, tests: usize, seed: u64) -> [Vec<T>; 2] {
     Rng::new(seed).derive(&format!("split, class {class}")).shuffle(&mut items);
     let mut test = items.split_off(items.len() - tests);

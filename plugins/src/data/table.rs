@@ -1,5 +1,5 @@
-//! Images in parquet files, as the Hugging Face Hub keeps them: a column of encoded images, either structs `{bytes, path}`
-//! or plain bytes, and a column of labels. The encoded bytes stay in memory; images are decoded one by one when asked for.
+//! Images in parquet files of the Hugging Face Hub: a column of encoded images, either structs `{bytes, path}` or plain
+//! bytes, and a column of labels. The encoded bytes stay in memory; each image is decoded when it is requested.
 
 use std::{fmt::Display, fs::File, path::Path, sync::Arc};
 
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{Parsed, pages::Pages, unreadable};
 
-/// Which columns are read; those that are not named are found by the file's schema.
+/// Columns to read. A column without a name is found by the file's schema.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Columns<'a> {
     pub(crate) image: Option<&'a str>,
@@ -28,7 +28,7 @@ pub(crate) struct Table {
     pub(crate) images: Vec<ByteArray>,
     /// A label for each image.
     pub(crate) labels: Vec<Label>,
-    /// Names of the classes, where the file states them.
+    /// Names of the classes, if the file states them.
     pub(crate) names: Option<Vec<String>>,
 }
 
@@ -38,10 +38,10 @@ pub(crate) enum Label {
     Name(String),
 }
 
-/// Reads a file; errors name it and the column.
+/// Reads a file. Errors name the file and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let file = File::open(path).map_err(unreadable(path))?;
-    // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
+    // The parquet reader panics on some damaged files. It shares no state, so catching the panic is safe.
     panics::catch(|| parse(file, columns))
         .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))
         .map_err(|reason| Error::data(path, reason))
@@ -55,9 +55,9 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     let rows = metadata.row_groups().iter().try_fold(0u64, |sum, group| {
         u64::try_from(group.num_rows()).ok().and_then(|rows| sum.checked_add(rows))
     });
-    // An image has at least a byte; more rows are only promised.
+    // An image has at least one byte, so a file has at most as many rows as bytes.
     if rows.is_none_or(|rows| rows > length) {
-        return Err(format!("promises more rows than it has bytes ({length})"));
+        return Err(format!("is damaged: it claims more rows than it has bytes ({length})"));
     }
     let schema = Schema::new(&reader, again);
     let image = schema.column("image", columns.image, &["image", "img"], "Image")?;
@@ -86,10 +86,10 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     Ok(Table { images, labels, names: schema.names(&label) })
 }
 
-/// The columns of a file, and the notes of the `datasets` library about them.
+/// Columns of a file, and the metadata of the `datasets` library about them.
 struct Schema<'a> {
     reader: &'a SerializedFileReader<File>,
-    /// The file once more, for its pages.
+    /// Second handle of the file, for its pages.
     file: Arc<File>,
     /// Top-level columns.
     columns: Vec<String>,
@@ -108,7 +108,7 @@ impl<'a> Schema<'a> {
         Self { reader, file, columns, features }
     }
 
-    /// Whether the values of a column are bytes that are no text.
+    /// Returns whether a column contains bytes that are not text.
     fn is_binary(&self, column: &str) -> bool {
         let schema = self.reader.metadata().file_metadata().schema_descr();
         self.position(column).map(|leaf| schema.column(leaf)).is_some_and(|leaf| {
@@ -118,35 +118,35 @@ impl<'a> Schema<'a> {
         })
     }
 
-    /// The column that is named; or the only one that the `datasets` library noted as `noted`; or, of images, the only one
-    /// of bytes; or the first that has a usual name.
-    fn column(&self, what: &str, named: Option<&str>, usual: &[&str], noted: &str) -> Parsed<String> {
+    /// Finds a column, in this order: the column `named`; the only column with the feature type `feature` in the
+    /// metadata of the `datasets` library; for images, the only column of bytes; the first column with a usual name.
+    fn column(&self, what: &str, named: Option<&str>, usual: &[&str], feature: &str) -> Parsed<String> {
         let all = || format!("its columns are {}", self.columns.join(", "));
         let has = |name: &str| self.columns.iter().any(|column| column == name);
         if let Some(name) = named {
             let missing = || format!("has no column `{name}` (`{what}_column`); {}", all());
             return has(name).then(|| name.into()).ok_or_else(missing);
         }
-        let is_noted = |column: &str| self.features[column]["_type"] == noted;
+        let has_feature = |column: &str| self.features[column]["_type"] == feature;
         let looks_like_it = |column: &str| what == "image" && self.is_binary(column);
-        for test in [&is_noted as &dyn Fn(&str) -> bool, &looks_like_it] {
+        for test in [&has_feature as &dyn Fn(&str) -> bool, &looks_like_it] {
             let found: Vec<&String> = self.columns.iter().filter(|column| test(column)).collect();
             if let [only] = found[..] {
                 return Ok(only.clone());
             }
         }
         usual.iter().find(|usual| has(usual)).map(ToString::to_string).ok_or_else(|| {
-            format!("does not say which column holds the {what}s; name it as `{what}_column`: {}", all())
+            format!("does not state which column contains the {what}s; set `{what}_column`: {}", all())
         })
     }
 
-    /// Names of a column's classes, if they are noted.
+    /// Returns the names of a column's classes, if the metadata contains them.
     fn names(&self, column: &str) -> Option<Vec<String>> {
         let names = self.features[column]["names"].as_array()?;
         names.iter().map(|name| name.as_str().map(String::from)).collect()
     }
 
-    /// The leaf of the schema that holds the values of a column: itself, or `bytes` of a struct.
+    /// Returns the leaf of the schema that contains the values of a column: the column itself, or `bytes` of a struct.
     fn position(&self, column: &str) -> Option<usize> {
         let leaves = self.reader.metadata().file_metadata().schema_descr().columns();
         leaves.iter().position(|leaf| match leaf.path().parts() {
@@ -156,13 +156,13 @@ impl<'a> Schema<'a> {
         })
     }
 
-    /// The leaf of a column, if its values can be read.
+    /// Returns the leaf of a column and checks that its values can be read.
     fn leaf(&self, column: &str) -> Parsed<usize> {
         let schema = self.reader.metadata().file_metadata().schema_descr();
         let none = || format!("column `{column}` has neither plain values nor a field `bytes`");
         let leaf = self.position(column).ok_or_else(none)?;
         if schema.column(leaf).max_rep_level() > 0 {
-            return Err(format!("column `{column}` holds lists; expected one value a row"));
+            return Err(format!("column `{column}` contains lists; expected one value per row"));
         }
         for group in self.reader.metadata().row_groups() {
             let compression = group.column(leaf).compression();
@@ -176,14 +176,18 @@ impl<'a> Schema<'a> {
         Ok(leaf)
     }
 
-    /// All values of a column, row by row.
+    /// Reads all values of a column, row by row.
     fn values<T: DataType>(&self, column: &str) -> Parsed<Vec<T::T>> {
-        const AT_ONCE: usize = 1024;
+        const ROWS_PER_READ: usize = 1024;
         let text = |e: ParquetError| format!("is damaged: {e}");
         let (leaf, metadata) = (self.leaf(column)?, self.reader.metadata());
         let description = metadata.file_metadata().schema_descr().column(leaf);
         if description.physical_type() != T::get_physical_type() {
-            return Err(format!("column `{}` holds no {}", description.path(), T::get_physical_type()));
+            return Err(format!(
+                "column `{}` does not contain {}",
+                description.path(),
+                T::get_physical_type()
+            ));
         }
         let full = description.max_def_level();
         let mut rows = Vec::new();
@@ -193,7 +197,7 @@ impl<'a> Schema<'a> {
             let mut values = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
             while rows.len() < wanted {
                 let (first, mut levels) = (rows.len(), Vec::new());
-                let count = AT_ONCE.min(wanted - first);
+                let count = ROWS_PER_READ.min(wanted - first);
                 let levels_wanted = (full > 0).then_some(&mut levels);
                 let (read, ..) = values.read_records(count, levels_wanted, None, &mut rows).map_err(text)?;
                 if read == 0 {
@@ -214,12 +218,12 @@ impl<'a> Schema<'a> {
 pub(crate) struct EncodedImages {
     images: Vec<ByteArray>,
     labels: Vec<usize>,
-    /// The files in order, each with the number of images before it.
+    /// Files in order, each with the number of images before it.
     files: Vec<(usize, DataFile)>,
 }
 
 impl EncodedImages {
-    /// Images of files, labelled by the position of their class in `classes`.
+    /// Joins the images of several files. The label of an image is the position of its class in `classes`.
     pub(crate) fn new(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<Self> {
         let mut all = Self::default();
         for (file, table) in tables {
@@ -229,7 +233,7 @@ impl EncodedImages {
                     Label::Name(name) => (classes.iter().position(|class| class == name), name),
                 };
                 all.labels.push(class.filter(|&class| class < classes.len()).ok_or_else(|| {
-                    let none = format!("which is none of the {} classes", classes.len());
+                    let none = format!("which is not one of the {} classes", classes.len());
                     Error::data(&file.path, format!("row {row} has the label {label}, {none}"))
                 })?);
             }
@@ -239,7 +243,7 @@ impl EncodedImages {
         Ok(all)
     }
 
-    /// The file of an image and its row there.
+    /// Returns the file of an image and its row in that file.
     fn place(&self, index: usize) -> (&DataFile, usize) {
         let after = self.files.partition_point(|(start, _)| *start <= index);
         let (start, file) = &self.files[after - 1];

@@ -1,7 +1,7 @@
-//! Decoupled knowledge distillation: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679.
+//! Decoupled knowledge distillation (Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, arXiv 2203.08679).
 //!
-//! The divergence of teacher and student is split in two, weighted apart: how sure the teacher is of the right class
-//! (TCKD, a pair of probabilities), and what it thinks of all the others (NCKD).
+//! Splits the divergence of teacher and student into two terms with separate weights: target class against all other
+//! classes (TCKD, two probabilities), and the distribution among the other classes (NCKD).
 
 use cdl_core::{kernels::log_softmax, prelude::*};
 
@@ -9,14 +9,13 @@ use cdl_core::{kernels::log_softmax, prelude::*};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DkdConfig {
-    /// Weight of the teacher's word; the labels have the rest, `1 - alpha`.
+    /// Weight of the distillation term. Cross-entropy is weighted by `1 - alpha`.
     pub alpha: f64,
-    /// Weight of the part about the right class.
+    /// Weight of the target class term (TCKD).
     pub tckd_weight: f64,
-    /// Weight of the part about the other classes.
+    /// Weight of the non-target class term (NCKD).
     pub nckd_weight: f64,
-    /// Both logits are divided by it before the softmax. As published it is 4, whatever the temperature of other
-    /// methods.
+    /// Softmax temperature. The published code uses 4 for this method, independently of its temperature option.
     pub temperature: f64,
 }
 
@@ -28,7 +27,7 @@ impl Default for DkdConfig {
 
 cdl_core::register!(Distiller {
     name: "dkd",
-    about: "Decoupled distillation: the right class and the others apart",
+    about: "Decoupled knowledge distillation: separate terms for the target class and the other classes",
     citation: "Zhao et al., CVPR 2022, arXiv:2203.08679",
     config: DkdConfig,
     build: |config: DkdConfig, _context: &DistillerContext<'_>| {
@@ -40,8 +39,8 @@ cdl_core::register!(Distiller {
     },
 });
 
-/// The right class's logit is lowered by this among the others: its probability there is zero.
-const OUT: f64 = 1000.0;
+/// Amount subtracted from the target class's logit so that its probability among the other classes is zero.
+const MASK: f64 = 1000.0;
 
 impl Distiller for DkdConfig {
     fn cross_entropy_weight(&self) -> f64 {
@@ -68,21 +67,21 @@ impl Distiller for DkdConfig {
     }
 }
 
-/// A prediction in two parts, as log-probabilities.
+/// Prediction split into two distributions, as log-probabilities.
 struct Parts {
-    /// `(log p_y, log(1 - p_y))`, `(B, 2)`.
+    /// Target class against the rest, `(log p_y, log(1 - p_y))`: `(B, 2)`.
     pair: Tensor,
-    /// Among the classes other than `y`, `(B, C)`.
+    /// Distribution among the classes other than `y`: `(B, C)`.
     others: Tensor,
 }
 
 impl Parts {
-    /// Of logits `(B, C)` and the right class `(B, 1)`.
+    /// Splits the prediction of logits `(B, C)` for target classes `(B, 1)`.
     fn new(logits: &Tensor, target: &Tensor, temperature: f64) -> Result<Self> {
         let z = (logits / temperature)?;
         let classes = Tensor::arange(0, z.dim(1)? as i64, z.device())?.unsqueeze(0)?;
         let right = classes.broadcast_eq(target)?.to_dtype(z.dtype())?; // one-hot (B, C)
-        let without = (&z - (right * OUT)?)?;
+        let without = (&z - (right * MASK)?)?;
         let total = z.log_sum_exp(D::Minus1)?.unsqueeze(1)?; // (B, 1)
         let own = (z.gather(target, 1)? - &total)?;
         let rest = (without.log_sum_exp(D::Minus1)?.unsqueeze(1)? - total)?;
@@ -90,7 +89,7 @@ impl Parts {
     }
 }
 
-/// `KL(p ‖ q)` of log-probabilities `(B, n)`, mean over the batch.
+/// Returns `KL(p ‖ q)` of log-probabilities `(B, n)`, averaged over the batch.
 fn divergence(log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
     let each = (log_p.exp()? * (log_p - log_q)?)?;
     Ok((each.sum_all()? / log_p.dim(0)? as f64)?)
@@ -100,9 +99,9 @@ fn divergence(log_p: &Tensor, log_q: &Tensor) -> Result<Tensor> {
 mod tests {
     use super::*;
 
-    /// Both divergences from probabilities, worked out plainly.
+    /// Compares with both divergences computed from probabilities by their definition.
     #[test]
-    fn the_two_parts_are_those_of_the_definition() -> Result<()> {
+    fn the_loss_equals_the_definition() -> Result<()> {
         let (s, t, y) = ([0.5f64, -1.0, 2.0], [1.5f64, 0.3, -0.7], 2usize);
         let softmax = |z: &[f64]| -> Vec<f64> {
             let e: Vec<f64> = z.iter().map(|z| (z / 4.0).exp()).collect();
@@ -116,7 +115,7 @@ mod tests {
 
         let config = DkdConfig { alpha: 0.3, ..Default::default() };
         let output = |z: &[f64; 3]| -> Result<Output> {
-            // Classes of another task stand before those that count.
+            // Class 0 belongs to an earlier task and must be ignored.
             let logits = Tensor::new(&[[9.0, z[0], z[1], z[2]]], &Device::Cpu)?;
             let cls = logits.clone();
             let features = Features { cls, tokens: None, blocks: Default::default(), norm: None };
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_of_one_class_has_nothing_to_tell() -> Result<()> {
+    fn the_loss_of_a_task_with_one_class_is_zero() -> Result<()> {
         let parts = |z: f64| {
             Parts::new(&Tensor::new(&[[z]], &Device::Cpu)?, &Tensor::new(&[[0i64]], &Device::Cpu)?, 4.0)
         };

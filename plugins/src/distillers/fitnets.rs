@@ -1,7 +1,7 @@
-//! FitNets: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550.
+//! FitNets (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550).
 //!
-//! Besides soft targets, the student's last block, seen through a learned linear layer, is drawn to the teacher's:
-//! `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
+//! Adds to the soft targets the error with which a learned linear layer predicts the teacher's last block from the
+//! student's: `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
 
 use cdl_core::prelude::*;
 
@@ -11,12 +11,12 @@ use super::kd::KdConfig;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct FitNetsConfig {
-    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    /// Weight of the soft targets. Cross-entropy is weighted by `1 - alpha`.
     pub alpha: f64,
-    /// Both logits are divided by it before the softmax; higher is softer.
+    /// Softmax temperature. Higher values give softer targets.
     pub temperature: f64,
-    /// Weight of the difference between the last blocks. Where the two networks cut the image into different patches,
-    /// the teacher's map of patches is resampled to the student's grid, and register tokens are left out.
+    /// Weight of the mean squared error between the last blocks. If the two networks have different patch grids, the
+    /// teacher's patch tokens are resampled to the student's grid and register tokens are left out.
     pub feature_weight: f64,
 }
 
@@ -28,7 +28,7 @@ impl Default for FitNetsConfig {
 
 cdl_core::register!(Distiller {
     name: "fitnets",
-    about: "FitNets: soft targets, and the student's last block drawn to the teacher's",
+    about: "FitNets: soft targets, and regression of the teacher's last block from the student's",
     citation: "Romero et al., ICLR 2015, arXiv:1412.6550",
     config: FitNetsConfig,
     build: |config, context| Ok(Box::new(FitNets::new(config, context)?) as Box<dyn Distiller>),
@@ -37,11 +37,12 @@ cdl_core::register!(Distiller {
 struct FitNets {
     kd: KdConfig,
     feature_weight: f64,
-    /// `Ds` to `Dt`.
+    /// Linear layer from the student's width `Ds` to the teacher's width `Dt`.
     projection: Linear,
     alignment: TokenAlignment,
-    /// The last block of each network.
+    /// Index of the teacher's last block.
     teacher_block: usize,
+    /// Index of the student's last block.
     student_block: usize,
 }
 

@@ -1,7 +1,7 @@
-//! Knowledge distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+//! Knowledge distillation (Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531).
 //!
-//! The student's softened prediction is drawn to the teacher's:
-//! `α T² KL(softmax(t/T) ‖ softmax(s/T))` over the current task's classes.
+//! Matches the student's softened class distribution to the teacher's, over the classes of the current task:
+//! `α T² KL(softmax(t/T) ‖ softmax(s/T))`, averaged over the batch.
 
 use cdl_core::prelude::*;
 
@@ -9,9 +9,9 @@ use cdl_core::prelude::*;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct KdConfig {
-    /// Weight of the teacher's word; the labels have the rest, `1 - alpha`.
+    /// Weight of the distillation term. Cross-entropy is weighted by `1 - alpha`.
     pub alpha: f64,
-    /// Both logits are divided by it before the softmax; higher is softer.
+    /// Softmax temperature. Higher values give softer targets.
     pub temperature: f64,
 }
 
@@ -33,13 +33,13 @@ cdl_core::register!(Distiller {
 });
 
 impl KdConfig {
-    /// Refuses weights outside 0 to 1 and temperatures that are not positive.
+    /// Rejects weights outside [0, 1] and temperatures that are not positive.
     pub fn validate(&self) -> Result<()> {
         ranges::fraction("alpha", self.alpha)?;
         ranges::positive("temperature", self.temperature)
     }
 
-    /// The term `α T² KL` for student and teacher logits `(B, C)`, of which the current task's classes count.
+    /// Returns the term `α T² KL` for student and teacher logits `(B, C)`, restricted to the current task's classes.
     pub fn term(&self, student: &Tensor, teacher: &Tensor, task: &Task) -> Result<LossTerm> {
         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len());
         let kl = kl_divergence(&current(student)?, &current(teacher)?, self.temperature)?;

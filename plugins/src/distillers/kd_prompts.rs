@@ -1,8 +1,8 @@
-//! KD-prompts: Zhang et al., "Continual Distillation Learning", arXiv 2407.13911 (KDP, in later versions D-CDL).
+//! KD-prompts (Zhang et al., "Continual Distillation Learning", arXiv 2407.13911; called KDP, in later versions D-CDL).
 //!
-//! The student gets prompts made for distillation, shared by all tasks and never reset: one extra token at the input,
-//! and in every later block keys and values after the image's own. A second head reads the extra token and is drawn to
-//! the teacher, while the learner's head on the CLS token is drawn to the labels. Both predict together.
+//! Gives the student prompts for distillation that all tasks share and that are never reset: one extra token (the KD
+//! token) at the input, and keys and values appended in every later block. A second head on the KD token is trained to
+//! match the teacher; the learner's head on the CLS token is trained on the labels. The prediction combines both.
 
 use cdl_core::prelude::*;
 
@@ -12,15 +12,15 @@ use super::kd::KdConfig;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct KdPromptsConfig {
-    /// Weight of the teacher's word in the loss and of the second head in the prediction; the labels and the learner's
-    /// head have the rest.
+    /// Weight of the distillation term in the loss, and of the second head in the prediction. Cross-entropy and the
+    /// learner's head are weighted by `1 - alpha`.
     pub alpha: f64,
-    /// Both logits are divided by it before the softmax; higher is softer.
+    /// Softmax temperature. Higher values give softer targets.
     pub temperature: f64,
-    /// Blocks with distillation prompts, counted from the first (which gets the token); more than the student has
-    /// means all of them.
+    /// Number of blocks with distillation prompts, counted from the first, which gets the KD token. A number above the
+    /// student's depth means all blocks.
     pub layers: usize,
-    /// Rows of a prompt in the blocks after the first: the first half are keys, the others values.
+    /// Rows of a prompt in the blocks after the first. The first half are keys, the second half values.
     pub length: usize,
 }
 
@@ -32,7 +32,7 @@ impl Default for KdPromptsConfig {
 
 cdl_core::register!(Distiller {
     name: "kd_prompts",
-    about: "KD-prompts (KDP, D-CDL): prompts and a second head for distillation that persist over tasks",
+    about: "KD-prompts (KDP, D-CDL): prompts and a second head for distillation, shared by all tasks",
     citation: "Zhang et al., 2024, arXiv:2407.13911",
     config: KdPromptsConfig,
     build: |config, context| Ok(Box::new(KdPrompts::new(config, context)?) as Box<dyn Distiller>),
@@ -40,9 +40,9 @@ cdl_core::register!(Distiller {
 
 struct KdPrompts {
     kd: KdConfig,
-    /// The KD token `(1, D)`, then the prompts `(L, D)` of blocks 1, 2, ...
+    /// KD token `(1, D)`, followed by the prompts `(L, D)` of blocks 1, 2, ...
     prompts: Vec<NamedVar>,
-    /// Reads the KD token.
+    /// Head on the KD token.
     head: Box<dyn Head>,
 }
 
@@ -66,11 +66,11 @@ impl KdPrompts {
         Ok(Self { kd, prompts, head: context.learner.new_head("kd_last", &mut rng)? })
     }
 
-    /// Logits `(B, C)` of the KD token, the last of its tokens.
+    /// Returns the logits `(B, C)` of the KD token, the last of the injected tokens.
     fn kd_logits(&self, features: &Features) -> Result<Tensor> {
         let tokens = features.tokens.as_ref().ok_or_else(|| Error::State {
             owner: "kd_prompts".into(),
-            reason: "the backbone gave back no injected tokens".into(),
+            reason: "the backbone returned no injected tokens".into(),
         })?;
         self.head.logits(&tokens.narrow(1, tokens.dim(1)? - 1, 1)?.squeeze(1)?)
     }

@@ -1,4 +1,4 @@
-//! Distillation methods.
+//! Distillers: distillation methods.
 
 pub mod dkd;
 pub mod fitnets;

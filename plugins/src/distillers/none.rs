@@ -1,14 +1,14 @@
-//! No distillation: the student learns from labels alone. The baseline that shows what a teacher is worth.
+//! No distillation: the student learns from labels only. Baseline that measures the benefit of a teacher.
 
 use cdl_core::prelude::*;
 
-/// `none` has no settings.
+/// Settings of `none`: there are none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NoneConfig {}
 
 cdl_core::register!(Distiller {
     name: "none",
-    about: "No distillation: the student learns from labels alone",
+    about: "No distillation: the student learns from labels only",
     citation: "baseline",
     config: NoneConfig,
     build: |config: NoneConfig, _context: &DistillerContext<'_>| Ok(Box::new(config) as Box<dyn Distiller>),

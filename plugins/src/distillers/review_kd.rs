@@ -1,7 +1,7 @@
-//! ReviewKD: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044.
+//! ReviewKD (Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044).
 //!
-//! Besides soft targets, every block of the student is drawn to a block of the teacher, through levels that pass what
-//! deeper blocks know up to shallower ones: `α T² KL + w · mean over levels of MSE(level, block of the teacher)`.
+//! Adds to the soft targets one review level per student block. A level fuses the block's features with those of the
+//! deeper level and predicts a block of the teacher: `α T² KL + w · mean over levels of MSE(level, teacher block)`.
 
 use cdl_core::prelude::*;
 
@@ -11,14 +11,13 @@ use super::kd::KdConfig;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct ReviewKdConfig {
-    /// Weight of the teacher's soft targets; the labels have the rest, `1 - alpha`.
+    /// Weight of the soft targets. Cross-entropy is weighted by `1 - alpha`.
     pub alpha: f64,
-    /// Both logits are divided by it before the softmax; higher is softer.
+    /// Softmax temperature. Higher values give softer targets.
     pub temperature: f64,
-    /// Weight of the levels. There is one for each block of the student, compared with as many of the teacher's last
-    /// blocks (of a teacher with fewer blocks, as many as it has, with the student's last). Where the two networks cut
-    /// the image into different patches, the teacher's map of patches is resampled to the student's grid, and register
-    /// tokens are left out.
+    /// Weight of the review term. Blocks are compared in pairs, counted from the last block of each network, as many
+    /// pairs as the shallower network has blocks. If the two networks have different patch grids, the teacher's patch
+    /// tokens are resampled to the student's grid and register tokens are left out.
     pub review_weight: f64,
 }
 
@@ -30,35 +29,37 @@ impl Default for ReviewKdConfig {
 
 cdl_core::register!(Distiller {
     name: "review_kd",
-    about: "ReviewKD: soft targets, and every block drawn to one of the teacher's, deeper ones passed up",
+    about: "ReviewKD: soft targets, and regression of the teacher's blocks from fused blocks of the student",
     citation: "Chen et al., CVPR 2021, arXiv:2104.09044",
     config: ReviewKdConfig,
     build: |config, context| Ok(Box::new(ReviewKd::new(config, context)?) as Box<dyn Distiller>),
 });
 
-/// Fuses a block of the student with what deeper levels passed up (ABF, attention-based fusion).
+/// Review level: fuses a block of the student with the features of the deeper level (ABF, attention-based fusion).
 struct Level {
-    /// Blocks that it compares.
+    /// Index of the teacher's block that the level predicts.
     teacher_block: usize,
+    /// Index of the student's block that the level reads.
     student_block: usize,
-    /// `Ds` to `Ds`.
+    /// Linear layer from `Ds` to `Ds`.
     proj1: Linear,
     norm1: LayerNorm,
-    /// The deepest level has nothing to fuse with.
+    /// Fusion with the deeper level; `None` for the deepest level.
     fusion: Option<Fusion>,
-    /// `Ds` to `Dt`.
+    /// Linear layer from the student's width `Ds` to the teacher's width `Dt`.
     proj2: Linear,
 }
 
+/// Layers that fuse a block with the features of the deeper level.
 struct Fusion {
-    /// `Ds` to `Ds`.
+    /// Linear layer from `Ds` to `Ds`.
     projz: Linear,
     normz: LayerNorm,
     norm2: LayerNorm,
 }
 
 impl Level {
-    /// Level `index` counted from the deepest.
+    /// Creates the level `index`, counted from the deepest.
     fn new(index: usize, context: &DistillerContext<'_>) -> Result<Self> {
         let (student, teacher, device) = (context.student, context.teacher, context.device);
         let name = |part: &str| format!("ReviewKD_layers.abfs.{index}.{part}");
@@ -83,8 +84,8 @@ impl Level {
         })
     }
 
-    /// What is compared with the teacher, `(B, N, Dt)`, and what is passed up, `(B, N, Ds)`, for a block output `f`
-    /// `(B, N, Ds)` and `y` `(B, N, Ds)` from the level below.
+    /// Returns the prediction of the teacher's block, `(B, N, Dt)`, and the features for the next level, `(B, N, Ds)`,
+    /// from a block output `f` `(B, N, Ds)` and the features `y` `(B, N, Ds)` of the deeper level.
     fn forward(&self, f: &Tensor, y: Option<&Tensor>) -> Result<(Tensor, Tensor)> {
         let mut x = self.norm1.forward(&self.proj1.forward(f)?)?;
         if let (Some(Fusion { projz, normz, norm2 }), Some(y)) = (&self.fusion, y) {
@@ -106,7 +107,7 @@ impl Level {
 struct ReviewKd {
     kd: KdConfig,
     review_weight: f64,
-    /// The deepest first.
+    /// Review levels, deepest first.
     levels: Vec<Level>,
     alignment: TokenAlignment,
 }

@@ -1,8 +1,8 @@
-//! APT: additive prompt tuning, Chen et al., "Achieving More with Less: Additive Prompt Tuning for Rehearsal-Free
-//! Class-Incremental Learning", ICCV 2025, arXiv 2503.07979.
+//! Additive prompt tuning, APT (Chen et al., "Achieving More with Less: Additive Prompt Tuning for Rehearsal-Free
+//! Class-Incremental Learning", ICCV 2025, arXiv 2503.07979).
 //!
-//! In every block one vector is added to the CLS token's key and one to its value; no token is added and no query is
-//! needed. The vectors are trained on from task to task; evaluation uses their running mean over tasks.
+//! Adds one vector to the CLS token's key and one to its value in every block. There are no extra tokens and no query.
+//! Each task continues training the vectors of the previous task; evaluation uses their running mean over tasks.
 
 use cdl_core::{kernels, prelude::*};
 
@@ -10,22 +10,22 @@ use cdl_core::{kernels, prelude::*};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct AptConfig {
-    /// How much of the running mean stays when a task's prompts are merged into it (`ema_coeff` in the published
-    /// options); the first task's prompts are taken whole.
+    /// Weight of the running mean when a task's prompts are merged into it (`ema_coeff` in the published options). The
+    /// first task's prompts are the initial mean.
     pub ema: f64,
-    /// What the student learns from: `stale`, the teacher with the mean over earlier tasks only, since merging comes
-    /// after the student's phase (as published; in the first task its prompts are zero), or `merged`, the teacher as
-    /// it will be after merging. Default: stale in mode `published`, merged in mode `corrected`.
+    /// Prompts of the teacher while the student is trained. `stale`: the mean over earlier tasks only, because the
+    /// published code merges after the student's phase; in the first task the prompts are zero. `merged`: the mean that
+    /// includes the current task. Default: `stale` in mode `published`, `merged` in mode `corrected`.
     pub teacher_prompts: Option<TeacherPrompts>,
 }
 
-/// The teacher's prompts while the student learns.
+/// Prompts of the teacher while the student is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TeacherPrompts {
-    /// The mean over earlier tasks.
+    /// Mean over earlier tasks.
     Stale,
-    /// The mean with the current task in it.
+    /// Mean over all tasks including the current one.
     Merged,
 }
 
@@ -37,7 +37,7 @@ impl Default for AptConfig {
 
 cdl_core::register!(Learner {
     name: "apt",
-    about: "APT: one vector added to the CLS token's key and value in every block, merged over tasks",
+    about: "APT: one vector added to the CLS token's key and value in every block, averaged over tasks",
     citation: "Chen et al., ICCV 2025, arXiv:2503.07979",
     config: AptConfig,
     build: |config, context| Ok(Box::new(Apt::new(config, context)?) as Box<dyn Learner>),
@@ -49,9 +49,9 @@ struct Apt {
     role: Role,
     ema: f64,
     teacher_prompts: TeacherPrompts,
-    /// `(2 depth, D)`: rows 2l and 2l + 1 are added to key and value in block l.
+    /// Prompts `(2 depth, D)`: rows 2l and 2l + 1 are added to key and value in block l.
     prompts: NamedVar,
-    /// The running mean `(2 depth, D)`, from the end of the first task on.
+    /// Running mean `(2 depth, D)`; `None` before the end of the first task.
     merged: Option<Tensor>,
     head: AptHead,
 }
@@ -75,7 +75,7 @@ impl Apt {
         })
     }
 
-    /// The running mean with the current prompts in it.
+    /// Returns the running mean after merging the current prompts.
     fn merge(&self) -> Result<Tensor> {
         let prompts = self.prompts.tensor().detach();
         match &self.merged {
@@ -93,7 +93,7 @@ impl Learner for Apt {
             (Pass::Teach | Pass::Test, _) => self.merged.clone(),
         };
         let mut injection = Injection::none();
-        // Zero vectors change nothing.
+        // Before the first merge the prompts are zero, which needs no injection.
         let Some(prompts) = prompts else { return Ok(injection) };
         let all = prompts.unsqueeze(0)?; // (1, 2 N, D)
         for block in 0..all.dim(1)? / 2 {
@@ -146,7 +146,7 @@ impl Learner for Apt {
     }
 }
 
-/// `LN(token) Ŵᵀ + b`: layer norm (eps 1e-5) without parameters, rows of `W` scaled to length 1 in the forward pass.
+/// Head `LN(token) Ŵᵀ + b`: layer norm (eps 1e-5) without parameters; the forward pass scales rows of `W` to length 1.
 struct AptHead {
     linear: Linear,
     ones: Tensor,
@@ -185,7 +185,7 @@ mod tests {
         Ok(tensor.flatten_all()?.to_vec1()?)
     }
 
-    /// On tokens of so small a variance that an eps of 1e-6 would be 10 % off; made by tests/fixtures/golden/make.py.
+    /// Uses tokens of so small a variance that an eps of 1e-6 would give a 10 % error (tests/fixtures/golden/make.py).
     #[test]
     fn the_head_has_the_published_eps() -> Result<()> {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/apt_head.safetensors");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_merged_over_tasks_and_the_teacher_is_stale_or_not() -> Result<()> {
+    fn prompts_are_merged_after_each_task_and_the_teacher_is_stale_or_merged() -> Result<()> {
         let (lab, stream) = (Lab::new(0)?, Noise::new(1));
         let query = Query::known(Tensor::zeros((1, 16), DType::F32, &Device::Cpu)?);
         for (teacher_prompts, stale) in [(TeacherPrompts::Stale, true), (TeacherPrompts::Merged, false)] {
@@ -217,7 +217,7 @@ mod tests {
             assert_eq!(key(&apt, Pass::Test)?, None, "nothing is merged yet");
             assert_eq!(key(&apt, Pass::Teach)?, first.clone().filter(|_| !stale));
             apt.end_task(&stream.tasks()[0])?;
-            assert_eq!(key(&apt, Pass::Test)?, first, "the first task is taken whole");
+            assert_eq!(key(&apt, Pass::Test)?, first, "the first task's prompts are the initial mean");
 
             apt.prompts.var.set(&(apt.prompts.tensor() * 2.0)?.detach())?;
             let merged: Vec<f32> = first.iter().flatten().map(|v| 0.7 * v + 0.3 * 2.0 * v).collect();

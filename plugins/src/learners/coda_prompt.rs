@@ -1,24 +1,25 @@
-//! CODA-Prompt: Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free
-//! Continual Learning", CVPR 2023, arXiv 2211.13218.
+//! CODA-Prompt (Smith et al., "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free
+//! Continual Learning", CVPR 2023, arXiv 2211.13218).
 //!
-//! Every prompt is a weighted sum of components. A component has a key `K_m` and an attention vector `A_m`; its weight
-//! for an image with query `q` is `cos(q ∘ A_m, K_m)`. Each task adds components, orthogonal to those before, and
-//! trains these alone.
+//! Builds every prompt as a weighted sum of components. A component has a key `K_m` and an attention vector `A_m`; its
+//! weight for an image with query `q` is `cos(q ∘ A_m, K_m)`. Each task adds components that are initialised
+//! orthogonal to the earlier ones, and trains only these.
 
 use std::ops::Range;
 
 use cdl_core::{kernels::l2_normalize, prelude::*};
 
-/// Blocks that get prompts, as published: the first five (fewer in a shallower network).
+/// Number of blocks with prompts, counted from the first, as published. A shallower network has fewer.
 const BLOCKS: usize = 5;
 
 /// Settings of `coda_prompt`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CodaPromptConfig {
-    /// Components over all tasks; task t of T owns those from floor(t pool/T) to floor((t+1) pool/T).
+    /// Number of components of all tasks together. Task t of T trains components floor(t pool/T) to
+    /// floor((t+1) pool/T) - 1. At least the number of tasks.
     pub pool: usize,
-    /// Rows of a prompt: the first half are keys, the others values.
+    /// Rows of a prompt. The first half are keys, the second half values.
     pub length: usize,
     /// Weight of the orthogonality penalty on components, keys and attention vectors (`mu` in the published options).
     pub ortho_penalty: f64,
@@ -32,7 +33,7 @@ impl Default for CodaPromptConfig {
 
 cdl_core::register!(Learner {
     name: "coda_prompt",
-    about: "CODA-Prompt: prompts as attention-weighted sums of components that grow with the tasks",
+    about: "CODA-Prompt: prompts as attention-weighted sums of components; each task adds components",
     citation: "Smith et al., CVPR 2023, arXiv:2211.13218",
     config: CodaPromptConfig,
     build: |config, context| Ok(Box::new(CodaPrompt::new(config, context)?) as Box<dyn Learner>),
@@ -40,11 +41,11 @@ cdl_core::register!(Learner {
 
 /// Components of one block.
 struct Block {
-    /// `P` `(M, L, D)`.
+    /// Prompts `P` `(M, L, D)`.
     prompts: NamedVar,
-    /// `K` `(M, Dq)`.
+    /// Keys `K` `(M, Dq)`.
     keys: NamedVar,
-    /// `A` `(M, Dq)`.
+    /// Attention vectors `A` `(M, Dq)`.
     attention: NamedVar,
 }
 
@@ -85,7 +86,7 @@ impl CodaPrompt {
         at(task)..at(task + 1)
     }
 
-    /// The rows in use, past ones without gradient: `(f, ...)`.
+    /// Returns the rows of all tasks so far, `(f, ...)`. Rows of earlier tasks are detached from the graph.
     fn used(&self, var: &NamedVar) -> Result<Tensor> {
         let Range { start, end } = self.current;
         let current = var.tensor().narrow(0, start, end - start)?;
@@ -95,7 +96,7 @@ impl CodaPrompt {
         Ok(Tensor::cat(&[var.tensor().narrow(0, 0, start)?.detach(), current], 0)?)
     }
 
-    /// Those of all blocks, one block after the other: `(N f, ...)`. What follows is then a few operations for all of them.
+    /// Returns the used rows of all blocks, block after block: `(N f, ...)`. Joining the blocks saves operations.
     fn all_used(&self, of: impl Fn(&Block) -> &NamedVar) -> Result<Tensor> {
         let of_blocks = self.blocks.iter().map(|block| self.used(of(block)));
         Ok(Tensor::cat(&of_blocks.collect::<Result<Vec<_>>>()?, 0)?)
@@ -161,7 +162,7 @@ impl Learner for CodaPrompt {
     }
 }
 
-/// `w_m = cos(q ∘ A_m, K_m)` `(B, f)` for queries `(B, Dq)`, keys and attention vectors `(f, Dq)`.
+/// Returns `w_m = cos(q ∘ A_m, K_m)` `(B, f)` for queries `(B, Dq)`, keys and attention vectors `(f, Dq)`.
 ///
 /// `(q ∘ A_m)·K̂_m = q·(A_m ∘ K̂_m)` and `‖q ∘ A_m‖² = q²·A_m²`: two products instead of a `(B, f, Dq)` tensor.
 fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Result<Tensor> {
@@ -171,20 +172,20 @@ fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Resul
     Ok((dots / norms)?)
 }
 
-/// `mean((X Xᵀ - I)²)` of rows `(f, n)`. New rows are orthonormal, so in float32 the difference and its gradient would be
-/// little but rounding: it is taken in float64.
+/// Returns `mean((X Xᵀ - I)²)` of rows `(f, n)`, computed in float64: new rows are orthonormal, so in float32 the
+/// difference and its gradient would be mostly rounding error.
 fn non_orthogonality(x: &Tensor) -> Result<Tensor> {
     let exact = x.to_dtype(DType::F64)?;
     let eye = Tensor::eye(x.dim(0)?, DType::F64, x.device())?;
     Ok((exact.matmul(&exact.t()?)? - eye)?.sqr()?.mean_all()?.to_dtype(x.dtype())?)
 }
 
-/// Fills `rows` of a variable, flattened to vectors: each is drawn from a normal and freed of its part along every row
-/// before it, by classical Gram-Schmidt (all parts from the vector as drawn), then scaled to length 1. Earlier rows
-/// stay; later ones become zero.
+/// Initialises `rows` of a variable, flattened to vectors. Each row is drawn from a normal distribution, orthogonalised
+/// against all rows before it by classical Gram-Schmidt (all projections are of the drawn vector), and scaled to length
+/// 1. Earlier rows keep their values; later rows become zero.
 ///
-/// Where there are more rows than dimensions nothing is left of a vector but rounding noise; it is then used as drawn,
-/// scaled to length 1.
+/// With more rows than dimensions, orthogonalisation leaves only rounding errors. The drawn vector, scaled to length 1,
+/// is then used instead.
 fn grow_orthogonally(var: &NamedVar, rows: Range<usize>, rng: &mut Rng) -> Result<()> {
     let shape = var.tensor().dims().to_vec();
     let n: usize = shape[1..].iter().product();
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn new_rows_are_orthonormal_and_earlier_ones_stay() -> Result<()> {
+    fn new_rows_are_orthonormal_and_earlier_rows_keep_their_values() -> Result<()> {
         let var = NamedVar::zeros("p", &[6, 2, 8], &Device::Cpu)?;
         let mut rng = Rng::new(1);
         grow_orthogonally(&var, 0..2, &mut rng)?;

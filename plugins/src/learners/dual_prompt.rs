@@ -1,15 +1,15 @@
-//! DualPrompt: Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022,
-//! arXiv 2204.04799.
+//! DualPrompt (Wang et al., "DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning", ECCV 2022,
+//! arXiv 2204.04799).
 //!
-//! General prompts in the first two blocks are shared by all tasks and images; expert prompts in the next three belong
-//! to tasks. Training uses the current task's expert and draws its key to the query; at test each image takes the
-//! expert whose key is nearest.
+//! General prompts in the first two blocks are shared by all tasks and images. Expert prompts in the next three blocks
+//! belong to one task each. Training uses the current task's expert prompt and pulls its key towards the query; at
+//! test, each image uses the expert prompt with the nearest key.
 
 use cdl_core::prelude::*;
 
-use super::l2p::{cosine, nearest, take};
+use super::l2p::{cosine, gather_prompts, top_k_indices};
 
-/// Blocks with general and with expert prompts, as published (fewer in a shallower network).
+/// Blocks with general prompts and blocks with expert prompts, as published. A shallower network has fewer.
 const GENERAL_BLOCKS: [usize; 2] = [0, 1];
 const EXPERT_BLOCKS: [usize; 3] = [2, 3, 4];
 
@@ -17,25 +17,25 @@ const EXPERT_BLOCKS: [usize; 3] = [2, 3, 4];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DualPromptConfig {
-    /// Expert prompts of a block, at least as many as tasks; the first task trains the first, and so on (rehearsed
-    /// images of earlier tasks train the current task's).
+    /// Number of expert prompts per block. At least the number of tasks; task t trains prompt t. Rehearsed images of
+    /// earlier tasks train the current task's prompt.
     pub pool: usize,
-    /// Rows of an expert prompt: the first half are keys, the others values.
+    /// Rows of an expert prompt. The first half are keys, the second half values.
     pub e_length: usize,
-    /// Rows of a general prompt: the first half are keys, the others values.
+    /// Rows of a general prompt. The first half are keys, the second half values.
     pub g_length: usize,
-    /// Among which experts an image chooses at test: `pool`, all of them, also those that no task has trained yet (as
-    /// published), or `seen`, those of the tasks so far. Default: pool in mode `published`, seen in mode `corrected`.
+    /// Expert prompts that an image can select at test. `pool`: all, including those that no task has trained yet, as
+    /// published. `seen`: those of the tasks so far. Default: `pool` in mode `published`, `seen` in mode `corrected`.
     pub candidates: Option<Candidates>,
 }
 
-/// Experts that compete at test.
+/// Expert prompts that an image can select at test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Candidates {
-    /// All, untrained ones included.
+    /// All expert prompts, including untrained ones.
     Pool,
-    /// Those of the tasks so far.
+    /// Expert prompts of the tasks so far.
     Seen,
 }
 
@@ -47,28 +47,28 @@ impl Default for DualPromptConfig {
 
 cdl_core::register!(Learner {
     name: "dual_prompt",
-    about: "DualPrompt: general prompts for all tasks, expert prompts for each",
+    about: "DualPrompt: general prompts shared by all tasks, and expert prompts for each task",
     citation: "Wang et al., ECCV 2022, arXiv:2204.04799",
     config: DualPromptConfig,
     build: |config, context| Ok(Box::new(DualPrompt::new(config, context)?) as Box<dyn Learner>),
 });
 
-/// The experts of one block.
+/// Expert prompts of one block.
 struct Experts {
     block: usize,
-    /// `(M, Le, D)`.
+    /// Prompts `(M, Le, D)`.
     prompts: NamedVar,
-    /// `(M, Dq)`.
+    /// Keys `(M, Dq)`.
     keys: NamedVar,
 }
 
 struct DualPrompt {
     candidates: Candidates,
-    /// Block and `(Lg, D)`.
+    /// General prompts `(Lg, D)`, each with the index of its block.
     general: Vec<(usize, NamedVar)>,
     experts: Vec<Experts>,
     head: Linear,
-    /// The current task.
+    /// Index of the current task.
     task: usize,
 }
 
@@ -76,7 +76,8 @@ impl DualPrompt {
     fn new(config: DualPromptConfig, context: &LearnerContext<'_>) -> Result<Self> {
         let DualPromptConfig { pool, e_length, g_length, candidates } = config;
         if pool < context.tasks {
-            let expected = format!("expected at least one expert for each of the {} tasks", context.tasks);
+            let expected =
+                format!("expected at least one expert prompt for each of the {} tasks", context.tasks);
             return Err(Error::setting("pool", pool, expected));
         }
         ranges::halves("e_length", e_length)?;
@@ -125,15 +126,15 @@ impl Learner for DualPrompt {
             let (chosen, numbers) = if pass == Pass::Train {
                 let distance = cosine(query.get()?, &keys.narrow(0, self.task, 1)?)?.affine(-1.0, 1.0)?; // (B, 1)
                 penalties.push(distance.mean_all()?);
-                // All images take one, (1, Le, D).
+                // All images use the same prompt, (1, Le, D).
                 (prompts.narrow(0, self.task, 1)?, Tensor::new(&[[self.task as u32]], keys.device())?)
             } else {
                 let keys = match self.candidates {
                     Candidates::Pool => keys.clone(),
                     Candidates::Seen => keys.narrow(0, 0, self.task + 1)?,
                 };
-                let nearest = nearest(&cosine(query.get()?, &keys)?, 1)?; // (B, 1)
-                (take(prompts, &nearest)?.squeeze(1)?, nearest) // (B, Le, D)
+                let nearest = top_k_indices(&cosine(query.get()?, &keys)?, 1)?; // (B, 1)
+                (gather_prompts(prompts, &nearest)?.squeeze(1)?, nearest) // (B, Le, D)
             };
             injection.selections.push(Selection::chosen(pool, &numbers, size));
             injection.block_mut(*block).prefix = Some(Kv::halves(&chosen)?);
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
     use cdl_core::testing;
 
-    /// An untrained key that is exactly the query wins over the pool, but is out of the running among the seen.
+    /// An untrained key that equals the query is selected among `pool`, but not among `seen`.
     #[test]
     fn candidates_at_test_are_the_pool_or_the_tasks_seen() -> Result<()> {
         let lab = testing::Lab::new(0)?;

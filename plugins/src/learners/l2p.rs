@@ -1,26 +1,27 @@
-//! L2P: Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, arXiv 2112.08654.
+//! L2P (Wang et al., "Learning to Prompt for Continual Learning", CVPR 2022, arXiv 2112.08654).
 //!
-//! A pool of prompts with keys, shared by all tasks. Each image takes the prompts whose keys are nearest to its query
-//! in cosine; a penalty draws the chosen keys to the query. The prompts enter attention as keys and values, as in the
-//! published code of continual distillation learning, and each image chooses for itself.
+//! A pool of prompts with keys is shared by all tasks. Each image selects the prompts whose keys have the largest
+//! cosine similarity with its query; a penalty pulls the selected keys towards the query. The prompts enter attention
+//! as keys and values, as in the published code of continual distillation learning. Selection is per image, not per
+//! batch.
 
 use cdl_core::{kernels::l2_normalize, prelude::*};
 
-/// Blocks that a deep L2P prompts (fewer in a shallower network).
+/// Number of blocks with prompts in deep L2P. A shallower network has fewer.
 const DEEP_BLOCKS: usize = 5;
 
 /// Settings of `l2p`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct L2pConfig {
-    /// Prompts in the pool of a block, shared by all tasks.
+    /// Number of prompts in the pool of a block, shared by all tasks.
     pub pool: usize,
-    /// Rows of a prompt: the first half are keys, the others values.
+    /// Rows of a prompt. The first half are keys, the second half values.
     pub length: usize,
-    /// How many prompts an image takes, in training and at test; at most `pool`.
+    /// Number of prompts that each image selects, in training and at test. At most `pool`.
     pub top_k: usize,
-    /// Prompts in the first five blocks, each with a pool of its own (fewer in a shallower network), instead of the
-    /// first block alone.
+    /// Insert prompts in the first five blocks (fewer in a shallower network), each with its own pool. Otherwise only
+    /// the first block has prompts.
     pub deep: bool,
 }
 
@@ -32,23 +33,23 @@ impl Default for L2pConfig {
 
 cdl_core::register!(Learner {
     name: "l2p",
-    about: "L2P: every image takes the prompts of a pool whose keys are nearest to its query",
+    about: "L2P: each image selects the prompts of a pool whose keys are nearest to its query",
     citation: "Wang et al., CVPR 2022, arXiv:2112.08654",
     config: L2pConfig,
     build: |config, context| Ok(Box::new(L2p::new(config, context)?) as Box<dyn Learner>),
 });
 
-/// The pool of one block.
+/// Prompt pool of one block.
 struct Pool {
-    /// `(M, L, D)`.
+    /// Prompts `(M, L, D)`.
     prompts: NamedVar,
-    /// `(M, Dq)`.
+    /// Keys `(M, Dq)`.
     keys: NamedVar,
 }
 
 struct L2p {
     config: L2pConfig,
-    /// Of blocks 0, 1, ...
+    /// Prompt pools of blocks 0, 1, ...
     pools: Vec<Pool>,
     head: Linear,
 }
@@ -57,7 +58,7 @@ impl L2p {
     fn new(config: L2pConfig, context: &LearnerContext<'_>) -> Result<Self> {
         let L2pConfig { pool, length, top_k, deep } = config;
         if top_k == 0 || top_k > pool {
-            let expected = format!("expected 1 to {pool}, the prompts in the pool");
+            let expected = format!("expected 1 to {pool}, the number of prompts in the pool");
             return Err(Error::setting("top_k", top_k, expected));
         }
         ranges::halves("length", length)?;
@@ -84,14 +85,14 @@ impl Learner for L2p {
         let mut penalties = Vec::new();
         for (block, Pool { prompts, keys }) in self.pools.iter().enumerate() {
             let similarity = cosine(query.get()?, keys.tensor())?; // (B, M)
-            let nearest = nearest(&similarity, self.config.top_k)?; // (B, k)
+            let nearest = top_k_indices(&similarity, self.config.top_k)?; // (B, k)
             injection.selections.push(Selection::chosen(&keys.name, &nearest, self.config.pool));
-            let chosen = take(prompts.tensor(), &nearest)?; // (B, k, L, D)
+            let chosen = gather_prompts(prompts.tensor(), &nearest)?; // (B, k, L, D)
             let half = self.config.length / 2;
             let rows = |start: usize| chosen.narrow(2, start, half)?.flatten(1, 2); // (B, k L/2, D)
             injection.block_mut(block).prefix = Some(Kv::new(rows(0)?, rows(half)?));
             if pass == Pass::Train {
-                // Σ over the chosen (1 - cos), mean over the batch.
+                // Sum of 1 - cos over the selected keys, averaged over the batch.
                 let distance = similarity.gather(&nearest, 1)?.affine(-1.0, 1.0)?;
                 penalties.push(distance.sum(D::Minus1)?.mean_all()?);
             }
@@ -116,16 +117,16 @@ impl Learner for L2p {
     }
 }
 
-/// `cos(q, K_m)` `(B, M)` for queries `(B, Dq)` and keys `(M, Dq)`.
+/// Returns `cos(q, K_m)` `(B, M)` for queries `(B, Dq)` and keys `(M, Dq)`.
 pub(super) fn cosine(query: &Tensor, keys: &Tensor) -> Result<Tensor> {
     Ok(l2_normalize(query)?.matmul(&l2_normalize(keys)?.t()?)?)
 }
 
-/// The columns of the `count` largest entries of each row, the largest first: `(B, M)` to `(B, count)` (u32). Of equal
-/// entries the first wins, and what is no number comes last; on a GPU they come in any order.
-pub(super) fn nearest(similarity: &Tensor, count: usize) -> Result<Tensor> {
+/// Returns the columns of the `count` largest entries of each row, largest first: `(B, M)` to `(B, count)` (u32). Equal
+/// entries keep their order and NaNs come last; on a GPU their order is not defined.
+pub(super) fn top_k_indices(similarity: &Tensor, count: usize) -> Result<Tensor> {
     if !similarity.device().is_cpu() {
-        // Sorted where it is: an answer to the host would make the GPU wait within the step.
+        // Sort on the device: a copy to the host would stall the GPU within the step.
         let order = similarity.detach().contiguous()?.arg_sort_last_dim(false)?;
         return Ok(order.narrow(1, 0, count)?.contiguous()?);
     }
@@ -139,8 +140,8 @@ pub(super) fn nearest(similarity: &Tensor, count: usize) -> Result<Tensor> {
     Ok(Tensor::from_vec(chosen, (similarity.dim(0)?, count), similarity.device())?)
 }
 
-/// Prompts `(M, L, D)` by number `(B, k)`: `(B, k, L, D)`.
-pub(super) fn take(prompts: &Tensor, numbers: &Tensor) -> Result<Tensor> {
+/// Gathers prompts `(M, L, D)` by their indices `(B, k)`: `(B, k, L, D)`.
+pub(super) fn gather_prompts(prompts: &Tensor, numbers: &Tensor) -> Result<Tensor> {
     let (batch, count) = numbers.dims2()?;
     let (_, length, width) = prompts.dims3()?;
     Ok(prompts.index_select(&numbers.flatten_all()?, 0)?.reshape((batch, count, length, width))?)
@@ -151,14 +152,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_come_first_and_ties_go_to_the_first() -> Result<()> {
+    fn top_k_is_sorted_with_ties_in_order_and_nan_last() -> Result<()> {
         let similarity = Tensor::new(&[[0.1f32, 0.9, f32::NAN, 0.5], [0.2, 0.2, -1.0, 0.2]], &Device::Cpu)?;
-        assert_eq!(nearest(&similarity, 3)?.to_vec2::<u32>()?, [[1, 3, 0], [0, 1, 3]]);
+        assert_eq!(top_k_indices(&similarity, 3)?.to_vec2::<u32>()?, [[1, 3, 0], [0, 1, 3]]);
         Ok(())
     }
 
     #[test]
-    fn cosines_are_those_of_the_definition() -> Result<()> {
+    fn cosine_equals_its_definition() -> Result<()> {
         let q = Tensor::new(&[[3f32, 4.0], [1.0, 0.0]], &Device::Cpu)?;
         let k = Tensor::new(&[[4f32, 3.0], [0.0, -2.0]], &Device::Cpu)?;
         let expected = [[24.0 / 25.0, -0.8], [0.8, 0.0]];

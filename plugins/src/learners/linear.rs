@@ -1,14 +1,14 @@
-//! A linear head on the frozen CLS token, without prompts: the lower bound that prompt methods are measured against.
+//! Linear head on the frozen CLS token, without prompts: the lower bound for prompt methods.
 
 use cdl_core::prelude::*;
 
-/// `linear` has no settings.
+/// Settings of `linear`: there are none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LinearConfig {}
 
 cdl_core::register!(Learner {
     name: "linear",
-    about: "A linear head without prompts, trained task after task: the lower bound",
+    about: "Linear head without prompts, trained task by task: the lower bound",
     citation: "baseline",
     config: LinearConfig,
     build: |_config: LinearConfig, context: &LearnerContext<'_>| {

@@ -1,4 +1,4 @@
-//! Prompt methods and heads.
+//! Learners: prompt methods with their classification heads.
 
 pub mod apt;
 pub mod coda_prompt;

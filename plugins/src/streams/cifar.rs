@@ -1,6 +1,6 @@
-//! CIFAR-10 and CIFAR-100: 60,000 colour images of 32 x 32 pixels in 10 or 100 classes, in the forms in which they are
-//! handed out: the binary version, the Python version (its pickles are read as data, nothing in them is run), and the
-//! parquet files of the Hugging Face Hub.
+//! CIFAR-10 and CIFAR-100: 60,000 colour images of 32 x 32 pixels in 10 or 100 classes. Reads every distributed format:
+//! the binary version, the Python version (its pickles are parsed as data and never executed), and the parquet files of
+//! the Hugging Face Hub.
 
 use std::path::{Path, PathBuf};
 
@@ -19,9 +19,9 @@ use crate::data::{
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CifarConfig {
-    /// A folder with one of the data set's forms, or that form's own folder: the binary version (`cifar-100-binary`,
+    /// Folder with the data set, or the folder that contains it: the binary version (`cifar-100-binary`,
     /// `cifar-10-batches-bin`), the Python version (`cifar-100-python`, `cifar-10-batches-py`) or parquet files. Or the
-    /// data set on the hub, `hf:uoft-cs/cifar100` or `hf:uoft-cs/cifar10`, with `@revision` at will.
+    /// data set on the hub: `hf:uoft-cs/cifar100` or `hf:uoft-cs/cifar10`, optionally with `@revision`.
     pub path: String,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]
@@ -48,31 +48,32 @@ cdl_core::register!(Stream {
 
 /// Side of an image.
 const SIDE: usize = 32;
-/// Bytes of an image: all red values row by row, then all green ones, then all blue ones.
+/// Bytes of an image: all red values row by row, then all green, then all blue values.
 const PIXELS: usize = 3 * SIDE * SIDE;
 
 /// Differences between the two data sets.
 struct Variant {
     name: &'static str,
-    /// Files of training and test images, without the ending of a form.
+    /// Files of training images, without the extension of a version.
     train: &'static [&'static str],
+    /// File of test images, without the extension of a version.
     test: &'static str,
-    binary: Form,
-    python: Form,
+    binary: Version,
+    python: Version,
     /// Bytes before an image in the binary version; the last is its label.
     label_bytes: usize,
-    /// Column of labels in parquet. In the pickles, the key of labels is its plural, and class names have `_names` after it.
+    /// Column of labels in parquet. The pickles append `s` for the key of the labels and `_names` for the class names.
     label: &'static str,
-    /// Class names, for folders without a file of them.
+    /// Class names, for folders without a file of class names.
     classes: &'static str,
 }
 
-/// A form in which images lie in files of their own and class names in another.
-struct Form {
+/// Distributed version with files of images and one file of class names.
+struct Version {
     folder: &'static str,
     /// File of class names.
     names: &'static str,
-    /// Whether the files are pickles; else images are records of label bytes and pixels, and names lines of text.
+    /// Whether the files are pickles. Otherwise images are records of label bytes and pixels, and names lines of text.
     pickled: bool,
 }
 
@@ -80,8 +81,8 @@ const CIFAR10: Variant = Variant {
     name: "cifar10",
     train: &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"],
     test: "test_batch",
-    binary: Form { folder: "cifar-10-batches-bin", names: "batches.meta.txt", pickled: false },
-    python: Form { folder: "cifar-10-batches-py", names: "batches.meta", pickled: true },
+    binary: Version { folder: "cifar-10-batches-bin", names: "batches.meta.txt", pickled: false },
+    python: Version { folder: "cifar-10-batches-py", names: "batches.meta", pickled: true },
     label_bytes: 1,
     label: "label",
     classes: "airplane automobile bird cat deer dog frog horse ship truck",
@@ -91,8 +92,8 @@ const CIFAR100: Variant = Variant {
     name: "cifar100",
     train: &["train"],
     test: "test",
-    binary: Form { folder: "cifar-100-binary", names: "fine_label_names.txt", pickled: false },
-    python: Form { folder: "cifar-100-python", names: "meta", pickled: true },
+    binary: Version { folder: "cifar-100-binary", names: "fine_label_names.txt", pickled: false },
+    python: Version { folder: "cifar-100-python", names: "meta", pickled: true },
     label_bytes: 2,
     label: "fine_label",
     classes: "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can \
@@ -113,10 +114,10 @@ fn build(variant: &Variant, config: CifarConfig, context: &StreamContext<'_>) ->
     let name = format!("{} {path}", variant.name);
     let folder = Path::new(&path);
     let (classes, train, test): (_, Box<dyn ImageSet>, Box<dyn ImageSet>) =
-        if let Some((form, folder)) = variant.find(folder) {
-            let train = variant.images(form, &folder, variant.train)?;
-            let test = variant.images(form, &folder, &[variant.test])?;
-            (variant.class_names(form, &folder)?, Box::new(train), Box::new(test))
+        if let Some((version, folder)) = variant.find(folder) {
+            let train = variant.images(version, &folder, variant.train)?;
+            let test = variant.images(version, &folder, &[variant.test])?;
+            (variant.class_names(version, &folder)?, Box::new(train), Box::new(test))
         } else if path.starts_with("hf:") || has_parquet(folder) {
             let columns = Columns { image: Some("img"), label: Some(variant.label) };
             let (classes, train, test) = shards::read(&path, "train", &["test"], columns)?;
@@ -128,35 +129,38 @@ fn build(variant: &Variant, config: CifarConfig, context: &StreamContext<'_>) ->
 }
 
 impl Variant {
-    /// The form that there is, and its folder: below `path`, or `path` itself.
-    fn find(&self, path: &Path) -> Option<(&Form, PathBuf)> {
-        let places =
-            [&self.binary, &self.python].map(|form| [(form, path.join(form.folder)), (form, path.into())]);
-        places.into_iter().flatten().find(|(form, folder)| folder.join(form.file(self.test)).is_file())
+    /// Finds a version that exists, and its folder: inside `path`, or `path` itself.
+    fn find(&self, path: &Path) -> Option<(&Version, PathBuf)> {
+        let candidates = [&self.binary, &self.python]
+            .map(|version| [(version, path.join(version.folder)), (version, path.into())]);
+        candidates
+            .into_iter()
+            .flatten()
+            .find(|(version, folder)| folder.join(version.file(self.test)).is_file())
     }
 
-    /// Images of all `files` of a form.
-    fn images(&self, form: &Form, folder: &Path, files: &[&str]) -> Result<Planes> {
+    /// Reads the images of all `files` of a version.
+    fn images(&self, version: &Version, folder: &Path, files: &[&str]) -> Result<Planes> {
         let mut images = Planes { shape: [3, SIDE, SIDE], ..Planes::default() };
         for name in files {
-            let file = folder.join(form.file(name));
+            let file = folder.join(version.file(name));
             let bytes = read(&file)?;
-            let add = if form.pickled { add_pickle } else { add_records };
+            let add = if version.pickled { add_pickle } else { add_records };
             add(self, &bytes, &mut images).map_err(|reason| Error::data(&file, reason))?;
             images.files.push(DataRecord::of_bytes(&file, &bytes));
         }
         Ok(images)
     }
 
-    /// Class names, which are known without the file of them.
-    fn class_names(&self, form: &Form, folder: &Path) -> Result<Vec<String>> {
-        let file = folder.join(form.names);
+    /// Reads the class names. Without a file of class names, returns the standard ones.
+    fn class_names(&self, version: &Version, folder: &Path) -> Result<Vec<String>> {
+        let file = folder.join(version.names);
         if !file.exists() {
             return Ok(self.classes.split_whitespace().map(String::from).collect());
         }
         let bytes = read(&file)?;
         let names = || -> Parsed<Vec<String>> {
-            if form.pickled {
+            if version.pickled {
                 let batch = Batch::read(&bytes)?;
                 return batch.strings(batch.entry(&format!("{}_names", self.label))?);
             }
@@ -167,16 +171,16 @@ impl Variant {
     }
 
     fn not_found(&self, folder: &Path) -> Error {
-        let forms = [&self.binary, &self.python];
-        let forms = forms.map(|form| format!("`{}/{}`", form.folder, form.file(self.test)));
+        let files = [&self.binary, &self.python];
+        let files = files.map(|version| format!("`{}/{}`", version.folder, version.file(self.test)));
         let near = nearest_in(folder, self.python.folder);
         let near = near.map(|near| format!("; it has `{near}`")).unwrap_or_default();
-        Error::data(folder, format!("has neither {} nor parquet files{near}", forms.join(" nor ")))
+        Error::data(folder, format!("contains neither {} nor parquet files{near}", files.join(" nor ")))
     }
 }
 
-impl Form {
-    /// File of the images `name`.
+impl Version {
+    /// Returns the file name of the images `name`.
     fn file(&self, name: &str) -> String {
         if self.pickled { name.into() } else { format!("{name}.bin") }
     }
@@ -186,7 +190,7 @@ impl Form {
 fn add_records(variant: &Variant, bytes: &[u8], images: &mut Planes) -> Parsed<()> {
     let record = variant.label_bytes + PIXELS;
     if bytes.is_empty() || !bytes.len().is_multiple_of(record) {
-        return Err(format!("{} bytes, not whole records of {record}: truncated?", bytes.len()));
+        return Err(format!("has {} bytes, not a multiple of {record}: truncated?", bytes.len()));
     }
     for record in bytes.chunks_exact(record) {
         let (labels, pixels) = record.split_at(variant.label_bytes);
@@ -196,24 +200,25 @@ fn add_records(variant: &Variant, bytes: &[u8], images: &mut Planes) -> Parsed<(
     Ok(())
 }
 
-/// Adds a file of the Python version: a dictionary with the array `data`, a row for each image, and a list of labels.
+/// Adds a file of the Python version: a dictionary with the array `data`, one row per image, and a list of labels.
 fn add_pickle(variant: &Variant, bytes: &[u8], images: &mut Planes) -> Parsed<()> {
     let (batch, key) = (Batch::read(bytes)?, format!("{}s", variant.label));
     let data = batch.entry("data").and_then(|id| batch.array(id));
     let (shape, pixels) = data.map_err(|e| format!("`data`: {e}"))?;
     let labels = batch.entry(&key).and_then(|id| batch.ints(id)).map_err(|e| format!("`{key}`: {e}"))?;
     if shape != [labels.len(), PIXELS] {
-        let expected = format!("expected {PIXELS} columns and a row for each of the {} labels", labels.len());
+        let expected =
+            format!("expected {PIXELS} columns and one row for each of the {} labels", labels.len());
         return Err(format!("`data` has the shape {shape:?}; {expected}"));
     }
     images.pixels.extend(pixels.iter());
     for label in labels {
-        images.labels.push(u8::try_from(label).map_err(|_| format!("label {label} is none"))?);
+        images.labels.push(u8::try_from(label).map_err(|_| format!("label {label} is outside 0 to 255"))?);
     }
     Ok(())
 }
 
-/// Whether there is a parquet file in a folder or the folders in it.
+/// Returns whether a folder or one of its direct subfolders contains a parquet file.
 fn has_parquet(folder: &Path) -> bool {
     let list = |folder: &Path| list(folder).unwrap_or_default();
     let is_parquet = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "parquet");

@@ -4,20 +4,20 @@ use cdl_core::prelude::*;
 
 use crate::data::splits::{SplitConfig, Splits};
 
-/// Settings of `domainnet`. `path` is a folder with one folder for each domain (`clipart/aircraft_carrier/...`) and the
-/// data set's own lists, `clipart_train.txt`, `clipart_test.txt` and so on; `train_list` and `test_list`, such as the
-/// published code's `domainnet_train.yaml`, win over them.
+/// Settings of `domainnet`. `path` is a folder with one folder per domain (`clipart/aircraft_carrier/...`) and the
+/// lists of the data set: `clipart_train.txt`, `clipart_test.txt` and so on. If `train_list` and `test_list` are set,
+/// for instance to the published code's `domainnet_train.yaml`, they replace these lists.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DomainnetConfig {
-    /// Domains whose own lists are read, put together class by class. Default: all six.
+    /// Domains whose lists are read. Their images are merged class by class. Default: all six.
     pub domains: Vec<Domain>,
     /// Folder, lists, tasks, subsets and transforms.
     #[serde(flatten)]
     pub images: SplitConfig,
 }
 
-/// The styles of DomainNet.
+/// Domain of DomainNet: a style of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Domain {
@@ -45,7 +45,7 @@ impl Default for DomainnetConfig {
 
 cdl_core::register!(Stream {
     name: "domainnet",
-    about: "DomainNet: 345 classes in six styles; split by its own lists or others",
+    about: "DomainNet: 345 classes in six styles; split by its lists or by other lists",
     citation: "Peng et al., ICCV 2019, arXiv:1812.01754",
     source: "its authors offer an archive for each domain at https://ai.bu.edu/M3SDA, for non-commercial research under its \
              fair-use notice",
@@ -59,7 +59,7 @@ fn build(config: DomainnetConfig, context: &StreamContext<'_>) -> Result<Box<dyn
         if domains.is_empty() {
             return Err(Error::setting("domains", "[]", "expected at least one domain, or split lists"));
         }
-        // Lists are called after their domains, in lower case.
+        // Lists have the names of their domains in lower case.
         let list = |domain: &Domain, split: &str| path.join(format!("{domain:?}_{split}.txt").to_lowercase());
         let lists = |split: &str| domains.iter().map(|domain| list(domain, split)).collect::<Vec<_>>();
         Splits::read(path, &lists("train"), &lists("test"))

@@ -1,9 +1,9 @@
-//! What the repository carries: 3,500 images of Fashion-MNIST (Xiao et al., arXiv 1708.07747; MIT licence), so that a
-//! run needs nothing but this program.
+//! Subset of Fashion-MNIST embedded in this program: 3,500 images (Xiao et al., arXiv 1708.07747; MIT licence). A run
+//! with it needs no other files.
 
 use cdl_core::prelude::*;
 
-use super::idx::{FASHION_MNIST, IdxFile, set};
+use super::idx::{FASHION_MNIST, IdxFile, labelled_images};
 
 /// Settings of `embedded`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,7 +16,7 @@ pub struct EmbeddedConfig {
 
 cdl_core::register!(Stream {
     name: "embedded",
-    about: "Fashion-MNIST subset inside this program: 250 training and 100 test images a class",
+    about: "Fashion-MNIST subset embedded in this program: 250 training and 100 test images per class",
     citation: "Xiao et al., 2017, arXiv:1708.07747",
     config: EmbeddedConfig,
     build: build,
@@ -30,8 +30,10 @@ const TEST_LABELS: &[u8] = include_bytes!("../../assets/fashion_mnist/t10k-label
 fn build(config: EmbeddedConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     let file =
         |name: &str, bytes: &[u8]| IdxFile::new(format!("embedded:{name}-ubyte.gz").into(), bytes.into());
-    let train = set(file("train-images-idx3", TRAIN_IMAGES)?, file("train-labels-idx1", TRAIN_LABELS)?)?;
-    let test = set(file("t10k-images-idx3", TEST_IMAGES)?, file("t10k-labels-idx1", TEST_LABELS)?)?;
+    let train =
+        labelled_images(file("train-images-idx3", TRAIN_IMAGES)?, file("train-labels-idx1", TRAIN_LABELS)?)?;
+    let test =
+        labelled_images(file("t10k-images-idx3", TEST_IMAGES)?, file("t10k-labels-idx1", TEST_LABELS)?)?;
     let (train, test) = (Box::new(train), Box::new(test));
     let classes = FASHION_MNIST.lines().map(String::from).collect();
     Ok(Box::new(ImageStream::new("embedded", classes, train, test, &config.tasks, context)?))

@@ -1,4 +1,4 @@
-//! Any image-classification data set in parquet files, on the Hugging Face Hub or in a folder.
+//! Image classification data sets in parquet files, from the Hugging Face Hub or a folder.
 
 use cdl_core::prelude::*;
 
@@ -8,19 +8,21 @@ use crate::data::{shards, table::Columns};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct HubImagesConfig {
-    /// `hf:owner/name` or `hf:owner/name@revision`, a data set on the hub (with its cache, `HF_HOME`, `HF_ENDPOINT`,
-    /// `HF_TOKEN`, `HF_HUB_OFFLINE`), or a folder with its parquet files, relative to the working directory.
+    /// Data set on the hub, `hf:owner/name` or `hf:owner/name@revision`, or a folder with parquet files, relative to
+    /// the working directory. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply to the hub.
     pub path: String,
-    /// Training images: a split's name, which begins the names of its files or is that of their folder, or a pattern for
-    /// the files' paths in which `*` stands for any text.
+    /// Training split: the name of a split, with which the names of its files begin or which is the name of their
+    /// folder, or a pattern for the paths of the files in which `*` matches any text.
     pub train_split: String,
-    /// Test images, likewise. Default: `test`, or without one `validation`, `valid` or `val`.
+    /// Test split, a name or pattern like `train_split`. Default: the first that exists of `test`, `validation`,
+    /// `valid` and `val`.
     pub test_split: Option<String>,
-    /// The column of images, structs with a field `bytes` or plain bytes. Default: the only one of this kind.
+    /// Column of images: structs with a field `bytes`, or plain bytes. Default: the only such column.
     pub image_column: Option<String>,
-    /// The column of labels, numbers or names. Default: the only one that the files call a class label, or `label`.
+    /// Column of labels: numbers or names. Default: the only column that the files declare as a class label, or
+    /// `label`.
     pub label_column: Option<String>,
-    /// Decode every image once before the run begins, so that a damaged one is found at once.
+    /// Decode every image once before the run begins, so that damaged images are reported at the start.
     pub verify: bool,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]
@@ -43,7 +45,7 @@ impl Default for HubImagesConfig {
 
 cdl_core::register!(Stream {
     name: "hub_images",
-    about: "Any image-classification data set in parquet, from the Hugging Face Hub or a folder",
+    about: "Any image classification data set in parquet files, from the Hugging Face Hub or a folder",
     citation: "format of the `datasets` library: Lhoest et al., EMNLP 2021, arXiv:2109.02846",
     config: HubImagesConfig,
     build: build,

@@ -1,4 +1,4 @@
-//! The MNIST family in its own IDX format (LeCun et al., 1998): MNIST, Fashion-MNIST, KMNIST.
+//! MNIST family in its IDX format (LeCun et al., 1998): MNIST, Fashion-MNIST, KMNIST.
 
 use std::{
     io::Read,
@@ -19,7 +19,7 @@ use crate::data::{
 #[serde(default)]
 pub struct IdxConfig {
     /// Folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
-    /// `t10k-labels-idx1-ubyte`, each plain or with `.gz`. Relative to the working directory.
+    /// `t10k-labels-idx1-ubyte`, each plain or gzipped (`.gz`). Relative to the working directory.
     pub path: PathBuf,
     /// Class names in the order of the labels: `numbers`, `fashion_mnist`, or a list.
     pub class_names: ClassNames,
@@ -28,13 +28,13 @@ pub struct IdxConfig {
     pub tasks: TaskSettings,
 }
 
-/// How classes are called.
+/// Names of the classes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ClassNames {
-    /// A list that comes with this program.
+    /// List embedded in this program.
     Known(KnownNames),
-    /// One name for each label from 0.
+    /// Names of the labels 0, 1, ...
     List(Vec<String>),
 }
 
@@ -44,7 +44,7 @@ impl Default for ClassNames {
     }
 }
 
-/// Lists of class names.
+/// Lists of class names embedded in this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum KnownNames {
@@ -54,7 +54,7 @@ pub enum KnownNames {
     FashionMnist,
 }
 
-/// Class names of Fashion-MNIST, a line each.
+/// Class names of Fashion-MNIST, one per line.
 pub(super) const FASHION_MNIST: &str = include_str!("../../assets/fashion_mnist/classes.txt");
 
 cdl_core::register!(Stream {
@@ -70,7 +70,7 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
     check_path(path, "the IDX files")?;
     let half = |split: &str| {
         let images = open(path, &format!("{split}-images-idx3-ubyte"))?;
-        set(images, open(path, &format!("{split}-labels-idx1-ubyte"))?)
+        labelled_images(images, open(path, &format!("{split}-labels-idx1-ubyte"))?)
     };
     let (train, test) = (half("train")?, half("t10k")?);
     let count = 1 + train.labels.iter().chain(&test.labels).copied().max().unwrap_or(0) as usize;
@@ -80,7 +80,7 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
         ClassNames::Known(KnownNames::FashionMnist) => FASHION_MNIST.lines().map(String::from).collect(),
     };
     if names.len() < count {
-        let expected = format!("{} names for labels up to {}", names.len(), count - 1);
+        let expected = format!("expected {count} names, one for each label up to {}", count - 1);
         return Err(Error::setting("class_names", names.join(", "), expected));
     }
     let stream = ImageStream::new("idx", names, Box::new(train), Box::new(test), &config.tasks, context)?;
@@ -92,16 +92,16 @@ fn open(folder: &Path, name: &str) -> Result<IdxFile> {
     let plain = folder.join(name);
     let files = [plain.clone(), folder.join(format!("{name}.gz"))];
     let file = files.into_iter().find(|file| file.exists()).ok_or_else(|| {
-        let near = nearest_in(folder, name).map(|near| format!("; the folder has `{near}`"));
+        let near = nearest_in(folder, name).map(|near| format!("; the folder contains `{near}`"));
         let near = near.unwrap_or_default();
-        Error::data(plain, format!("not found, neither plain nor as .gz{near}"))
+        Error::data(plain, format!("not found, neither plain nor gzipped (.gz){near}"))
     })?;
     let packed = read(&file)?;
     IdxFile::new(file, packed)
 }
 
-/// Images and labels of a split.
-pub(super) fn set(images: IdxFile, labels: IdxFile) -> Result<Planes> {
+/// Joins the images and labels of a split.
+pub(super) fn labelled_images(images: IdxFile, labels: IdxFile) -> Result<Planes> {
     let ([count, rows, columns], pixels) = images.parse()?;
     let ([label_count], label_bytes) = labels.parse()?;
     if count != label_count {
@@ -109,7 +109,7 @@ pub(super) fn set(images: IdxFile, labels: IdxFile) -> Result<Planes> {
         return Err(Error::data(images.path, reason));
     }
     if rows == 0 || columns == 0 {
-        return Err(Error::data(images.path, "images without pixels"));
+        return Err(Error::data(images.path, "contains images without pixels"));
     }
     Ok(Planes {
         pixels: pixels.into(),
@@ -119,19 +119,20 @@ pub(super) fn set(images: IdxFile, labels: IdxFile) -> Result<Planes> {
     })
 }
 
-/// A file, unpacked.
+/// Decompressed IDX file.
 pub(super) struct IdxFile {
     path: PathBuf,
     bytes: Vec<u8>,
-    /// Record of the file as it is stored.
+    /// Record of the file before decompression.
     record: DataRecord,
 }
 
-/// Bytes of a header with three dimensions, the most that is read here.
-const LONGEST_HEADER: u64 = 16;
+/// Bytes of a header with three dimensions, the most that is supported.
+const MAX_HEADER: u64 = 16;
 
 impl IdxFile {
-    /// Unpacks gzip data, no further than a few bytes beyond what its IDX header states; other data stays as it is.
+    /// Decompresses gzip data, at most one byte more than its IDX header states, so that a small file cannot fill
+    /// memory. Other data is used unchanged.
     pub(super) fn new(path: PathBuf, stored: Vec<u8>) -> Result<Self> {
         let record = DataRecord::of_bytes(&path, &stored);
         if !stored.starts_with(&[0x1f, 0x8b]) {
@@ -139,17 +140,18 @@ impl IdxFile {
         }
         let mut unpacked = GzDecoder::new(stored.as_slice());
         let mut bytes = Vec::new();
-        unpacked.by_ref().take(LONGEST_HEADER).read_to_end(&mut bytes).map_err(unreadable(&path))?;
+        unpacked.by_ref().take(MAX_HEADER).read_to_end(&mut bytes).map_err(unreadable(&path))?;
         let announced = sizes(&bytes).fold(1u64, |all, size| all.saturating_mul(size as u64));
         unpacked.take(announced.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable(&path))?;
         Ok(Self { path, bytes, record })
     }
 
-    /// Sizes of the dimensions and data of a file of unsigned bytes.
+    /// Returns the sizes of the dimensions and the data of a file of unsigned bytes.
     fn parse<const N: usize>(&self) -> Result<([usize; N], &[u8])> {
         let parts = self.bytes.split_at_checked(4 + 4 * N);
         let Some((header, data)) = parts.filter(|(header, _)| header.starts_with(&[0, 0, 8, N as u8])) else {
-            let reason = format!("not an IDX file of unsigned bytes with {N} dimension(s)");
+            let dimensions = if N == 1 { "dimension" } else { "dimensions" };
+            let reason = format!("not an IDX file of unsigned bytes with {N} {dimensions}");
             return Err(Error::data(&self.path, reason));
         };
         let mut dims = [0; N];
@@ -158,14 +160,14 @@ impl IdxFile {
             Some(expected) if expected == data.len() => Ok((dims, data)),
             _ => {
                 let found = format!("{} bytes of data", data.len());
-                Err(Error::data(&self.path, format!("{found}, but its header says {dims:?}: truncated?")))
+                Err(Error::data(&self.path, format!("{found}, but its header states {dims:?}: truncated?")))
             }
         }
     }
 }
 
-/// Sizes that a header states: 0, 0, the type (8 for unsigned bytes), the number of dimensions, then the size of each as
-/// a big-endian 32-bit number.
+/// Reads the sizes in a header: 0, 0, the type (8 for unsigned bytes), the number of dimensions, then the size of each
+/// dimension as a big-endian 32-bit number.
 fn sizes(bytes: &[u8]) -> impl Iterator<Item = usize> {
     let (start, sizes) = bytes.split_at_checked(4).unwrap_or_default();
     let count = start.last().map_or(0, |&count| count.into());

@@ -1,4 +1,4 @@
-//! Data sets that arrive in tasks.
+//! Streams: data sets divided into tasks.
 
 pub mod cifar;
 pub mod domainnet;

@@ -1,4 +1,4 @@
-//! Images of noise, to measure and to try things with: nothing to fetch and nothing to learn.
+//! Images of random noise, for benchmarks and trials: they need no files, and there is nothing to learn.
 
 use cdl_core::prelude::*;
 
@@ -8,7 +8,7 @@ use cdl_core::prelude::*;
 pub struct NoiseConfig {
     /// Number of classes.
     pub classes: usize,
-    /// Images of each class, as many for training as for testing.
+    /// Number of training images of each class, and of test images.
     pub images_per_class: usize,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]
@@ -23,7 +23,7 @@ impl Default for NoiseConfig {
 
 cdl_core::register!(Stream {
     name: "noise",
-    about: "Images of noise, to measure with",
+    about: "Images of random noise, for benchmarks",
     citation: "",
     config: NoiseConfig,
     build: build,

@@ -1,4 +1,4 @@
-//! What the tests of streams share, and those of networks.
+//! Shared code of the tests of streams and of networks.
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 pub mod networks;
@@ -13,7 +13,7 @@ use cdl_core::{
     traits::{Batch, EpochKey, Mode, Role, StreamContext, TaskStream},
 };
 
-/// A stream by name, with settings in TOML.
+/// Builds a stream by name, with settings in TOML.
 pub fn stream(name: &str, settings: &str, seed: u64) -> Result<Box<dyn TaskStream>> {
     cdl_plugins::link();
     let settings: Settings = toml::from_str(settings).unwrap();
@@ -21,17 +21,17 @@ pub fn stream(name: &str, settings: &str, seed: u64) -> Result<Box<dyn TaskStrea
     registry::stream(name, &settings, &context)
 }
 
-/// What is said when the stream cannot be made.
+/// Returns the error of a stream that cannot be built.
 pub fn failure(name: &str, settings: &str) -> String {
     stream(name, settings, 0).err().expect("an error").to_string()
 }
 
-/// The small data sets that `fixtures/streams/make.py` wrote.
+/// Returns the folder of the small data sets written by `fixtures/streams/make.py`.
 pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/streams")
 }
 
-/// Transforms that leave an image of this side as it is.
+/// Returns transforms that do not change an image of this side.
 pub fn untouched(side: usize) -> String {
     format!("[transform]\nimage_size = {side}\ntrain = \"test\"\nflip = false\ntest = \"resize\"")
 }
@@ -41,7 +41,7 @@ pub fn grey(i: usize, x: usize, y: usize, c: usize) -> u8 {
     ((37 * i + 59 * c + 3 * x + 5 * y) % 256) as u8
 }
 
-/// The numbers of the fixtures' images that a batch consists of, with their labels; every pixel must be theirs.
+/// Returns the numbers and labels of the fixtures' images in a batch, after comparing every pixel.
 pub fn numbers(batch: &Batch) -> Vec<(usize, u32)> {
     let (count, _, side, _) = batch.pixels.dims4().unwrap();
     let labels = batch.labels.to_vec1::<u32>().unwrap();
@@ -59,13 +59,13 @@ pub fn numbers(batch: &Batch) -> Vec<(usize, u32)> {
         .collect()
 }
 
-/// All training images of a task in one epoch, as numbers with labels.
+/// Returns numbers and labels of all training images of a task in one epoch.
 pub fn train_numbers(stream: &dyn TaskStream, task: usize) -> BTreeSet<(usize, u32)> {
     let key = EpochKey { task, role: Role::Student, epoch: 0 };
     stream.train_batches(key, 1, 0).flat_map(|batch| numbers(&batch.unwrap())).collect()
 }
 
-/// All test images of a task in order, as numbers with labels.
+/// Returns numbers and labels of all test images of a task in order.
 pub fn test_numbers(stream: &dyn TaskStream, task: usize) -> Vec<(usize, u32)> {
     stream.test_batches(task, 3).flat_map(|batch| numbers(&batch.unwrap())).collect()
 }

@@ -1,4 +1,4 @@
-//! From recorded images through a network, and how far what comes out is from what was recorded.
+//! Computation of a network's outputs for recorded images, and comparison with recorded outputs.
 
 use cdl_core::{
     candle_core::{DType, Device, Tensor},
@@ -8,13 +8,13 @@ use cdl_core::{
     vit::{Vit, VitOptions, VitWeights},
 };
 
-/// Where recorded runs are walked again: `CDL_TEST_DEVICE`, else the CPU.
+/// Returns the device of `CDL_TEST_DEVICE`, by default the CPU.
 pub fn device() -> Device {
     let name = std::env::var("CDL_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
     cdl_core::system::device::open(&name, Precision::Float32).expect("CDL_TEST_DEVICE")
 }
 
-/// The whole network for images of this side.
+/// Builds the whole network for images of this side.
 pub fn vit(
     weights: &VitWeights,
     heads: Option<usize>,
@@ -32,18 +32,18 @@ pub fn vit(
     Vit::new("vit", weights, &options, Provenance::of_bytes("recorded", &[]), &device())
 }
 
-/// Images of bytes as numbers from 0 to 1.
+/// Converts images of bytes to values from 0 to 1.
 pub fn pixels(images: &Tensor) -> Result<Tensor> {
     Ok((images.to_dtype(DType::F32)? / 255.0)?.to_device(&device())?)
 }
 
-/// Every token after the final norm, `(B, N, D)`.
+/// Computes all tokens after the final norm, `(B, N, D)`.
 pub fn tokens(vit: &Vit, pixels: &Tensor, injection: &Injection) -> Result<Tensor> {
     let taps = Taps { blocks: [].into(), norm: true };
     Ok(vit.forward(pixels, injection, &taps)?.norm.expect("norm"))
 }
 
-/// `‖a - b‖ / ‖b‖` in float64; where `b` is zero, `a` must be too.
+/// Returns `‖a - b‖ / ‖b‖` in float64. If `b` is zero, `a` must be zero too.
 pub fn difference(a: &Tensor, b: &Tensor) -> Result<f64> {
     if a.dims() != b.dims() {
         return Ok(f64::INFINITY);

@@ -1,5 +1,5 @@
-// cuBLAS, cuBLASLt and cuRAND of a GPU that is none: the products that candle and this repository ask for, in double
-// precision, from the column-major matrices that the libraries take.
+// cuBLAS, cuBLASLt and cuRAND of the emulated GPU: the products that candle and this repository use, in double
+// precision, from the column-major matrices that the libraries expect.
 
 #include "../cuda_on_cpu.h"
 #include "card.h"

@@ -1,4 +1,4 @@
-// What the parts of the card share: work that waits in streams, and kernels by name.
+// Interface between the parts of the emulated GPU: queued work of streams, and kernels by name.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ struct Kernel {
     unsigned shared_limit = 49152;
 };
 
-/// Makes a kernel known under its name in the PTX.
+/// Registers a kernel under its name in the PTX.
 void add(const char* name, Kernel kernel);
 
 template <class... A> struct Register {
@@ -42,7 +42,7 @@ template <class... A> struct Register {
 /// Ends the program unless `bytes` from `pointer` lie within one allocation.
 void inside(uint64_t pointer, size_t bytes, const char* what);
 
-/// Ends the program with a sentence: what a card would answer with a crash or with nothing at all.
+/// Ends the program with a message, where a GPU would crash or report nothing.
 [[noreturn]] void fail(const std::string& what);
 
 } // namespace card

@@ -1,14 +1,15 @@
-// A GPU that is none: the part of CUDA's driver that candle and this repository use, on the CPU, with the kernels compiled
-// by a C++ compiler. It is as unkind as a card may be:
+// Emulated GPU: the part of CUDA's driver that candle and this repository use, on the CPU, with the kernels compiled by
+// a C++ compiler. It behaves as strictly as the specification allows:
 //
 //   - memory begins as NaN, lies between guards, and is NaN again once freed
-//   - a stream's work is done when somebody waits for that stream and not before, so that whoever forgets to wait for
-//     another stream, or reuses pinned memory too early, finds the wrong numbers
-//   - what the driver refuses is refused: calls of a thread without a context, grids and blocks beyond the limits, shared
-//     memory beyond what was asked for
+//   - work of a stream runs only when a caller waits for that stream, so that code that forgets to wait for another
+//     stream, or reuses pinned memory too early, gets wrong values
+//   - errors of the driver are reported: calls of a thread without a context, grids and blocks beyond the limits,
+//     shared memory beyond the requested size
 //
-// `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file that is told in
-// the end what the card was asked for, kernels, copies and products, and how often; `CARD_TRACE` one that is told in order.
+// `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file to which
+// the counts of kernels, copies and products are written at the end, `CARD_TRACE` one to which they are written in
+// order.
 
 #include <chrono>
 #include <deque>
@@ -101,8 +102,8 @@ Queue& queue_of(void* stream) {
     }
 }
 
-/// Does the first `until` pieces of work that were ever put in. What came later is not done: who waits for too little is to
-/// get wrong numbers.
+/// Runs the first `until` pieces of work of a stream. Later work does not run, so that code that waits for too little
+/// gets wrong values.
 void finish(Queue& queue, size_t until = SIZE_MAX) {
     while (!queue.work.empty() && queue.begun < until) {
         card::Work work = std::move(queue.work.front());

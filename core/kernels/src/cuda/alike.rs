@@ -14,7 +14,7 @@ use crate::{storage::same_count, tape::Value};
 enum Extent {
     /// Number of elements.
     Elements(u64),
-    /// Number and width of rows, and least norm that a row is divided by.
+    /// Number and width of rows, and minimum divisor of a row.
     Rows([u32; 2], Option<f32>),
 }
 
@@ -38,7 +38,7 @@ pub fn log_softmax_backward(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
     on_rows("log_softmax_backward", [y, dy], None).map(Value::tensor)
 }
 
-/// See [`crate::l2_normalize`]. Norms below `least` are taken for it.
+/// See [`crate::l2_normalize`]. `least` is the minimum divisor of a row.
 pub fn l2_normalize(x: &Tensor, least: f64) -> Result<Value> {
     on_rows("l2_normalize_forward", [x], Some(least))
 }
@@ -92,7 +92,7 @@ fn launch<T: Element, const N: usize>(
             by_row(rows[0])
         }
     };
-    // SAFETY: the arguments of the kernel of that name; all tensors have as many elements as it is told.
+    // SAFETY: the arguments match the kernel of that name; all tensors have the number of elements passed to it.
     unsafe { launch.launch(config) }.w()?;
     Ok(value(y, device, first.shape()))
 }

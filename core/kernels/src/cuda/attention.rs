@@ -48,7 +48,7 @@ fn kernel<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<(Cud
         bytes += 8 * columns;
     }
     let function = ATTENTION.function(device, &format!("attention_{name}_{products}_{padded}"))?;
-    // What a block may have without asking.
+    // Shared memory that a block can use without raising the limit.
     if bytes > 48 * 1024 {
         function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32).w()?;
     }
@@ -61,7 +61,7 @@ fn kernel<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<(Cud
     Ok((function, config))
 }
 
-/// Images, tokens, injected rows, heads and their width as the kernels take them.
+/// Returns numbers of images, tokens, injected rows and heads, and the width of a head, as kernel arguments.
 fn numbers(s: &Sizes) -> Result<[u32; 5]> {
     Ok([narrow(s.batch)?, narrow(s.tokens)?, narrow(s.extra)?, narrow(s.heads)?, narrow(s.head)?])
 }
@@ -80,7 +80,7 @@ pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Val
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&function);
         launch.arg(&qkv).or_null(extra.as_ref()).arg(&mut y).arg(&mut log_sums).numbers(&sizes);
-        // SAFETY: the kernel's arguments; `Sizes` has compared the shapes, the outputs are as large as it says.
+        // SAFETY: the arguments match the kernel; `Sizes` has compared the shapes and gives the sizes of the outputs.
         unsafe { launch.arg(&(s.scale() as f32)).launch(config) }.w()?;
         let log_sums = value(log_sums, device, (s.batch, s.heads, s.tokens)).tensor();
         Ok((value(y, device, (s.batch, s.tokens, s.width)), Some(log_sums)))
@@ -112,7 +112,7 @@ pub fn attend_backward(
         let function = ATTENTION.kernel::<T>(device, "attention_delta")?;
         let mut launch = stream.launch_builder(&function);
         launch.arg(&y).arg(&dy).arg(&mut delta).arg(&batch).arg(&tokens).arg(&heads).arg(&head);
-        // SAFETY: the kernel's arguments; shapes were compared above.
+        // SAFETY: the arguments match the kernel; shapes were compared above.
         unsafe { launch.launch(grid((narrow(of_heads.div_ceil(16))?, 1, 1), 128)) }.w()?;
 
         let mut d_qkv = room::<T>(device, s.batch * s.tokens * 3 * s.width)?;
@@ -126,8 +126,8 @@ pub fn attend_backward(
                 launch.or_null(d_extra.as_mut());
             }
             launch.numbers(&sizes);
-            // SAFETY: the kernel's arguments; the first writes the queries' third of `d_qkv`, the second the rest and
-            // `d_extra`, which has a row for each of `extra`.
+            // SAFETY: the arguments match the kernel; the first kernel writes the gradients of queries in `d_qkv`, the
+            // second the rest of `d_qkv` and `d_extra`, which has a row for each row of `extra`.
             unsafe { launch.arg(&(s.scale() as f32)).launch(config) }.w()?;
         }
 

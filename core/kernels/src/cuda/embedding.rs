@@ -22,7 +22,7 @@ pub fn patchify(
         normalize.map(|(mean, scale)| (mean.storage_and_layout(), scale.storage_and_layout())).unzip();
     let (mean, scale) = (optional::<f32>(&mean)?, optional::<f32>(&scale)?);
     if [&mean, &scale].into_iter().flatten().any(|values| values.len() != channels) {
-        bail!("images of {channels} channels are normalised by other than as many values");
+        bail!("expected one mean and one deviation for each of the {channels} channels");
     }
     let device = pixels.device().as_cuda_device()?;
     let (rows, width) = ((side / patch).pow(2), channels * patch * patch);
@@ -34,7 +34,8 @@ pub fn patchify(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&pixels).or_null(mean.as_ref()).or_null(scale.as_ref()).arg(&mut patches).numbers(&sizes);
-        // SAFETY: the kernel's arguments; the output is as large as all patches, and `mean` and `scale` as the channels.
+        // SAFETY: the arguments match the kernel; the output has space for all patches, and `mean` and `scale` have one
+        // value per channel.
         unsafe { launch.launch(by_part(rows, batch, 128)?) }.w()?;
         Ok(value(patches, device, (batch, rows, width)).tensor())
     })
@@ -57,7 +58,7 @@ pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) ->
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&patches).arg(&prefix).arg(&positions).arg(&mut tokens).numbers(&sizes);
-        // SAFETY: the kernel's arguments; shapes were compared above, and the output has a row for each token.
+        // SAFETY: the arguments match the kernel; shapes were compared above, and the output has a row for each token.
         unsafe { launch.launch(by_part(rows, batch, 128)?) }.w()?;
         Ok(value(tokens, device, (batch, rows, width)).tensor())
     })

@@ -1,4 +1,4 @@
-//! Many tensors as one flat row, and back, on a GPU.
+//! Conversion of many tensors to one flat row, and back, on a GPU.
 
 use candle_core::{
     CudaDevice, Result, Tensor, Var, bail,
@@ -10,7 +10,7 @@ use candle_core::{
 
 use super::launch::{FLAT, by_part, room, value, views};
 
-/// The table that the kernels of `flat.cu` read, how they are launched, and how long the row is.
+/// Returns the table that the kernels of `flat.cu` read, their launch configuration, and the length of the row.
 fn pieces<'a>(
     tensors: impl Iterator<Item = &'a Tensor>,
     device: &CudaDevice,
@@ -19,7 +19,7 @@ fn pieces<'a>(
     let (mut places, mut ends, mut row, mut longest) = (Vec::new(), vec![0], 0, 0);
     for tensor in tensors {
         if tensor.device().as_cuda_device()?.id() != device.id() {
-            bail!("tensors on several GPUs as one row");
+            bail!("expected all tensors on one GPU");
         }
         views!(tensor: f32);
         row += tensor.len();
@@ -27,7 +27,7 @@ fn pieces<'a>(
         places.push(tensor.device_ptr(&stream).0);
         ends.push(row as u64);
     }
-    // Four numbers a thread, up to what fills any card.
+    // Four values per thread, up to the number of threads that any GPU can run at once.
     let config = by_part(longest.div_ceil(1024).clamp(1, 512), places.len(), 256)?;
     places.extend(ends);
     Ok((stream.clone_htod(&places).w()?, config, row))
@@ -36,14 +36,14 @@ fn pieces<'a>(
 /// See [`crate::flat`].
 pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     let tensors = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
-    let Some(first) = tensors.first() else { bail!("a row of no tensors") };
+    let Some(first) = tensors.first() else { bail!("expected at least one tensor") };
     let device = first.device().as_cuda_device()?;
     let (table, config, count) = pieces(tensors.iter(), device)?;
     let mut row = room::<f32>(device, count)?;
     let kernel = FLAT.kernel::<f32>(device, "gather_flat")?;
     let stream = device.cuda_stream();
-    // SAFETY: the kernel's arguments; the table names memory of this device, of tensors that live until this is queued on the
-    // stream that frees them, and the row is as long as all of them.
+    // SAFETY: the arguments match the kernel; the table contains addresses on this device of tensors that live until
+    // this is queued on the stream that frees them; the row is as long as all of them.
     unsafe { stream.launch_builder(&kernel).arg(&table).arg(&mut row).launch(config) }.w()?;
     Ok(value(row, device, count).tensor())
 }
@@ -54,12 +54,12 @@ pub fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     let (table, config, count) = pieces(vars.iter().map(|var| var.as_tensor()), device)?;
     views!(row: f32);
     if row.len() != count {
-        bail!("{} numbers for variables of {count}", row.len());
+        bail!("{} values for variables with {count}", row.len());
     }
     let kernel = FLAT.kernel::<f32>(device, "scatter_flat")?;
     let stream = device.cuda_stream();
-    // SAFETY: the kernel's arguments; the table names memory of this device, of the variables, contiguous and together as
-    // long as the row. Work that reads them is queued on the same stream, before or after this.
+    // SAFETY: the arguments match the kernel; the table contains addresses on this device of the variables, which are
+    // contiguous and together as long as the row. Work that reads them is queued on the same stream.
     unsafe { stream.launch_builder(&kernel).arg(&table).arg(&row).launch(config) }.w()?;
     Ok(())
 }

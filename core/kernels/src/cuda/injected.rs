@@ -1,4 +1,4 @@
-//! Injected keys and values side by side, on a GPU.
+//! Gathering of injected keys and values on a GPU.
 
 use candle_core::{
     CudaDevice, DType, Result, Tensor,
@@ -36,14 +36,14 @@ pub fn gather_rows(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&own).arg(&shared).arg(&table).arg(&mut rows).numbers(&sizes);
-        // SAFETY: the kernel's arguments; the places are rows of the sources, and the output has a row for each.
+        // SAFETY: the arguments match the kernel; the places are rows of the sources, and the output has a row for each.
         unsafe { launch.launch(config) }.w()?;
         Ok(value(rows, device, shape))
     })
 }
 
-/// Gradients of both sources, `(B, O, D)` and `(1, S, D)`, for that of the rows, `(B, R, 2D)`. The caller has compared the
-/// shapes.
+/// Returns the gradients of both sources, `(B, O, D)` and `(1, S, D)`, for the gradient of the rows, `(B, R, 2D)`. The
+/// caller has compared the shapes.
 pub fn scatter_rows(
     d_rows: &Tensor,
     places: &[usize],
@@ -53,7 +53,7 @@ pub fn scatter_rows(
     let device = d_rows.device().as_cuda_device()?;
     let (batch, _, pair) = d_rows.dims3()?;
     let width = pair / 2;
-    // A row that is taken nowhere has a gradient of 0.
+    // An unused row has a gradient of 0.
     let all_taken = places.len() == own_rows + shared_rows;
     let made = |count: usize| match count {
         0 => Ok(None),
@@ -69,7 +69,7 @@ pub fn scatter_rows(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&d_rows).arg(&table).or_null(d_own.as_mut()).or_null(d_shared.as_mut()).numbers(&sizes);
-        // SAFETY: the kernel's arguments; the places are rows of the outputs, each once.
+        // SAFETY: the arguments match the kernel; the places are rows of the outputs, each once.
         unsafe { launch.launch(config) }.w()?;
     });
     let wrap = |gradient: Option<CudaSlice<f32>>, shape: (usize, usize, usize)| {

@@ -16,7 +16,7 @@ use half::bf16;
 
 use crate::tape::Value;
 
-/// Kernels compiled for no card in particular.
+/// Kernels compiled to PTX, which the driver compiles for its GPU.
 pub struct Module {
     name: &'static str,
     ptx: &'static str,
@@ -44,17 +44,17 @@ impl Module {
         self.function(device, &format!("{name}_{}", T::SUFFIX))
     }
 
-    /// The kernel of that full name.
+    /// Returns the kernel of that full name.
     pub fn function(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
         Ok(device.get_or_load_custom_func(name, self.name, self.ptx)?.into_cuda_function())
     }
 }
 
-/// Types of elements that kernels are compiled for.
+/// Element types for which kernels are compiled.
 pub trait Element: CudaDType + DeviceRepr {
-    /// Ending of kernels' names.
+    /// Suffix of the names of kernels.
     const SUFFIX: &'static str;
-    /// Ending of the names of attention's kernels: those with tensor cores where they may be used.
+    /// Suffix of the names of the attention kernels: those with tensor cores, if they are allowed.
     fn products() -> &'static str;
 }
 
@@ -72,7 +72,7 @@ impl Element for bf16 {
     }
 }
 
-/// Runs `$body` with `$t` as the element type that `$dtype` names.
+/// Runs `$body` with the element type `$t` that corresponds to `$dtype`.
 macro_rules! by_dtype {
     ($dtype:expr, $t:ident => $body:expr) => {
         match $dtype {
@@ -84,7 +84,7 @@ macro_rules! by_dtype {
                 type $t = half::bf16;
                 $body
             }
-            other => candle_core::bail!("operation on {other:?} on a GPU, expected f32 or bf16"),
+            other => candle_core::bail!("unsupported element type {other:?} on a GPU, expected f32 or bf16"),
         }
     };
 }
@@ -105,26 +105,26 @@ pub fn elements<'a, T: CudaDType>(
 ) -> Result<CudaView<'a, T>> {
     match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cuda(storage), Some((start, end))) => Ok(storage.as_cuda_slice::<T>()?.slice(start..end)),
-        (Storage::Cuda(_), None) => bail!("operation on a tensor that is not contiguous: {layout:?}"),
-        _ => bail!("a tensor is not on the GPU"),
+        (Storage::Cuda(_), None) => bail!("expected a contiguous tensor, found {layout:?}"),
+        _ => bail!("expected a tensor on the GPU"),
     }
 }
 
-/// The elements of a tensor that may not be there, from its storage and layout.
+/// Returns the elements of an optional tensor from its storage and layout.
 pub fn optional<'a, T: CudaDType>(
     tensor: &'a Option<(impl Deref<Target = Storage>, &Layout)>,
 ) -> Result<Option<CudaView<'a, T>>> {
     tensor.as_ref().map(elements).transpose()
 }
 
-/// Arguments of a kernel besides single ones.
+/// Optional and multiple arguments of a kernel.
 pub trait Arguments<'a>: Sized {
-    /// An argument, or null where there is none.
+    /// Adds an argument, or null for `None`.
     fn or_null<T>(&mut self, argument: Option<T>) -> &mut Self
     where
         Self: PushKernelArg<T>;
 
-    /// Several numbers, an argument each.
+    /// Adds several numbers as one argument each.
     fn numbers(&mut self, numbers: &'a [u32]) -> &mut Self;
 }
 
@@ -144,42 +144,42 @@ impl<'a> Arguments<'a> for LaunchArgs<'a> {
     }
 }
 
-/// Memory for `count` elements, not yet written.
+/// Allocates memory for `count` elements without initialising it.
 pub fn room<T: DeviceRepr>(device: &CudaDevice, count: usize) -> Result<CudaSlice<T>> {
-    // SAFETY: every caller hands it to a kernel that writes all of it before anything reads it.
+    // SAFETY: every caller passes it to a kernel that writes all of it before anything reads it.
     unsafe { device.alloc::<T>(count) }
 }
 
-/// A value on the GPU.
+/// Creates a value on the GPU.
 pub fn value<T: CudaDType>(elements: CudaSlice<T>, device: &CudaDevice, shape: impl Into<Shape>) -> Value {
     Value::new(Storage::Cuda(CudaStorage::wrap_cuda_slice(elements, device.clone())), shape)
 }
 
-/// A number as the kernels take it.
+/// Converts a number to the integer type of kernel arguments.
 pub fn narrow(number: usize) -> Result<u32> {
     u32::try_from(number)
-        .map_err(|_| candle_core::Error::Msg(format!("{number} is more than a kernel takes")))
+        .map_err(|_| candle_core::Error::Msg(format!("{number} exceeds the maximum of a kernel argument")))
 }
 
-/// A grid of blocks of `threads` threads without shared memory.
+/// Returns a grid of blocks of `threads` threads without shared memory.
 pub fn grid(blocks: (u32, u32, u32), threads: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: blocks, block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// Blocks of `threads` threads: `blocks` for each of `parts`, images or tensors.
+/// Returns a grid of blocks of `threads` threads: `blocks` for each of `parts` images or tensors.
 pub fn by_part(blocks: usize, parts: usize, threads: u32) -> Result<LaunchConfig> {
     match u16::try_from(parts) {
         Ok(parts) => Ok(grid((narrow(blocks)?, parts.into(), 1), threads)),
-        Err(_) => bail!("{parts} images or tensors at once, a GPU takes {}", u16::MAX),
+        Err(_) => bail!("{parts} images or tensors in one launch, expected at most {}", u16::MAX),
     }
 }
 
-/// Blocks of 256 threads, each thread for one vector of 16 bytes, up to what fills any card.
+/// Returns a grid of blocks of 256 threads, one thread per vector of 16 bytes, up to the capacity of any GPU.
 pub fn by_vector(bytes: usize) -> LaunchConfig {
     grid((bytes.div_ceil(16).div_ceil(256).clamp(1, 8192) as u32, 1, 1), 256)
 }
 
-/// Blocks of four warps, a warp for each row.
+/// Returns a grid of blocks of four warps, one warp per row.
 pub fn by_row(rows: u32) -> LaunchConfig {
     grid((rows.div_ceil(4).max(1), 1, 1), 128)
 }

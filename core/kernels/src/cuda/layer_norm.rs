@@ -8,7 +8,7 @@ use candle_core::{
 use super::launch::{Arguments, LAYER_NORM, by_dtype, by_row, narrow, optional, room, value, views};
 use crate::tape::Value;
 
-/// See [`crate::layer_norm`]. `gamma` and `beta` are float32, whatever `x` is.
+/// See [`crate::layer_norm`]. `gamma` and `beta` are float32 for every type of `x`.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Value> {
     let (shape, device, sizes) = (x.shape(), x.device().as_cuda_device()?, sizes(x, gamma)?);
     by_dtype!(x.dtype(), T => {
@@ -18,7 +18,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&x).arg(&gamma).arg(&beta).arg(&mut y).numbers(&sizes);
-        // SAFETY: the kernel's arguments; `x` and `y` have so many rows of that width, `gamma` and `beta` one.
+        // SAFETY: the arguments match the kernel; `x` and `y` have the same sizes, `gamma` and `beta` are one row.
         unsafe { launch.arg(&(eps as f32)).launch(by_row(sizes[0])) }.w()?;
         Ok(value(y, device, shape))
     })
@@ -42,13 +42,13 @@ pub fn layer_norm_backward(
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
         launch.arg(&x).arg(&gamma).arg(&dy).or_null(plus.as_ref()).arg(&mut dx).numbers(&sizes);
-        // SAFETY: the kernel's arguments; `x`, `dy`, `plus` and `dx` have so many rows of that width, `gamma` one.
+        // SAFETY: the arguments match the kernel; `x`, `dy`, `plus` and `dx` have the same sizes, `gamma` is one row.
         unsafe { launch.arg(&(eps as f32)).launch(by_row(sizes[0])) }.w()?;
         Ok(value(dx, device, shape).tensor())
     })
 }
 
-/// Number and width of the rows of `x`.
+/// Returns number and width of the rows of `x`.
 fn sizes(x: &Tensor, gamma: &Tensor) -> Result<[u32; 2]> {
     Ok([narrow(x.elem_count() / gamma.elem_count())?, narrow(gamma.elem_count())?])
 }

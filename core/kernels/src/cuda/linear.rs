@@ -1,5 +1,5 @@
-//! The frozen layers' matrix products, by cuBLASLt. The bias, and what a residual connection adds, go in with the product,
-//! and what is chosen for a product (layouts, algorithm) is kept for the next of its size.
+//! Matrix products of frozen layers, by cuBLASLt. A product includes the bias and the value of a residual connection.
+//! Layouts and algorithm of a product are cached for later products of the same size.
 
 use std::{
     cell::RefCell,
@@ -70,7 +70,7 @@ struct Operands<'a, T> {
     plus: Option<CudaView<'a, T>>,
 }
 
-/// Types of stored elements and of the arithmetic on them, of which [`Element::products`] says the name. Sums are float32.
+/// Returns the types of stored elements and of arithmetic for a name of [`Element::products`]. Sums are float32.
 fn types(products: &str) -> (sys::cudaDataType_t, sys::cublasComputeType_t) {
     use sys::{cublasComputeType_t::*, cudaDataType_t::*};
     match products {
@@ -87,7 +87,7 @@ fn multiply<T: Element>(
     shape: Shape,
 ) -> Result<Value> {
     thread_local! {
-        /// A thread has a stream of its own, and its products a workspace.
+        /// Each thread has its own CUDA stream, and its products have their own workspace.
         static OF_DEVICE: RefCell<HashMap<DeviceId, Products>> = RefCell::default();
     }
     let Product { rows, inputs, outputs, .. } = product;
@@ -111,7 +111,7 @@ fn multiply<T: Element>(
     Ok(value(y, device, shape))
 }
 
-/// Something that cuBLASLt has made, given back to it in the end.
+/// Handle created by cuBLASLt, destroyed on drop.
 struct Owned<H: Copy> {
     handle: H,
     destroy: unsafe fn(H) -> Done<()>,
@@ -127,7 +127,7 @@ impl<H: Copy> Owned<H> {
 
 impl<H: Copy> Drop for Owned<H> {
     fn drop(&mut self) {
-        // SAFETY: made by cuBLASLt and given back once. What is refused could only be leaked.
+        // SAFETY: created by cuBLASLt and destroyed once. If destruction fails, the handle leaks.
         let _ = unsafe { (self.destroy)(self.handle) };
     }
 }
@@ -143,7 +143,7 @@ struct Products {
     workspace: CudaSlice<u8>,
 }
 
-/// What products of one size, arithmetic, and with or without bias have in common.
+/// Cached plan of all products of one size and arithmetic, with or without bias.
 struct Plan {
     operation: Owned<sys::cublasLtMatmulDesc_t>,
     weight: Owned<sys::cublasLtMatrixLayout_t>,
@@ -155,7 +155,7 @@ struct Plan {
 impl Products {
     fn new(device: &CudaDevice) -> Result<Self> {
         let (major, _) = device.cuda_stream().context().compute_capability().w()?;
-        // What NVIDIA recommends: https://docs.nvidia.com/cuda/cublas/#cublassetworkspace
+        // Size recommended by NVIDIA: https://docs.nvidia.com/cuda/cublas/#cublassetworkspace
         let megabytes = if major >= 9 { 32 } else { 4 };
         Ok(Self {
             plans: HashMap::new(),
@@ -226,7 +226,8 @@ impl Products {
 }
 
 impl Plan {
-    /// cuBLASLt's matrices are column-major, so the transposed product is what it is asked for: `Yᵀ = W Xᵀ`, or `Wᵀ Xᵀ`.
+    /// Creates a plan. cuBLASLt's matrices are column-major, so it computes the transposed product: `Yᵀ = W Xᵀ`, or
+    /// `Wᵀ Xᵀ`.
     fn new(
         handle: sys::cublasLtHandle_t,
         product: Product,
@@ -282,7 +283,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Where the bias is from now on, if there is one.
+    /// Sets the address of the bias, if there is one.
     fn set_bias(&self, bias: Option<CUdeviceptr>) -> Result<()> {
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
         bias.map_or(Ok(()), |bias| self.set(attribute, bias))
@@ -301,10 +302,10 @@ impl Plan {
     }
 }
 
-/// What cuBLASLt takes for granted of an operand's place, in bytes, and what memory of the device is aligned to at least.
+/// Alignment in bytes that cuBLASLt assumes of operands, and that memory of the device has at least.
 const ALIGNMENT: u64 = 256;
 
-/// The numbers where cuBLASLt may read them: a part of a tensor may begin anywhere, and is copied to `copy` then.
+/// Returns the address of an operand. A part of a tensor that is not aligned is first copied to `copy`.
 fn aligned<'a, T: Element>(
     device: &CudaDevice,
     numbers: CudaView<'a, T>,

@@ -1,5 +1,5 @@
-//! The operations on an NVIDIA GPU: launches of the kernels in `core/kernels/cuda`, whose sources state how they are launched,
-//! and matrix products of cuBLASLt, all on candle's stream. No call waits for the device.
+//! Operations on an NVIDIA GPU: launches of the kernels in `core/kernels/cuda`, by the launch contracts in their
+//! sources, and matrix products of cuBLASLt, all on candle's stream. No call waits for the device.
 
 mod alike;
 mod attention;
@@ -22,10 +22,10 @@ pub use self::{
     linear::{linear, linear_backward},
 };
 
-/// Compute capability that the kernels of this build are compiled for, without its point: `80` is 8.0.
+/// Compute capability for which the kernels of this build are compiled, without its point: `80` is 8.0.
 pub const COMPUTE_CAP: &str = env!("CDL_COMPUTE_CAP");
 
-/// Checks that the GPU takes the kernels of this build.
+/// Checks that the GPU can run the kernels of this build.
 ///
 /// # Errors
 /// A GPU of an older generation, or another error of the driver.

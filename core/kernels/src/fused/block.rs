@@ -1,7 +1,8 @@
 //! One frozen block, forward and backward, in panels.
 //!
-//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the queries,
-//! keys and values, `m`, the slope of GELU, and a few numbers for each token. It computes attention weights again.
+//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the
+//! queries, keys and values, `m`, the derivative of GELU, and a few numbers per token. It recomputes the attention
+//! weights.
 
 use super::{
     packed_linear::{PackedLinear, Start},
@@ -12,18 +13,18 @@ use super::{
 };
 use crate::layers::{Block, Norm};
 
-/// A block whose layers are arranged for panels.
+/// Block with layers packed for panels.
 pub type PanelBlock = Block<PackedLinear, Vec<f32>>;
 
 impl PanelBlock {
-    /// The outputs of the tokens that are read, and what the backward pass needs if `keep`.
+    /// Returns the outputs of the tokens that are read and, if `keep`, the values that the backward pass needs.
     pub fn forward(&self, call: Call<'_>, keep: bool) -> (Buffer, Option<Kept>) {
         let Call { s, x, reads, .. } = call;
         let d = s.width;
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
         let (mut kv, mut stats1, mut q) = (s.take(2 * d, &all), s.take(2, &all), s.take(d, &read));
         let picked = (!matches!(reads, Tokens::All(_))).then(|| s.pick(x, d, reads));
-        // Where all tokens are read, their queries are computed along with their keys and values.
+        // If all tokens are read, one product computes queries, keys and values.
         let queries: (&mut [f32], _) = if picked.is_none() { (&mut q, d) } else { (&mut [], 0) };
         all.each([(&mut kv, 2 * d), (&mut stats1, 2), queries], |part, [kv, stats, q]| {
             let _span = tracing::trace_span!("qkv").entered();
@@ -68,8 +69,8 @@ impl PanelBlock {
         (y, kept)
     }
 
-    /// Gradients for `dy`, that of the tokens that were read: of the `wanted` tokens of the input, as panels, and of the
-    /// injected rows, for each image those attended to, then that of CLS, `2D` each.
+    /// Returns gradients for `dy`, the gradient of the tokens that were read: of the `wanted` input tokens, as panels,
+    /// and of the injected rows, for each image those attended to, then that of CLS, `2D` each.
     pub fn backward(
         &self,
         call: Call<'_>,
@@ -80,7 +81,7 @@ impl PanelBlock {
         let Call { s, x, share, reads, .. } = call;
         let (d, read, hidden) = (s.width, s.shares(reads), self.fc1.outputs);
 
-        // Through the MLP and the projection, token by token.
+        // Backward through the MLP and the projection, token by token.
         let (mut d_mid, mut d_attended) = (s.take(d, &read), s.take(d, &read));
         read.each([(&mut d_mid, d), (&mut d_attended, d)], |part, [d_mid, d_attended]| {
             let _span = tracing::trace_span!("projection and MLP").entered();
@@ -94,12 +95,12 @@ impl PanelBlock {
             self.proj.backward(s.level, 0..d, d_mid, part.count, d_attended, |_, _, _| {});
         });
 
-        // Through attention, image by image and head by head.
+        // Backward through attention, image by image and head by head.
         let heads = HeadGradients::new(call, kept, &d_attended, wanted.is_some());
         let extra = heads.extra(s, share);
         let Some(wanted) = wanted else { return (None, extra) };
 
-        // Through queries, keys and values to the block's input.
+        // Backward through queries, keys and values to the block's input.
         let everything = matches!(reads, Tokens::All(_));
         let shares = s.shares(wanted);
         let subset = (wanted != &Tokens::All(s.tokens)).then(|| {
@@ -130,7 +131,7 @@ impl PanelBlock {
         (Some(dx), extra)
     }
 
-    /// Adds the gradients that reach the few tokens that were read through their queries and the residual connection
+    /// Adds the gradients of the few tokens that were read: through their queries and through the residual connection
     /// around attention.
     fn add_read(
         &self,
@@ -163,7 +164,7 @@ impl PanelBlock {
 }
 
 impl Norm<Vec<f32>> {
-    /// Panels after the norm; `stats` become its means and deviations.
+    /// Normalises panels. Writes means and reciprocal deviations to `stats`.
     fn forward(&self, s: &Setting, x: &[f32], stats: &mut [f32]) -> Buffer {
         let mut n = s.pool.take(x.len());
         let (rows, stats) = (s.width * PANEL, stats.chunks_exact_mut(2 * PANEL));
@@ -173,7 +174,7 @@ impl Norm<Vec<f32>> {
         n
     }
 
-    /// In panels `gradient`, that of the norm's output; out of it, that of its input plus `residual`.
+    /// Replaces the gradient of the norm's output in `gradient` by that of its input plus `residual`.
     fn backward(&self, x: &[f32], stats: &[f32], residual: Option<&[f32]>, gradient: &mut [f32]) {
         let rows = self.gamma.len() * PANEL;
         for (number, gradient) in gradient.chunks_exact_mut(rows).enumerate() {

@@ -1,4 +1,4 @@
-//! A run of blocks as one operation of candle's graph.
+//! Run of blocks as one operation of candle's graph.
 
 use std::{mem, ops::Range, sync::Arc};
 
@@ -20,7 +20,7 @@ use crate::{
     tape::{Gradients, Value},
 };
 
-/// A network up to its last block.
+/// Network up to its last block.
 pub struct Network {
     /// Layers before the blocks; prefix and positions are rows of `D`.
     pub stem: Stem<PackedLinear, Vec<f32>>,
@@ -31,11 +31,11 @@ pub struct Network {
     pub pool: Arc<Pool>,
 }
 
-/// Tokens on their way into a run of blocks.
+/// Input tokens of a run of blocks.
 pub enum Input {
-    /// Embedded images, which are constant but for the prompts' tokens.
+    /// Embedded images, constant except for the prompts' tokens.
     Images(Embedded),
-    /// Output `(B, N, D)` of another run.
+    /// Output `(B, N, D)` of the previous run.
     Tokens(Tensor),
 }
 
@@ -54,7 +54,7 @@ impl Network {
         prompts: &Prompts,
         reads: Reads,
     ) -> Result<Tensor> {
-        // In place of tensors that are not there.
+        // Placeholder for absent tensors.
         let nothing = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         let (images, tokens, threads, panels, given) = match input {
             Input::Images(Embedded { panels, images, tokens, prompt_tokens, threads }) => {
@@ -65,7 +65,7 @@ impl Network {
                 (images, tokens, rayon::current_num_threads(), None, Some(x))
             }
         };
-        // The last tokens of each image are given, or all of them.
+        // The input tensor contains either the last tokens of each image or all tokens.
         let count = given.as_ref().map_or(Ok(0), |given| given.dim(1))?;
         let given = given.as_ref().unwrap_or(&nothing).contiguous()?;
         let rows = prompts.rows.as_ref().unwrap_or(&nothing).contiguous()?;
@@ -111,39 +111,39 @@ impl Network {
     }
 }
 
-/// A run of blocks, a function of `(tokens, injected rows)`.
+/// Run of blocks: a function of `(tokens, injected rows)`.
 struct Run {
     network: Arc<Network>,
     range: Range<usize>,
     setting: Setting,
-    /// Each block's share of the injected rows.
+    /// Share of the injected rows of each block.
     shares: Vec<BlockRows>,
     /// Number of injected rows `R`.
     rows: usize,
-    /// All tokens of an image.
+    /// Number of tokens of an image.
     all: Tokens,
     /// Tokens that leave the last block.
     reads: Tokens,
-    /// Tokens of the input that get a gradient; `None` where the input is constant.
+    /// Tokens of the input that get a gradient; `None` for a constant input.
     wanted: Option<Tokens>,
-    /// The first block, counted from the start of the run, that has a backward pass.
+    /// Index in the run of the first block that has a backward pass.
     first: Option<usize>,
 }
 
-/// A block's input, and the values that its forward pass kept unless they are computed again.
+/// Input of a block, and the values that its forward pass kept, unless they are recomputed.
 struct Step {
     x: Buffer,
     kept: Option<Kept>,
 }
 
 impl Run {
-    /// The call of block `index` of the run for panels `x` and `injected` rows.
+    /// Returns the call of block `index` of the run for panels `x` and `injected` rows.
     fn call<'a>(&'a self, index: usize, x: &'a [f32], injected: &'a [f32]) -> Call<'a> {
         let reads = if index + 1 == self.range.len() { &self.reads } else { &self.all };
         Call { s: &self.setting, x, injected, rows: self.rows, share: &self.shares[index], reads }
     }
 
-    /// The images in `panels` with `tokens`, `count` of each, at their end; or `tokens` alone in panels.
+    /// Returns the images in `panels` with `count` `tokens` appended to each, or only `tokens` as panels.
     fn input(&self, panels: Option<Buffer>, tokens: &[f32], count: usize) -> Buffer {
         let s = &self.setting;
         let shares = s.shares(&self.all);
@@ -156,7 +156,7 @@ impl Run {
         panels
     }
 
-    /// The output, and the values of blocks from the first trained one on.
+    /// Returns the output, and the values of the blocks from the first trained one on.
     fn forward(&self, mut x: Buffer, rows: &[f32]) -> (Value, Vec<Step>) {
         let s = &self.setting;
         let mut kept = Vec::new();
@@ -174,7 +174,7 @@ impl Run {
         (Value::on_cpu(y, (s.images, count, s.width)), kept)
     }
 
-    /// Gradients of `tokens` and `rows`, where they are wanted.
+    /// Returns the gradients of `tokens` and `rows` that are needed.
     fn backward(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
         let (s, d) = (&self.setting, self.setting.width);
         let Some(first) = self.first else {
@@ -189,7 +189,9 @@ impl Run {
             let block = &self.network.blocks[self.range.start + index];
             let call = self.call(index, x, injected);
             let again = if kept.is_none() { count::again(|| block.forward(call, true).1) } else { None };
-            let Some(kept) = kept.as_ref().or(again.as_ref()) else { bail!("nothing was kept of a block") };
+            let Some(kept) = kept.as_ref().or(again.as_ref()) else {
+                bail!("the forward pass kept no values of a block")
+            };
             let wanted = if index == first { self.wanted.as_ref() } else { Some(&self.all) };
             let (dx, of_block) = block.backward(call, kept, &gradient, wanted);
             let places: Vec<usize> = self.shares[index].places().collect();
@@ -197,7 +199,7 @@ impl Run {
                 let (image, place) = (number / places.len(), places[number % places.len()]);
                 d_rows[(image * self.rows + place) * 2 * d..][..2 * d].copy_from_slice(from);
             }
-            // Only the first block may give no gradient of its input.
+            // Only the first block may have no gradient of its input.
             let Some(dx) = dx else { break };
             gradient = dx;
         }

@@ -1,4 +1,4 @@
-//! What was computed, and how fast this machine could compute it.
+//! Count of multiply-adds, and measurement of the peak rate of the device.
 
 use std::{
     sync::{
@@ -19,12 +19,12 @@ use crate::slices::{View, gemm};
 static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
 static AGAIN: AtomicU64 = AtomicU64::new(0);
 
-/// Notes so many multiply-adds.
+/// Adds `count` multiply-adds to the total.
 pub(super) fn add(count: usize) {
     MULTIPLY_ADDS.fetch_add(count as u64, Ordering::Relaxed);
 }
 
-/// Does `work`, whose multiply-adds have been noted before. Nothing else may compute meanwhile, or it is not counted.
+/// Runs `work`, whose multiply-adds are already counted. Work of other threads in the meantime is not counted either.
 pub(super) fn again<T>(work: impl FnOnce() -> T) -> T {
     let before = MULTIPLY_ADDS.load(Ordering::Relaxed);
     let done = work();
@@ -32,22 +32,21 @@ pub(super) fn again<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Multiply-adds of all products of this process so far: those that the result needs, padding and what is computed
-/// twice left out.
+/// Returns the number of multiply-adds of all products of this process so far, without padding and recomputation.
 pub fn multiply_adds() -> u64 {
     MULTIPLY_ADDS.load(Ordering::Relaxed).saturating_sub(AGAIN.load(Ordering::Relaxed))
 }
 
-/// Floating-point operations a second that this machine reaches, all threads together.
+/// Floating-point operations per second of this device, all threads together.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
-    /// Of the product kernel on operands that stay in the first cache: nothing here is faster.
+    /// Rate of the product kernel on operands in the first-level cache: an upper bound.
     pub kernel: f64,
-    /// Of a plain matrix product of the size of a layer, by the library that candle computes with.
+    /// Rate of a plain matrix product of the size of a layer, by candle's library.
     pub matmul: f64,
 }
 
-/// Measures both for about `seconds` each; the plain product is that of `(tokens, inputs)` with `(inputs, outputs)`.
+/// Measures both rates for about `seconds` each. The plain product is `(tokens, inputs)` times `(inputs, outputs)`.
 pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> Rates {
     const DEPTH: usize = 128;
     const ROUNDS: usize = 2000;
@@ -75,7 +74,7 @@ pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> 
     Rates { kernel, matmul }
 }
 
-/// `operations` a second of what `f` does, once begun.
+/// Measures the rate of `f`, which performs `operations` per call.
 fn rate(seconds: f64, operations: usize, mut f: impl FnMut()) -> f64 {
     f();
     let start = Instant::now();

@@ -1,13 +1,13 @@
 //! Runs of frozen blocks on the CPU, in float32.
 //!
-//! candle's operations work one at a time on tensors of their own and allocate a gradient for each. Here a run of blocks is
-//! one operation: activations stay in panels, a few tokens side by side, which every product takes as they are; memory is
-//! used again from step to step; and the backward pass computes the gradients of injected prompts and tokens and of the
-//! input where they are wanted, no others:
+//! candle runs operations one at a time and allocates a tensor and a gradient for each. Here a run of blocks is one
+//! operation. Activations stay in panels of a few tokens, which every product reads without conversion. Memory is
+//! reused from step to step. The backward pass computes only the gradients of injected prompts and tokens and, if
+//! needed, of the input:
 //!
 //! - in the last block, queries, projection and MLP are computed only for the tokens that are read;
 //! - blocks before the first trainable value keep nothing and have no backward pass;
-//! - in the first block that has one, gradients reach trainable tokens and prompts, not the constant image tokens.
+//! - the first block with a backward pass computes gradients of trainable tokens and prompts, not of constant tokens.
 //!
 //! Every value is computed in one fixed order, so results do not depend on the number of threads.
 
@@ -38,21 +38,22 @@ use packed_linear::PackedLinear;
 use panel::Pool;
 use tile::STRIP;
 
-/// Whether a network of these widths can be computed in panels: head width and hidden width are multiples of eight.
+/// Returns whether a network of these widths can be computed in panels: head width and hidden width are multiples of
+/// eight.
 pub fn suits(width: usize, hidden: usize, heads: usize) -> bool {
     let whole = |x: usize| x.is_multiple_of(STRIP);
     heads > 0 && width.is_multiple_of(heads) && whole(width / heads) && whole(hidden)
 }
 
-/// The frozen blocks of a network in panels.
+/// Frozen blocks of a network, computed in panels.
 pub struct FusedBlocks(Arc<Network>);
 
 impl FusedBlocks {
-    /// Arranges the layers for the instruction set `level`, block by block, so that only one block's are in memory twice.
-    /// Widths must be such that [`suits`] holds.
+    /// Packs the layers for the instruction set `level`, block by block, so that only one block is in memory twice.
+    /// [`suits`] must be true for the widths.
     ///
     /// # Errors
-    /// A block that is an error, weights that are not float32 on the CPU, or a level that this machine lacks.
+    /// An error in `blocks`, weights that are not float32 on the CPU, or a level that this CPU does not support.
     pub fn new<E: From<candle_core::Error>>(
         stem: &Stem,
         blocks: impl IntoIterator<Item = std::result::Result<Block, E>>,
@@ -60,7 +61,7 @@ impl FusedBlocks {
         level: SimdLevel,
     ) -> std::result::Result<Self, E> {
         if !SimdLevel::available().contains(&level) {
-            let lacking = format!("this machine has no instruction set {}", level.as_str());
+            let lacking = format!("this CPU does not support the instruction set {}", level.as_str());
             return Err(candle_core::Error::Msg(lacking).into());
         }
         let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1();

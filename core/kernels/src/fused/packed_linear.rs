@@ -8,13 +8,13 @@ use super::{
 };
 use crate::layers::Linear;
 
-/// Floats between strips, so that strips do not fall on the same lines of the cache.
+/// Padding in floats between strips, so that strips do not map to the same cache lines.
 const GAP: usize = 16;
 
-/// `y = W x + b` with frozen `W` `(O, I)`, both multiples of eight.
+/// Packed layer `y = W x + b` with frozen `W` `(O, I)`, both multiples of eight.
 ///
-/// Strips of eight outputs lie one after another, for every input the eight weights side by side. That serves
-/// `W x`, where strips are read from front to back, and `Wᵀ dy` as well, so no second copy is kept.
+/// Weights are stored in strips of eight outputs: for every input, the eight weights are contiguous. The layout suits
+/// both `W x`, which reads strips from front to back, and `Wᵀ dy`, so no second copy is needed.
 #[derive(Debug)]
 pub struct PackedLinear {
     data: Vec<f32>,
@@ -22,16 +22,16 @@ pub struct PackedLinear {
     /// Number of outputs `O`.
     pub outputs: usize,
     inputs: usize,
-    /// Distance of strips.
+    /// Distance between strips in floats.
     stride: usize,
 }
 
-/// Values that a product is added to.
+/// Initial values of a product.
 #[derive(Debug, Clone, Copy)]
 pub enum Start<'a> {
-    /// The layer's bias.
+    /// Bias of the layer.
     Bias,
-    /// The bias and these panels, of as many rows as the product has.
+    /// Sum of the bias and these panels, which have as many rows as the product.
     BiasAnd(&'a [f32]),
 }
 
@@ -50,7 +50,7 @@ impl PackedLinear {
         Ok(Self { data, bias: bias.to_vec1()?, outputs, inputs, stride })
     }
 
-    /// The layer as it was given.
+    /// Returns the layer in its original layout.
     pub fn unpack(&self) -> Result<Linear> {
         let mut rows = vec![0.0; self.outputs * self.inputs];
         for (output, row) in rows.chunks_exact_mut(self.inputs).enumerate() {
@@ -62,9 +62,9 @@ impl PackedLinear {
         Ok(Linear { weight, bias: Tensor::new(self.bias.as_slice(), &Device::Cpu)? })
     }
 
-    /// Rows `outputs` (multiples of eight) of `W x + b` for `tokens` tokens in panels `x` of `I` rows, into panels of
-    /// `outputs.len()` rows; `then(panel, row, rows)` is called for every eight finished rows while they are in the
-    /// cache, with the first of them.
+    /// Computes rows `outputs` (multiples of eight) of `W x + b` for `tokens` tokens in panels `x` of `I` rows, into
+    /// panels of `outputs.len()` rows. Calls `then(panel, row, rows)` for every eight finished rows, while they are in
+    /// the cache; `row` is the first of them.
     #[allow(clippy::too_many_arguments, reason = "a product names both operands and the result")]
     pub fn forward(
         &self,
@@ -85,7 +85,8 @@ impl PackedLinear {
             for row in (0..rows).step_by(STRIP) {
                 let output = outputs.start + row;
                 let data = &self.data[output / STRIP * self.stride + depth * STRIP..];
-                let next = if level.asks() { None } else { data.get(self.stride..) }.unwrap_or_default();
+                let next =
+                    if level.prefetches() { None } else { data.get(self.stride..) }.unwrap_or_default();
                 let next = &next[..next.len().min(depths * STRIP)];
                 let left = Left { data, order: Order::Columns, stride: STRIP };
                 for panel in 0..panels {
@@ -112,8 +113,8 @@ impl PackedLinear {
         }
     }
 
-    /// `Wᵀ dy` of rows `outputs` of `W`, for panels `dy` of `outputs.len()` rows, into panels of `I` rows; or added to
-    /// them. `then` as in [`Self::forward`].
+    /// Computes `Wᵀ dy` of rows `outputs` of `W`, for panels `dy` of `outputs.len()` rows, into panels of `I` rows, or
+    /// adds it to them. `then` is called as in [`Self::forward`].
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -134,7 +135,7 @@ impl PackedLinear {
                 let data = &self.data[(outputs.start + depth) / STRIP * self.stride + row * STRIP..];
                 let left = Left { data, order: Order::Strips, stride: self.stride };
                 for panel in 0..panels {
-                    let strips = if level.asks() { 0 } else { depths / STRIP };
+                    let strips = if level.prefetches() { 0 } else { depths / STRIP };
                     for strip in 0..strips {
                         let next = &data[strip * self.stride + STRIP * STRIP..];
                         soon(share(&next[..next.len().min(STRIP * STRIP)], panel, panels));
@@ -154,7 +155,7 @@ impl PackedLinear {
     }
 }
 
-/// How much of the depth is done at once, so that the panels' part stays in the cache (measured).
+/// Returns the part of the depth to compute at once, such that the panels' part stays in the cache (measured).
 fn depth_step(level: SimdLevel, order: Order) -> usize {
     match (level, order) {
         (SimdLevel::Avx512, Order::Columns) => 768,
@@ -162,14 +163,13 @@ fn depth_step(level: SimdLevel, order: Order) -> usize {
     }
 }
 
-/// Part `number` of `parts` of `floats`, sixteen at a time: what the next strip's products read is asked for a part with
-/// each panel.
+/// Returns part `number` of `parts` of `floats`, in units of sixteen. Each panel prefetches one part of the next strip.
 fn share(floats: &[f32], number: usize, parts: usize) -> &[f32] {
     let border = |number: usize| (number * floats.len().div_ceil(LINE) / parts * LINE).min(floats.len());
     &floats[border(number)..border(number + 1)]
 }
 
-/// Asks for what the next panel's product adds to or writes, from `at` on: it comes from far, and sums wait for it.
+/// Prefetches the result of the next panel's product, from `at` on: the sums wait for it, and it is not in a cache.
 fn soon_tile(panels: &[f32], at: usize) {
     if let Some(next) = panels.get(at..) {
         soon(&next[..next.len().min(STRIP * PANEL)]);
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_make_the_whole_in_order() {
+    fn shares_concatenate_to_the_whole() {
         for (len, parts) in [(0, 3), (16, 9), (64, 9), (1024, 9), (1030, 7), (5, 1)] {
             let floats: Vec<f32> = (0..len).map(|i| i as f32).collect();
             let shares: Vec<f32> = (0..parts).flat_map(|part| share(&floats, part, parts).to_vec()).collect();

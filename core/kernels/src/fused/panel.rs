@@ -1,10 +1,10 @@
-//! Panels: how activations lie in the fast path, and what happens to them besides products.
+//! Panels: the memory layout of activations in the fast path, and all operations on them except products.
 //!
-//! [`PANEL`] tokens make a panel: `channels` rows of that many floats, one for each token. Panels follow one another,
-//! tokens of all images in order; columns beyond the last token hold zeros or what was computed of them. A panel is
-//! the right operand of the next product as it stands, and sums over channels need no shuffling.
+//! A panel contains [`PANEL`] tokens: `channels` rows of that many floats, one float per token. Panels are contiguous
+//! and contain the tokens of all images in order. Columns after the last token contain zeros or values computed from
+//! zeros. A panel is directly the right operand of the next product, and sums over channels need no shuffles.
 //!
-//! Threads share panels by the parts of a [`Shares`], each of which begins with a panel of its own.
+//! Threads divide the panels into the parts of a [`Shares`]. Each part begins with its own panel.
 
 use std::{
     collections::BTreeMap,
@@ -18,17 +18,17 @@ use rayon::prelude::*;
 use super::tile::{GROUP, LINE, PANEL};
 use crate::slices::Real;
 
-/// Which tokens of every image a set of panels holds.
+/// Tokens of every image that a set of panels contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tokens {
-    /// All of them, this many.
+    /// All tokens; the value is their number.
     All(usize),
-    /// Those at these positions.
+    /// Tokens at these positions.
     At(Vec<usize>),
 }
 
 impl Tokens {
-    /// Tokens of one image.
+    /// Returns the number of tokens of one image.
     pub fn count(&self) -> usize {
         match self {
             Self::All(count) => *count,
@@ -36,7 +36,7 @@ impl Tokens {
         }
     }
 
-    /// Position in its image of the set's token `index`.
+    /// Returns the position in its image of token `index` of the set.
     pub fn position(&self, index: usize) -> usize {
         match self {
             Self::All(_) => index,
@@ -45,8 +45,8 @@ impl Tokens {
     }
 }
 
-/// Memory that is used again and again, so that steps neither ask the system for pages nor let memory grow. All
-/// networks share one, since only one of them computes at a time: the student's activations lie where the teacher's lay.
+/// Pool of reusable memory, so that steps neither allocate pages nor let memory grow. All networks share one pool,
+/// because only one network computes at a time: the student reuses the memory of the teacher's activations.
 #[derive(Debug, Default)]
 pub struct Pool {
     shelves: Mutex<Shelves>,
@@ -54,58 +54,58 @@ pub struct Pool {
 
 #[derive(Debug, Default)]
 struct Shelves {
-    /// By length, with the pass in which each was put back.
+    /// Free buffers by length, with the pass in which each was returned.
     free: BTreeMap<usize, Vec<(u64, Vec<f32>)>>,
     pass: u64,
 }
 
-/// Memory on loan from a [`Pool`]; its first contents are arbitrary.
+/// Memory from a [`Pool`], returned on drop. Its initial contents are arbitrary.
 #[derive(Debug)]
 pub struct Buffer {
-    /// At least `len` floats from `start` on, where a line of the cache begins: registers are loaded from one line each.
+    /// At least `len` floats from `start` on, which is aligned to a cache line so that vector loads do not span two.
     data: Vec<f32>,
     start: usize,
     len: usize,
     pool: Arc<Pool>,
 }
 
-/// Passes that memory waits for its next use: a step has four at most, two queries, the teacher's and the student's.
-const PATIENCE: u64 = 4;
+/// Number of passes after which unused memory is freed. A step has at most four: two queries, teacher and student.
+const MAX_IDLE_PASSES: u64 = 4;
 
 impl Pool {
-    /// The process's pool.
+    /// Returns the pool of the process.
     pub fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Pool>> = OnceLock::new();
         SHARED.get_or_init(Arc::default).clone()
     }
 
-    /// `len` floats of arbitrary contents.
+    /// Returns a buffer of `len` floats with arbitrary contents.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
-        // The smallest that is large enough, unless much of it would lie idle.
+        // Choose the smallest buffer that is large enough, unless most of it would stay unused.
         let size = len + LINE;
         let found = shelves.free.range_mut(size..=size + size / 4).find_map(|(_, shelf)| shelf.pop());
         drop(shelves);
         let data = found.map_or_else(|| vec![0.0; size], |(_, data)| data);
-        // An allocator need not know how far it is; then registers are loaded from two lines.
+        // `align_offset` may fail; then vector loads span two cache lines.
         let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         Buffer { data, start, len, pool: self.clone() }
     }
 
-    /// `len` zeros.
+    /// Returns a buffer of `len` zeros.
     pub fn zeros(self: &Arc<Self>, len: usize) -> Buffer {
         let mut buffer = self.take(len);
         buffer.fill(0.0);
         buffer
     }
 
-    /// Notes that a pass begins, and gives the system back what no pass but long ago has used.
+    /// Starts a pass, and frees memory that recent passes have not used.
     pub fn begin_pass(&self) {
         let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
         shelves.pass += 1;
         let pass = shelves.pass;
         shelves.free.retain(|_, shelf| {
-            shelf.retain(|(used, _)| used + PATIENCE >= pass);
+            shelf.retain(|(used, _)| used + MAX_IDLE_PASSES >= pass);
             !shelf.is_empty()
         });
     }
@@ -133,40 +133,40 @@ impl DerefMut for Buffer {
     }
 }
 
-/// Panels that `tokens` tokens fill.
+/// Returns the number of panels for `tokens` tokens.
 pub fn panels(tokens: usize) -> usize {
     tokens.div_ceil(PANEL)
 }
 
-/// Columns in use of panel `panel` out of those of `tokens` tokens.
+/// Returns the number of used columns of panel `panel`, of the panels for `tokens` tokens.
 pub fn columns(panel: usize, tokens: usize) -> usize {
     (tokens - panel * PANEL).min(PANEL)
 }
 
-/// The most panels in a part: several, so that weights in the cache are used more than once; not so many that a part's
-/// intermediate values leave the cache (measured).
-const MOST: usize = 9;
+/// Maximum number of panels in a part (measured): several, so that cached weights are reused, but few enough that the
+/// intermediate values of a part stay in the cache.
+const MAX_PANELS: usize = 9;
 
-/// Where tokens stand: in parts, some for each thread. What threads have differs by one [`GROUP`] at most, so that they
-/// end together; of one thread's panels only the last is not full.
+/// Division of tokens into parts for threads. The loads of threads differ by at most one [`GROUP`], so that they finish
+/// together. Only the last panel of a thread may be partly filled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shares {
     parts: Vec<Part>,
 }
 
-/// What one task works on.
+/// Part of the tokens that one parallel task processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// First token.
+    /// Index of the first token.
     pub first: usize,
-    /// How many there are.
+    /// Number of tokens.
     pub count: usize,
-    /// First panel.
+    /// Index of the first panel.
     panel: usize,
 }
 
 impl Shares {
-    /// Shares `tokens` tokens out among `threads` threads.
+    /// Divides `tokens` tokens among `threads` threads.
     pub fn new(tokens: usize, threads: usize) -> Self {
         let groups = tokens.div_ceil(GROUP);
         let threads = threads.clamp(1, groups.max(1));
@@ -176,7 +176,7 @@ impl Shares {
         for thread in 0..threads {
             let (first, end) = (border(thread), border(thread + 1));
             let whole = panels(end - first);
-            let rounds = whole.div_ceil(MOST).max(1);
+            let rounds = whole.div_ceil(MAX_PANELS).max(1);
             for round in 0..rounds {
                 let from = first + round * whole / rounds * PANEL;
                 let to = (first + (round + 1) * whole / rounds * PANEL).min(end);
@@ -187,12 +187,12 @@ impl Shares {
         Self { parts }
     }
 
-    /// Panels in all.
+    /// Returns the total number of panels.
     pub fn panels(&self) -> usize {
         self.parts.last().map_or(0, |part| part.panel + panels(part.count))
     }
 
-    /// Panel and column of a token, and how many tokens follow it in the panel, itself included.
+    /// Returns panel and column of a token, and the number of tokens in the panel from this token on.
     pub fn place(&self, token: usize) -> (usize, usize, usize) {
         let part = &self.parts[self.parts.partition_point(|part| part.first <= token) - 1];
         let inside = token - part.first;
@@ -200,7 +200,7 @@ impl Shares {
         (part.panel + inside / PANEL, column, (PANEL - column).min(part.count - inside))
     }
 
-    /// Runs `work` on every part, in parallel, with its pieces of all `panels`, each given with its number of rows.
+    /// Runs `work` on every part in parallel, with its slices of all `panels`, each given with its number of rows.
     pub fn each<const N: usize>(
         &self,
         mut panels: [(&mut [f32], usize); N],
@@ -223,19 +223,19 @@ impl Part {
         panels(self.count) * channels * PANEL
     }
 
-    /// Where its tokens stand among its own panels.
+    /// Returns the layout of the part's tokens in its own panels.
     pub fn alone(&self) -> Shares {
         Shares { parts: vec![Self { first: 0, count: self.count, panel: 0 }] }
     }
 
-    /// This part of panels of `channels` rows.
+    /// Returns this part's slice of panels of `channels` rows.
     pub fn of<'a>(&self, panels: &'a [f32], channels: usize) -> &'a [f32] {
         &panels[self.panel * channels * PANEL..][..self.len(channels)]
     }
 }
 
-/// Copies rows `rows` of `count` tokens, from number `first` on, out of panels of `channels` rows: token after token
-/// along rows `stride` apart.
+/// Copies rows `rows` of `count` tokens, from token `first` on, out of panels of `channels` rows. The tokens are
+/// contiguous in the destination, whose rows are `stride` apart.
 pub fn gather(
     shares: &Shares,
     from: &[f32],
@@ -264,7 +264,7 @@ pub fn scatter(from: &[f32], stride: usize, rows: usize, columns: usize, to: &mu
     }
 }
 
-/// The `channels` values of one token.
+/// Iterates over the `channels` values of one token.
 pub fn column<'a>(
     shares: &Shares,
     panels: &'a [f32],
@@ -275,7 +275,7 @@ pub fn column<'a>(
     panels[panel * channels * PANEL..][..channels * PANEL][column..].iter().step_by(PANEL)
 }
 
-/// The `channels` values of one token, to be written.
+/// Iterates over mutable references to the `channels` values of one token.
 pub fn column_mut<'a>(
     shares: &Shares,
     panels: &'a mut [f32],
@@ -293,14 +293,14 @@ pub fn into_panels(shares: &Shares, rows: &[f32], width: usize, first: usize, pa
     }
 }
 
-/// Panels of `tokens` tokens as rows of `width` floats.
+/// Converts panels of `tokens` tokens to rows of `width` floats.
 pub fn out_of_panels(shares: &Shares, panels: &[f32], width: usize, tokens: usize) -> Vec<f32> {
     let mut rows = Vec::with_capacity(tokens * width);
     (0..tokens).for_each(|token| rows.extend(column(shares, panels, width, token)));
     rows
 }
 
-/// Turns `rows` rows of `columns` into as many columns; `stride` and `to_stride` are the distances of rows.
+/// Transposes a matrix of `rows` rows and `columns` columns. `stride` and `to_stride` are the distances between rows.
 pub fn transpose(from: &[f32], [rows, columns]: [usize; 2], stride: usize, to: &mut [f32], to_stride: usize) {
     const BLOCK: usize = 16;
     for row in (0..rows).step_by(BLOCK) {
@@ -322,7 +322,7 @@ fn lane(panel: &[f32], row: usize) -> &[f32] {
     &panel[row * PANEL..][..PANEL]
 }
 
-/// `y = (x - mean) rstd γ + β` of each token; `stats` becomes its mean and reciprocal deviation.
+/// Computes `y = (x - mean) rstd γ + β` of each token. Writes mean and reciprocal deviation to `stats`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut [f32], y: &mut [f32]) {
     let scale = 1.0 / gamma.len() as f32;
@@ -351,7 +351,7 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut 
     stats[PANEL..2 * PANEL].copy_from_slice(&rstd);
 }
 
-/// In `gradient`, that of the norm's output; out of it, that of its input plus `residual`:
+/// Replaces the gradient of the norm's output in `gradient` by that of its input plus `residual`:
 /// `rstd (g - mean(g) - x̂ mean(g x̂))` with `g` the gradient times γ.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn layer_norm_backward(
@@ -392,7 +392,7 @@ pub fn layer_norm_backward(
     }
 }
 
-/// `x` becomes `gelu(x)`, exact; `slope`, if it is wanted, `gelu'(x)`.
+/// Replaces `x` by the exact `gelu(x)`. Writes `gelu'(x)` to `slope`, if given.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn gelu(x: &mut [f32], slope: Option<&mut [f32]>) {
     match slope {
@@ -411,7 +411,7 @@ pub fn gelu(x: &mut [f32], slope: Option<&mut [f32]>) {
     }
 }
 
-/// `x *= y`.
+/// Computes `x *= y`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn multiply(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
@@ -419,11 +419,11 @@ pub fn multiply(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Width of what [`softmax`] and its kin work on at once.
+/// Number of columns that [`softmax`] and related functions process at once.
 const LANES: usize = 16;
 
-/// Softmax down the columns of `scores * scale`, `keys` rows of a panel; `log_sums` becomes the logarithm of each column's sum
-/// of exponentials. `columns` is a multiple of 16.
+/// Computes the softmax over each column of `scores * scale`, with `keys` rows. Writes the logarithm of each column's
+/// sum of exponentials to `log_sums`. `columns` is a multiple of 16.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn softmax(scores: &mut [f32], [keys, columns]: [usize; 2], scale: f32, log_sums: &mut [f32]) {
     for start in (0..columns).step_by(LANES) {
@@ -456,9 +456,9 @@ pub fn softmax(scores: &mut [f32], [keys, columns]: [usize; 2], scale: f32, log_
     }
 }
 
-/// The weights again out of rows of scores, `stride` apart, and the logarithms of their columns' sums.
+/// Recomputes the weights from rows of scores, `stride` apart, and the logarithms of their columns' sums.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
-pub fn softmax_again(scores: &mut [f32], stride: usize, columns: usize, scale: f32, log_sums: &[f32]) {
+pub fn recompute_softmax(scores: &mut [f32], stride: usize, columns: usize, scale: f32, log_sums: &[f32]) {
     for row in scores.chunks_exact_mut(stride) {
         for (score, log_sum) in row[..columns].iter_mut().zip(log_sums) {
             let x = *score * scale - log_sum;
@@ -467,7 +467,7 @@ pub fn softmax_again(scores: &mut [f32], stride: usize, columns: usize, scale: f
     }
 }
 
-/// `dA` becomes `dS = A (dA - Σ A dA) scale`, down the columns.
+/// Replaces `dA` by `dS = A (dA - Σ A dA) scale`, column by column.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn softmax_backward(
     weights: &[f32],
@@ -500,7 +500,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_begins_with_a_line_and_is_used_again() {
+    fn memory_is_aligned_to_cache_lines_and_reused() {
         let pool = Arc::<Pool>::default();
         for len in [1, 48, 1000, 100_000] {
             let first = pool.take(len);

@@ -10,11 +10,11 @@ use super::{
 };
 use crate::blocks::BlockRows;
 
-/// One image's keys and values for one head, channels by keys: injected ones, then the tokens'.
+/// Keys and values of one image and head, channels by keys: first the injected ones, then those of the tokens.
 struct Keys {
     k: Buffer,
     v: Buffer,
-    /// How many there are, and the distance of rows.
+    /// Number of keys, and distance between rows.
     count: usize,
     stride: usize,
 }
@@ -53,8 +53,8 @@ impl Keys {
     }
 }
 
-/// Attention of the tokens in `part` of those that are read, whose queries are panels `q`; all keys and values are in
-/// `kv`. `log_sums` becomes the logarithm of each sum of exponentials, a row for each head.
+/// Computes attention of the tokens in `part` of the tokens that are read. `q` contains their queries in panels, and
+/// `kv` all keys and values. Writes the logarithm of each sum of exponentials to `log_sums`, one row per head.
 pub fn attend(
     call: Call<'_>,
     q: &[f32],
@@ -98,7 +98,7 @@ pub fn attend(
     }
 }
 
-/// Gradients of queries, keys and values, for every image and head channels by tokens.
+/// Gradients of queries, keys and values: for every image and head, channels by tokens.
 ///
 /// With weights `A`, values `V` and `g` the gradient of the output: `dV = Aᵀ g`, `dA = g Vᵀ`,
 /// `dS = A (dA - Σ A dA) / √(D/H)`, `dQ = dS K`, `dK = dSᵀ Q`.
@@ -112,13 +112,13 @@ pub struct HeadGradients {
 }
 
 impl HeadGradients {
-    /// `tokens`: whether more than the gradients of injected keys and values is wanted.
+    /// Computes the gradients. If `tokens` is false, only those of injected keys and values.
     pub fn new(call: Call<'_>, kept: &Kept, d_attended: &[f32], tokens: bool) -> Self {
         let Call { s, share, reads, .. } = call;
         let (d, queries) = (s.head(), reads.count());
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
         let injected = share.attended.len();
-        // A vector added to the CLS token's key and value has the gradient of that column.
+        // The vector added to the CLS token's key and value has the gradient of that column.
         let tokens = tokens || share.cls.is_some();
         let query_stride = queries.next_multiple_of(GROUP) + GROUP;
         let key_stride = Keys::new(call).stride;
@@ -145,7 +145,7 @@ impl HeadGradients {
             let mut sums = s.pool.zeros(query_stride);
             panel::gather(&read, &kept.log_sums, s.heads, head..head + 1, own, &mut sums, query_stride);
 
-            // The scores are computed a second time, which does not count.
+            // The recomputation of scores is not counted as multiply-adds.
             count::add((if tokens { 4 } else { 1 }) * queries * keys.count * d);
             let mut weights = s.pool.take(keys.rows() * query_stride);
             let mut d_scores = s.pool.take(keys.rows() * query_stride);
@@ -156,7 +156,7 @@ impl HeadGradients {
             }
             let size = [keys.count, queries.next_multiple_of(GROUP)];
             let scores = &mut weights[..keys.count * query_stride];
-            panel::softmax_again(scores, query_stride, size[1], s.scale(), &sums);
+            panel::recompute_softmax(scores, query_stride, size[1], s.scale(), &sums);
             panel::softmax_backward(&weights, &mut d_scores, query_stride, size, s.scale());
 
             if tokens {
@@ -164,7 +164,7 @@ impl HeadGradients {
                 let right = Right { data: &d_scores, stride: query_stride };
                 wide_product(s.level, (d, queries, keys.count), left, right, dq, query_stride);
             }
-            // Keys beside one another, since now the sum runs over queries.
+            // Transpose the weights, because the sums now run over queries.
             let wanted = if tokens { keys.count } else { injected };
             let mut turned = s.pool.take(queries * key_stride);
             for (from, of, to) in [(&d_scores, &q, dk), (&weights, &g, dv)] {
@@ -177,13 +177,13 @@ impl HeadGradients {
         Self { q, k, v, query_stride, key_stride, injected }
     }
 
-    /// The gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
+    /// Returns the gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
     pub fn extra(&self, s: &Setting, share: &BlockRows) -> Vec<f32> {
         let (d, width) = (s.head(), s.width);
         let columns = self.injected + usize::from(share.cls.is_some());
         let mut gradient = vec![0.0; s.images * columns * 2 * width];
         for (row, gradient) in gradient.chunks_exact_mut(2 * width).enumerate() {
-            // The CLS token is the first behind the injected rows.
+            // The CLS token is the first after the injected rows.
             let (image, column) = (row / columns, row % columns);
             for (part, from) in [&self.k, &self.v].into_iter().enumerate() {
                 for channel in 0..width {
@@ -196,13 +196,14 @@ impl HeadGradients {
         gradient
     }
 
-    /// Writes the gradient of the queries of a set's tokens into panels, `at` being their number of rows and the row where the
-    /// queries begin; the set is one of the tokens that were read.
+    /// Writes the gradient of the queries of the tokens `of`, which were read, into panels. `at` contains the number of
+    /// rows of a panel and the first row of the queries.
     pub fn queries(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
         write(s, (&self.q, self.query_stride), of, part, to, at);
     }
 
-    /// Writes the gradients of keys, then values, of a set of all tokens in the same way.
+    /// Writes the gradients of keys and values of the tokens `of` into panels. `at` contains the number of rows of a
+    /// panel and the first row of the keys.
     pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
         for (from, row) in [(&self.k, at.1), (&self.v, at.1 + s.width)] {
             write(s, (&from[self.injected..], self.key_stride), of, part, to, (at.0, row));

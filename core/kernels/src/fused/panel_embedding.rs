@@ -1,4 +1,4 @@
-//! Images as panels of tokens before the first block.
+//! Embedding of images into panels of tokens.
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
@@ -11,21 +11,21 @@ use super::{
 };
 use crate::{blocks::Settings, layers::Stem, storage::on_cpu};
 
-/// Embedded images on their way into the first block.
+/// Embedded images: the input of the first block.
 pub struct Embedded {
-    /// Tokens of all images, those of the prompts still zero.
+    /// Tokens of all images; those of the prompts are zero.
     pub panels: Buffer,
     pub images: usize,
-    /// Tokens of an image, the prompts' included.
+    /// Number of tokens of an image, including those of the prompts.
     pub tokens: usize,
-    /// The prompts' tokens `(B, K, D)`, which belong at the end of each image.
+    /// Tokens of the prompts `(B, K, D)`, which follow the tokens of each image.
     pub prompt_tokens: Option<Tensor>,
-    /// Number of threads that the panels are laid out for.
+    /// Number of threads among which the panels are divided.
     pub threads: usize,
 }
 
-/// Cuts one image `(3, S, S)` into patches: panels of `3 p p` rows.
-fn cut(settings: &Settings, pixels: &[f32], size: usize, panels: &mut [f32]) {
+/// Divides one image `(3, S, S)` into patches: panels of `3 p p` rows.
+fn patchify(settings: &Settings, pixels: &[f32], size: usize, panels: &mut [f32]) {
     let p = settings.patch_size;
     let grid = size / p;
     let inputs = 3 * p * p;
@@ -41,7 +41,7 @@ fn cut(settings: &Settings, pixels: &[f32], size: usize, panels: &mut [f32]) {
 }
 
 impl Network {
-    /// Embeds images `(B, 3, S, S)`, with room for the prompts' tokens `(B, K, D)` at the end.
+    /// Embeds images `(B, 3, S, S)`, with space for the prompts' tokens `(B, K, D)` at the end of each.
     pub fn embed(&self, pixels: &Tensor, prompt_tokens: Option<&Tensor>) -> Result<Embedded> {
         let Self { settings, level, pool, .. } = self;
         pool.begin_pass();
@@ -63,7 +63,7 @@ impl Network {
                 let _span = tracing::trace_span!("embedding").entered();
                 let inputs = 3 * patch_size * patch_size;
                 let mut cuts = pool.zeros(panel::panels(patches) * inputs * PANEL);
-                cut(settings, pixels, size, &mut cuts);
+                patchify(settings, pixels, size, &mut cuts);
                 layer.forward(*level, 0..d, &cuts, patches, Start::Bias, embedded, |_, _, _| {});
             },
         );

@@ -1,4 +1,4 @@
-//! Settings, prompts and kept values of one block's call, shared by the block and its attention.
+//! Settings, inputs and kept values of a block's call, shared by the block and its attention.
 
 use std::sync::Arc;
 
@@ -11,15 +11,15 @@ use crate::blocks::BlockRows;
 /// Settings that all blocks of a run share.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// Instruction set to compute with.
+    /// Instruction set.
     pub level: SimdLevel,
-    /// Source of memory.
+    /// Pool of memory for buffers.
     pub pool: Arc<Pool>,
-    /// Threads that share the work.
+    /// Number of threads.
     pub threads: usize,
-    /// Images `B`.
+    /// Number of images `B`.
     pub images: usize,
-    /// Tokens `N` of an image, injected ones included.
+    /// Number of tokens `N` of an image, including injected tokens.
     pub tokens: usize,
     /// Width `D`.
     pub width: usize,
@@ -37,7 +37,7 @@ pub struct Call<'a> {
     pub x: &'a [f32],
     /// Injected keys and values of all blocks, `(B, R, 2D)`, key and value side by side.
     pub injected: &'a [f32],
-    /// `R`.
+    /// Number of injected rows `R`.
     pub rows: usize,
     /// The block's share of the rows.
     pub share: &'a BlockRows,
@@ -48,44 +48,44 @@ pub struct Call<'a> {
 /// Values that a block's forward pass keeps for its backward pass.
 #[derive(Debug)]
 pub struct Kept {
-    /// Means and deviations of `norm1`, of all tokens.
+    /// Means and reciprocal deviations of `norm1`, of all tokens.
     pub stats1: Buffer,
     /// Queries of the tokens that are read.
     pub q: Buffer,
     /// Keys and values of all tokens.
     pub kv: Buffer,
-    /// Logarithms of the sums of exponentials, a row for each head.
+    /// Logarithms of the sums of exponentials, one row per head.
     pub log_sums: Buffer,
     /// The sum `m` after the attention's residual connection.
     pub mid: Buffer,
-    /// Means and deviations of `norm2`.
+    /// Means and reciprocal deviations of `norm2`.
     pub stats2: Buffer,
-    /// `gelu'`.
+    /// Derivative of GELU.
     pub slope: Buffer,
 }
 
 impl Setting {
-    /// Width of a head.
+    /// Returns the width of a head.
     pub fn head(&self) -> usize {
         self.width / self.heads
     }
 
-    /// Factor of the scores, `1 / √(D/H)`.
+    /// Returns the factor of the scores, `1 / √(D/H)`.
     pub fn scale(&self) -> f32 {
         1.0 / (self.head() as f32).sqrt()
     }
 
-    /// Panels of `channels` rows.
+    /// Takes a buffer for panels of `channels` rows from the pool.
     pub fn take(&self, channels: usize, shares: &Shares) -> Buffer {
         self.pool.take(shares.panels() * channels * PANEL)
     }
 
-    /// Places of `tokens` of every image.
+    /// Returns the layout of `tokens` of every image.
     pub fn shares(&self, tokens: &Tokens) -> Shares {
         Shares::new(self.images * tokens.count(), self.threads)
     }
 
-    /// The `wanted` tokens out of panels of all.
+    /// Copies the `wanted` tokens out of panels of all tokens.
     pub fn pick(&self, from: &[f32], channels: usize, wanted: &Tokens) -> Buffer {
         let (all, shares) = (self.shares(&Tokens::All(self.tokens)), self.shares(wanted));
         let per_image = wanted.count();

@@ -1,28 +1,28 @@
-//! The product kernel of the frozen network's fast path: register tiles for AVX-512, AVX2 with FMA, and a portable one.
+//! Matrix product kernel of the fast path: register tiles for AVX-512, for AVX2 with FMA, and a portable one.
 //!
-//! Everything is a product `C = A B` (or `C += A B`) in which `B` and `C` have tokens side by side: rows of at most
-//! [`PANEL`] columns that lie next to each other. `A`, mostly weights, is read one element at a time and multiplied
-//! with a whole row of `B`. Each entry of `C` is one chain of multiply-adds in the order of the depth, so it does not
-//! depend on how the work is split. AVX2 and AVX-512 give the same bits; the portable kernel, which has no fused
-//! multiply-add, rounds every product as well, so its last digits differ.
+//! All operations are products `C = A B` (or `C += A B`) in which the columns of `B` and `C` are tokens: rows of at
+//! most [`PANEL`] contiguous columns. `A`, usually weights, is read one element at a time and multiplied with a whole
+//! row of `B`. Each entry of `C` is one chain of multiply-adds in the order of the depth, so it does not depend on how
+//! the work is split. AVX2 and AVX-512 give the same bits. The portable kernel has no fused multiply-add and rounds
+//! every product, so its last digits differ.
 
 use std::sync::OnceLock;
 
-/// Tokens that are computed together; a whole number of registers of every kernel.
+/// Number of tokens computed together, a multiple of the register width of every kernel.
 pub const PANEL: usize = 48;
 /// Rows of `C` in one tile.
 pub const STRIP: usize = 8;
-/// Columns are computed in groups of this many.
+/// Number of columns in a group, the unit of computation.
 pub const GROUP: usize = 16;
 
-/// How `A` lies in memory.
+/// Memory layout of `A`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
     /// Element `(row, depth)` at `depth * stride + row`.
     Columns,
     /// Element `(row, depth)` at `row * stride + depth`.
     Rows,
-    /// Strips of eight of the depth: element `(row, depth)` at `depth / 8 * stride + row * 8 + depth % 8`.
+    /// Strips of eight along the depth: element `(row, depth)` at `depth / 8 * stride + row * 8 + depth % 8`.
     Strips,
 }
 
@@ -30,39 +30,39 @@ const COLUMNS: u8 = Order::Columns as u8;
 const ROWS: u8 = Order::Rows as u8;
 const STRIPS: u8 = Order::Strips as u8;
 
-/// The left operand.
+/// Left operand of a product.
 #[derive(Debug, Clone, Copy)]
 pub struct Left<'a> {
-    /// From its first element.
+    /// Elements, from the first on.
     pub data: &'a [f32],
-    /// How it lies.
+    /// Memory layout.
     pub order: Order,
-    /// See [`Order`].
+    /// Stride of the layout, see [`Order`].
     pub stride: usize,
 }
 
-/// The right operand or the result: rows `stride` apart.
+/// Right operand of a product, with rows `stride` apart.
 #[derive(Debug, Clone, Copy)]
 pub struct Right<'a> {
-    /// From its first element.
+    /// Elements, from the first on.
     pub data: &'a [f32],
-    /// Distance of rows.
+    /// Distance between rows.
     pub stride: usize,
 }
 
-/// A set of instructions.
+/// Instruction set of the product kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SimdLevel {
     /// 512-bit registers.
     Avx512,
     /// 256-bit registers and fused multiply-add.
     Avx2,
-    /// What every machine has.
+    /// Supported by every CPU.
     Portable,
 }
 
 impl SimdLevel {
-    /// The levels that this machine has, the fastest first.
+    /// Returns the levels that this CPU supports, fastest first.
     pub fn available() -> Vec<Self> {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -78,8 +78,8 @@ impl SimdLevel {
         levels
     }
 
-    /// The fastest level, or that which the environment variable `CDL_SIMD` names (`avx512`, `avx2`, `portable`); a
-    /// warning says so if this machine has no such level.
+    /// Returns the level named by the environment variable `CDL_SIMD` (`avx512`, `avx2`, `portable`), or else the
+    /// fastest. Logs a warning and returns the fastest if this CPU does not support the named level.
     pub fn best() -> Self {
         static BEST: OnceLock<SimdLevel> = OnceLock::new();
         *BEST.get_or_init(|| {
@@ -88,19 +88,19 @@ impl SimdLevel {
             available.iter().copied().find(|level| level.as_str() == asked).unwrap_or_else(|| {
                 let known: Vec<&str> = available.iter().map(|level| level.as_str()).collect();
                 let (known, best) = (known.join(", "), available[0].as_str());
-                tracing::warn!("CDL_SIMD={asked}: this machine has {known}; {best} is used");
+                tracing::warn!("CDL_SIMD={asked} is not available: this CPU supports {known}; using {best}");
                 available[0]
             })
         })
     }
 
-    /// Whether its products ask for the left operand's next elements themselves; with others, who calls them should
-    /// (measured: where a round has fewer products, asking takes longer than they do).
-    pub const fn asks(self) -> bool {
+    /// Returns whether the kernel prefetches the left operand itself; for other levels the caller should (measured:
+    /// with fewer products per round, prefetching in the kernel takes longer than the products).
+    pub const fn prefetches(self) -> bool {
         matches!(self, Self::Avx512)
     }
 
-    /// Lower-case name.
+    /// Returns the lower-case name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Avx512 => "avx512",
@@ -111,10 +111,10 @@ impl SimdLevel {
 }
 
 /// `c = a b`, or `c += a b` if `add`: `rows` (a multiple of [`STRIP`]) by `columns` (at most [`PANEL`]), over `depth`.
-/// Columns are rounded up to whole [`GROUP`]s, which operands and result must have room for.
+/// Columns are rounded up to whole [`GROUP`]s, for which operands and result must have space.
 ///
 /// # Panics
-/// If an operand does not cover its matrix, which is an error in the caller's arithmetic.
+/// If an operand's slice is too small for its matrix, which is a bug in the caller.
 #[inline]
 pub fn product(
     level: SimdLevel,
@@ -169,7 +169,7 @@ pub fn product(
     }
 }
 
-/// `c = a b` as [`product`], of any number of columns.
+/// Computes `c = a b` like [`product`], for any number of columns.
 pub fn wide_product(
     level: SimdLevel,
     (rows, columns, depth): (usize, usize, usize),
@@ -184,7 +184,7 @@ pub fn wide_product(
     }
 }
 
-/// A part of a product: first elements of its operands and of its result, and distances of their rows.
+/// Part of a product: pointers to the first elements of operands and result, and distances between their rows.
 #[derive(Clone, Copy)]
 struct Tile {
     depth: usize,
@@ -198,7 +198,7 @@ struct Tile {
     add: bool,
 }
 
-/// A function that computes [`STRIP`] rows.
+/// Function that computes [`STRIP`] rows.
 type Kernel = unsafe fn(Tile);
 
 fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
@@ -222,7 +222,7 @@ fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
     }
 }
 
-/// A register of floats.
+/// Vector register of floats.
 trait Vector: Copy {
     const LANES: usize;
     const LEVEL: SimdLevel;
@@ -236,13 +236,13 @@ trait Vector: Copy {
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// How far ahead weights are asked for, in floats and in strips (measured).
+/// Prefetch distance of weights, in floats and in strips (measured).
 const AHEAD: usize = 512;
 const STRIPS_AHEAD: usize = 4;
-/// Floats in a line of the cache.
+/// Number of floats in a cache line.
 pub const LINE: usize = 16;
 
-/// Asks for the cache line at `at`, wherever that is.
+/// Prefetches the cache line at `at`, which may be any address.
 #[inline(always)]
 fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
@@ -254,14 +254,14 @@ fn prefetch(at: *const f32) {
     let _ = at;
 }
 
-/// Asks for what will be read soon, sixteen floats at a time.
+/// Prefetches floats, one cache line at a time.
 #[inline]
 pub fn soon(floats: &[f32]) {
     floats.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
 }
 
-/// One step of the depth: `R` elements from `a`, `row` apart, times `C` registers from `b`. What there is less of is
-/// held in registers.
+/// Computes one step of the depth: `R` elements from `a`, `row` apart, times `C` registers from `b`. The smaller
+/// operand is held in registers.
 ///
 /// # Safety
 /// The processor has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
@@ -273,7 +273,7 @@ unsafe fn step<V: Vector, const R: usize, const C: usize>(
     row: usize,
     b: *const f32,
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if R < C {
             let mut left = [V::splat(0.0); R];
@@ -301,15 +301,15 @@ unsafe fn step<V: Vector, const R: usize, const C: usize>(
     }
 }
 
-/// `R` rows by `C` registers of the result.
+/// Computes `R` rows by `C` registers of the result.
 ///
 /// # Safety
-/// The processor has the instructions of `V`, and `tile` points to matrices that cover so much.
+/// The processor has the instructions of `V`, and the matrices of `tile` contain these rows and columns.
 #[inline(always)]
 unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(tile: Tile) {
     let Tile { depth, a, a_stride, b, b_stride, c, c_stride, add } = tile;
-    // SAFETY: the caller's promise; every offset below is that of an element of the tile, of row `k < depth` of `b`, or
-    // of column `k` of `a`.
+    // SAFETY: guaranteed by the caller; every offset below is that of an element of the tile, of row `k < depth` of
+    // `b`, or of column `k` of `a`.
     unsafe {
         let mut sums = [[V::splat(0.0); C]; R];
         if add {
@@ -322,7 +322,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
         match ORDER {
             COLUMNS => {
                 for k in 0..depth {
-                    if V::LEVEL.asks() {
+                    if V::LEVEL.prefetches() {
                         prefetch(a.wrapping_add(k * a_stride + AHEAD));
                     }
                     step(&mut sums, a.add(k * a_stride), 1, b.add(k * b_stride));
@@ -336,7 +336,7 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
             _ => {
                 for strip in 0..depth / STRIP {
                     for k in 0..STRIP {
-                        if V::LEVEL.asks() && k % 2 == 0 {
+                        if V::LEVEL.prefetches() && k % 2 == 0 {
                             prefetch(a.wrapping_add((strip + STRIPS_AHEAD) * a_stride + k * STRIP));
                         }
                         let b = b.add((strip * STRIP + k) * b_stride);
@@ -353,8 +353,8 @@ unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(
     }
 }
 
-/// Eight rows by `G` groups of columns, out of tiles that fit the registers: for one, two and three groups so many rows by
-/// so many registers (measured).
+/// Defines a function that computes eight rows by `G` groups of columns from tiles that fit the registers. The
+/// arguments are rows and registers of a tile for one, two and three groups (measured).
 macro_rules! tiles {
     ($vector:ty, $feature:literal, $($groups:literal => $rows:literal x $registers:literal),*) => {
         /// See [`Kernel`](super::Kernel).
@@ -369,14 +369,14 @@ macro_rules! tiles {
                 _ => STRIP,
             };
             $(if G == $groups {
-                // The parts make the tile and nothing beside it.
+                // The parts must cover exactly the tile.
                 const {
                     assert!(STRIP % $rows == 0);
                     assert!($groups * GROUP % ($registers * <$vector as Vector>::LANES) == 0);
                 }
                 for i in (0..STRIP).step_by($rows) {
                     for column in (0..G * GROUP).step_by($registers * <$vector as Vector>::LANES) {
-                        // SAFETY: the caller's promise, for a part of the tile.
+                        // SAFETY: guaranteed by the caller for the whole tile, of which this is a part.
                         unsafe {
                             registers::<$vector, ORDER, $rows, $registers>(Tile {
                                 a: tile.a.add(i * row),
@@ -392,7 +392,7 @@ macro_rules! tiles {
     };
 }
 
-/// A register of x86-64 as a [`Vector`].
+/// Implements [`Vector`] for a register type of x86-64.
 #[cfg(target_arch = "x86_64")]
 macro_rules! x86 {
     ($vector:ty, $lanes:literal, $level:ident, $splat:ident, $load:ident, $store:ident, $add_product:ident) => {
@@ -403,22 +403,22 @@ macro_rules! x86 {
             const LEVEL: SimdLevel = SimdLevel::$level;
             #[inline(always)]
             unsafe fn splat(x: f32) -> Self {
-                // SAFETY: only called from functions compiled for these instructions; likewise below.
+                // SAFETY: all four functions are only called from functions compiled for these instructions.
                 unsafe { $splat(x) }
             }
             #[inline(always)]
             unsafe fn load(at: *const f32) -> Self {
-                // SAFETY: as above; the caller promises as many floats at `at`; likewise below.
+                // SAFETY: as for `splat`; the caller guarantees `LANES` floats at `at`.
                 unsafe { $load(at) }
             }
             #[inline(always)]
             unsafe fn store(self, at: *mut f32) {
-                // SAFETY: as above.
+                // SAFETY: as for `splat` and `load`.
                 unsafe { $store(at, self) }
             }
             #[inline(always)]
             unsafe fn add_product(self, a: Self, b: Self) -> Self {
-                // SAFETY: as above.
+                // SAFETY: as for `splat` and `load`.
                 unsafe { $add_product(a, b, self) }
             }
         }
@@ -444,7 +444,7 @@ mod avx2 {
 mod portable {
     use super::*;
 
-    /// Four floats, which compilers know how to keep in a register on most machines.
+    /// Four floats, which compilers keep in one register on most architectures.
     #[derive(Clone, Copy)]
     pub struct Four([f32; 4]);
 
@@ -457,7 +457,7 @@ mod portable {
         }
         #[inline(always)]
         unsafe fn load(at: *const f32) -> Self {
-            // SAFETY: the caller promises four floats at `at`; arrays of floats need a float's alignment.
+            // SAFETY: the caller guarantees four floats at `at`; an array of floats has the alignment of a float.
             unsafe { Self(at.cast::<[f32; 4]>().read()) }
         }
         #[inline(always)]
@@ -529,7 +529,7 @@ mod tests {
                     }
                     if level != SimdLevel::Portable {
                         let first = fused.get_or_insert_with(|| results.clone());
-                        assert!(*first == results, "{level:?} {order:?}: other bits than another level's");
+                        assert!(*first == results, "{level:?} {order:?}: bits differ from another level's");
                     }
                 }
             }

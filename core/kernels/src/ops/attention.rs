@@ -10,13 +10,13 @@ use crate::{
     tape::Value,
 };
 
-/// `softmax(q kᵀ / √(D/H)) v` for each of `heads` heads, side by side: `(B, N, D)`.
+/// Computes `softmax(q kᵀ / √(D/H)) v` for each of `heads` heads and concatenates the results: `(B, N, D)`.
 ///
-/// `qkv` `(B, N, 3D)` holds the tokens' queries, keys and values side by side, as a fused projection makes them.
-/// `extra` `(B, P, 2D)` holds further keys and values that are attended to: prefix and suffix alike, since attention
-/// does not depend on the order of its keys.
+/// `qkv` `(B, N, 3D)` contains queries, keys and values of the tokens, the output of a fused projection. `extra`
+/// `(B, P, 2D)` contains injected keys and values, prefix and suffix together: attention does not depend on the order
+/// of keys.
 ///
-/// The scores are never stored: the backward pass computes them again, one image and head at a time.
+/// The scores are never stored: the backward pass recomputes them, one image and head at a time.
 ///
 /// # Errors
 /// Tensors whose shapes do not fit each other or the heads.
@@ -27,7 +27,7 @@ pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<T
     let (qkv, extra) = (qkv.contiguous()?, extra.map(Tensor::contiguous).transpose()?);
     let (y, log_sums) = forward(&qkv, extra.as_ref(), heads)?;
     let injects = extra.is_some();
-    // Without injected rows, `qkv` stands in their place and is not read there.
+    // Without injected rows, `qkv` is a placeholder for them and is not read.
     y.of_both(&qkv, extra.as_ref().unwrap_or(&qkv), move |qkv, extra, y, dy| {
         let attended = Attended { y: y.clone(), log_sums: log_sums.clone() };
         let (d_qkv, d_extra) = attend_backward(qkv, Some(extra).filter(|_| injects), &attended, dy, heads)?;
@@ -38,20 +38,20 @@ pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<T
 /// Output of [`attend`].
 #[derive(Debug)]
 pub struct Attended {
-    /// `(B, N, D)`.
+    /// Output `(B, N, D)`.
     pub y: Tensor,
     /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that keep it for the backward pass.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "kept by CUDA kernels alone"))]
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "kept only by CUDA kernels"))]
     pub log_sums: Option<Tensor>,
 }
 
-/// [`attention`] of contiguous tensors, without a graph.
+/// Computes [`attention`] of contiguous tensors, without a graph.
 pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<Attended> {
     let (y, log_sums) = forward(qkv, extra, heads)?;
     Ok(Attended { y: y.tensor(), log_sums })
 }
 
-/// Gradients of `qkv` and `extra` for the gradient `dy` `(B, N, D)` of the output.
+/// Computes the gradients of `qkv` and `extra` for the gradient `dy` `(B, N, D)` of the output.
 pub fn attend_backward(
     qkv: &Tensor,
     extra: Option<&Tensor>,
@@ -72,7 +72,7 @@ pub fn attend_backward(
     })
 }
 
-/// The output and, from kernels that keep them, logarithms of sums.
+/// Computes the output and, for kernels that keep them, the logarithms of sums.
 fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Option<Tensor>)> {
     return_on_gpu!(qkv => attend(qkv, extra, heads));
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
@@ -84,8 +84,8 @@ fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value,
     })
 }
 
-/// Sizes of one call, on the CPU or the GPU: images `batch`, `tokens` and injected rows `extra` of each, `width`, `heads` and
-/// the width `head` of one.
+/// Sizes of a call, on the CPU or the GPU: number of images `batch`, `tokens` and injected rows `extra` of an image,
+/// `width`, number of `heads`, and the width `head` of a head.
 #[derive(Clone, Copy)]
 pub struct Sizes {
     pub batch: usize,
@@ -112,18 +112,18 @@ impl Sizes {
         Ok(Self { batch, tokens, extra: rows, width, heads, head: width / heads })
     }
 
-    /// Factor of the scores, `1 / √(D/H)`.
+    /// Returns the factor of the scores, `1 / √(D/H)`.
     pub fn scale(&self) -> f64 {
         1.0 / (self.head as f64).sqrt()
     }
 
-    /// Keys that each query attends to.
+    /// Returns the number of keys to which each query attends.
     pub fn keys(&self) -> usize {
         self.extra + self.tokens
     }
 }
 
-/// One image's queries, keys and values for one head, as matrices inside the image's slices.
+/// Queries, keys and values of one image and head, as matrices inside the image's slices.
 struct HeadViews<'a, T> {
     q: View<'a, T>,
     k: View<'a, T>,
@@ -141,7 +141,7 @@ impl<'a, T: Real> HeadViews<'a, T> {
         Self { q: token(0), k: token(1), v: token(2), extra_k: injected(0), extra_v: injected(1) }
     }
 
-    /// Attention weights `(N, P + N)`, the injected rows' first.
+    /// Computes the attention weights `(N, P + N)`, those of the injected rows first.
     fn weights(&self, s: Sizes, weights: &mut [T]) {
         let keys = s.keys();
         if s.extra > 0 {

@@ -1,5 +1,5 @@
-//! The crate's operations composed of candle's own: slower, with a gradient computed (and dropped) for frozen weights, but
-//! for every device and type. Tests use them as the oracle.
+//! Reference implementations of the crate's operations by candle's operations, for every device and type. They are
+//! slower and also compute (and drop) gradients of frozen weights. Tests compare with them.
 
 use candle_core::{D, Result, Tensor};
 
@@ -24,7 +24,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     normal.broadcast_mul(gamma)?.broadcast_add(beta)
 }
 
-/// See [`crate::gelu`]. From `erf`, since the backward pass of candle's `gelu_erf` knows 1/√(2π) to six digits only.
+/// See [`crate::gelu`]. Uses `erf`, since the backward pass of candle's `gelu_erf` has 1/√(2π) with only six digits.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     let twice_cdf = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?;
     (x * twice_cdf)? * 0.5

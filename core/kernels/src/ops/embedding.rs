@@ -1,12 +1,11 @@
-//! Tokens before a network's first block: images cut into patches, and patches joined by CLS and registers. All of it is
-//! frozen.
+//! Frozen embedding before a network's first block: images to patches, and patches with CLS and registers to tokens.
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::storage::return_on_gpu;
 
-/// Patches of `patch` by `patch` pixels of images `(B, C, S, S)` as rows `(B, G, C p p)` of `dtype`, normalised by mean and
-/// reciprocal deviation `(1, C, 1, 1)` where there are any.
+/// Divides images `(B, C, S, S)` into patches of `patch` by `patch` pixels: rows `(B, G, C p p)` of `dtype`, normalised
+/// by mean and reciprocal deviation `(1, C, 1, 1)` if given.
 pub fn patchify(
     pixels: &Tensor,
     patch: usize,
@@ -27,7 +26,7 @@ pub fn patchify(
         .reshape((batch, grid * grid, channels * patch * patch))
 }
 
-/// `prefix` `(1, R, D)`, then `patches` `(B, P, D)` plus `positions` `(1, P, D)`: `(B, R + P, D)`.
+/// Concatenates `prefix` `(1, R, D)` and `patches` `(B, P, D)` plus `positions` `(1, P, D)`: `(B, R + P, D)`.
 pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) -> Result<Tensor> {
     return_on_gpu!(patches => assemble_tokens(&prefix.contiguous()?, patches, &positions.contiguous()?));
     let (_, count, width) = prefix.dims3()?;

@@ -1,14 +1,14 @@
-//! Many tensors as one flat row, and back.
+//! Conversion of many tensors to one flat row, and back.
 
 use candle_core::{Result, Tensor, Var};
 
 #[cfg(feature = "cuda")]
 use crate::{cuda, storage::float32_on_gpu};
 
-/// The elements of `tensors` one after the other, `(n,)`, without their graph.
+/// Concatenates the elements of `tensors`, `(n,)`, without their graph.
 ///
 /// # Errors
-/// Tensors of several types or devices.
+/// Tensors of different types or devices.
 pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if tensors.iter().all(|tensor| float32_on_gpu(tensor)) {

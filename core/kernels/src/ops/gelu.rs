@@ -9,7 +9,7 @@ use crate::{
     tape::Value,
 };
 
-/// Elements in one row of the work that threads share.
+/// Number of elements in a unit of parallel work.
 const ROW: usize = 4096;
 
 /// `x Φ(x)` with the exact distribution function Φ of the standard normal, for `x` of any shape.

@@ -1,5 +1,5 @@
-//! Injected keys and values side by side, in one operation for all blocks: a graph of narrow, concatenated and broadcast
-//! pieces would cost a GPU a hundred small operations in each step.
+//! Gathering of injected keys and values in one operation for all blocks. A graph of narrow, concatenate and broadcast
+//! operations would cost a GPU a hundred small kernels in each step.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -8,7 +8,7 @@ use crate::{
     tape::{Gradients, Value},
 };
 
-/// Prompts out of which rows are gathered; at least one of the two is there.
+/// Prompts from which rows are gathered. At least one of the two is present.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// Rows that differ from image to image, `(B, O, D)`.
@@ -17,25 +17,25 @@ pub struct Sources<'a> {
     pub shared: Option<&'a Tensor>,
 }
 
-/// The row that a key or value comes from.
+/// Source row of a key or value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
-    /// Whether it is a row of [`Sources::shared`]; else it is one of [`Sources::own`].
+    /// Whether the row is in [`Sources::shared`]; otherwise it is in [`Sources::own`].
     pub shared: bool,
     /// Number of the row.
     pub row: usize,
 }
 
 impl Source {
-    /// The row that follows `rows` later.
+    /// Returns the source `rows` rows later.
     pub fn plus(self, rows: usize) -> Self {
         Self { row: self.row + rows, ..self }
     }
 }
 
-/// Keys and values side by side, `(B, R, 2D)`, for `batch` images, as `dtype`.
+/// Gathers keys and values, `(B, R, 2D)`, for `batch` images, as `dtype`.
 ///
-/// `places` names the sources of each key and its value; no row of a source is taken twice.
+/// `places` contains the sources of each key and its value. No row of a source may be used twice.
 ///
 /// # Errors
 /// Sources whose shapes do not fit each other or the places.
@@ -57,7 +57,7 @@ pub fn gather_rows(
     let fits = own_dims.is_none_or(|dims| dims == (batch, own_rows, width))
         && shared_dims.is_none_or(|dims| dims == (1, shared_rows, width))
         && places.iter().all(|&place| place < own_rows + shared_rows);
-    // Where one source is missing, the other stands in its place and is not read there.
+    // For a missing source, the other is a placeholder and is not read.
     let (Some(first), Some(second), true) =
         (own.as_ref().or(shared.as_ref()), shared.as_ref().or(own.as_ref()), fits)
     else {
@@ -70,18 +70,18 @@ pub fn gather_rows(
 
 /// Sources of gathered rows.
 struct Gather {
-    /// For each key, then its value: a row of the own source, or of the shared one counted on from there.
+    /// Source index of each key, then of its value: rows of `own`, followed by rows of `shared`.
     places: Vec<usize>,
-    /// Rows of the own source; 0 if there is none.
+    /// Number of rows of `own`; 0 if there is none.
     own_rows: usize,
-    /// Rows of the shared source; 0 if there is none.
+    /// Number of rows of `shared`; 0 if there is none.
     shared_rows: usize,
     batch: usize,
     width: usize,
 }
 
 impl Gather {
-    /// The rows; on a GPU as `dtype`, on the CPU of the sources' type.
+    /// Gathers the rows: as `dtype` on a GPU, in the type of the sources on the CPU.
     fn forward(&self, own: &Tensor, shared: &Tensor, _dtype: DType) -> Result<Value> {
         let width = self.width;
         let shape = (self.batch, self.places.len() / 2, 2 * width);
@@ -101,7 +101,7 @@ impl Gather {
         })
     }
 
-    /// Gradients of both sources. A shared row's is the sum over the images in their order.
+    /// Returns the gradients of both sources. The gradient of a shared row is the sum over the images in order.
     fn backward(&self, dy: &Tensor) -> Result<Gradients> {
         return_on_gpu!(dy => scatter_rows(dy, &self.places, self.own_rows, self.shared_rows));
         let width = self.width;

@@ -21,8 +21,8 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     value(&x, gamma, beta, eps)?.of(&x, move |x, _, dy| layer_norm_backward(x, &scale, eps, dy, None))
 }
 
-/// The gradient of the input `x` for the gradient `dy` of the output, plus `plus`, the gradient of a residual connection
-/// around the layer; all three `(..., D)`.
+/// Returns the gradient of the input `x` for the gradient `dy` of the output, plus `plus`, the gradient of a residual
+/// connection around the layer; all three `(..., D)`.
 pub fn layer_norm_backward(
     x: &Tensor,
     gamma: &Tensor,

@@ -1,4 +1,4 @@
-//! A frozen linear layer.
+//! Frozen linear layer.
 
 use candle_core::{Result, Shape, Tensor, bail};
 
@@ -11,7 +11,7 @@ use crate::{
 
 /// `x Wᵀ + b`, `(..., O)`, for `x` `(..., I)` and frozen `weight` `(O, I)` and `bias` `(O,)`.
 ///
-/// The bias goes in with the product, and the backward pass is `dx = dy W` alone.
+/// The product includes the bias. The backward pass computes only `dx = dy W`.
 ///
 /// # Errors
 /// Tensors whose shapes do not fit each other.
@@ -64,7 +64,7 @@ pub fn linear_value(
         if let Some(plus) = plus {
             on_cpu!(T: plus => plus);
             if plus.len() != y.len() {
-                bail!("{} numbers to be added to an output of shape {shape:?}", plus.len());
+                bail!("{} values to add to an output of shape {shape:?}", plus.len());
             }
             y.iter_mut().zip(plus).for_each(|(y, plus)| *y += *plus);
         }
@@ -72,7 +72,7 @@ pub fn linear_value(
     })
 }
 
-/// Rows of a tensor whose last dimension is `from`, and its shape with `to` in that place.
+/// Returns the number of rows of a tensor whose last dimension is `from`, and its shape with `to` instead.
 fn rows(x: &Tensor, from: usize, to: usize) -> Result<(usize, Shape)> {
     let mut shape = x.dims().to_vec();
     match shape.last_mut() {

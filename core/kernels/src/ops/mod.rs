@@ -1,5 +1,5 @@
-//! Operations on tensors: on the CPU in plain Rust, on an NVIDIA GPU by the kernels in [`cuda`](crate::cuda), and otherwise
-//! composed of candle's own.
+//! Operations on tensors: in Rust on the CPU, by the kernels in [`cuda`](crate::cuda) on an NVIDIA GPU, and otherwise
+//! by candle's operations.
 
 mod attention;
 pub mod composed;

@@ -1,13 +1,13 @@
-//! Operations on the rows of a tensor, for losses and for matching prompts. On the CPU they are candle's own; on a GPU, where
-//! each of those costs more than its arithmetic, they are one kernel each way.
+//! Operations on the rows of a tensor, for losses and for matching prompts. On the CPU they use candle's operations. On
+//! a GPU, where a launch costs more than the arithmetic, they are one kernel each for forward and backward.
 
 use candle_core::{D, Result, Tensor};
 
 #[cfg(feature = "cuda")]
 use crate::{cuda, storage::float32_on_gpu};
 
-/// Least norm that a row is divided by.
-const LEAST: f64 = 1e-12;
+/// Minimum divisor of a row.
+const MIN_NORM: f64 = 1e-12;
 
 /// `x - log Σ exp x` of each row of `x` `(..., C)`.
 pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
@@ -33,8 +33,9 @@ pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {
         let x = x.contiguous()?;
-        return cuda::l2_normalize(&x, LEAST)?.of(&x, |x, _, dy| cuda::l2_normalize_backward(x, dy, LEAST));
+        return cuda::l2_normalize(&x, MIN_NORM)?
+            .of(&x, |x, _, dy| cuda::l2_normalize_backward(x, dy, MIN_NORM));
     }
-    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(LEAST)?;
+    let norm = x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?.maximum(MIN_NORM)?;
     x.broadcast_div(&norm)
 }

@@ -20,7 +20,7 @@ pub struct Call<'a> {
     pub x: &'a Tensor,
     /// Injected rows `(B, R, 2D)` of the run.
     pub rows: Option<&'a Tensor>,
-    /// The block's share of them.
+    /// The block's share of the injected rows.
     pub share: &'a BlockRows,
     pub reads: Reads,
 }
@@ -37,7 +37,7 @@ pub struct Inner {
 }
 
 impl Call<'_> {
-    /// The keys and values `(B, P, 2D)` that the block attends to besides its tokens.
+    /// Returns the injected keys and values `(B, P, 2D)` to which the block attends.
     fn extra(&self) -> Result<Option<Tensor>> {
         let attended = &self.share.attended;
         let rows = self.rows.filter(|_| !attended.is_empty());
@@ -57,7 +57,7 @@ impl Linear {
 }
 
 impl Block {
-    /// Values inside. Keys and values come from every token; the rest acts on each token by itself.
+    /// Computes the values inside the block. Keys and values need all tokens; the rest is per token.
     pub(super) fn inner(&self, call: Call<'_>) -> Result<Inner> {
         let Call { x, share, reads, .. } = call;
         let qkv = self.qkv.value(&call.normal(&self.norm1, x)?, None)?;
@@ -74,13 +74,13 @@ impl Block {
         Ok(Inner { qkv, attended, middle, hidden })
     }
 
-    /// The output `(B, M, D)`.
+    /// Computes the output `(B, M, D)`.
     pub(super) fn output(&self, inner: &Inner) -> Result<Tensor> {
         self.fc2.value(&gelu(&inner.hidden)?, Some(&inner.middle))
     }
 
-    /// Gradients of the block's injected rows, in order, and of its input, if wanted, for the gradient `dy` `(B, M, D)` of
-    /// the output.
+    /// Returns the gradients of the block's injected rows, in order, and of its input if needed, for the gradient `dy`
+    /// `(B, M, D)` of the output.
     pub(super) fn gradients(
         &self,
         call: Call<'_>,
@@ -89,7 +89,7 @@ impl Block {
         wants_input: bool,
     ) -> Result<(Vec<Tensor>, Option<Tensor>)> {
         let Call { heads, eps, x, share, reads, .. } = call;
-        // Values are dropped as soon as they are used.
+        // Values are dropped as early as possible to save memory.
         let Inner { qkv, attended, middle, hidden } = inner;
         let d_hidden = gelu_backward(&hidden, &linear_backward(&self.fc2.weight, dy)?)?;
         drop(hidden);
@@ -117,7 +117,7 @@ impl Block {
     }
 }
 
-/// The tokens of `x` `(B, N, D)` that are read, `(B, M, D)`.
+/// Selects the tokens of `x` `(B, N, D)` that are read, `(B, M, D)`.
 fn keep(reads: Reads, x: &Tensor) -> Result<Tensor> {
     match reads {
         Reads::All => Ok(x.clone()),
@@ -129,7 +129,7 @@ fn keep(reads: Reads, x: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// The gradient of all `tokens` for that of the tokens that are read: zero for the others.
+/// Expands the gradient of the tokens that are read to all `tokens`, with zeros for the others.
 fn spread(reads: Reads, dy: &Tensor, tokens: usize) -> Result<Tensor> {
     let Reads::ClsAndLast { extra } = reads else { return Ok(dy.clone()) };
     let (batch, _, width) = dy.dims3()?;

@@ -1,11 +1,11 @@
 //! Runs of frozen blocks in tensor operations, for every device and type.
 //!
-//! A run is one operation of candle's graph, with its backward pass written out. It computes gradients of the injected rows
-//! and of its input, where they are wanted, and no others:
+//! A run is one operation of candle's graph with an explicit backward pass. It computes only the gradients of the
+//! injected rows and, if needed, of its input:
 //!
 //! - blocks before the first trainable value keep nothing and have no backward pass;
-//! - the first block that has one ends with the gradients of its rows if its input is constant;
-//! - the graph would hold a gradient for every step inside a block; here each is gone as soon as it is used.
+//! - for a constant input, the first block with a backward pass computes only the gradients of its rows;
+//! - each gradient inside a block is dropped as soon as it is used, which candle's graph would not do.
 
 mod block;
 
@@ -25,17 +25,17 @@ use crate::{
 };
 use block::{Call, Inner};
 
-/// The frozen blocks of a network in tensor operations.
+/// Frozen blocks of a network in tensor operations.
 pub struct TapedBlocks {
     stem: Stem,
     blocks: Arc<Vec<Block>>,
     settings: Settings,
-    /// Mean and reciprocal standard deviation, `(1, 3, 1, 1)`; `None` when pixels go in as they are.
+    /// Mean and reciprocal standard deviation, `(1, 3, 1, 1)`; `None` for no normalisation.
     normalize: Option<(Tensor, Tensor)>,
 }
 
 impl TapedBlocks {
-    /// Converts the layers to `dtype`, except layer norms, which compute in float32 whatever their input is.
+    /// Converts the layers to `dtype`, except layer norms, which compute in float32 for every type of input.
     pub fn new<E: From<candle_core::Error>>(
         stem: &Stem,
         blocks: impl IntoIterator<Item = std::result::Result<Block, E>>,
@@ -90,12 +90,12 @@ impl BlockRunner for TapedBlocks {
             Value::new(storage.try_clone(layout)?, y.shape())
         };
         let (kept, injects) = (Mutex::new(kept), rows.is_some());
-        // Without rows, the input stands in their place and is not read there.
+        // Without rows, the input is a placeholder for them and is not read.
         y.of_both(&x, rows.as_ref().unwrap_or(&x), move |x, rows, _, dy| {
             let rows = injects.then(|| rows.detach());
             let mut kept = mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
             if kept.is_empty() {
-                // A second backward pass through one graph.
+                // This is a second backward pass through the same graph.
                 kept = run.forward(&x.detach(), rows.as_ref(), Some(first))?.1;
             }
             run.backward(kept, first, rows.as_ref(), dy, wants_input)
@@ -107,7 +107,7 @@ impl BlockRunner for TapedBlocks {
     }
 }
 
-/// The injected rows of `blocks` alone, and each block's share of these.
+/// Returns the injected rows of `blocks`, and the share of each block.
 fn rows_of(prompts: &Prompts, blocks: Range<usize>) -> Result<(Option<Tensor>, Vec<BlockRows>)> {
     let mut shares = prompts.shares_of(blocks);
     let all: Vec<usize> = shares.iter().flat_map(BlockRows::places).collect();
@@ -122,14 +122,14 @@ fn rows_of(prompts: &Prompts, blocks: Range<usize>) -> Result<(Option<Tensor>, V
     Ok((Some(rows.narrow(1, first, last + 1 - first)?), shares))
 }
 
-/// Blocks one after the other.
+/// Run of consecutive blocks.
 struct Run {
     /// All blocks of the network.
     blocks: Arc<Vec<Block>>,
     /// The blocks of this run.
     range: Range<usize>,
     settings: Settings,
-    /// For every block of the run, its share of the run's injected rows.
+    /// Share of the run's injected rows of each block.
     shares: Vec<BlockRows>,
     /// Tokens that leave the last block.
     reads: Reads,
@@ -139,24 +139,24 @@ struct Run {
 struct Kept {
     /// The block's input `(B, N, D)`.
     x: Tensor,
-    /// `None` where it is computed again.
+    /// Values inside the block; `None` if they are recomputed.
     inner: Option<Inner>,
 }
 
 impl Run {
-    /// Block `index` of the run.
+    /// Returns block `index` of the run.
     fn block(&self, index: usize) -> &Block {
         &self.blocks[self.range.start + index]
     }
 
-    /// The call of block `index` for `x` `(B, N, D)` and the run's rows `(B, R, 2D)`.
+    /// Returns the call of block `index` for `x` `(B, N, D)` and the run's rows `(B, R, 2D)`.
     fn call<'a>(&'a self, index: usize, x: &'a Tensor, rows: Option<&'a Tensor>) -> Call<'a> {
         let Settings { heads, eps, .. } = self.settings;
         let reads = if index + 1 == self.range.len() { self.reads } else { Reads::All };
         Call { heads, eps, x, rows, share: &self.shares[index], reads }
     }
 
-    /// The output `(B, M, D)`, and the values that blocks from `first` on keep.
+    /// Returns the output `(B, M, D)`, and the values that the blocks from `first` on keep.
     fn forward(
         &self,
         x: &Tensor,
@@ -176,8 +176,8 @@ impl Run {
         Ok((x, kept))
     }
 
-    /// Gradients of the input, if wanted, and of the rows for the gradient `dy` of the output. `kept` has the values of
-    /// the blocks from `first` on.
+    /// Returns the gradients of the input, if needed, and of the rows for the gradient `dy` of the output. `kept`
+    /// contains the values of the blocks from `first` on.
     fn backward(
         &self,
         mut kept: Vec<Kept>,
@@ -199,7 +199,7 @@ impl Run {
             d_rows.extend(of_block.into_iter().rev());
             dy = dx;
         }
-        // Rows stand in the order of the blocks.
+        // Rows are in the order of the blocks.
         d_rows.reverse();
         let d_rows = if d_rows.is_empty() { None } else { Some(Tensor::cat(&d_rows, 1)?) };
         Ok((dy, d_rows))

@@ -1,5 +1,5 @@
-//! The fused and the taped network against candle's graph in float64: values and gradients, for everything that can be
-//! injected and read, on every instruction set that this machine has.
+//! Comparison of the fused and the taped network with candle's graph in float64: values and gradients for all kinds of
+//! injections and outputs, on every instruction set that this machine supports.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::{D, Var};
@@ -15,7 +15,7 @@ use cdl_kernels::layers::Linear;
 
 const SIDE: usize = 28;
 const DEPTH: usize = 4;
-/// With 50 tokens an image, panels and shares begin and end in the middle of images.
+/// Image size that gives 50 tokens per image, so that panels and shares begin and end within images.
 const BATCH: usize = 5;
 
 fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
@@ -31,7 +31,7 @@ fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
     Vit::new("vit", &weights, &options, Provenance::of_bytes("fast", b"fast"), &Device::Cpu).unwrap()
 }
 
-/// The network with its blocks computed as `blocks` says.
+/// Returns the network with its blocks computed by `blocks`.
 fn with_blocks(vit: &Vit, norm: Norm, blocks: Blocks) -> Vit {
     Vit { spec: vit.spec.clone(), blocks, norm, eps: vit.eps, sizes: vit.sizes }
 }
@@ -43,7 +43,7 @@ fn at_level(vit: &Vit, level: SimdLevel) -> Vit {
     with_blocks(vit, vit.norm.clone(), Blocks::Fused(blocks))
 }
 
-/// The network in taped tensor operations, in float64.
+/// Returns the network in taped tensor operations, in float64.
 fn taped(vit: &Vit, recompute: bool) -> Vit {
     let wide = |t: &Tensor| t.to_dtype(DType::F64);
     let linear = |l: &Linear| l.to_dtype(DType::F64);
@@ -57,7 +57,7 @@ fn taped(vit: &Vit, recompute: bool) -> Vit {
     with_blocks(vit, norm, Blocks::Taped(blocks))
 }
 
-/// The rows that a block attends to besides its tokens, as the definition says.
+/// Returns the rows that a block attends to besides its tokens, by their definition.
 fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
     let rows = [&injection.prefix, &injection.suffix].into_iter().flatten().map(|kv| {
         let (_, rows, width) = kv.k()?.dims3()?;
@@ -67,7 +67,7 @@ fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
     Ok(if rows.is_empty() { None } else { Some(Tensor::cat(&rows, 1)?) })
 }
 
-/// The oracle: the network written down operation by operation, with gradients from candle's graph alone.
+/// Reference implementation: the network operation by operation, with gradients from candle's graph only.
 fn oracle(vit: &Vit, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
     let Vit { spec, norm, eps, .. } = vit;
     let (stem, blocks) = vit.layers()?;
@@ -117,19 +117,19 @@ fn oracle(vit: &Vit, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Res
     })
 }
 
-/// What is injected: shapes by place.
+/// Test case: shapes of the injected tensors by position.
 #[derive(Default)]
 struct Case {
     name: &'static str,
-    /// Blocks with keys and values, rows, and whether every image has its own.
+    /// Blocks with keys and values, each with the number of rows and whether every image has its own rows.
     prefix: &'static [(usize, usize, bool)],
     suffix: &'static [(usize, usize, bool)],
     cls_add: &'static [usize],
     tokens: usize,
     taps: &'static [usize],
     norm: bool,
-    /// Whether blocks take parts of two tensors, one that images share and one that they do not: apart, overlapping, and
-    /// some rows not at all.
+    /// Whether blocks use rows of two tensors, one shared by all images and one per image: disjoint and overlapping
+    /// rows, and rows that no block uses.
     parts: bool,
 }
 
@@ -215,7 +215,7 @@ impl Case {
         injection
     }
 
-    /// All outputs asked for, in one row, and the gradient of every variable.
+    /// Returns all requested outputs in one row, and the gradient of every variable.
     fn run(&self, vit: &Vit, dtype: DType, forward: Forward) -> Outcome {
         let pixels = Rng::new(6).normal(&[BATCH, 3, SIDE, SIDE], 1.0, &Device::Cpu).unwrap();
         let values = self.values(vit.spec.width).into_iter().map(|value| value.to_dtype(dtype).unwrap());
@@ -227,7 +227,7 @@ impl Case {
         let outputs = [features.cls].into_iter().chain(features.tokens).chain(features.blocks.into_values());
         let all: Vec<Tensor> = outputs.chain(features.norm).map(|t| t.flatten_all().unwrap()).collect();
         let all = Tensor::cat(&all, 0).unwrap();
-        // Every output has its own weight, so that no gradient can hide behind another.
+        // Every output has a different weight, so that errors of gradients cannot cancel.
         let count = all.elem_count();
         let weights: Vec<f64> = (0..count).map(|i| ((i * 7 + 3) % 11) as f64 / 11.0 - 0.4).collect();
         let weights = Tensor::new(weights, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
@@ -244,13 +244,13 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
     (difference / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
 
-/// Values and gradients, each as near to the exact ones as `most` allows.
+/// Asserts that the errors of values and gradients are below the bounds.
 fn assert_near(found: &Outcome, exact: &Outcome, [values, gradients]: [f64; 2], name: &str) {
     let error = apart(&found.0, &exact.0);
-    assert!(error < values, "{name}: values are apart by {error:e}");
+    assert!(error < values, "{name}: values differ by {error:e}");
     for (index, (found, exact)) in found.1.iter().zip(&exact.1).enumerate() {
         let error = apart(found, exact);
-        assert!(error < gradients, "{name}: gradient {index} is apart by {error:e}");
+        assert!(error < gradients, "{name}: gradient {index} differs by {error:e}");
     }
 }
 
@@ -281,7 +281,7 @@ fn a_second_backward_pass_through_one_graph_gives_the_same() {
 
 #[test]
 fn every_level_gives_the_values_and_gradients_of_the_graph() {
-    // Heads of 16 and of 40 channels: whole registers, and a part of one.
+    // Heads of 16 channels fill whole registers, heads of 40 channels do not.
     for (width, heads) in [(48, 3), (80, 2)] {
         let of_graph = vit(width, heads, false);
         for case in cases() {

@@ -1,19 +1,20 @@
-//! What lies beside the weights: timm's or transformers' `config.json`, and transformers' `preprocessor_config.json`.
+//! Configuration files of a checkpoint: `config.json` of timm or transformers, and `preprocessor_config.json` of
+//! transformers.
 
 use serde::Deserialize;
 
 use crate::traits::Normalization;
 
-/// The parts that matter here.
+/// Settings of a checkpoint that the network uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct CheckpointConfig {
     pub(super) heads: Option<usize>,
-    /// Eps of the layer norms.
+    /// Epsilon of the layer norms.
     pub(super) eps: Option<f64>,
     pub(super) normalization: Option<Normalization>,
 }
 
-/// Of either library.
+/// `config.json` of timm or transformers.
 #[derive(Deserialize)]
 struct ConfigFile {
     num_heads: Option<usize>,
@@ -22,7 +23,7 @@ struct ConfigFile {
     hidden_act: Option<String>,
     model_args: Option<ModelArguments>,
     pretrained_cfg: Option<PretrainedConfig>,
-    /// timm's older files have no `pretrained_cfg` around it.
+    /// Older files of timm have these keys at the top level instead of under `pretrained_cfg`.
     #[serde(flatten)]
     bare: PretrainedConfig,
 }
@@ -38,7 +39,7 @@ struct PretrainedConfig {
     std: Option<[f32; 3]>,
 }
 
-/// Of transformers' image processor.
+/// `preprocessor_config.json` of transformers' image processor.
 #[derive(Deserialize)]
 struct PreprocessorFile {
     do_rescale: Option<bool>,
@@ -49,12 +50,12 @@ struct PreprocessorFile {
 }
 
 impl CheckpointConfig {
-    /// Reads `config.json`; the message begins after the file's name.
+    /// Reads `config.json`. An error message does not contain the file's name, which the caller adds.
     pub(super) fn read(json: &[u8]) -> Result<Self, String> {
         let file: ConfigFile =
             serde_json::from_slice(json).map_err(|e| format!("its config.json cannot be read: {e}"))?;
         if let Some(act) = file.hidden_act.filter(|act| act != "gelu") {
-            return Err(format!("`hidden_act = {act}` in its config.json; this ViT computes `gelu`, by erf"));
+            return Err(format!("`hidden_act = {act}` in its config.json; expected `gelu` (exact, by erf)"));
         }
         if let Some(eps) = file.layer_norm_eps.filter(|eps| !(*eps > 0.0 && *eps < 1.0)) {
             let expected = "expected a number between 0 and 1";
@@ -70,12 +71,12 @@ impl CheckpointConfig {
     }
 }
 
-/// Reads the normalisation out of `preprocessor_config.json`, for pixels in `[0, 1]`.
+/// Reads the normalisation from `preprocessor_config.json`, converted to pixels in `[0, 1]`.
 pub(super) fn preprocessor(json: &[u8]) -> Result<Option<Normalization>, String> {
     const NAME: &str = "preprocessor_config.json";
     let file: PreprocessorFile =
         serde_json::from_slice(json).map_err(|e| format!("its {NAME} cannot be read: {e}"))?;
-    // The processor sees 0 to 255, times this.
+    // The image processor normalises pixels in [0, 255] multiplied by `rescale_factor`.
     let scale = match file.do_rescale {
         Some(false) => 255.0,
         _ => 255.0 * file.rescale_factor.unwrap_or(1.0 / 255.0),
@@ -94,8 +95,8 @@ fn usable(normalization: Normalization, file: &str) -> Result<Normalization, Str
     if mean.iter().all(|m| m.is_finite()) && std.iter().all(|s| s.is_finite() && *s > 0.0) {
         return Ok(normalization);
     }
-    let found = format!("its {file} has the mean {mean:?} and the deviation {std:?}");
-    Err(format!("{found}; expected numbers, deviations above 0"))
+    let found = format!("its {file} has the mean {mean:?} and the standard deviation {std:?}");
+    Err(format!("{found}; expected finite numbers and deviations above 0"))
 }
 
 #[cfg(test)]
@@ -105,7 +106,7 @@ mod tests {
     const HALF: Normalization = Normalization { mean: [0.5; 3], std: [0.25; 3] };
 
     #[test]
-    fn each_library_tells_heads_eps_and_normalisation() -> Result<(), String> {
+    fn heads_eps_and_normalisation_are_read_from_the_files_of_each_library() -> Result<(), String> {
         let timm = br#"{"architecture": "vit", "num_classes": 0, "model_args": {"num_heads": 3},
             "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "crop_pct": 0.9}}"#;
         let expected = CheckpointConfig { heads: Some(3), eps: None, normalization: Some(HALF) };
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_preprocessor_is_read_for_pixels_between_0_and_1() -> Result<(), String> {
+    fn normalisation_of_a_preprocessor_is_converted_to_pixels_between_0_and_1() -> Result<(), String> {
         let read = |rest: &str| {
             let text = format!(r#"{{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]{rest}}}"#);
             preprocessor(text.as_bytes())
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused() {
+    fn unsupported_configurations_are_rejected() {
         for (text, word) in [
             (r#"{"hidden_act": "quick_gelu"}"#, "`hidden_act = quick_gelu`"),
             (r#"{"layer_norm_eps": 0.0}"#, "`layer_norm_eps = 0`"),

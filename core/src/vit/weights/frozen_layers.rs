@@ -1,4 +1,4 @@
-//! The frozen layers out of a checkpoint's tensors.
+//! Construction of the frozen layers from a checkpoint's tensors.
 
 use candle_core::{Device, Tensor};
 
@@ -7,7 +7,7 @@ use crate::error::Result;
 use cdl_kernels::layers::{Block, Linear, Norm, Stem};
 
 impl VitWeights {
-    /// Everything before the first block, for images of `grid` by `grid` patches.
+    /// Builds the stem (all layers before the first block) for images of `grid` by `grid` patches.
     pub(in crate::vit) fn stem(&self, geometry: &Geometry, grid: usize, device: &Device) -> Result<Stem> {
         let Geometry { width, patch_size: p, .. } = *geometry;
         let (prefix, positions) = self.positions(geometry, grid, device)?;
@@ -16,7 +16,7 @@ impl VitWeights {
         Ok(Stem { patch: Linear { weight: weight.reshape((width, 3 * p * p))?, bias }, prefix, positions })
     }
 
-    /// Block `index`, with LayerScale folded in if the file has it.
+    /// Builds block `index`. LayerScale, if the file has it, is folded into the linear layers.
     pub(in crate::vit) fn block(&self, geometry: &Geometry, index: usize, device: &Device) -> Result<Block> {
         let Geometry { width: d, hidden, .. } = *geometry;
         let name = |part: &str| format!("blocks.{index}.{part}");
@@ -38,7 +38,7 @@ impl VitWeights {
         })
     }
 
-    /// Scale and shift of the layer norm `name`.
+    /// Builds the layer norm `name`.
     pub(in crate::vit) fn norm(&self, name: &str, width: usize, device: &Device) -> Result<Norm> {
         Ok(Norm {
             gamma: self.tensor(&format!("{name}.weight"), &[width], device)?,
@@ -53,7 +53,8 @@ impl VitWeights {
         })
     }
 
-    /// CLS and register tokens with their positions `(1, 1 + R, D)`, and the patches' positions `(1, grid², D)`.
+    /// Returns CLS and register tokens with their position embeddings `(1, 1 + R, D)`, and the position embeddings of
+    /// the patches `(1, grid², D)`.
     fn positions(&self, geometry: &Geometry, grid: usize, device: &Device) -> Result<(Tensor, Tensor)> {
         let Geometry { width, registers, prefix_positions, grid: from, .. } = *geometry;
         let rows = prefix_positions + from * from;

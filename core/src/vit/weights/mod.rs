@@ -1,4 +1,4 @@
-//! Reading a ViT's tensors out of safetensors or a PyTorch state dict, any float type widened to float32.
+//! Reader of ViT checkpoints: safetensors files and PyTorch state dicts. All float types are converted to float32.
 
 mod config_file;
 mod frozen_layers;
@@ -20,36 +20,36 @@ use crate::{
     },
 };
 
-/// The tensors of a checkpoint, with what the files beside it say.
+/// Tensors of a checkpoint, with the settings of its configuration files.
 pub struct VitWeights {
     source: String,
-    /// Tensors by timm's names.
+    /// Tensors under timm's names.
     tensors: HashMap<String, Named>,
     config: CheckpointConfig,
-    /// Eps of the layer norms.
+    /// Epsilon of the layer norms.
     eps: f64,
 }
 
-/// Sizes that follow from the tensors' shapes.
+/// Sizes of a network, derived from the shapes of its tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     /// Token width `D`.
     pub width: usize,
     /// Width of the MLP's hidden layer.
     pub hidden: usize,
-    /// Blocks in the file.
+    /// Number of blocks in the file.
     pub depth: usize,
     /// Side of a patch in pixels.
     pub patch_size: usize,
-    /// Register tokens.
+    /// Number of register tokens.
     pub registers: usize,
-    /// Position embeddings that do not belong to patches: 1 (CLS), 1 + registers, or 0.
+    /// Number of position embeddings that do not belong to patches: 1 (CLS), 1 + registers, or 0.
     prefix_positions: usize,
     /// Side of the grid of position embeddings in the file.
     pub(crate) grid: usize,
 }
 
-/// Sizes of a network that has no checkpoint; the hidden layer has four times the width.
+/// Sizes of a network with random weights. The hidden layer has four times the width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VitSizes {
     /// Token width `D`.
@@ -63,8 +63,8 @@ pub struct VitSizes {
 }
 
 impl VitWeights {
-    /// Random weights, the same for the same `name`, of deviation 1/√(inputs), so that attention is uneven and GELU is
-    /// used on both sides of zero.
+    /// Draws random weights, determined by `name`, with standard deviation 1/√(inputs), so that attention is not
+    /// uniform and GELU gets inputs on both sides of zero.
     pub fn random(name: &str, sizes: VitSizes) -> Result<Self> {
         let VitSizes { width, depth, patch_size: patch, image_size } = sizes;
         let rng = Rng::new(0).derive(name);
@@ -100,18 +100,18 @@ impl VitWeights {
         Ok(Self { source: name.into(), tensors, config: CheckpointConfig::default(), eps: names::TIMM.eps })
     }
 
-    /// Reads a safetensors file or a PyTorch state dict and, if there is one, the `config.json` of either library.
+    /// Reads a safetensors file or a PyTorch state dict and, if given, the `config.json` of timm or transformers.
     ///
     /// # Errors
-    /// A file that cannot be read, or is not a plain ViT by any of the known namings; the message lists the tensors
-    /// that are missing and those that such a network does not have.
+    /// A file that cannot be read, or is not a plain ViT in any of the known naming schemes; the message lists missing
+    /// and unexpected tensors.
     pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
         let bytes = read(file)?;
         let config = config.map(read).transpose()?;
         Self::from_bytes(file.display().to_string(), &bytes, config.as_deref())
     }
 
-    /// The same from memory; `source` names it in messages.
+    /// Reads a checkpoint from memory. `source` is its name in messages.
     pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
         let wrong = |reason: String| Error::Weights { file: source.clone(), reason: bounded(reason) };
         let (tensors, eps) = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
@@ -120,19 +120,20 @@ impl VitWeights {
         Ok(Self { source, tensors, config, eps })
     }
 
-    /// Takes the normalisation from transformers' `preprocessor_config.json`, unless `config.json` had one.
+    /// Reads the normalisation from transformers' `preprocessor_config.json`, unless `config.json` contains one.
     pub fn with_preprocessor(mut self, file: &Path) -> Result<Self> {
         let found = config_file::preprocessor(&read(file)?).map_err(|reason| self.wrong(reason))?;
         self.config.normalization = self.config.normalization.or(found);
         Ok(self)
     }
 
-    /// Mean and standard deviation that the checkpoint was trained with, if its configuration tells.
+    /// Returns the normalisation with which the checkpoint was trained, if its configuration contains one.
     pub fn normalization(&self) -> Option<Normalization> {
         self.config.normalization
     }
 
-    /// Eps of the layer norms: as `config.json` says, else as the library that has these names does.
+    /// Returns the epsilon of the layer norms: the value in `config.json`, or else the default of the library whose
+    /// tensor names the file has.
     pub fn eps(&self) -> f64 {
         self.eps
     }
@@ -149,7 +150,7 @@ impl VitWeights {
         self.wrong(format!("`{called}` has shape {:?}, expected {expected}", tensor.dims()))
     }
 
-    /// The tensor `name` in float32, which must have the shape `expected`.
+    /// Returns the tensor `name` in float32. Its shape must be `expected`.
     fn tensor(&self, name: &str, expected: &[usize], device: &Device) -> Result<Tensor> {
         let named @ Named { tensor, .. } = self.find(name)?;
         if tensor.dims() != expected {
@@ -158,7 +159,7 @@ impl VitWeights {
         Ok(tensor.to_dtype(DType::F32)?.to_device(device)?.contiguous()?)
     }
 
-    /// Sizes that the shapes show.
+    /// Derives the sizes of the network from the shapes of its tensors.
     pub fn geometry(&self) -> Result<Geometry> {
         let patch = self.find("patch_embed.proj.weight")?;
         let (width, patch_size) = match *patch.tensor.dims() {
@@ -180,30 +181,33 @@ impl VitWeights {
         let positions = self.find("pos_embed")?;
         let rows = rows_of(positions)?;
         let square = |n: usize| (n.isqrt() * n.isqrt() == n).then(|| n.isqrt());
-        // timm leaves the CLS token's position out of some checkpoints with registers, and keeps all in others.
+        // Some checkpoints of timm with registers have no position embedding for CLS, others have all.
         let layout = [1, 1 + registers, 0]
             .into_iter()
             .find_map(|prefix| rows.checked_sub(prefix).and_then(square).map(|grid| (prefix, grid)));
         let Some((prefix_positions, grid)) = layout.filter(|&(_, grid)| grid > 0) else {
             let name = &positions.called;
-            return Err(self.wrong(format!("`{name}` has {rows} rows, which are no square of patches")));
+            return Err(
+                self.wrong(format!("`{name}` has {rows} rows, which do not form a square grid of patches"))
+            );
         };
         Ok(Geometry { width, hidden, depth, patch_size, registers, prefix_positions, grid })
     }
 
-    /// The number of blocks to build.
+    /// Returns the number of blocks to build.
     pub(super) fn depth(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
         match wanted {
             None => Ok(geometry.depth),
             Some(depth) if (1..=geometry.depth).contains(&depth) => Ok(depth),
             Some(depth) => {
-                let expected = format!("expected 1 to {}, the blocks in {}", geometry.depth, self.source);
+                let expected =
+                    format!("expected 1 to {}, the number of blocks in {}", geometry.depth, self.source);
                 Err(Error::setting("depth", depth, expected))
             }
         }
     }
 
-    /// The number of heads: as set, as the checkpoint's configuration says, or as networks of this width have.
+    /// Returns the number of heads: the setting, the checkpoint's configuration, or the usual number for this width.
     pub(super) fn heads(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
         let width = geometry.width;
         match wanted.or(self.config.heads).or(usual_heads(width)) {
@@ -212,13 +216,13 @@ impl VitWeights {
                 Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
             }
             None => {
-                let untold = format!("the width {width} does not tell the number of attention heads");
-                Err(self.wrong(format!("{untold}; set `heads`")))
+                let unknown = format!("does not state the number of attention heads (width {width})");
+                Err(self.wrong(format!("{unknown}; set `heads`")))
             }
         }
     }
 
-    /// Patches along one side of the image.
+    /// Returns the number of patches along one side of the image.
     pub(super) fn grid(&self, geometry: &Geometry, image_size: usize) -> Result<usize> {
         let patch = geometry.patch_size;
         if image_size == 0 || !image_size.is_multiple_of(patch) {
@@ -232,7 +236,7 @@ impl VitWeights {
     }
 }
 
-/// Heads of the published networks: of width 64 up to ViT-L, and 16 of them in those that are wider.
+/// Returns the number of heads of the published networks: heads of width 64 up to ViT-L, 16 heads in wider networks.
 fn usual_heads(width: usize) -> Option<usize> {
     match width {
         1152 | 1280 | 1408 | 1664 => Some(16),
@@ -241,12 +245,12 @@ fn usual_heads(width: usize) -> Option<usize> {
     }
 }
 
-/// The beginning of a reason, which may quote names and objects out of the file, of any length.
+/// Truncates a reason, which may quote names and objects of any length from the file.
 fn bounded(mut reason: String) -> String {
-    const MOST: usize = 2000;
-    if let Some((end, _)) = reason.char_indices().nth(MOST) {
+    const MAX_LENGTH: usize = 2000;
+    if let Some((end, _)) = reason.char_indices().nth(MAX_LENGTH) {
         reason.truncate(end);
-        reason.push_str(" ... (the rest is left out)");
+        reason.push_str(" ... (truncated)");
     }
     reason
 }
@@ -256,18 +260,18 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
     std::fs::read(file).map_err(fail)
 }
 
-/// The tensors of a file, whichever of the two formats it has.
+/// Reads the tensors of a file in either format.
 fn tensors(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
     if bytes.starts_with(pytorch::ARCHIVE) {
         return pytorch::read(bytes);
     }
     if bytes.starts_with(pytorch::LEGACY) {
         return Err(
-            "in the format of PyTorch before 1.6; load it and `torch.save` it with a later one".into()
+            "is in the format of PyTorch before 1.6; load it and `torch.save` it with a later version".into(),
         );
     }
     candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| {
-        format!("not a complete safetensors file, nor one of `torch.save` ({e}); fetch or copy it again")
+        format!("is not a complete safetensors file, nor a `torch.save` file ({e}); fetch or copy it again")
     })
 }
 

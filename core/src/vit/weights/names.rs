@@ -1,37 +1,39 @@
-//! What the published checkpoints call the tensors of a ViT, turned into timm's names.
+//! Conversion of the tensor names of published ViT checkpoints to timm's names.
 //!
-//! | naming | who writes it |
+//! | naming scheme | written by |
 //! | --- | --- |
 //! | timm's | timm, and the original files of DeiT, DINO, DINOv2 and MAE |
 //! | transformers' ViT | `ViTModel`, `DeiTModel` and the encoder of `ViTMAEForPreTraining` |
 //! | transformers' DINOv2 | `Dinov2Model`, `Dinov2WithRegistersModel` |
 //!
-//! Both of the latter come in the spelling of the files on the hub and in that of `state_dict()` since transformers 5.
-//! Any of them may stand under a prefix (`vit.`, `module.`, ...): what is outside it belongs to another network and is
-//! left. Within it every name must be known, or a part of the network would be left out without a word.
+//! The schemes of transformers exist in two spellings: that of the files on the hub, and that of `state_dict()` since
+//! transformers 5. Names may have a prefix (`vit.`, `module.`, ...). Tensors without the prefix belong to another
+//! network and are ignored. Every name with the prefix must be known; otherwise a part of the network would silently be
+//! dropped.
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::Tensor;
 
-/// How checkpoints of one family call what timm calls otherwise. A module has a weight and a bias.
+/// Naming scheme of a family of checkpoints: pairs of its names and timm's names. A module has a weight and a bias.
 pub(super) struct Naming {
     name: &'static str,
-    /// Eps of the layer norms where no `config.json` tells it.
+    /// Epsilon of the layer norms if there is no `config.json`.
     pub(super) eps: f64,
     modules: &'static [(&'static str, &'static str)],
-    /// The first two, CLS and position embeddings, are in every file; the others make register tokens.
+    /// Single tensors. The first two, CLS token and position embeddings, are in every file; the others are register
+    /// tokens.
     tensors: &'static [(&'static str, &'static str)],
-    /// What stands before a block's number.
+    /// Text before the number of a block.
     blocks: &'static str,
     /// Layer norms of a block, before attention and before the MLP.
     norms: [&'static str; 2],
     attention: &'static [(&'static str, &'static str)],
     /// Layers of a block's MLP.
     mlp: [&'static str; 2],
-    /// LayerScale: all blocks have it, or none.
+    /// Tensors of LayerScale. Either all blocks have them, or none.
     block_tensors: &'static [(&'static str, &'static str)],
-    /// Beginnings of names that have no part in the tokens: heads, decoders, what training needs.
+    /// Prefixes of tensors that the features do not depend on: heads, decoders, mask tokens.
     unused: &'static [&'static str],
 }
 
@@ -39,7 +41,7 @@ pub(super) const TIMM: Naming = Naming {
     name: "timm's names",
     eps: 1e-6,
     modules: &[("patch_embed.proj", "patch_embed.proj"), ("norm", "norm")],
-    // The distillation token of DeiT is one more token with a position of its own, which nobody reads here: a register.
+    // DeiT's distillation token has its own position and its output is not used, so it is treated as a register token.
     tensors: &[
         ("cls_token", "cls_token"),
         ("pos_embed", "pos_embed"),
@@ -55,7 +57,7 @@ pub(super) const TIMM: Naming = Naming {
     unused: &["head.", "head_dist.", "fc_norm.", "pre_logits.", "mask_token", "decoder"],
 };
 
-/// The spelling of the files on the hub.
+/// Spelling of the files on the hub.
 const TRANSFORMERS_VIT: Naming = Naming {
     name: "the names of transformers' ViT",
     eps: 1e-12,
@@ -86,7 +88,7 @@ const TRANSFORMERS_VIT: Naming = Naming {
     ],
 };
 
-/// As `state_dict()` has it since version 5.
+/// Spelling of `state_dict()` since version 5.
 const TRANSFORMERS_5_VIT: Naming = Naming {
     blocks: "layers.",
     attention: &[
@@ -99,7 +101,7 @@ const TRANSFORMERS_5_VIT: Naming = Naming {
     ..TRANSFORMERS_VIT
 };
 
-/// The spelling of the files on the hub.
+/// Spelling of the files on the hub.
 const TRANSFORMERS_DINOV2: Naming = Naming {
     name: "the names of transformers' DINOv2",
     eps: 1e-6,
@@ -109,20 +111,20 @@ const TRANSFORMERS_DINOV2: Naming = Naming {
     ..TRANSFORMERS_VIT
 };
 
-/// As `state_dict()` has it since version 5.
+/// Spelling of `state_dict()` since version 5.
 const TRANSFORMERS_5_DINOV2: Naming =
     Naming { attention: TRANSFORMERS_5_VIT.attention, ..TRANSFORMERS_DINOV2 };
 
 static NAMINGS: [Naming; 5] =
     [TIMM, TRANSFORMERS_VIT, TRANSFORMERS_5_VIT, TRANSFORMERS_DINOV2, TRANSFORMERS_5_DINOV2];
 
-/// Ends of names that give away a network which computes something else, and what that is.
+/// Suffixes of names that identify an unsupported architecture, with a description of the difference.
 const FOREIGN: [(&str, &str); 11] = [
     ("pre_layrnorm.weight", "a layer norm before the first block, as CLIP's vision towers have"),
     ("norm_pre.weight", "a layer norm before the first block, as CLIP's vision towers have"),
     ("ln_pre.weight", "a layer norm before the first block, as CLIP's vision towers have"),
-    ("head.probe", "attention pooling in place of a CLS token, as SigLIP has"),
-    ("attn_pool.latent", "attention pooling in place of a CLS token, as SigLIP has"),
+    ("head.probe", "attention pooling instead of a CLS token, as SigLIP has"),
+    ("attn_pool.latent", "attention pooling instead of a CLS token, as SigLIP has"),
     ("relative_position_bias_table", "relative positions, as BEiT has"),
     ("rope_embed.periods", "rotary positions, as DINOv3 has"),
     ("attn.q_norm.weight", "norms of queries and keys"),
@@ -131,22 +133,22 @@ const FOREIGN: [(&str, &str); 11] = [
     ("mlp.fc1_g.weight", "a gated MLP (SwiGLU)"),
 ];
 
-/// Blocks have numbers below this; deeper ViTs are not known.
-const MOST_BLOCKS: usize = 1000;
+/// Maximum number of blocks, above that of any known ViT.
+const MAX_BLOCKS: usize = 1000;
 
-/// A tensor of a checkpoint.
+/// Tensor of a checkpoint.
 pub(super) struct Named {
     pub(super) tensor: Tensor,
-    /// Its name in the file.
+    /// Name in the file.
     pub(super) called: String,
 }
 
-/// Recognises the naming: the tensors by timm's names, and the eps of the layer norms where no configuration tells it. What the
-/// message says on failure begins after the file's name.
+/// Recognises the naming scheme. Returns the tensors under timm's names, and the default epsilon of the layer norms. An
+/// error message does not contain the file's name, which the caller adds.
 pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<(HashMap<String, Named>, f64), String> {
     for (end, what) in FOREIGN {
         if let Some(name) = tensors.keys().filter(|name| before(name, end).is_some()).min() {
-            return Err(format!("`{name}` is of {what}, which a plain ViT does not have"));
+            return Err(format!("`{name}` belongs to {what}, which a plain ViT does not have"));
         }
     }
     let (naming, prefix) = recognise(tensors.keys().map(String::as_str))?;
@@ -158,7 +160,7 @@ pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<(HashMap<Strin
             Some(("", timm)) => {
                 if let Some(Named { called: first, .. }) = renamed.get(&timm) {
                     let [first, second] = if *first < full { [first, &full] } else { [&full, first] };
-                    return Err(format!("`{first}` and `{second}` are two tensors for one place"));
+                    return Err(format!("`{first}` and `{second}` are two names of one tensor"));
                 }
                 renamed.insert(timm, Named { tensor, called: full });
             }
@@ -169,35 +171,35 @@ pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<(HashMap<Strin
     surplus.sort();
     let missing: Vec<String> = naming.missing(&renamed).into_iter().map(|n| format!("{prefix}{n}")).collect();
     if let Some(complaint) = complaint(&missing, &surplus) {
-        return Err(format!("{complaint} (read by {})", naming.name));
+        return Err(format!("{complaint} (read with {})", naming.name));
     }
     fuse(&mut renamed)?;
     Ok((renamed, naming.eps))
 }
 
 impl Naming {
-    /// Modules of a block in their order, by this naming and by timm's.
+    /// Returns the modules of a block in order, as pairs of this scheme's names and timm's names.
     fn block_modules(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let ([norm1, norm2], [fc1, fc2]) = (self.norms, self.mlp);
         let attention = [(norm1, "norm1")].into_iter().chain(self.attention.iter().copied());
         attention.chain([(norm2, "norm2"), (fc1, "mlp.fc1"), (fc2, "mlp.fc2")])
     }
 
-    /// Splits a name into a prefix and what timm calls the rest, if this naming knows the rest.
+    /// Splits a name into a prefix and a name of this scheme, which is returned as timm's name.
     fn timm<'n>(&self, name: &'n str) -> Option<(&'n str, String)> {
         let in_block = name.match_indices(self.blocks).find_map(|(at, marker)| {
             let prefix = whole(&name[..at])?;
             let (number, part) = name[at + marker.len()..].split_once('.')?;
-            // A number written otherwise (`07`, `+7`) would be a second name for one place.
+            // Other spellings of a number (`07`, `+7`) would be second names of one tensor.
             let number =
-                number.parse().ok().filter(|n: &usize| *n < MOST_BLOCKS && n.to_string() == number)?;
+                number.parse().ok().filter(|n: &usize| *n < MAX_BLOCKS && n.to_string() == number)?;
             let (rest, part) = renamed(part, self.block_modules(), self.block_tensors)?;
             rest.is_empty().then(|| (prefix, format!("blocks.{number}.{part}")))
         });
         in_block.or_else(|| renamed(name, self.modules.iter().copied(), self.tensors))
     }
 
-    /// What a file of this naming with the tensors `found`, by timm's names, does not have, by this naming.
+    /// Returns the names, in this scheme, of the tensors missing from a file with the tensors `found` (timm's names).
     fn missing(&self, found: &HashMap<String, Named>) -> Vec<String> {
         let depth = found.keys().filter_map(|name| block_number(name)).max().map_or(1, |last| last + 1);
         let scaled = self.block_tensors.iter().any(|(_, timm)| found.keys().any(|name| name.ends_with(timm)));
@@ -223,12 +225,12 @@ impl Naming {
     }
 }
 
-/// `7` of `blocks.7.attn.qkv.weight`.
+/// Returns the block number in a name: 7 for `blocks.7.attn.qkv.weight`.
 pub(super) fn block_number(name: &str) -> Option<usize> {
     name.strip_prefix("blocks.")?.split('.').next()?.parse().ok()
 }
 
-/// The naming and the prefix that explain the most names.
+/// Returns the naming scheme and the prefix that match the most names.
 fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Result<(&'static Naming, String), String> {
     let mut votes: BTreeMap<(&str, usize), usize> = BTreeMap::new();
     let mut example: Option<&str> = None;
@@ -243,20 +245,22 @@ fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Result<(&'static Namin
     let most = votes.values().copied().max().unwrap_or(0);
     let mut best = votes.into_iter().filter(|&(_, count)| count == most).map(|(place, _)| place);
     let Some((prefix, index)) = best.next() else {
-        let example = example.map(|name| format!(" but for instance `{name}`")).unwrap_or_default();
+        let example = example.map(|name| format!(", but for instance `{name}`")).unwrap_or_default();
         return Err(format!(
-            "no tensor of a ViT{example}; expected {} (`blocks.0.attn.qkv.weight`) or transformers' \
+            "contains no tensor of a ViT{example}; expected {} (`blocks.0.attn.qkv.weight`) or transformers' \
              (`encoder.layer.0.attention.attention.query.weight`)",
             TIMM.name,
         ));
     };
     if let Some((other, _)) = best.find(|&(other, _)| other != prefix) {
-        return Err(format!("holds two networks, `{prefix}` and `{other}`; save one of them by itself"));
+        return Err(format!(
+            "contains two networks, `{prefix}` and `{other}`; save one of them in its own file"
+        ));
     }
     Ok((&NAMINGS[index], prefix.to_string()))
 }
 
-/// Splits off the end of `name` that is in one of the tables, and says what timm calls it.
+/// Splits a name into a prefix and an entry of one of the tables, which is returned as timm's name.
 fn renamed<'n>(
     name: &'n str,
     mut modules: impl Iterator<Item = (&'static str, &'static str)>,
@@ -269,7 +273,7 @@ fn renamed<'n>(
     modules.find_map(|(end, timm)| Some((before(module, end)?, format!("{timm}.{leaf}"))))
 }
 
-/// What stands before `end`, if that is nothing or whole parts of a dotted name.
+/// Returns the part of a dotted name before `end`, if it is empty or consists of whole components.
 fn before<'n>(name: &'n str, end: &str) -> Option<&'n str> {
     name.strip_suffix(end).and_then(whole)
 }
@@ -278,7 +282,7 @@ fn whole(prefix: &str) -> Option<&str> {
     (prefix.is_empty() || prefix.ends_with('.')).then_some(prefix)
 }
 
-/// Joins separate queries, keys and values, one below the other.
+/// Stacks separate weights of queries, keys and values into one tensor.
 fn fuse(tensors: &mut HashMap<String, Named>) -> Result<(), String> {
     let queries: Vec<String> = tensors.keys().filter(|name| name.contains(".attn.q.")).cloned().collect();
     for query in queries {
@@ -289,25 +293,25 @@ fn fuse(tensors: &mut HashMap<String, Named>) -> Result<(), String> {
         let (called, shapes) = (called.join("`, `"), parts.iter().map(Tensor::dims).collect::<Vec<_>>());
         let alike = shapes.windows(2).all(|pair| pair.first() == pair.last());
         let fused = Tensor::cat(&parts, 0).ok().filter(|_| alike);
-        let tensor =
-            fused.ok_or_else(|| format!("`{called}` have the shapes {shapes:?}, expected three alike"))?;
+        let tensor = fused
+            .ok_or_else(|| format!("`{called}` have the shapes {shapes:?}, expected three equal shapes"))?;
         tensors.insert(name("qkv"), Named { tensor, called });
     }
     Ok(())
 }
 
-/// What is missing and what is too much, if anything.
+/// Describes missing and unexpected tensors, if there are any.
 fn complaint(missing: &[String], surplus: &[String]) -> Option<String> {
     let near = |name: &String| crate::error::nearest(name, surplus.iter().map(String::as_str));
     let near = missing.first().and_then(near);
-    let near = near.map(|n| format!(" (the most similar name there is `{n}`)")).unwrap_or_default();
+    let near = near.map(|n| format!(" (the nearest name is `{n}`)")).unwrap_or_default();
     let missing = list(missing).map(|missing| format!("no tensor {missing}{near}"));
     let surplus = list(surplus).map(|surplus| format!("has {surplus}, which a plain ViT does not have"));
     let parts: Vec<String> = missing.into_iter().chain(surplus).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
-/// The first few, and how many there are beyond.
+/// Formats the first names and the number of the others.
 fn list(names: &[String]) -> Option<String> {
     const SHOWN: usize = 6;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();

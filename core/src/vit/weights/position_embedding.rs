@@ -1,5 +1,5 @@
-//! Position embeddings for another image size, as timm makes them: bicubic with antialiasing (kernel a = -1/2), the
-//! same that PyTorch and Pillow use.
+//! Position embeddings for another image size, resampled as in timm: bicubic with antialiasing (kernel a = -1/2), as in
+//! PyTorch and Pillow.
 
 use crate::transform::Interpolation;
 
@@ -28,7 +28,7 @@ pub fn resample(values: &[f32], from: usize, to: usize, width: usize) -> Vec<f32
     rows.into_iter().map(|v| v as f32).collect()
 }
 
-/// For each target place, the source places it draws from and their weights (which sum to 1). When shrinking, the
+/// Returns, for each target position, the source positions and their weights, which sum to 1. For a smaller target the
 /// kernel is stretched by the ratio, so that it averages.
 fn axis_weights(from: usize, to: usize) -> Vec<Vec<(usize, f64)>> {
     let ratio = from as f64 / to as f64;
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_size_is_the_identity_and_constants_stay() {
+    fn same_size_is_the_identity_and_constants_are_preserved() {
         let values: Vec<f32> = (0..25).map(|v| (v * v % 7) as f32).collect();
         for (a, b) in resample(&values, 5, 5, 1).iter().zip(&values) {
             assert!((a - b).abs() < 1e-6);
