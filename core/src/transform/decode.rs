@@ -1,9 +1,12 @@
 //! From the bytes of a file to pixels.
 
-use std::{io::Cursor, path::Path};
+use std::{borrow::Cow, io::Cursor, path::Path};
 
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Limits, Pixel, RgbImage};
+use image::{
+    DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Pixel, RgbImage,
+};
 
+use super::{gif_frame, jpeg};
 use crate::{error::Error, system::panics};
 
 /// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
@@ -59,6 +62,15 @@ pub fn open(file: &Path) -> Result<RgbImage, Error> {
 
 fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
     let fail = |error: ImageError| error.to_string();
+    let format = image::guess_format(bytes).ok();
+    let mut bytes = Cow::Borrowed(bytes);
+    if format == Some(ImageFormat::Jpeg) {
+        if jpeg::is_truncated(&bytes) {
+            return Err("the file is truncated: it has no end-of-image marker".into());
+        }
+        jpeg::rename_components(&mut bytes);
+    }
+    let bytes = bytes.as_ref();
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_BYTES);
@@ -76,13 +88,17 @@ fn decode_trusting(bytes: &[u8]) -> Result<RgbImage, String> {
         return Err(format!("{width} x {height} pixels take more than the {mebibytes} MiB allowed"));
     }
     decoder.set_limits(limits).map_err(fail)?;
-    Ok(match DynamicImage::from_decoder(decoder).map_err(fail)? {
+    let mut image = match DynamicImage::from_decoder(decoder).map_err(fail)? {
         DynamicImage::ImageLuma16(image) => upper_bytes(&image),
         DynamicImage::ImageLumaA16(image) => upper_bytes(&image),
         DynamicImage::ImageRgb16(image) => upper_bytes(&image),
         DynamicImage::ImageRgba16(image) => upper_bytes(&image),
         image => image.into_rgb8(),
-    })
+    };
+    if format == Some(ImageFormat::Gif) {
+        gif_frame::fill_surroundings(bytes, &mut image)?;
+    }
+    Ok(image)
 }
 
 /// The upper 8 bits of each 16-bit colour, without alpha.

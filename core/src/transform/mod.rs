@@ -8,6 +8,8 @@
 //! swap the two for some tall images, and there give other results where a bicubic filter overshoots black or white.
 
 mod decode;
+mod gif_frame;
+mod jpeg;
 mod resample;
 
 use image::{RgbImage, imageops};
