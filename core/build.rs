@@ -1,9 +1,10 @@
-//! States what a run-time plugin and the program that loads it must have in common, for `src/registry/dynamic/build_stamp.rs`.
+//! Computes the build stamp, which must be equal in a run-time plugin and in the program that loads it.
+//! `src/registry/dynamic/build_stamp.rs` includes the generated code.
 //!
-//! Rust's symbol names do not cover the layout of types: a plugin built against yesterday's sources would load and
-//! misbehave. The hash written here covers sources, dependencies, features, compiler and code generation. It becomes a
-//! symbol's name, which the plugin imports and this library exports, so that a stale plugin fails to load before any of its
-//! code runs.
+//! Rust's symbol names do not encode the layout of types: a plugin built against older sources would load and
+//! misbehave. The hash covers sources, dependencies, features, compiler and code generation. It is part of the name of
+//! a symbol that this library exports and the plugin imports, so that an outdated plugin fails to load before any of
+//! its code runs.
 
 use std::{
     collections::{BTreeSet, hash_map::DefaultHasher},
@@ -22,7 +23,8 @@ fn main() -> io::Result<()> {
     let mut hasher = DefaultHasher::new();
     let cuda = env::var_os("CARGO_FEATURE_CUDA").is_some();
     for (folder, counts) in [("src", true), ("kernels/src", true), ("kernels/cuda", cuda)] {
-        // Outside the source tree the kernels are a package of their own, with a version.
+        // In a package from a registry this folder is missing: there the kernels are a dependency
+        // with a version.
         let path = root.join(folder);
         if !path.exists() {
             continue;
@@ -33,7 +35,7 @@ fn main() -> io::Result<()> {
             fs::read(&file)?.hash(&mut hasher);
         }
     }
-    // Versions of everything below; a crate from a registry has no lock file above it.
+    // The lock file has the versions of all dependencies. A crate unpacked by a registry has none in its ancestors.
     let mut lock = String::new();
     let mut locks = root.ancestors().skip(1).map(|folder| folder.join("Cargo.lock"));
     if let Some(file) = locks.find(|file| file.exists()) {
@@ -70,10 +72,10 @@ fn main() -> io::Result<()> {
         variable("OPT_LEVEL"),
     );
     let code = format!(
-        "/// What both sides must have in common, a line each.\npub const STAMP: &str = {stamp:?};\n\
-         /// The symbol that a plugin imports.\npub const SYMBOL: &str = \"cdl_abi_{hash}\";\n\
-         /// Its address says whose copy of this library one runs in.\n\
-         // SAFETY: the name holds a hash and collides with nothing.\n\
+        "/// Properties that must be equal in plugin and program, one per line.\npub const STAMP: &str = {stamp:?};\n\
+                  /// Name of the symbol that a plugin imports.\npub const SYMBOL: &str = \"cdl_abi_{hash}\";\n\
+                  /// Symbol that a plugin imports. Its address identifies the loaded copy of this library.\n\
+                  // SAFETY: the name contains a hash, so that no other symbol has it.\n\
          #[unsafe(export_name = \"cdl_abi_{hash}\")]\npub static IDENTITY: u8 = 0;\n\
          /// Text of a plugin's manifest.\n#[doc(hidden)]\n#[macro_export]\n\
          macro_rules! __plugin_manifest {{\n\
@@ -83,14 +85,14 @@ fn main() -> io::Result<()> {
          /// Imports the symbol of the library that the plugin is compiled against.\n#[doc(hidden)]\n#[macro_export]\n\
          macro_rules! __plugin_identity {{ () => {{\n\
          \x20   unsafe extern \"C\" {{ #[link_name = \"cdl_abi_{hash}\"] static CDL_IDENTITY: u8; }}\n\
-         \x20   /// Keeps the import.\n\
+                  \x20   /// Keeps the linker from removing the import.\n\
          \x20   #[used] static CDL_IMPORT: $crate::registry::dynamic::Import = $crate::registry::dynamic::Import(&raw const CDL_IDENTITY);\n\
          }} }}\n"
     );
     fs::write(Path::new(&variable("OUT_DIR")).join("stamp.rs"), code)
 }
 
-/// All files below `folder`, in order.
+/// Returns all files below `folder`, sorted.
 fn sources(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut folders = vec![folder.to_path_buf()];
@@ -104,7 +106,7 @@ fn sources(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Names of the features that are on.
+/// Returns the names of the enabled features.
 fn features() -> BTreeSet<String> {
     let on = env::vars_os().filter_map(|(name, _)| {
         let name = name.into_string().ok()?;
@@ -113,7 +115,7 @@ fn features() -> BTreeSet<String> {
     on.collect()
 }
 
-/// The version of a package in a lock file.
+/// Returns the version of a package in a lock file.
 fn locked<'a>(lock: &'a str, package: &str) -> &'a str {
     let mut lines = lock.lines().skip_while(|line| *line != format!("name = \"{package}\""));
     lines.nth(1).and_then(|line| line.split('"').nth(1)).unwrap_or("unknown")

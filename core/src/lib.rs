@@ -17,54 +17,49 @@
 //! | make a stream of your own images | [`data::ImageStream`] |
 //! | load a method at run time | [`registry::dynamic`] |
 //!
-//! # A method in thirty lines
+//! # A method in 30 lines
 //!
-//! Methods return data (prompts as an [`Injection`](traits::Injection), named [`LossTerm`](traits::LossTerm)s) and the
+//! Methods return data (prompts as an [`Injection`](traits::Injection), named [`LossTerm`](traits::LossTerm)s); the
 //! [`Trainer`](train::Trainer) applies it. A distiller that matches the student's logits to the teacher's:
 //!
 //! ```
 //! use cdl_core::prelude::*;
+//! use schemars::JsonSchema;
+//! use serde::{Deserialize, Serialize};
 //!
-//! /// Settings of `logit_mse`.
-//! #[derive(Debug, Clone, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+//! /// Settings of `logit_matching`.
+//! #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 //! #[serde(default)]
-//! struct LogitMse {
-//!     /// Weight of the distillation term. Cross-entropy is weighted by `1 - alpha`.
-//!     alpha: f64,
+//! struct LogitMatching {
+//!     /// Weight of the distillation term. Cross-entropy has weight 1.
+//!     beta: f64,
 //! }
 //!
-//! impl Default for LogitMse {
+//! impl Default for LogitMatching {
 //!     fn default() -> Self {
-//!         Self { alpha: 0.5 }
+//!         Self { beta: 0.1 }
 //!     }
 //! }
 //!
-//! register!(Distiller {
-//!     name: "logit_mse",
-//!     about: "Squared distance between the logits of student and teacher",
-//!     citation: "Ba and Caruana, NeurIPS 2014, arXiv:1312.6184",
-//!     config: LogitMse,
-//!     build: |config: LogitMse, _context: &DistillerContext<'_>| {
-//!         ranges::fraction("alpha", config.alpha)?;
-//!         Ok(Box::new(config) as Box<dyn Distiller>)
-//!     },
+//! cdl_core::register!(Distiller {
+//!     name: "logit_matching",
+//!     about: "Mean squared error between the logits of student and teacher",
+//!     citation: "Ba and Caruana, NIPS 2014, arXiv:1312.6184",
+//!     config: LogitMatching,
+//!     build: |config, _context| Ok(Box::new(config) as Box<dyn Distiller>),
 //! });
 //!
-//! impl Distiller for LogitMse {
-//!     fn cross_entropy_weight(&self) -> f64 {
-//!         1.0 - self.alpha
-//!     }
-//!
+//! impl Distiller for LogitMatching {
 //!     fn loss(&self, s: &Output, t: Option<&Output>, _labels: &Tensor, task: &Task) -> Result<Vec<LossTerm>> {
-//!         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len()); // (B, C of the task)
-//!         let distance = (current(&s.logits)? - current(&require_teacher(t)?.logits)?)?;
-//!         Ok(vec![LossTerm::new("logit_mse", (distance.sqr()?.mean_all()? * self.alpha)?)])
+//!         let current = |logits: &Tensor| logits.narrow(1, task.classes.start, task.classes.len()); // (B, classes)
+//!         let difference = (current(&s.logits)? - current(&require_teacher(t)?.logits)?)?;
+//!         Ok(vec![LossTerm::new("logits", (difference.sqr()?.mean_all()? * self.beta)?)])
 //!     }
 //! }
 //!
-//! // Shapes, gradients against finite differences, determinism, saving and restoring:
 //! # fn main() -> Result<()> {
-//! cdl_core::testing::check_distiller("logit_mse", "alpha = 0.3")
+//! // The conformance kit: shapes, gradients against finite differences, determinism, saving and restoring.
+//! cdl_core::testing::check_distiller("logit_matching", "")
 //! # }
 //! ```
 
@@ -88,7 +83,7 @@ pub mod vit;
 
 pub use cdl_kernels as kernels;
 
-// Plugins use these versions, which the types above are made of.
+// The public API contains types of these crates, so plugins must use the same versions.
 pub use candle_core;
 pub use candle_nn;
 pub use image;

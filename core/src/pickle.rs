@@ -1,38 +1,38 @@
-//! Python pickles, read as data: PyTorch's state dicts and NumPy's arrays.
+//! Reader of Python pickles that never runs code: for state dicts of PyTorch and arrays of NumPy.
 //!
 //! A pickle is a program for a stack machine that builds objects and may call any function on the way. [`Pickle::read`]
 //! interprets the program without calling anything: functions, calls and persistent ids become inert [`Value`]s, which
-//! the caller matches on. `serde-pickle` cannot serve here: it refuses the persistent ids that every PyTorch file
-//! refers to its numbers with, and converts nested objects by recursion.
+//! the caller matches on. The crate `serde-pickle` is unsuitable: it rejects the persistent ids by which every PyTorch
+//! file refers to its tensor data, and it converts nested objects by recursion.
 //!
-//! Files may be hostile. Values lie in one flat list and refer to each other by [`Id`], so that the memo copies nothing
-//! and neither reading nor dropping recurses. Memory is proportional to the bytes that are present: lengths are checked
-//! before use, text is borrowed. Opcodes and functions that the [`Format`] does not list are refused, and so is
-//! whatever exceeds [`MAX_BYTES`], [`MAX_OPCODES`] or [`MAX_DEPTH`].
+//! Files may be hostile. Values are stored in one flat list and refer to each other by [`Id`], so that the memo copies
+//! nothing and neither reading nor dropping recurses. Memory is proportional to the file's size: lengths are checked
+//! before use, text is borrowed. Opcodes and functions that the [`Format`] does not list are refused, and so are
+//! pickles that exceed [`MAX_BYTES`], [`MAX_OPCODES`] or [`MAX_DEPTH`].
 
 use std::collections::HashMap;
 
-/// Size of the largest pickle. CIFAR-100's training file has 155 MB.
+/// Maximum size of a pickle in bytes. CIFAR-100's training file has 155 MB.
 pub const MAX_BYTES: usize = 1 << 30;
 
-/// Opcodes of the longest pickle: fifteen times those of CIFAR-100's training file. Each adds at most one value, one
+/// Maximum number of opcodes: fifteen times that of CIFAR-100's training file. Each opcode adds at most one value, one
 /// item on the stack, one mark or one entry of the memo.
 pub const MAX_OPCODES: usize = 1 << 22;
 
-/// Depth of nested values as they are put together. A tensor within three dictionaries is at 9.
+/// Maximum depth of nested values. A tensor within three dictionaries has depth 9.
 pub const MAX_DEPTH: u8 = 64;
 
-/// Subset of pickles that a caller reads.
+/// Opcodes and functions that a caller accepts.
 pub struct Format {
     /// Kind of file, for messages: `a state dict`.
     pub name: &'static str,
-    /// Opcodes that such files need, all of them known to [`Pickle::read`].
+    /// Opcodes that such files need. [`Pickle::read`] must support all of them.
     pub opcodes: &'static [u8],
-    /// Whether such files may name a function or class, given its module and name.
+    /// Returns whether such files may name the function or class with this module and name.
     pub allows: fn(&str, &str) -> bool,
 }
 
-/// Reason why a pickle is refused, and the position behind the opcode at fault.
+/// Reason why a pickle is refused, with the position after the offending opcode.
 #[derive(Debug, thiserror::Error)]
 #[error("byte {0}: {1}")]
 pub struct PickleError(usize, String);
@@ -69,11 +69,11 @@ pub enum Value<'a> {
     Persistent(Id),
 }
 
-/// Pickle that has been read.
+/// Decoded pickle.
 pub struct Pickle<'a> {
-    /// Each value with its depth: one more than that of its deepest part when this was put in.
+    /// Each value with its depth: one more than the depth of its deepest part at the time that part was added.
     values: Vec<(Value<'a>, u8)>,
-    /// Object that the pickle stands for.
+    /// The top-level object.
     pub root: Id,
 }
 
@@ -81,7 +81,7 @@ impl<'a> Pickle<'a> {
     /// Reads a pickle of protocol 2 to 5.
     ///
     /// # Errors
-    /// Bytes that are no complete pickle, opcodes or functions that `format` does not list, exceeded limits.
+    /// Incomplete or malformed pickles, opcodes or functions that `format` does not list, exceeded limits.
     pub fn read(bytes: &'a [u8], format: &Format) -> Result<Self, PickleError> {
         let (values, stack, marks, memo) = Default::default();
         let mut machine = Machine { format, bytes, at: 0, values, stack, marks, memo };
@@ -91,7 +91,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Value of an id, which must be of this pickle.
+    /// Value at `id`, which must belong to this pickle.
     pub fn value(&self, id: Id) -> &Value<'a> {
         &self.values[id.0 as usize].0
     }
@@ -123,7 +123,7 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Stack machine that a pickle is a program for.
+/// Stack machine that interprets a pickle.
 struct Machine<'a, 'f> {
     format: &'f Format,
     bytes: &'a [u8],
@@ -205,10 +205,10 @@ impl<'a> Machine<'a, '_> {
             (b'R' | 0x81, &[function, arguments]) => match self.values[function.0 as usize].0 {
                 Value::Global(("collections", "OrderedDict" | "defaultdict")) => Value::Dict(Vec::new()),
                 Value::Global(..) | Value::Call(..) => Value::Call(function, arguments, None),
-                _ => return Err("calls what is no function".into()),
+                _ => return Err("calls an object that is not a function".into()),
             },
             (b'Q', &[id]) => Value::Persistent(id),
-            (b'a' | b'e' | b's' | b'u' | b'b', parts) => return self.put(opcode, parts, depth),
+            (b'a' | b'e' | b's' | b'u' | b'b', parts) => return self.add_to_top(opcode, parts, depth),
             (b'(', _) => {
                 self.marks.push(self.stack.len());
                 return Ok(());
@@ -221,21 +221,22 @@ impl<'a> Machine<'a, '_> {
             }
             (b'h' | b'j', _) => {
                 let id = self.memo.get(&argument);
-                self.stack.push(*id.ok_or_else(|| format!("recalls {argument}, which was not remembered"))?);
+                self.stack
+                    .push(*id.ok_or_else(|| format!("reads memo entry {argument}, which does not exist"))?);
                 return Ok(());
             }
-            // Length of a frame: a hint for readers of streams.
+            // The length of a frame only helps readers of streams.
             (0x95, _) => return Ok(()),
             _ => return Err(format!("opcode {opcode:#04x}, which is not supported")),
         };
-        // There are at most `MAX_OPCODES`.
+        // There are at most `MAX_OPCODES` values, so the index fits into 32 bits.
         self.stack.push(Id(self.values.len() as u32));
         self.values.push((value, depth));
         Ok(())
     }
 
-    /// Puts items, entries or a state into the object on top of the stack.
-    fn put(&mut self, opcode: u8, parts: &[Id], depth: u8) -> Result<(), String> {
+    /// Adds items, entries or a state to the object on top of the stack.
+    fn add_to_top(&mut self, opcode: u8, parts: &[Id], depth: u8) -> Result<(), String> {
         let top = self.top()?;
         let (object, own) = &mut self.values[top.0 as usize];
         *own = depth.max(*own);
@@ -245,7 +246,7 @@ impl<'a> Machine<'a, '_> {
                 entries.extend(parts.chunks_exact(2).map(|pair| (pair[0], pair[1])));
             }
             (b'b', Value::Call(_, _, state)) => *state = parts.first().copied(),
-            // Attributes of a dictionary are not its entries.
+            // A state of a dictionary sets attributes, which are not entries.
             (b'b', Value::Dict(_)) => {}
             _ => return Err(format!("opcode {opcode:#04x} on an object that cannot hold its operands")),
         }
@@ -313,13 +314,13 @@ mod tests {
         Pickle::read(pickle, &ALL)
     }
 
-    fn refused(pickle: &[u8], word: &str) {
-        let said = read(pickle).err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(said.contains(word), "{said:?} does not say {word:?}");
+    fn assert_refused(pickle: &[u8], word: &str) {
+        let message = read(pickle).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains(word), "{message:?} does not contain {word:?}");
     }
 
     #[test]
-    fn ordinary_pickles_pass() {
+    fn nested_dictionaries_are_read() {
         // {"a": (1, 2.0), "b": ["a"]} by Python's protocol 2.
         let bytes = b"\x80\x02}q\x00(X\x01\x00\x00\x00aq\x01K\x01G@\x00\x00\x00\x00\x00\x00\x00\x86q\x02\
             X\x01\x00\x00\x00bq\x03]q\x04h\x01au.";
@@ -331,11 +332,11 @@ mod tests {
         let &[one, two] = pickle.items(pair).unwrap() else { panic!("no pair") };
         assert_eq!(pickle.int(one), Some(1));
         assert!(matches!(pickle.value(two), Value::Float(2.0)));
-        (0..bytes.len()).for_each(|end| refused(&bytes[..end], "truncated"));
+        (0..bytes.len()).for_each(|end| assert_refused(&bytes[..end], "truncated"));
     }
 
     #[test]
-    fn numbers_of_all_sizes() {
+    fn integers_of_all_sizes_are_read() {
         let pickle = read(
             b"\x80\x02](K\xffM\x34\x12J\xfe\xff\xff\xff\x8a\x00\x8a\x01\xff\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f\x88e.",
         )
@@ -346,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_persistent_ids_stay_data() {
+    fn calls_and_persistent_ids_become_values() {
         // m.f(persistent id 7) given the state None, and an ordered dictionary with attributes.
         let pickle =
             read(b"\x80\x02cm\nf\nK\x07Q\x85RNbccollections\nOrderedDict\n)RK\x01K\x02sNb\x86.").unwrap();
@@ -360,33 +361,36 @@ mod tests {
     }
 
     #[test]
-    fn what_would_exhaust_memory_or_the_stack_is_refused() {
+    fn pickles_that_would_exhaust_memory_or_the_stack_are_refused() {
         // Text of 4 GB in six bytes.
-        refused(b"\x80\x02X\xff\xff\xff\xffa.", "truncated");
+        assert_refused(b"\x80\x02X\xff\xff\xff\xffa.", "truncated");
         // A tuple in a tuple in a tuple ...
-        refused(&[b"\x80\x02K\x01".as_slice(), &b"\x85".repeat(100_000), b"."].concat(), "64 deep");
-        // The same by way of a list that is appended to.
+        assert_refused(&[b"\x80\x02K\x01".as_slice(), &b"\x85".repeat(100_000), b"."].concat(), "64 deep");
+        // Lists that are appended to each other.
         let lists = [b"]".repeat(100_000), b"a".repeat(99_999)].concat();
-        refused(&[b"\x80\x02".as_slice(), &lists, b"."].concat(), "64 deep");
+        assert_refused(&[b"\x80\x02".as_slice(), &lists, b"."].concat(), "64 deep");
         // A number of 255 bytes, which would be shifted by 2040 bits.
-        refused(&[b"\x80\x02\x8a\xff".as_slice(), &[1; 255], b"."].concat(), "255 bytes");
+        assert_refused(&[b"\x80\x02\x8a\xff".as_slice(), &[1; 255], b"."].concat(), "255 bytes");
         for endless in ["N", "(", "h\0", "q\0", "]a"] {
             let opcodes = endless.repeat(MAX_OPCODES + 1);
-            refused(&[b"\x80\x02]q\0".as_slice(), opcodes.as_bytes()].concat(), "more than 4194304 opcodes");
+            assert_refused(
+                &[b"\x80\x02]q\0".as_slice(), opcodes.as_bytes()].concat(),
+                "more than 4194304 opcodes",
+            );
         }
     }
 
     #[test]
-    fn what_is_repeated_takes_no_memory() {
-        // A pair of itself, remembered, forty times over: 2^40 objects, were any of them copied.
+    fn repeated_references_take_no_memory() {
+        // A pair of the previous pair, forty times: 2^40 objects if references were copied.
         let doubled = b"h\x00h\x00\x86q\x00".repeat(40);
         let bytes = [b"\x80\x02K\x01q\x00", doubled.as_slice(), b"."].concat();
         assert_eq!(read(&bytes).unwrap().values.len(), 41);
     }
 
     #[test]
-    fn nesting_beyond_the_limit_by_way_of_the_memo_is_dropped_without_recursion() {
-        // Every list is put into the one before while it is still empty.
+    fn deep_nesting_through_the_memo_is_dropped_without_recursion() {
+        // Each list is appended to the previous one while still empty, so that the recorded depth stays small.
         let lists = 200_000u32;
         let mut bytes = b"\x80\x02".to_vec();
         for list in 0..lists {
@@ -404,19 +408,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_program_or_not_in_the_format_is_refused() {
-        refused(b"\x80\x02\x86.", "stack is empty");
-        refused(b"\x80\x02N(\x85.", "stack is empty");
-        refused(b"\x80\x02NNa.", "cannot hold");
-        refused(b"\x80\x02}(Nu.", "cannot hold");
-        refused(b"\x80\x02NNb.", "cannot hold");
-        refused(b"\x80\x02N)R.", "no function");
-        refused(b"\x80\x02NN\x93.", "not text");
-        refused(b"\x80\x02c\xff\nf\n.", "refused");
-        refused(b"\x80\x02N0.", "byte 4: opcode 0x30, which a test does not need");
+    fn malformed_pickles_and_unlisted_opcodes_are_refused() {
+        assert_refused(b"\x80\x02\x86.", "stack is empty");
+        assert_refused(b"\x80\x02N(\x85.", "stack is empty");
+        assert_refused(b"\x80\x02NNa.", "cannot hold");
+        assert_refused(b"\x80\x02}(Nu.", "cannot hold");
+        assert_refused(b"\x80\x02NNb.", "cannot hold");
+        assert_refused(b"\x80\x02N)R.", "not a function");
+        assert_refused(b"\x80\x02NN\x93.", "not text");
+        assert_refused(b"\x80\x02c\xff\nf\n.", "refused");
+        assert_refused(b"\x80\x02N0.", "byte 4: opcode 0x30, which a test does not need");
         let few = Format { opcodes: b"N", ..ALL };
-        let said = Pickle::read(b"\x80\x04\x95\0\0\0\0\0\0\0\0N.", &few).err().map(|e| e.to_string());
-        assert_eq!(said.unwrap(), "byte 3: opcode 0x95, which a test does not need");
+        let message = Pickle::read(b"\x80\x04\x95\0\0\0\0\0\0\0\0N.", &few).err().map(|e| e.to_string());
+        assert_eq!(message.unwrap(), "byte 3: opcode 0x95, which a test does not need");
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Everything that a method is written with: `use cdl_core::prelude::*;`.
+//! Imports for the author of a method: `use cdl_core::prelude::*;`.
 //!
 //! The four traits with their data, errors, seeded random numbers, candle's tensors, trainable layers and losses, image
-//! sets, and the derives and checks of settings. Vision transformers also need [`vit`](crate::vit).
+//! sets, and the derives and range checks for settings. Backbones also need [`vit`](crate::vit).
 
 pub use candle_core::{D, DType, Device, Tensor};
 pub use image::RgbImage;

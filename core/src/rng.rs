@@ -1,5 +1,5 @@
-//! The one source of randomness. Every consumer derives its own generator from the run's seed and a label, so adding
-//! a consumer never changes what another one draws, and nothing depends on thread timing.
+//! Seeded random numbers, the only source of randomness. Every consumer derives its own generator from the run's seed
+//! and a label. Adding a consumer therefore never changes what another one draws, and thread timing has no influence.
 
 use candle_core::{Device, Tensor};
 use rand::{Rng as _, RngExt, SeedableRng, seq::SliceRandom};
@@ -22,7 +22,7 @@ impl Rng {
         Self::from_key(Sha256::digest(seed.to_le_bytes()).into())
     }
 
-    /// A generator of its own for `label`, the same whatever has been drawn from `self` before.
+    /// Returns the generator of `label`. Draws from `self` have no influence on it.
     pub fn derive(&self, label: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.key);
@@ -54,7 +54,7 @@ impl Rng {
         StandardNormal.sample(&mut self.generator)
     }
 
-    /// Puts `items` in random order.
+    /// Shuffles `items`.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         items.shuffle(&mut self.generator);
     }
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn derived_generators_depend_on_seed_and_label_alone() -> Result<()> {
+    fn derived_generators_depend_only_on_seed_and_label() -> Result<()> {
         let draw = |rng: &mut Rng| rng.next_u64();
         let mut root = Rng::new(7);
         let before = draw(&mut root.derive("a"));
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn uniform_and_normal_have_the_right_moments() -> Result<()> {
+    fn uniform_and_normal_tensors_have_the_stated_mean_and_variance() -> Result<()> {
         let mut rng = Rng::new(0);
         let uniform = rng.uniform(&[20_000], -1.0, 3.0, &Device::Cpu)?.to_vec1::<f32>()?;
         assert!(uniform.iter().all(|v| (-1.0..3.0).contains(v)));

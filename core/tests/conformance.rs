@@ -1,4 +1,5 @@
-//! The conformance kit finds each promise that a plugin can break, and has nothing to say about one that keeps them all.
+//! The conformance kit finds each promise that a plugin can break, and has nothing to say about one that keeps them
+//! all.
 
 use std::{
     cell::Cell,
@@ -193,7 +194,7 @@ fn every_broken_promise_of_a_distiller_is_found() {
     ] {
         let found = testing::check_distiller("faulty", &format!("fault = \"{fault}\""));
         let found = found.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(found.contains("breaks a promise") && found.contains(words), "{fault}: {found}");
+        assert!(found.contains("violates its contract") && found.contains(words), "{fault}: {found}");
     }
 }
 
@@ -428,16 +429,22 @@ fn every_broken_promise_of_a_learner_is_found() {
         ("traces_of_evaluation", "evaluation changes nothing"),
         ("trained_outside_state", "`prompts` is trained, but not part of the state"),
         ("touches_frozen_state", "`count` changes in a phase exactly if it is trained"),
-        ("chooses_beyond_pool", "an image takes one of 3 prompts from 0, not 3"),
-        ("chooses_twice", "an image takes prompt 2 once, not twice"),
-        ("chooses_for_one_too_few", "it has a row for each of 4 images, or one, not [3, 2]"),
-        ("weights_no_numbers", "the weights of 4 prompts are finite numbers"),
-        ("weights_in_graph", "it is cut off from the graph"),
-        ("two_pools_of_one_name", "the name of a pool is its own"),
+        ("chooses_beyond_pool", "indices of prompts are less than 3, not 3"),
+        ("chooses_twice", "an image selects prompt 2 at most once"),
+        (
+            "chooses_for_one_too_few",
+            "a selection has a row for each of 4 images, or one row; its shape is [3, 2]",
+        ),
+        ("weights_no_numbers", "the weights of 4 prompts are finite, not"),
+        ("weights_in_graph", "a selection is detached from the graph"),
+        ("two_pools_of_one_name", "names of pools are unique"),
     ] {
         let found = testing::check_learner("slipping", &format!("slip = \"{slip}\""));
         let found = found.err().map(|e| e.to_string()).unwrap_or_default();
-        assert!(found.contains("`slipping` breaks a promise") && found.contains(words), "{slip}: {found}");
+        assert!(
+            found.contains("`slipping` violates its contract") && found.contains(words),
+            "{slip}: {found}"
+        );
     }
 }
 

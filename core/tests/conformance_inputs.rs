@@ -34,7 +34,7 @@ fn drift() -> f64 {
 /// Whether the kit finds `promise` broken with this fault.
 fn assert_found(check: fn(&str, &str) -> Result<()>, fault: &str, promise: &str) {
     let error = check("faulty", &format!("fault = {fault:?}")).expect_err(fault).to_string();
-    assert!(error.contains("breaks a promise") && error.contains(promise), "{fault}: {error}");
+    assert!(error.contains("violates its contract") && error.contains(promise), "{fault}: {error}");
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

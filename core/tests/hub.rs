@@ -298,7 +298,7 @@ fn offline_reads_the_cache_and_nothing_else() {
             assert!(refusal.user, "{refusal:?}");
             refusal.says(&[
                 missed,
-                "offline (HF_HUB_OFFLINE) and not in the cache",
+                "cannot be fetched in offline mode (HF_HUB_OFFLINE)",
                 world.home().to_str().unwrap(),
             ]);
         }
@@ -365,7 +365,7 @@ fn a_cache_that_cannot_be_written_is_named() {
     let cache = cache.to_str().unwrap();
     let refusal = world.fetch_with("hf:own/vit", &[("HF_HUB_CACHE", cache)]).refusal();
     assert!(refusal.user);
-    refusal.says(&["cannot keep `hf:own/vit`", cache, "HF_HOME"]);
+    refusal.says(&["cannot store `hf:own/vit`", cache, "HF_HOME"]);
 }
 
 #[test]
@@ -395,7 +395,11 @@ fn a_token_without_access_is_told_to_ask_for_it() {
     world.publish("gated/vit", "main", b"weights", Some(b"{}"));
     let refusal = world.fetch_with("hf:gated/vit", &[("HF_TOKEN", TOKEN)]).refusal();
     assert!(refusal.user);
-    refusal.says(&["refuses `hf:gated/vit`", "request access", "HF_TOKEN"]);
+    refusal.says(&[
+        "denies the account of this token access to `hf:gated/vit`",
+        "request access",
+        "HF_TOKEN",
+    ]);
 }
 
 #[test]

@@ -167,10 +167,10 @@ fn finding_damage_ahead_of_the_run_changes_nothing_either() {
     let late = stream(&images, &images, settings(2, 1, OnError::Skip));
     let early = stream(&images, &images, settings(2, 1, OnError::Skip));
     early.verify().unwrap();
-    assert_eq!(early.left_out().count(), Skipped { train: 5, test: 5 });
-    assert_eq!(late.left_out().count(), Skipped::default());
+    assert_eq!(early.skipped_images().count(), Skipped { train: 5, test: 5 });
+    assert_eq!(late.skipped_images().count(), Skipped::default());
     assert!(everything(&early) == everything(&late));
-    assert_eq!(late.left_out().count(), early.left_out().count());
+    assert_eq!(late.skipped_images().count(), early.skipped_images().count());
 }
 
 /// As a run that goes on needs it: from any batch of an epoch on the same batches come, the same images are left out,
@@ -182,23 +182,23 @@ fn a_pass_begins_at_any_batch_where_it_is_known_what_was_left_out() {
             let input = settings(workers, 0, OnError::Skip);
             let whole = stream(&images, &images, input.clone());
             for (task, epoch) in [(0, 0), (0, 1), (1, 0)] {
-                let (mut seen, mut left_out) = (Vec::new(), vec![whole.left_out()]);
+                let (mut seen, mut left_out) = (Vec::new(), vec![whole.skipped_images()]);
                 for batch in whole.train_batches(key(task, epoch), 5, 0) {
                     seen.push(numbers(&batch.unwrap()));
-                    left_out.push(whole.left_out());
+                    left_out.push(whole.skipped_images());
                 }
                 assert!(seen.len() >= 3);
                 for (first, left_out) in left_out.iter().enumerate() {
                     let again = stream(&images, &images, input.clone());
-                    again.leave_out(left_out);
+                    again.skip_images(left_out);
                     let before = images.total();
                     let batches = again.train_batches(key(task, epoch), 5, first);
                     let rest: Vec<_> = batches.map(|batch| numbers(&batch.unwrap())).collect();
                     assert!(rest == seen[first..], "task {task}, epoch {epoch}, from batch {first}");
-                    assert_eq!(again.left_out(), whole.left_out());
-                    assert_eq!(again.left_out().count(), whole.left_out().count());
+                    assert_eq!(again.skipped_images(), whole.skipped_images());
+                    assert_eq!(again.skipped_images().count(), whole.skipped_images().count());
                     let decoded = images.total() - before;
-                    let found = whole.left_out().count().train - left_out.train.len();
+                    let found = whole.skipped_images().count().train - left_out.train.len();
                     // A last batch that cannot be filled may be begun.
                     assert!(decoded < 5 * rest.len() + found + 5, "{decoded} decoded from batch {first}");
                 }
@@ -239,7 +239,7 @@ fn a_reader_that_panics_is_an_error_with_the_images_name() {
     for workers in [0, 1, 3] {
         let stream = stream(&images, &images, settings(workers, 1, OnError::Stop));
         let last = stream.test_batches(0, 5).last().unwrap();
-        assert_eq!(last.unwrap_err().to_string(), "4.png: reading it panicked: cannot bear 4.png");
+        assert_eq!(last.unwrap_err().to_string(), "4.png: the image reader panicked: cannot bear 4.png");
     }
 }
 
@@ -256,7 +256,7 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
         // 17 images are left.
         assert_eq!(sizes(stream.train_batches(key(0, 0), 5, 0)), [5, 5, 5]);
         assert_eq!(sizes(stream.test_batches(0, 5)), [5, 5, 5, 2]);
-        assert_eq!(stream.left_out().count().test, 7);
+        assert_eq!(stream.skipped_images().count().test, 7);
 
         let few = Images::new(48).damaged(&first_task[..20], Damage::Error);
         let error = stream_of(&few).train_batches(key(0, 0), 5, 0).last().unwrap().unwrap_err().to_string();
@@ -269,7 +269,7 @@ fn skipping_keeps_batches_full_and_says_so_where_none_can_be_filled() {
             let error = batches[0].as_ref().unwrap_err().to_string();
             assert!(error.contains("of 24 test images of task 1, fewer than 1 can be read"), "{error}");
         }
-        assert_eq!(stream.left_out().count(), Skipped { train: 0, test: 24 });
+        assert_eq!(stream.skipped_images().count(), Skipped { train: 0, test: 24 });
     }
 }
 
@@ -362,7 +362,7 @@ fn a_pass_that_is_left_early_ends_its_threads() {
 }
 
 #[test]
-fn no_more_is_prepared_ahead_than_was_asked_for() {
+fn no_more_is_prepared_ahead_than_was_requested() {
     for workers in [0, 1, 2, 5] {
         let images = Images::new(48);
         let input = InputSettings { workers, prefetch: 2, cache_mb: 0, ..Default::default() };

@@ -93,7 +93,7 @@ fn validation_divides_the_training_images_of_each_class() -> Result<()> {
     }
     for share in [0.0, 1.0, -0.5, f64::NAN] {
         let said = stream(with(share), 0).err().expect("an error").to_string();
-        assert!(said.contains("`validation = ") && said.contains("as 0.2"), "{said}");
+        assert!(said.contains("`validation = ") && said.contains("such as 0.2"), "{said}");
     }
     Ok(())
 }

@@ -333,7 +333,7 @@ fn a_folder_of_plugins_is_searched() {
     fs::write(folder.join("broken.so"), "no library").unwrap();
     // What lies there and cannot be loaded is named, and everything else goes on.
     let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
-    assert!(said.contains("left out") && said.contains("broken.so: is no shared library"), "{said}");
+    assert!(said.contains("left out") && said.contains("broken.so: is not a shared library"), "{said}");
     assert!(said.contains("token_hint"), "{said}");
     let said = expect(0, dist.cdl().args(["plugin", "list"]).env("CDL_PLUGIN_PATH", &folder));
     assert!(said.contains("refused:") && said.contains("broken.so") && said.contains("half_size"), "{said}");
@@ -410,14 +410,14 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
 
     refused(&folder.join("absent.so"), &["cannot be read"]);
     refused(&folder, &["is a folder"]);
-    refused(&file("text.so", b"no library".to_vec()), &["is no shared library"]);
+    refused(&file("text.so", b"no library".to_vec()), &["is not a shared library"]);
     for half in [0, 10, 64, good.len() / 2, good.len() - 100] {
         refused(&file(&format!("truncated_{half}.so"), good[..half].to_vec()), &["is"]);
     }
     let shared = fs::read_dir(dist.installed().join("lib")).unwrap().flatten();
     let shared =
         shared.map(|entry| entry.path()).find(|path| path.to_string_lossy().contains("libstd")).unwrap();
-    refused(&shared, &["is a shared library, but no plugin"]);
+    refused(&shared, &["is a shared library but not a plugin"]);
 
     let rustc = of("compiler");
     let other = rustc.replacen("rustc 1.", "rustc 9.", 1);
@@ -439,14 +439,14 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     // The manifest changed back by hand: the symbol is still not the program's.
     let lying =
         file("lying.so", patched(&dist.plugin, &format!("cdl_abi_{hash}"), &format!("cdl_abi_{stale}")));
-    refused(&lying, &["copy of cdl-core of its own"]);
+    refused(&lying, &["its own copy of cdl-core"]);
 
     // The same methods twice, and a name that is taken.
     let again = file("again.so", good.clone());
     let said = expect(2, dist.cdl().args(["list", "--plugin"]).arg(&dist.plugin).arg("--plugin").arg(&again));
-    assert!(said.contains("are called"), "{said}");
+    assert!(said.contains("have the name"), "{said}");
     let taken = dist.write("taken", DEPENDENCIES, &distiller("kd", "Ok(Box::new(M))"));
-    refused_name(&dist.build(&taken), "two distiller plugins are called `kd`");
+    refused_name(&dist.build(&taken), "two distiller plugins have the name `kd`");
 }
 
 fn refused_name(library: &Path, expected: &str) {
@@ -478,7 +478,7 @@ fn a_library_with_its_own_cdl_core_is_refused() {
     rustc.arg("--extern").arg(format!("cdl_core={}", library.display()));
     rustc.arg("-L").arg(format!("dependency={}", library.parent().unwrap().display()));
     expect(0, rustc.arg(folder.join("alone.rs")));
-    refused(&folder.join("alone.so"), &["has a copy of cdl-core of its own", "wrong gradients"]);
+    refused(&folder.join("alone.so"), &["contains its own copy of cdl-core", "wrong gradients"]);
 }
 
 #[test]

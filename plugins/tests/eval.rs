@@ -13,8 +13,8 @@ use cdl_core::{
     testing::{Lab, Noise},
     train::{Accuracies, Evaluator, Trainer},
     traits::{
-        Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection, LeftOut,
-        Mode, QuerySource, Role, StreamRecord, Taps, Task, TaskStream,
+        Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection, Mode,
+        QuerySource, Role, SkippedImages, StreamRecord, Taps, Task, TaskStream,
     },
 };
 
@@ -148,10 +148,10 @@ impl ImageFiles for Losing {
     fn inspect(&self, _: usize, _: usize, _: &(dyn Fn() + Sync)) -> Inspection {
         Inspection::default()
     }
-    fn left_out(&self) -> LeftOut {
-        LeftOut { train: Vec::new(), test: (0..self.lost.load(Ordering::Relaxed)).collect() }
+    fn skipped_images(&self) -> SkippedImages {
+        SkippedImages { train: Vec::new(), test: (0..self.lost.load(Ordering::Relaxed)).collect() }
     }
-    fn leave_out(&self, _: &LeftOut) {}
+    fn skip_images(&self, _: &SkippedImages) {}
 }
 
 #[test]

@@ -238,7 +238,7 @@ fn what_cannot_be_had_is_said() {
             assert!(said(&output).contains(word), "{word} in {}", said(&output));
         }
     };
-    refused(&source, &[("HF_HUB_OFFLINE", "1")], &["offline (HF_HUB_OFFLINE) and not in the cache"]);
+    refused(&source, &[("HF_HUB_OFFLINE", "1")], &["cannot be fetched in offline mode (HF_HUB_OFFLINE)"]);
     refused("hf:uoft-cs/cifar1000", &[], &["no dataset repository for `hf:uoft-cs/cifar1000`"]);
     refused(&format!("{source}@v9"), &[], &["no revision `v9`"]);
     refused("hf:uoft-cs", &[], &["`hf:` must be followed by an owner"]);
@@ -277,7 +277,11 @@ fn fetching_brings_every_file_once_and_copies_it_with_its_checksum() {
     let offline = [("HF_HUB_OFFLINE", "1")];
     let refused = world.cdl(&["data", "fetch", "cifar100"], &offline);
     assert_eq!(refused.status.code(), Some(2));
-    assert!(said(&refused).contains("offline (HF_HUB_OFFLINE) and not in the cache"), "{}", said(&refused));
+    assert!(
+        said(&refused).contains("cannot be fetched in offline mode (HF_HUB_OFFLINE)"),
+        "{}",
+        said(&refused)
+    );
 
     let fetched = world.cdl(&["data", "fetch", "cifar100"], &[]);
     assert!(fetched.status.success(), "{}", said(&fetched));

@@ -31,8 +31,8 @@ fn unknown_keys_and_names_come_with_the_nearest_valid_one() {
     refused(&set("stream.transform.image_sise=28"), &["stream.transform.image_sise", "`image_size`"]);
     refused(&set("optimizer.lrr=0.1"), &["optimizer.lrr", "`lr`"]);
     refused(&set("distiller.weigth=0.5"), &["`distiller.weigth`", "did you mean `weight`", "alpha"]);
-    refused(&set("optimizer.batch_size=8"), &["`batch_size` stands in [optimizer]", "before the first"]);
-    refused(&set("learner.seed=8"), &["`seed` stands in [learner]", "before the first"]);
+    refused(&set("optimizer.batch_size=8"), &["`batch_size` is in section [optimizer]", "before the first"]);
+    refused(&set("learner.seed=8"), &["`seed` is in section [learner]", "before the first"]);
     refused(&set("schedule.name=step"), &["`schedule.milestones = []`", "one epoch at least"]);
     refused(
         &set("distiller.name=kd_promts"),
@@ -143,11 +143,11 @@ fn methods_that_cannot_go_together() {
     };
     refused(
         &set(&list(&["kd_prompts", "kd_prompts"])),
-        &["`kd_prompts` and `kd_prompts` cannot go together", "prediction"],
+        &["`kd_prompts` and `kd_prompts` cannot be combined", "prediction"],
     );
     refused(
         &set(&list(&["fitnets", "kd", "fitnets"])),
-        &["`fitnets` and `fitnets` cannot go together", "project_t_s.proj"],
+        &["`fitnets` and `fitnets` cannot be combined", "project_t_s.proj"],
     );
     refused(&set(&list(&["kd", "dkdd"])), &["unknown distiller `dkdd`", "did you mean `dkd`"]);
     refused(&set("distillers=[]"), &["`distillers` must be a list of tables"]);
@@ -165,7 +165,7 @@ fn methods_that_cannot_go_together() {
         &["unknown key `distillers[1].alpa`", "did you mean `alpha`"],
     );
     refused(&set("distiller.weight=nan"), &["`distiller.weight = NaN`"]);
-    refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["nothing is left to train"]);
+    refused(&["--set", "train_teacher=false", "--set", "train_student=false"], &["at least one of the two"]);
     refused(&set("train_student=false"), &["train_student", "`kd_prompts` teaches the student"]);
     refused(
         &set("teacher.learner=l2p"),
@@ -203,7 +203,7 @@ fn settings_of_methods_that_cannot_work() {
 
 #[test]
 fn tasks_that_do_not_cover_the_classes() {
-    refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of the 10 classes"]);
+    refused(&set("stream.tasks=3"), &["`stream.tasks = 3`", "divisor of 10, the number of classes"]);
     refused(&set("stream.task_classes=[[\"Bag\"],[\"Coat\"]]"), &["`T-shirt/top` is in no task"]);
     refused(&set("stream.task_classes=[[\"Bags\"]]"), &["`Bags`", "did you mean `Bag`"]);
 }

@@ -1,4 +1,4 @@
-//! Layers of values, each with where it was written, and how they are laid over one another.
+//! Layers of values with their origins, and the merging of layers.
 
 use std::{
     ffi::OsString,
@@ -16,7 +16,7 @@ use crate::{
     registry::{Settings, schema_of},
 };
 
-/// Sections that a plugin or a named choice owns: another name replaces them whole.
+/// Sections with a `name`. A layer with another name replaces the whole section.
 pub(super) const NAMED: [&str; 9] = [
     "stream",
     "teacher",
@@ -28,31 +28,32 @@ pub(super) const NAMED: [&str; 9] = [
     "teacher.learner",
     "student.learner",
 ];
-/// Environment variables with the prefix `CDL_` that are not settings; the program and its tests read them elsewhere.
+/// Environment variables with the prefix `CDL_` that are not settings. The program and its tests read them elsewhere.
 const RESERVED: [&str; 8] =
     ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
-/// The layers of a configuration as they were read: files, later ones over earlier ones and each with everything it
-/// extends, then environment variables, then `--set`. Each file is read once.
+/// Layers of a configuration: files (later ones override earlier ones and the files that they extend), then environment
+/// variables, then `--set`. Each file is read once.
 #[derive(Debug, Default)]
 pub struct ConfigLayers {
-    /// Files as they were named, the lowest first.
+    /// Files as named by the user, lowest first.
     pub(super) files: Vec<PathBuf>,
-    /// Layers of each of [`ConfigLayers::files`] that could be read, those of the files that it extends first.
-    pub(super) of_files: Vec<Vec<Layer>>,
+    /// Layers of each readable file of [`ConfigLayers::files`]. Those of the files that it extends come first.
+    pub(super) file_layers: Vec<Vec<Layer>>,
     /// Layers above all files.
     overrides: Vec<Layer>,
-    /// Everything that could not be read.
+    /// Errors met while reading the layers.
     pub(super) errors: Vec<Error>,
 }
 
-/// One layer of values with where they came from.
+/// One layer of values with its origin.
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     metadata: Metadata,
     values: Dict,
-    /// Whether it is one of several variables or `--set`, which count as one layer whatever their order.
-    set: bool,
+    /// Whether the layer comes from an environment variable or `--set`. All of these count as one layer, in any
+    /// order.
+    is_override: bool,
 }
 
 impl Provider for Layer {
@@ -66,34 +67,34 @@ impl Provider for Layer {
 }
 
 impl ConfigLayers {
-    /// Reads `files`, the environment and `sets` (`key=value` each). What cannot be read is reported by
-    /// [`ConfigLayers::draft`].
+    /// Reads `files`, the environment and `sets` (`key=value` each). [`ConfigLayers::draft`] returns the errors.
     pub fn read<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Self {
         let mut layers = Self::default();
         for file in files.iter().map(AsRef::as_ref) {
-            let mut of_file = Vec::new();
+            let mut file_layers = Vec::new();
             layers.files.push(file.into());
-            match read_file(file, &mut Vec::new(), &mut of_file) {
-                Ok(()) => layers.of_files.push(of_file),
+            match read_file(file, &mut Vec::new(), &mut file_layers) {
+                Ok(()) => layers.file_layers.push(file_layers),
                 Err(error) => layers.errors.push(error),
             }
         }
-        layers.overridden(sets)
+        layers.with_overrides(sets)
     }
 
-    /// Reads a text, which extends nothing, the environment and `sets`; `name` stands for the text's file.
+    /// Reads a text, the environment and `sets`. Messages call the text `name`. `extends` is not supported in it.
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Self {
-        Self::recorded(Path::new(name), text).overridden(sets)
+        Self::recorded(Path::new(name), text).with_overrides(sets)
     }
 
-    /// Reads the configuration that a run has recorded in `file`, whatever the environment contains now.
+    /// Reads the configuration that a run has recorded in `file`. Environment variables are ignored.
     pub fn recorded(file: &Path, text: &str) -> Self {
         let name = file.display().to_string();
         let mut layers = Self::default();
         layers.files.push(file.into());
         match parse_toml(&name, text) {
             Ok(values) => {
-                layers.of_files.push(vec![Layer { metadata: Metadata::named(name), values, set: false }]);
+                let metadata = Metadata::named(name);
+                layers.file_layers.push(vec![Layer { metadata, values, is_override: false }]);
             }
             Err(error) => layers.errors.push(error),
         }
@@ -101,7 +102,7 @@ impl ConfigLayers {
     }
 
     /// Adds the environment and `sets` above the files.
-    fn overridden(mut self, sets: &[String]) -> Self {
+    fn with_overrides(mut self, sets: &[String]) -> Self {
         match environment() {
             Ok(layers) => self.overrides = layers,
             Err(error) => self.errors.push(error),
@@ -115,9 +116,9 @@ impl ConfigLayers {
         self
     }
 
-    /// The plugins that the configuration names, each with where it is named. They have to be loaded
-    /// ([`load`](crate::registry::dynamic::load)) before [`ConfigLayers::draft`] finds what they register. None where a
-    /// layer could not be read.
+    /// Returns the plugins that the configuration names, with the origin of each. They have to be loaded
+    /// ([`load`](crate::registry::dynamic::load)) before [`ConfigLayers::draft`] can find the methods that they
+    /// register. The list is empty if a layer could not be read.
     pub fn plugins(&self) -> Result<Vec<(PathBuf, String)>> {
         let figment = self.merged(None);
         if !self.errors.is_empty() || figment.find_value("plugins").is_err() {
@@ -133,23 +134,24 @@ impl ConfigLayers {
         Ok(plugins.into_iter().map(|plugin| (plugin, origin.clone())).collect())
     }
 
-    /// Files without which the configuration would be the same, since later files override every key that they set.
+    /// Returns the files without effect: later files override every key that they set.
     pub fn without_effect(&self) -> Vec<&Path> {
-        let values = |left_out| self.merged(left_out).extract::<Settings>().ok();
+        let values = |excluded| self.merged(excluded).extract::<Settings>().ok();
         let all = values(None);
-        // No file is after the last.
+        // The last file cannot be overridden by another file.
         let last = self.files.len().saturating_sub(1);
         (0..last).filter(|at| values(Some(*at)) == all).map(|at| self.files[at].as_path()).collect()
     }
 
-    /// All layers, lowest first, without those of file `left_out`.
-    pub(super) fn merged(&self, left_out: Option<usize>) -> Figment {
-        let kept = self.of_files.iter().enumerate().filter(|(at, _)| Some(*at) != left_out);
+    /// Merges all layers, lowest first, except those of the file with index `excluded`.
+    pub(super) fn merged(&self, excluded: Option<usize>) -> Figment {
+        let kept = self.file_layers.iter().enumerate().filter(|(at, _)| Some(*at) != excluded);
         merge(kept.flat_map(|(_, layers)| layers).chain(&self.overrides).cloned().collect())
     }
 }
 
-/// Pushes the layers of `file`, those it extends first.
+/// Appends the layers of `file` to `layers`, after those of the files that it extends. `open` holds the files being
+/// read.
 fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
     let name = file.display().to_string();
     let fail = |reason: String| Error::Config { origin: name.clone(), reason };
@@ -157,10 +159,10 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}{by}"));
     let identity = file.canonicalize().map_err(unreadable)?;
     if identity.is_dir() {
-        return Err(fail(format!("is a folder; expected a configuration, a file of TOML{by}")));
+        return Err(fail(format!("is a folder; expected a configuration file in TOML{by}")));
     }
     if open.contains(&identity) {
-        return Err(fail("extends itself, by way of the files that it extends".into()));
+        return Err(fail("extends itself through the files that it extends".into()));
     }
     let text = std::fs::read_to_string(file).map_err(unreadable)?;
     let mut values = parse_toml(&name, &text)?;
@@ -176,11 +178,15 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
         }
     }
     open.pop();
-    layers.push(Layer { metadata: Metadata::from("file", Source::File(file.into())), values, set: false });
+    layers.push(Layer {
+        metadata: Metadata::from("file", Source::File(file.into())),
+        values,
+        is_override: false,
+    });
     Ok(())
 }
 
-/// A file's values; what is no TOML is refused with its place, in one line.
+/// Parses TOML. The error states line, column and reason in one line.
 fn parse_toml(name: &str, text: &str) -> Result<Dict> {
     toml::from_str(text).map_err(|error| {
         let reason = error.message();
@@ -193,16 +199,16 @@ fn parse_toml(name: &str, text: &str) -> Result<Dict> {
     })
 }
 
-/// An environment variable that has the prefix of settings and is none.
+/// Environment variable with the prefix of settings that is not a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownVariable {
     /// Name of the variable, `CDL_...`.
     pub name: String,
-    /// Name of the most similar variable that is a setting.
+    /// Most similar variable that is a setting.
     pub nearest: Option<String>,
 }
 
-/// Environment variables `CDL_...` that set nothing, because no key at the top of a configuration has such a name.
+/// Returns the environment variables `CDL_...` that match no top-level key of a configuration.
 pub fn unknown_variables() -> Vec<UnknownVariable> {
     let keys = top_level_keys();
     let unknown = variables().into_iter().filter(|(_, key, _)| !is_setting(key, &keys));
@@ -213,7 +219,7 @@ pub fn unknown_variables() -> Vec<UnknownVariable> {
     described.collect()
 }
 
-/// Settings from the environment: `CDL_OPTIMIZER__LR=0.01` is `optimizer.lr`.
+/// Reads settings from the environment: `CDL_OPTIMIZER__LR=0.01` sets `optimizer.lr`.
 fn environment() -> Result<Vec<Layer>> {
     let keys = top_level_keys();
     let settings = variables().into_iter().filter(|(_, key, _)| is_setting(key, &keys));
@@ -223,7 +229,7 @@ fn environment() -> Result<Vec<Layer>> {
     settings.map(layer).collect()
 }
 
-/// Variables with the prefix of settings: name, dotted key, value.
+/// Returns name, dotted key and value of the environment variables with the prefix of settings.
 fn variables() -> Vec<(String, String, String)> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
@@ -245,7 +251,7 @@ fn top_level_keys() -> Vec<String> {
     schema["properties"].as_object().map(|keys| keys.keys().cloned().collect()).unwrap_or_default()
 }
 
-/// Splits `--set key=value`.
+/// Parses `--set key=value`.
 fn split_set(set: &str) -> Result<Layer> {
     let origin = format!("--set {set}");
     match set.split_once('=') {
@@ -254,7 +260,7 @@ fn split_set(set: &str) -> Result<Layer> {
     }
 }
 
-/// A dotted key and its value as a layer; the value is TOML, or else a string.
+/// Makes a layer of a dotted key and its value. A value that is not TOML is a string.
 fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
     let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
     if key.is_empty() || key.split('.').any(str::is_empty) {
@@ -269,14 +275,14 @@ fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
         value = Value::from(Dict::from([(part.to_string(), value)]));
     }
     let values = Dict::from([(first.to_string(), value)]);
-    Ok(Layer { metadata: Metadata::named(origin), values, set: true })
+    Ok(Layer { metadata: Metadata::named(origin), values, is_override: true })
 }
 
-/// All layers, lowest first, less the sections that a higher layer replaces by another name.
+/// Merges layers, lowest first. Sections that a higher layer replaces by another name are removed before.
 fn merge(mut layers: Vec<Layer>) -> Figment {
-    let sets = layers.iter().position(|layer| layer.set).unwrap_or(layers.len());
-    // Variables and `--set` count as one layer whatever their order.
-    let start = |index: usize, layer: &Layer| if layer.set { sets } else { index };
+    let first_override = layers.iter().position(|layer| layer.is_override).unwrap_or(layers.len());
+    // Variables and `--set` count as one layer, in any order.
+    let start = |index: usize, layer: &Layer| if layer.is_override { first_override } else { index };
     for section in NAMED {
         let mut current: Option<String> = None;
         let mut since = 0;
@@ -295,7 +301,7 @@ fn merge(mut layers: Vec<Layer>) -> Figment {
             remove(&mut layer.values, section);
         }
     }
-    // `[distiller]` and `distillers` are two ways to say one thing: the higher layer has it.
+    // `[distiller]` and `distillers` exclude each other: the higher layer wins.
     for (section, other) in [("distiller", "distillers"), ("distillers", "distiller")] {
         let named = |layer: &Layer| match section_of(&layer.values, section) {
             Some(dict) => dict.contains_key("name"),
@@ -314,14 +320,14 @@ fn merge(mut layers: Vec<Layer>) -> Figment {
     layers.into_iter().fold(Figment::new(), |figment, layer| figment.merge(layer))
 }
 
-/// The table at a dotted path.
+/// Returns the table at a dotted path.
 fn section_of<'a>(values: &'a Dict, path: &str) -> Option<&'a Dict> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
     let inner = values.get(first)?.as_dict()?;
     rest.map_or(Some(inner), |rest| section_of(inner, rest))
 }
 
-/// Takes the table at a dotted path away, but for a network's learner, which is not the backbone's.
+/// Removes the table at a dotted path. The learner of a network is kept, since it does not belong to the backbone.
 fn remove(values: &mut Dict, path: &str) {
     match path.split_once('.') {
         None => match values.get_mut(path) {
@@ -338,7 +344,7 @@ fn remove(values: &mut Dict, path: &str) {
     }
 }
 
-/// The name of a section that gives none.
+/// Returns the name of a section that does not set one.
 fn default_name(section: &str) -> Option<&'static str> {
     match section {
         "teacher" | "student" => Some("vit"),
@@ -348,7 +354,7 @@ fn default_name(section: &str) -> Option<&'static str> {
     }
 }
 
-/// Where the value at a dotted key was written.
+/// Returns the origin of the value at a dotted key: a file, a variable or an option.
 pub(super) fn origin(figment: &Figment, key: &str) -> Option<String> {
     let tag = figment.find_value(key).ok()?.tag();
     let metadata = figment.get_metadata(tag)?;

@@ -1,4 +1,4 @@
-//! A configuration checked as far as it can be: everything that is wrong with it at once.
+//! Checks of a configuration that report all errors at once.
 
 use std::path::PathBuf;
 
@@ -10,26 +10,26 @@ use crate::{
     registry::Settings,
 };
 
-/// A configuration and everything that is wrong with it.
+/// Configuration with all its errors.
 #[derive(Debug)]
 pub struct Draft {
-    /// The configuration without the values that are refused, so that all else can be checked; `None` where too little
-    /// is left.
+    /// Configuration without the invalid values, so that the rest can be checked. `None` if a required section is
+    /// invalid.
     pub config: Option<Config>,
-    /// Everything that is wrong.
+    /// All errors found.
     pub errors: Vec<Error>,
 }
 
 impl ConfigLayers {
-    /// The configuration of these layers, as far as it is valid.
+    /// Reads and checks the configuration of these layers.
     pub fn draft(self) -> Draft {
         self.draft_with(Unregistered::Refused)
     }
 
     pub(super) fn draft_with(self, unregistered: Unregistered) -> Draft {
-        let (layers, complete) = (self.merged(None), self.of_files.len() == self.files.len());
+        let (layers, complete) = (self.merged(None), self.file_layers.len() == self.files.len());
         let mut errors = self.errors;
-        // Without one of the files, what the others lack would be reported in its place.
+        // If a file is missing, its keys would be reported as missing too.
         let read = if complete { read(layers, self.files, &mut errors) } else { None };
         let config = read.map(|mut config| {
             errors.extend(config.complete(unregistered));
@@ -40,7 +40,7 @@ impl ConfigLayers {
 }
 
 impl Draft {
-    /// The configuration, or the first of [`Draft::errors`].
+    /// Returns the configuration, or the first of [`Draft::errors`].
     pub fn into_config(self) -> Result<Config> {
         match (self.errors.into_iter().next(), self.config) {
             (None, Some(config)) => Ok(config),
@@ -50,7 +50,7 @@ impl Draft {
     }
 }
 
-/// Reads the keys of a run and leaves out those that are refused; `None` where no run can do without them.
+/// Reads the keys of a run, without the invalid ones. `None` if a required key is invalid.
 fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option<Config> {
     let origin = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
     let mut table: Settings = match layers.extract() {
@@ -65,7 +65,7 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
             Ok(run) => return Some(Config { run, files, layers }),
             Err((key, error)) => {
                 errors.push(error);
-                // The sections that no run can do without.
+                // Sections that every run requires.
                 let needed = ["stream", "teacher", "student", "learner", "distiller"];
                 let key = key.filter(|key| !needed.contains(&key.strip_suffix(".name").unwrap_or(key)))?;
                 remove(&mut table, &key).then_some(())?;
@@ -74,7 +74,7 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
     }
 }
 
-/// Removes the value at a dotted key; whether there was one.
+/// Removes the value at a dotted key. Returns whether it existed.
 pub(super) fn remove(table: &mut Settings, key: &str) -> bool {
     match key.split_once('.') {
         None => table.remove(key).is_some(),

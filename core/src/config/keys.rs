@@ -1,4 +1,4 @@
-//! Which keys there are, checked against the schemas of the types that hold them.
+//! Checks of the keys of a configuration against the schemas of its types.
 
 use figment::Figment;
 
@@ -11,7 +11,7 @@ use crate::{
     registry::{self, Settings, check_keys, lookup},
 };
 
-/// The keys that a plugin's section has whatever the plugin.
+/// Returns the keys that a section accepts for every plugin.
 pub(super) fn common_keys(section: &str) -> Vec<String> {
     let schema = match section.split('[').next() {
         Some("teacher" | "student") => registry::schema_of::<NetworkSection>(),
@@ -22,15 +22,14 @@ pub(super) fn common_keys(section: &str) -> Vec<String> {
     properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
 }
 
-/// An unknown key; or one that is known, but to the top of a configuration and not where it stands: in TOML, a key
-/// written below `[section]` belongs to that section.
+/// Error of an unknown key. A top-level key in a section gets a message of its own: in TOML, a key written below
+/// `[section]` belongs to that section.
 pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, known: Vec<String>) -> Error {
     let top = registry::schema_of::<RunConfig>();
     match key.rsplit_once('.') {
         Some((section, name)) if top["properties"].get(name).is_some() => Error::Config {
             reason: format!(
-                "`{name}` stands in [{section}] and belongs to the top of a configuration: write it before the \
-                 first [section]"
+                "`{name}` is in section [{section}] but is a top-level key: write it before the first [section]"
             ),
             origin,
         },
@@ -38,7 +37,7 @@ pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, 
     }
 }
 
-/// The keys of a run, typed; of a refused one also the key.
+/// Converts the keys of a run to their types. An error contains the invalid key, if there is one.
 pub(super) fn parse_run(
     table: &Settings,
     figment: &Figment,
@@ -56,30 +55,28 @@ pub(super) fn parse_run(
 
 fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> {
     let fail = |reason: String| Error::Config { origin: files.into(), reason };
-    let written = |key: &str| origin(figment, key).unwrap_or_else(|| files.to_string());
+    let origin_of = |key: &str| origin(figment, key).unwrap_or_else(|| files.to_string());
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {
             return Err(fail(
-                "has both [distiller] and `distillers`; to change one of several, give the whole list".into(),
+                "has both [distiller] and `distillers`; to change one of several distillers, write the whole list".into(),
             ));
         }
         let list = table["distillers"].as_array().filter(|list| !list.is_empty());
         let list = list.ok_or_else(|| {
-            fail(
-                "`distillers` must be a list of tables like `[{ name = \"...\" }, ...]`, one at least".into(),
-            )
+            fail("`distillers` must be a list of at least one table, like `[{ name = \"...\" }, ...]`".into())
         })?;
         if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
-            return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows what there is")));
+            return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows all names")));
         }
     }
     for section in NAMED.into_iter().chain(["checkpoint", "record"]) {
         if let Some(value) = lookup(table, section).filter(|value| !value.is_table()) {
             return Err(Error::Setting {
-                origin: written(section),
+                origin: origin_of(section),
                 key: section.into(),
                 value: value.to_string(),
-                expected: format!("it is a section; its name is `{section}.name`"),
+                expected: format!("expected a section; `{section}.name` sets its name"),
             });
         }
     }
@@ -90,7 +87,7 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
             Some(toml::Value::Table(t))
                 if !t.contains_key("name") && !["teacher", "student"].contains(&section) =>
             {
-                return Err(fail(format!("[{section}] has no `name`; `cdl list` shows what there is")));
+                return Err(fail(format!("[{section}] has no `name`; `cdl list` shows all names")));
             }
             Some(_) => {}
         }
@@ -100,6 +97,6 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
         let reason = e.into_inner().to_string();
         let reason = reason.lines().next().unwrap_or_default().to_string();
         let value = lookup(table, &key).map(|v| v.to_string()).unwrap_or_default();
-        Error::Setting { origin: written(&key), key, value, expected: reason }
+        Error::Setting { origin: origin_of(&key), key, value, expected: reason }
     })
 }

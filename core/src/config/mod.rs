@@ -1,8 +1,8 @@
-//! Configurations in layers, typed, with the origin of every value.
+//! Typed configurations, merged from layers, with the origin of every value.
 //!
 //! Lowest to highest: built-in defaults, files named by `extends` (recursively, relative to the file that names them),
 //! the file itself, `CDL_...` environment variables (`CDL_OPTIMIZER__LR=0.01`), `--set key=value`.
-//! A layer that gives a section another `name` replaces the whole section: settings of the plugin before do not linger.
+//! A layer that gives a section another `name` replaces the whole section: no setting of the previous plugin remains.
 
 mod config_layers;
 mod draft;
@@ -33,65 +33,65 @@ use crate::{
     traits::Role,
 };
 
-/// What becomes of the settings of a method that is not registered.
+/// Treatment of a method that is not registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unregistered {
-    /// They are an error: nothing could be run with them.
+    /// Its name is an error, since no run is possible.
     Refused,
-    /// They stay as they were written.
+    /// Its settings stay as written.
     AsWritten,
 }
 
 /// A configuration with the origin of every value.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Typed, with every plugin's defaults filled in.
+    /// Typed values, with the defaults of every plugin.
     pub run: RunConfig,
-    /// The files it was read from, the lowest layer first.
+    /// Files that were read, lowest layer first.
     pub files: Vec<PathBuf>,
     layers: Figment,
 }
 
 impl Config {
-    /// Reads `files`, later ones over earlier ones and each with everything it extends, the environment and `sets`
-    /// (`key=value` each). The plugins that they name have to be loaded before, see [`ConfigLayers::plugins`].
+    /// Reads `files`, the environment and `sets` (`key=value` each). Later files override earlier ones and the
+    /// files that they extend. Plugins that they name have to be loaded before, see [`ConfigLayers::plugins`].
     ///
     /// # Errors
-    /// Files that cannot be read, unknown keys or names, values of the wrong type; each with where it was written.
+    /// Files that cannot be read, unknown keys or names, values of the wrong type; each with its origin.
     pub fn load<P: AsRef<Path>>(files: &[P], sets: &[String]) -> Result<Self> {
         ConfigLayers::read(files, sets).draft().into_config()
     }
 
-    /// Reads a text, which extends nothing; `name` stands for its file.
+    /// Reads a text. Messages call it `name`. `extends` is not supported in it.
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         ConfigLayers::parse(name, text, sets).draft().into_config()
     }
 
-    /// Reads the configuration that a run has recorded in `file`, whatever the environment contains now.
+    /// Reads the configuration that a run has recorded in `file`. Environment variables are ignored.
     pub fn recorded(file: &Path, text: &str) -> Result<Self> {
         ConfigLayers::recorded(file, text).draft().into_config()
     }
 
-    /// Reads a recorded configuration to be looked at and not to be run: the settings of methods that are not
-    /// registered stay as they were recorded. So nobody's library is loaded, and its code run, to read its results.
+    /// Reads a recorded configuration for inspection only: the settings of methods that are not registered stay as
+    /// recorded. Reading the results of a run therefore does not load its plugins or run their code.
     pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
         ConfigLayers::recorded(file, text).draft_with(Unregistered::AsWritten).into_config()
     }
 
-    /// A name for runs of this configuration: those of its files.
+    /// Returns a name for runs of this configuration, made of its file names.
     pub fn name(&self) -> String {
         let stems = self.files.iter().filter_map(|file| file.file_stem());
         stems.map(|stem| stem.to_string_lossy().into_owned()).collect::<Vec<_>>().join("-")
     }
 
-    /// Where the value of `key` (dotted) was set, or `default`.
+    /// Returns the origin of the value at `key` (dotted), or `default`.
     pub fn origin(&self, key: &str) -> String {
-        self.written(key).unwrap_or_else(|| "default".into())
+        self.explicit_origin(key).unwrap_or_else(|| "default".into())
     }
 
-    /// Where the value of `key` was written, if it was; a network's own learner has from `[learner]` what it does not
-    /// say itself.
-    fn written(&self, key: &str) -> Option<String> {
+    /// Returns the origin of the value at `key`, if it was set. A network's own learner inherits from `[learner]`
+    /// the values that it does not set.
+    fn explicit_origin(&self, key: &str) -> Option<String> {
         let inherited = || {
             let (role, rest) = key.split_once('.')?;
             let role = [Role::Teacher, Role::Student].into_iter().find(|r| r.as_str() == role)?;
@@ -101,7 +101,7 @@ impl Config {
         origin(&self.layers, key).or_else(inherited)
     }
 
-    /// Every value as `(dotted key, value, origin)`, in order.
+    /// Returns every value as `(dotted key, value, origin)`, in order.
     pub fn explain(&self) -> Result<Vec<(String, String, String)>> {
         let table = self.to_table()?;
         let row = |(key, value): (String, &toml::Value)| {
@@ -111,26 +111,28 @@ impl Config {
         Ok(leaves(&table).into_iter().map(row).collect())
     }
 
-    /// The whole configuration as TOML; running it gives the same run.
+    /// Returns the whole configuration as TOML. Running it repeats the run.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(&self.to_table()?)
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
     }
 
-    /// Error of the value at a key that belongs to no plugin.
+    /// Error about the value of a key that belongs to no plugin.
     pub(crate) fn refused(&self, key: &str, value: impl Display, expected: impl Into<String>) -> Error {
         let (origin, value, expected) = (self.origin(key), value.to_string(), expected.into());
         Error::Setting { origin, key: key.into(), value, expected }
     }
 
-    /// Adds to an error about a plugin's setting which section it belongs to and where it was written.
+    /// Adds section and origin to an error about a plugin's setting.
     pub fn locate(&self, section: &str, error: Error) -> Error {
         let place = |key: String| {
             let key = format!("{section}.{key}");
-            // Of one of several distillers, `distillers[0]`, the whole list has an origin.
+            // For one of several distillers, `distillers[0]`, only the whole list has an origin.
             let list = section.split('[').next().unwrap_or(section);
-            let origin =
-                self.written(&key).or_else(|| origin(&self.layers, list)).unwrap_or_else(|| "default".into());
+            let origin = self
+                .explicit_origin(&key)
+                .or_else(|| origin(&self.layers, list))
+                .unwrap_or_else(|| "default".into());
             (key, origin)
         };
         match error {
@@ -140,7 +142,7 @@ impl Config {
             }
             Error::UnknownKey { key: own, nearest: mut near, mut known, .. } => {
                 let (key, origin) = place(own.clone());
-                // What every plugin of this kind has besides its own settings.
+                // Keys that sections of this kind accept for every plugin.
                 if !own.contains('.') {
                     known.extend(common_keys(section));
                     near = nearest(&own, known.iter().map(String::as_str));
@@ -161,25 +163,25 @@ impl Config {
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
     }
 
-    /// Fills in the defaults of every plugin's settings and checks what the types cannot. Returns everything that is
-    /// wrong.
+    /// Fills in the defaults of every plugin's settings and checks what the types cannot express. Returns all
+    /// errors.
     fn complete(&mut self, unregistered: Unregistered) -> Vec<Error> {
         let mut run = self.run.clone();
-        let mut wrong = Vec::new();
-        // Every key that is refused is left out, so that those after it are looked at as well.
+        let mut errors = Vec::new();
+        // Every invalid key is removed, so that the keys after it are checked as well.
         let mut complete = |section: &str, kind: Kind, name: &str, settings: &mut Settings| {
             let entry = match registry::find(kind, name) {
                 Ok(entry) => entry,
                 Err(_) if unregistered == Unregistered::AsWritten => return,
-                Err(error) => return wrong.push(self.locate(section, error)),
+                Err(error) => return errors.push(self.locate(section, error)),
             };
             loop {
                 match (entry.complete)(settings) {
                     Ok(all) => return *settings = all,
                     Err(error) => {
-                        let left_out = error.key().is_some_and(|key| draft::remove(settings, key));
-                        wrong.push(self.locate(section, error));
-                        if !left_out {
+                        let removed = error.key().is_some_and(|key| draft::remove(settings, key));
+                        errors.push(self.locate(section, error));
+                        if !removed {
                             return;
                         }
                     }
@@ -201,20 +203,20 @@ impl Config {
                 own.name = Some(learner.name);
             }
         }
-        let place = |index: usize| self.run.distiller_place(index);
+        let section = |index: usize| self.run.distiller_section(index);
         let distillers = run.distiller.iter_mut().chain(run.distillers.iter_mut().flatten());
         for (index, distiller) in distillers.enumerate() {
-            complete(&place(index), Kind::Distiller, &distiller.name, &mut distiller.settings);
+            complete(&section(index), Kind::Distiller, &distiller.name, &mut distiller.settings);
         }
         for (index, distiller) in run.distillers().iter().enumerate() {
             let valid = ranges::non_negative("weight", distiller.weight);
-            wrong.extend(valid.err().map(|error| self.locate(&place(index), error)));
+            errors.extend(valid.err().map(|error| self.locate(&section(index), error)));
         }
         if run.roles().is_empty() {
-            let expected = "with `train_teacher = false` nothing is left to train";
-            wrong.push(self.refused("train_student", false, expected));
+            let expected = "`train_teacher` is false too; expected that at least one of the two is true";
+            errors.push(self.refused("train_student", false, expected));
         }
-        // Those that were loaded in another way are written down, so that the configuration repeats the run.
+        // Plugins loaded in another way are added, so that the configuration repeats the run.
         for loaded in run.loaded_plugins() {
             let same = |file: &PathBuf| file.canonicalize().is_ok_and(|file| file == loaded.file);
             if !run.plugins.iter().any(same) {
@@ -224,7 +226,7 @@ impl Config {
         run.query = Some(run.query_source());
         for (key, value) in [("epochs", run.epochs), ("batch_size", run.batch_size)] {
             if value == 0 {
-                wrong.push(self.refused(key, 0, "expected at least 1"));
+                errors.push(self.refused(key, 0, "expected at least 1"));
             }
         }
         let valid = [
@@ -233,10 +235,10 @@ impl Config {
             ("checkpoint", run.checkpoint.validate()),
         ];
         for (section, valid) in valid {
-            wrong.extend(valid.err().map(|error| self.locate(section, error)));
+            errors.extend(valid.err().map(|error| self.locate(section, error)));
         }
         run.schedule.repeat_first_rate = Some(run.schedule.repeats_first_rate(run.mode));
         self.run = run;
-        wrong
+        errors
     }
 }

@@ -1,4 +1,4 @@
-//! What a configuration says, typed: the keys of a run, sections of plugins, and their defaults.
+//! Types of a configuration: the keys of a run, the sections of plugins, and their defaults.
 
 use std::path::PathBuf;
 
@@ -14,28 +14,28 @@ use crate::{
     traits::{Mode, QuerySource, Role},
 };
 
-/// A plugin with its settings: `name` and whatever that plugin defines.
+/// A plugin with its settings: `name` and the keys that the plugin defines.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Section {
-    /// The plugin, see `cdl list`.
+    /// Name of the plugin, see `cdl list`.
     pub name: String,
-    /// Its settings, see `cdl describe NAME`.
+    /// Settings of the plugin, see `cdl describe NAME`.
     #[serde(flatten)]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub settings: Settings,
 }
 
-/// A frozen network; the plugin is `vit` unless said otherwise.
+/// A frozen network. The default plugin is `vit`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkSection {
-    /// The backbone plugin.
+    /// Name of the backbone plugin.
     #[serde(default = "default_backbone")]
     pub name: String,
-    /// A prompt method for this network alone. Without a `name`, or with that of `[learner]`, what is not given here
-    /// is as there.
+    /// A prompt method for this network only. Without a `name`, or with the name of `[learner]`, settings that
+    /// are not given here are taken from `[learner]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learner: Option<LearnerOverride>,
-    /// Its settings, see `cdl describe NAME`.
+    /// Settings of the plugin, see `cdl describe NAME`.
     #[serde(flatten)]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub settings: Settings,
@@ -44,10 +44,10 @@ pub struct NetworkSection {
 /// `[teacher.learner]` or `[student.learner]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LearnerOverride {
-    /// The plugin, see `cdl list`; as in `[learner]` if it is not given.
+    /// Name of the plugin, see `cdl list`. Default: that of `[learner]`.
     #[serde(default)]
     pub name: Option<String>,
-    /// Its settings, see `cdl describe NAME`.
+    /// Settings of the plugin, see `cdl describe NAME`.
     #[serde(flatten)]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub settings: Settings,
@@ -56,32 +56,32 @@ pub struct LearnerOverride {
 /// A distillation method with its weight and settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DistillerSection {
-    /// The plugin, see `cdl list`.
+    /// Name of the plugin, see `cdl list`.
     pub name: String,
-    /// Its terms in the loss are multiplied by this. The weight of the labels stays what the method says, the smallest
-    /// of all where there are several.
+    /// Factor of the loss terms of this method. It does not change the weight of cross-entropy, which is set by the
+    /// method; with several methods the smallest one applies.
     #[serde(default = "default_weight")]
     pub weight: f64,
-    /// Its settings, see `cdl describe NAME`.
+    /// Settings of the plugin, see `cdl describe NAME`.
     #[serde(flatten)]
     #[schemars(with = "std::collections::BTreeMap<String, serde_json::Value>")]
     pub settings: Settings,
 }
 
 impl Section {
-    /// Lets a stream of this section be built without reading every image (`verify`); whether it would have.
-    pub(crate) fn put_off_reading(&mut self) -> bool {
+    /// Sets `verify` to false, so that building the stream does not read every image. Returns whether it was true.
+    pub(crate) fn disable_verify(&mut self) -> bool {
         let verify = self.settings.get_mut("verify").filter(|verify| verify.as_bool() == Some(true));
         verify.map(|verify| *verify = toml::Value::Boolean(false)).is_some()
     }
 
-    /// Whether a stream of this section leaves out images that it cannot read (`input.on_error`).
-    pub(crate) fn leaves_out_damaged(&self) -> bool {
+    /// Returns whether a stream of this section skips unreadable images (`input.on_error`).
+    pub(crate) fn skips_damaged(&self) -> bool {
         lookup(&self.settings, "input.on_error").and_then(toml::Value::as_str) == Some("skip")
     }
 
-    /// Batches that a stream of this section prepares ahead (`input.workers`, `input.prefetch`).
-    pub(crate) fn batches_ahead(&self) -> usize {
+    /// Returns the number of batches that a stream of this section prefetches (`input.workers`, `input.prefetch`).
+    pub(crate) fn prefetched_batches(&self) -> usize {
         let input = self.settings.get("input").cloned();
         let input = input.and_then(|input| input.try_into().ok()).unwrap_or_else(InputSettings::default);
         if input.workers == 0 { 0 } else { input.prefetch }
@@ -96,80 +96,81 @@ fn default_backbone() -> String {
     "vit".into()
 }
 
-/// One run.
+/// Configuration of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunConfig {
-    /// Seed of everything random: initial values, class order, batch order, augmentation.
+    /// Seed of all random numbers: initial values, class order, batch order, augmentation.
     #[serde(default)]
     pub seed: u64,
-    /// `published` or `corrected`: defaults of settings in which the published code and the papers differ.
+    /// `published` or `corrected`: the defaults of settings in which the published code differs from the
+    /// papers.
     #[serde(default)]
     pub mode: Mode,
     /// Epochs of each task, for the teacher and for the student.
     #[serde(default = "default_epochs")]
     pub epochs: usize,
-    /// Images in a batch; the last incomplete batch of an epoch is dropped in training.
+    /// Images in a batch. In training, the last incomplete batch of an epoch is dropped.
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
-    /// Shared libraries with more methods, made by `cdl plugin build`; relative to the working directory.
+    /// Shared libraries with more methods, made by `cdl plugin build`. Paths are relative to the working directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<PathBuf>,
-    /// `auto` (a GPU if this build and machine have one), `cpu`, `cuda` or `cuda:N`.
+    /// `auto` (a GPU if there is one and this build supports it), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "default_device")]
     pub device: String,
-    /// Numbers of the frozen networks: `float32`, or on a GPU `tf32` or `bf16`.
+    /// Precision of the frozen networks: `float32`, or on a GPU `tf32` or `bf16`.
     #[serde(default)]
     pub precision: Precision,
-    /// Whether the teacher is trained and tested; `false` (the student alone) only with a distiller that needs no
+    /// Whether the teacher is trained and tested. `false` (student alone) requires a distiller that needs no
     /// teacher.
     #[serde(default = "default_true")]
     pub train_teacher: bool,
-    /// Whether the student is trained and tested; `false` is the teacher alone.
+    /// Whether the student is trained and tested. `false` trains the teacher alone.
     #[serde(default = "default_true")]
     pub train_student: bool,
-    /// Whose frozen network makes the teacher's query: the `student`'s (as published; the keys of both networks then
-    /// have the student's width) or its `own`. Default: student in mode `published`, own in mode `corrected`.
+    /// Frozen network that computes the teacher's query: the `student`'s (as published; the keys of both networks
+    /// then have the student's width) or its `own`. Default: student in mode `published`, own in mode
+    /// `corrected`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<QuerySource>,
-    /// Where images come from and how they are split into tasks.
+    /// Source of the images, and their split into tasks.
     pub stream: Section,
     /// The large network.
     pub teacher: NetworkSection,
     /// The small network.
     pub student: NetworkSection,
-    /// The prompt method, of teacher and student alike unless `[teacher.learner]` or `[student.learner]` differ.
+    /// The prompt method of teacher and student, unless `[teacher.learner]` or `[student.learner]` is given.
     pub learner: Section,
     /// The distillation method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distiller: Option<DistillerSection>,
-    /// Several distillation methods that work together, instead of `[distiller]`.
+    /// Several distillation methods in place of `[distiller]`. Their loss terms are summed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distillers: Option<Vec<DistillerSection>>,
-    /// How trainable tensors are updated.
+    /// Update rule of the trainable tensors.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// How the learning rate changes from epoch to epoch.
+    /// Learning rate of each epoch.
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// When the run is saved so that it can go on after a stop.
+    /// Checkpoints, from which a stopped run resumes.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// What a run writes down besides results, models and `metrics.jsonl`.
+    /// Records besides results, models and `metrics.jsonl`.
     #[serde(default)]
     pub record: RecordConfig,
 }
 
-/// When a run leaves a checkpoint and how many it keeps. None of these values changes what a run computes.
+/// Times of checkpoints, and the number that is kept. None of these values changes the results of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CheckpointConfig {
-    /// A checkpoint also after every so many steps of an epoch, besides those after each epoch and each task. 0: only
-    /// those.
+    /// Steps between checkpoints within an epoch. 0: only after each epoch and each task.
     pub every_steps: usize,
-    /// How many checkpoints are kept, the newest ones: at least 1. With 2, a damaged one costs no more than what was
-    /// done since the one before. When the run is done none is left.
+    /// Number of newest checkpoints that are kept, at least 1. With 2, a run whose last checkpoint is damaged
+    /// resumes from the one before. A finished run has none.
     pub keep: usize,
-    /// Whether no checkpoint is written at all: a run that is stopped then begins anew.
+    /// Whether to write no checkpoints. A stopped run then starts again from the beginning.
     pub off: bool,
 }
 
@@ -180,7 +181,7 @@ impl Default for CheckpointConfig {
 }
 
 impl CheckpointConfig {
-    /// Refuses values that no run can work with.
+    /// Checks the ranges of all values.
     pub fn validate(&self) -> Result<()> {
         match self.keep {
             0 => Err(Error::setting("keep", 0, "expected at least 1; `checkpoint.off = true` writes none")),
@@ -189,12 +190,12 @@ impl CheckpointConfig {
     }
 }
 
-/// What a run writes down for other programs. None of these values changes what a run computes.
+/// Records for other programs. None of these values changes the results of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RecordConfig {
-    /// Whether event files for TensorBoard are written into the run directory as it goes on. `cdl report RUN --tensorboard
-    /// DIR` makes the same files of any run, also later.
+    /// Whether to write TensorBoard event files into the run directory during the run. `cdl report RUN
+    /// --tensorboard DIR` writes the same files for any run, also later.
     pub tensorboard: bool,
 }
 
@@ -212,17 +213,17 @@ fn default_true() -> bool {
 }
 
 impl RunConfig {
-    /// The distillation methods, one or several.
+    /// Returns the distillation methods, one or several.
     pub fn distillers(&self) -> &[DistillerSection] {
         self.distillers.as_deref().unwrap_or(self.distiller.as_slice())
     }
 
-    /// The section that holds distillation method `index`.
-    pub fn distiller_place(&self, index: usize) -> String {
+    /// Returns the section of distillation method `index`, for messages.
+    pub fn distiller_section(&self, index: usize) -> String {
         if self.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() }
     }
 
-    /// The frozen network of `role`.
+    /// Returns the frozen network of `role`.
     pub fn network(&self, role: Role) -> &NetworkSection {
         match role {
             Role::Teacher => &self.teacher,
@@ -230,7 +231,7 @@ impl RunConfig {
         }
     }
 
-    /// The prompt method of `role`, and the section that holds it.
+    /// Returns the prompt method of `role` and the name of its section.
     pub fn learner(&self, role: Role) -> (Section, String) {
         let Some(own) = &self.network(role).learner else { return (self.learner.clone(), "learner".into()) };
         let mut section = match &own.name {
@@ -243,7 +244,7 @@ impl RunConfig {
         (section, format!("{}.learner", role.as_str()))
     }
 
-    /// The network that makes the teacher's query, by the mode if nothing is said.
+    /// Returns the network that computes the teacher's query. The default depends on the mode.
     pub fn query_source(&self) -> QuerySource {
         self.query.unwrap_or(match self.mode {
             Mode::Published => QuerySource::Student,
@@ -251,13 +252,13 @@ impl RunConfig {
         })
     }
 
-    /// How many tasks it stops after, where it says so (`stream.max_tasks`).
+    /// Returns the number of tasks after which the run stops (`stream.max_tasks`), if it is set.
     pub fn max_tasks(&self) -> Option<usize> {
         let most = self.stream.settings.get("max_tasks")?.as_integer()?;
         usize::try_from(most).ok()
     }
 
-    /// The loaded plugins that it uses.
+    /// Returns the loaded plugins that the run uses.
     pub fn loaded_plugins(&self) -> Vec<dynamic::Loaded> {
         let learners = [Role::Teacher, Role::Student].map(|role| (Kind::Learner, self.learner(role).0.name));
         let mut used = vec![
@@ -267,12 +268,12 @@ impl RunConfig {
         ];
         used.extend(learners);
         used.extend(self.distillers().iter().map(|section| (Kind::Distiller, section.name.clone())));
-        let used_of =
+        let is_used =
             |loaded: &dynamic::Loaded| used.iter().any(|(kind, name)| loaded.registers(*kind, name));
-        dynamic::loaded().into_iter().filter(used_of).collect()
+        dynamic::loaded().into_iter().filter(is_used).collect()
     }
 
-    /// The networks that are trained, in order.
+    /// Returns the networks that are trained, in order.
     pub fn roles(&self) -> Vec<Role> {
         let trained = [(Role::Teacher, self.train_teacher), (Role::Student, self.train_student)];
         trained.into_iter().filter(|(_, trained)| *trained).map(|(role, _)| role).collect()

@@ -1,4 +1,4 @@
-//! From the images of a pass to its batches.
+//! Assembly of images into batches.
 
 use std::sync::Arc;
 
@@ -7,48 +7,48 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use crate::{
-    data::{image_source::Source, ordered::Ordered},
+    data::{image_source::ImageSource, ordered::Ordered},
     error::{Error, Result},
     system::device,
     traits::Batch,
     transform::write_pixels,
 };
 
-/// An image on its way into a batch.
+/// Image that has been prepared for a batch.
 pub(super) struct Prepared {
-    /// Its number in the set.
+    /// Index in the image set.
     pub(super) index: usize,
-    /// Its label in stream order.
+    /// Label in stream order.
     pub(super) label: u32,
-    /// What the network sees.
+    /// Transformed image, square, as the network receives it.
     pub(super) square: Result<Arc<RgbImage>>,
 }
 
-/// Batches of `size` images in their order.
-pub(super) struct Assembly {
-    pub(super) source: Arc<Source>,
+/// Iterator over batches of `size` images, in order.
+pub(super) struct BatchAssembler {
+    pub(super) source: Arc<ImageSource>,
     pub(super) images: Ordered<Prepared>,
     pub(super) size: usize,
     /// Whether the last batch may have fewer images; otherwise it is dropped.
     pub(super) partial: bool,
     pub(super) device: Device,
-    /// What to say if there are images enough for a batch and yet none could be filled.
-    pub(super) barren: Option<String>,
+    /// Error message for a pass with enough images for a batch of which too few can be read.
+    pub(super) no_batch_message: Option<String>,
 }
 
-impl Assembly {
-    /// The next batch's images; those that follow make up for those that are left out. None at the end.
+impl BatchAssembler {
+    /// Collects the images of the next batch. The images that follow replace skipped ones. Empty at the end.
     fn gather(&mut self) -> Result<Vec<(Arc<RgbImage>, u32)>> {
         let mut images = Vec::new();
         while images.len() < self.size {
-            if !self.partial && images.len() + self.images.left() < self.size {
+            if !self.partial && images.len() + self.images.remaining() < self.size {
                 return Ok(Vec::new());
             }
             match self.images.next() {
                 None => break,
                 Some(Prepared { index, label, square }) => match square {
                     Ok(square) => images.push((square, label)),
-                    Err(error) => self.source.leave_out(index, error)?,
+                    Err(error) => self.source.skip_image(index, error)?,
                 },
             }
         }
@@ -58,13 +58,13 @@ impl Assembly {
     fn batch(&self, images: &[(Arc<RgbImage>, u32)]) -> Result<Batch> {
         let squares: Vec<&RgbImage> = images.iter().map(|(square, _)| square.as_ref()).collect();
         let labels: Vec<u32> = images.iter().map(|&(_, label)| label).collect();
-        // Labels first: `upload` ends when everything that this thread copied to the device is there.
+        // Labels first: `upload` waits for all copies of this thread to the device.
         let labels = Tensor::from_vec(labels, images.len(), &self.device)?;
         Ok(Batch { pixels: upload_squares(&squares, self.source.side(), &self.device)?, labels })
     }
 }
 
-/// Pixels `(B, 3, S, S)` in `[0, 1]` of squares with the side `side`, on `device`.
+/// Copies square images of side `side` to `device` as pixels `(B, 3, S, S)` in `[0, 1]`.
 pub(crate) fn upload_squares(squares: &[&RgbImage], side: usize, device: &Device) -> Result<Tensor> {
     let mut values = vec![0f32; squares.len() * 3 * side * side];
     values
@@ -74,16 +74,18 @@ pub(crate) fn upload_squares(squares: &[&RgbImage], side: usize, device: &Device
     device::upload(values, (squares.len(), 3, side, side), device)
 }
 
-impl Iterator for Assembly {
+impl Iterator for BatchAssembler {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Result<Batch>> {
         let batch = match self.gather() {
-            Ok(images) if images.is_empty() => return self.barren.take().map(|why| Err(Error::Tasks(why))),
+            Ok(images) if images.is_empty() => {
+                return self.no_batch_message.take().map(|message| Err(Error::Tasks(message)));
+            }
             Ok(images) => self.batch(&images),
             Err(error) => Err(error),
         };
-        self.barren = None;
+        self.no_batch_message = None;
         if batch.is_err() {
             self.images.stop();
         }

@@ -1,4 +1,4 @@
-//! One image set as the networks see it: decoded, transformed, kept in memory where there is room.
+//! Decoded, transformed and cached images of one image set.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use image::RgbImage;
 use rayon::prelude::*;
 
 use crate::{
-    data::{ImageSet, OnError, TaskSettings, cache::Cache, image_stream::Member},
+    data::{ImageSet, OnError, TaskSettings, cache::ImageCache, image_stream::Member},
     error::{Error, Result},
     rng::Rng,
     system::panics,
@@ -17,35 +17,35 @@ use crate::{
     transform::TransformConfig,
 };
 
-/// Images of one split, with the numbers of those that could not be read.
-pub(super) struct Source {
+/// Images of one split, with the indices of those that could not be read.
+pub(super) struct ImageSource {
     pub(super) set: Arc<dyn ImageSet>,
     pub(super) transform: TransformConfig,
-    cache: Arc<Cache>,
+    cache: Arc<ImageCache>,
     on_error: OnError,
     damaged: Mutex<BTreeSet<usize>>,
 }
 
-impl Source {
-    pub(super) fn new(set: Arc<dyn ImageSet>, settings: &TaskSettings, cache: Arc<Cache>) -> Self {
+impl ImageSource {
+    pub(super) fn new(set: Arc<dyn ImageSet>, settings: &TaskSettings, cache: Arc<ImageCache>) -> Self {
         let (transform, on_error) = (settings.transform.clone(), settings.input.on_error);
         Self { set, transform, cache, on_error, damaged: Mutex::default() }
     }
 
-    /// Side of a square in pixels.
+    /// Returns the side of a transformed image in pixels.
     pub(super) fn side(&self) -> usize {
         self.transform.image_size
     }
 
-    /// Decodes image `index`. A reader that panics has met a file that it cannot read.
+    /// Decodes image `index`. A panic of the reader counts as an unreadable image.
     pub(super) fn decode(&self, index: usize) -> Result<RgbImage> {
-        panics::catch(|| self.set.image(index)).unwrap_or_else(|said| {
-            let reason = format!("reading it panicked: {said}");
+        panics::catch(|| self.set.image(index)).unwrap_or_else(|message| {
+            let reason = format!("the image reader panicked: {message}");
             Err(Error::Data { file: self.set.id(index).into(), reason })
         })
     }
 
-    /// Image `index` as a training image, augmented by `rng`.
+    /// Returns image `index` transformed for training, with augmentation drawn from `rng`.
     pub(super) fn train_square(&self, index: usize, rng: &mut Rng) -> Result<Arc<RgbImage>> {
         let image = match self.cache.train(index) {
             Some(image) => image,
@@ -57,7 +57,7 @@ impl Source {
         Ok(Arc::new(self.transform.train(&image, rng)))
     }
 
-    /// Image `index` as a test image. Of the decoded image and the square, the smaller one is kept.
+    /// Returns image `index` transformed for testing. The smaller one of decoded and transformed image is cached.
     pub(super) fn test_square(&self, index: usize) -> Result<Arc<RgbImage>> {
         let image = match self.cache.test(index) {
             Some(square) if square.len() == 3 * self.side() * self.side() => return Ok(square),
@@ -71,41 +71,47 @@ impl Source {
         Ok(square)
     }
 
-    /// Decodes `most` of the images: the first, the last, and others drawn by a fixed seed. `seen` is told of each.
-    pub(super) fn inspect(&self, members: &[Member], most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
+    /// Decodes at most `limit` images: the first, the last, and others drawn with a fixed seed. Calls `progress` after
+    /// each image.
+    pub(super) fn inspect(
+        &self,
+        members: &[Member],
+        limit: usize,
+        progress: &(dyn Fn() + Sync),
+    ) -> Inspection {
         let mut chosen: Vec<usize> = (0..members.len()).collect();
-        if most < chosen.len() {
-            // The last one first, so that of two images these two are taken.
+        if limit < chosen.len() {
+            // The last image moves to the second place, so that a limit of 2 selects the first and the last.
             let last = members.len() - 1;
             chosen.swap(last.min(1), last);
             if let Some(others) = chosen.get_mut(2..) {
                 Rng::new(0).derive("inspect").shuffle(others);
             }
-            chosen.truncate(most);
+            chosen.truncate(limit);
             chosen.sort_unstable();
         }
-        let look = |at: usize| {
-            let found = self.decode(members[at].0).err();
-            seen();
-            found
+        let check = |at: usize| {
+            let error = self.decode(members[at].0).err();
+            progress();
+            error
         };
-        let looked_at = chosen.len();
-        let found: Vec<Option<Error>> = chosen.into_par_iter().map(look).collect();
-        Inspection { looked_at, damaged: found.into_iter().flatten().collect() }
+        let checked = chosen.len();
+        let errors: Vec<Option<Error>> = chosen.into_par_iter().map(check).collect();
+        Inspection { checked, damaged: errors.into_iter().flatten().collect() }
     }
 
-    /// What becomes of `error`, met at image `index`: it is returned, or the image is left out with a warning.
-    pub(super) fn leave_out(&self, index: usize, error: Error) -> Result<()> {
+    /// Handles the error of image `index` according to `on_error`: returns it, or skips the image with a warning.
+    pub(super) fn skip_image(&self, index: usize, error: Error) -> Result<()> {
         if self.on_error == OnError::Stop {
             return Err(error);
         }
         if self.damaged().insert(index) {
-            tracing::warn!("left out: {error}");
+            tracing::warn!("skipping an unreadable image: {error}");
         }
         Ok(())
     }
 
-    /// Numbers of the images that were left out.
+    /// Returns the indices of the skipped images.
     pub(super) fn damaged(&self) -> MutexGuard<'_, BTreeSet<usize>> {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner)
     }

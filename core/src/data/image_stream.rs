@@ -1,4 +1,4 @@
-//! A stream of tasks over images that can be had one by one.
+//! Stream of tasks over individual images.
 
 use std::{ops::Range, sync::Arc};
 
@@ -10,54 +10,54 @@ use sha2::{Digest, Sha256};
 use crate::{
     data::{
         ClassOrder, InputSettings, OnError, TaskSettings,
-        batches::{Assembly, Prepared},
-        cache::Cache,
-        image_source::Source,
-        ordered::{Ordered, ahead},
-        rehearsal::Memory,
+        batches::{BatchAssembler, Prepared},
+        cache::ImageCache,
+        image_source::ImageSource,
+        ordered::{Ordered, prefetched},
+        rehearsal::RehearsalMemory,
         tasks::order_and_tasks,
     },
     error::{Error, Result},
     rng::Rng,
     traits::{
-        Batches, ClassCount, DataRecord, EpochKey, ImageFiles, Inspection, LeftOut, Quirk, StreamContext,
-        StreamRecord, Task, TaskStream,
+        Batches, ClassCount, DataRecord, EpochKey, ImageFiles, Inspection, Quirk, SkippedImages,
+        StreamContext, StreamRecord, Task, TaskStream,
     },
 };
 
-/// Number of an image in its set, and its label in stream order.
+/// Index of an image in its set, and its label in stream order.
 pub(super) type Member = (usize, u32);
 
-/// A set of labelled images that can be had one by one.
+/// A set of labelled images with random access.
 pub trait ImageSet: Send + Sync {
-    /// Number of images.
+    /// Returns the number of images.
     fn len(&self) -> usize;
 
-    /// Whether there is none.
+    /// Returns whether the set has no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Class of image `index`, counted in the set's own order of classes.
+    /// Returns the class of image `index` as an index into the class names of the set.
     fn label(&self, index: usize) -> usize;
 
     /// Decodes image `index`.
     ///
     /// # Errors
-    /// An unreadable image, by file name.
+    /// An unreadable image. The error contains the file name.
     fn image(&self, index: usize) -> Result<RgbImage>;
 
-    /// The files that the images come from, for the run record.
+    /// Returns the files that contain the images, for the run record.
     fn files(&self) -> Result<Vec<DataRecord>> {
         Ok(Vec::new())
     }
 
-    /// Whether the pixels lie in memory, so that keeping them once more gains nothing.
+    /// Returns whether all pixels are in memory already, so that caching them has no benefit.
     fn in_memory(&self) -> bool {
         false
     }
 
-    /// A stable name of image `index` for fingerprints: a relative path, or by default its number.
+    /// Returns a stable name of image `index` for fingerprints and messages: a relative path, or by default the index.
     fn id(&self, index: usize) -> String {
         index.to_string()
     }
@@ -70,27 +70,28 @@ pub struct ImageStream {
     train: Split,
     test: Split,
     input: InputSettings,
-    cache: Arc<Cache>,
-    /// Whether classes come as the data set counts them, not by seed or by the user's lists.
+    cache: Arc<ImageCache>,
+    /// Whether the class order is that of the data set, neither shuffled nor listed by the user.
     fixed_order: bool,
-    memory: Memory,
+    memory: RehearsalMemory,
     rng: Rng,
     device: Device,
     fingerprint: String,
 }
 
-/// One image set, sorted into tasks.
+/// One image set, divided into tasks.
 struct Split {
-    source: Arc<Source>,
-    /// By task.
+    source: Arc<ImageSource>,
+    /// Images of each task.
     members: Vec<Vec<Member>>,
 }
 
 impl ImageStream {
-    /// Sorts both sets into tasks. `name` is used in messages; `classes` are the sets' class names in their order.
+    /// Divides both sets into tasks. `name` is used in messages; `classes` are the class names in the order of the
+    /// sets.
     ///
     /// # Errors
-    /// Settings that do not fit the classes, and classes without images, by name.
+    /// Settings that do not fit the classes, and classes without images.
     pub fn new(
         name: &str,
         classes: Vec<String>,
@@ -101,7 +102,7 @@ impl ImageStream {
     ) -> Result<Self> {
         settings.transform.validate().map_err(Error::Tasks)?;
         settings.input.validate()?;
-        let cache = Arc::new(Cache::new(settings.input.cache_mb.saturating_mul(1_000_000)));
+        let cache = Arc::new(ImageCache::new(settings.input.cache_mb.saturating_mul(1_000_000)));
         let (order, mut tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
@@ -124,15 +125,19 @@ impl ImageStream {
         for (at, &class) in order.iter().enumerate() {
             position[class] = at;
         }
-        // `held` says which half of a divided training set is wanted.
-        let sort = |set: Arc<dyn ImageSet>, what: &str, held: bool, limit: Option<usize>| -> Result<Split> {
+        // With a validation split, `held` selects the held-out images (true) or the others (false).
+        let divide = |set: Arc<dyn ImageSet>,
+                      what: &str,
+                      held: bool,
+                      limit: Option<usize>|
+         -> Result<Split> {
             let mut counts = vec![0; classes.len()];
             let mut members = vec![Vec::new(); tasks.len()];
             for index in 0..set.len() {
                 let class = set.label(index);
                 let at = *position.get(class).ok_or_else(|| {
                     let (image, classes) = (set.id(index), classes.len());
-                    Error::Tasks(format!("{name}: image {image} has label {class}, of {classes} classes"))
+                    Error::Tasks(format!("{name}: image {image} has label {class}; expected less than {classes}, the number of classes"))
                 })?;
                 if held_out.as_ref().is_some_and(|held_out| held_out[index] != held) {
                     continue;
@@ -144,17 +149,21 @@ impl ImageStream {
                 }
             }
             if let Some(class) = counts.iter().position(|&count| count == 0) {
-                let (class, mend) = (&classes[class], "remove the class or add images");
-                return Err(Error::Tasks(format!("{name}: class `{class}` has no {what} images; {mend}")));
+                let (class, remedy) = (&classes[class], "remove the class or add images");
+                return Err(Error::Tasks(format!("{name}: class `{class}` has no {what} images; {remedy}")));
             }
-            Ok(Split { source: Arc::new(Source::new(set, settings, cache.clone())), members })
+            Ok(Split { source: Arc::new(ImageSource::new(set, settings, cache.clone())), members })
         };
-        let train = sort(train, "training", false, settings.train_per_class)?;
-        let test = sort(test, "test", true, settings.test_per_class)?;
+        let train = divide(train, "training", false, settings.train_per_class)?;
+        let test = divide(test, "test", true, settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();
         let fingerprint = fingerprint(&classes, [&train, &test]);
-        let memory =
-            Memory::new(settings.memory, &train.members, classes.len(), &context.rng.derive("memory"));
+        let memory = RehearsalMemory::new(
+            settings.memory,
+            &train.members,
+            classes.len(),
+            &context.rng.derive("memory"),
+        );
         Ok(Self {
             classes,
             tasks,
@@ -170,17 +179,17 @@ impl ImageStream {
         })
     }
 
-    /// Decodes every image that the run will use, so that a damaged one is found before the first step.
+    /// Decodes every image that the run will use, so that damaged images are found before the first step.
     ///
     /// # Errors
-    /// The first damaged image in order, by file name, unless damaged images are skipped.
+    /// The first damaged image, unless damaged images are skipped.
     pub fn verify(&self) -> Result<()> {
         self.train.check(|source, index| source.decode(index).err())?;
-        // What is worked out here need not be later, where there is room to keep it.
+        // Transformed test images enter the cache, so that the run need not decode them again.
         self.test.check(|source, index| source.test_square(index).err())
     }
 
-    /// Images of each class that the tasks use.
+    /// Returns the number of images of each class that the tasks use.
     fn class_counts(&self) -> Vec<ClassCount> {
         let empty = |name: &String| ClassCount { name: name.clone(), train: 0, test: 0 };
         let mut counts: Vec<ClassCount> = self.classes.iter().map(empty).collect();
@@ -190,68 +199,68 @@ impl ImageStream {
         counts
     }
 
-    /// The batches of a pass over `what`; `prepare` makes the square of an image, given its place in the pass and its
-    /// number.
+    /// Returns the batches of a pass. `what` describes the images in messages. `prepare` computes the transformed image
+    /// for a place in the pass and an index in the set.
     fn batches<'a>(
         &'a self,
         pass: Pass<'a>,
         what: &str,
-        prepare: impl Fn(&Source, usize, usize) -> Result<Arc<RgbImage>> + Send + Sync + 'static,
+        prepare: impl Fn(&ImageSource, usize, usize) -> Result<Arc<RgbImage>> + Send + Sync + 'static,
     ) -> Batches<'a> {
         let Pass { split, members, batch_size, first, partial } = pass;
         let source = &split.source;
         let size = batch_size.max(1);
         let least = if partial { 1 } else { size };
-        let barren = format!(
-            "not one batch: of {} {what}, fewer than {least} can be read; the warnings name the others",
+        let message = format!(
+            "no batch can be filled: of {} {what}, fewer than {least} can be read; the warnings name the others",
             members.len()
         );
-        let barren = (members.len() >= least && first == 0).then_some(barren);
-        // Places count all images, so that what an image draws does not depend on when another was found damaged.
+        let no_batch_message = (members.len() >= least && first == 0).then_some(message);
+        // Places count all images: an image's augmentation must not depend on when others were found to be damaged.
         let mut images: Vec<(usize, Member)> = members.into_iter().enumerate().collect();
         images.retain(|(_, (index, _))| !source.damaged().contains(index));
         if !partial && self.input.on_error == OnError::Stop {
             images.truncate(images.len() / size * size);
         }
-        // A run that goes on knows what was damaged in the batches before, so these were filled by what comes first.
+        // A resumed run knows the damaged images of earlier batches, so the first images are those that filled them.
         images.drain(..first.saturating_mul(size).min(images.len()));
         let (count, shared) = (images.len(), source.clone());
         let job = move |at: usize| {
             let (place, (index, label)) = images[at];
             Prepared { index, label, square: prepare(&shared, place, index) }
         };
-        // Without workers there is nothing to prepare ahead: one batch at once.
+        // Without workers, one batch is prepared at a time.
         let images_ahead = size * if self.input.workers == 0 { 1 } else { self.input.prefetch };
         let images = Ordered::new(count, self.input.workers, images_ahead, Arc::new(job));
         let (source, device) = (source.clone(), self.device.clone());
-        let assembly = Assembly { source, images, size, partial, device, barren };
+        let batches = BatchAssembler { source, images, size, partial, device, no_batch_message };
         if self.device.is_cpu() || self.input.workers == 0 {
-            return Box::new(assembly);
+            return Box::new(batches);
         }
-        // Copying a batch to a GPU then costs no step any time.
-        Box::new(ahead(assembly))
+        // Batches are copied to the GPU on another thread, so that training steps do not wait for the copy.
+        Box::new(prefetched(batches))
     }
 }
 
-/// Images to go through once.
+/// One pass over the images of a split.
 struct Pass<'a> {
     split: &'a Split,
     members: Vec<Member>,
     batch_size: usize,
-    /// The first batch that is wanted.
+    /// Index of the first batch to return.
     first: usize,
     /// Whether the last batch may be smaller.
     partial: bool,
 }
 
 impl Split {
-    /// Looks for damage in all images at once, and then at what was found in order.
-    fn check(&self, error: impl Fn(&Source, usize) -> Option<Error> + Sync) -> Result<()> {
+    /// Checks all images in parallel and handles the errors in order.
+    fn check(&self, error: impl Fn(&ImageSource, usize) -> Option<Error> + Sync) -> Result<()> {
         let source = &self.source;
         let members: Vec<usize> = self.members.iter().flatten().map(|&(index, _)| index).collect();
-        let found: Vec<_> = members.into_par_iter().map(|index| (index, error(source, index))).collect();
-        let damaged = found.into_iter().filter_map(|(index, error)| Some((index, error?)));
-        damaged.into_iter().try_for_each(|(index, error)| source.leave_out(index, error))
+        let results: Vec<_> = members.into_par_iter().map(|index| (index, error(source, index))).collect();
+        let damaged = results.into_iter().filter_map(|(index, error)| Some((index, error?)));
+        damaged.into_iter().try_for_each(|(index, error)| source.skip_image(index, error))
     }
 }
 
@@ -293,7 +302,7 @@ impl TaskStream for ImageStream {
         self.cache.retain_train(&members.iter().map(|&(index, _)| index).collect());
         rng.derive("order").shuffle(&mut members);
         let pass = Pass { split: &self.train, members, batch_size, first, partial: false };
-        // A generator for each image: what it draws does not depend on which thread decodes it.
+        // Each image has its own generator, so that augmentation does not depend on the threads.
         self.batches(pass, &format!("training images of task {}", task + 1), move |source, place, index| {
             source.train_square(index, &mut rng.derive(&format!("image {place}")))
         })
@@ -310,7 +319,7 @@ impl TaskStream for ImageStream {
     fn record(&self) -> Result<StreamRecord> {
         let mut files: Vec<DataRecord> = Vec::new();
         for split in [&self.train, &self.test] {
-            // With a validation split both halves come from the same files.
+            // With a validation split, both parts come from the same files.
             let new = split.source.set.files()?.into_iter().filter(|file| !files.contains(file));
             files.extend(new.collect::<Vec<_>>());
         }
@@ -328,31 +337,32 @@ impl TaskStream for ImageStream {
 }
 
 impl ImageFiles for ImageStream {
-    fn inspect(&self, task: usize, most: usize, seen: &(dyn Fn() + Sync)) -> Inspection {
-        let mut all = Inspection::default();
+    fn inspect(&self, task: usize, limit: usize, progress: &(dyn Fn() + Sync)) -> Inspection {
+        let mut total = Inspection::default();
         for Split { source, members } in [&self.train, &self.test] {
-            let found = source.inspect(&members[task], most, seen);
-            all.looked_at += found.looked_at;
-            all.damaged.extend(found.damaged);
+            let part = source.inspect(&members[task], limit, progress);
+            total.checked += part.checked;
+            total.damaged.extend(part.damaged);
         }
-        all
+        total
     }
 
-    fn left_out(&self) -> LeftOut {
+    fn skipped_images(&self) -> SkippedImages {
         let [train, test] = [&self.train, &self.test].map(|s| s.source.damaged().iter().copied().collect());
-        LeftOut { train, test }
+        SkippedImages { train, test }
     }
 
-    fn leave_out(&self, images: &LeftOut) {
+    fn skip_images(&self, images: &SkippedImages) {
         self.train.source.damaged().extend(&images.train);
         self.test.source.damaged().extend(&images.test);
     }
 }
 
-/// Which images of the training set are held out for validation: `share` of each class, at least one and not all.
+/// Selects the images of the training set that are held out for validation: `share` of each class, at least one and not
+/// all.
 fn hold_out(name: &str, classes: &[String], train: &dyn ImageSet, share: f64) -> Result<Vec<bool>> {
     if !(share > 0.0 && share < 1.0) {
-        return Err(Error::setting("validation", share, "expected a share above 0 and below 1, as 0.2"));
+        return Err(Error::setting("validation", share, "expected a share above 0 and below 1, such as 0.2"));
     }
     let mut by_class = vec![Vec::new(); classes.len()];
     for index in 0..train.len() {
@@ -364,11 +374,11 @@ fn hold_out(name: &str, classes: &[String], train: &dyn ImageSet, share: f64) ->
     for (class, mut images) in by_class.into_iter().enumerate() {
         if images.len() == 1 {
             return Err(Error::Tasks(format!(
-                "{name}: class `{}` has one training image, too few to hold out some for `validation`",
+                "{name}: class `{}` has one training image; `validation` needs at least two",
                 classes[class]
             )));
         }
-        // No generator of the run: settings are chosen on the same images whatever its seed.
+        // A fixed seed, not that of the run: settings are compared on the same images for every seed.
         Rng::new(0).derive(&format!("validation, class {class}")).shuffle(&mut images);
         let count = (share * images.len() as f64).round() as usize;
         for &index in images.iter().take(count.clamp(1, images.len().max(2) - 1)) {

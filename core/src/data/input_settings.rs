@@ -1,44 +1,42 @@
-//! How images get from their files to the networks: by how many threads, what is kept in memory, and what happens to
-//! images that cannot be read.
+//! Settings of image input: threads, cache, prefetching, and the treatment of unreadable images.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Most threads that may prepare images.
+/// Maximum number of threads that prepare images.
 const MAX_WORKERS: usize = 256;
-/// Most batches that may be prepared ahead.
+/// Maximum number of prefetched batches.
 const MAX_PREFETCH: usize = 1_000;
 
-/// Threads, memory and damaged images. None of these values changes what the networks see, but for
-/// `on_error = "skip"`, which leaves out what cannot be read.
+/// Threads, memory and damaged images. Only `on_error = "skip"` can change the input of the networks: it skips
+/// unreadable images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InputSettings {
-    /// Threads of their own that decode, crop and resize images while the networks compute. With 0 the computing
-    /// threads do it, when a batch is asked for.
+    /// Additional threads that decode, crop and resize images while the networks compute. With 0, the computing threads
+    /// prepare each batch when it is needed.
     pub workers: usize,
-    /// Batches that the workers prepare ahead, at least 1. Each image of them takes `image_size` x `image_size` x 3
-    /// bytes.
+    /// Batches that the workers prepare ahead, at least 1. Each image takes `image_size` x `image_size` x 3 bytes.
     pub prefetch: usize,
-    /// Megabytes for images that are kept: first the test images, each decoded once a run and kept as the network
-    /// sees it (or as decoded, where that is smaller), then training images of the task that is learned, as decoded.
-    /// 0: none is kept.
+    /// Size of the image cache in megabytes. Test images have priority; each is decoded once a run and cached as
+    /// transformed (or as decoded, if that is smaller). Training images of the current task are cached as decoded. 0:
+    /// no cache.
     pub cache_mb: usize,
-    /// `stop`: an image that cannot be read ends the run. `skip`: it is left out, with a warning that names it, and
-    /// the next image of the epoch moves up; `results.json` has their number.
+    /// `stop`: an unreadable image ends the run. `skip`: the image is skipped with a warning that names it, and the
+    /// next image of the epoch takes its place; `results.json` contains the number of skipped images.
     pub on_error: OnError,
 }
 
-/// What happens when an image cannot be read.
+/// Treatment of an unreadable image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
-    /// The run ends with the image's name.
+    /// The run ends with an error that names the image.
     #[default]
     Stop,
-    /// The image is left out.
+    /// The image is skipped.
     Skip,
 }
 
@@ -49,7 +47,7 @@ impl Default for InputSettings {
 }
 
 impl InputSettings {
-    /// Refuses the first value out of range, by its key.
+    /// Checks the ranges of all values. The error names the first invalid key.
     pub fn validate(&self) -> Result<()> {
         if self.workers > MAX_WORKERS {
             let expected = format!("expected 0 to {MAX_WORKERS} threads");

@@ -1,5 +1,5 @@
-//! Streams of tasks over labelled images: splits, batches, rehearsal. `image_stream` is the entry; `batches` and
-//! `ordered` decode on other threads while the networks compute.
+//! Streams of tasks over labelled images: splits, batches, rehearsal. Start reading at `image_stream`. `batches` and
+//! `ordered` prepare images on other threads while the networks compute.
 
 mod batches;
 mod cache;

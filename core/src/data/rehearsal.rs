@@ -1,17 +1,17 @@
-//! Rehearsal: images of earlier tasks that are seen again.
+//! Rehearsal of images of earlier tasks.
 
 use crate::{data::image_stream::Member, rng::Rng, traits::Task};
 
-/// Images of earlier tasks that are seen again.
-pub(super) struct Memory {
-    /// How many in all.
+/// Images of earlier tasks that later tasks rehearse.
+pub(super) struct RehearsalMemory {
+    /// Total number of images.
     pub(super) size: usize,
-    /// By class in stream order: its images (number and label) in the order in which they are kept.
+    /// Images of each class in stream order, sorted by priority.
     classes: Vec<Vec<Member>>,
 }
 
-impl Memory {
-    /// Chooses from the training images of all tasks, `train`.
+impl RehearsalMemory {
+    /// Draws the order of priority of the training images `train` of all tasks.
     pub(super) fn new(size: usize, train: &[Vec<Member>], classes: usize, rng: &Rng) -> Self {
         let mut by_class = vec![Vec::new(); classes];
         if size > 0 {
@@ -25,7 +25,8 @@ impl Memory {
         Self { size, classes: by_class }
     }
 
-    /// What is rehearsed in `task`: the same share of every class before it, the first ones taking what is left over.
+    /// Returns the images to rehearse in `task`: the same number of every earlier class. The first classes get the
+    /// remainder.
     pub(super) fn before(&self, task: &Task) -> impl Iterator<Item = Member> {
         let past = task.classes.start;
         let share = move |class: usize| match past {
@@ -44,13 +45,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_shared_out_evenly_over_the_classes_before() {
+    fn memory_is_divided_evenly_among_earlier_classes() {
         let train = [
             vec![(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1)],
             vec![(6, 2), (7, 2), (8, 2)],
             vec![(9, 3)],
         ];
-        let memory = Memory::new(5, &train, 4, &Rng::new(1));
+        let memory = RehearsalMemory::new(5, &train, 4, &Rng::new(1));
         let kept = |start: usize| -> (Vec<usize>, Vec<u32>) {
             memory.before(&Task { index: 0, count: 3, classes: start..start + 1 }).unzip()
         };
@@ -60,7 +61,7 @@ mod tests {
         assert_eq!(late_labels, [0, 0, 1, 1, 2]);
         assert!(
             late[..4].iter().all(|image| early.contains(image)),
-            "memory only shrinks: {early:?}, {late:?}"
+            "images of a class are only removed: {early:?}, {late:?}"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! How classes become tasks.
+//! Division of classes into tasks.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,60 +11,60 @@ use crate::{
     transform::TransformConfig,
 };
 
-/// Name by which a stream's generator is derived from the run's.
+/// Label by which a stream's generator is derived from the run's.
 pub(crate) const STREAM_RNG: &str = "stream";
 
 /// Order of the classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassOrder {
-    /// As the data set counts them.
+    /// That of the data set.
     Fixed,
-    /// Drawn by the run's seed.
+    /// Shuffled with the run's seed.
     Shuffled,
 }
 
-/// How classes become tasks; every image stream has these settings.
+/// Division of classes into tasks. Every image stream has these settings.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct TaskSettings {
     /// Number of tasks of equal size; must divide the number of classes. Default: one task.
     pub tasks: Option<usize>,
-    /// Explicit tasks as lists of class names, each class exactly once; they win over `tasks` and `class_order`.
+    /// Explicit tasks as lists of class names, each class exactly once. Overrides `tasks` and `class_order`.
     pub task_classes: Option<Vec<Vec<String>>>,
-    /// `fixed`: classes in the data set's order, `shuffled`: by the run's seed. Default: fixed in mode `published`,
-    /// shuffled in mode `corrected`.
+    /// `fixed`: the data set's order of classes; `shuffled`: an order drawn with the run's seed. Default: fixed in mode
+    /// `published`, shuffled in mode `corrected`.
     pub class_order: Option<ClassOrder>,
-    /// The seed of a shuffled class order, so that orders can be varied apart from everything else that is random; the
-    /// order is that of a run with this `seed`. Default: the run's seed.
+    /// Seed of a shuffled class order, so that the order can be varied independently of other random numbers. The order
+    /// equals that of a run with this `seed`. Default: the run's seed.
     pub class_order_seed: Option<u64>,
-    /// All classes at once, as one task: joint training, the upper bound of continual learning. It wins over `tasks`
-    /// and `task_classes`. Methods whose published form is at odds with a single task (APT's student then learns from
-    /// a teacher without prompts) have settings for that.
+    /// Joint training: all classes in one task, the upper bound of continual learning. Overrides `tasks` and
+    /// `task_classes`. Methods whose published form does not suit a single task (APT's student then learns from a
+    /// teacher without prompts) have settings for that.
     pub joint: bool,
-    /// Stop after the first so many tasks. They are those of the whole stream: the classes that never come stay in
-    /// the networks' heads, unused. Default: all tasks.
+    /// Number of tasks after which the run stops. The division into tasks does not change; the heads of the networks
+    /// keep the unused classes. Default: all tasks.
     pub max_tasks: Option<usize>,
-    /// Share of each class's training images, above 0 and below 1, that is held out and tested on in place of the test
-    /// set, to choose settings without it; published: 0.2. The same images are held out whatever the run's seed.
-    /// Default: none, and the test set is used.
+    /// Share of each class's training images, above 0 and below 1, that is held out and replaces the test set, to
+    /// choose settings without the test set; published: 0.2. The same images are held out for every seed. Default:
+    /// none, and the test set is used.
     pub validation: Option<f64>,
-    /// Images of earlier tasks that are kept for rehearsal, shared out evenly over the classes seen before (drawn by
-    /// the run's seed; a class gives up images as others arrive). With a memory, cross-entropy and distillation are
-    /// over all classes seen so far instead of the current task's. 0: no rehearsal.
+    /// Number of images of earlier tasks in the rehearsal memory, divided evenly among the classes seen before and
+    /// drawn with the run's seed; a class loses images as new classes arrive. With a memory, cross-entropy and
+    /// distillation are over all classes seen so far instead of the current task's. 0: no rehearsal.
     pub memory: usize,
-    /// Use only the first so many training images of each class.
+    /// Maximum number of training images of each class; the first ones are used.
     pub train_per_class: Option<usize>,
-    /// Use only the first so many test images of each class.
+    /// Maximum number of test images of each class; the first ones are used.
     pub test_per_class: Option<usize>,
     /// Crops, sizes and flips.
     pub transform: TransformConfig,
-    /// Threads that prepare images, memory for them, and what happens to damaged ones.
+    /// Threads that prepare images, image cache, and treatment of damaged images.
     pub input: InputSettings,
 }
 
 impl TaskSettings {
-    /// The order of the classes, by `mode` if nothing is said.
+    /// Returns the class order. The default depends on `mode`.
     pub(super) fn order(&self, mode: Mode) -> ClassOrder {
         self.class_order.unwrap_or(match mode {
             Mode::Published => ClassOrder::Fixed,
@@ -73,7 +73,7 @@ impl TaskSettings {
     }
 }
 
-/// The order of the classes (set's numbers in stream order) and the tasks.
+/// Returns the class order (indices of the set's classes, in stream order) and the tasks.
 pub(super) fn order_and_tasks(
     classes: &[String],
     settings: &TaskSettings,
@@ -85,7 +85,7 @@ pub(super) fn order_and_tasks(
     let count = if settings.joint { 1 } else { settings.tasks.unwrap_or(1) };
     if count == 0 || !classes.len().is_multiple_of(count) {
         let expected =
-            format!("expected a divisor of the {} classes, or explicit `task_classes`", classes.len());
+            format!("expected a divisor of {}, the number of classes, or `task_classes`", classes.len());
         return Err(Error::setting("tasks", count, expected));
     }
     let mut order: Vec<usize> = (0..classes.len()).collect();
@@ -93,7 +93,8 @@ pub(super) fn order_and_tasks(
     match settings.class_order_seed {
         Some(seed) if shuffled => Rng::new(seed).derive(STREAM_RNG).derive("class order").shuffle(&mut order),
         Some(seed) => {
-            let expected = "nothing is drawn, for the class order is fixed; add `class_order = \"shuffled\"`";
+            let expected =
+                "it has no effect, since the class order is fixed; add `class_order = \"shuffled\"`";
             return Err(Error::setting("class_order_seed", seed, expected));
         }
         None if shuffled => context.rng.derive("class order").shuffle(&mut order),
@@ -115,7 +116,7 @@ fn explicit_tasks(classes: &[String], lists: &[Vec<String>]) -> Result<(Vec<usiz
                 let near = suggest(&nearest(name, classes.iter().map(String::as_str)));
                 let task = index + 1;
                 let unknown =
-                    format!("task {task} of `task_classes` names `{name}`, which is no class{near}");
+                    format!("task {task} of `task_classes` names `{name}`, which is not a class{near}");
                 return Err(Error::Tasks(unknown));
             };
             if order.contains(&class) {
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_order_with_a_seed_of_its_own_is_that_of_a_run_with_this_seed() -> Result<()> {
+    fn class_order_seed_gives_the_class_order_of_a_run_with_that_seed() -> Result<()> {
         let of = |class_order_seed: Option<u64>, mode: Mode| {
             let settings = TaskSettings { tasks: Some(5), class_order_seed, ..Default::default() };
             let context = StreamContext { rng: Rng::new(3).derive(STREAM_RNG), ..context(mode) };

@@ -1,28 +1,27 @@
-//! Why weights and data cannot be had from the hub, each with what to do.
+//! Errors of fetching weights and data from the hub, each with its remedy.
 
 use std::{io, path::PathBuf};
 
-/// Text that names no source of files.
+/// Error of a text that is not a source of files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{written}` is not a source: {problem}; expected `hf:owner/name`, `hf:owner/name@revision` or a \
-         path"
+    "`{written}` is not a source: {problem}; expected `hf:owner/name`, `hf:owner/name@revision` or a path"
 )]
 pub struct SourceError {
-    /// The text as it was given.
+    /// Text as written by the user.
     pub written: String,
-    /// What is wrong with it.
+    /// Reason why it is invalid.
     pub problem: String,
 }
 
-/// Reason why weights or data cannot be had, with what to do about it.
+/// Error of fetching weights or data, with its remedy.
 ///
-/// `wanted` is the source as written, `endpoint` the hub that was asked, `cache` the folder of fetched files, `path` a
-/// file or folder on this machine, `reason` the system's or the client's own message.
+/// `wanted` is the source as written, `endpoint` the address of the hub, `cache` the folder of fetched files, `path` a
+/// local file or folder, `reason` the message of the system or of the HTTP client.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "fields of one name have one meaning, explained above")]
 pub enum HubError {
-    /// A path that leads nowhere.
+    /// A path that does not exist.
     #[error("there is no file or folder at `{path}`; a repository on the hub is written `hf:owner/name`")]
     NoPath { path: PathBuf },
     /// A folder without weights.
@@ -37,7 +36,7 @@ pub enum HubError {
          `model.safetensors` or `pytorch_model.bin`"
     )]
     NotAFile { path: PathBuf },
-    /// A repository, in a build that cannot fetch any.
+    /// A repository, in a build without hub support.
     #[error(
         "`{wanted}` is a repository on the hub, and this build has no hub support: build with the cargo \
          feature `hub`, or name a file or folder"
@@ -46,85 +45,85 @@ pub enum HubError {
     /// A file that exists and cannot be read.
     #[error("cannot read `{path}`: {reason}; check the file and its permissions")]
     Unreadable { path: PathBuf, reason: io::Error },
-    /// The network is forbidden and the cache has no copy.
+    /// Offline mode, and the cache has no copy.
     #[error(
-        "`{wanted}` cannot be had: offline (HF_HUB_OFFLINE) and not in the cache `{cache}`; fetch it once \
-         with HF_HUB_OFFLINE unset, or point HF_HOME or HF_HUB_CACHE at a cache that has it"
+        "`{wanted}` is not in the cache `{cache}` and cannot be fetched in offline mode (HF_HUB_OFFLINE); fetch it \
+         once with HF_HUB_OFFLINE unset, or point HF_HOME or HF_HUB_CACHE at a cache that has it"
     )]
     Offline { wanted: String, cache: PathBuf },
-    /// The hub cannot be reached and the cache has no copy.
+    /// The hub cannot be reached, and the cache has no copy.
     #[error(
         "`{wanted}` is not in the cache `{cache}` and {endpoint} cannot be reached ({reason}); check the \
          network, or copy the files here and name their path"
     )]
     Unreachable { wanted: String, endpoint: String, cache: PathBuf, reason: String },
-    /// The hub wants to know who asks (401). It gives strangers the same answer for a repository that does not exist.
+    /// The hub requires authentication (401). It gives the same answer for a repository that does not exist.
     #[error(
-        "{endpoint} does not show `{wanted}` to this caller: the repository is private or gated, or does \
+        "{endpoint} denies access to `{wanted}` without a valid token: the repository is private or gated, or does \
          not exist; check the name, and set HF_TOKEN to a valid token that may read it"
     )]
     TokenRequired { wanted: String, endpoint: String },
-    /// The hub knows who asks and refuses (403).
+    /// The hub denies access to the account of the token (403).
     #[error(
-        "{endpoint} refuses `{wanted}` to the account of this token: request access on the repository's \
+        "{endpoint} denies the account of this token access to `{wanted}`: request access on the repository's \
          page, or set HF_TOKEN to a token that may read it"
     )]
     Forbidden { wanted: String, endpoint: String },
-    /// No such repository.
+    /// The repository does not exist.
     #[error(
         "{endpoint} has no {kind} repository for `{wanted}`; check the owner and the name (and HF_TOKEN, \
          if the repository is private)"
     )]
     NoRepository { wanted: String, kind: &'static str, endpoint: String },
-    /// The repository is there, the revision is not.
+    /// The repository exists without this revision.
     #[error(
         "the repository of `{wanted}` has no revision `{revision}`; write a branch, tag or full commit \
          hash that its page lists"
     )]
     NoRevision { wanted: String, revision: String },
-    /// The revision is there, the weights are not.
+    /// The revision exists without weights.
     #[error(
         "the repository of `{wanted}` has no file `model.safetensors` or `pytorch_model.bin` at revision \
          `{revision}`; choose a repository or a revision with weights in such a file"
     )]
     NoWeights { wanted: String, revision: String },
-    /// A file of a data set that went away while it was being fetched.
+    /// A file of a data set that disappeared during the transfer.
     #[error(
-        "the repository of `{wanted}` lists `{file}` at revision `{revision}` and does not have it; try \
+        "the repository of `{wanted}` lists `{file}` at revision `{revision}` but does not have it; try \
          again, or name a commit in place of a branch"
     )]
     NoData { wanted: String, file: String, revision: String },
-    /// A cached file that is not what the hub promised.
+    /// A cached file whose checksum differs from that of the hub.
     #[error(
-        "the cached copy of `{wanted}` is damaged: `{file}` has the SHA-256 {found} in place of \
-         {promised}; delete the folder `{folder}` and fetch again"
+        "the cached copy of `{wanted}` is damaged: `{file}` has the SHA-256 {found}, expected {expected}; \
+         delete the folder `{folder}` and fetch again"
     )]
-    Damaged { wanted: String, file: PathBuf, folder: PathBuf, promised: String, found: String },
+    Damaged { wanted: String, file: PathBuf, folder: PathBuf, expected: String, found: String },
     /// The cache cannot be written.
     #[error(
-        "cannot keep `{wanted}` in the cache `{cache}`: {reason}; free some space, or point HF_HOME or \
-         HF_HUB_CACHE at a folder that can be written"
+        "cannot store `{wanted}` in the cache `{cache}`: {reason}; free some space, or point HF_HOME or \
+                 HF_HUB_CACHE at a writable folder"
     )]
     Cache { wanted: String, cache: PathBuf, reason: String },
     /// The HTTP client cannot be set up.
     #[error(
-        "cannot look for `{wanted}`: {reason}; check HF_ENDPOINT, which must be the http(s) address of a \
+        "cannot fetch `{wanted}`: {reason}; check HF_ENDPOINT, which must be the http(s) address of a \
          hub if it is set, and that this system has CA certificates"
     )]
     Client { wanted: String, reason: String },
-    /// The address that was asked does not behave like a hub.
+    /// The server at the address does not behave like a hub.
     #[error(
-        "cannot ask {endpoint} for `{wanted}`: {reason}; check HF_ENDPOINT, which must be the http(s) \
+        "cannot fetch `{wanted}` from {endpoint}: {reason}; check HF_ENDPOINT, which must be the http(s) \
          address of a hub if it is set"
     )]
     Endpoint { wanted: String, endpoint: String, reason: String },
-    /// The hub was reached and then failed: a connection that broke, a server in trouble.
+    /// The connection broke, or the server reported an error.
     #[error("the transfer of `{wanted}` from {endpoint} failed: {reason}; try again")]
     Transfer { wanted: String, endpoint: String, reason: String },
 }
 
 impl HubError {
-    /// Whether the user can mend it. Only a transfer that broke off is nobody's fault here.
+    /// Returns whether the user can fix the error. Only a broken transfer is not the user's error.
     pub fn is_user_error(&self) -> bool {
         !matches!(self, Self::Transfer { .. })
     }

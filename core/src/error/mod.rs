@@ -1,5 +1,5 @@
-//! Every way a run can fail, with enough in each message to mend it: the file, the key, the value, what was
-//! expected, and the nearest valid name.
+//! Errors of a run. Each message contains what the user needs to fix it: file, key, value, the accepted values and the
+//! nearest valid name.
 
 mod hub;
 
@@ -7,28 +7,28 @@ use std::path::PathBuf;
 
 pub use self::hub::{HubError, SourceError};
 
-/// Result of everything fallible in this crate.
+/// Result of the fallible functions of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failure, either the user's to mend ([`Error::is_user_error`]) or met while working.
+/// Error of a run: either the user can fix it ([`Error::is_user_error`]), or it is a failure during the work.
 ///
-/// `kind` is the sort of plugin (`learner`, `distiller`, ...), `origin` the file, environment variable, option or section
-/// that set a value, `key` its dotted path, `nearest` the most similar valid name, `known` all valid names in order, `owner`
-/// the plugin or file that tensors belong to, and `reason` what is wrong.
+/// `kind` is the kind of plugin (`learner`, `distiller`, ...), `origin` the file, environment variable, option or
+/// section that set a value, `key` its dotted path, `nearest` the most similar valid name, `known` all valid names in
+/// order, `owner` the plugin or file to which tensors belong, and `reason` a description of the error.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "fields of one name have one meaning, explained above")]
 pub enum Error {
-    /// A name that no registered plugin of this kind has.
+    /// A name that is not registered for this kind of plugin.
     #[error("unknown {kind} `{name}`{}; registered: {}", suggest(.nearest), list(.known))]
     UnknownName { kind: &'static str, name: String, nearest: Option<String>, known: Vec<String> },
-    /// Two plugins of one kind with one name, and where each was registered.
-    #[error("two {kind} plugins are called `{name}`: one from {first}, one from {second}")]
+    /// Two plugins of one kind with the same name, and their origins.
+    #[error("two {kind} plugins have the name `{name}`: one from {first}, one from {second}")]
     DuplicateName { kind: &'static str, name: String, first: String, second: String },
-    /// Two methods that do not work in one run.
-    #[error("`{first}` and `{second}` cannot go together: {reason}")]
+    /// Two methods that cannot be combined in a run.
+    #[error("`{first}` and `{second}` cannot be combined: {reason}")]
     Incompatible { first: String, second: String, reason: String },
-    /// A configuration key that nothing reads.
+    /// An unknown configuration key.
     #[error("{origin}: unknown key `{key}`{}; valid keys here: {}", suggest(.nearest), list(.known))]
     UnknownKey { origin: String, key: String, nearest: Option<String>, known: Vec<String> },
     /// A configuration value of the wrong type or out of range.
@@ -49,7 +49,7 @@ pub enum Error {
     /// Images or labels that cannot be used.
     #[error("{file}: {reason}")]
     Data { file: PathBuf, reason: String },
-    /// The tasks, classes or batches that the configuration asks for cannot be made from the data.
+    /// Tasks, classes or batches of the configuration that do not fit the data.
     #[error("{0}")]
     Tasks(String),
     /// A run directory that cannot be created, written or read.
@@ -58,48 +58,48 @@ pub enum Error {
     /// An exported model, its folder or a file in it, that cannot be written or read.
     #[error("exported model {file}: {reason}")]
     Export { file: PathBuf, reason: String },
-    /// A loss term or parameter that stopped being a finite number. Task, epoch and step are counted from 1.
+    /// A loss term or parameter that is not finite. Task, epoch and step are counted from 1.
     #[error(
         "{what} became {value} in task {task}, {phase} phase, epoch {epoch}, step {step}; \
          finished tasks are kept. A lower `optimizer.lr` often helps"
     )]
     NotFinite { what: String, value: f64, task: usize, phase: &'static str, epoch: usize, step: usize },
-    /// The run was asked to stop, and did between two steps.
+    /// The run was stopped between two steps, as requested.
     #[error("stopped")]
     Stopped,
-    /// A checkpoint or model file whose tensors are not those that a plugin expects.
+    /// A checkpoint or model file without the tensors that a plugin expects.
     #[error("state of {owner}: {reason}")]
     State { owner: String, reason: String },
-    /// A plugin, or what it returned, that does not keep what its kind promises.
-    #[error("{plugin} breaks a promise: {promise}")]
+    /// A plugin that violates the contract of its trait. `promise` is the requirement.
+    #[error("{plugin} violates its contract: {promise}")]
     Promise { plugin: String, promise: String },
-    /// A library that is no plugin for this program: what is wrong with it, and what to do.
+    /// A library that is not a plugin of this program, with the reason and the remedy.
     #[error("plugin {file}: {reason}")]
     Plugin { file: PathBuf, reason: String },
-    /// A panic in a method of a plugin's trait.
+    /// A panic in a trait method of a plugin.
     #[error("{kind} `{plugin}` panicked in `{method}`: {message}")]
     Panicked { kind: &'static str, plugin: String, method: &'static str, message: String },
-    /// A tensor for which there is no memory, in bytes.
+    /// A tensor that does not fit into memory. Sizes are in bytes.
     #[error(
-        "a tensor of shape {shape:?} would take {:.1} GB of memory, {:.1} GB are free",
+        "a tensor of shape {shape:?} needs {:.1} GB of memory, {:.1} GB are free",
         *needed as f64 / 1e9,
         *free as f64 / 1e9
     )]
     Memory { shape: Vec<usize>, needed: u64, free: u64 },
-    /// The device asked for is not there.
+    /// A device that does not exist or cannot be used.
     #[error("device `{device}`: {reason}")]
     Device { device: String, reason: String },
-    /// A tensor operation failed.
+    /// Error of a tensor operation.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
-    /// Reading or writing a file failed.
+    /// Error of reading or writing a file.
     #[error("{file}: {source}")]
     Io { file: PathBuf, source: std::io::Error },
 }
 
 impl Error {
-    /// A setting that is out of range, named by the plugin's own key; whoever holds the configuration adds where the
-    /// value came from.
+    /// Error of an invalid value of a plugin's setting. `key` is the plugin's own key; the configuration adds section
+    /// and origin ([`Config::locate`](crate::config::Config::locate)).
     pub fn setting(key: &str, value: impl std::fmt::Display, expected: impl Into<String>) -> Self {
         Self::Setting {
             origin: "configuration".into(),
@@ -109,12 +109,12 @@ impl Error {
         }
     }
 
-    /// A file or folder of images or labels that cannot be used.
+    /// Error of a file or folder of images or labels.
     pub fn data(file: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Data { file: file.into(), reason: reason.into() }
     }
 
-    /// The configuration key that the error is about.
+    /// Returns the configuration key of the error.
     pub(crate) fn key(&self) -> Option<&str> {
         match self {
             Self::Setting { key, .. } | Self::UnknownKey { key, .. } => Some(key),
@@ -122,8 +122,8 @@ impl Error {
         }
     }
 
-    /// Whether the user can mend this by changing what they typed or pointed to (exit code 2), as against a failure
-    /// while working (exit code 1).
+    /// Returns whether the user can fix the error by changing the command, a file or the configuration (exit code 2).
+    /// Other errors are failures during the work (exit code 1).
     pub fn is_user_error(&self) -> bool {
         match self {
             Self::Hub(error) => error.is_user_error(),
@@ -133,13 +133,13 @@ impl Error {
     }
 }
 
-/// Turns an I/O error into an [`Error::Io`] that names the file.
+/// Converts an I/O error to an [`Error::Io`] that names the file.
 pub(crate) fn io(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
     let file = file.into();
     move |source| Error::Io { file, source }
 }
 
-/// Turns the error of a file or folder that does not exist into `None`.
+/// Converts the error of a missing file or folder to `None`.
 pub(crate) fn if_there<T>(result: std::io::Result<T>) -> std::io::Result<Option<T>> {
     match result {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -147,7 +147,7 @@ pub(crate) fn if_there<T>(result: std::io::Result<T>) -> std::io::Result<Option<
     }
 }
 
-/// The name in `known` most like `name`, if the two are alike enough to be worth proposing.
+/// Returns the name in `known` most similar to `name`, if the similarity is high enough for a suggestion.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     known
         .into_iter()
@@ -157,7 +157,7 @@ pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
         .map(|(_, candidate)| candidate.to_string())
 }
 
-/// The end of a message that proposes a name.
+/// Returns the end of a message that suggests a name.
 pub(crate) fn suggest(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(" (did you mean `{name}`?)")).unwrap_or_default()
 }
@@ -171,7 +171,7 @@ mod tests {
     use super::nearest;
 
     #[test]
-    fn nearest_name_is_proposed_only_when_alike() {
+    fn nearest_name_is_suggested_only_when_similar() {
         let known = ["long_name", "other_name", "abc"];
         assert_eq!(nearest("long_nam", known).as_deref(), Some("long_name"));
         assert_eq!(nearest("longname", known).as_deref(), Some("long_name"));

@@ -165,7 +165,7 @@ impl<T: RepoType> Repository<T> {
                 wanted: self.wanted.clone(),
                 file: path.clone(),
                 folder: self.cache_folder(),
-                promised,
+                expected: promised,
                 found,
             }),
             _ => Ok(Provenance {

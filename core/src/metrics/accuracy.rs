@@ -1,4 +1,4 @@
-//! Definitions of accuracy and forgetting, by name.
+//! Named definitions of accuracy and forgetting.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,16 +15,16 @@ impl TryFrom<Vec<Vec<f64>>> for AccuracyMatrix {
             None => Ok(Self(rows)),
             Some((row, number)) => {
                 let entries = row.len();
-                Err(format!("row {number} of an accuracy matrix has {entries} entries, expected {number}"))
+                Err(format!("row {number} of an accuracy matrix has length {entries}, expected {number}"))
             }
         }
     }
 }
 
-/// Summary of a matrix, all in percent.
+/// Summary of an accuracy matrix, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// The matrix itself, row `i` with `i + 1` entries.
+    /// The matrix. Row `i` has `i + 1` entries.
     pub accuracy_matrix: AccuracyMatrix,
     /// Published definition: `mean_j A[T-1][j]`.
     pub average_accuracy: f64,
@@ -36,28 +36,28 @@ pub struct Summary {
     pub forgetting_from_best: f64,
     /// `mean_{j<T-1} (A[T-1][j] - A[j][j])`; 0 for a single task.
     pub backward_transfer: f64,
-    /// Always `null`. It compares the accuracy on a task before that task is learned with an untrained network's; here
-    /// a class can only be answered once its task has come, so that accuracy is 0 by construction.
+    /// Always `null`. Forward transfer compares the accuracy on a task before it is learned with that of an untrained
+    /// network. Here the prediction is among the classes seen so far, so that this accuracy is 0 by construction.
     #[serde(default)]
     pub forward_transfer: Option<f64>,
 }
 
-/// One meaning of what a run achieved. `T` tasks, `A[i][j]` as in [`AccuracyMatrix`], both counted from 0.
+/// Definition of a metric. `T` is the number of tasks, `A[i][j]` is defined in [`AccuracyMatrix`], indices start at 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Definition {
-    /// The field of [`Summary`].
+    /// Name of the field in [`Summary`].
     pub name: &'static str,
-    /// For people.
+    /// Title for tables and reports.
     pub title: &'static str,
-    /// In plain text.
+    /// Formula in plain text.
     pub formula: &'static str,
-    /// For LaTeX's mathematics mode.
+    /// Formula for the mathematics mode of LaTeX.
     pub latex: &'static str,
-    /// Its value, if it has one.
+    /// Returns the value, if the metric is defined.
     pub value: fn(&Summary) -> Option<f64>,
 }
 
-/// Every definition, in the order of [`Summary`].
+/// All definitions, in the order of [`Summary`].
 pub const DEFINITIONS: [Definition; 6] = [
     Definition {
         name: "average_accuracy",
@@ -104,22 +104,22 @@ pub const DEFINITIONS: [Definition; 6] = [
 ];
 
 impl AccuracyMatrix {
-    /// Adds the row after another task: accuracy on each task so far.
+    /// Appends the row of another task: the accuracy on each task so far.
     pub fn push(&mut self, row: Vec<f64>) {
         self.0.push(row);
     }
 
-    /// Rows, each one longer than the one before.
+    /// Returns the rows. Row `i` has `i + 1` entries.
     pub fn rows(&self) -> &[Vec<f64>] {
         &self.0
     }
 
-    /// The matrix as it was after `tasks` tasks.
+    /// Returns the matrix after the first `tasks` tasks.
     pub fn first(&self, tasks: usize) -> Self {
         Self(self.0.iter().take(tasks).cloned().collect())
     }
 
-    /// All definitions at once; `None` before the first task.
+    /// Returns the values of all definitions, or `None` before the first task.
     pub fn summary(&self) -> Option<Summary> {
         let last = self.0.last()?;
         let tasks = self.0.len();
@@ -145,7 +145,7 @@ impl AccuracyMatrix {
         })
     }
 
-    /// The matrix as CSV with a header; what is not defined yet is left empty.
+    /// Returns the matrix as CSV with a header. Entries above the diagonal are empty.
     pub(crate) fn to_csv(&self) -> String {
         let tasks = self.0.len();
         let mut csv = String::from("after_task");
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_definition_on_an_example_worked_by_hand() {
+    fn every_definition_matches_an_example_computed_by_hand() {
         let mut matrix = AccuracyMatrix::default();
         assert!(matrix.summary().is_none());
         for row in [vec![90.0], vec![92.0, 80.0], vec![60.0, 70.0, 50.0]] {
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn definitions_have_the_names_and_values_of_the_summary() {
+    fn definitions_match_names_and_values_of_the_summary() {
         let mut matrix = AccuracyMatrix::default();
         matrix.push(vec![90.0]);
         matrix.push(vec![70.0, 40.0]);
@@ -196,8 +196,8 @@ mod tests {
         }
     }
 
-    /// As the formulas are written, term by term.
-    fn plainly(a: &[Vec<f64>]) -> [f64; 5] {
+    /// Evaluates the formulas term by term.
+    fn evaluate_formulas(a: &[Vec<f64>]) -> [f64; 5] {
         let t = a.len();
         let (mut average, mut forgetting, mut incremental, mut best, mut backward) =
             (0.0, 0.0, 0.0, 0.0, 0.0);
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn random_matrices_agree_with_the_formulas_written_out() {
+    fn summaries_of_random_matrices_agree_with_the_formulas() {
         let mut rng = crate::rng::Rng::new(3);
         for round in 0..200 {
             let mut matrix = AccuracyMatrix::default();
@@ -234,18 +234,18 @@ mod tests {
             }
             let s = matrix.summary().expect("a matrix with rows has a summary");
             let found = DEFINITIONS.map(|definition| (definition.value)(&s));
-            for (found, plain) in found.into_iter().flatten().zip(plainly(matrix.rows())) {
-                assert!((found - plain).abs() < 1e-9, "{found} {plain} {matrix:?}");
+            for (found, expected) in found.into_iter().flatten().zip(evaluate_formulas(matrix.rows())) {
+                assert!((found - expected).abs() < 1e-9, "{found} {expected} {matrix:?}");
             }
             assert_eq!(found.into_iter().flatten().count(), 5);
         }
     }
 
     #[test]
-    fn rows_of_other_lengths_are_no_matrix() {
+    fn rows_of_wrong_length_are_refused() {
         let read = |text: &str| serde_json::from_str::<AccuracyMatrix>(text).map_err(|e| e.to_string());
         assert!(read("[[50.0],[60.0,70.0]]").is_ok());
         let refused = read("[[50.0],[60.0]]");
-        assert!(refused.is_err_and(|e| e.contains("row 2 of an accuracy matrix has 1 entries, expected 2")));
+        assert!(refused.is_err_and(|e| e.contains("row 2 of an accuracy matrix has length 1, expected 2")));
     }
 }

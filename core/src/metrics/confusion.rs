@@ -2,21 +2,21 @@
 
 use crate::error::{Error, Result};
 
-/// Test images by true class and predicted class, among the classes seen.
+/// Number of test images by true and predicted class, among the classes seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confusion {
     classes: Vec<String>,
-    /// `counts[t][p]`: images of class `t` that were taken for class `p`.
+    /// `counts[t][p]`: images of class `t` that were predicted as class `p`.
     counts: Vec<Vec<u64>>,
 }
 
 impl Confusion {
-    /// No images yet, among these classes.
+    /// Creates an empty matrix for `classes`.
     pub(crate) fn new(classes: &[String]) -> Self {
         Self { classes: classes.to_vec(), counts: vec![vec![0; classes.len()]; classes.len()] }
     }
 
-    /// Adds images by their true classes and their predicted ones; classes that are none of these are passed over.
+    /// Adds images by true and predicted class. Classes outside the matrix are ignored.
     pub(crate) fn add(&mut self, labels: &[u32], predicted: &[u32]) {
         for (&label, &predicted) in labels.iter().zip(predicted) {
             let count = self.counts.get_mut(label as usize).and_then(|row| row.get_mut(predicted as usize));
@@ -26,17 +26,17 @@ impl Confusion {
         }
     }
 
-    /// Class names in stream order.
+    /// Returns the class names in stream order.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// Images by true class, and in each row by predicted class.
+    /// Returns the number of images, a row for each true class and a column for each predicted class.
     pub fn counts(&self) -> &[Vec<u64>] {
         &self.counts
     }
 
-    /// Share of each class's images that were taken for it, in percent; `None` for a class without test images.
+    /// Returns the accuracy on each class in percent, or `None` for a class without test images.
     pub fn class_accuracy(&self) -> Vec<Option<f64>> {
         let share = |(class, row): (usize, &Vec<u64>)| match row.iter().sum::<u64>() {
             0 => None,
@@ -45,7 +45,8 @@ impl Confusion {
         self.counts.iter().enumerate().map(share).collect()
     }
 
-    /// A row for each true class, a column for each predicted one, with a header of class names.
+    /// Returns the matrix as CSV: a header of class names, a row for each true class, a column for each predicted
+    /// class.
     pub(crate) fn to_csv(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "confusion matrix".into(), reason };
         let mut csv = csv::Writer::from_writer(Vec::new());
@@ -57,7 +58,7 @@ impl Confusion {
         csv.into_inner().map_err(|e| fail(e.to_string()))
     }
 
-    /// Reads what [`Confusion::to_csv`] wrote, or says what is wrong with it in a sentence.
+    /// Reads the CSV of [`Confusion::to_csv`]. An error is a message in one sentence.
     pub(crate) fn from_csv(bytes: &[u8]) -> Result<Self, String> {
         let mut csv = csv::Reader::from_reader(bytes);
         let header = csv.headers().map_err(|e| e.to_string())?;
@@ -66,12 +67,16 @@ impl Confusion {
         for record in csv.records() {
             let record = record.map_err(|e| e.to_string())?;
             let count = |cell: &str| {
-                cell.parse().map_err(|_| format!("line {}: `{cell}` is no count", counts.len() + 2))
+                cell.parse().map_err(|_| format!("line {}: `{cell}` is not a whole number", counts.len() + 2))
             };
             counts.push(record.iter().skip(1).map(count).collect::<Result<Vec<u64>, String>>()?);
         }
         if counts.len() != classes.len() {
-            return Err(format!("it has {} columns of classes and {} rows", classes.len(), counts.len()));
+            return Err(format!(
+                "a confusion matrix with {} class columns and {} rows; expected as many rows as columns",
+                classes.len(),
+                counts.len()
+            ));
         }
         Ok(Self { classes, counts })
     }
@@ -82,11 +87,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_example_worked_by_hand() {
+    fn counts_and_csv_match_an_example_computed_by_hand() {
         let names = ["cat", "dog, large", "a \"bird\""].map(String::from);
         let mut confusion = Confusion::new(&names);
         confusion.add(&[0, 0, 0, 0, 1, 1], &[0, 0, 0, 2, 0, 1]);
-        // Classes that are not among these.
+        // Classes outside the matrix.
         confusion.add(&[3, 0], &[0, 3]);
         assert_eq!(confusion.counts(), [vec![3, 0, 1], vec![1, 1, 0], vec![0, 0, 0]]);
         assert_eq!(confusion.class_accuracy(), [Some(75.0), Some(50.0), None]);
@@ -98,9 +103,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_confusion_matrix_is_refused() {
+    fn malformed_csv_is_refused() {
         for (bytes, part) in [
-            ("true_class,a,b\na,1,2\n", "2 columns"),
+            ("true_class,a,b\na,1,2\n", "2 class columns"),
             ("true_class,a\na,x\n", "`x`"),
             ("t,a\na,1,2\n", "fields"),
         ] {
@@ -110,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn random_predictions_are_counted_as_a_plain_count_has_them() {
+    fn counts_of_random_predictions_equal_a_direct_count() {
         let mut rng = crate::rng::Rng::new(7);
         let names: Vec<String> = (0..5).map(|class| class.to_string()).collect();
         let mut classes = || (0..300).map(|_| (rng.standard_normal().abs() * 2.0).min(4.0) as u32).collect();
@@ -121,10 +126,10 @@ mod tests {
             confusion.add(&labels[start..end], &predicted[start..end]);
         }
         for (truth, row) in confusion.counts().iter().enumerate() {
-            for (taken, count) in row.iter().enumerate() {
-                let pair = (truth as u32, taken as u32);
-                let plain = labels.iter().zip(&predicted).filter(|&(&t, &p)| (t, p) == pair).count();
-                assert_eq!(*count, plain as u64);
+            for (prediction, count) in row.iter().enumerate() {
+                let pair = (truth as u32, prediction as u32);
+                let expected = labels.iter().zip(&predicted).filter(|&(&t, &p)| (t, p) == pair).count();
+                assert_eq!(*count, expected as u64);
             }
         }
     }

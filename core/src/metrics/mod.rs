@@ -1,4 +1,4 @@
-//! Measures of a run: accuracies and forgetting by their definitions, confusion matrices, use of prompts.
+//! Metrics of a run: accuracy, forgetting, confusion matrices, usage of prompts.
 
 mod accuracy;
 mod confusion;

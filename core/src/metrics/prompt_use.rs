@@ -1,4 +1,4 @@
-//! Use of the prompts of a pool by test images.
+//! Usage of the prompts of pools by test images.
 
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
@@ -8,32 +8,32 @@ use crate::{
     traits::{PromptUsage, Selection},
 };
 
-/// Prompts of the largest pool.
-const LARGEST: usize = 1 << 20;
+/// Maximum number of prompts in a pool.
+const MAX_PROMPTS: usize = 1 << 20;
 
-/// Use of one pool of prompts by test images.
+/// Usage of one pool of prompts by test images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PoolUse {
-    /// The pool, as the method calls it.
+    /// Name of the pool.
     pub pool: String,
-    /// Images by their task.
+    /// Number of images of each task.
     pub images: Vec<u64>,
-    /// What they took.
+    /// Usage of the prompts by these images.
     #[serde(flatten)]
     pub table: UseTable,
 }
 
-/// By task of the image, and in each row by prompt.
+/// Usage of prompts: a row for each task of the images, a column for each prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UseTable {
-    /// Images that took the prompt.
+    /// Number of images that selected the prompt.
     Counts(Vec<Vec<u64>>),
     /// Mean weight of the prompt over the images.
     MeanWeights(Vec<Vec<f64>>),
 }
 
-/// Sums over the images of a test.
+/// Sums over the images of a test, for all pools.
 #[derive(Debug, Default)]
 pub(crate) struct PromptUseSums {
     pools: Vec<Pool>,
@@ -44,17 +44,17 @@ struct Pool {
     name: String,
     weighted: bool,
     size: usize,
-    /// Images by task, and the sums of their rows.
+    /// Number of images of each task, and the sums of their rows.
     tasks: Vec<(u64, Vec<f64>)>,
 }
 
 impl PromptUseSums {
-    /// Adds what `images` images of `task` took.
+    /// Adds the selections of `images` images of `task`.
     pub(crate) fn add(&mut self, task: usize, images: usize, selections: &[Selection]) -> Result<()> {
         for (index, selection) in selections.iter().enumerate() {
-            let promise = |kept: bool, promise: &str| promised(selection, kept, promise.into());
+            let promise = |kept: bool, promise: &str| check_promise(selection, kept, promise.into());
             let alone = selections[..index].iter().all(|other| other.pool != selection.pool);
-            promise(alone, "the name of a pool is its own")?;
+            promise(alone, "names of pools are unique")?;
             let rows = rows_of(selection, images)?;
             let Some(size) = rows.first().map(Vec::len) else { continue };
             let weighted = matches!(selection.usage, PromptUsage::Weighted(_));
@@ -66,7 +66,7 @@ impl PromptUseSums {
             let pool = &mut self.pools[at];
             promise(
                 (pool.weighted, pool.size) == (weighted, size),
-                "its prompts are as many, and taken in the same way, throughout a test",
+                "the number of prompts and the kind of selection stay the same throughout a test",
             )?;
             if pool.tasks.len() <= task {
                 pool.tasks.resize_with(task + 1, || (0, vec![0.0; size]));
@@ -74,15 +74,15 @@ impl PromptUseSums {
             let (count, sums) = &mut pool.tasks[task];
             *count += images as u64;
             for row in rows {
-                sums.iter_mut().zip(row).for_each(|(sum, taken)| *sum += taken);
+                sums.iter_mut().zip(row).for_each(|(sum, usage)| *sum += usage);
             }
         }
         Ok(())
     }
 
-    /// What they took together.
+    /// Returns the usage of each pool.
     pub(crate) fn finish(self) -> Vec<PoolUse> {
-        let of = |Pool { name, weighted, tasks, .. }: Pool| {
+        let usage = |Pool { name, weighted, tasks, .. }: Pool| {
             let images = tasks.iter().map(|(images, _)| *images).collect();
             let row = |(images, sums): &(u64, Vec<f64>)| -> Vec<f64> {
                 sums.iter().map(|sum| sum / (*images).max(1) as f64).collect()
@@ -96,36 +96,36 @@ impl PromptUseSums {
             };
             PoolUse { pool: name, images, table }
         };
-        self.pools.into_iter().map(of).collect()
+        self.pools.into_iter().map(usage).collect()
     }
 }
 
-/// Share of each prompt that each of `images` images takes, a row an image: 1 or 0, or the weights.
+/// Returns the usage of each prompt by each of `images` images, one row per image: 1 or 0, or the weights.
 fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
-    let promise = |kept: bool, promise: String| promised(selection, kept, promise);
+    let promise = |kept: bool, promise: String| check_promise(selection, kept, promise);
     let (PromptUsage::Chosen { numbers: tensor, .. } | PromptUsage::Weighted(tensor)) = &selection.usage;
     let (dims, rows) = (tensor.dims(), tensor.dims().first().copied().unwrap_or(0));
     promise(
         dims.len() == 2 && (rows == images || rows == 1),
-        format!("it has a row for each of {images} images, or one, not {dims:?}"),
+        format!("a selection has a row for each of {images} images, or one row; its shape is {dims:?}"),
     )?;
-    promise(!tensor.track_op(), "it is cut off from the graph (`detach`)".into())?;
+    promise(!tensor.track_op(), "a selection is detached from the graph (`detach`)".into())?;
     let mut found = Vec::with_capacity(images);
     match &selection.usage {
         PromptUsage::Chosen { numbers, of } => {
             let dtype = numbers.dtype();
-            promise(*of <= LARGEST, format!("it has at most {LARGEST} prompts, not {of}"))?;
-            promise(dtype == DType::U32, format!("prompts are chosen by number (u32), not {dtype:?}"))?;
+            promise(*of <= MAX_PROMPTS, format!("a pool has at most {MAX_PROMPTS} prompts, not {of}"))?;
+            promise(dtype == DType::U32, format!("indices of prompts have dtype U32, not {dtype:?}"))?;
             for chosen in numbers.to_vec2::<u32>()? {
                 let mut row = vec![0.0; *of];
                 for number in chosen {
                     let broken = match row.get_mut(number as usize) {
-                        Some(taken) if *taken == 0.0 => {
-                            *taken = 1.0;
+                        Some(usage) if *usage == 0.0 => {
+                            *usage = 1.0;
                             continue;
                         }
-                        Some(_) => format!("an image takes prompt {number} once, not twice"),
-                        None => format!("an image takes one of {of} prompts from 0, not {number}"),
+                        Some(_) => format!("an image selects prompt {number} at most once"),
+                        None => format!("indices of prompts are less than {of}, not {number}"),
                     };
                     promise(false, broken)?;
                 }
@@ -136,7 +136,7 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
             found = weights.to_dtype(DType::F64)?.to_vec2::<f64>()?;
             if let Some(weight) = found.iter().flatten().find(|weight| !weight.is_finite()) {
                 let columns = dims[1];
-                let finite = format!("the weights of {columns} prompts are finite numbers, not {weight}");
+                let finite = format!("the weights of {columns} prompts are finite, not {weight}");
                 promise(false, finite)?;
             }
         }
@@ -147,14 +147,14 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
     Ok(found)
 }
 
-/// The error of a promise that what is said of a pool does not keep.
-fn promised(selection: &Selection, kept: bool, promise: String) -> Result<()> {
-    let plugin = format!("what is said of the pool `{}`", selection.pool);
+/// Returns the error of a selection that violates its contract, unless `kept`.
+fn check_promise(selection: &Selection, kept: bool, promise: String) -> Result<()> {
+    let plugin = format!("the selection of pool `{}`", selection.pool);
     if kept { Ok(()) } else { Err(Error::Promise { plugin, promise }) }
 }
 
 impl PoolUse {
-    /// By task of the image and by prompt: the share of images that took it, or its mean weight.
+    /// Returns the share of images that selected a prompt, or its mean weight, by task of the images and by prompt.
     pub fn rows(&self) -> Vec<Vec<f64>> {
         match &self.table {
             UseTable::MeanWeights(rows) => rows.clone(),
@@ -182,16 +182,16 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_counted_by_task_and_prompt() -> Result<()> {
+    fn selections_are_counted_by_task_and_prompt() -> Result<()> {
         let weights = |rows: &[[f32; 3]]| -> Result<Selection> {
             Ok(Selection::weighted("other", &Tensor::from_vec(rows.concat(), (rows.len(), 3), &Device::Cpu)?))
         };
-        let mut tally = PromptUseSums::default();
-        tally.add(0, 2, &[chosen(&[[0, 1], [1, 3]])?, weights(&[[0.5, 0.0, -1.0], [0.25, 0.5, 0.0]])?])?;
+        let mut sums = PromptUseSums::default();
+        sums.add(0, 2, &[chosen(&[[0, 1], [1, 3]])?, weights(&[[0.5, 0.0, -1.0], [0.25, 0.5, 0.0]])?])?;
         // One row for three images.
-        tally.add(2, 3, &[chosen(&[[3, 2]])?, weights(&[[1.0, 0.0, 0.5]])?])?;
-        tally.add(2, 1, &[chosen(&[[0, 2]])?, weights(&[[0.0, 0.0, 0.5]])?])?;
-        let found = tally.finish();
+        sums.add(2, 3, &[chosen(&[[3, 2]])?, weights(&[[1.0, 0.0, 0.5]])?])?;
+        sums.add(2, 1, &[chosen(&[[0, 2]])?, weights(&[[0.0, 0.0, 0.5]])?])?;
+        let found = sums.finish();
         let counts = vec![vec![1, 2, 0, 1], vec![0; 4], vec![1, 0, 4, 3]];
         let keys = PoolUse { pool: "keys".into(), images: vec![2, 0, 4], table: UseTable::Counts(counts) };
         let means = vec![vec![0.375, 0.25, -0.5], vec![0.0; 3], vec![0.75, 0.0, 0.5]];
@@ -206,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() -> Result<()> {
+    fn invalid_selections_are_refused() -> Result<()> {
         let weights = Tensor::new(&[[1f32, 0.5]], &Device::Cpu)?;
         let found = PromptUseSums::default().add(0, 3, &[Selection::chosen("w", &weights, 2)]);
-        assert!(found.is_err_and(|e| e.to_string().contains("by number (u32), not F32")));
-        let mut tally = PromptUseSums::default();
-        tally.add(0, 1, &[chosen(&[[0, 1]])?])?;
+        assert!(found.is_err_and(|e| e.to_string().contains("have dtype U32, not F32")));
+        let mut sums = PromptUseSums::default();
+        sums.add(0, 1, &[chosen(&[[0, 1]])?])?;
         let numbers = Tensor::new(&[[0u32]], &Device::Cpu)?;
-        assert!(tally.add(0, 1, &[Selection::chosen("keys", &numbers, 5)]).is_err());
+        assert!(sums.add(0, 1, &[Selection::chosen("keys", &numbers, 5)]).is_err());
         Ok(())
     }
 }

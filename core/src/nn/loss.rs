@@ -1,4 +1,4 @@
-//! Losses that every method shares.
+//! Losses shared by all methods.
 
 use std::ops::Range;
 
@@ -7,16 +7,16 @@ use candle_core::Tensor;
 use crate::error::Result;
 use cdl_kernels::{log_softmax, softmax};
 
-/// Mean cross-entropy of `logits` `(B, C)` for `labels` `(B,)` with all classes outside `classes` masked out: setting
-/// their logits to minus infinity is the same as leaving them out of the softmax.
+/// Returns the mean cross-entropy of `logits` `(B, C)` for `labels` `(B,)`, with a softmax over `classes` only. This is
+/// the same as setting the logits of all other classes to minus infinity.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor, classes: &Range<usize>) -> Result<Tensor> {
     let log_p = log_softmax(&logits.narrow(1, classes.start, classes.len())?)?;
     let own = (labels.to_dtype(candle_core::DType::I64)? - classes.start as f64)?;
     Ok(log_p.gather(&own.unsqueeze(1)?, 1)?.mean_all()?.neg()?)
 }
 
-/// `KL(softmax(teacher / T) || softmax(student / T))`, summed over classes and averaged over the batch, for logits
-/// `(B, C)` (Hinton et al., arXiv 1503.02531, without the factor T²).
+/// Returns `KL(softmax(teacher / T) || softmax(student / T))`, summed over classes and averaged over the batch, of
+/// logits `(B, C)` (Hinton et al., arXiv 1503.02531, without the factor T²).
 pub fn kl_divergence(student: &Tensor, teacher: &Tensor, temperature: f64) -> Result<Tensor> {
     let teacher = (teacher / temperature)?;
     let p = softmax(&teacher)?;
@@ -36,8 +36,8 @@ mod tests {
         let logits = Tensor::new(&[[9f64, 1.0, 2.0, 9.0], [-3.0, 0.0, 0.5, 7.0]], &Device::Cpu)?;
         let labels = Tensor::new(&[1u32, 2], &Device::Cpu)?;
         let loss = cross_entropy(&logits, &labels, &(1..3))?.to_scalar::<f64>()?;
-        let by_hand = ((1f64.exp() + 2f64.exp()).ln() - 1.0 + (1.0 + 0.5f64.exp()).ln() - 0.5) / 2.0;
-        assert!((loss - by_hand).abs() < 1e-12);
+        let expected = ((1f64.exp() + 2f64.exp()).ln() - 1.0 + (1.0 + 0.5f64.exp()).ln() - 0.5) / 2.0;
+        assert!((loss - expected).abs() < 1e-12);
         Ok(())
     }
 
@@ -51,8 +51,8 @@ mod tests {
             e.iter().map(|x| x / e.iter().sum::<f64>()).collect()
         };
         let (p, q) = (probabilities(&[0.3, -1.0, 2.0]), probabilities(&[1.0, 0.0, -0.5]));
-        let by_hand: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
-        assert!((kl_divergence(&s, &t, 2.0)?.to_scalar::<f64>()? - by_hand).abs() < 1e-12);
+        let expected: f64 = p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum();
+        assert!((kl_divergence(&s, &t, 2.0)?.to_scalar::<f64>()? - expected).abs() < 1e-12);
         Ok(())
     }
 }

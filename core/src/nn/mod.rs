@@ -1,5 +1,5 @@
-//! Building blocks of methods: trainable layers, losses, and resampling of one network's patch
-//! tokens to another's grid.
+//! Building blocks of methods: trainable layers, losses, and the resampling of patch tokens from one network's grid to
+//! another's.
 
 mod loss;
 mod token_alignment;

@@ -1,4 +1,4 @@
-//! Tokens of two networks at the same places of the image, so that they can be compared one by one.
+//! Alignment of the tokens of two networks, so that tokens at the same position in the image can be compared.
 
 use candle_core::{Device, Tensor};
 
@@ -8,22 +8,22 @@ use crate::{
     vit::resample,
 };
 
-/// Brings block outputs of student and teacher to the same tokens. Networks that cut the image alike (and have as many
-/// register tokens) are compared as they are. Otherwise register tokens are left out, and the teacher's map of patches
-/// is resampled to the student's grid (bicubic, averaging where it shrinks).
+/// Alignment of the block outputs of student and teacher. Outputs of networks with the same number of patches and
+/// register tokens stay unchanged. Otherwise register tokens are removed, and the teacher's map of patches is resampled
+/// to the student's grid (bicubic, with averaging when it shrinks).
 #[derive(Debug)]
 pub struct TokenAlignment {
     student_patches: usize,
     teacher_patches: usize,
-    /// `(student's patches, teacher's patches)`; `None` if the grids are equal.
+    /// Matrix `(student's patches, teacher's patches)`, or `None` if the grids are equal.
     resampling: Option<Tensor>,
 }
 
 impl TokenAlignment {
-    /// For tokens of these two networks.
+    /// Creates the alignment of two networks.
     ///
     /// # Errors
-    /// Maps of different numbers of patches that are not square.
+    /// Different numbers of patches, one of which is not a square number.
     pub fn new(student: &BackboneSpec, teacher: &BackboneSpec, device: &Device) -> Result<Self> {
         let (to, from) = (student.patches, teacher.patches);
         let mut alignment = Self { student_patches: to, teacher_patches: from, resampling: None };
@@ -35,20 +35,20 @@ impl TokenAlignment {
                 return Err(Error::Config {
                     origin: spec.provenance.source.clone(),
                     reason: format!(
-                        "its {} patches are no square, so they cannot be compared with those of another network",
+                        "its {} patches do not form a square, so they cannot be compared with those of another network",
                         spec.patches
                     ),
                 });
             }
         }
-        // What becomes of every single patch is one column of the matrix.
-        let unit = Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
-        let matrix = resample(&unit, from.isqrt(), to.isqrt(), from);
+        // Resampling is linear: applied to the identity matrix, it gives its own matrix.
+        let identity = Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
+        let matrix = resample(&identity, from.isqrt(), to.isqrt(), from);
         alignment.resampling = Some(Tensor::from_vec(matrix, (to, from), device)?);
         Ok(alignment)
     }
 
-    /// Tokens `(B, Ns, Ds)` and `(B, Nt, Dt)` to `(B, N, Ds)` and `(B, N, Dt)`; the CLS token comes first.
+    /// Aligns tokens `(B, Ns, Ds)` and `(B, Nt, Dt)`. Returns `(B, N, Ds)` and `(B, N, Dt)`, with the CLS token first.
     pub fn apply(&self, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
         if self.resampling.is_none() && student.dim(1)? == teacher.dim(1)? {
             return Ok((student.clone(), teacher.clone()));
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_grids_stay_as_they_are() -> Result<()> {
+    fn tokens_of_equal_grids_stay_unchanged() -> Result<()> {
         let alignment = TokenAlignment::new(&spec(4), &spec(4), &Device::Cpu)?;
         let tokens = Rng::new(1).normal(&[2, 17, 3], 1.0, &Device::Cpu)?;
         let (student, teacher) = alignment.apply(&tokens, &tokens)?;
@@ -95,14 +95,14 @@ mod tests {
         Ok(())
     }
 
-    /// The patches of a map whose value tells row and column apart, for images in `[0, 1]²`.
+    /// Patches of a map that increases linearly with row and column, for image coordinates in `[0, 1]²`.
     fn ramp(grid: usize) -> Vec<f32> {
         let at = |i: usize| (i as f32 + 0.5) / grid as f32;
         (0..grid * grid).map(|p| 10.0 * at(p / grid) + at(p % grid)).collect()
     }
 
     #[test]
-    fn other_grids_are_resampled_and_registers_left_out() -> Result<()> {
+    fn other_grids_are_resampled_without_registers() -> Result<()> {
         for (student, teacher, inner) in [(3, 6, 1), (8, 4, 3)] {
             let alignment = TokenAlignment::new(&spec(student), &spec(teacher), &Device::Cpu)?;
             let mut rng = Rng::new(2);
@@ -114,7 +114,7 @@ mod tests {
             assert_eq!(same.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);
             let resampled = resampled.flatten_all()?.to_vec1::<f32>()?;
             assert_eq!(resampled[0], head.flatten_all()?.to_vec1::<f32>()?[0], "CLS stays");
-            // A ramp stays a ramp, but for the edges, where there is nothing to average with.
+            // A ramp stays a ramp except at the edges, where the kernel is cut off.
             for (patch, (ours, expected)) in resampled[1..].iter().zip(ramp(student)).enumerate() {
                 let inside = |i: usize| (inner..student - inner).contains(&i);
                 if inside(patch / student) && inside(patch % student) {
@@ -126,9 +126,9 @@ mod tests {
     }
 
     #[test]
-    fn maps_that_are_no_square_are_refused_by_name() {
+    fn maps_that_are_not_square_are_refused() {
         let oblong = BackboneSpec { patches: 12, ..spec(3) };
         let error = TokenAlignment::new(&spec(3), &oblong, &Device::Cpu).err().map(|e| e.to_string());
-        assert!(error.unwrap_or_default().contains("12 patches are no square"));
+        assert!(error.unwrap_or_default().contains("12 patches do not form a square"));
     }
 }

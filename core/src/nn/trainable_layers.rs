@@ -1,4 +1,4 @@
-//! The two trainable layers that heads and distillers are made of, initialised as PyTorch does.
+//! Trainable layers of heads and distillers, with the initialisation of PyTorch.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -9,7 +9,7 @@ use crate::{
 };
 use cdl_kernels::layer_norm;
 
-/// `x Wᵀ + b`; weight and bias start uniform in ±1/√(inputs).
+/// Linear layer `x Wᵀ + b`. Initial values of weight and bias are uniform in ±1/√(inputs).
 #[derive(Debug)]
 pub struct Linear {
     weight: NamedVar,
@@ -17,7 +17,7 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A new layer `{name}.weight` `(outputs, inputs)`, `{name}.bias` `(outputs,)`.
+    /// Creates the tensors `{name}.weight` `(outputs, inputs)` and `{name}.bias` `(outputs,)`.
     pub fn new(name: &str, inputs: usize, outputs: usize, rng: &mut Rng, device: &Device) -> Result<Self> {
         let bound = 1.0 / (inputs as f32).sqrt();
         let weight = rng.uniform(&[outputs, inputs], -bound, bound, device)?;
@@ -28,18 +28,18 @@ impl Linear {
         })
     }
 
-    /// A new layer called `name` of the same sizes on the same device.
+    /// Creates a layer `name` with the same sizes, on the same device.
     pub fn like(&self, name: &str, rng: &mut Rng) -> Result<Self> {
         let (outputs, inputs) = self.weight().dims2()?;
         Self::new(name, inputs, outputs, rng, self.weight().device())
     }
 
-    /// `W` `(outputs, inputs)`.
+    /// Returns the weight `W` `(outputs, inputs)`.
     pub fn weight(&self) -> &Tensor {
         self.weight.tensor()
     }
 
-    /// `b` `(outputs,)`.
+    /// Returns the bias `b` `(outputs,)`.
     pub fn bias(&self) -> &Tensor {
         self.bias.tensor()
     }
@@ -48,7 +48,7 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut shape = x.dims().to_vec();
         let rows = x.flatten_to(shape.len().saturating_sub(2))?;
-        // A GPU's products take no rows apart, such as CLS tokens among others.
+        // Matrix products on a GPU require contiguous rows, which CLS tokens sliced from all tokens are not.
         let y = rows.contiguous()?.matmul(&self.weight().t()?)?.broadcast_add(self.bias())?;
         if let Some(last) = shape.last_mut() {
             *last = self.bias().elem_count();
@@ -56,7 +56,7 @@ impl Linear {
         Ok(y.reshape(shape)?)
     }
 
-    /// Weight and bias.
+    /// Returns weight and bias.
     pub fn trainable(&self) -> Vec<NamedVar> {
         vec![self.weight.clone(), self.bias.clone()]
     }
@@ -72,7 +72,7 @@ impl Head for Linear {
     }
 }
 
-/// `(x - mean) / sqrt(var + eps) ∘ γ + β` over the last axis; `γ` starts at 1, `β` at 0.
+/// Layer normalisation `(x - mean) / sqrt(var + eps) ∘ γ + β` over the last axis. Initial values: `γ = 1`, `β = 0`.
 #[derive(Debug)]
 pub struct LayerNorm {
     weight: NamedVar,
@@ -83,7 +83,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// A new layer `{name}.weight`, `{name}.bias`, each `(width,)`.
+    /// Creates the tensors `{name}.weight` and `{name}.bias`, each `(width,)`.
     pub fn new(name: &str, width: usize, eps: f64, device: &Device) -> Result<Self> {
         let (ones, zeros) =
             (Tensor::ones(width, DType::F32, device)?, Tensor::zeros(width, DType::F32, device)?);
@@ -102,7 +102,7 @@ impl LayerNorm {
         Ok(x.broadcast_mul(self.weight.tensor())?.broadcast_add(self.bias.tensor())?)
     }
 
-    /// Scale and shift.
+    /// Returns scale `γ` and shift `β`.
     pub fn trainable(&self) -> Vec<NamedVar> {
         vec![self.weight.clone(), self.bias.clone()]
     }
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_linear_layer_acts_on_the_last_axis() -> Result<()> {
+    fn linear_applies_to_the_last_axis() -> Result<()> {
         let mut rng = Rng::new(1);
         let layer = Linear::new("x", 3, 5, &mut rng, &Device::Cpu)?;
         let x = rng.normal(&[2, 4, 3], 1.0, &Device::Cpu)?;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_norm_passes_gradients_to_scale_and_shift() -> Result<()> {
+    fn layer_norm_has_gradients_of_scale_and_shift() -> Result<()> {
         let layer = LayerNorm::new("x", 4, 1e-5, &Device::Cpu)?;
         let x = Rng::new(2).normal(&[3, 4], 1.0, &Device::Cpu)?;
         let y = layer.forward(&x)?;

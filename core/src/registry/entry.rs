@@ -1,5 +1,5 @@
-//! Plugins by name. A method registers itself with one [`register!`](crate::register) line; nothing else in the
-//! framework names it.
+//! Registry of plugins by name. A method registers itself with [`register!`](crate::register). No other code of the
+//! framework contains its name.
 
 use std::{fmt, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// The four kinds of plugin.
+/// Kind of a plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A frozen network.
@@ -21,7 +21,7 @@ pub enum Kind {
     Learner,
     /// A distillation method.
     Distiller,
-    /// A data set arriving in tasks.
+    /// A data set divided into tasks.
     Stream,
 }
 
@@ -29,7 +29,7 @@ impl Kind {
     /// All kinds.
     pub const ALL: [Self; 4] = [Self::Backbone, Self::Learner, Self::Distiller, Self::Stream];
 
-    /// Lower-case name.
+    /// Returns the lower-case name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Backbone => "backbone",
@@ -46,21 +46,21 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Makes a plugin of its settings; one variant for each kind.
+/// Function that builds a plugin from its settings, one variant for each kind.
 #[derive(Debug, Clone, Copy)]
 pub enum Build {
-    /// Makes a backbone.
+    /// Builds a backbone.
     Backbone(fn(&Settings, &BackboneContext<'_>) -> Result<Arc<dyn Backbone>>),
-    /// Makes a learner.
+    /// Builds a learner.
     Learner(fn(&Settings, &LearnerContext<'_>) -> Result<Box<dyn Learner>>),
-    /// Makes a distiller.
+    /// Builds a distiller.
     Distiller(fn(&Settings, &DistillerContext<'_>) -> Result<Box<dyn Distiller>>),
-    /// Makes a stream.
+    /// Builds a stream.
     Stream(fn(&Settings, &StreamContext<'_>) -> Result<Box<dyn TaskStream>>),
 }
 
 impl Build {
-    /// Kind of plugin that it makes.
+    /// Returns the kind of plugin that the function builds.
     pub fn kind(&self) -> Kind {
         match self {
             Self::Backbone(_) => Kind::Backbone,
@@ -71,40 +71,85 @@ impl Build {
     }
 }
 
-/// A registered plugin; made by [`register!`](crate::register).
+/// Registered plugin, created by [`register!`](crate::register).
 #[derive(Debug)]
 pub struct Entry {
-    /// The name in configurations.
+    /// Name in configurations.
     pub name: &'static str,
-    /// One line for listings.
+    /// Description in one line, for lists.
     pub about: &'static str,
     /// Paper or data set to cite.
     pub citation: &'static str,
-    /// Of a stream, where its data can be had: a data set on the hub, `hf:owner/name`, which can be fetched, or a sentence
-    /// with the address and the licence.
+    /// Source of a stream's data: a data set on the hub, `hf:owner/name`, which can be fetched, or a sentence with
+    /// address and licence.
     pub source: Option<&'static str>,
     /// Crate and module that registered it.
     pub origin: &'static str,
-    /// JSON schema of its settings.
+    /// Returns the JSON schema of the settings.
     pub schema: fn() -> serde_json::Value,
-    /// All settings at their defaults.
+    /// Returns the default settings.
     pub defaults: fn() -> Result<Settings>,
-    /// Its settings read from what was written, with defaults filled in: also a check of types and keys.
+    /// Checks keys and types of settings and fills in the defaults.
     pub complete: fn(&Settings) -> Result<Settings>,
-    /// Makes it.
+    /// Builds the plugin.
     pub build: Build,
 }
 
 inventory::collect!(Entry);
 
-/// Registers a plugin. `config` is its settings type (with `Default`; doc comments are the user's documentation),
-/// `build` a function of `(config, &context)`. After its citation a stream may say where its data can be had, as
-/// `source: "hf:owner/name",` or in a sentence.
+/// Registers a plugin of the kind `Backbone`, `Learner`, `Distiller` or `Stream`.
 ///
-/// ```ignore
+/// `config` is the type of the settings; its doc comments are the user documentation of `cdl describe`, its `Default`
+/// the default settings. `build` is a function of `(config, &context)`. A stream may state the source of its data after
+/// the citation, as `source: "hf:owner/name",` or in a sentence.
+///
+/// ```
+/// use cdl_core::prelude::*;
+/// use schemars::JsonSchema;
+/// use serde::{Deserialize, Serialize};
+///
+/// /// Settings of `scaled_cross_entropy`.
+/// #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+/// #[serde(default)]
+/// struct ScaledCrossEntropy {
+///     /// Weight of cross-entropy.
+///     weight_of_labels: f64,
+/// }
+///
+/// impl Default for ScaledCrossEntropy {
+///     fn default() -> Self {
+///         Self { weight_of_labels: 0.5 }
+///     }
+/// }
+///
+/// impl Distiller for ScaledCrossEntropy {
+///     fn cross_entropy_weight(&self) -> f64 {
+///         self.weight_of_labels
+///     }
+///
+///     fn loss(&self, _: &Output, _: Option<&Output>, _: &Tensor, _: &Task) -> Result<Vec<LossTerm>> {
+///         Ok(Vec::new())
+///     }
+/// }
+///
 /// cdl_core::register!(Distiller {
-///     name: "kd", about: "...", citation: "...", config: KdConfig, build: Kd::build,
+///     name: "scaled_cross_entropy",
+///     about: "Cross-entropy with a weight, without distillation",
+///     citation: "none",
+///     config: ScaledCrossEntropy,
+///     build: |config: ScaledCrossEntropy, _context| {
+///         ranges::positive("weight_of_labels", config.weight_of_labels)?;
+///         Ok(Box::new(config) as Box<dyn Distiller>)
+///     },
 /// });
+///
+/// # fn main() -> Result<()> {
+/// use cdl_core::registry::{Kind, find};
+///
+/// let entry = find(Kind::Distiller, "scaled_cross_entropy")?;
+/// assert_eq!((entry.defaults)()?["weight_of_labels"].as_float(), Some(0.5));
+/// # Ok(())
+/// # }
 /// ```
 #[macro_export]
 macro_rules! register {
@@ -138,10 +183,10 @@ macro_rules! register {
     };
 }
 
-/// All plugins of a kind, sorted by name.
+/// Returns all plugins of a kind, sorted by name.
 ///
 /// # Errors
-/// Two plugins of one name, with both origins.
+/// Two plugins with the same name. The error contains both origins.
 pub fn entries(kind: Kind) -> Result<Vec<&'static Entry>> {
     let mut entries: Vec<_> =
         inventory::iter::<Entry>.into_iter().filter(|entry| entry.build.kind() == kind).collect();
@@ -157,10 +202,10 @@ pub fn entries(kind: Kind) -> Result<Vec<&'static Entry>> {
     }
 }
 
-/// The plugin of this kind and name.
+/// Returns the plugin of this kind and name.
 ///
 /// # Errors
-/// An unknown name, with the nearest and all registered ones.
+/// An unknown name. The error contains the nearest and all registered names.
 pub fn find(kind: Kind, name: &str) -> Result<&'static Entry> {
     let entries = entries(kind)?;
     entries.iter().find(|entry| entry.name == name).copied().ok_or_else(|| Error::UnknownName {
@@ -217,7 +262,8 @@ pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> R
     }
 }
 
-/// Names the setting that asks for a tensor without memory: the largest that is one of the tensor's sizes.
+/// Adds to the error of a tensor that exceeds memory the setting that caused it: the largest one equal to a dimension
+/// of the tensor.
 fn too_large(settings: &Settings, error: Error) -> Error {
     let Error::Memory { ref shape, needed, free } = error else { return error };
     let size = |value: &toml::Value| usize::try_from(value.as_integer()?).ok().filter(|n| shape.contains(n));
@@ -225,7 +271,8 @@ fn too_large(settings: &Settings, error: Error) -> Error {
     match sizes.max() {
         Some((value, key)) => {
             let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
-            let expected = format!("expected less: {needed:.1} GB would be taken, {free:.1} GB are free");
+            let expected =
+                format!("expected less: a tensor would need {needed:.1} GB, {free:.1} GB are free");
             Error::setting(&key, value, expected)
         }
         None => error,

@@ -1,4 +1,4 @@
-//! Plugins by name: registration, settings, guards against panics, and loading at run time.
+//! Registry of plugins: registration, settings, guards against panics, and loading at run time.
 
 pub mod dynamic;
 mod entry;

@@ -1,5 +1,5 @@
-//! Guards around plugins: a panic in a plugin's method becomes an error that names the plugin and the method, whether it
-//! is linked in or loaded, so that the finished tasks of a run stay. The registry guards everything that it builds.
+//! Guards that convert a panic in a plugin's method to an error that names plugin and method, so that the finished
+//! tasks of a run are kept. The registry guards every plugin that it builds, linked or loaded.
 
 use std::{
     any::Any,
@@ -18,19 +18,20 @@ use crate::{
     traits::*,
 };
 
-/// Runs `run`; returns a panic of a plugin that could not be returned where it happened.
+/// Calls `run`. Returns the error of a plugin's panic in a method whose signature cannot return errors. Other panics
+/// continue.
 pub fn catch<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
-    let panicked =
+    let to_error =
         |panic: Box<dyn Any + Send>| panic.downcast().map_or_else(|p| resume_unwind(p), |e| Err(*e));
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(panicked)
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(to_error)
 }
 
-/// Runs a backward pass, in which a plugin's own operations may panic.
+/// Runs a backward pass, in which custom operations of plugins may panic.
 pub(crate) fn backward<T>(run: impl FnOnce() -> candle_core::Result<T>) -> Result<T> {
     Name { kind: "loss", plugin: "total".into() }.result("backward", || Ok(run()?))
 }
 
-/// Plugin whose methods are called.
+/// Kind and name of a guarded plugin, for errors.
 #[derive(Clone)]
 struct Name {
     kind: &'static str,
@@ -38,11 +39,11 @@ struct Name {
 }
 
 impl Name {
-    /// Result of `run`, or its panic as an error.
+    /// Calls `run` and converts a panic to an error.
     fn result<T>(&self, method: &'static str, run: impl FnOnce() -> Result<T>) -> Result<T> {
         catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
             Err(match panic.downcast() {
-                // A guard further in has named its plugin.
+                // An inner guard has already converted the panic.
                 Ok(error) => *error,
                 Err(panic) => Error::Panicked {
                     kind: self.kind,
@@ -54,12 +55,13 @@ impl Name {
         })
     }
 
-    /// Value of `run`; its panic goes on as an error, for [`catch`] or the next guard that can return one.
+    /// Calls `run` for a method that cannot return errors. A panic continues with the error as its payload, for
+    /// [`catch`] or for the next guard that can return errors.
     fn value<T>(&self, method: &'static str, run: impl FnOnce() -> T) -> T {
         self.result(method, || Ok(run())).unwrap_or_else(|error| resume_unwind(Box::new(error)))
     }
 
-    /// Batches of `make`, each between guards.
+    /// Calls `make` and guards each of its batches.
     fn batches<'a>(&'a self, method: &'static str, make: impl FnOnce() -> Batches<'a>) -> Batches<'a> {
         let mut batches = self.value(method, make);
         let next = move || self.result(method, || batches.next().transpose()).transpose();
@@ -67,14 +69,14 @@ impl Name {
     }
 }
 
-/// A plugin between guards.
+/// Plugin with a guard around each method.
 pub(super) struct Guarded<T> {
     name: Name,
     inner: T,
 }
 
 impl<T> Guarded<T> {
-    /// Builds a plugin and puts guards around it.
+    /// Builds a plugin and guards it.
     pub(super) fn build(kind: Kind, plugin: &str, build: impl FnOnce() -> Result<T>) -> Result<Self> {
         let name = Name { kind: kind.as_str(), plugin: plugin.into() };
         let inner = name.result("build", build)?;
@@ -82,8 +84,8 @@ impl<T> Guarded<T> {
     }
 }
 
-/// Passes methods of a trait on to the plugin inside. `result` methods return a panic, `value` methods cannot.
-macro_rules! pass_on {
+/// Forwards trait methods to the guarded plugin. `result` methods can return errors, `value` methods cannot.
+macro_rules! forward {
     ($how:ident: $(fn $method:ident(&$([$mut:tt])? $self:ident $(, $name:ident: $type:ty)*) -> $out:ty;)*) => {$(
         fn $method(&$($mut)? $self $(, $name: $type)*) -> $out {
             $self.name.$how(stringify!($method), || $self.inner.$method($($name),*))
@@ -91,15 +93,15 @@ macro_rules! pass_on {
     )*};
 }
 
-// A method that is not passed on would silently be the trait's default.
+// A method that is not forwarded would silently use the trait's default.
 #[deny(clippy::missing_trait_methods)]
 impl Backbone for Guarded<Arc<dyn Backbone>> {
-    pass_on! { result:
+    forward! { result:
         fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
         fn weights(&self) -> Result<Vec<(String, Tensor)>>;
         fn portable(&self) -> Result<Option<Portable>>;
     }
-    pass_on! { value:
+    forward! { value:
         fn spec(&self) -> &BackboneSpec;
         fn macs(&self, lengths: &Lengths) -> Macs;
     }
@@ -107,7 +109,7 @@ impl Backbone for Guarded<Arc<dyn Backbone>> {
 
 #[deny(clippy::missing_trait_methods)]
 impl Learner for Guarded<Box<dyn Learner>> {
-    pass_on! { result:
+    forward! { result:
         fn begin_task(&[mut] self, task: &Task, rng: &mut Rng) -> Result<()>;
         fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection>;
         fn logits(&self, features: &Features) -> Result<Tensor>;
@@ -115,7 +117,7 @@ impl Learner for Guarded<Box<dyn Learner>> {
         fn state(&self) -> Result<StateDict>;
         fn restore(&[mut] self, task: &Task, state: &StateDict) -> Result<()>;
     }
-    pass_on! { value:
+    forward! { value:
         fn quirks(&self) -> Vec<Quirk>;
         fn trainable(&self) -> Vec<NamedVar>;
     }
@@ -127,13 +129,13 @@ impl Learner for Guarded<Box<dyn Learner>> {
 
 #[deny(clippy::missing_trait_methods)]
 impl Head for Guarded<Box<dyn Head>> {
-    pass_on! { result: fn logits(&self, token: &Tensor) -> Result<Tensor>; }
-    pass_on! { value: fn trainable(&self) -> Vec<NamedVar>; }
+    forward! { result: fn logits(&self, token: &Tensor) -> Result<Tensor>; }
+    forward! { value: fn trainable(&self) -> Vec<NamedVar>; }
 }
 
 #[deny(clippy::missing_trait_methods)]
 impl Distiller for Guarded<Box<dyn Distiller>> {
-    pass_on! { result:
+    forward! { result:
         fn inject(&self, pass: Pass) -> Result<Injection>;
         fn loss(&self, student: &Output, teacher: Option<&Output>, labels: &Tensor, task: &Task)
             -> Result<Vec<LossTerm>>;
@@ -141,7 +143,7 @@ impl Distiller for Guarded<Box<dyn Distiller>> {
         fn state(&self) -> Result<StateDict>;
         fn restore(&[mut] self, state: &StateDict) -> Result<()>;
     }
-    pass_on! { value:
+    forward! { value:
         fn cross_entropy_weight(&self) -> f64;
         fn needs_teacher(&self) -> bool;
         fn taps(&self) -> DistillerTaps;
@@ -152,8 +154,8 @@ impl Distiller for Guarded<Box<dyn Distiller>> {
 
 #[deny(clippy::missing_trait_methods)]
 impl TaskStream for Guarded<Box<dyn TaskStream>> {
-    pass_on! { result: fn record(&self) -> Result<StreamRecord>; }
-    pass_on! { value:
+    forward! { result: fn record(&self) -> Result<StreamRecord>; }
+    forward! { value:
         fn classes(&self) -> &[String];
         fn tasks(&self) -> &[Task];
         fn image_size(&self) -> usize;
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_innermost_plugin_is_named() {
+    fn an_error_names_the_innermost_plugin() {
         let [outer, inner] = ["outer", "inner"].map(|p| Name { kind: "learner", plugin: p.into() });
         for error in [
             outer.result("method", || panicking(&inner)).unwrap_err(),
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plugins_panic_goes_on() {
+    fn panics_outside_plugins_continue() {
         let caught = catch_unwind(|| catch(|| -> Result<u8> { panic!("a defect of the program") }));
         assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"a defect of the program"));
     }

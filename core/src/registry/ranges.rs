@@ -1,28 +1,28 @@
-//! Ranges that settings often have, each refused with the key, the value and what was expected.
+//! Range checks for settings. An error contains key, value and the accepted range.
 
 use crate::error::{Error, Result};
 
-/// `value` is from 0 to 1.
+/// Checks that `value` is between 0 and 1.
 pub fn fraction(key: &str, value: f64) -> Result<()> {
-    refuse((0.0..=1.0).contains(&value), key, value, "expected a number from 0 to 1")
+    check((0.0..=1.0).contains(&value), key, value, "expected a number from 0 to 1")
 }
 
-/// `value` is finite and above 0.
+/// Checks that `value` is finite and above 0.
 pub fn positive(key: &str, value: f64) -> Result<()> {
-    refuse(value.is_finite() && value > 0.0, key, value, "expected a finite number above 0")
+    check(value.is_finite() && value > 0.0, key, value, "expected a finite number above 0")
 }
 
-/// `value` is finite and not below 0.
+/// Checks that `value` is finite and at least 0.
 pub fn non_negative(key: &str, value: f64) -> Result<()> {
-    refuse(value.is_finite() && value >= 0.0, key, value, "expected a finite number, 0 or more")
+    check(value.is_finite() && value >= 0.0, key, value, "expected a finite number, 0 or more")
 }
 
-/// `rows` of a prompt are half keys, half values: an even number, 2 or more.
+/// Checks the rows of a prompt: half of them are keys, half values, so that the number is even and at least 2.
 pub fn halves(key: &str, rows: usize) -> Result<()> {
     let expected = "expected an even number, 2 or more: half are keys, half values";
-    refuse(rows >= 2 && rows.is_multiple_of(2), key, rows, expected)
+    check(rows >= 2 && rows.is_multiple_of(2), key, rows, expected)
 }
 
-fn refuse(good: bool, key: &str, value: impl std::fmt::Display, expected: &str) -> Result<()> {
-    if good { Ok(()) } else { Err(Error::setting(key, value, expected)) }
+fn check(valid: bool, key: &str, value: impl std::fmt::Display, expected: &str) -> Result<()> {
+    if valid { Ok(()) } else { Err(Error::setting(key, value, expected)) }
 }

@@ -1,4 +1,4 @@
-//! Settings of a plugin as written in a configuration: read into its type, refused with the key and the nearest valid one.
+//! Conversion of a plugin's settings to their type, with errors that contain the key and the nearest valid key.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,20 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result, nearest};
 
-/// Settings of one plugin as written in a configuration, its `name` left out.
+/// Settings of a plugin as written in a configuration, without its `name`.
 pub type Settings = toml::Table;
 
-/// JSON schema of a settings type.
+/// Returns the JSON schema of a settings type.
 pub fn schema_of<C: JsonSchema>() -> serde_json::Value {
     schemars::schema_for!(C).to_value()
 }
 
-/// A settings type's defaults as a table.
+/// Returns the defaults of a settings type as a table.
 pub fn defaults_of<C: Default + Serialize>() -> Result<Settings> {
     to_table(&C::default())
 }
 
-/// Settings as written, checked and with defaults filled in.
+/// Checks settings and fills in the defaults.
 pub fn complete<C: DeserializeOwned + JsonSchema + Serialize>(settings: &Settings) -> Result<Settings> {
     to_table(&parse::<C>(settings)?)
 }
@@ -32,15 +32,20 @@ fn to_table(value: &impl Serialize) -> Result<Settings> {
     })
 }
 
-/// Reads settings, refusing unknown keys and naming the key of a wrong value.
+/// Converts settings to their type.
+///
+/// # Errors
+/// Unknown keys and invalid values. The error contains the key.
 pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C> {
     check_keys(&schema_of::<C>(), settings)?;
     serde_path_to_error::deserialize(toml::Value::Table(settings.clone())).map_err(|e| {
-        // Inside flattened structs serde loses the path; then the key is the one without which all is well.
+        // Inside flattened structs serde loses the path. The invalid key is then the one without which parsing
+        // succeeds.
         let key = Some(e.path().to_string()).filter(|key| lookup(settings, key).is_some());
         let reason = e.into_inner().to_string();
         let reason = reason.lines().next().unwrap_or_default().to_string();
-        match key.or_else(|| culprit(settings, &|rest| C::deserialize(toml::Value::Table(rest)).is_ok())) {
+        match key.or_else(|| invalid_key(settings, &|rest| C::deserialize(toml::Value::Table(rest)).is_ok()))
+        {
             Some(key) => {
                 let value = lookup(settings, &key).map(|v| v.to_string()).unwrap_or_default();
                 Error::setting(&key, value, reason)
@@ -50,25 +55,25 @@ pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C>
     })
 }
 
-/// The dotted key without which `good` accepts the table.
-fn culprit(table: &Settings, good: &dyn Fn(Settings) -> bool) -> Option<String> {
+/// Returns the dotted key without which `is_valid` accepts the table.
+fn invalid_key(table: &Settings, is_valid: &dyn Fn(Settings) -> bool) -> Option<String> {
     let without = |key: &String| {
         let mut rest = table.clone();
         rest.remove(key);
         rest
     };
-    let key = table.keys().find(|key| good(without(key)))?;
+    let key = table.keys().find(|key| is_valid(without(key)))?;
     let inner = table[key].as_table().and_then(|inner| {
-        culprit(inner, &|rest| {
+        invalid_key(inner, &|rest| {
             let mut all = table.clone();
             all.insert(key.clone(), toml::Value::Table(rest));
-            good(all)
+            is_valid(all)
         })
     });
     Some(inner.map_or_else(|| key.clone(), |inner| format!("{key}.{inner}")))
 }
 
-/// The value at a dotted key.
+/// Returns the value at a dotted key.
 pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Value> {
     let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
     match (table.get(first)?, rest) {
@@ -78,7 +83,7 @@ pub(crate) fn lookup<'a>(table: &'a Settings, key: &str) -> Option<&'a toml::Val
     }
 }
 
-/// Every value of a table that is no table itself, with its dotted key, in order.
+/// Returns every value of a table that is not itself a table, with its dotted key, in order.
 pub(crate) fn leaves(table: &Settings) -> Vec<(String, &toml::Value)> {
     let mut all = Vec::new();
     for (key, value) in table {
@@ -93,12 +98,12 @@ pub(crate) fn leaves(table: &Settings) -> Vec<(String, &toml::Value)> {
     all
 }
 
-/// Refuses the first key of `table` that `schema` does not define, at any depth, with the nearest valid one.
+/// Checks that `schema` defines all keys of `table`, at any depth. The error contains the nearest valid key.
 pub(crate) fn check_keys(schema: &serde_json::Value, table: &Settings) -> Result<()> {
     check_below(schema, schema, table, "")
 }
 
-/// [`check_keys`] of the table at the key `path`, whose part of the schema `root` is `schema`.
+/// Checks the table at the key `path`. `schema` is its part of the schema `root`.
 fn check_below(
     root: &serde_json::Value,
     schema: &serde_json::Value,

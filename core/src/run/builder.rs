@@ -182,7 +182,7 @@ impl<'a> RunBuilder<'a> {
     ) -> Result<Box<dyn Distiller>> {
         let run = &self.config.run;
         let distiller =
-            self.setup.distiller(index, &run.distiller_place(index), section, networks, learner)?;
+            self.setup.distiller(index, &run.distiller_section(index), section, networks, learner)?;
         for (key, trained, reason) in [
             ("train_teacher", run.train_teacher, "learns from the teacher"),
             ("train_student", run.train_student, "teaches the student"),

@@ -220,7 +220,7 @@ impl Report {
                 for (index, section) in sections.iter().enumerate() {
                     let specs = [teacher.spec(), student.spec()];
                     let distiller = builder.distiller(index, section, specs, learner.as_ref());
-                    let distiller = self.note(&config.run.distiller_place(index), distiller);
+                    let distiller = self.note(&config.run.distiller_section(index), distiller);
                     built
                         .extend(distiller.map(|distiller| (section.name.clone(), section.weight, distiller)));
                 }
@@ -251,7 +251,7 @@ impl Report {
     }
 
     fn look(&mut self, mut config: Config, plan: &Plan<'_>, seen: &(dyn Fn() + Sync)) {
-        let all = config.run.stream.put_off_reading();
+        let all = config.run.stream.disable_verify();
         let images = if all { usize::MAX } else { plan.images };
         let Some(mut experiment) = self.build(&config, images, seen) else {
             return self.not_checked.push("disk, memory and time: need all parts of the run".into());
@@ -270,7 +270,7 @@ impl Report {
         let (needed, free) = (experiment.disk_bytes(config)?, directory::free_bytes(plan.run_dir)?);
         self.disk = Some(Disk { needed, free });
         if plan.steps > 0 && self.errors.is_empty() {
-            let skipped = WARMUP + config.run.stream.batches_ahead();
+            let skipped = WARMUP + config.run.stream.prefetched_batches();
             self.time = Some(time(experiment, skipped, plan.steps)?);
             self.peak_memory_bytes = memory::peak_bytes();
         } else {
@@ -295,11 +295,11 @@ impl Report {
                 classes: task.classes.len(),
                 train: stream.train_count(task.index),
                 test: stream.test_count(task.index),
-                looked_at: found.looked_at,
+                looked_at: found.checked,
                 damaged: found.damaged.len(),
             });
             // Images that the run would leave out do not stop it.
-            if !run.stream.leaves_out_damaged() {
+            if !run.stream.skips_damaged() {
                 self.errors.extend(found.damaged);
             }
         }
@@ -331,7 +331,7 @@ pub struct Verified {
 /// Decodes every image that a run would use; `seen` is told of each.
 pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     let mut config = config.clone();
-    config.run.stream.put_off_reading();
+    config.run.stream.disable_verify();
     let stream = builder::stream(&config, &builder::device(&config)?)?;
     let record = stream.record()?;
     let mut all = Verified {
@@ -343,7 +343,7 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
     let Some(files) = stream.image_files() else { return Ok(all) };
     for task in stream.tasks() {
         let found = files.inspect(task.index, usize::MAX, seen);
-        all.looked_at += found.looked_at;
+        all.looked_at += found.checked;
         all.damaged.extend(found.damaged);
     }
     Ok(all)
@@ -352,7 +352,7 @@ pub fn verify(config: &Config, seen: &(dyn Fn() + Sync)) -> Result<Verified> {
 /// Brings data and weights onto this machine, as a run would, and says which data these are.
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
-    config.run.stream.put_off_reading();
+    config.run.stream.disable_verify();
     let device = builder::device(&config)?;
     let stream = builder::stream(&config, &device)?;
     let builder = RunBuilder::new(&config, &device, stream.as_ref());
@@ -362,8 +362,8 @@ pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     Ok(stream.record()?.files)
 }
 
-/// Trains and tests for a moment; the experiment is not fit for a run afterwards. Of each, the first `skipped` batches are
-/// not timed: what was prepared ahead would come for nothing.
+/// Trains and tests for a moment; the experiment is not fit for a run afterwards. Of each, the first `skipped`
+/// batches are not timed: what was prepared ahead would come for nothing.
 fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Time> {
     let Experiment { stream, trainer, .. } = experiment;
     let batch_size = trainer.settings.batch_size;

@@ -103,6 +103,6 @@ impl Trainer {
         if let Some(distiller) = self.distiller_of(role) {
             injection = injection.merge(distiller.inject(pass)?)?;
         }
-        Ok((network.backbone.macs(&injection.lengths()?), query.was_asked_for()))
+        Ok((network.backbone.macs(&injection.lengths()?), query.was_requested()))
     }
 }

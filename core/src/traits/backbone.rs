@@ -1,4 +1,4 @@
-//! The frozen network: its contract, what it is told and what it gives back.
+//! Trait of frozen networks, with its inputs and outputs.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,17 +14,17 @@ use crate::{
     traits::{Injection, Lengths, Macs, Mode, Provenance, Role, StateDict, Transformer},
 };
 
-/// How pixels in `[0, 1]` become the network's input: `(x - mean) / std` for each channel.
+/// Normalisation of pixels in `[0, 1]`: `(x - mean) / std` for each channel.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Normalization {
-    /// Red, green, blue.
+    /// Mean of red, green and blue.
     pub mean: [f32; 3],
-    /// Red, green, blue.
+    /// Standard deviation of red, green and blue.
     pub std: [f32; 3],
 }
 
 impl Normalization {
-    /// Pixels go in as they are.
+    /// No normalisation.
     pub const NONE: Self = Self { mean: [0.0; 3], std: [1.0; 3] };
 }
 
@@ -51,47 +51,47 @@ pub struct BackboneSpec {
     pub image_size: usize,
     /// Patch tokens of one image; `N` = 1 + registers + patches.
     pub patches: usize,
-    /// Applied to pixels before anything else.
+    /// Normalisation of the pixels, before the patch embedding.
     pub normalization: Normalization,
-    /// Where the weights came from.
+    /// Origin of the weights.
     pub provenance: Provenance,
 }
 
-/// Surroundings that a backbone is built for.
+/// Context in which a backbone is built.
 #[derive(Debug)]
 pub struct BackboneContext<'a> {
     /// Teacher or student.
     pub role: Role,
     /// Side of the stream's images in pixels.
     pub image_size: usize,
-    /// `published` or `corrected`: defaults of settings that differ between the two.
+    /// `published` or `corrected`: selects the defaults of some settings.
     pub mode: Mode,
-    /// Where weights and activations live.
+    /// Device of weights and activations.
     pub device: &'a Device,
-    /// Numbers of weights and activations; pixels and features are float32.
+    /// Precision of weights and activations. Pixels and features are float32.
     pub precision: Precision,
-    /// A folder with `model.safetensors` and `config.json` as [`Backbone::portable`] gave them, to be read in place of
-    /// whatever the settings name. Only backbones that are portable are ever given one.
+    /// Folder with `model.safetensors` and `config.json`, written from [`Backbone::portable`]. If set, the network is
+    /// read from there in place of the source in the settings. Always `None` for backbones that are not portable.
     pub folder: Option<&'a Path>,
 }
 
-/// Contents of the files that describe a network completely.
+/// Contents of the files of an exported network.
 #[derive(Debug, Clone)]
 pub struct Portable {
-    /// Frozen tensors of the blocks that are used, for `model.safetensors`.
+    /// Frozen tensors of the network, for `model.safetensors`. Blocks that are not used are left out.
     pub weights: StateDict,
-    /// Everything else that building the network needs, for `config.json`.
+    /// Architecture of the network, for `config.json`.
     pub config: serde_json::Value,
 }
 
 impl Portable {
     /// Name of the file of tensors.
     pub const WEIGHTS: &str = "model.safetensors";
-    /// Name of the file with everything else.
+    /// Name of the file with the architecture.
     pub const CONFIG: &str = "config.json";
 }
 
-/// Intermediate values that a caller requests besides the CLS token.
+/// Intermediate outputs that a caller requests in addition to the CLS token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taps {
     /// Outputs of these blocks, all tokens, before the final norm.
@@ -101,17 +101,17 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Nothing but the CLS token and the injected tokens.
+    /// Requests no intermediate output.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// The output of one block.
+    /// Requests the output of one block.
     pub fn block(index: usize) -> Self {
         Self { blocks: BTreeSet::from([index]), norm: false }
     }
 
-    /// Union of both requests.
+    /// Returns the union of both requests.
     pub(crate) fn union(mut self, other: Self) -> Self {
         self.blocks.extend(other.blocks);
         self.norm |= other.norm;
@@ -124,48 +124,52 @@ impl Taps {
 pub struct Features {
     /// CLS token after the final norm, `(B, D)`.
     pub cls: Tensor,
-    /// Injected extra tokens after the final norm, `(B, K, D)`, in the order they were injected.
+    /// Injected tokens after the final norm, `(B, K, D)`, in the order of injection.
     pub tokens: Option<Tensor>,
-    /// Block outputs asked for by [`Taps::blocks`], each `(B, N + K, D)`.
+    /// Block outputs requested by [`Taps::blocks`], each `(B, N + K, D)`.
     pub blocks: BTreeMap<usize, Tensor>,
-    /// All tokens after the final norm, `(B, N + K, D)`, if asked for by [`Taps::norm`].
+    /// All tokens after the final norm, `(B, N + K, D)`, if [`Taps::norm`] requests them.
     pub norm: Option<Tensor>,
 }
 
 impl Features {
-    /// The output of block `index`, which must have been asked for.
+    /// Returns the output of block `index`.
+    ///
+    /// # Errors
+    /// An output that the taps did not request.
     pub fn block(&self, index: usize) -> Result<&Tensor> {
         self.blocks.get(&index).ok_or_else(|| Error::State {
             owner: format!("output of block {index}"),
-            reason: "not asked for by the taps".into(),
+            reason: "the taps do not request it".into(),
         })
     }
 }
 
-/// A frozen vision transformer. Gradients flow through it to injected prompts, never to its weights; a forward pass
-/// has no side effects.
+/// A frozen vision transformer. Gradients flow through it to injected prompts, never to its weights. A forward pass has
+/// no side effects.
 pub trait Backbone: Send + Sync {
-    /// Sizes, normalisation and origin.
+    /// Returns sizes, normalisation and origin.
     fn spec(&self) -> &BackboneSpec;
 
-    /// Runs images `(B, 3, S, S)` in `[0, 1]` through the network with `injection` applied, and gives back what
-    /// `taps` asks for.
+    /// Runs images `(B, 3, S, S)` in `[0, 1]` through the network with `injection`. Returns the CLS token, the injected
+    /// tokens, and the intermediate outputs that `taps` requests.
     ///
     /// # Errors
     /// Shapes that do not fit the network.
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
 
-    /// Multiply-adds of one image with so much injected, for the record. Without it, those of a plain vision transformer
-    /// of the sizes in [`Backbone::spec`]: no registers, hidden layers of `4 D`.
+    /// Returns the multiply-adds of one image with an injection of these lengths, for the run record. By default,
+    /// those of a plain vision transformer of the sizes in [`Backbone::spec`]: no registers, hidden layers of width
+    /// `4 D`.
     fn macs(&self, lengths: &Lengths) -> Macs {
         Transformer::plain(self.spec()).macs(lengths)
     }
 
-    /// The frozen tensors by name, to prove that they stay as they are.
+    /// Returns the frozen tensors by name, to verify that they do not change.
     fn weights(&self) -> Result<Vec<(String, Tensor)>>;
 
-    /// Contents of the network's files, from which its plugin builds one that computes the same bytes
-    /// ([`BackboneContext::folder`]). `None`: it cannot be exported.
+    /// Returns the contents of an exported network, from which its plugin builds a network with the same output to the
+    /// byte ([`BackboneContext::folder`]). `None` if it cannot be exported.
     fn portable(&self) -> Result<Option<Portable>> {
         Ok(None)
     }

@@ -1,4 +1,4 @@
-//! Record of the files of a data set, for `run.json`.
+//! Records of the files of a data set, for `run.json`.
 
 use std::{
     fs,
@@ -17,16 +17,17 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hashed {
-    /// The bytes of the one file.
+    /// Contents of a single file.
     Contents,
-    /// A line `length path` for each of many files, paths relative to the data set's folder, in the order of the images.
+    /// A line `length path` for each of several files, in the order of the images. Paths are relative to the data set's
+    /// folder.
     NamesAndSizes,
 }
 
-/// A file of a data set, or a folder of files.
+/// Record of a file of a data set, or of a folder of files.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DataRecord {
-    /// Where it came from, its length and SHA-256; of many files the sum of their lengths.
+    /// Origin, length and SHA-256. For several files, the length is the sum of their lengths.
     #[serde(flatten)]
     pub provenance: Provenance,
     /// Number of files.
@@ -36,17 +37,17 @@ pub struct DataRecord {
 }
 
 impl DataRecord {
-    /// One file, known by its contents.
+    /// Records one file by its contents.
     pub fn file(provenance: Provenance) -> Self {
         Self { provenance, files: 1, hashed: Hashed::Contents }
     }
 
-    /// The bytes of one file as it was read.
+    /// Records one file by the bytes that were read.
     pub fn of_bytes(path: &Path, bytes: &[u8]) -> Self {
         Self::file(Provenance::of_bytes(&path.display().to_string(), bytes))
     }
 
-    /// Many files below `root`, known by their names and sizes.
+    /// Records several files below `root` by their names and sizes.
     pub fn of_files<'a>(root: &Path, files: impl Iterator<Item = &'a PathBuf>) -> Result<Self> {
         let mut hash = Sha256::new();
         let (mut count, mut bytes) = (0, 0);

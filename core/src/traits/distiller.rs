@@ -1,4 +1,4 @@
-//! The distillation method: what the student is told beyond the labels.
+//! Trait of distillation methods, with its inputs and outputs.
 
 use candle_core::{Device, Tensor};
 
@@ -11,24 +11,24 @@ use crate::{
 /// Features and logits of a network for a batch.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// CLS token and block outputs, as far as [`Distiller::taps`] asked for them. `features.tokens` holds the tokens
-    /// that this distiller injected and no others; block outputs `(B, N, D)` hold the image's own tokens only.
+    /// CLS token and the block outputs that [`Distiller::taps`] requests. `features.tokens` contains only the tokens
+    /// that this distiller injected. Block outputs `(B, N, D)` contain only the tokens of the image.
     pub features: Features,
     /// Logits of the learner's own head over all classes of all tasks, `(B, C)`.
     pub logits: Tensor,
 }
 
-/// One named, already weighted summand of a loss.
+/// Named term of a loss, already multiplied by its weight.
 #[derive(Debug, Clone)]
 pub struct LossTerm {
-    /// As it appears in logs: `kd`, `feature`, ...
+    /// Name in logs: `kd`, `feature`, ...
     pub name: String,
-    /// Scalar.
+    /// Scalar value.
     pub value: Tensor,
 }
 
 impl LossTerm {
-    /// Names a scalar.
+    /// Creates a term of a scalar.
     pub fn new(name: impl Into<String>, value: Tensor) -> Self {
         Self { name: name.into(), value }
     }
@@ -37,58 +37,59 @@ impl LossTerm {
 /// Block outputs that a distiller compares.
 #[derive(Debug, Clone, Default)]
 pub struct DistillerTaps {
-    /// Taps of the teacher.
+    /// Block outputs of the teacher.
     pub teacher: Taps,
-    /// Taps of the student.
+    /// Block outputs of the student.
     pub student: Taps,
 }
 
-/// Surroundings that a distiller is built for.
+/// Context in which a distiller is built.
 pub struct DistillerContext<'a> {
-    /// The teacher's network.
+    /// Backbone of the teacher.
     pub teacher: &'a BackboneSpec,
-    /// The student's network.
+    /// Backbone of the student.
     pub student: &'a BackboneSpec,
-    /// The student's learner, for a further head of its kind.
+    /// Learner of the student, which can create a second head ([`Learner::new_head`]).
     pub learner: &'a dyn Learner,
     /// Number of tasks.
     pub tasks: usize,
-    /// `published` or `corrected`: defaults of settings that differ between the two.
+    /// `published` or `corrected`: selects the defaults of some settings.
     pub mode: Mode,
-    /// Where tensors live.
+    /// Device of the tensors.
     pub device: &'a Device,
     /// Generator for initial values.
     pub rng: Rng,
 }
 
-/// A distillation method. It returns data (prompts, named loss terms); the trainer applies it. None of these methods
-/// has side effects but [`Distiller::restore`]: what is trained changes by the optimiser alone.
+/// A distillation method. It returns data (prompts, named loss terms), and the trainer applies it. Only
+/// [`Distiller::restore`] has side effects; the optimiser updates the trainable parameters.
 pub trait Distiller: Send {
-    /// Weight of the student's cross-entropy, `1 - alpha` in most methods.
+    /// Returns the weight of the student's cross-entropy, `1 - alpha` in most methods.
     fn cross_entropy_weight(&self) -> f64 {
         1.0
     }
 
-    /// Whether [`Distiller::loss`] looks at the teacher; if not, the teacher does not run while the student learns.
+    /// Returns whether [`Distiller::loss`] uses the teacher's output. If not, the teacher does not run while the
+    /// student learns.
     fn needs_teacher(&self) -> bool {
         true
     }
 
-    /// Block outputs that [`Distiller::loss`] needs.
+    /// Returns the block outputs that [`Distiller::loss`] needs.
     fn taps(&self) -> DistillerTaps {
         DistillerTaps::default()
     }
 
-    /// Prompts of its own for the student, merged after the learner's: as many tokens in every pass, and no penalty,
-    /// which is one of the terms of [`Distiller::loss`].
+    /// Returns additional prompts for the student, which are merged after the learner's. The number of tokens must be
+    /// the same in every pass. A penalty is not allowed here; it is a term of [`Distiller::loss`].
     fn inject(&self, pass: Pass) -> Result<Injection> {
         let _ = pass;
         Ok(Injection::none())
     }
 
-    /// The distillation terms of one batch. `teacher` carries no gradient and is `None` exactly when
-    /// [`Distiller::needs_teacher`] is false; `labels` `(B,)` (u32) count over all classes and lie in `task.classes`,
-    /// the classes that are learned now (all seen so far where a stream rehearses earlier images).
+    /// Returns the distillation terms of one batch. `teacher` has no gradient and is `None` exactly if
+    /// [`Distiller::needs_teacher`] is false. `labels` `(B,)` (u32) are class indices within `task.classes`, the
+    /// classes that are learned now (all classes seen so far if the stream rehearses images of earlier tasks).
     fn loss(
         &self,
         student: &Output,
@@ -97,37 +98,37 @@ pub trait Distiller: Send {
         task: &Task,
     ) -> Result<Vec<LossTerm>>;
 
-    /// Whether [`Distiller::predict`] is to be asked for the student's prediction; of several distillers only one may
-    /// be. Without it the prediction is the learner's.
+    /// Returns whether [`Distiller::predict`] replaces the learner's prediction. At most one of several distillers
+    /// may do so.
     fn predicts(&self) -> bool {
         false
     }
 
-    /// The student's prediction at test time: logits `(B, C)`.
+    /// Returns the student's prediction at test time: logits `(B, C)`.
     fn predict(&self, student: &Output) -> Result<Tensor> {
         Ok(student.logits.clone())
     }
 
-    /// Parameters trained together with the student's.
+    /// Returns the distiller's trainable parameters, which are trained together with the student's.
     fn trainable(&self) -> Vec<NamedVar> {
         Vec::new()
     }
 
-    /// Everything that [`Distiller::restore`] needs.
+    /// Returns the state for [`Distiller::restore`], by default [`Distiller::trainable`].
     fn state(&self) -> Result<StateDict> {
         StateDict::of(&self.trainable())
     }
 
-    /// Takes up a saved state.
+    /// Restores a saved state.
     fn restore(&mut self, state: &StateDict) -> Result<()> {
         state.load_into(&self.trainable())
     }
 }
 
-/// The teacher's output, for distillers that need one.
+/// Returns the teacher's output, for distillers that need one.
 ///
 /// # Errors
-/// If the trainer gave none, which it does only to a distiller that said it needs none.
+/// A missing teacher, which means that [`Distiller::needs_teacher`] returned false.
 pub fn require_teacher(teacher: Option<&Output>) -> Result<&Output> {
     teacher.ok_or_else(|| crate::error::Error::State {
         owner: "distiller".into(),

@@ -1,4 +1,5 @@
-//! Prompts as data. A method says *what* enters the frozen network and where; the backbone applies it.
+//! Prompts as data. A method returns the tensors to inject into the frozen network and their places; the backbone
+//! applies them.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -6,93 +7,90 @@ use candle_core::Tensor;
 
 use crate::{error::Result, traits::Selection};
 
-/// Keys and values that join a block's own, each `(B, P, D)`, or `(1, P, D)` when all images share them. The backbone splits
-/// them into heads.
+/// Keys and values injected into a block, each `(B, P, D)`, or `(1, P, D)` if all images share them. The backbone
+/// splits them into heads.
 #[derive(Debug, Clone)]
 pub struct Kv(pub(crate) Parts);
 
-/// Where keys and values are.
+/// Storage of keys and values.
 #[derive(Debug, Clone)]
 pub(crate) enum Parts {
-    /// In rows of `all` `(B or 1, R, D)`: keys, then as many values. Prompts that stay in one tensor, many blocks' even, cost a
-    /// backbone a few operations together.
-    Rows {
-        all: Tensor,
-        rows: Range<usize>,
-    },
-    Apart {
-        k: Tensor,
-        v: Tensor,
-    },
+    /// Rows of the tensor `all` `(B or 1, R, D)`: keys, then the same number of values. Prompts of all blocks can share
+    /// one tensor, which a backbone processes in few operations.
+    Rows { all: Tensor, rows: Range<usize> },
+    /// Separate tensors.
+    Separate { k: Tensor, v: Tensor },
 }
 
 impl Kv {
-    /// Keys and values of one shape.
+    /// Creates an injection of keys and values of the same shape.
     pub fn new(k: Tensor, v: Tensor) -> Self {
-        Self(Parts::Apart { k, v })
+        Self(Parts::Separate { k, v })
     }
 
-    /// Splits prompts `(B or 1, L, D)`, an even number, into keys (the first `L / 2` rows) and values (the rest), as the
-    /// published methods do.
+    /// Splits prompts `(B or 1, L, D)`, `L` even, into keys (the first `L / 2` rows) and values (the rest), like the
+    /// published methods.
     pub fn halves(prompts: &Tensor) -> Result<Self> {
         Self::rows(prompts, 0..prompts.dim(1)?)
     }
 
-    /// The same of some rows of `all` `(B or 1, R, D)`, which may hold the prompts of other blocks too.
+    /// Splits `rows` of `all` `(B or 1, R, D)` into keys (the first half) and values. The other rows may contain
+    /// prompts of other blocks.
     ///
     /// # Errors
     /// An odd number of rows, or rows beyond the end.
     pub fn rows(all: &Tensor, rows: Range<usize>) -> Result<Self> {
         let (_, count, _) = all.dims3()?;
         if rows.start > rows.end || rows.end > count || !rows.len().is_multiple_of(2) {
-            let wrong = format!(
-                "rows {rows:?} of {count} as keys and as many values: expected an even number of them"
+            let message = format!(
+                "rows {rows:?} of {count} are not valid keys and values: expected an even number of rows within range"
             );
-            return Err(candle_core::Error::Msg(wrong).into());
+            return Err(candle_core::Error::Msg(message).into());
         }
         Ok(Self(Parts::Rows { all: all.clone(), rows }))
     }
 
-    /// The keys.
+    /// Returns the keys `(B or 1, P, D)`.
     pub fn k(&self) -> Result<Tensor> {
         Ok(match &self.0 {
             Parts::Rows { all, rows } => all.narrow(1, rows.start, rows.len() / 2)?,
-            Parts::Apart { k, .. } => k.clone(),
+            Parts::Separate { k, .. } => k.clone(),
         })
     }
 
-    /// The values.
+    /// Returns the values `(B or 1, P, D)`.
     pub fn v(&self) -> Result<Tensor> {
         Ok(match &self.0 {
             Parts::Rows { all, rows } => all.narrow(1, rows.start + rows.len() / 2, rows.len() / 2)?,
-            Parts::Apart { v, .. } => v.clone(),
+            Parts::Separate { v, .. } => v.clone(),
         })
     }
 
-    /// How many keys there are, `P`.
+    /// Returns the number of keys, `P`.
     pub fn count(&self) -> Result<usize> {
         Ok(match &self.0 {
             Parts::Rows { rows, .. } => rows.len() / 2,
-            Parts::Apart { k, .. } => k.dim(1)?,
+            Parts::Separate { k, .. } => k.dim(1)?,
         })
     }
 
-    /// Whether a gradient goes to any of it.
+    /// Returns whether keys or values are part of the graph.
     pub(crate) fn is_trained(&self) -> bool {
         match &self.0 {
             Parts::Rows { all, .. } => all.track_op(),
-            Parts::Apart { k, v } => k.track_op() || v.track_op(),
+            Parts::Separate { k, v } => k.track_op() || v.track_op(),
         }
     }
 
-    /// The same of other tensors.
+    /// Applies `f` to all tensors.
     fn map(&self, f: &mut impl FnMut(&Tensor) -> Tensor) -> Self {
         Self(match &self.0 {
             Parts::Rows { all, rows } => Parts::Rows { all: f(all), rows: rows.clone() },
-            Parts::Apart { k, v } => Parts::Apart { k: f(k), v: f(v) },
+            Parts::Separate { k, v } => Parts::Separate { k: f(k), v: f(v) },
         })
     }
 
+    /// Concatenates keys and values of `self` and `other`.
     fn then(self, other: Self) -> Result<Self> {
         let (k, v) = (self.k()?, self.v()?);
         let batch = k.dim(0)?.max(other.k()?.dim(0)?);
@@ -103,35 +101,35 @@ impl Kv {
 /// Prompts of one block.
 #[derive(Debug, Clone, Default)]
 pub struct BlockInjection {
-    /// Keys and values concatenated before the image's.
+    /// Keys and values inserted before those of the image.
     pub prefix: Option<Kv>,
-    /// Keys and values concatenated after the image's.
+    /// Keys and values inserted after those of the image.
     pub suffix: Option<Kv>,
-    /// Vectors `(B or 1, 1, D)` added to the CLS token's own key and value.
+    /// Vectors `(B or 1, 1, D)` added to key and value of the CLS token.
     pub cls_add: Option<Kv>,
 }
 
-/// All that a method adds to one forward pass.
+/// Injection of a method into one forward pass.
 #[derive(Debug, Clone, Default)]
 pub struct Injection {
-    /// Prompts by block, from the first; blocks beyond the end get none.
+    /// Prompts of each block, from the first. Blocks beyond the end of the list have none.
     pub blocks: Vec<BlockInjection>,
-    /// Extra tokens `(B or 1, K, D)`, appended after the patch tokens and their position embedding; they run through
+    /// Additional tokens `(B or 1, K, D)`, appended to the patch tokens without a position embedding. They pass through
     /// every block and the final norm.
     pub tokens: Option<Tensor>,
-    /// Scalar added to the loss in training (already weighted).
+    /// Scalar that is added to the loss in training, already multiplied by its weight.
     pub penalty: Option<Tensor>,
-    /// For the record alone: which prompts of its pools each image takes, where a method chooses among several.
+    /// Prompts that each image selects from the method's pools. They are recorded only.
     pub selections: Vec<Selection>,
 }
 
 impl Injection {
-    /// Nothing: the plain frozen network.
+    /// Injects nothing: the plain frozen network.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// The entry of `block`, made empty if it is not there yet.
+    /// Returns the entry of `block`, which is created if necessary.
     pub fn block_mut(&mut self, block: usize) -> &mut BlockInjection {
         if self.blocks.len() <= block {
             self.blocks.resize_with(block + 1, BlockInjection::default);
@@ -139,31 +137,32 @@ impl Injection {
         &mut self.blocks[block]
     }
 
-    /// How many extra tokens there are.
+    /// Returns the number of additional tokens.
     pub(crate) fn token_count(&self) -> Result<usize> {
         Ok(self.tokens.as_ref().map(|tokens| tokens.dim(1)).transpose()?.unwrap_or(0))
     }
 
-    /// Prompts without gradients, so that the forward pass builds no graph, and without a penalty.
+    /// Detaches all prompts from the graph, so that the forward pass builds none, and removes the penalty.
     pub(crate) fn detach(self) -> Self {
-        // What was one tensor stays one.
-        let mut seen = HashMap::new();
-        let mut cut = |tensor: &Tensor| seen.entry(tensor.id()).or_insert_with(|| tensor.detach()).clone();
-        let mut of_block = |block: BlockInjection| BlockInjection {
-            prefix: block.prefix.map(|kv| kv.map(&mut cut)),
-            suffix: block.suffix.map(|kv| kv.map(&mut cut)),
-            cls_add: block.cls_add.map(|kv| kv.map(&mut cut)),
+        // Parts that share a tensor must share the detached tensor too.
+        let mut detached = HashMap::new();
+        let mut detach =
+            |tensor: &Tensor| detached.entry(tensor.id()).or_insert_with(|| tensor.detach()).clone();
+        let mut detach_block = |block: BlockInjection| BlockInjection {
+            prefix: block.prefix.map(|kv| kv.map(&mut detach)),
+            suffix: block.suffix.map(|kv| kv.map(&mut detach)),
+            cls_add: block.cls_add.map(|kv| kv.map(&mut detach)),
         };
         Self {
-            blocks: self.blocks.into_iter().map(&mut of_block).collect(),
+            blocks: self.blocks.into_iter().map(&mut detach_block).collect(),
             tokens: self.tokens.map(|tokens| tokens.detach()),
             penalty: None,
             selections: self.selections,
         }
     }
 
-    /// Both at once: prompts and tokens of `self` come first, CLS additions and penalties are summed, selections
-    /// stand side by side.
+    /// Combines two injections: prompts, tokens and selections are concatenated, those of `self` first; additions to
+    /// the CLS token and penalties are summed.
     pub fn merge(mut self, other: Self) -> Result<Self> {
         for (index, theirs) in other.blocks.into_iter().enumerate() {
             let ours = self.block_mut(index);
@@ -190,13 +189,13 @@ fn both<T>(a: Option<T>, b: Option<T>, merge: impl FnOnce(T, T) -> Result<T>) ->
     }
 }
 
-/// `a` and `b` one after the other along the token axis, both widened to `batch` images.
+/// Concatenates `a` and `b` along the token axis, both broadcast to `batch` images.
 fn join(a: &Tensor, b: &Tensor, batch: usize) -> Result<Tensor> {
-    let widen = |t: &Tensor| -> Result<Tensor> {
+    let broadcast = |t: &Tensor| -> Result<Tensor> {
         let (_, tokens, width) = t.dims3()?;
         Ok(t.broadcast_as((batch, tokens, width))?)
     };
-    Ok(Tensor::cat(&[widen(a)?, widen(b)?], 1)?)
+    Ok(Tensor::cat(&[broadcast(a)?, broadcast(b)?], 1)?)
 }
 
 #[cfg(test)]
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn merging_keeps_order_and_widens_shared_prompts() -> Result<()> {
+    fn merge_keeps_order_and_broadcasts_shared_prompts() -> Result<()> {
         let mut a = Injection::none();
         a.block_mut(1).prefix = Some(kv(1, 1.0)?);
         a.penalty = Some(Tensor::new(2f32, &Device::Cpu)?);
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_one_tensor_stay_parts_of_one() -> Result<()> {
+    fn detached_parts_share_one_tensor() -> Result<()> {
         let all = Tensor::zeros((1, 6, 3), candle_core::DType::F32, &Device::Cpu)?;
         let mut injection = Injection::none();
         injection.block_mut(0).prefix = Some(Kv::rows(&all, 0..2)?);
@@ -246,8 +245,8 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::reversed_empty_ranges, reason = "what is refused")]
-    fn rows_that_are_no_keys_and_values_are_refused() -> Result<()> {
+    #[allow(clippy::reversed_empty_ranges, reason = "invalid input of the test")]
+    fn odd_reversed_or_excess_rows_are_refused() -> Result<()> {
         let all = Tensor::zeros((1, 6, 3), candle_core::DType::F32, &Device::Cpu)?;
         for rows in [0..3, 4..8, 4..2] {
             assert!(Kv::rows(&all, rows.clone()).is_err(), "{rows:?}");

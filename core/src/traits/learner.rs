@@ -1,4 +1,4 @@
-//! The prompt method: it turns a query into prompts and features into logits.
+//! Trait of prompt methods, with its inputs and outputs.
 
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -10,17 +10,17 @@ use crate::{
     traits::{BackboneSpec, Features, Injection, Mode, Query, StateDict, Task},
 };
 
-/// A trainable tensor with the name it has in checkpoints.
+/// A trainable tensor with its name in checkpoints.
 #[derive(Debug, Clone)]
 pub struct NamedVar {
-    /// As in the published code: `prompt.e_p_0`, `last.weight`, ...
+    /// Name in the published code: `prompt.e_p_0`, `last.weight`, ...
     pub name: String,
-    /// The variable itself; clones share its storage.
+    /// Variable. Clones share its storage.
     pub var: Var,
 }
 
 impl NamedVar {
-    /// Makes a copy of `value` trainable under `name`.
+    /// Creates a variable `name` with a copy of `value`.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         if value.device().is_cpu() {
             memory::check_size(value.dims())?;
@@ -28,13 +28,13 @@ impl NamedVar {
         Ok(Self { name: name.into(), var: Var::from_tensor(value)? })
     }
 
-    /// Makes zeros of `shape` trainable under `name`.
+    /// Creates a variable `name` of `shape`, filled with zeros.
     pub fn zeros(name: impl Into<String>, shape: &[usize], device: &Device) -> Result<Self> {
         memory::check_size(shape)?;
         Self::new(name, &Tensor::zeros(shape, DType::F32, device)?)
     }
 
-    /// The current value, still attached to the graph.
+    /// Returns the current value, attached to the graph.
     pub fn tensor(&self) -> &Tensor {
         self.var.as_tensor()
     }
@@ -45,94 +45,94 @@ impl NamedVar {
 pub enum Pass {
     /// A training step of this network: penalties apply.
     Train,
-    /// The teacher while the student learns; most learners treat it like [`Pass::Test`].
+    /// A pass of the teacher while the student learns. Most learners treat it like [`Pass::Test`].
     Teach,
     /// Evaluation.
     Test,
 }
 
-/// A departure of the published code from the papers, by name, and whether it is in force.
+/// Name of a quirk (a deviation of the published code from its paper), and whether it is active.
 pub type Quirk = (&'static str, bool);
 
-/// Surroundings that a learner is built for.
+/// Context in which a learner is built.
 #[derive(Debug)]
 pub struct LearnerContext<'a> {
     /// Teacher or student.
     pub role: Role,
-    /// The network it prompts.
+    /// Network into which the prompts are injected.
     pub backbone: &'a BackboneSpec,
-    /// Width of the query: prompt keys have it. It is the student's `D` in both networks, unless each network makes
-    /// its own query.
+    /// Width of the query and of the prompt keys. It is the student's `D` for both networks, unless each network
+    /// computes its own query.
     pub query_width: usize,
-    /// Classes over all tasks: rows of the head.
+    /// Number of classes of all tasks, which is the number of logits.
     pub classes: usize,
     /// Number of tasks.
     pub tasks: usize,
-    /// `published` or `corrected`: defaults of settings that differ between the two.
+    /// `published` or `corrected`: selects the defaults of some settings.
     pub mode: Mode,
-    /// Where tensors live.
+    /// Device of the tensors.
     pub device: &'a Device,
     /// Generator for initial values.
     pub rng: Rng,
 }
 
-/// A prompt method with a classifier.
+/// A prompt method with a classification head: it maps a query to prompts, and features to logits.
 ///
-/// [`Learner::inject`] and [`Learner::logits`] have no side effects: what is trained changes by the optimiser alone,
-/// everything else in [`Learner::begin_task`] and [`Learner::end_task`].
+/// [`Learner::inject`] and [`Learner::logits`] have no side effects. The optimiser updates the trainable parameters;
+/// other state may change in [`Learner::begin_task`] and [`Learner::end_task`].
 pub trait Learner: Send {
-    /// Called once before the first step of `task` (for instance to add components).
+    /// Prepares for `task`, for instance by adding components. Called once before its first step.
     fn begin_task(&mut self, task: &Task, rng: &mut Rng) -> Result<()> {
         let _ = (task, rng);
         Ok(())
     }
 
-    /// Prompts for a batch of images. [`Query::get`] gives their queries `(B, query_width)`, without gradient; a
-    /// learner that never asks saves the pass that computes them.
+    /// Returns the prompts for a batch of images. [`Query::get`] computes their queries `(B, query_width)`, without
+    /// gradient. If a learner does not call it, the forward pass of the query is saved.
     fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection>;
 
-    /// Logits `(B, C)` over all classes of all tasks, seen or not. `features.tokens` holds the tokens that this learner
-    /// injected and no others.
+    /// Returns logits `(B, C)` over all classes of all tasks, seen or not. `features.tokens` contains only the tokens
+    /// that this learner injected.
     fn logits(&self, features: &Features) -> Result<Tensor>;
 
-    /// A further head of this learner's own kind, for distillers that need one; its tensors are called
-    /// `{name}.weight` and so on.
+    /// Creates another head of the same architecture, for distillers that need one. Its tensors have the names
+    /// `{name}.weight`, ...
     fn new_head(&self, name: &str, rng: &mut Rng) -> Result<Box<dyn Head>>;
 
-    /// Called once after the student's last step of `task`, before evaluation.
+    /// Finishes `task`. Called once after the student's last step of the task, before evaluation.
     fn end_task(&mut self, task: &Task) -> Result<()> {
         let _ = task;
         Ok(())
     }
 
-    /// Departures of the published code that this learner can switch, for the run record.
+    /// Returns the quirks that this learner can switch, for the run record.
     fn quirks(&self) -> Vec<Quirk> {
         Vec::new()
     }
 
-    /// Variables that the current task trains.
+    /// Returns the parameters that the current task trains.
     fn trainable(&self) -> Vec<NamedVar>;
 
-    /// Everything that [`Learner::restore`] needs, by default [`Learner::trainable`].
+    /// Returns the state for [`Learner::restore`], by default [`Learner::trainable`].
     fn state(&self) -> Result<StateDict> {
         StateDict::of(&self.trainable())
     }
 
-    /// Restores `state` as it was saved during or after `task`.
+    /// Restores a `state` that was saved during or after `task`.
     ///
     /// # Errors
-    /// Tensors that are missing or have another shape, by name.
+    /// Tensors that are missing or have another shape. The error contains the name.
     fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
         let _ = task;
         state.load_into(&self.trainable())
     }
 }
 
-/// A classifier on one token.
+/// Classification head on one token.
 pub trait Head: Send {
-    /// Logits `(B, C)` of tokens `(B, D)`.
+    /// Returns logits `(B, C)` of tokens `(B, D)`.
     fn logits(&self, token: &Tensor) -> Result<Tensor>;
 
-    /// Its parameters.
+    /// Returns the trainable parameters.
     fn trainable(&self) -> Vec<NamedVar>;
 }

@@ -1,4 +1,4 @@
-//! Multiply-adds of a vision transformer, from the lengths of what is injected.
+//! Number of multiply-adds of a vision transformer with an injection.
 
 use candle_core::Tensor;
 
@@ -7,30 +7,30 @@ use crate::{
     traits::{BackboneSpec, BlockInjection, Injection, Kv},
 };
 
-/// How much is injected into a pass, for one image.
+/// Lengths of an injection for one image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lengths {
-    /// Extra tokens.
+    /// Number of additional tokens.
     pub tokens: usize,
-    /// Whether they are trained.
+    /// Whether the additional tokens are trained.
     pub trained_tokens: bool,
-    /// Lengths by block, from the first; blocks beyond the end get nothing.
+    /// Lengths of each block, from the first. Blocks beyond the end of the list have no injection.
     pub blocks: Vec<BlockLengths>,
 }
 
-/// How much is injected into one block.
+/// Lengths of the injection into one block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockLengths {
-    /// Keys (and as many values) before and after the image's.
+    /// Number of injected keys, which is also that of values.
     pub rows: usize,
-    /// Whether something is added to the CLS token's key and value.
+    /// Whether vectors are added to key and value of the CLS token.
     pub cls_add: bool,
-    /// Whether any of it is trained.
+    /// Whether any injected tensor is trained.
     pub trained: bool,
 }
 
 impl Injection {
-    /// How much this is, and what of it is trained.
+    /// Returns the lengths of the injection, and which parts are trained.
     pub fn lengths(&self) -> Result<Lengths> {
         let block = |block: &BlockInjection| -> Result<BlockLengths> {
             let mut lengths = BlockLengths { cls_add: block.cls_add.is_some(), ..Default::default() };
@@ -49,16 +49,16 @@ impl Injection {
     }
 }
 
-/// Multiply-adds of one image.
+/// Number of multiply-adds for one image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Macs {
-    /// From pixels to features.
+    /// Forward pass, from pixels to features.
     pub forward: u64,
-    /// From the gradients of the features to those of what is trained.
+    /// Backward pass, from the gradients of the features to those of the injected tensors that are trained.
     pub backward: u64,
 }
 
-/// Sizes of a vision transformer, as far as its cost goes.
+/// Sizes of a vision transformer that determine its cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transformer {
     /// Token width `D`.
@@ -76,19 +76,19 @@ pub struct Transformer {
 }
 
 impl Transformer {
-    /// A plain one of these sizes: no registers, hidden layers of `4 D`.
+    /// Returns the sizes of a plain transformer: no registers, hidden layers of width `4 D`.
     pub fn plain(spec: &BackboneSpec) -> Self {
         let &BackboneSpec { width, depth, patch_size, patches, .. } = spec;
         Self { width, depth, hidden: 4 * width, tokens: 1 + patches, patches, patch_size }
     }
 
-    /// Multiply-adds of one image with so much injected.
+    /// Returns the multiply-adds of one image with an injection of these lengths.
     pub fn macs(&self, lengths: &Lengths) -> Macs {
         let [d, h, patches, side] =
             [self.width, self.hidden, self.patches, self.patch_size].map(|n| n as u64);
         let (n, extra) = ((self.tokens + lengths.tokens) as u64, lengths.tokens as u64);
-        let of = |block: usize| lengths.blocks.get(block).copied().unwrap_or_default();
-        let rows = |block: usize| of(block).rows as u64;
+        let injected = |block: usize| lengths.blocks.get(block).copied().unwrap_or_default();
+        let rows = |block: usize| injected(block).rows as u64;
         // Products with the weights: queries, keys and values; projection; both layers of the MLP.
         let (qkv, proj, mlp) = (3 * d * d, d * d, 2 * d * h);
         let blocks = 0..self.depth;
@@ -97,14 +97,15 @@ impl Transformer {
 
         let first = match lengths.trained_tokens {
             true => Some(0),
-            false => blocks.clone().find(|&block| of(block).trained),
+            false => blocks.clone().find(|&block| injected(block).trained),
         };
         let backward = |first: usize| {
-            // Of all queries, keys and values: dA, dV, dQ and dK.
+            // The attention gradients dA, dV, dQ and dK of all queries, keys and values.
             let whole = |block: usize| n * (qkv + proj + mlp) + 4 * n * (n + rows(block)) * d;
-            // Of the trained ones alone, injected as tokens (with their queries) or as keys and values.
+            // In the first block with trained tensors, only their gradients are needed: those of tokens (with their
+            // queries) or of keys and values.
             let tokens = if lengths.trained_tokens { extra } else { 0 };
-            let trained = match of(first) {
+            let trained = match injected(first) {
                 block if block.trained => block.rows as u64 + u64::from(block.cls_add),
                 _ => 0,
             };

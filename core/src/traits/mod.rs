@@ -1,4 +1,4 @@
-//! The four extension points and the data that they exchange: what a method is given and what it returns.
+//! Traits of the four kinds of plugin, and the data that they exchange with the framework.
 
 mod backbone;
 mod data_record;
@@ -28,6 +28,6 @@ pub use role::{ByRole, Role};
 pub use selection::{PromptUsage, Selection};
 pub use state::StateDict;
 pub use stream::{
-    Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, LeftOut, Skipped, StreamContext,
+    Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, Skipped, SkippedImages, StreamContext,
     StreamRecord, Task, TaskStream,
 };

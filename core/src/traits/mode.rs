@@ -1,17 +1,17 @@
-//! Published or corrected behaviour.
+//! Mode of a run: published or corrected.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which set of defaults holds where the published code has quirks.
+/// Selects the defaults of settings in which the published code deviates from the papers (quirks).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// As the published code computes: unnormalised pixels, the first two epochs at one rate, fixed class order, the
-    /// student's query for the teacher, and what single methods call their quirks.
+    /// Defaults of the published code: unnormalised pixels, the same learning rate in the first two epochs, fixed class
+    /// order, the student's query for the teacher, and the quirks of single methods.
     #[default]
     Published,
-    /// As the papers describe: the checkpoint's normalisation, a plain cosine, classes shuffled by seed, every network
-    /// with its own query. Settings named in a configuration win over either mode.
+    /// Defaults of the papers: the checkpoint's normalisation, a plain cosine schedule, classes shuffled by the seed,
+    /// each network's own query. Settings in a configuration override the defaults of both modes.
     Corrected,
 }

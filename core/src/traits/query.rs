@@ -1,4 +1,4 @@
-//! The query of a batch, computed when a learner asks for it, once.
+//! Query of a batch, computed lazily and at most once.
 
 use std::cell::{Cell, OnceCell};
 
@@ -11,20 +11,20 @@ use crate::{
     traits::{Backbone, Injection, Taps},
 };
 
-/// Whose frozen network makes the query.
+/// Frozen network that computes the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum QuerySource {
-    /// The student's, for both networks.
+    /// The student, for both networks.
     Student,
-    /// Each network's own.
+    /// Each network computes its own query.
     Own,
 }
 
 /// Queries `q(x)` `(B, Dq)` of a batch: the CLS token of a frozen network without prompts, after the final norm.
 pub struct Query<'a> {
     source: Source<'a>,
-    asked: Cell<bool>,
+    requested: Cell<bool>,
 }
 
 enum Source<'a> {
@@ -33,23 +33,23 @@ enum Source<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// The query that `backbone` makes of images `(B, 3, S, S)`.
+    /// Creates the query of images `(B, 3, S, S)`, to be computed by `backbone` when it is requested.
     pub fn of(backbone: &'a dyn Backbone, pixels: &'a Tensor) -> Self {
         let source = Source::Lazy { backbone, pixels, value: OnceCell::new() };
-        Self { source, asked: Cell::default() }
+        Self { source, requested: Cell::default() }
     }
 
-    /// A query that is known already, `(B, Dq)`.
+    /// Creates a query `(B, Dq)` that has been computed already.
     pub fn known(value: Tensor) -> Self {
-        Self { source: Source::Known(value), asked: Cell::default() }
+        Self { source: Source::Known(value), requested: Cell::default() }
     }
 
-    /// Whether anybody has asked for it.
-    pub(crate) fn was_asked_for(&self) -> bool {
-        self.asked.get()
+    /// Returns whether the query has been requested.
+    pub(crate) fn was_requested(&self) -> bool {
+        self.requested.get()
     }
 
-    /// The query if it is known or has been asked for.
+    /// Returns the query if it has been computed.
     pub(crate) fn computed(&self) -> Option<&Tensor> {
         match &self.source {
             Source::Known(value) => Some(value),
@@ -57,9 +57,9 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// The query `(B, Dq)`, without gradient.
+    /// Computes the query `(B, Dq)`, without gradient.
     pub fn get(&self) -> Result<&Tensor> {
-        self.asked.set(true);
+        self.requested.set(true);
         match (self.computed(), &self.source) {
             (Some(value), _) | (None, Source::Known(value)) => Ok(value),
             (None, Source::Lazy { backbone, pixels, value }) => {

@@ -1,20 +1,20 @@
-//! The two networks of a run, and values that exist once for each.
+//! The two networks of a run, and pairs of values, one for each network.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which of the two networks.
+/// Role of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The large network, which learns each task first.
     Teacher,
-    /// The small network, which learns it with the teacher's help.
+    /// The small network, which learns each task with the teacher's help.
     Student,
 }
 
 impl Role {
-    /// Lower-case name.
+    /// Returns the lower-case name.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Teacher => "teacher",
@@ -23,17 +23,17 @@ impl Role {
     }
 }
 
-/// A value of each network.
+/// Pair of values, one for each network.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ByRole<T> {
-    /// The student's.
+    /// Value of the student.
     pub student: T,
-    /// The teacher's.
+    /// Value of the teacher.
     pub teacher: T,
 }
 
 impl<T> ByRole<T> {
-    /// Value of one network.
+    /// Returns the value of one network.
     pub fn of(&self, role: Role) -> &T {
         match role {
             Role::Teacher => &self.teacher,
@@ -41,7 +41,7 @@ impl<T> ByRole<T> {
         }
     }
 
-    /// Value of one network, to be changed.
+    /// Returns the value of one network for modification.
     pub(crate) fn of_mut(&mut self, role: Role) -> &mut T {
         match role {
             Role::Teacher => &mut self.teacher,

@@ -1,37 +1,38 @@
-//! Prompts that the images of a batch take from a pool, as a learner reports them.
+//! Prompts that the images of a batch select from a pool, as reported by a learner.
 
 use candle_core::Tensor;
 
-/// Prompts that the images of a batch take from one pool. It is recorded and changes nothing.
+/// Prompts that the images of a batch select from one pool. A selection is only recorded.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Name of the pool, for instance that of its keys in the saved models; no two pools of a pass have one name.
+    /// Name of the pool, unique within a pass, for instance that of its keys in saved models.
     pub pool: String,
-    /// Chosen prompts, or the weight of each.
+    /// Selected prompts, or the weight of each prompt.
     pub usage: PromptUsage,
 }
 
-/// How images share out the prompts of a pool. Where the first dimension is 1, all images take the same.
+/// Usage of the prompts of a pool by images. If the first dimension is 1, it is the same for all images.
 #[derive(Debug, Clone)]
 pub enum PromptUsage {
-    /// Each image takes some prompts and leaves the others.
+    /// Each image selects some of the prompts.
     Chosen {
-        /// Numbers of the prompts, `(B or 1, k)` (u32), no two alike in a row.
+        /// Indices of the prompts, `(B or 1, k)` (u32), distinct within a row.
         numbers: Tensor,
-        /// Prompts in the pool.
+        /// Number of prompts in the pool.
         of: usize,
     },
-    /// Each image takes every prompt by a weight, `(B or 1, M)`, without gradient.
+    /// Each image uses all prompts, with weights `(B or 1, M)`, without gradient.
     Weighted(Tensor),
 }
 
 impl Selection {
-    /// Each image takes the prompts `numbers` `(B or 1, k)` (u32) out of a pool of so many.
+    /// Reports that each image selects the prompts with the indices `numbers` `(B or 1, k)` (u32) from a pool of `of`
+    /// prompts.
     pub fn chosen(pool: impl Into<String>, numbers: &Tensor, of: usize) -> Self {
         Self { pool: pool.into(), usage: PromptUsage::Chosen { numbers: numbers.detach(), of } }
     }
 
-    /// Each image takes the prompts of the pool by `weights` `(B or 1, M)`.
+    /// Reports that each image uses the prompts of the pool with `weights` `(B or 1, M)`.
     pub fn weighted(pool: impl Into<String>, weights: &Tensor) -> Self {
         Self { pool: pool.into(), usage: PromptUsage::Weighted(weights.detach()) }
     }

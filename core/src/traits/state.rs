@@ -1,4 +1,4 @@
-//! Named tensors, as they lie in checkpoints.
+//! Named tensors, as stored in checkpoints.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -14,7 +14,7 @@ use crate::{
 pub struct StateDict(BTreeMap<String, Tensor>);
 
 impl StateDict {
-    /// Copies of the current values of `vars`.
+    /// Copies the current values of `vars`.
     pub fn of(vars: &[NamedVar]) -> Result<Self> {
         vars.iter().map(|v| Ok((v.name.clone(), v.tensor().detach().copy()?))).collect()
     }
@@ -28,13 +28,13 @@ impl StateDict {
         Ok(Self(tensors.into_iter().collect()))
     }
 
-    /// The file's bytes in safetensors form.
+    /// Serialises the tensors in safetensors format.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         safetensors::serialize(self.0.iter().map(|(name, tensor)| (name.as_str(), tensor)), None)
             .map_err(|e| Error::State { owner: "model".into(), reason: e.to_string() })
     }
 
-    /// The tensor called `name`.
+    /// Returns the tensor `name`.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.0.get(name)
     }
@@ -49,15 +49,15 @@ impl StateDict {
         self.0.extend(other.0);
     }
 
-    /// Names and tensors in name order.
+    /// Returns names and tensors in name order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.0.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
-    /// Overwrites every one of `vars` with the tensor of its name.
+    /// Sets each of `vars` to the tensor of the same name.
     ///
     /// # Errors
-    /// A name that is missing, or a tensor of another shape.
+    /// A missing tensor, or a tensor of another shape.
     pub fn load_into(&self, vars: &[NamedVar]) -> Result<()> {
         for NamedVar { name, var } in vars {
             let wrong = |reason: String| Error::State { owner: name.clone(), reason };

@@ -63,11 +63,11 @@ impl Pieces {
                 let keys = self.take_part(all, rows)?;
                 (keys, keys.plus(count))
             }
-            Parts::Apart { k, v } if k.dim(1)? != v.dim(1)? => {
+            Parts::Separate { k, v } if k.dim(1)? != v.dim(1)? => {
                 let unequal = format!("keys of shape {:?} with values of shape {:?}", k.dims(), v.dims());
                 return Err(candle_core::Error::Msg(unequal).into());
             }
-            Parts::Apart { k, v } => (self.take(k)?, self.take(v)?),
+            Parts::Separate { k, v } => (self.take(k)?, self.take(v)?),
         };
         self.places.extend((0..count).map(|row| [k.plus(row), v.plus(row)]));
         Ok(())

@@ -1,10 +1,10 @@
-//! What a plugin and the program that loads it must have in common, as `build.rs` found it.
+//! Build stamp, which must be equal in a plugin and in the program that loads it. `build.rs` computes it.
 
 include!(concat!(env!("OUT_DIR"), "/stamp.rs"));
 
-/// Address of a symbol that a plugin imports and never reads.
+/// Address of a symbol that a plugin imports. It is never dereferenced.
 #[derive(Debug)]
 pub struct Import(pub *const u8);
 
-// SAFETY: the address is never read through.
+// SAFETY: the address is never dereferenced.
 unsafe impl Sync for Import {}

@@ -1,4 +1,4 @@
-//! Loading: look at the file, load it, see what came with it.
+//! Loading of a plugin: check its file, load it, find the entries that it registered.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,12 +17,12 @@ use crate::{
     },
 };
 
-/// A library that has been loaded. It stays until the program ends: what it registered points into it.
+/// A loaded library. It is never unloaded, since its registered entries point into it.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// The file, absolute.
+    /// Absolute path of the file.
     pub file: PathBuf,
-    /// Its SHA-256.
+    /// SHA-256 of the file.
     pub sha256: String,
     /// Manifest of the library.
     pub manifest: Manifest,
@@ -31,7 +31,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether the library has registered the plugin `name`.
+    /// Returns whether the library has registered the plugin `name`.
     pub(crate) fn registers(&self, kind: Kind, name: &str) -> bool {
         self.entries.iter().any(|entry| (entry.build.kind(), entry.name) == (kind, name))
     }
@@ -43,31 +43,31 @@ fn all() -> MutexGuard<'static, Vec<Loaded>> {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All libraries loaded so far, in order.
+/// Returns all libraries loaded so far, in order.
 pub fn loaded() -> Vec<Loaded> {
     all().clone()
 }
 
-/// The file that registered an entry, if it was loaded.
+/// Returns the loaded file that registered an entry.
 pub fn origin_of(entry: &Entry) -> Option<PathBuf> {
-    let mine = |loaded: &&Loaded| loaded.entries.iter().any(|own| std::ptr::eq(*own, entry));
-    all().iter().find(mine).map(|loaded| loaded.file.clone())
+    let registers = |loaded: &&Loaded| loaded.entries.iter().any(|own| std::ptr::eq(*own, entry));
+    all().iter().find(registers).map(|loaded| loaded.file.clone())
 }
 
-/// Whose copy of `cdl-core` code runs in: addresses and counters of which there is one in each copy.
+/// Identity of a copy of `cdl-core` in the process: addresses and counters that exist once in each copy.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// Address of this crate's own symbol.
+    /// Address of a symbol of this crate.
     pub core: usize,
     /// Address of the newest registered entry.
     pub registry: usize,
-    /// Number of the tensor made last, which was made for this.
+    /// Id of a tensor created for this purpose.
     pub tensor: usize,
 }
 
 impl Identity {
-    /// As this copy sees it.
+    /// Returns the identity of the copy that contains the running code.
     #[inline(never)]
     pub fn here() -> Self {
         let newest = inventory::iter::<Entry>.into_iter().next();
@@ -81,22 +81,22 @@ impl Identity {
         }
     }
 
-    /// Whether this copy, asked at the same time as `other`, is the same one: tensors are counted in one row.
-    fn is(&self, other: &Self) -> bool {
+    /// Returns whether this is the same copy as `other`, obtained afterwards: ids of tensors increase within a copy.
+    fn is_same_as(&self, other: &Self) -> bool {
         (self.core, self.registry) == (other.core, other.registry) && self.tensor < other.tensor
     }
 }
 
-/// Manifest of a library, read without loading it.
+/// Reads the manifest of a library without loading it.
 ///
 /// # Errors
-/// A file that cannot be read or is no plugin for this program, in a sentence that names both sides.
+/// A file that cannot be read or is not a plugin of this program.
 pub fn inspect(path: &Path) -> Result<Manifest> {
-    Ok(look(path)?.1)
+    Ok(read(path)?.1)
 }
 
-/// The absolute path, the manifest and the SHA-256 of a library.
-fn look(path: &Path) -> Result<(PathBuf, Manifest, String)> {
+/// Returns the absolute path, the manifest and the SHA-256 of a library.
+fn read(path: &Path) -> Result<(PathBuf, Manifest, String)> {
     let fail = |reason: String| Error::Plugin { file: path.into(), reason };
     let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}"));
     let file = path.canonicalize().map_err(unreadable)?;
@@ -108,21 +108,21 @@ fn look(path: &Path) -> Result<(PathBuf, Manifest, String)> {
     Ok((file, manifest, crate::system::hex(&Sha256::digest(&bytes))))
 }
 
-/// Loads a plugin, once; what it registers is then found by name. It is never unloaded.
+/// Loads a plugin, unless it is loaded already. Its methods can then be found by name. It is never unloaded.
 ///
 /// # Errors
-/// A library that is no plugin for this program, which is found out before any of its code runs; one that registers
-/// nothing or a name that is taken; one that does not share this crate with the program.
+/// A library that is not a plugin of this program (detected before any of its code runs), that registers nothing or an
+/// existing name, or that does not share this crate with the program.
 pub fn load(path: &Path) -> Result<Loaded> {
-    let (file, manifest, sha256) = look(path)?;
+    let (file, manifest, sha256) = read(path)?;
     if let Some(known) = all().iter().find(|loaded| loaded.file == file) {
         return Ok(known.clone());
     }
     let fail = |reason: String| Error::Plugin { file: file.clone(), reason };
     let before = registered();
     let earlier = Identity::here();
-    let theirs = open(&file).map_err(fail)?;
-    if !(theirs.is(&Identity::here()) && earlier.tensor < theirs.tensor) {
+    let plugin = open(&file).map_err(fail)?;
+    if !(plugin.is_same_as(&Identity::here()) && earlier.tensor < plugin.tensor) {
         return Err(fail(SELF_CONTAINED.into()));
     }
     let new = |entry: &&'static Entry| !before.iter().any(|old| std::ptr::eq(*old, *entry));
@@ -152,21 +152,21 @@ fn registered() -> Vec<&'static Entry> {
     inventory::iter::<Entry>.into_iter().collect()
 }
 
-/// Loads the library for good and asks it whose `cdl-core` it uses.
+/// Loads the library permanently and returns the identity of the `cdl-core` that it uses.
 fn open(file: &Path) -> std::result::Result<Identity, String> {
-    // libloading's own words are short; the system's are the cause.
+    // The cause of libloading's error is the message of the system.
     let explain = |e: libloading::Error| {
         let cause = std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("cannot be loaded: {e}{cause}")
     };
-    // SAFETY: loading runs the library's initialisers. It imports this very build of cdl-core by name, so it was made by
-    // the same compiler from the same sources; its initialisers are those of `inventory`, and whatever its author
-    // added, who is trusted like any code that is linked in. RTLD_NOW (the default) resolves every symbol first.
+    // SAFETY: loading runs the initialisers of the library. It imports this build of cdl-core by name, so it was
+    // built by the same compiler from the same sources. Its initialisers are those of `inventory` and those of its
+    // author, who is trusted like the author of linked code. RTLD_NOW (the default) resolves every symbol first.
     let library = unsafe { Library::new(file) }.map_err(explain)?;
-    // SAFETY: a plugin's manifest is there, and `export_plugin!` writes both; the signature is the macro's.
+    // SAFETY: the library has a manifest, so `export_plugin!` has defined this function with this signature.
     let identity = unsafe { library.get::<extern "C" fn() -> Identity>(b"cdl_plugin_identity") };
     let identity = identity.map_err(explain)?();
-    // Never unloaded: registered entries, vtables and types live in it.
+    // Registered entries, vtables and types point into the library, so it must never be unloaded.
     std::mem::forget(library);
     Ok(identity)
 }
@@ -176,13 +176,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_copy_is_told_by_its_symbol_its_registry_or_its_count_of_tensors() {
+    fn another_copy_differs_in_symbol_registry_or_tensor_ids() {
         let (first, second) = (Identity::here(), Identity::here());
-        assert!(first.is(&second), "{first:?} {second:?}");
-        assert!(!second.is(&first), "tensors are counted upwards");
-        assert!(!Identity { core: first.core + 1, ..first }.is(&second));
-        assert!(!Identity { registry: first.registry + 8, ..first }.is(&second));
-        // A copy that has just begun to count.
-        assert!(!Identity { tensor: second.tensor, ..first }.is(&second));
+        assert!(first.is_same_as(&second), "{first:?} {second:?}");
+        assert!(!second.is_same_as(&first), "tensor ids increase");
+        assert!(!Identity { core: first.core + 1, ..first }.is_same_as(&second));
+        assert!(!Identity { registry: first.registry + 8, ..first }.is_same_as(&second));
+        // A copy with its own counter of tensor ids.
+        assert!(!Identity { tensor: second.tensor, ..first }.is_same_as(&second));
     }
 }

@@ -1,12 +1,12 @@
-//! Methods from outside: shared libraries that register plugins when they are loaded.
+//! Plugins loaded at run time: shared libraries that register methods.
 //!
-//! A loaded plugin works only if it and the program have **one** copy of this crate between them, with one registry, one
-//! counter of tensor ids and one thread pool; a library with a copy of its own computes wrong gradients without an error.
-//! So plugins link against this crate's shared form (`core/dylib`), and [`load`] refuses every library that does not,
+//! A loaded plugin and the program must share **one** copy of this crate, with one registry, one counter of tensor ids
+//! and one thread pool. A library with its own copy would compute wrong gradients without an error. Plugins therefore
+//! link against the shared library of this crate (`core/dylib`), and [`load`] refuses every library that does not,
 //! before any of its code runs.
 //!
-//! A library becomes a plugin by [`export_plugin!`](crate::export_plugin), which `cdl plugin build` adds: the source of a
-//! plugin is an ordinary crate that can as well be linked in.
+//! [`export_plugin!`](crate::export_plugin), which `cdl plugin build` adds, makes a library a plugin. The source of a
+//! plugin is an ordinary crate that can also be linked into a program.
 
 mod build_stamp;
 mod load;
@@ -18,11 +18,11 @@ pub use self::{
     plugin_manifest::Manifest,
 };
 
-/// Makes a shared library a plugin that [`load`] takes. Everything registered in it and in the crates that it links is
-/// then there by name.
+/// Makes a shared library a plugin for [`load`]. Loading it registers the methods of the library and of all crates
+/// linked into it.
 ///
 /// ```ignore
-/// extern crate cdl_dylib as _;      // cdl-core's shared form
+/// extern crate cdl_dylib as _;      // shared library of cdl-core
 /// extern crate my_methods as _;     // the crate that registers them
 /// cdl_core::export_plugin!("my_methods", "0.1.0");
 /// ```
@@ -31,7 +31,7 @@ macro_rules! export_plugin {
     ($name:literal, $version:literal) => {
         $crate::__plugin_identity!();
         const CDL_MANIFEST: &str = $crate::__plugin_manifest!($name, $version);
-        /// Read from the file before it is loaded.
+        /// Manifest, which is read from the file before the library is loaded.
         #[used]
         #[unsafe(no_mangle)]
         pub static CDL_PLUGIN_MANIFEST: [u8; CDL_MANIFEST.len()] = match CDL_MANIFEST.as_bytes().first_chunk()
@@ -39,7 +39,7 @@ macro_rules! export_plugin {
             Some(bytes) => *bytes,
             None => unreachable!(),
         };
-        /// Who this library shares `cdl-core` with.
+        /// Returns the identity of the `cdl-core` that this library uses.
         #[unsafe(no_mangle)]
         pub extern "C" fn cdl_plugin_identity() -> $crate::registry::dynamic::Identity {
             $crate::registry::dynamic::Identity::here()

@@ -1,34 +1,35 @@
-//! The text in a plugin's file that says what it was built with, read without loading the file.
+//! Manifest of a plugin: a text in its file with name, version and build stamp, read without loading the file.
 
 use object::{Object, ObjectSection, ObjectSymbol};
 
-/// Name and version of a plugin, and what it was built with.
+/// Name, version and build stamp of a plugin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// Name of its package.
+    /// Name of the package.
     pub name: String,
-    /// Version of its package.
+    /// Version of the package.
     pub version: String,
-    /// What it must have in common with the program, as `(what, which)` in order.
+    /// Properties that must be equal in plugin and program, as `(property, value)` in order.
     pub stamp: Vec<(String, String)>,
 }
 
-/// Reason to refuse a library that was linked with a copy of this crate.
-pub(super) const SELF_CONTAINED: &str = "has a copy of cdl-core of its own and would compute wrong gradients: it was linked without cdl-core's shared \
-     library; plugins are made by `cdl plugin build`";
+/// Error of a library that contains its own copy of this crate.
+pub(super) const SELF_CONTAINED: &str = "contains its own copy of cdl-core and would compute wrong gradients: it was not linked against the shared \
+     library of cdl-core; build plugins with `cdl plugin build`";
 
 const NAME: &str = "CDL_PLUGIN_MANIFEST";
 const HEADER: &str = "cdl-plugin 1";
-/// No manifest is longer; a damaged file may claim anything.
-const LONGEST: u64 = 1 << 16;
+/// Maximum length of a manifest. A damaged file may state any length.
+const MAX_BYTES: u64 = 1 << 16;
 
 impl Manifest {
     /// Reads the manifest of a library.
     pub(super) fn of_library(bytes: &[u8]) -> Result<Self, String> {
-        let no_library = |why: String| format!("is no shared library that this system can load ({why})");
-        let library = object::File::parse(bytes).map_err(|e| no_library(e.to_string()))?;
+        let not_a_library =
+            |why: String| format!("is not a shared library that this system can load ({why})");
+        let library = object::File::parse(bytes).map_err(|e| not_a_library(e.to_string()))?;
         if library.kind() != object::ObjectKind::Dynamic {
-            return Err(no_library(format!("it is of the kind {:?}", library.kind())));
+            return Err(not_a_library(format!("it is of the kind {:?}", library.kind())));
         }
         let manifest = Self::parse(&text(&library)?)?;
         manifest.check(super::STAMP)?;
@@ -50,17 +51,19 @@ impl Manifest {
             _ => Err(unreadable(&format!("`{name}` is missing"))),
         };
         let (name, version) = (named("name")?, named("version")?);
-        Ok(Self { name, version, stamp: lines.map(|(what, which)| (what.into(), which.into())).collect() })
+        let stamp = lines.map(|(property, value)| (property.into(), value.into())).collect();
+        Ok(Self { name, version, stamp })
     }
 
-    /// Compares what the plugin was built with, line by line, with `host`.
+    /// Compares the build stamp, line by line, with that of the program, `host`.
     fn check(&self, host: &str) -> Result<(), String> {
-        for (what, host) in host.lines().filter_map(|line| line.split_once(' ')) {
-            let own = self.stamp.iter().find(|(own, _)| own == what).map_or("unknown", |(_, which)| which);
+        for (property, host) in host.lines().filter_map(|line| line.split_once(' ')) {
+            let own =
+                self.stamp.iter().find(|(own, _)| own == property).map_or("unknown", |(_, value)| value);
             if own != host {
                 return Err(format!(
-                    "was built with {what} {own}, this program with {what} {host}; build it again with this program's \
-                     `cdl plugin build`"
+                    "was built with {property} {own}, this program with {property} {host}; build it again with this \
+                     program's `cdl plugin build`"
                 ));
             }
         }
@@ -72,20 +75,20 @@ fn unreadable(why: &str) -> String {
     format!("has a manifest that cannot be read: {why}")
 }
 
-/// The manifest's text.
+/// Returns the text of the manifest.
 fn text(library: &object::File<'_>) -> Result<String, String> {
     let symbol = library
         .dynamic_symbols()
         .find(|symbol| symbol.name() == Ok(NAME) && !symbol.is_undefined())
         .ok_or(
-            "is a shared library, but no plugin: it has no CDL_PLUGIN_MANIFEST; plugins are made by `cdl plugin build`",
+            "is a shared library but not a plugin: it has no CDL_PLUGIN_MANIFEST; build plugins with `cdl plugin build`",
         )?;
-    if symbol.size() > LONGEST {
+    if symbol.size() > MAX_BYTES {
         return Err(unreadable("it is too long"));
     }
     let section = symbol.section_index().and_then(|index| library.section_by_index(index).ok());
     let data = section.and_then(|section| section.data_range(symbol.address(), symbol.size()).ok().flatten());
-    let bytes = data.ok_or_else(|| unreadable("it lies outside the file"))?;
+    let bytes = data.ok_or_else(|| unreadable("it is outside the file"))?;
     String::from_utf8(bytes.into()).map_err(|_| unreadable("it is not text"))
 }
 
@@ -98,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_is_read_back() {
+    fn parse_reads_name_version_and_stamp() {
         let manifest = manifest();
         assert_eq!((manifest.name.as_str(), manifest.version.as_str()), ("m", "0.2.0"));
         assert_eq!(manifest.stamp.len(), super::super::STAMP.lines().count());
@@ -106,28 +109,30 @@ mod tests {
     }
 
     #[test]
-    fn every_line_of_the_stamp_counts() {
+    fn a_difference_in_any_line_of_the_stamp_is_refused() {
         for at in 0..manifest().stamp.len() {
             let mut manifest = manifest();
             manifest.stamp[at].1.push('x');
-            let what = manifest.stamp[at].0.clone();
+            let property = manifest.stamp[at].0.clone();
             let own = &manifest.stamp[at].1;
             let host = &own[..own.len() - 1];
-            let expected = format!("was built with {what} {own}, this program with {what} {host};");
+            let expected = format!("was built with {property} {own}, this program with {property} {host};");
             let refused = manifest.check(super::super::STAMP);
-            assert!(refused.as_ref().is_err_and(|said| said.starts_with(&expected)), "{refused:?}");
+            assert!(refused.as_ref().is_err_and(|message| message.starts_with(&expected)), "{refused:?}");
         }
     }
 
     #[test]
-    fn text_that_is_no_manifest_is_refused() {
+    fn malformed_manifests_and_libraries_are_refused() {
         for text in
             ["", "cdl-plugin 2\nname m\nversion 1\n", "cdl-plugin 1\nversion 1\n", "cdl-plugin 1\nname m"]
         {
-            assert!(Manifest::parse(text).is_err_and(|said| said.contains("cannot be read")), "{text}");
+            assert!(Manifest::parse(text).is_err_and(|message| message.contains("cannot be read")), "{text}");
         }
         for bytes in [&b"no library"[..], b""] {
-            assert!(Manifest::of_library(bytes).is_err_and(|said| said.contains("no shared library")));
+            assert!(
+                Manifest::of_library(bytes).is_err_and(|message| message.contains("not a shared library"))
+            );
         }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) use crate::run::checkpoint::checkpoint_folder::Checkpoints;
 use crate::{
     error::{Error, Result},
     train::{Accuracies, EpochMetrics, Position, RunState, Snapshot, Trainer},
-    traits::{LeftOut, Role, StateDict, TaskStream},
+    traits::{Role, SkippedImages, StateDict, TaskStream},
 };
 
 /// Version of the format. Another one is refused.
@@ -42,7 +42,7 @@ pub struct CheckpointMeta {
     tally: EpochMetrics,
     results: Accuracies,
     /// Images that could not be read.
-    left_out: LeftOut,
+    left_out: SkippedImages,
     /// Length of `metrics.jsonl`; what follows is of steps that will be done again.
     pub metrics_bytes: u64,
     /// Seconds that the run had taken, without those between a stop and going on.
@@ -93,7 +93,7 @@ impl Checkpoint {
             position: state.position,
             tally: state.tally.stopped(),
             results: state.results.clone(),
-            left_out: stream.image_files().map(|files| files.left_out()).unwrap_or_default(),
+            left_out: stream.image_files().map(|files| files.skipped_images()).unwrap_or_default(),
             metrics_bytes,
             wall_seconds,
             config: config.into(),
@@ -163,7 +163,7 @@ impl Checkpoint {
             trainer.restore(role, task, &part(&self.tensors, role.as_str()))?;
         }
         if let Some(files) = stream.image_files() {
-            files.leave_out(&left_out);
+            files.skip_images(&left_out);
         }
         let optimizer = Some(part(&self.tensors, "optimizer")).filter(|state| state.iter().next().is_some());
         Ok(RunState { position, tally, results, optimizer })

@@ -171,7 +171,7 @@ fn asks_for_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let nothing = Tensor::zeros((1, trainer.querying(role).spec().width), DType::F32, &experiment.device)?;
     let query = Query::known(nothing);
     trainer.network(role).learner.inject(&query, Pass::Test)?;
-    Ok(query.was_asked_for())
+    Ok(query.was_requested())
 }
 
 /// Whether a model uses a method of a loaded plugin.
