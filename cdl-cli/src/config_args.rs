@@ -1,9 +1,6 @@
 //! Command line arguments that name a configuration, and reading it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use cdl_core::config::{Config, ConfigLayers};
 use clap::Args;
@@ -48,7 +45,7 @@ pub fn load_config<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<Con
 /// Reads a configuration that was recorded in `file`, whatever the environment says now, after loading the plugins that it
 /// names.
 pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
-    build(ConfigLayers::recorded(file, &fs::read_to_string(file).map_err(io(file))?))
+    build(ConfigLayers::recorded(file, &cdl_core::system::files::read_to_string(file).map_err(io(file))?))
 }
 
 fn build(layers: ConfigLayers) -> Result<Config, Failure> {

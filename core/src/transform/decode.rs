@@ -7,7 +7,10 @@ use image::{
 };
 
 use super::{gif_frame, jpeg};
-use crate::{error::Error, system::panics};
+use crate::{
+    error::Error,
+    system::{files, panics},
+};
 
 /// Most bytes that the pixels of one image may take, as its file stores them and as RGB: Pillow's own limit. A small
 /// file can claim, and even hold, far more.
@@ -56,7 +59,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
 /// Reads and decodes an image file; errors name it.
 pub fn open(file: &Path) -> Result<RgbImage, Error> {
     let fail = |reason: String| Error::Data { file: file.into(), reason };
-    let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let bytes = files::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
     decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
 }
 

@@ -40,7 +40,7 @@ pub(crate) enum Label {
 
 /// Reads a file; errors name it and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
-    let file = File::open(path).map_err(unreadable(path))?;
+    let file = cdl_core::system::files::open(path).map_err(unreadable(path))?;
     // On some damaged files the parquet reader panics. It shares nothing with the rest, so no half-made state stays.
     panics::catch(|| parse(file, columns))
         .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))

@@ -235,7 +235,7 @@ impl RunDir {
             Some((checkpoint, file)) => (file.clone(), checkpoint.meta.config.clone()),
             None => {
                 let file = root.join(CONFIG);
-                let toml = fs::read_to_string(&file).map_err(io(&file))?;
+                let toml = crate::system::files::read_to_string(&file).map_err(io(&file))?;
                 let (begun, now) = (record["config_sha256"].as_str(), hex(&Sha256::digest(&toml)));
                 if begun.is_some_and(|begun| begun != now) {
                     let reason = "config.toml is not the one that the run was begun with (its SHA-256 is not that in \

@@ -1,10 +1,7 @@
 //! Reading what a folder says of itself. It may be damaged, or made to do harm: every mistake is told with the file and the
 //! key, and no size is believed before the tensors have it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -100,7 +97,7 @@ pub(super) fn classes(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn json(file: &Path) -> Result<Value> {
-    let bytes = fs::read(file).map_err(|e| {
+    let bytes = crate::system::files::read(file).map_err(|e| {
         fail(file, format!("cannot be read ({e}); expected a folder that `cdl export` has made"))
     })?;
     serde_json::from_slice(&bytes)

@@ -253,7 +253,7 @@ fn bounded(mut reason: String) -> String {
 
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::Weights { file: file.display().to_string(), reason: e.to_string() };
-    std::fs::read(file).map_err(fail)
+    crate::system::files::read(file).map_err(fail)
 }
 
 /// The tensors of a file, whichever of the two formats it has.
