@@ -74,8 +74,7 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
         })?;
         if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
             return Err(invalid(&format!(
-                "expected a `name` in entry {}; `cdl list` shows all names",
-                at + 1
+                "expected a `name` in distillers[{at}]; `cdl list` shows all names"
             )));
         }
     }
