@@ -7,7 +7,7 @@ use cdl_core::{
     system::device::{self, Precision},
     transform,
 };
-use cdl_plugins::image_files::Below;
+use cdl_plugins::image_files::{Below, left_out};
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -131,9 +131,8 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         if below.images.is_empty() {
             return Err(Failure::invalid(format!("{}: holds no images", path.display())));
         }
-        if below.others > 0 {
-            let (path, others) = (path.display(), below.others);
-            tracing::info!("{path}: files passed over, whose names do not end as those of images: {others}");
+        if !below.others.is_empty() {
+            tracing::info!("{}: {}", path.display(), left_out(&below.others));
         }
         all.extend(below.images);
     }

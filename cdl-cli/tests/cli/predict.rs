@@ -21,7 +21,7 @@ fn images_are_read_from_files_and_folders_and_bad_ones_are_named() {
     }
     fs::write(images.join("notes.txt"), "no image").expect("file");
     let table = done(&["predict", text(&model), text(&image), text(&images), "--top", "2"]);
-    assert!(said(&table).contains("images: files passed over, whose names"), "{}", said(&table));
+    assert!(said(&table).contains("images: files left out, whose extensions"), "{}", said(&table));
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     let ends = ["image.png", "a.png", "2.png", "c.jpg"];
     assert_eq!(table.lines().count(), ends.len(), "{table}");

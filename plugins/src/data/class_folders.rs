@@ -14,7 +14,11 @@ use super::{read, unreadable};
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
 
 /// Extensions that count as images in a folder; others are passed over.
-const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
+const EXTENSIONS: [&str; 12] =
+    ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
+
+/// Names of folders with test images, in the order in which they are looked for.
+const TEST_FOLDERS: [&str; 4] = ["test", "val", "valid", "validation"];
 
 /// Refuses a stream's `path` that leads to no folder; `what` names the contents that it should have.
 pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
@@ -25,16 +29,30 @@ pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
     Err(Error::setting("path", path.display(), format!("expected the folder with {what}{there}")))
 }
 
-/// Whether a folder has its images in `train` and `test`.
-pub(crate) fn is_split(folder: &Path) -> bool {
-    folder.join("train").is_dir() && folder.join("test").is_dir()
+/// Returns the folders `train` and `test` below `folder`, if both exist. `val`, `valid` or `validation` replaces a missing
+/// `test`.
+pub(crate) fn split_folders(folder: &Path) -> Option<[PathBuf; 2]> {
+    let train = Some(folder.join("train")).filter(|train| train.is_dir())?;
+    let test = TEST_FOLDERS.map(|name| folder.join(name)).into_iter().find(|test| test.is_dir())?;
+    Some([train, test])
 }
 
 /// Image files by class folder, sorted; an empty class folder stays in as an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     let folders = list(folder)?.into_iter().filter(|path| path.is_dir());
-    let images = |class: PathBuf| Ok((name_of(&class), Below::of(&class)?.images));
+    let mut others = BTreeMap::new();
+    let images = |class: PathBuf| {
+        let below = Below::of(&class)?;
+        below
+            .others
+            .into_iter()
+            .for_each(|(extension, count)| *others.entry(extension).or_default() += count);
+        Ok((name_of(&class), below.images))
+    };
     let classes = folders.map(images).collect::<Result<Folders>>()?;
+    if !others.is_empty() {
+        tracing::warn!("{}: {}", folder.display(), left_out(&others));
+    }
     if classes.is_empty() {
         return Err(Error::data(folder, "has no class folders"));
     }
@@ -46,8 +64,20 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
 pub struct Below {
     /// Image files, sorted within each folder.
     pub images: Vec<PathBuf>,
-    /// Number of files with other endings.
-    pub others: usize,
+    /// Number of files without the extension of an image, by extension.
+    pub others: BTreeMap<String, usize>,
+}
+
+/// Describes files that are left out because of their extensions.
+pub fn left_out(others: &BTreeMap<String, usize>) -> String {
+    let named = |(extension, count): (&String, &usize)| match extension.is_empty() {
+        true => format!("{count} without extension"),
+        false => format!("{count} .{extension}"),
+    };
+    let kinds: Vec<String> = others.iter().take(5).map(named).collect();
+    let more = if others.len() > kinds.len() { ", ..." } else { "" };
+    let (count, kinds) = (others.values().sum::<usize>(), kinds.join(", "));
+    format!("files left out, whose extensions are not those of images: {count} ({kinds}{more})")
 }
 
 impl Below {
@@ -73,7 +103,7 @@ impl Below {
             } else if EXTENSIONS.contains(&extension.as_str()) {
                 self.images.push(path);
             } else {
-                self.others += 1;
+                *self.others.entry(extension).or_default() += 1;
             }
         }
         above.pop();

@@ -13,9 +13,9 @@ use cdl_core::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-pub use super::class_folders::Below;
+pub use super::class_folders::{Below, left_out};
 use super::{
-    class_folders::{self, is_split},
+    class_folders::{self, split_folders},
     splits::draw,
 };
 
@@ -26,18 +26,20 @@ pub struct Found {
     pub counts: BTreeMap<String, usize>,
     /// Errors of the images that cannot be.
     pub damaged: Vec<Error>,
+    /// Number of files without the extension of an image, by extension.
+    pub others: BTreeMap<String, usize>,
 }
 
 /// Decodes every image below `root`; `seen` is called after each.
 pub fn look(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<Found> {
-    let files = Below::of(root)?.images;
+    let Below { images: files, others } = Below::of(root)?;
     let decode = |file: &PathBuf| {
         let image = class_folders::image(file);
         seen();
         image.err()
     };
     let errors: Vec<Option<Error>> = files.par_iter().map(decode).collect();
-    let mut found = Found::default();
+    let mut found = Found { others, ..Found::default() };
     for (file, error) in files.iter().zip(errors) {
         let folder = file.parent().unwrap_or(root);
         let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
@@ -68,7 +70,7 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
     if !(fraction > 0.0 && fraction < 1.0) {
         return Err(Error::setting("fraction", fraction, "expected a share above 0 and below 1, as 0.2"));
     }
-    if is_split(root) {
+    if split_folders(root).is_some() {
         let reason = "is split already, into `train` and `test`; name one of these folders";
         return Err(Error::data(root, reason));
     }
