@@ -58,9 +58,11 @@ pub struct Cli {
     pub plugins: Vec<PathBuf>,
 }
 
-/// Parses a number of threads.
-fn threads(text: &str) -> Result<NonZeroUsize, &'static str> {
-    text.parse().map_err(|_| "expected a whole number, at least 1")
+/// Parses a number of threads. Far more threads than cores would mostly wait for one another.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let most = 8 * std::thread::available_parallelism().map_or(8, NonZeroUsize::get).max(8);
+    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= most);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {most}"))
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,9 +1,6 @@
 //! Command line arguments that name a configuration, and functions that read it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use cdl_core::config::{Config, ConfigLayers};
 use clap::Args;
@@ -47,7 +44,7 @@ pub fn load_config<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<Con
 
 /// Loads the plugins that a recorded configuration names, then reads it. Environment variables do not change it.
 pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
-    build(ConfigLayers::recorded(file, &fs::read_to_string(file).map_err(io(file))?))
+    build(ConfigLayers::recorded(file, &cdl_core::system::files::read_to_string(file).map_err(io(file))?))
 }
 
 fn build(layers: ConfigLayers) -> Result<Config, Failure> {

@@ -184,6 +184,21 @@ fn sixteen_bit_grey_decodes_to_its_upper_byte() {
     }
 }
 
+/// An interrupted download leaves the first part of a file. Pillow reports "image file is truncated" for each of these.
+#[test]
+fn a_jpeg_without_its_end_is_an_error() {
+    for name in ["decode_420.jpg", "decode_progressive.jpg", "decode_cmyk.jpg"] {
+        let whole = read(name);
+        decode(&whole).expect(name);
+        for missing in [1, 2, 3, 10, whole.len() / 10, whole.len() / 2, whole.len() * 9 / 10] {
+            let reason = decode(&whole[..whole.len() - missing]).expect_err(name);
+            assert!(reason.contains("truncated") || missing > whole.len() * 8 / 10, "{name}: {reason}");
+        }
+        // Bytes after the end are of another file, such as the second image of a stereo camera.
+        decode(&[&whole[..], b"more"].concat()).expect(name);
+    }
+}
+
 #[test]
 fn damaged_files_are_errors() {
     let whole = read("decode_rgb.png");

@@ -153,6 +153,15 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     ];
     assert_eq!(counts(&files, "")?, (12, 2));
     assert_eq!(counts(&files, "train_split = \"data/*ing*\"")?, (6, 2));
+    // Splits whose names begin alike.
+    let alike = [
+        ("test-00000-of-00001.parquet", test.as_path()),
+        ("test_hard-00000-of-00001.parquet", &train),
+        ("train-00000-of-00001-0123456789abcdef.parquet", &train),
+        ("train_small-00000-of-00001.parquet", &test),
+    ];
+    assert_eq!(counts(&alike, "")?, (6, 2));
+    assert_eq!(counts(&alike, "train_split = \"train_small\"\ntest_split = \"test_hard\"")?, (2, 6));
     let folders = [("a/train/0.parquet", train.as_path()), ("a/val/0.parquet", &test)];
     assert_eq!(counts(&folders, "")?, (6, 2));
     for (pattern, expected) in
@@ -193,7 +202,7 @@ fn symbolic_links_to_parent_folders_are_ignored() -> Result<()> {
         std::os::unix::fs::symlink(root.path(), inner.join(name)).unwrap();
     }
     let below = FolderFiles::list(root.path())?;
-    assert_eq!((below.images, below.others), (vec![inner.join("a.png")], 1));
+    assert_eq!((below.images, below.others.values().sum()), (vec![inner.join("a.png")], 1));
     Ok(())
 }
 
@@ -214,6 +223,50 @@ fn values(stream: &dyn TaskStream) -> Vec<(u8, u32)> {
     let pixels = batch.pixels.flatten_from(1).unwrap().narrow(1, 0, 1).unwrap().flatten_all().unwrap();
     let pixels = pixels.to_vec1::<f32>().unwrap().into_iter().map(|value| (value * 255.0).round() as u8);
     pixels.zip(batch.labels.to_vec1::<u32>().unwrap()).collect()
+}
+
+#[test]
+fn val_stands_in_for_test_and_jfif_is_an_image() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    write_images(&folder.path().join("train"), &["a", "b"], 3);
+    let settings = at(folder.path()) + "verify = false\n" + &untouched(8);
+    let refused = stream("image_folder", &settings, 0).err().expect("refused").to_string();
+    assert!(refused.contains("no folders `train` and `test` (or `val`)"), "{refused}");
+    write_images(&folder.path().join("val"), &["a", "b"], 2);
+    for (from, to) in [("art_0.png", "art_0.jfif"), ("art_1.png", "art_1.avif")] {
+        let class = folder.path().join("train/a");
+        fs::rename(class.join(from), class.join(to)).unwrap();
+    }
+    let stream = stream("image_folder", &settings, 0)?;
+    // Of class `a` the AVIF file is left out.
+    assert_eq!((stream.train_count(0), stream.test_count(0)), (5, 4));
+    Ok(())
+}
+
+#[test]
+fn an_image_in_both_lists_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    write_images(folder.path(), &["a", "b"], 3);
+    let lists = |train: &str, test: &str| {
+        let mut settings = at(folder.path()) + &untouched(8);
+        for (half, text) in [("train", train), ("test", test)] {
+            let list = folder.path().join(format!("{half}.txt"));
+            fs::write(&list, text).unwrap();
+            settings = format!("{half}_list = {list:?}\n") + &settings;
+        }
+        stream("image_folder", &settings, 0)
+    };
+    let refused = lists("a/art_0.png\na/art_1.png\nb/art_0.png\n", "a/art_1.png\na/art_0.png\nb/art_1.png\n")
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(refused.contains("a/art_1.png") && refused.contains("(1 more images are)"), "{refused}");
+    // A line that comes twice counts twice, as before.
+    assert_eq!(
+        lists("a/art_0.png\na/art_0.png\nb/art_0.png\n", "a/art_1.png\nb/art_1.png\n")?.train_count(0),
+        3
+    );
+    Ok(())
 }
 
 #[test]

@@ -181,6 +181,9 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
         last = listed(manifest.0.len());
     }
     drop(spinner);
+    if !found.others.is_empty() {
+        tracing::warn!("{}: {}", folder.display(), image_files::describe_skipped(&found.others));
+    }
     let mut text: String = found.counts.iter().map(|(name, count)| format!("{count:>8}  {name}\n")).collect();
     let images: usize = found.counts.values().sum();
     text += &format!("{images:>8}  images in {} can be decoded\n", count(found.counts.len(), "folder"));

@@ -7,7 +7,7 @@ use cdl_core::{
     system::device::{self, Precision},
     transform::open,
 };
-use cdl_plugins::image_files::FolderFiles;
+use cdl_plugins::image_files::{FolderFiles, describe_skipped};
 use clap::{Args, ValueEnum};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -141,9 +141,8 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         if below.images.is_empty() {
             return Err(Failure::invalid(format!("{}: contains no images", path.display())));
         }
-        if below.others > 0 {
-            let (path, others) = (path.display(), count(below.others, "file"));
-            tracing::info!("{path}: skipped {others} without the extension of an image file");
+        if !below.others.is_empty() {
+            tracing::info!("{}: {}", path.display(), describe_skipped(&below.others));
         }
         all.extend(below.images);
     }

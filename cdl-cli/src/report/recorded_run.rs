@@ -55,7 +55,7 @@ impl RecordedRun {
     fn read(root: &Path, results: Results) -> Result<Self> {
         let file = root.join("config.toml");
         let fail = |reason: String| Error::Config { origin: file.display().to_string(), reason };
-        let config_text = fs::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
+        let config_text = cdl_core::system::files::read_to_string(&file).map_err(|e| fail(e.to_string()))?;
         let config = config_text.parse().map_err(|e: toml::de::Error| fail(e.message().into()))?;
         let [student, teacher] = ROLES.map(|role| read_confusion(root, role));
         let confusions = ByRole { student: student?, teacher: teacher? };

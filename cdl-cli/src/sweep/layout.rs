@@ -61,7 +61,7 @@ pub fn is_cell_locked(folder: &Path, cell: &str) -> bool {
 
 /// Reads a configuration recorded by the sweep or one of its runs, without loading plugins. Errors have one line.
 pub fn read_recorded(file: &Path) -> Result<Config, String> {
-    let text = fs::read_to_string(file).map_err(|e| match e.kind() {
+    let text = cdl_core::system::files::read_to_string(file).map_err(|e| match e.kind() {
         ErrorKind::NotFound => format!("{} is missing", file.display()),
         _ => format!("{}: {e}", file.display()),
     })?;

@@ -217,7 +217,8 @@ impl Plan {
     pub fn read(folder: &Path) -> Result<Self, Failure> {
         let file = folder.join(FILE);
         let fail = |reason: String| Failure::invalid(format!("{}: {reason}", file.display()));
-        let text = fs::read_to_string(&file).map_err(|e| fail(format!("{e}; is it a sweep?")))?;
+        let text = cdl_core::system::files::read_to_string(&file)
+            .map_err(|e| fail(format!("{e}; is it a sweep?")))?;
         let plan: Self = toml::from_str(&text).map_err(|e| fail(e.message().into()))?;
         plan.check_axes()?;
         if plan.jobs == 0 {

@@ -86,6 +86,51 @@ fn variables_that_the_sources_read_are_known() {
     }
 }
 
+/// Inputs that once took very long or never ended. Each is refused within seconds.
+#[test]
+fn endless_and_exploding_inputs_are_refused() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let write = |name: &str, text: &str| {
+        let file = folder.path().join(name);
+        fs::write(&file, text).expect("file");
+        file.to_str().expect("UTF-8").to_string()
+    };
+    let keys: String = (0..20_000).map(|key| format!("k{key} = {key}\n")).collect();
+    let many = write("many.toml", &format!("[learner]\n{keys}"));
+    refused(&[&many], &["unknown key `learner.k0`", "49 more"]);
+    // Each file extends the one before twice: a million readings of the first.
+    write("0.toml", "seed = 1");
+    for level in 1..=20 {
+        let below = level - 1;
+        write(&format!("{level}.toml"), &format!("extends = [\"{below}.toml\", \"{below}.toml\"]"));
+    }
+    let twice = folder.path().join("20.toml");
+    refused(&[twice.to_str().expect("UTF-8")], &["more than 256 files are read"]);
+    let deep = format!("{}=1", vec!["a"; 5_000].join("."));
+    refused(&set(&deep), &["expected key=value"]);
+    refused(
+        &set("seed=9223372036854775808"),
+        &["--set seed=9223372036854775808", "`seed = 9223372036854775808`"],
+    );
+    let threads = cdl(&["--threads", "100000", "explain", "configs/quickstart.toml"]);
+    assert_eq!(threads.status.code(), Some(2));
+    assert!(stderr(&threads).contains("expected a whole number from 1 to"), "{}", stderr(&threads));
+}
+
+/// A pipe would be waited for, a device read without end.
+#[test]
+#[cfg(unix)]
+fn pipes_and_devices_are_not_read() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let pipe = folder.path().join("pipe");
+    let pipe_name = pipe.to_str().expect("UTF-8");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    for file in [pipe_name, "/dev/zero"] {
+        refused(&[file], &[file, "not a regular file"]);
+        refused(&set(&format!("student.weights={file}")), &[file, "neither a file nor a folder"]);
+    }
+}
+
 #[test]
 fn values_out_of_range_or_of_another_type_are_errors() {
     refused(&set("optimizer.lr=nan"), &["`optimizer.lr = NaN`", "finite number above 0"]);
@@ -147,8 +192,11 @@ fn methods_that_cannot_be_combined_are_errors() {
         &["`fitnets` and `fitnets` cannot be combined", "project_t_s.proj"],
     );
     refused(&set(&list(&["kd", "dkdd"])), &["unknown distiller `dkdd`", "did you mean `dkd`"]);
-    refused(&set("distillers=[]"), &["`distillers` must be a list of at least one table"]);
-    refused(&set("distillers=[{ alpha = 0.5 }]"), &["distillers[0] has no `name`"]);
+    refused(
+        &set("distillers=[]"),
+        &["--set distillers=[]: `distillers = []`", "a list of at least one table"],
+    );
+    refused(&set("distillers=[{ alpha = 0.5 }]"), &["expected a `name` in distillers[0]"]);
     refused(
         &set("distillers=[{ name = \"kd\", weight = -1.0 }]"),
         &["`distillers[0].weight = -1`", "0 or more"],

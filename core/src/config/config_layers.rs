@@ -32,6 +32,11 @@ pub(super) const NAMED: [&str; 9] = [
 const RESERVED: [&str; 8] =
     ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
+/// Most files that one file may extend, directly and through others; a file that is reached twice counts twice.
+const MOST_FILES: usize = 256;
+/// Most parts of a dotted key. The deepest setting has four.
+const MOST_PARTS: usize = 32;
+
 /// Layers of a configuration: files (later ones override earlier ones and the files that they extend), then environment
 /// variables, then `--set`. Each file is read once.
 #[derive(Debug, Default)]
@@ -160,10 +165,15 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     if identity.is_dir() {
         return Err(fail(format!("is a folder; expected a configuration file in TOML{by}")));
     }
+    if layers.len() >= MOST_FILES {
+        return Err(fail(format!(
+            "more than {MOST_FILES} files are read: `extends` names files over and over{by}"
+        )));
+    }
     if open.contains(&identity) {
         return Err(fail("extends itself through the files that it extends".into()));
     }
-    let text = std::fs::read_to_string(file).map_err(unreadable)?;
+    let text = crate::system::files::read_to_string(file).map_err(unreadable)?;
     let mut values = parse_toml(&name, &text)?;
     open.push(identity);
     if let Some(extends) = values.remove("extends") {
@@ -262,7 +272,7 @@ fn split_set(set: &str) -> Result<Layer> {
 /// Makes a layer of a dotted key and its value. A value that is not TOML is a string.
 fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
     let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
-    if key.is_empty() || key.split('.').any(str::is_empty) {
+    if key.is_empty() || key.split('.').any(str::is_empty) || key.split('.').count() > MOST_PARTS {
         return Err(fail("expected key=value with a key like `learner.pool`"));
     }
     let mut wrapped: Dict = toml::from_str(&format!("value = {value}"))

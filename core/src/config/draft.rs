@@ -5,10 +5,17 @@ use std::path::PathBuf;
 use figment::Figment;
 
 use crate::{
-    config::{Config, Unregistered, config_layers::ConfigLayers, keys::parse_run},
+    config::{
+        Config, Unregistered,
+        config_layers::{self, ConfigLayers},
+        keys::parse_run,
+    },
     error::{Error, Result},
     registry::Settings,
 };
+
+/// Most errors that are collected: each takes another check of the whole configuration.
+pub(super) const MOST_ERRORS: usize = 50;
 
 /// Configuration with all its errors.
 #[derive(Debug)]
@@ -56,7 +63,17 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
     let mut table: Settings = match layers.extract() {
         Ok(table) => table,
         Err(error) => {
-            errors.push(Error::Config { origin, reason: error.to_string() });
+            let key = error.path.join(".");
+            errors.push(Error::Setting {
+                origin: config_layers::origin(&layers, &key).unwrap_or(origin),
+                value: layers
+                    .find_value(&key)
+                    .ok()
+                    .and_then(|v| v.to_u128())
+                    .map_or_else(String::new, |v| v.to_string()),
+                key,
+                expected: format!("{}; expected a number below 2^63", error.kind),
+            });
             return None;
         }
     };
@@ -65,6 +82,9 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
             Ok(run) => return Some(Config { run, files, layers }),
             Err((key, error)) => {
                 errors.push(error);
+                if errors.len() >= MOST_ERRORS {
+                    return None;
+                }
                 // Sections that every run requires.
                 let needed = ["stream", "teacher", "student", "learner", "distiller"];
                 let key = key.filter(|key| !needed.contains(&key.strip_suffix(".name").unwrap_or(key)))?;

@@ -62,12 +62,20 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
                 "has both [distiller] and `distillers`; to change one of several distillers, write the whole list".into(),
             ));
         }
+        let invalid = |expected: &str| Error::Setting {
+            origin: origin_of("distillers"),
+            key: "distillers".into(),
+            value: table["distillers"].to_string(),
+            expected: expected.into(),
+        };
         let list = table["distillers"].as_array().filter(|list| !list.is_empty());
         let list = list.ok_or_else(|| {
-            fail("`distillers` must be a list of at least one table, like `[{ name = \"...\" }, ...]`".into())
+            invalid("expected a list of at least one table, like `[{ name = \"...\" }, ...]`")
         })?;
         if let Some(at) = list.iter().position(|one| one.get("name").is_none()) {
-            return Err(fail(format!("distillers[{at}] has no `name`; `cdl list` shows all names")));
+            return Err(invalid(&format!(
+                "expected a `name` in distillers[{at}]; `cdl list` shows all names"
+            )));
         }
     }
     for section in NAMED.into_iter().chain(["checkpoint", "record"]) {

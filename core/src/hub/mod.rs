@@ -23,7 +23,7 @@ mod weight_source;
 pub use weight_files::{WeightFiles, fetch};
 pub use weight_source::WeightSource;
 
-use std::{fs::File, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
 use sha2::{Digest, Sha256};
 
@@ -36,7 +36,7 @@ fn file_name(path: &Path) -> String {
 /// Returns the length of a file and its SHA-256.
 pub(crate) fn checksum(path: &Path) -> Result<(u64, String), HubError> {
     let unreadable = |reason| HubError::Unreadable { path: path.to_owned(), reason };
-    let mut file = File::open(path).map_err(unreadable)?;
+    let mut file = crate::system::files::open(path).map_err(unreadable)?;
     let (mut hasher, mut bytes, mut buffer) = (Sha256::new(), 0, Vec::new());
     while file.by_ref().take(1 << 20).read_to_end(&mut buffer).map_err(unreadable)? > 0 {
         hasher.update(&buffer);

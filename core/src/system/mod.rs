@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod device;
+pub mod files;
 pub mod memory;
 pub mod panics;
 mod precision;

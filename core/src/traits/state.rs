@@ -22,7 +22,7 @@ impl StateDict {
     /// Reads a safetensors file.
     pub fn read(file: &Path, device: &Device) -> Result<Self> {
         let fail = |reason: String| Error::State { owner: file.display().to_string(), reason };
-        let bytes = std::fs::read(file).map_err(|e| fail(e.to_string()))?;
+        let bytes = crate::system::files::read(file).map_err(|e| fail(e.to_string()))?;
         let tensors =
             candle_core::safetensors::load_buffer(&bytes, device).map_err(|e| fail(e.to_string()))?;
         Ok(Self(tensors.into_iter().collect()))

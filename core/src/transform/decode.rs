@@ -1,10 +1,16 @@
 //! Decoding of image files.
 
-use std::{io::Cursor, path::Path};
+use std::{borrow::Cow, io::Cursor, path::Path};
 
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageReader, Limits, Pixel, RgbImage};
+use image::{
+    DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Pixel, RgbImage,
+};
 
-use crate::{error::Error, system::panics};
+use super::{gif_frame, jpeg};
+use crate::{
+    error::Error,
+    system::{files, panics},
+};
 
 /// Maximum size in bytes of the pixels of an image, as stored and as RGB. This is Pillow's limit. A small file can
 /// state, and even contain, far more.
@@ -52,12 +58,21 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
 /// Reads and decodes an image file. An error contains the file name.
 pub fn open(file: &Path) -> Result<RgbImage, Error> {
     let fail = |reason: String| Error::Data { file: file.into(), reason };
-    let bytes = std::fs::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let bytes = files::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
     decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
 }
 
 fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
     let fail = |error: ImageError| error.to_string();
+    let format = image::guess_format(bytes).ok();
+    let mut bytes = Cow::Borrowed(bytes);
+    if format == Some(ImageFormat::Jpeg) {
+        if jpeg::is_truncated(&bytes) {
+            return Err("the file is truncated: it has no end-of-image marker".into());
+        }
+        jpeg::rename_components(&mut bytes);
+    }
+    let bytes = bytes.as_ref();
     let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_BYTES);
@@ -75,13 +90,17 @@ fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
         return Err(format!("{width} x {height} pixels; expected at most {mebibytes} MiB of pixels"));
     }
     decoder.set_limits(limits).map_err(fail)?;
-    Ok(match DynamicImage::from_decoder(decoder).map_err(fail)? {
+    let mut image = match DynamicImage::from_decoder(decoder).map_err(fail)? {
         DynamicImage::ImageLuma16(image) => upper_bytes(&image),
         DynamicImage::ImageLumaA16(image) => upper_bytes(&image),
         DynamicImage::ImageRgb16(image) => upper_bytes(&image),
         DynamicImage::ImageRgba16(image) => upper_bytes(&image),
         image => image.into_rgb8(),
-    })
+    };
+    if format == Some(ImageFormat::Gif) {
+        gif_frame::fill_surroundings(bytes, &mut image)?;
+    }
+    Ok(image)
 }
 
 /// Converts 16-bit colours to their upper 8 bits and drops alpha.

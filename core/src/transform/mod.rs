@@ -8,6 +8,8 @@
 //! swap the two for some tall images; their results differ there if a bicubic filter overshoots black or white.
 
 mod decode;
+mod gif_frame;
+mod jpeg;
 mod resample;
 
 use image::{RgbImage, imageops};

@@ -14,7 +14,11 @@ use super::{read, unreadable};
 pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
 
 /// Extensions of image files. Files with other extensions are ignored.
-const EXTENSIONS: [&str; 10] = ["png", "jpg", "jpeg", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
+const EXTENSIONS: [&str; 12] =
+    ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
+
+/// Names of folders with test images, in the order in which they are looked for.
+const TEST_FOLDERS: [&str; 4] = ["test", "val", "valid", "validation"];
 
 /// Checks that a stream's `path` is a folder. `what` names the expected contents, for the error message.
 pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
@@ -25,16 +29,30 @@ pub(crate) fn check_path(path: &Path, what: &str) -> Result<()> {
     Err(Error::setting("path", path.display(), format!("expected the folder with {what}{problem}")))
 }
 
-/// Returns whether a folder is already split into `train` and `test`.
-pub(crate) fn is_split(folder: &Path) -> bool {
-    folder.join("train").is_dir() && folder.join("test").is_dir()
+/// Returns the folders `train` and `test` in `folder`, if both exist. `val`, `valid` or `validation` replaces a missing
+/// `test`.
+pub(crate) fn split_folders(folder: &Path) -> Option<[PathBuf; 2]> {
+    let train = Some(folder.join("train")).filter(|train| train.is_dir())?;
+    let test = TEST_FOLDERS.map(|name| folder.join(name)).into_iter().find(|test| test.is_dir())?;
+    Some([train, test])
 }
 
 /// Lists the image files of each class folder in sorted order. An empty class folder gives an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     let folders = list(folder)?.into_iter().filter(|path| path.is_dir());
-    let images = |class: PathBuf| Ok((name_of(&class), FolderFiles::list(&class)?.images));
+    let mut others = BTreeMap::new();
+    let images = |class: PathBuf| {
+        let files = FolderFiles::list(&class)?;
+        files
+            .others
+            .into_iter()
+            .for_each(|(extension, count)| *others.entry(extension).or_default() += count);
+        Ok((name_of(&class), files.images))
+    };
     let classes = folders.map(images).collect::<Result<Folders>>()?;
+    if !others.is_empty() {
+        tracing::warn!("{}: {}", folder.display(), describe_skipped(&others));
+    }
     if classes.is_empty() {
         return Err(Error::data(folder, "has no class folders"));
     }
@@ -46,8 +64,20 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
 pub struct FolderFiles {
     /// Image files, sorted within each folder.
     pub images: Vec<PathBuf>,
-    /// Number of files with other extensions.
-    pub others: usize,
+    /// Number of files without the extension of an image, by extension.
+    pub others: BTreeMap<String, usize>,
+}
+
+/// Describes the files that are skipped because of their extensions.
+pub fn describe_skipped(others: &BTreeMap<String, usize>) -> String {
+    let named = |(extension, count): (&String, &usize)| match extension.is_empty() {
+        true => format!("{count} without extension"),
+        false => format!("{count} .{extension}"),
+    };
+    let kinds: Vec<String> = others.iter().take(5).map(named).collect();
+    let more = if others.len() > kinds.len() { ", ..." } else { "" };
+    let (count, kinds) = (others.values().sum::<usize>(), kinds.join(", "));
+    format!("skipped files without the extension of an image: {count} ({kinds}{more})")
 }
 
 impl FolderFiles {
@@ -73,7 +103,7 @@ impl FolderFiles {
             } else if EXTENSIONS.contains(&extension.as_str()) {
                 self.images.push(path);
             } else {
-                self.others += 1;
+                *self.others.entry(extension).or_default() += 1;
             }
         }
         above.pop();

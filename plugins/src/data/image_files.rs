@@ -13,9 +13,9 @@ use cdl_core::{
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-pub use super::class_folders::FolderFiles;
+pub use super::class_folders::{FolderFiles, describe_skipped};
 use super::{
-    class_folders::{self, is_split},
+    class_folders::{self, split_folders},
     splits::draw,
 };
 
@@ -26,18 +26,20 @@ pub struct DecodedImages {
     pub counts: BTreeMap<String, usize>,
     /// Errors of the images that cannot be decoded.
     pub damaged: Vec<Error>,
+    /// Number of files without the extension of an image, by extension.
+    pub others: BTreeMap<String, usize>,
 }
 
 /// Decodes every image in `root` and its subfolders. Calls `seen` after each image.
 pub fn decode_all(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<DecodedImages> {
-    let files = FolderFiles::list(root)?.images;
+    let FolderFiles { images: files, others } = FolderFiles::list(root)?;
     let decode = |file: &PathBuf| {
         let image = class_folders::image(file);
         seen();
         image.err()
     };
     let errors: Vec<Option<Error>> = files.par_iter().map(decode).collect();
-    let mut found = DecodedImages::default();
+    let mut found = DecodedImages { others, ..DecodedImages::default() };
     for (file, error) in files.iter().zip(errors) {
         let folder = file.parent().unwrap_or(root);
         let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
@@ -72,7 +74,7 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
             "expected a number above 0 and below 1, such as 0.2",
         ));
     }
-    if is_split(root) {
+    if split_folders(root).is_some() {
         let reason = "is already split into `train` and `test`; give one of these folders";
         return Err(Error::data(root, reason));
     }

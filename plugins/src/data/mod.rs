@@ -10,7 +10,7 @@ pub(crate) mod split_list;
 pub(crate) mod splits;
 pub(crate) mod table;
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use cdl_core::prelude::*;
 
@@ -19,7 +19,7 @@ pub(crate) type Parsed<T> = std::result::Result<T, String>;
 
 /// Reads a file.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
-    fs::read(file).map_err(unreadable(file))
+    cdl_core::system::files::read(file).map_err(unreadable(file))
 }
 
 /// Converts an I/O error into an error that names the file or folder.

@@ -107,8 +107,23 @@ fn is_of_split(name: &str, split: &str) -> bool {
         return matches(name, split);
     }
     let (folder, file) = name.split_at(folder_of(name).len());
-    let rest = file.strip_prefix(split);
-    folder.split('/').any(|part| part == split) || rest.is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+    if folder.split('/').any(|part| part == split) {
+        return true;
+    }
+    if let Some(own) = split_of_shard(file) {
+        return own == split;
+    }
+    file.strip_prefix(split).is_some_and(|rest| rest.starts_with(['-', '_', '.']))
+}
+
+/// Returns the split of a file named as the `datasets` library names shards: `train_small` of
+/// `train_small-00000-of-00002.parquet`, also with a hash before the extension.
+fn split_of_shard(file: &str) -> Option<&str> {
+    let (rest, count) = file.strip_suffix(".parquet")?.split_once("-of-")?;
+    let (split, number) = rest.rsplit_once('-')?;
+    let digits = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let count = count.split_once('-').map_or(count, |(count, _)| count);
+    (digits(number) && digits(count)).then_some(split)
 }
 
 /// Returns the folder of a file with its final `/`, or an empty string for a file at the top.

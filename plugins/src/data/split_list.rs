@@ -29,7 +29,7 @@ struct Entry {
 /// `CLASS/image`, until it does. No path may leave `root`.
 pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut Labels) -> Result<()> {
     let fail = |reason: String| Error::data(file, reason);
-    let text = std::fs::read_to_string(file).map_err(unreadable(file))?;
+    let text = cdl_core::system::files::read_to_string(file).map_err(unreadable(file))?;
     let extension = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let entries = match extension.as_str() {
         "yaml" | "yml" => yaml(&text).map_err(fail)?,

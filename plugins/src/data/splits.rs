@@ -9,7 +9,7 @@ use std::{
 use cdl_core::prelude::*;
 
 use super::{
-    class_folders::{Files, Folders, check_path, is_split, scan},
+    class_folders::{Files, Folders, check_path, scan, split_folders},
     split_list::{self, Labels, in_order},
 };
 
@@ -110,18 +110,42 @@ impl Splits {
                 split_list::read(root, list, half, &mut splits.labels)?;
             }
         }
+        splits.check(root)?;
         Ok(splits)
     }
 
-    /// Reads the folders `path/train/CLASS` and `path/test/CLASS`.
+    /// Returns an error if an image is in both lists. An image that one list names twice counts twice, with a warning.
+    fn check(&self, root: &Path) -> Result<()> {
+        let images = |half: &'_ Folders| half.values().flatten().cloned().collect::<Vec<PathBuf>>();
+        let (train, test) = (images(&self.train), images(&self.test));
+        let distinct: BTreeSet<&PathBuf> = train.iter().collect();
+        let mut shared = test.iter().filter(|file| distinct.contains(file));
+        if let Some(first) = shared.next() {
+            let more = shared.count();
+            let reason = format!("is in both the training list and the test list ({more} more images are)");
+            return Err(Error::data(first, reason));
+        }
+        let repeated = train.len() - distinct.len() + test.len() - test.iter().collect::<BTreeSet<_>>().len();
+        if repeated > 0 {
+            tracing::warn!("{}: lines of the lists that repeat an image: {repeated}", root.display());
+        }
+        Ok(())
+    }
+
+    /// Reads the folders `path/train/CLASS` and `path/test/CLASS` (or `val`, `valid`, `validation`).
     pub(crate) fn folders(path: &Path) -> Result<Self> {
-        Ok(Self { train: scan(&path.join("train"))?, test: scan(&path.join("test"))?, labels: Labels::new() })
+        let Some([train, test]) = split_folders(path) else {
+            let reason = "has no folders `train` and `test` (or `val`) with a folder for each class; `cdl data split` \
+                          divides a folder of class folders into lists for `train_list` and `test_list`";
+            return Err(Error::data(path, reason));
+        };
+        Ok(Self { train: scan(&train)?, test: scan(&test)?, labels: Labels::new() })
     }
 
     /// Reads the folders `path/{train,test}/CLASS` if they exist. Otherwise draws 80 % of the images of each
     /// `path/CLASS` for training by `seed`, from the images in the order of their names.
     pub(crate) fn drawn(path: &Path, seed: u64) -> Result<Self> {
-        if is_split(path) {
+        if split_folders(path).is_some() {
             return Self::folders(path);
         }
         let mut splits = Self::default();

@@ -40,7 +40,7 @@ pub(crate) enum Label {
 
 /// Reads a file. Errors name the file and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
-    let file = File::open(path).map_err(unreadable(path))?;
+    let file = cdl_core::system::files::open(path).map_err(unreadable(path))?;
     // The parquet reader panics on some damaged files. It shares no state, so catching the panic is safe.
     panics::catch(|| parse(file, columns))
         .unwrap_or_else(|_| Err("is damaged: its pages contradict one another".into()))

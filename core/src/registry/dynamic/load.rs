@@ -103,7 +103,7 @@ fn read(path: &Path) -> Result<(PathBuf, Manifest, String)> {
     if file.is_dir() {
         return Err(fail("is a folder; expected a shared library made by `cdl plugin build`".into()));
     }
-    let bytes = std::fs::read(&file).map_err(unreadable)?;
+    let bytes = crate::system::files::read(&file).map_err(unreadable)?;
     let manifest = Manifest::of_library(&bytes).map_err(fail)?;
     Ok((file, manifest, crate::system::hex(&Sha256::digest(&bytes))))
 }

@@ -45,7 +45,7 @@ impl Checkpoints {
         let mut undamaged = None;
         for &number in self.numbers.iter().rev() {
             let path = self.path(number);
-            let bytes = fs::read(&path).map_err(|e| Unusable::Unreadable(e.to_string()));
+            let bytes = crate::system::files::read(&path).map_err(|e| Unusable::Unreadable(e.to_string()));
             let reason = match bytes.and_then(|bytes| Checkpoint::from_bytes(&bytes)) {
                 Ok(checkpoint) => return Ok(Some((checkpoint, path))),
                 Err(reason) => reason,

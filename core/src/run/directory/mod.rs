@@ -238,7 +238,7 @@ impl RunDir {
             Some((checkpoint, file)) => (file.clone(), checkpoint.meta.config.clone()),
             None => {
                 let file = root.join(CONFIG);
-                let toml = fs::read_to_string(&file).map_err(io(&file))?;
+                let toml = crate::system::files::read_to_string(&file).map_err(io(&file))?;
                 let (original, now) = (record["config_sha256"].as_str(), hex(&Sha256::digest(&toml)));
                 if original.is_some_and(|original| original != now) {
                     let reason = "config.toml was changed after the start of the run (its SHA-256 is not that in \

@@ -1,6 +1,6 @@
 //! Reads a run directory and compares it with an experiment.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
@@ -57,13 +57,13 @@ pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Option<
 }
 
 fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
-    if_there(fs::read(file)).map_err(io(file))
+    if_there(crate::system::files::read(file)).map_err(io(file))
 }
 
 /// Reads `metrics.jsonl` of a run, one report per line. An incomplete last line of a stopped run is ignored.
 pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
     let path = root.join(METRICS);
-    let text = fs::read_to_string(&path).map_err(io(&path))?;
+    let text = crate::system::files::read_to_string(&path).map_err(io(&path))?;
     let complete = text.rfind('\n').map_or("", |end| &text[..end]);
     let report = |(index, line): (usize, &str)| {
         let fail = |e: String| Error::Data { file: path.clone(), reason: format!("line {} {e}", index + 1) };
@@ -114,8 +114,8 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
 
 fn read_json<T: DeserializeOwned>(root: &Path, name: &str, hint: &str) -> Result<T> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let bytes =
-        fs::read(root.join(name)).map_err(|e| fail(format!("{name} cannot be read ({e}); {hint}")))?;
+    let bytes = crate::system::files::read(&root.join(name))
+        .map_err(|e| fail(format!("{name} cannot be read ({e}); {hint}")))?;
     serde_json::from_slice(&bytes).map_err(|e| fail(format!("{name}: {e}")))
 }
 

@@ -1,10 +1,7 @@
 //! Reads and checks the description of an exported model. The folder may be damaged or malicious: every error contains
 //! file and key, and no size is used before it has been compared with the tensors.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -102,7 +99,7 @@ pub(super) fn classes(folder: &Path) -> Result<Vec<String>> {
 }
 
 fn json(file: &Path) -> Result<Value> {
-    let bytes = fs::read(file).map_err(|e| {
+    let bytes = crate::system::files::read(file).map_err(|e| {
         fail(file, format!("cannot be read ({e}); expected a folder written by `cdl export`"))
     })?;
     serde_json::from_slice(&bytes)

@@ -257,7 +257,7 @@ fn bounded(mut reason: String) -> String {
 
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::Weights { file: file.display().to_string(), reason: e.to_string() };
-    std::fs::read(file).map_err(fail)
+    crate::system::files::read(file).map_err(fail)
 }
 
 /// Reads the tensors of a file in either format.

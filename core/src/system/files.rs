@@ -1,0 +1,40 @@
+//! Reading of files that users name.
+
+use std::{
+    fs::{self, File},
+    io::{Error, ErrorKind, Read, Result},
+    path::Path,
+};
+
+/// Opens a regular file for reading.
+///
+/// # Errors
+/// The file cannot be opened, or is not a regular file. A named pipe would block until somebody writes to it, and a device
+/// can be endless.
+pub fn open(path: &Path) -> Result<File> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_dir() {
+        return Err(Error::from(ErrorKind::IsADirectory));
+    }
+    if !metadata.is_file() {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "it is not a regular file but a pipe, socket or device",
+        ));
+    }
+    File::open(path)
+}
+
+/// Reads a regular file; errors are those of [`open`].
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Reads a regular file of UTF-8; errors are those of [`open`].
+pub fn read_to_string(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    open(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
