@@ -50,7 +50,7 @@ fn a_split_is_stated_repeatable_and_read_by_a_stream() {
     // A list would be read with the folder of an image as its class.
     refused(
         &split("7", "0.2", "none"),
-        &["dog/deep/image 0.png", "deeper than `CLASS/image`", "move it up to `dog`"],
+        &["dog/deep/image 0.png", "in a subfolder of its class folder", "move it into `dog`"],
     );
     fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
     fs::remove_dir(images.join("dog")).unwrap();

@@ -291,7 +291,7 @@ fn what_is_damaged_is_named() {
                 edit("model.json", "\"image_size\": 28", "\"image_size\": 5600");
                 reckon()
             }),
-            ["network/model.safetensors", "28 px, not of 5600"],
+            ["network/model.safetensors", "28 px; the images have 5600 px"],
         ),
         (
             "no description",
