@@ -298,7 +298,7 @@ fn damaged_folders_are_errors_that_name_the_file() {
                 edit("model.json", "\"image_size\": 28", "\"image_size\": 5600");
                 update()
             }),
-            ["network/model.safetensors", "28 px, not of 5600"],
+            ["network/model.safetensors", "28 px; the images have 5600 px"],
         ),
         (
             "no description",
