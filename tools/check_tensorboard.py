@@ -25,7 +25,7 @@ def mean(values):
 
 
 def summaries(matrix):
-    """The definitions of docs/metrics.md for a whole matrix; forward transfer has no value."""
+    """The definitions of docs/guide/runs-and-metrics.md for a whole matrix; forward transfer has no value."""
     last, tasks = matrix[-1], len(matrix)
     before = range(tasks - 1)
     return {
