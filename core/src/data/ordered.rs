@@ -17,7 +17,7 @@ type Job<T> = dyn Fn(usize) -> T + Send + Sync;
 
 /// Iterator over `job(0)`, `job(1)`, ... in order.
 ///
-/// Of `n` workers, worker `i` computes positions `i`, `i + n`, `i + 2n`, ... and sends the results through its own
+/// Worker `i` of `n` computes positions `i`, `i + n`, `i + 2n`, ... and sends the results through its own
 /// queue. The order therefore needs no sorting, and the lengths of the queues bound the number of finished results.
 /// Dropping the iterator closes the queues, which ends every worker after its current job.
 pub(super) struct Ordered<T> {

@@ -100,7 +100,7 @@ pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> 
     check.evaluation_changes_nothing()
 }
 
-/// What is checked of a plugin, and with which settings.
+/// Checks to run on a plugin, and the settings to run them with.
 #[derive(Debug, Clone, Copy)]
 pub struct Conformance<'a> {
     /// Its settings in TOML.
