@@ -44,7 +44,7 @@ __device__ __forceinline__ void load_matrices(unsigned (&m)[4], const bf16* row)
                  : "memory");
 }
 
-/// The same of the transposed matrices: the lane gets (2t, g), (2t + 1, g).
+/// Loads the transposed matrices: the lane gets (2t, g), (2t + 1, g).
 __device__ __forceinline__ void load_transposed(unsigned (&m)[4], const bf16* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])

@@ -1,6 +1,6 @@
 // Checks attention.cu: forward, delta and both backward kernels in turn, as a training step launches them.
 //
-// What is rounded to bf16, one u = 2^-8 each: the result everywhere; the weights, multiplied with values or gradients;
+// Roundings to bf16, one u = 2^-8 each: the result everywhere; the weights, multiplied with values or gradients;
 // the scores' gradients, multiplied with keys or queries; the output y in delta. To tf32, u = 2^-11: both factors of
 // every product. An error e of a score is a relative error e of its weight: u times the root of the score's squared
 // partial sums in float32, and 2 u times that of its squared terms if their factors are rounded to tf32. All else in
@@ -66,7 +66,7 @@ struct Shared {
     }
 };
 
-/// What the numbers are like. Far below: all scores are about -300, where those of what is no key are 0. Rising: later
+/// Kind of input. Far below: all scores are about -300, while those of padding are 0. Rising: later
 /// keys have larger scores, so that every tile has a new maximum.
 enum class Kind { plain, far_below, rising };
 
@@ -134,7 +134,7 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
 
     const double f = 4.0 * UNIT<float> * (4.0 + expected.score_sums);
     const bool half = arithmetic == Arithmetic::bf16, tf32 = arithmetic == Arithmetic::tf32;
-    // Where one term makes the score, its error is in every row of a key or query: nothing averages out.
+    // Where one term makes the score, its error is in every row of a key or query: the errors do not average out.
     const double alike = c.kind == Kind::plain ? 1.0 : 2.0;
     const double score = tf32 ? alike * 2.0 * UNIT_TF32 * expected.score_terms : 0.0;
     const double once = half ? UNIT<bf16> : tf32 ? UNIT_TF32 : 0.0;
@@ -199,7 +199,7 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
     });
 }
 
-/// A key that is no number makes every row of its head so: training that diverges is to be seen.
+/// A NaN key makes every row of its head NaN, so that diverging training is visible.
 void check_nan(Bench& bench) {
     const unsigned tokens = 20, head_dim = 16, width = 2 * head_dim;
     Values own = normal(bench.random, tokens * 3 * width);

@@ -10,7 +10,7 @@
 // Dynamic shared memory is NaN when a block begins. The caller chooses the order of the fibers: forward, backward or
 // shuffled. With a missing barrier, results differ between the orders.
 //
-// What is not modelled: the lockstep of a warp between two instructions of the whole warp, the speed of anything, and
+// Not modelled: the lockstep of a warp between two instructions of the whole warp, the speed of anything, and
 // the last bits of `exp2f`, `expf`, `erff` and `log2f`, which on the card are CUDA's. Tensor cores add up in an order
 // and with a truncation of their own; here sums are float32 in the order of the index.
 #pragma once
@@ -365,7 +365,7 @@ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigne
         place);
 }
 
-/// As the card does, drops the bits that tf32 lacks: what was not rounded before is off by more than rounding.
+/// Drops the bits that TF32 lacks, as the device does. A value that was not rounded before has a larger error.
 inline float cut_to_tf32(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);

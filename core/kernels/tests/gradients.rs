@@ -93,7 +93,7 @@ fn linear() {
 #[test]
 fn layer_norm() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    // 37 is no multiple of the kernels' lanes.
+    // 37 is not a multiple of the kernels' lanes.
     let (gamma, beta) = (draw(&mut rng, &[37], DType::F64), draw(&mut rng, &[37], DType::F64));
     let x = (draw(&mut rng, &[3, 20, 37], DType::F64) + 2.0).unwrap();
     check(

@@ -95,7 +95,7 @@ struct Product {
                     double sum = 0.0;
                     for (int64_t k = 0; k < inner; ++k) sum += left[row * inner + k] * right[column * inner + k];
                     sum *= alpha;
-                    // What is there is not read where it does not count: it may be NaN.
+                    // The old value is not read if it has weight 0: it may be NaN.
                     if (beta != 0.0) sum += beta * c.at(add_at, batch, row, column, false);
                     if (bias) sum += c.at(bias, 0, row, 0, false);
                     c.put(c_at, batch, row, column, sum);

@@ -53,7 +53,7 @@ struct Freed {
 
 struct Queue : std::enable_shared_from_this<Queue> {
     std::deque<card::Work> work;
-    /// How much of it was ever put in, and how much was begun.
+    /// Number of operations submitted, and number started.
     size_t queued = 0, begun = 0;
 };
 
