@@ -363,7 +363,7 @@ fn pytorch_weights_that_are_damaged_or_not_a_vit_are_errors() {
     // A single file comes without the normalisation of pixels.
     refused(
         &["--set", &fixture("state_dict.pth"), "--set", "teacher.heads=4"],
-        &["teacher.normalize = checkpoint", "no mean and deviation come with", "preprocessor_config.json"],
+        &["teacher.normalize = checkpoint", "has no mean and standard deviation", "preprocessor_config.json"],
     );
 }
 
@@ -426,7 +426,7 @@ fn unreadable_images_and_classes_without_images_are_errors() {
     fs::remove_file(root.join("test/cat/0.png")).expect("image");
     folder_run(&["class `cat` has no test images"]);
     fs::remove_dir_all(root.join("test")).expect("folder");
-    folder_run(&["test", "cannot be read"]);
+    folder_run(&["no folders `train` and `test`"]);
 }
 
 #[test]

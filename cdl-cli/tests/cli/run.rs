@@ -171,7 +171,7 @@ fn list_describe_and_explain_show_names_settings_and_origins() {
         assert!(list.contains(&format!("  {name} ")), "{name} in {list}");
     }
     let described = text(&["describe", "kd_prompts"]);
-    for part in ["arXiv:2407.13911", "layers: integer = 12", "Blocks with distillation prompts"] {
+    for part in ["arXiv:2407.13911", "layers: integer = 12", "Number of blocks with distillation prompts"] {
         assert!(described.contains(part), "{part} in {described}");
     }
     assert!(text(&["describe", "none"]).contains("no settings"));
