@@ -177,7 +177,7 @@ fn invalid_pickles_are_refused() {
         (b"\x80\x02].".to_vec(), "not a pickled dictionary"),
         (b"\x80\x02}.".to_vec(), "has no entry `data`"),
         (b"\x80\x02tuR.".to_vec(), "no mark"),
-        (b"\x80\x02h\x07.".to_vec(), "recalls 7"),
+        (b"\x80\x02h\x07.".to_vec(), "reads memo entry 7"),
         ([b"\x80\x02".as_slice(), &[b'N'; (1 << 22) + 1]].concat(), "more than 4194304 opcodes"),
         // Four images by 3072 become four by 3071, a million by a million, and -1 by 3072; types of other width.
         (replaced(b"K\x04M\x00\x0c", b"K\x04M\xff\x0b"), "shape [4, 3071]"),
@@ -253,14 +253,15 @@ fn invalid_parquet_files_are_refused() {
     }
 }
 
-/// Reads a split list of the image folder `root/in`. The folder `root/out` contains a file that lists must not reach.
+/// Reads a training list of the image folder `root/in`. The folder `root/out` contains a file that lists must not reach.
 fn listed(root: &Path, extension: &str, text: &str) -> Result<(), Error> {
-    let list = root.join(format!("list.{extension}"));
+    let (list, test) = (root.join(format!("list.{extension}")), root.join("test.txt"));
     fs::write(&list, text).unwrap();
-    let list = list.display();
+    fs::write(&test, "a/1.png 0\n").unwrap();
+    let (list, test) = (list.display(), test.display());
     let path = root.join("in").display().to_string();
     let settings =
-        format!("path = \"{path}\"\ntrain_list = \"{list}\"\ntest_list = \"{list}\"\nverify = false");
+        format!("path = \"{path}\"\ntrain_list = \"{list}\"\ntest_list = \"{test}\"\nverify = false");
     stream("image_folder", &settings, 0).map(|_| ())
 }
 
@@ -272,6 +273,7 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
         fs::create_dir_all(root.join(name)).unwrap();
         fs::write(root.join(name).join("0.png"), "an image").unwrap();
     }
+    fs::write(root.join("in/a/1.png"), "an image").unwrap();
     assert!(listed(root, "txt", "a/0.png 0\n").is_ok());
     assert!(listed(root, "yaml", "data: [a/0.png]\ntargets: [0]\n").is_ok());
     let said = |extension: &str, text: &str| listed(root, extension, text).expect_err("an error").to_string();
