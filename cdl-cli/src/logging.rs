@@ -73,7 +73,8 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
         _ => "info",
     };
     // hf-hub logs every retry as an error. The error that ends the command is sufficient.
-    let default = format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_plugins={level}");
+    let default =
+        format!("warn,hf_hub=off,cdl={level},cdl_core={level},cdl_kernels={level},cdl_plugins={level}");
     let requested = (!quiet && !verbose).then(|| EnvFilter::try_from_default_env().ok()).flatten();
     let filter = requested.unwrap_or_else(|| EnvFilter::new(default));
     let bars = log.bars.clone();
@@ -85,7 +86,8 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
         .unwrap_or_else(|_| EnvFilter::new("info,cdl=debug,cdl_core=debug"));
     let file =
         tracing_subscriber::fmt::layer().with_ansi(false).with_writer(log.sink.clone()).with_filter(filter);
-    let profile = profile.map(|profile| profile.with_filter(EnvFilter::new("off,cdl_core=trace")));
+    let profile =
+        profile.map(|profile| profile.with_filter(EnvFilter::new("off,cdl_core=trace,cdl_kernels=trace")));
     tracing_subscriber::registry().with(terminal).with(file).with(profile).init();
     log
 }

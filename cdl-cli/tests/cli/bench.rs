@@ -25,6 +25,17 @@ fn recomputed_operations_count_once() {
     }
 }
 
+/// Operations are timed by the crate of the kernels.
+#[test]
+fn a_step_is_divided_into_operations() {
+    let output = cdl(&TINY[..TINY.len() - 1]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    for operation in ["attention", "projection and mlp", "qkv"] {
+        assert!(text.to_lowercase().contains(operation), "{operation} is missing in {text}");
+    }
+}
+
 #[test]
 fn threads_defaults_to_all_cores() {
     let all = std::thread::available_parallelism().expect("a number").to_string();

@@ -13,7 +13,7 @@ use crate::traits::{Role, Task};
 /// Metrics of one epoch: a line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochReport {
-    /// Version of the format of this line, [`EpochReport::FORMAT`]. Lines without it have version 1, where `task` and
+    /// Version of the format of this line. Lines without it have version 1, where `task` and
     /// `epoch` count from 0.
     #[serde(default = "first_format")]
     pub format: u32,

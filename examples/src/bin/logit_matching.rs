@@ -1,8 +1,6 @@
 //! Logit matching: Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NIPS 2014, arXiv 1312.6184.
 
 use cdl_core::prelude::*;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 /// Settings of `logit_matching`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
