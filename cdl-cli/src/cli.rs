@@ -26,15 +26,16 @@ Examples:
   cdl configs                                   write the files used below
   cdl run configs/quickstart.toml               train on built-in data, 1 minute
   cdl run configs/quickstart.toml --set seed=2  change a value
-  cdl run configs/quickstart.toml configs/distiller/dkd.toml --run-dir runs/dkd
-                                                use another distiller
+  cdl run configs/quickstart.toml --run-dir runs/first
+  cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
+                                                with another file on top
   cdl check configs/quickstart.toml             errors, memory, time, disk space
   cdl list                                      all methods and data streams
   cdl describe vit                              settings of one of them
   cdl explain configs/quickstart.toml           all values and their origins
-  cdl resume runs/dkd                           continue a stopped run
-  cdl report runs/kd runs/dkd                   compare runs on one page
-  cdl export runs/dkd --student student         export the student
+  cdl resume runs/first                         continue a stopped run
+  cdl report runs/first runs/alone              compare runs on one page
+  cdl export runs/first --student student       export the student
   cdl predict student images/                   classify images with it
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
                                                 run a grid, tabulate means
@@ -78,7 +79,7 @@ pub enum Command {
         json: bool,
     },
     /// Show the settings, defaults and citation of a method, or the keys of a section
-    #[command(after_help = "Examples:\n  cdl describe kd\n  cdl describe optimizer")]
+    #[command(after_help = "Examples:\n  cdl describe vit\n  cdl describe optimizer")]
     Describe {
         /// Name of a method, network or stream (see `cdl list`), or a section: `run` (top-level keys), `optimizer`,
         /// `schedule`, `checkpoint`, `record`, `metrics` (fields of metrics.jsonl)

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Files of the folder `configs` of the source tree.
-pub static CONFIGS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/configs");
+static CONFIGS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/configs");
 
 /// Arguments of `cdl configs`.
 #[derive(Debug, Args)]

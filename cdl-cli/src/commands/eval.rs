@@ -19,7 +19,7 @@ use crate::{config_args::load_config, failure::Failure, sweep::grid::expect_run,
 
 /// Arguments of `cdl eval`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  cdl eval runs/kd\n  cdl eval runs/kd --task 2")]
+#[command(after_help = "Examples:\n  cdl eval runs/first\n  cdl eval runs/first --task 2")]
 pub struct EvalArgs {
     /// Directory of a run
     run_dir: PathBuf,

@@ -16,7 +16,7 @@ const VALUE: usize = 40;
 
 /// Arguments of `cdl explain`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  cdl explain configs/quickstart.toml --set distiller.name=dkd")]
+#[command(after_help = "Example:\n  cdl explain configs/quickstart.toml --set optimizer.lr=1e-3")]
 pub struct ExplainArgs {
     #[command(flatten)]
     config: ConfigArgs,

@@ -23,8 +23,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  cdl export runs/kd --student student
-  cdl export runs/kd --student student-3 --teacher teacher-3 --task 3
+  cdl export runs/first --student student
+  cdl export runs/first --student student-3 --teacher teacher-3 --task 3
 
 The folder contains the frozen network (the blocks in use), prompts, heads, class names, the image transform and the \
 SHA-256 of every file. `cdl predict` uses it without the run and its data. Exporting needs both, as `cdl eval` does. The \

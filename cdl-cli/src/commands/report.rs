@@ -28,7 +28,7 @@ use crate::{
 #[command(after_help = "\
 Examples:
   cdl report runs/quickstart
-  cdl report runs/alone runs/kd --out compared.html --figures figures --tables tables
+  cdl report runs/alone runs/first --out compared.html --figures figures --tables tables
   cdl report runs/quickstart --figures figures --format png
 
 Unfinished runs are reported up to their last epoch.")]

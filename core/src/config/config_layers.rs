@@ -32,10 +32,10 @@ pub(super) const NAMED: [&str; 9] = [
 const RESERVED: [&str; 8] =
     ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
-/// Most files that one file may extend, directly and through others; a file that is reached twice counts twice.
-const MOST_FILES: usize = 256;
-/// Most parts of a dotted key. The deepest setting has four.
-const MOST_PARTS: usize = 32;
+/// Maximum number of files that one file extends, directly and through others. A file that is reached twice counts twice.
+const MAX_FILES: usize = 256;
+/// Maximum number of parts of a dotted key. The deepest setting has four.
+const MAX_PARTS: usize = 32;
 
 /// Layers of a configuration: files (later ones override earlier ones and the files that they extend), then environment
 /// variables, then `--set`. Each file is read once.
@@ -165,9 +165,9 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     if identity.is_dir() {
         return Err(fail(format!("is a folder; expected a configuration file in TOML{by}")));
     }
-    if layers.len() >= MOST_FILES {
+    if layers.len() >= MAX_FILES {
         return Err(fail(format!(
-            "more than {MOST_FILES} files are read: `extends` names files over and over{by}"
+            "more than {MAX_FILES} files are read: `extends` names the same files repeatedly{by}"
         )));
     }
     if open.contains(&identity) {
@@ -272,7 +272,7 @@ fn split_set(set: &str) -> Result<Layer> {
 /// Makes a layer of a dotted key and its value. A value that is not TOML is a string.
 fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
     let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
-    if key.is_empty() || key.split('.').any(str::is_empty) || key.split('.').count() > MOST_PARTS {
+    if key.is_empty() || key.split('.').any(str::is_empty) || key.split('.').count() > MAX_PARTS {
         return Err(fail("expected key=value with a key like `learner.pool`"));
     }
     let mut wrapped: Dict = toml::from_str(&format!("value = {value}"))

@@ -14,8 +14,8 @@ use crate::{
     registry::Settings,
 };
 
-/// Most errors that are collected: each takes another check of the whole configuration.
-pub(super) const MOST_ERRORS: usize = 50;
+/// Number of errors after which collecting stops: each one takes another check of the whole configuration.
+pub(super) const MAX_ERRORS: usize = 50;
 
 /// Configuration with all its errors.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ pub struct Draft {
     /// Configuration without the invalid values, so that the rest can be checked. `None` if a required section is
     /// invalid.
     pub config: Option<Config>,
-    /// All errors found.
+    /// Errors found. After the first 50 the search stops.
     pub errors: Vec<Error>,
 }
 
@@ -64,15 +64,15 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
         Ok(table) => table,
         Err(error) => {
             let key = error.path.join(".");
-            errors.push(Error::Setting {
-                origin: config_layers::origin(&layers, &key).unwrap_or(origin),
-                value: layers
-                    .find_value(&key)
-                    .ok()
-                    .and_then(|v| v.to_u128())
-                    .map_or_else(String::new, |v| v.to_string()),
-                key,
-                expected: format!("{}; expected a number below 2^63", error.kind),
+            let origin = config_layers::origin(&layers, &key).unwrap_or(origin);
+            // TOML has no whole numbers of more than 64 bits with sign; --set and the environment accept them.
+            let number = layers.find_value(&key).ok().and_then(|value| value.to_u128());
+            errors.push(match number {
+                Some(number) => {
+                    let expected = "expected a number below 2^63".to_string();
+                    Error::Setting { origin, key, value: number.to_string(), expected }
+                }
+                None => Error::Config { origin, reason: error.to_string() },
             });
             return None;
         }
@@ -82,7 +82,7 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
             Ok(run) => return Some(Config { run, files, layers }),
             Err((key, error)) => {
                 errors.push(error);
-                if errors.len() >= MOST_ERRORS {
+                if errors.len() >= MAX_ERRORS {
                     return None;
                 }
                 // Sections that every run requires.

@@ -180,7 +180,7 @@ impl Config {
                     Err(error) => {
                         let removed = error.key().is_some_and(|key| draft::remove(settings, key));
                         errors.push(self.locate(section, error));
-                        if !removed || errors.len() >= draft::MOST_ERRORS {
+                        if !removed || errors.len() >= draft::MAX_ERRORS {
                             return;
                         }
                     }

@@ -21,7 +21,7 @@ pub struct Output {
 /// Named term of a loss, already multiplied by its weight.
 #[derive(Debug, Clone)]
 pub struct LossTerm {
-    /// Name in logs: `kd`, `feature`, ...
+    /// Name in logs: `logits`, `feature`, ...
     pub name: String,
     /// Scalar value.
     pub value: Tensor,
