@@ -117,9 +117,12 @@ pub enum HubError {
          address of a hub if it is set"
     )]
     Endpoint { wanted: String, endpoint: String, reason: String },
-    /// The connection broke, or the server reported an error.
-    #[error("the transfer of `{wanted}` from {endpoint} failed: {reason}; try again")]
-    Transfer { wanted: String, endpoint: String, reason: String },
+    /// The connection broke or was silent for too long, or the server reported an error.
+    #[error("the transfer of `{wanted}` from {endpoint} {problem}; try again")]
+    Transfer { wanted: String, endpoint: String, problem: String },
+    /// `HF_HUB_DOWNLOAD_TIMEOUT` is not a time limit.
+    #[error("HF_HUB_DOWNLOAD_TIMEOUT = `{value}` is not valid: expected a whole number of seconds above 0")]
+    Timeout { value: String },
 }
 
 impl HubError {

@@ -9,14 +9,21 @@
 //! | `HF_TOKEN`, `HF_TOKEN_PATH` | access token for private and gated repositories |
 //! | `HF_ENDPOINT` | mirror that replaces `https://huggingface.co` |
 //! | `HF_HUB_OFFLINE` | `1`, `true`, `yes` or `on`: use only the cache |
+//! | `HF_HUB_DOWNLOAD_TIMEOUT` | longest time without a byte, in seconds (10) |
 //!
 //! The weights are `model.safetensors`, or `pytorch_model.bin` if that file does not exist. All files of a repository
 //! are of one commit, which the run records: a branch that moves between two runs, or during one, is visible there.
 
+#[cfg(feature = "hub")]
+mod cache;
 pub mod checksum_list;
 #[cfg(feature = "hub")]
 mod client;
 pub mod dataset;
+#[cfg(feature = "hub")]
+mod environment;
+#[cfg(feature = "hub")]
+mod transfer;
 mod weight_files;
 mod weight_source;
 
