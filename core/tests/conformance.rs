@@ -182,7 +182,7 @@ fn every_contract_violation_of_a_distiller_is_found() {
         ("injects_penalty", "a distiller's penalty is a loss term"),
         ("term_of_taken_name", "names of loss terms are unique"),
         ("never_trained", "`spare` is trainable in the student's phase, but never gets a gradient"),
-        ("term_not_scalar", "a loss term is a scalar, not [4, 16]"),
+        ("term_not_scalar", "a loss term is a scalar, not a tensor of shape [4, 16]"),
         ("two_terms_of_one_name", "names of loss terms are unique"),
         ("weight_out_of_range", "the weight of cross-entropy is a number from 0 to 1, not 1.5"),
         ("tap_beyond_depth", "it taps block 6 of a network with 6"),

@@ -11,7 +11,7 @@ pub struct Selection {
     pub usage: PromptUsage,
 }
 
-/// Usage of the prompts of a pool by images. If the first dimension is 1, it is the same for all images.
+/// Usage of the prompts of a pool by images. If the first dimension is 1, the usage is the same for all images.
 #[derive(Debug, Clone)]
 pub enum PromptUsage {
     /// Each image selects some of the prompts.
