@@ -28,8 +28,8 @@ const WARMUP: usize = 2;
 pub struct Plan<'a> {
     /// Number of timed training steps of each network, and of timed test batches. 0: no measurement.
     pub steps: usize,
-    /// Number of training images and of test images of each task to decode. All, if the stream itself verifies all
-    /// images before a run.
+    /// Number of training images and of test images of each task to decode. All are decoded if the stream verifies all
+    /// images before a run (`verify`).
     pub images: usize,
     /// Run directory.
     pub run_dir: &'a Path,
@@ -44,7 +44,7 @@ pub struct Report {
     pub data: Option<Data>,
     /// Networks whose weights were found.
     pub networks: Vec<NetworkReport>,
-    /// Disk space for the results, if the models could be built.
+    /// Disk space for the run directory, if the models could be built.
     pub disk: Option<Disk>,
     /// Measured times.
     pub time: Option<Time>,
@@ -161,8 +161,8 @@ pub fn check(draft: Draft, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) -> Rep
 }
 
 impl Report {
-    /// Returns the built part, or records its error and returns `None`. An error that both networks' learners share is
-    /// recorded once.
+    /// Returns the built part, or records its error and returns `None`. An error that occurs for the learners of both
+    /// networks is recorded once.
     fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
         match built {
             Ok(built) => Some(built),
@@ -264,7 +264,8 @@ impl Report {
         if let Some(Disk { needed, free }) = self.disk
             && free < needed
         {
-            let reason = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
+            let reason =
+                format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
             self.errors.push(Error::RunDir { dir: plan.run_dir.into(), reason });
         }
     }
@@ -352,7 +353,7 @@ pub fn verify(config: &Config, progress: &(dyn Fn() + Sync)) -> Result<Verified>
     Ok(all)
 }
 
-/// Fetches data and weights into the cache, as a run would. Returns the records of the data.
+/// Fetches data and weights into the hub's cache, as a run would. Returns the records of the data.
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
     config.run.stream.disable_verify();
@@ -366,7 +367,7 @@ pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
 }
 
 /// Measures training and test steps. The experiment cannot be used for a run afterwards. The first `skipped` batches
-/// are not timed: their images are prefetched, so that they would appear to take no time.
+/// are not timed: their images are prefetched, so that loading would appear to take no time.
 fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Time> {
     let Experiment { stream, trainer, .. } = experiment;
     let batch_size = trainer.settings.batch_size;
@@ -418,7 +419,7 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
     Ok(Time { networks, test_images_per_second, test_images, seconds })
 }
 
-/// Returns the median, for an even number the upper one of the two in the middle. NaN for an empty list.
+/// Returns the median, for an even count the larger of the two middle values. NaN for an empty list.
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
