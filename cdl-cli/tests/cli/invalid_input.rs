@@ -151,7 +151,7 @@ fn values_out_of_range_or_of_another_type_are_errors() {
         [("pool", "coda_prompt"), ("length", "coda_prompt"), ("pool", "l2p"), ("g_length", "dual_prompt")]
     {
         let (name, size) = (format!("learner.name={method}"), format!("learner.{key}=1000000000000"));
-        let words = format!("`learner.{key} = 1000000000000` is not valid: expected less");
+        let words = format!("`learner.{key} = 1000000000000` is not valid: expected a smaller number");
         refused(&["--set", &name, "--set", &size], &[&words, "GB are free"]);
     }
     refused(&set("distiller.length=1000000000000"), &["`distiller.length = 1000000000000`", "GB are free"]);

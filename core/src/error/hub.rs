@@ -17,7 +17,7 @@ pub struct SourceError {
 /// Error of fetching weights or data, with its remedy.
 ///
 /// `wanted` is the source as written, `endpoint` the address of the hub, `cache` the folder of fetched files, `path` a
-/// local file or folder, `reason` the message of the system or of the HTTP client.
+/// local file or folder, `reason` the message of the operating system or of the HTTP client.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "fields of one name have one meaning, explained above")]
 pub enum HubError {
@@ -57,7 +57,7 @@ pub enum HubError {
          network, or copy the files here and name their path"
     )]
     Unreachable { wanted: String, endpoint: String, cache: PathBuf, reason: String },
-    /// The hub requires authentication (401). It gives the same answer for a repository that does not exist.
+    /// The hub requires authentication (401). The hub gives the same answer for a repository that does not exist.
     #[error(
         "{endpoint} denies access to `{wanted}` without a valid token: the repository is private or gated, or does \
          not exist; check the name, and set HF_TOKEN to a valid token that may read it"

@@ -19,7 +19,7 @@ pub(super) const SELF_CONTAINED: &str = "contains its own copy of cdl-core and w
 
 const NAME: &str = "CDL_PLUGIN_MANIFEST";
 const HEADER: &str = "cdl-plugin 1";
-/// Maximum length of a manifest. A damaged file may state any length.
+/// Maximum length of a manifest in bytes. A damaged file may state any length.
 const MAX_BYTES: u64 = 1 << 16;
 
 impl Manifest {
@@ -84,7 +84,7 @@ fn text(library: &object::File<'_>) -> Result<String, String> {
             "is a shared library but not a plugin: it has no CDL_PLUGIN_MANIFEST; build plugins with `cdl plugin build`",
         )?;
     if symbol.size() > MAX_BYTES {
-        return Err(unreadable("it is too long"));
+        return Err(unreadable(&format!("it is longer than {MAX_BYTES} bytes")));
     }
     let section = symbol.section_index().and_then(|index| library.section_by_index(index).ok());
     let data = section.and_then(|section| section.data_range(symbol.address(), symbol.size()).ok().flatten());
