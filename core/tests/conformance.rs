@@ -185,7 +185,7 @@ fn every_contract_violation_of_a_distiller_is_found() {
         ("term_not_scalar", "a loss term is a scalar, not a tensor of shape [4, 16]"),
         ("two_terms_of_one_name", "names of loss terms are unique"),
         ("weight_out_of_range", "the weight of cross-entropy is a number from 0 to 1, not 1.5"),
-        ("tap_beyond_depth", "it taps block 6 of a network with 6"),
+        ("tap_beyond_depth", "tapped blocks are less than 6, the depth of the network, not 6"),
         ("prompt_of_wrong_width", "tokens have the shape (B or 1, K, 16)"),
         ("prediction_of_wrong_shape", "the prediction of 4 images has the shape (4, 6)"),
         ("not_determined", "the same seed gives the same run"),
