@@ -149,7 +149,7 @@ impl ConfigLayers {
         (0..last).filter(|at| values(Some(*at)) == all).map(|at| self.files[at].as_path()).collect()
     }
 
-    /// Merges all layers, lowest first, except those of the file with index `excluded`.
+    /// Merges all layers, lowest first, except the layers of the file with index `excluded`.
     pub(super) fn merged(&self, excluded: Option<usize>) -> Figment {
         let kept = self.file_layers.iter().enumerate().filter(|(at, _)| Some(*at) != excluded);
         merge(kept.flat_map(|(_, layers)| layers).chain(&self.overrides).cloned().collect())

@@ -60,7 +60,8 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {
             return Err(fail(
-                "has both [distiller] and `distillers`; to change one of several distillers, write the whole list".into(),
+                "has both [distiller] and `distillers`; to change one of several distillers, write the whole list"
+                    .into(),
             ));
         }
         let invalid = |expected: &str| Error::Setting {

@@ -44,7 +44,7 @@ pub struct NetworkSection {
 /// `[teacher.learner]` or `[student.learner]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LearnerOverride {
-    /// Name of the plugin, see `cdl list`. Default: that of `[learner]`.
+    /// Name of the plugin, see `cdl list`. Default: the name in `[learner]`.
     #[serde(default)]
     pub name: Option<String>,
     /// Settings of the plugin, see `cdl describe NAME`.

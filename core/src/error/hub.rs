@@ -26,13 +26,13 @@ pub enum HubError {
     NoPath { path: PathBuf },
     /// A folder without weights.
     #[error(
-        "the folder `{path}` has no file `model.safetensors` or `pytorch_model.bin`; name a folder that \
-         has one, or the weight file itself"
+        "the folder `{path}` has no file `model.safetensors` or `pytorch_model.bin`; specify a folder \
+         with such a file, or the weight file itself"
     )]
     NoWeightsInFolder { path: PathBuf },
     /// A path to a device, a socket or the like.
     #[error(
-        "`{path}` is neither a file nor a folder; name a safetensors or PyTorch file, or a folder with \
+        "`{path}` is neither a file nor a folder; specify a safetensors or PyTorch file, or a folder with \
          `model.safetensors` or `pytorch_model.bin`"
     )]
     NotAFile { path: PathBuf },
@@ -93,7 +93,7 @@ pub enum HubError {
          again, or name a commit in place of a branch"
     )]
     NoData { wanted: String, file: String, revision: String },
-    /// A cached file whose checksum differs from that of the hub.
+    /// A cached file whose checksum differs from the checksum on the hub.
     #[error(
         "the cached copy of `{wanted}` is damaged: `{file}` has the SHA-256 {found}, expected {expected}; \
          delete the folder `{folder}` and fetch again"

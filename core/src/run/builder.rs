@@ -1,4 +1,4 @@
-//! Builds the parts of a run from its configuration, and those of an exported model from its description.
+//! Builds the parts of a run from its configuration, and the parts of an exported model from its description.
 
 use std::{path::Path, sync::Arc};
 

@@ -20,7 +20,7 @@ use crate::{
     traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
 };
 
-/// Untimed steps of each network before the timed ones, in addition to those with prefetched images.
+/// Untimed steps of each network before the timed steps, in addition to the steps with prefetched images.
 const WARMUP: usize = 2;
 
 /// Scope of the checks.
@@ -83,7 +83,7 @@ pub struct Data {
 pub struct TaskReport {
     /// Number of classes.
     pub classes: usize,
-    /// Number of training images, including those of rehearsal.
+    /// Number of training images, including rehearsed images of earlier tasks.
     pub train: usize,
     /// Number of test images.
     pub test: usize,
@@ -119,7 +119,7 @@ pub struct Time {
     pub networks: Vec<NetworkTime>,
     /// Images per second when all trained networks are tested. The reuse of queries by later tests is not considered.
     pub test_images_per_second: f64,
-    /// Number of test images of the whole run: after each task, those of all tasks so far.
+    /// Number of test images of the whole run: after each task, the test images of all tasks so far.
     pub test_images: usize,
     /// Estimated seconds of the whole run.
     pub seconds: f64,

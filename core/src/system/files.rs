@@ -9,8 +9,8 @@ use std::{
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// The file cannot be opened, or is not a regular file. A named pipe would block until somebody writes to it, and a device
-/// can be endless.
+/// The file cannot be opened, or is not a regular file. A named pipe would block until a process writes to it, and a
+/// device can be endless.
 pub fn open(path: &Path) -> Result<File> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {

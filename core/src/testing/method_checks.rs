@@ -198,9 +198,9 @@ impl Check<'_> {
                         (nearest - expected).abs() <= tolerance,
                         format!(
                             "the gradient of `{name}` is the derivative of the {} loss: along a random direction the \
-                             gradient is {expected:.3e}, but finite differences give {nearest:.3e}; frequent causes are a value \
-                             detached from the graph (`detach`, `to_vec`) and an operation without a backward pass \
-                             (`softmax_last_dim`, `ops::layer_norm`)",
+                             gradient is {expected:.3e}, but finite differences give {nearest:.3e}; frequent causes \
+                             are a value detached from the graph (`detach`, `to_vec`) and an operation without a \
+                             backward pass (`softmax_last_dim`, `ops::layer_norm`)",
                             role.as_str()
                         ),
                     )?;

@@ -3,11 +3,11 @@
 //!
 //! The count includes the matrix products of the frozen networks: patch embedding, queries, keys and values, attention
 //! (scores and weighted sums, with injected keys and values), projections and MLPs, for all tokens in every block. Work
-//! that this program skips, for instance in the last block, is counted too, so that figures compare with those of
-//! other programs. A backward pass counts each product of a frozen layer once, for the gradient of its input, since
-//! frozen weights have no gradient: from the end down to the first block with a trained prompt or token, and in that
-//! block down to the trained tensors. Heads, losses and the matching of queries with keys are not counted; they are
-//! about a thousandth of the total.
+//! that this program skips, for instance in the last block, is counted too, so that figures can be compared with other
+//! programs. A backward pass counts each product of a frozen layer once, for the gradient of its input, since frozen
+//! weights have no gradient: from the end down to the first block with a trained prompt or token, and in that block
+//! down to the trained tensors. Heads, losses and the matching of queries with keys are not counted; they are about a
+//! thousandth of the total.
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};

@@ -101,9 +101,9 @@ impl Kv {
 /// Prompts of one block.
 #[derive(Debug, Clone, Default)]
 pub struct BlockInjection {
-    /// Keys and values inserted before those of the image.
+    /// Keys and values inserted before the keys and values of the image.
     pub prefix: Option<Kv>,
-    /// Keys and values inserted after those of the image.
+    /// Keys and values inserted after the keys and values of the image.
     pub suffix: Option<Kv>,
     /// Vectors `(B or 1, 1, D)` added to key and value of the CLS token.
     pub cls_add: Option<Kv>,

@@ -54,7 +54,7 @@ impl Injection {
 pub struct Macs {
     /// Forward pass, from pixels to features.
     pub forward: u64,
-    /// Backward pass, from the gradients of the features to those of the injected tensors that are trained.
+    /// Backward pass, from the gradients of the features to the gradients of the injected tensors that are trained.
     pub backward: u64,
 }
 
@@ -67,7 +67,7 @@ pub struct Transformer {
     pub depth: usize,
     /// Width of the MLP's hidden layer.
     pub hidden: usize,
-    /// Tokens of an image without injected ones: CLS, registers and patches.
+    /// Tokens of an image without injected tokens: CLS, registers and patches.
     pub tokens: usize,
     /// Patches of an image.
     pub patches: usize,

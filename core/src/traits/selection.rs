@@ -5,7 +5,7 @@ use candle_core::Tensor;
 /// Prompts that the images of a batch select from one pool. A selection is only recorded.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Name of the pool, unique within a pass, for instance that of its keys in saved models.
+    /// Name of the pool, unique within a pass, for instance the name of its keys in saved models.
     pub pool: String,
     /// Selected prompts, or the weight of each prompt.
     pub usage: PromptUsage,

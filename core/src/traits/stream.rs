@@ -57,7 +57,7 @@ impl Batch {
 pub struct ClassCount {
     /// Name of the class.
     pub name: String,
-    /// Training images, without those of rehearsal.
+    /// Training images, without rehearsed images.
     pub train: usize,
     /// Test images.
     pub test: usize,
@@ -112,7 +112,7 @@ pub trait TaskStream: Send + Sync {
     /// Returns the side of the images in pixels.
     fn image_size(&self) -> usize;
 
-    /// Returns the number of training images of a task, including those of rehearsal.
+    /// Returns the number of training images of a task, including rehearsed images of earlier tasks.
     fn train_count(&self, task: usize) -> usize;
 
     /// Returns the number of test images of a task.

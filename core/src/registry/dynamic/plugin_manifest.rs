@@ -14,8 +14,8 @@ pub struct Manifest {
 }
 
 /// Error of a library that contains its own copy of this crate.
-pub(super) const SELF_CONTAINED: &str = "contains its own copy of cdl-core and would compute wrong gradients: it was not linked against the shared \
-     library of cdl-core; build plugins with `cdl plugin build`";
+pub(super) const SELF_CONTAINED: &str = "contains its own copy of cdl-core and would compute wrong gradients: it was \
+     not linked against the shared library of cdl-core; build plugins with `cdl plugin build`";
 
 const NAME: &str = "CDL_PLUGIN_MANIFEST";
 const HEADER: &str = "cdl-plugin 1";
@@ -55,7 +55,7 @@ impl Manifest {
         Ok(Self { name, version, stamp })
     }
 
-    /// Compares the build stamp, line by line, with that of the program, `host`.
+    /// Compares the build stamp, line by line, with the stamp `host` of the program.
     fn check(&self, host: &str) -> Result<(), String> {
         for (property, host) in host.lines().filter_map(|line| line.split_once(' ')) {
             let own =

@@ -71,7 +71,7 @@ impl Checkpoints {
         !self.config.off
     }
 
-    /// Writes the next checkpoint. Then removes unusable ones, and the oldest ones beyond the number to keep.
+    /// Writes the next checkpoint. Then removes unusable checkpoints, and the oldest beyond the number to keep.
     ///
     /// # Errors
     /// No space, no permission. Existing checkpoints are kept.

@@ -150,7 +150,7 @@ impl Checkpoint {
     /// Tensors that are missing or have another shape; a position outside the run.
     pub fn restore(self, trainer: &mut Trainer, stream: &dyn TaskStream) -> Result<RunState> {
         let CheckpointMeta { position, epoch_metrics, results, skipped, .. } = self.meta;
-        // Before a task begins, the state is that of the previous task.
+        // Before a task begins, the state is the end state of the previous task.
         let task = match position == Position::of_task(position.task) {
             true => position.task.saturating_sub(1),
             false => position.task,

@@ -101,7 +101,7 @@ pub struct Results {
     pub cost: ByRole<Option<Cost>>,
     /// Number of finished tasks.
     pub tasks_done: usize,
-    /// Number of tasks of the run: those of the stream, at most `stream.max_tasks`.
+    /// Number of tasks of the run: all tasks of the stream, at most `stream.max_tasks`.
     pub tasks: usize,
     /// Seconds of the run, without the time between a stop and resuming.
     pub wall_seconds: f64,

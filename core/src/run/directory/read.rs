@@ -115,7 +115,7 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
         let (recorded, now) = (sha256(&recorded), sha256(&now));
         if recorded != now {
             let reason = format!(
-                "{what} are not those of the run: their SHA-256 is {now}, that in run.json is {recorded}"
+                "{what} are not those of the run: their SHA-256 is {now}, run.json contains {recorded}"
             );
             return Err(Error::RunDir { dir: root.into(), reason });
         }

@@ -220,7 +220,7 @@ pub(super) fn check_plugins(folder: &Path, description: &Description) -> Result<
         if let Some(found) = found.filter(|found| found.sha256 != *sha256) {
             let (file, other) = (found.file.display(), &found.sha256);
             let reason =
-                format!("needs the plugin {name} with the SHA-256 {sha256}; that of {file} is {other}");
+                format!("needs the plugin {name} with the SHA-256 {sha256}; {file} has the SHA-256 {other}");
             return Err(fail(&folder.join(MODEL), reason));
         }
     }
