@@ -1,8 +1,8 @@
 //! Continual distillation learning: classes arrive task by task, a large frozen vision transformer (the teacher) learns
 //! each task through trainable prompts, and a small one (the student) learns it with the teacher's help.
 //!
-//! This crate holds the framework; no method is named here. The built-in methods are plugins in `cdl-plugins`, and the
-//! program `cdl` is `cdl-cli`.
+//! This crate contains the framework and no method. The built-in methods are plugins in the crate `cdl-plugins`, and
+//! `cdl-cli` is the program `cdl`.
 //!
 //! # What are you looking for?
 //!
@@ -14,7 +14,7 @@
 //! | run an experiment from a program | [`config::Config`], [`run::Experiment`], [`train::Trainer`] |
 //! | use a trained student | [`run::export::Predictor`] |
 //! | read a run's files | [`run::directory`] |
-//! | make a stream of your own images | [`data::ImageStream`] |
+//! | create a stream of your own images | [`data::ImageStream`] |
 //! | load a method at run time | [`registry::dynamic`] |
 //!
 //! # A method in 30 lines

@@ -1,5 +1,5 @@
 //! Seeded random numbers, the only source of randomness. Every consumer derives its own generator from the run's seed
-//! and a label. Adding a consumer therefore never changes what another one draws, and thread timing has no influence.
+//! and a label. Numbers therefore depend neither on other consumers nor on the timing of threads.
 
 use candle_core::{Device, Tensor};
 use rand::{Rng as _, RngExt, SeedableRng, seq::SliceRandom};
@@ -22,7 +22,7 @@ impl Rng {
         Self::from_key(Sha256::digest(seed.to_le_bytes()).into())
     }
 
-    /// Returns the generator of `label`. Draws from `self` have no influence on it.
+    /// Returns the generator of `label`. Draws from `self` do not affect the returned generator.
     pub fn derive(&self, label: &str) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.key);
@@ -35,6 +35,9 @@ impl Rng {
     }
 
     /// Draws a float32 tensor with entries uniform in `[low, high)`.
+    ///
+    /// # Errors
+    /// A tensor that does not fit into memory.
     pub fn uniform(&mut self, shape: &[usize], low: f32, high: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> =
@@ -43,6 +46,9 @@ impl Rng {
     }
 
     /// Draws a float32 tensor with normal entries of mean 0 and standard deviation `std`.
+    ///
+    /// # Errors
+    /// A tensor that does not fit into memory.
     pub fn normal(&mut self, shape: &[usize], std: f32, device: &Device) -> Result<Tensor> {
         let count = memory::check_size(shape)?;
         let values: Vec<f32> = (0..count).map(|_| std * self.standard_normal() as f32).collect();

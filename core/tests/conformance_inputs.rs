@@ -147,14 +147,14 @@ impl Backbone for Network {
 #[test]
 fn every_contract_violation_of_a_backbone_is_found() {
     for (fault, promise) in [
-        ("other_name", "its spec names it"),
+        ("other_name", "`spec` contains the registered name"),
         ("heads_uneven", "its width is a multiple of its number of heads"),
         ("shape_of_cls", "the CLS token has the shape"),
         ("block_missing", "every tapped block is returned"),
         ("norm_missing", "tokens after the final norm are returned"),
         ("tokens_forgotten", "the injected tokens are returned"),
         ("batch_mixed", "do not depend on the other images"),
-        ("random", "building and using it are deterministic"),
+        ("random", "equal settings and images give equal features"),
         ("prefix_ignored", "a prefix in block 0 has an effect"),
         ("suffix_ignored", "a suffix in block 0 has an effect"),
         ("cls_ignored", "a CLS addition in block 0 has an effect"),
@@ -293,7 +293,7 @@ impl TaskStream for Stream {
 #[test]
 fn every_contract_violation_of_a_stream_is_found() {
     for (fault, promise) in [
-        ("no_tasks", "it has tasks"),
+        ("no_tasks", "a stream has tasks"),
         ("numbers_wrong", "numbered in order"),
         ("classes_twice", "each once"),
         ("classes_unnamed", "all of them named"),

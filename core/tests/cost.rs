@@ -32,7 +32,8 @@ fn vit(depth: usize) -> Result<Vit> {
     Vit::new("vit", &weights, &options, Provenance::of_bytes("small", b"small"), &Device::Cpu)
 }
 
-/// Counts the multiply-adds of a forward pass over two images with all outputs tapped, and of its backward pass.
+/// Counts the multiply-accumulate operations of a forward pass over two images with all outputs tapped, and of its
+/// backward pass.
 fn counted(vit: &Vit, injection: &Injection) -> Result<Macs> {
     let pixels = Rng::new(1).uniform(&[2, 3, 32, 32], 0.0, 1.0, &Device::Cpu)?;
     let start = multiply_adds();

@@ -184,7 +184,7 @@ fn without_a_matching_row_the_nearest_rows_are_listed() {
 
     let output = cdl(&["compare", folder.path().to_str().expect("UTF-8 path"), "--paper"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("is it a run?"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("expected a run directory"), "{}", stderr(&output));
 }
 
 #[test]

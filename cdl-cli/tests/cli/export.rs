@@ -255,7 +255,7 @@ fn exported_folders_contain_only_what_inference_needs() {
         (vec!["export", text(&run), "--student", "x", "--teacher", "x/y"], "expected a folder separate"),
         (vec!["export", text(&run)], "--student"),
         (vec!["export", text(&run), "--student", "x", "--task", "3"], "expected 1 to 2"),
-        (vec!["export", text(&student), "--student", "x"], "is it a run?"),
+        (vec!["export", text(&student), "--student", "x"], "expected a run directory"),
     ] {
         let output = cdl(&args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

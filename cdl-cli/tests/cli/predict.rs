@@ -345,7 +345,7 @@ fn sizes_that_exceed_the_tensors_are_refused() {
         set(
             "/distillers/0/section/length",
             HUGE,
-            &["`distillers[0].section.length = 1000000000000`", "no tensor in trained.safetensors"],
+            &["`distillers[0].section.length = 1000000000000`", "expected at most 4294967296"],
         ),
         set(
             "/network/spec/depth",

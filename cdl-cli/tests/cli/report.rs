@@ -176,7 +176,7 @@ fn folders_without_a_run_are_errors() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let output = cdl(&["report", folder.path().to_str().expect("UTF-8 path")]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("is it a run?"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("expected a run directory"), "{}", stderr(&output));
 }
 
 #[test]

@@ -390,7 +390,7 @@ fn only_settings_that_cannot_change_results_may_differ() {
     let reference = folder.path().join("whole");
     uninterrupted(&reference);
     assert_equal(&dir, &reference, "harmless changes");
-    refused(&["resume", "configs"], &["configs: run.json cannot be read", "is it a run?"]);
+    refused(&["resume", "configs"], &["configs: run.json cannot be read", "expected a run directory"]);
 }
 
 #[test]

@@ -28,11 +28,12 @@ pub(super) const NAMED: [&str; 9] = [
     "teacher.learner",
     "student.learner",
 ];
-/// Environment variables with the prefix `CDL_` that are not settings. The program and its tests read them elsewhere.
+/// Environment variables, without the prefix `CDL_` and in lower case, that are not settings. The program and its tests
+/// read them elsewhere.
 const RESERVED: [&str; 8] =
     ["cuda_libs", "golden_dir", "log", "models_dir", "plugin_path", "require_gpu", "simd", "test_device"];
 
-/// Maximum number of files that one file extends, directly and through others. A file that is reached twice counts twice.
+/// Maximum number of files that one file extends, directly or through others. A file extended twice counts twice.
 const MAX_FILES: usize = 256;
 /// Maximum number of parts of a dotted key. The deepest setting has four.
 const MAX_PARTS: usize = 32;
@@ -41,9 +42,9 @@ const MAX_PARTS: usize = 32;
 /// variables, then `--set`. Each file is read once.
 #[derive(Debug, Default)]
 pub struct ConfigLayers {
-    /// Files as named by the user, lowest first.
+    /// Paths of the files as given by the user, lowest layer first.
     pub(super) files: Vec<PathBuf>,
-    /// Layers of each readable file of [`ConfigLayers::files`]. Those of the files that it extends come first.
+    /// Layers of each readable file of [`ConfigLayers::files`]. Layers of the files that it extends come first.
     pub(super) file_layers: Vec<Vec<Layer>>,
     /// Layers above all files.
     overrides: Vec<Layer>,
@@ -56,7 +57,7 @@ pub struct ConfigLayers {
 pub(super) struct Layer {
     metadata: Metadata,
     values: Dict,
-    /// Whether the layer comes from an environment variable or `--set`. All of these count as one layer, in any order.
+    /// Whether the layer comes from an environment variable or `--set`. All such layers count as one, in any order.
     is_override: bool,
 }
 
@@ -85,7 +86,8 @@ impl ConfigLayers {
         layers.with_overrides(sets)
     }
 
-    /// Reads a text, the environment and `sets`. Messages call the text `name`. `extends` is not supported in it.
+    /// Reads `text`, the environment and `sets`. `name` is the origin of the text in messages. The text cannot extend
+    /// files.
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Self {
         Self::recorded(Path::new(name), text).with_overrides(sets)
     }
@@ -120,7 +122,7 @@ impl ConfigLayers {
         self
     }
 
-    /// Returns the plugins that the configuration names, with the origin of each. They have to be loaded
+    /// Returns the files listed under `plugins`, with the origin of each. The plugins must be loaded
     /// ([`load`](crate::registry::dynamic::load)) before [`ConfigLayers::draft`] can find the methods that they
     /// register. The list is empty if a layer could not be read.
     pub fn plugins(&self) -> Result<Vec<(PathBuf, String)>> {
@@ -147,15 +149,15 @@ impl ConfigLayers {
         (0..last).filter(|at| values(Some(*at)) == all).map(|at| self.files[at].as_path()).collect()
     }
 
-    /// Merges all layers, lowest first, except those of the file with index `excluded`.
+    /// Merges all layers, lowest first, except the layers of the file with index `excluded`.
     pub(super) fn merged(&self, excluded: Option<usize>) -> Figment {
         let kept = self.file_layers.iter().enumerate().filter(|(at, _)| Some(*at) != excluded);
         merge(kept.flat_map(|(_, layers)| layers).chain(&self.overrides).cloned().collect())
     }
 }
 
-/// Appends the layers of `file` to `layers`, after those of the files that it extends. `open` holds the files being
-/// read.
+/// Appends the layers of `file` to `layers`, after the layers of the files that it extends. `open` contains the files
+/// that are being read, to detect cycles.
 fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> Result<()> {
     let name = file.display().to_string();
     let fail = |reason: String| Error::Config { origin: name.clone(), reason };
@@ -167,7 +169,7 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     }
     if layers.len() >= MAX_FILES {
         return Err(fail(format!(
-            "more than {MAX_FILES} files are read: `extends` names the same files repeatedly{by}"
+            "is one file too many: a file extends at most {MAX_FILES} files, directly or through others{by}"
         )));
     }
     if open.contains(&identity) {
@@ -179,7 +181,9 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     if let Some(extends) = values.remove("extends") {
         let parents = match extends.as_str() {
             Some(parent) => vec![parent.to_string()],
-            None => extends.deserialize().map_err(|_| fail("`extends` must be a list of files".into()))?,
+            None => extends
+                .deserialize()
+                .map_err(|_| fail("`extends` is not valid: expected a file or a list of files".into()))?,
         };
         let folder = file.parent().unwrap_or(Path::new(""));
         for parent in parents {
@@ -195,7 +199,7 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     Ok(())
 }
 
-/// Parses TOML. The error states line, column and reason in one line.
+/// Parses TOML. An error states line, column and reason in one line of text.
 fn parse_toml(name: &str, text: &str) -> Result<Dict> {
     toml::from_str(text).map_err(|error| {
         let reason = error.message();
@@ -208,12 +212,12 @@ fn parse_toml(name: &str, text: &str) -> Result<Dict> {
     })
 }
 
-/// Environment variable with the prefix of settings that is not a setting.
+/// Environment variable with the prefix `CDL_` that is not a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownVariable {
     /// Name of the variable, `CDL_...`.
     pub name: String,
-    /// Most similar variable that is a setting.
+    /// Most similar variable that is a setting, `CDL_...`.
     pub nearest: Option<String>,
 }
 
@@ -238,7 +242,7 @@ fn environment() -> Result<Vec<Layer>> {
     settings.map(layer).collect()
 }
 
-/// Returns name, dotted key and value of the environment variables with the prefix of settings.
+/// Returns name, dotted key and value of the environment variables with the prefix `CDL_`, except reserved ones.
 fn variables() -> Vec<(String, String, String)> {
     let text =
         |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
@@ -269,7 +273,7 @@ fn split_set(set: &str) -> Result<Layer> {
     }
 }
 
-/// Makes a layer of a dotted key and its value. A value that is not TOML is a string.
+/// Creates a layer from a dotted key and its value. A value that is not TOML is taken as a string.
 fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
     let fail = |reason: &str| Error::Config { origin: origin.clone(), reason: reason.into() };
     if key.is_empty() || key.split('.').any(str::is_empty) || key.split('.').count() > MAX_PARTS {
@@ -287,7 +291,7 @@ fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
     Ok(Layer { metadata: Metadata::named(origin), values, is_override: true })
 }
 
-/// Merges layers, lowest first. Sections that a higher layer replaces by another name are removed before.
+/// Merges layers, lowest first. A section is first removed from all layers below the layer that gives it another name.
 fn merge(mut layers: Vec<Layer>) -> Figment {
     let first_override = layers.iter().position(|layer| layer.is_override).unwrap_or(layers.len());
     // Variables and `--set` count as one layer, in any order.

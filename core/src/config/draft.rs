@@ -14,7 +14,7 @@ use crate::{
     registry::Settings,
 };
 
-/// Number of errors after which collecting stops: each one takes another check of the whole configuration.
+/// Number of errors after which collecting stops: each error takes another check of the whole configuration.
 pub(super) const MAX_ERRORS: usize = 50;
 
 /// Configuration with all its errors.
@@ -23,7 +23,7 @@ pub struct Draft {
     /// Configuration without the invalid values, so that the rest can be checked. `None` if a required section is
     /// invalid.
     pub config: Option<Config>,
-    /// Errors found. After the first 50 the search stops.
+    /// Errors found. The search stops after the first 50.
     pub errors: Vec<Error>,
 }
 
@@ -65,7 +65,7 @@ fn read(layers: Figment, files: Vec<PathBuf>, errors: &mut Vec<Error>) -> Option
         Err(error) => {
             let key = error.path.join(".");
             let origin = config_layers::origin(&layers, &key).unwrap_or(origin);
-            // TOML has no whole numbers of more than 64 bits with sign; --set and the environment accept them.
+            // Whole numbers of TOML are signed 64-bit numbers; --set and the environment accept larger ones.
             let number = layers.find_value(&key).ok().and_then(|value| value.to_u128());
             errors.push(match number {
                 Some(number) => {

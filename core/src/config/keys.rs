@@ -22,8 +22,8 @@ pub(super) fn common_keys(section: &str) -> Vec<String> {
     properties.into_iter().flat_map(|properties| properties.keys().cloned()).collect()
 }
 
-/// Returns the error of an unknown key. A top-level key in a section gets a message of its own: in TOML, a key
-/// written below `[section]` belongs to that section.
+/// Returns the error of an unknown key. A top-level key in a section gets its own message: in TOML, a key below
+/// `[section]` belongs to that section.
 pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, known: Vec<String>) -> Error {
     let top = registry::schema_of::<RunConfig>();
     match key.rsplit_once('.') {
@@ -37,7 +37,8 @@ pub(super) fn unknown_key(origin: String, key: String, nearest: Option<String>, 
     }
 }
 
-/// Converts the keys of a run to their types. An error contains the invalid key, if there is one.
+/// Converts the keys of a run to their types. `files` is the origin of values that were not set. An error contains the
+/// invalid key, if there is one.
 pub(super) fn parse_run(
     table: &Settings,
     figment: &Figment,
@@ -59,7 +60,8 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
     if table.contains_key("distillers") {
         if table.contains_key("distiller") {
             return Err(fail(
-                "has both [distiller] and `distillers`; to change one of several distillers, write the whole list".into(),
+                "has both [distiller] and `distillers`; to change one of several distillers, write the whole list"
+                    .into(),
             ));
         }
         let invalid = |expected: &str| Error::Setting {

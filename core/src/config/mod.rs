@@ -1,8 +1,8 @@
 //! Typed configurations, merged from layers, with the origin of every value.
 //!
-//! Lowest to highest: built-in defaults, files named by `extends` (recursively, relative to the file that names them),
-//! the file itself, `CDL_...` environment variables (`CDL_OPTIMIZER__LR=0.01`), `--set key=value`.
-//! A layer that gives a section another `name` replaces the whole section: no setting of the previous plugin remains.
+//! Layers, lowest first: built-in defaults; files listed in `extends` (recursively, relative to the file that lists
+//! them); the file itself; environment variables (`CDL_OPTIMIZER__LR=0.01`); `--set key=value`. A layer that gives a
+//! section another `name` replaces the whole section: no setting of the previous plugin remains.
 
 mod config_layers;
 mod draft;
@@ -36,9 +36,9 @@ use crate::{
 /// Treatment of a method that is not registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unregistered {
-    /// Its name is an error, since no run is possible.
+    /// The name is an error, since no run is possible.
     Refused,
-    /// Its settings stay as written.
+    /// The settings of the method stay as written.
     AsWritten,
 }
 
@@ -53,8 +53,8 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads `files`, the environment and `sets` (`key=value` each). Later files override earlier ones and the
-    /// files that they extend. Plugins that they name have to be loaded before, see [`ConfigLayers::plugins`].
+    /// Reads `files`, the environment and `sets` (`key=value` each). Later files override earlier files and the files
+    /// that these extend. Plugins listed under `plugins` must be loaded first, see [`ConfigLayers::plugins`].
     ///
     /// # Errors
     /// Files that cannot be read, unknown keys or names, values of the wrong type; each with its origin.
@@ -62,7 +62,11 @@ impl Config {
         ConfigLayers::read(files, sets).draft().into_config()
     }
 
-    /// Reads a text. Messages call it `name`. `extends` is not supported in it.
+    /// Reads a configuration from `text`, the environment and `sets`. `name` is the origin of the text in messages. The
+    /// text cannot extend files.
+    ///
+    /// # Errors
+    /// Errors of [`Config::load`].
     pub fn parse(name: &str, text: &str, sets: &[String]) -> Result<Self> {
         ConfigLayers::parse(name, text, sets).draft().into_config()
     }
@@ -73,7 +77,7 @@ impl Config {
     }
 
     /// Reads a recorded configuration for inspection only: the settings of methods that are not registered stay as
-    /// recorded. Reading the results of a run therefore does not load its plugins or run their code.
+    /// recorded. Reading the results of a run therefore neither loads the run's plugins nor runs their code.
     pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
         ConfigLayers::recorded(file, text).draft_with(Unregistered::AsWritten).into_config()
     }
@@ -84,13 +88,13 @@ impl Config {
         stems.map(|stem| stem.to_string_lossy().into_owned()).collect::<Vec<_>>().join("-")
     }
 
-    /// Returns the origin of the value at `key` (dotted), or `default`.
+    /// Returns the origin of the value at the dotted key `key`: a file, a variable, an option, or `default`.
     pub fn origin(&self, key: &str) -> String {
         self.explicit_origin(key).unwrap_or_else(|| "default".into())
     }
 
-    /// Returns the origin of the value at `key`, if it was set. A network's own learner inherits from `[learner]`
-    /// the values that it does not set.
+    /// Returns the origin of the value at `key`, if the value was set. `[teacher.learner]` and `[student.learner]`
+    /// inherit the values that they do not set from `[learner]`.
     fn explicit_origin(&self, key: &str) -> Option<String> {
         let inherited = || {
             let (role, rest) = key.split_once('.')?;
@@ -111,7 +115,7 @@ impl Config {
         Ok(leaves(&table).into_iter().map(row).collect())
     }
 
-    /// Returns the whole configuration as TOML. Running it repeats the run.
+    /// Returns the whole configuration as TOML. A run of this TOML repeats the run.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(&self.to_table()?)
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
@@ -142,7 +146,7 @@ impl Config {
             }
             Error::UnknownKey { key: own, nearest: mut near, mut known, .. } => {
                 let (key, origin) = place(own.clone());
-                // Keys that sections of this kind accept for every plugin.
+                // Sections of this kind also accept some keys for every plugin.
                 if !own.contains('.') {
                     known.extend(common_keys(section));
                     near = nearest(&own, known.iter().map(String::as_str));
@@ -212,10 +216,10 @@ impl Config {
             errors.extend(valid.err().map(|error| self.locate(&section(index), error)));
         }
         if run.roles().is_empty() {
-            let expected = "`train_teacher` is false too; expected that at least one of the two is true";
+            let expected = "`train_teacher` is false too; expected at least one of them to be true";
             errors.push(self.refused("train_student", false, expected));
         }
-        // Plugins loaded in another way are added, so that the configuration repeats the run.
+        // Plugins loaded without being listed (`--plugin`) are added, so that the configuration repeats the run.
         for loaded in run.loaded_plugins() {
             let same = |file: &PathBuf| file.canonicalize().is_ok_and(|file| file == loaded.file);
             if !run.plugins.iter().any(same) {

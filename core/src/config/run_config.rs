@@ -32,7 +32,7 @@ pub struct NetworkSection {
     #[serde(default = "default_backbone")]
     pub name: String,
     /// A prompt method for this network only. Without a `name`, or with the name of `[learner]`, settings that
-    /// are not given here are taken from `[learner]`.
+    /// are not given here are inherited from `[learner]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learner: Option<LearnerOverride>,
     /// Settings of the plugin, see `cdl describe NAME`.
@@ -44,7 +44,7 @@ pub struct NetworkSection {
 /// `[teacher.learner]` or `[student.learner]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LearnerOverride {
-    /// Name of the plugin, see `cdl list`. Default: that of `[learner]`.
+    /// Name of the plugin, see `cdl list`. Default: the name in `[learner]`.
     #[serde(default)]
     pub name: Option<String>,
     /// Settings of the plugin, see `cdl describe NAME`.
@@ -58,8 +58,8 @@ pub struct LearnerOverride {
 pub struct DistillerSection {
     /// Name of the plugin, see `cdl list`.
     pub name: String,
-    /// Factor of the loss terms of this method. It does not change the weight of cross-entropy, which is set by the
-    /// method; with several methods the smallest one applies.
+    /// Factor of the loss terms of this method. It does not change the weight of cross-entropy, which the method sets.
+    /// With several methods, the smallest weight of cross-entropy applies.
     #[serde(default = "default_weight")]
     pub weight: f64,
     /// Settings of the plugin, see `cdl describe NAME`.
@@ -132,9 +132,9 @@ pub struct RunConfig {
     pub query: Option<QuerySource>,
     /// Source of the images, and their split into tasks.
     pub stream: Section,
-    /// The large network.
+    /// The large frozen network, which learns each task first.
     pub teacher: NetworkSection,
-    /// The small network.
+    /// The small frozen network, which learns each task with the teacher's help.
     pub student: NetworkSection,
     /// The prompt method of teacher and student, unless `[teacher.learner]` or `[student.learner]` is given.
     pub learner: Section,
@@ -144,7 +144,7 @@ pub struct RunConfig {
     /// Several distillation methods in place of `[distiller]`. Their loss terms are summed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distillers: Option<Vec<DistillerSection>>,
-    /// Update rule of the trainable tensors.
+    /// Update rule of the trainable parameters.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
     /// Learning rate of each epoch.
@@ -158,14 +158,14 @@ pub struct RunConfig {
     pub record: RecordConfig,
 }
 
-/// Times of checkpoints, and the number that is kept. None of these values changes the results of a run.
+/// Intervals of checkpoints, and the number of checkpoints kept. None of these values changes the results of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CheckpointConfig {
     /// Steps between checkpoints within an epoch. 0: only after each epoch and each task.
     pub every_steps: usize,
     /// Number of newest checkpoints that are kept, at least 1. With 2, a run whose last checkpoint is damaged
-    /// resumes from the one before. A finished run has none.
+    /// resumes from the checkpoint before. A finished run has no checkpoints.
     pub keep: usize,
     /// Whether to write no checkpoints. A stopped run then starts again from the beginning.
     pub off: bool,
@@ -181,7 +181,11 @@ impl CheckpointConfig {
     /// Checks the ranges of all values.
     pub fn validate(&self) -> Result<()> {
         match self.keep {
-            0 => Err(Error::setting("keep", 0, "expected at least 1; `checkpoint.off = true` writes none")),
+            0 => Err(Error::setting(
+                "keep",
+                0,
+                "expected at least 1; `checkpoint.off = true` disables checkpoints",
+            )),
             _ => Ok(()),
         }
     }
@@ -192,7 +196,7 @@ impl CheckpointConfig {
 #[serde(default)]
 pub struct RecordConfig {
     /// Whether to write TensorBoard event files into the run directory during the run. `cdl report RUN
-    /// --tensorboard DIR` writes the same files for any run, also later.
+    /// --tensorboard DIR` writes the same files for any run afterwards.
     pub tensorboard: bool,
 }
 
@@ -215,7 +219,7 @@ impl RunConfig {
         self.distillers.as_deref().unwrap_or(self.distiller.as_slice())
     }
 
-    /// Returns the section of distillation method `index`, for messages.
+    /// Returns the section of distillation method `index`, for messages: `distiller` or `distillers[index]`.
     pub fn distiller_section(&self, index: usize) -> String {
         if self.distillers.is_some() { format!("distillers[{index}]") } else { "distiller".into() }
     }
@@ -255,7 +259,7 @@ impl RunConfig {
         usize::try_from(most).ok()
     }
 
-    /// Returns the loaded plugins that the run uses.
+    /// Returns the plugins loaded at run time that the run uses.
     pub fn loaded_plugins(&self) -> Vec<dynamic::Loaded> {
         let learners = [Role::Teacher, Role::Student].map(|role| (Kind::Learner, self.learner(role).0.name));
         let mut used = vec![

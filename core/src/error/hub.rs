@@ -17,7 +17,7 @@ pub struct SourceError {
 /// Error of fetching weights or data, with its remedy.
 ///
 /// `wanted` is the source as written, `endpoint` the address of the hub, `cache` the folder of fetched files, `path` a
-/// local file or folder, `reason` the message of the system or of the HTTP client.
+/// local file or folder, `reason` the message of the operating system or of the HTTP client.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "fields of one name have one meaning, explained above")]
 pub enum HubError {
@@ -26,13 +26,13 @@ pub enum HubError {
     NoPath { path: PathBuf },
     /// A folder without weights.
     #[error(
-        "the folder `{path}` has no file `model.safetensors` or `pytorch_model.bin`; name a folder that \
-         has one, or the weight file itself"
+        "the folder `{path}` has no file `model.safetensors` or `pytorch_model.bin`; specify a folder \
+         with such a file, or the weight file itself"
     )]
     NoWeightsInFolder { path: PathBuf },
     /// A path to a device, a socket or the like.
     #[error(
-        "`{path}` is neither a file nor a folder; name a safetensors or PyTorch file, or a folder with \
+        "`{path}` is neither a file nor a folder; specify a safetensors or PyTorch file, or a folder with \
          `model.safetensors` or `pytorch_model.bin`"
     )]
     NotAFile { path: PathBuf },
@@ -57,7 +57,7 @@ pub enum HubError {
          network, or copy the files here and name their path"
     )]
     Unreachable { wanted: String, endpoint: String, cache: PathBuf, reason: String },
-    /// The hub requires authentication (401). It gives the same answer for a repository that does not exist.
+    /// The hub requires authentication (401). The hub gives the same answer for a repository that does not exist.
     #[error(
         "{endpoint} denies access to `{wanted}` without a valid token: the repository is private or gated, or does \
          not exist; check the name, and set HF_TOKEN to a valid token that may read it"
@@ -93,7 +93,7 @@ pub enum HubError {
          again, or name a commit in place of a branch"
     )]
     NoData { wanted: String, file: String, revision: String },
-    /// A cached file whose checksum differs from that of the hub.
+    /// A cached file whose checksum differs from the checksum on the hub.
     #[error(
         "the cached copy of `{wanted}` is damaged: `{file}` has the SHA-256 {found}, expected {expected}; \
          delete the folder `{folder}` and fetch again"

@@ -1,5 +1,5 @@
-//! Errors of a run. Each message contains what the user needs to fix it: file, key, value, the accepted values and the
-//! nearest valid name.
+//! Errors of a run. A message states file, key, value, the accepted values and the nearest valid name, so that the user
+//! can fix the error.
 
 mod hub;
 
@@ -10,7 +10,7 @@ pub use self::hub::{HubError, SourceError};
 /// Result of the fallible functions of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Error of a run: either the user can fix it ([`Error::is_user_error`]), or it is a failure during the work.
+/// Error of a run. [`Error::is_user_error`] distinguishes errors that the user can fix from failures during the work.
 ///
 /// `kind` is the kind of plugin (`learner`, `distiller`, ...), `origin` the file, environment variable, option or
 /// section that set a value, `key` its dotted path, `nearest` the most similar valid name, `known` all valid names in
@@ -37,10 +37,10 @@ pub enum Error {
     /// A configuration file that cannot be read or parsed, or an incomplete configuration.
     #[error("{origin}: {reason}")]
     Config { origin: String, reason: String },
-    /// A source of weights that cannot be read.
+    /// A text that is not a source of weights or data.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Weights that cannot be fetched.
+    /// Weights or data that cannot be fetched.
     #[error(transparent)]
     Hub(#[from] HubError),
     /// Weights that were found but do not fit.
@@ -133,7 +133,7 @@ impl Error {
     }
 }
 
-/// Converts an I/O error to an [`Error::Io`] that names the file.
+/// Converts an I/O error to an [`Error::Io`] with the path of the file.
 pub(crate) fn io(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
     let file = file.into();
     move |source| Error::Io { file, source }

@@ -1,8 +1,9 @@
-//! Named definitions of accuracy and forgetting.
+//! Accuracy matrix, and definitions of the metrics derived from it.
 
 use serde::{Deserialize, Serialize};
 
-/// `A[i][j]`: accuracy in percent on task `j`'s test set after learning task `i >= j`, over all classes seen.
+/// Accuracy matrix. `A[i][j]` is the accuracy in percent on task `j`'s test set after learning task `i >= j`, over all
+/// classes seen.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<Vec<f64>>")]
 pub struct AccuracyMatrix(Vec<Vec<f64>>);
@@ -24,7 +25,7 @@ impl TryFrom<Vec<Vec<f64>>> for AccuracyMatrix {
 /// Summary of an accuracy matrix, in percent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// The matrix. Row `i` has `i + 1` entries.
+    /// Accuracy matrix. Row `i` has `i + 1` entries.
     pub accuracy_matrix: AccuracyMatrix,
     /// Published definition: `mean_j A[T-1][j]`.
     pub average_accuracy: f64,
@@ -36,8 +37,8 @@ pub struct Summary {
     pub forgetting_from_best: f64,
     /// `mean_{j<T-1} (A[T-1][j] - A[j][j])`; 0 for a single task.
     pub backward_transfer: f64,
-    /// Always `null`. Forward transfer compares the accuracy on a task before it is learned with that of an untrained
-    /// network. Here the prediction is among the classes seen so far, so that this accuracy is 0 by construction.
+    /// Always `null`. Forward transfer compares the accuracy on a task before the task is learned with the accuracy of
+    /// an untrained network. Predictions are limited to the classes seen so far, so the former is 0 by construction.
     #[serde(default)]
     pub forward_transfer: Option<f64>,
 }
@@ -97,8 +98,8 @@ pub const DEFINITIONS: [Definition; 6] = [
     Definition {
         name: "forward_transfer",
         title: "Forward transfer",
-        formula: "not defined: classes of later tasks cannot be answered yet",
-        latex: r"\text{not defined: classes of later tasks cannot be answered yet}",
+        formula: "not defined: predictions are limited to the classes seen so far",
+        latex: r"\text{not defined: predictions are limited to the classes seen so far}",
         value: |summary| summary.forward_transfer,
     },
 ];
@@ -114,7 +115,7 @@ impl AccuracyMatrix {
         &self.0
     }
 
-    /// Returns the matrix after the first `tasks` tasks.
+    /// Returns the matrix as it was after the first `tasks` tasks.
     pub fn first(&self, tasks: usize) -> Self {
         Self(self.0.iter().take(tasks).cloned().collect())
     }

@@ -31,7 +31,7 @@ impl Confusion {
         &self.classes
     }
 
-    /// Returns the number of images, a row for each true class and a column for each predicted class.
+    /// Returns the numbers of images: a row for each true class, a column for each predicted class.
     pub fn counts(&self) -> &[Vec<u64>] {
         &self.counts
     }
@@ -73,7 +73,7 @@ impl Confusion {
         }
         if counts.len() != classes.len() {
             return Err(format!(
-                "a confusion matrix with {} class columns and {} rows; expected as many rows as columns",
+                "the confusion matrix has {} class columns and {} rows; expected as many rows as columns",
                 classes.len(),
                 counts.len()
             ));

@@ -44,7 +44,7 @@ struct Pool {
     name: String,
     weighted: bool,
     size: usize,
-    /// Number of images of each task, and the sums of their rows.
+    /// Number of images of each task, and the sum of each prompt's usage over these images.
     tasks: Vec<(u64, Vec<f64>)>,
 }
 
@@ -154,7 +154,8 @@ fn check_promise(selection: &Selection, kept: bool, promise: String) -> Result<(
 }
 
 impl PoolUse {
-    /// Returns the share of images that selected a prompt, or its mean weight, by task of the images and by prompt.
+    /// Returns the share of images that selected each prompt, or the mean weight of the prompt: a row for each task of
+    /// the images, a column for each prompt.
     pub fn rows(&self) -> Vec<Vec<f64>> {
         match &self.table {
             UseTable::MeanWeights(rows) => rows.clone(),

@@ -7,8 +7,8 @@ use candle_core::Tensor;
 use crate::error::Result;
 use cdl_kernels::{log_softmax, softmax};
 
-/// Returns the mean cross-entropy of `logits` `(B, C)` for `labels` `(B,)`, with a softmax over `classes` only. This is
-/// the same as setting the logits of all other classes to minus infinity.
+/// Returns the mean cross-entropy of `logits` `(B, C)` for `labels` `(B,)`, class indices in `classes`. The softmax
+/// covers `classes` only, as if the logits of all other classes were minus infinity.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor, classes: &Range<usize>) -> Result<Tensor> {
     let log_p = log_softmax(&logits.narrow(1, classes.start, classes.len())?)?;
     let own = (labels.to_dtype(candle_core::DType::I64)? - classes.start as f64)?;

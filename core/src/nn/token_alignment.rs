@@ -41,14 +41,15 @@ impl TokenAlignment {
                 });
             }
         }
-        // Resampling is linear: applied to the identity matrix, it gives its own matrix.
+        // Resampling is linear: applied to the identity matrix, it returns the matrix of the linear map.
         let identity = Tensor::eye(from, candle_core::DType::F32, &Device::Cpu)?.flatten_all()?.to_vec1()?;
         let matrix = resample(&identity, from.isqrt(), to.isqrt(), from);
         alignment.resampling = Some(Tensor::from_vec(matrix, (to, from), device)?);
         Ok(alignment)
     }
 
-    /// Aligns tokens `(B, Ns, Ds)` and `(B, Nt, Dt)`. Returns `(B, N, Ds)` and `(B, N, Dt)`, with the CLS token first.
+    /// Aligns the tokens of student `(B, Ns, Ds)` and teacher `(B, Nt, Dt)`. Returns `(B, N, Ds)` and `(B, N, Dt)`,
+    /// with the CLS token first.
     pub fn apply(&self, student: &Tensor, teacher: &Tensor) -> Result<(Tensor, Tensor)> {
         if self.resampling.is_none() && student.dim(1)? == teacher.dim(1)? {
             return Ok((student.clone(), teacher.clone()));
@@ -114,7 +115,7 @@ mod tests {
             assert_eq!(same.to_vec3::<f32>()?, tokens.to_vec3::<f32>()?);
             let resampled = resampled.flatten_all()?.to_vec1::<f32>()?;
             assert_eq!(resampled[0], head.flatten_all()?.to_vec1::<f32>()?[0], "CLS stays");
-            // A ramp stays a ramp except at the edges, where the kernel is cut off.
+            // The resampled ramp is linear except at the edges, where the kernel is cut off.
             for (patch, (ours, expected)) in resampled[1..].iter().zip(ramp(student)).enumerate() {
                 let inside = |i: usize| (inner..student - inner).contains(&i);
                 if inside(patch / student) && inside(patch % student) {

@@ -80,10 +80,10 @@ pub struct Entry {
     pub about: &'static str,
     /// Paper or data set to cite.
     pub citation: &'static str,
-    /// Source of a stream's data: a data set on the hub, `hf:owner/name`, which can be fetched, or a sentence with
+    /// Source of a stream's data: a data set on the hub (`hf:owner/name`), which can be fetched, or a sentence with
     /// address and licence.
     pub source: Option<&'static str>,
-    /// Crate and module that registered it.
+    /// Crate and module that registered the plugin.
     pub origin: &'static str,
     /// Returns the JSON schema of the settings.
     pub schema: fn() -> serde_json::Value,
@@ -217,6 +217,9 @@ pub fn find(kind: Kind, name: &str) -> Result<&'static Entry> {
 }
 
 /// Builds the backbone `name`.
+///
+/// # Errors
+/// An unknown name, settings that the plugin refuses, and a panic of the plugin.
 pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) -> Result<Arc<dyn Backbone>> {
     match find(Kind::Backbone, name)?.build {
         Build::Backbone(build) => {
@@ -227,6 +230,9 @@ pub fn backbone(name: &str, settings: &Settings, context: &BackboneContext<'_>) 
 }
 
 /// Builds the learner `name`.
+///
+/// # Errors
+/// An unknown name, settings that the plugin refuses, and a panic of the plugin.
 pub fn learner(name: &str, settings: &Settings, context: &LearnerContext<'_>) -> Result<Box<dyn Learner>> {
     match find(Kind::Learner, name)?.build {
         Build::Learner(build) => {
@@ -238,6 +244,9 @@ pub fn learner(name: &str, settings: &Settings, context: &LearnerContext<'_>) ->
 }
 
 /// Builds the distiller `name`.
+///
+/// # Errors
+/// An unknown name, settings that the plugin refuses, and a panic of the plugin.
 pub fn distiller(
     name: &str,
     settings: &Settings,
@@ -253,6 +262,9 @@ pub fn distiller(
 }
 
 /// Builds the stream `name`.
+///
+/// # Errors
+/// An unknown name, settings that the plugin refuses, and a panic of the plugin.
 pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     match find(Kind::Stream, name)?.build {
         Build::Stream(build) => {
@@ -262,8 +274,8 @@ pub fn stream(name: &str, settings: &Settings, context: &StreamContext<'_>) -> R
     }
 }
 
-/// Adds to the error of a tensor that exceeds memory the setting that caused it: the largest one equal to a dimension
-/// of the tensor.
+/// Converts the error of a tensor that exceeds memory to the error of the setting that caused it: the largest setting
+/// equal to a dimension of the tensor.
 fn too_large(settings: &Settings, error: Error) -> Error {
     let Error::Memory { ref shape, needed, free } = error else { return error };
     let size = |value: &toml::Value| usize::try_from(value.as_integer()?).ok().filter(|n| shape.contains(n));
@@ -271,8 +283,9 @@ fn too_large(settings: &Settings, error: Error) -> Error {
     match sizes.max() {
         Some((value, key)) => {
             let [needed, free] = [needed, free].map(|bytes| bytes as f64 / 1e9);
-            let expected =
-                format!("expected less: a tensor would need {needed:.1} GB, {free:.1} GB are free");
+            let expected = format!(
+                "expected a smaller number: a tensor would need {needed:.1} GB, {free:.1} GB are free"
+            );
             Error::setting(&key, value, expected)
         }
         None => error,
@@ -280,5 +293,5 @@ fn too_large(settings: &Settings, error: Error) -> Error {
 }
 
 fn wrong_kind(name: &str, build: &Build) -> Error {
-    Error::Config { origin: name.into(), reason: format!("is a {}", build.kind()) }
+    Error::Config { origin: name.into(), reason: format!("is registered as a {}", build.kind()) }
 }

@@ -1,5 +1,5 @@
-//! Guards that convert a panic in a plugin's method to an error that names plugin and method, so that the finished
-//! tasks of a run are kept. The registry guards every plugin that it builds, linked or loaded.
+//! Guards that convert a panic in a plugin's method to an error with the names of plugin and method, so that the
+//! finished tasks of a run are kept. The registry guards every plugin that it builds, linked or loaded.
 
 use std::{
     any::Any,

@@ -17,7 +17,7 @@ pub fn non_negative(key: &str, value: f64) -> Result<()> {
     check(value.is_finite() && value >= 0.0, key, value, "expected a finite number, 0 or more")
 }
 
-/// Checks the rows of a prompt: half of them are keys, half values, so that the number is even and at least 2.
+/// Checks that the number of rows of a prompt is even and at least 2: half of the rows are keys, half values.
 pub fn halves(key: &str, rows: usize) -> Result<()> {
     let expected = "expected an even number, 2 or more: half are keys, half values";
     check(rows >= 2 && rows.is_multiple_of(2), key, rows, expected)

@@ -21,6 +21,9 @@ pub fn defaults_of<C: Default + Serialize>() -> Result<Settings> {
 }
 
 /// Checks settings and fills in the defaults.
+///
+/// # Errors
+/// Errors of [`parse`].
 pub fn complete<C: DeserializeOwned + JsonSchema + Serialize>(settings: &Settings) -> Result<Settings> {
     to_table(&parse::<C>(settings)?)
 }
@@ -39,7 +42,7 @@ fn to_table(value: &impl Serialize) -> Result<Settings> {
 pub fn parse<C: DeserializeOwned + JsonSchema>(settings: &Settings) -> Result<C> {
     check_keys(&schema_of::<C>(), settings)?;
     serde_path_to_error::deserialize(toml::Value::Table(settings.clone())).map_err(|e| {
-        // Inside flattened structs serde loses the path. The invalid key is then the one without which parsing
+        // Inside flattened structs serde loses the path. The invalid key is then the key without which parsing
         // succeeds.
         let key = Some(e.path().to_string()).filter(|key| lookup(settings, key).is_some());
         let reason = e.into_inner().to_string();
@@ -103,7 +106,7 @@ pub(crate) fn check_keys(schema: &serde_json::Value, table: &Settings) -> Result
     check_below(schema, schema, table, "")
 }
 
-/// Checks the table at the key `path`. `schema` is its part of the schema `root`.
+/// Checks the table at the key `path`. `schema` is the part of the schema `root` that describes this table.
 fn check_below(
     root: &serde_json::Value,
     schema: &serde_json::Value,

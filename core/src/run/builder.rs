@@ -1,4 +1,4 @@
-//! Builds the parts of a run from its configuration, and those of an exported model from its description.
+//! Builds the parts of a run from its configuration, and the parts of an exported model from its description.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Adds to an error the origin of the section from which a part is built.
+/// Function that adds the section from which a part is built, and its origin, to an error.
 pub(crate) type Locate<'a> = Box<dyn Fn(&str, Error) -> Error + 'a>;
 
 /// Properties of an experiment on which all parts depend.
@@ -30,7 +30,7 @@ pub(crate) struct Setup<'a> {
     pub(crate) image_size: usize,
     /// Number of classes of all tasks.
     pub(crate) classes: usize,
-    /// Number of tasks of the whole stream, even if the run stops early.
+    /// Number of tasks of the whole stream, even if the run stops earlier (`max_tasks`).
     pub(crate) tasks: usize,
     pub(crate) locate: Locate<'a>,
 }
@@ -106,7 +106,7 @@ pub(crate) fn check_batches(config: &Config, stream: &dyn TaskStream) -> Result<
     }
     let task = task + 1;
     let expected = format!(
-        "expected at most {images}, the training images of task {task}: incomplete batches are dropped"
+        "expected at most {images}, the number of training images of task {task}: incomplete batches are dropped"
     );
     Err(config.refused("batch_size", config.run.batch_size, expected))
 }

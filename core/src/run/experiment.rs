@@ -1,4 +1,4 @@
-//! Builds all parts of a run from its configuration. Errors are found here, before anything is written.
+//! Builds all parts of a run from its configuration, before anything is written.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub struct RunRecord {
     /// Device of the networks.
     pub device: String,
     /// Kernels of the frozen networks: a set of CPU instructions, or `cuda`. All CPU sets except `portable` give equal
-    /// results; others differ in the last digits.
+    /// results. The results of `portable` and `cuda` differ in the last digits.
     pub kernels: String,
     /// Quirks of the published code, and whether each was active.
     pub quirks: BTreeMap<String, bool>,
@@ -96,7 +96,8 @@ impl Experiment {
     /// Builds stream, networks and methods.
     ///
     /// # Errors
-    /// Settings that a plugin refuses, with key and origin; batches larger than a task.
+    /// Settings that a plugin refuses, with key and origin; a batch size above the number of images of a task; data or
+    /// weights that cannot be read; methods that cannot be combined.
     pub fn build(config: &Config) -> Result<Self> {
         let device = builder::device(config)?;
         let stream = builder::stream(config, &device)?;
@@ -120,7 +121,7 @@ impl Experiment {
         Ok(Self::assemble(config, stream, device, teacher, student, distiller))
     }
 
-    /// Combines built parts to an experiment.
+    /// Combines built parts into an experiment.
     pub(crate) fn assemble(
         config: &Config,
         stream: Box<dyn TaskStream>,
@@ -143,8 +144,7 @@ impl Experiment {
         Self { stream, trainer: Trainer { teacher, student, distiller, settings, rng }, device }
     }
 
-    /// Returns the disk space of a run in bytes: the models of all tasks, the checkpoints, and a little for other
-    /// files.
+    /// Returns the disk space of a run in bytes: the models of all tasks, the checkpoints, and 1 MiB for other files.
     pub fn disk_bytes(&self, config: &Config) -> Result<u64> {
         let parameters = |role: Role| -> Result<usize> {
             Ok(self.trainer.state(role)?.iter().map(|(_, tensor)| tensor.elem_count()).sum())
@@ -154,7 +154,7 @@ impl Experiment {
         let mut moments = 0;
         for &role in &self.trainer.settings.roles {
             models += parameters(role)?;
-            // No update rule has more than three values of state per parameter.
+            // No update rule stores more than three values per parameter.
             let vars = self.trainer.trainable(role);
             moments = moments.max(3 * vars.iter().map(|var| var.tensor().elem_count()).sum::<usize>());
         }

@@ -20,7 +20,7 @@ use crate::{
     traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
 };
 
-/// Untimed steps of each network before the timed ones, in addition to those with prefetched images.
+/// Untimed steps of each network before the timed steps, in addition to the steps with prefetched images.
 const WARMUP: usize = 2;
 
 /// Scope of the checks.
@@ -28,8 +28,8 @@ const WARMUP: usize = 2;
 pub struct Plan<'a> {
     /// Number of timed training steps of each network, and of timed test batches. 0: no measurement.
     pub steps: usize,
-    /// Number of training images and of test images of each task to decode. All, if the stream itself verifies all
-    /// images before a run.
+    /// Number of training images and of test images of each task to decode. All are decoded if the stream verifies all
+    /// images before a run (`verify`).
     pub images: usize,
     /// Run directory.
     pub run_dir: &'a Path,
@@ -44,7 +44,7 @@ pub struct Report {
     pub data: Option<Data>,
     /// Networks whose weights were found.
     pub networks: Vec<NetworkReport>,
-    /// Disk space for the results, if the models could be built.
+    /// Disk space for the run directory, if the models could be built.
     pub disk: Option<Disk>,
     /// Measured times.
     pub time: Option<Time>,
@@ -83,7 +83,7 @@ pub struct Data {
 pub struct TaskReport {
     /// Number of classes.
     pub classes: usize,
-    /// Number of training images, including those of rehearsal.
+    /// Number of training images, including rehearsed images of earlier tasks.
     pub train: usize,
     /// Number of test images.
     pub test: usize,
@@ -119,7 +119,7 @@ pub struct Time {
     pub networks: Vec<NetworkTime>,
     /// Images per second when all trained networks are tested. The reuse of queries by later tests is not considered.
     pub test_images_per_second: f64,
-    /// Number of test images of the whole run: after each task, those of all tasks so far.
+    /// Number of test images of the whole run: after each task, the test images of all tasks so far.
     pub test_images: usize,
     /// Estimated seconds of the whole run.
     pub seconds: f64,
@@ -161,8 +161,8 @@ pub fn check(draft: Draft, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) -> Rep
 }
 
 impl Report {
-    /// Returns the built part, or records its error and returns `None`. An error that both networks' learners share is
-    /// recorded once.
+    /// Returns the built part, or records its error and returns `None`. An error that occurs for the learners of both
+    /// networks is recorded once.
     fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
         match built {
             Ok(built) => Some(built),
@@ -264,7 +264,8 @@ impl Report {
         if let Some(Disk { needed, free }) = self.disk
             && free < needed
         {
-            let reason = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
+            let reason =
+                format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
             self.errors.push(Error::RunDir { dir: plan.run_dir.into(), reason });
         }
     }
@@ -352,7 +353,7 @@ pub fn verify(config: &Config, progress: &(dyn Fn() + Sync)) -> Result<Verified>
     Ok(all)
 }
 
-/// Fetches data and weights into the cache, as a run would. Returns the records of the data.
+/// Fetches data and weights into the hub's cache, as a run would. Returns the records of the data.
 pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
     let mut config = config.clone();
     config.run.stream.disable_verify();
@@ -366,7 +367,7 @@ pub fn fetch(config: &Config) -> Result<Vec<DataRecord>> {
 }
 
 /// Measures training and test steps. The experiment cannot be used for a run afterwards. The first `skipped` batches
-/// are not timed: their images are prefetched, so that they would appear to take no time.
+/// are not timed: their images are prefetched, so that loading would appear to take no time.
 fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Time> {
     let Experiment { stream, trainer, .. } = experiment;
     let batch_size = trainer.settings.batch_size;
@@ -418,7 +419,7 @@ fn time(experiment: &mut Experiment, skipped: usize, steps: usize) -> Result<Tim
     Ok(Time { networks, test_images_per_second, test_images, seconds })
 }
 
-/// Returns the median, for an even number the upper one of the two in the middle. NaN for an empty list.
+/// Returns the median, for an even count the larger of the two middle values. NaN for an empty list.
 fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);
     numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)

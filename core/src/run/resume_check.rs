@@ -1,4 +1,4 @@
-//! Checks of a resumed run: configuration, data and weights must be those with which it was started.
+//! Checks of a resumed run: configuration, data and weights must be those with which the run was started.
 
 use std::path::Path;
 
@@ -9,7 +9,8 @@ use crate::{
 };
 
 /// Keys that may change when a run resumes, since they cannot change a result. A key that ends in a dot stands for all
-/// keys below it. The device is compared with the recorded one instead: `auto` may select another device now.
+/// keys below it. `device` may change because [`check_record`] compares the device itself: `auto` may select another
+/// device now.
 const CHANGEABLE: [&str; 6] = [
     "stream.input.workers",
     "stream.input.prefetch",
@@ -26,7 +27,7 @@ const CHANGEABLE: [&str; 6] = [
 pub fn check_config(now: &Config, original: &Config) -> Result<()> {
     let (now, original) = (now.explain()?, original.explain()?);
     let value_in = |rows: &[(String, String, String)], key: &str| {
-        rows.iter().find(|row| row.0 == key).map_or("(nothing)".to_string(), |row| row.1.clone())
+        rows.iter().find(|row| row.0 == key).map_or("(not set)".to_string(), |row| row.1.clone())
     };
     for (key, _, origin) in now.iter().chain(&original) {
         let (value, before) = (value_in(&now, key), value_in(&original, key));
@@ -46,8 +47,8 @@ pub fn check_config(now: &Config, original: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Checks that data, weights and the kind of device are those with which the run in `root` was started. Warns if the
-/// version of this software differs.
+/// Checks that data, plugins, weights, kernels and the kind of device are those with which the run in `root` was
+/// started. Warns if the version of this software differs.
 pub fn check_record(root: &Path, record: &RunRecord) -> Result<()> {
     directory::check_same(root, record)?;
     let recorded = directory::read_record(root)?;

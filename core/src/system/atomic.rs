@@ -17,7 +17,7 @@ use crate::error::{Error, Result, io};
 pub(crate) const UNFINISHED: &str = ".cdl-";
 
 /// Writes a file atomically: a temporary file in the same folder is flushed to disk and then renamed. Readers see the
-/// old file or the new one, also after a power failure.
+/// old contents or the new contents, also after a power failure.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = folder_of(path);
     let write = || -> std::io::Result<()> {
@@ -45,7 +45,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomic(path, &bytes)
 }
 
-/// Returns the folder that contains `path`. For a bare name it is `.`, since an empty path cannot be opened.
+/// Returns the folder that contains `path`: `.` for a bare name, since an empty path cannot be opened.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -59,8 +59,8 @@ pub(crate) fn temporary_folder(parent: &Path) -> Result<TempDir> {
     builder.tempdir_in(parent).map_err(io(parent))
 }
 
-/// Moves a complete temporary folder to `root`. With `replace`, the existing folder is moved aside first; it is removed
-/// after the move, or restored if the move fails.
+/// Moves a complete temporary folder to `root`. With `replace`, the existing folder is moved aside first. The existing
+/// folder is removed after the move, or restored if the move fails.
 ///
 /// # Errors
 /// A folder `root` that is not empty, or that cannot be written.
@@ -74,7 +74,7 @@ pub(crate) fn move_to(temporary: TempDir, root: &Path, replace: bool) -> Result<
         if let Some(earlier) = earlier
             && let Err(error) = fs::rename(earlier.path().join("earlier"), root)
         {
-            // Another process has created `root`. The earlier folder stays where it was moved, which the error names.
+            // Another process has created `root`. The earlier folder stays at its temporary path, stated in the error.
             return Err(io(earlier.keep().join("earlier"))(error));
         }
         return Err(io(root)(e));
@@ -84,7 +84,7 @@ pub(crate) fn move_to(temporary: TempDir, root: &Path, replace: bool) -> Result<
     Ok(())
 }
 
-/// Converts the error of a walk through `root` to one that names the unreadable file or folder.
+/// Converts the error of a walk through `root` to an error with the path of the unreadable file or folder.
 pub(crate) fn walk_error(root: &Path) -> impl Fn(walkdir::Error) -> Error {
     move |error| io(error.path().unwrap_or(root).to_path_buf())(error.into())
 }

@@ -1,4 +1,4 @@
-//! Reading of files that users name.
+//! Reading of files at paths from the user.
 
 use std::{
     fs::{self, File},
@@ -9,8 +9,8 @@ use std::{
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// The file cannot be opened, or is not a regular file. A named pipe would block until somebody writes to it, and a device
-/// can be endless.
+/// The file cannot be opened, or is not a regular file. A named pipe would block until a process writes to it, and a
+/// device can be endless.
 pub fn open(path: &Path) -> Result<File> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
@@ -25,14 +25,20 @@ pub fn open(path: &Path) -> Result<File> {
     File::open(path)
 }
 
-/// Reads a regular file; errors are those of [`open`].
+/// Reads a regular file.
+///
+/// # Errors
+/// Errors of [`open`] and of reading.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Reads a regular file of UTF-8; errors are those of [`open`].
+/// Reads a regular file of UTF-8.
+///
+/// # Errors
+/// Errors of [`open`] and of reading, and bytes that are not UTF-8.
 pub fn read_to_string(path: &Path) -> Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;

@@ -12,8 +12,8 @@ thread_local! {
     static LIMIT: Cell<u64> = const { Cell::new(u64::MAX) };
 }
 
-/// Calls `work` while [`check_size`] refuses tensors of more than `bytes`, except small ones. For sizes from files that
-/// may be malicious.
+/// Calls `work` while [`check_size`] refuses tensors of more than `bytes`, except those of at most 64 MiB. Used for
+/// sizes from files that may be malicious.
 pub(crate) fn within<T>(bytes: u64, work: impl FnOnce() -> T) -> T {
     let before = LIMIT.replace(bytes);
     let result = work();
@@ -26,7 +26,7 @@ pub fn peak_bytes() -> Option<u64> {
     kibibytes("/proc/self/status", "VmHWM:")
 }
 
-/// Returns the bytes that `file` lists under `name` in kB.
+/// Returns the number of bytes that `file` lists under `name` in kB.
 fn kibibytes(file: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
@@ -66,8 +66,8 @@ pub(crate) fn check_size(shape: &[usize]) -> Result<usize> {
 /// Returns the memory in bytes that the control groups of a process allow: the minimum over its own group and all
 /// enclosing ones, below `mount`. `groups` is the text of `/proc/self/cgroup`. `None` without a limit.
 ///
-/// In a container, the own group may be mounted as the root under a name that only the host knows. Then the files of
-/// the root are read.
+/// In a container, the process's own group may be mounted as the root, while `groups` contains its path on the host.
+/// The limits are then read from the root.
 fn left_by_groups(groups: &str, mount: &Path) -> Option<u64> {
     let left = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -86,8 +86,8 @@ fn left_by_groups(groups: &str, mount: &Path) -> Option<u64> {
     left.min()
 }
 
-/// Returns the memory in bytes that the limit of a control group allows, in version 2 or 1 of control groups. Cached
-/// file pages count as free, since the system can evict them.
+/// Returns the memory in bytes that a process of the control group may still allocate, in version 2 or 1 of control
+/// groups. Cached file pages count as free, since the system can evict them.
 fn left_in(group: &Path, version_2: bool) -> Option<u64> {
     let (limit, used, inactive, active) = match version_2 {
         true => ("memory.max", "memory.current", "inactive_file ", "active_file "),

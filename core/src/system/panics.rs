@@ -32,11 +32,11 @@ pub(crate) fn first_line(panic: &(dyn Any + Send)) -> &str {
 
 /// Returns whether [`catch`] would catch a panic of this thread.
 pub(crate) fn are_caught() -> bool {
-    // The variable does not exist in a thread that is ending, which has left all calls.
+    // The variable is gone while a thread ends. Such a thread has left all calls of `catch`.
     CATCHING.try_with(Cell::get).is_ok_and(|depth| depth > 0)
 }
 
-/// Disables the current panic hook for panics that [`catch`] returns. To be called once, at the start of a program.
+/// Disables the current panic hook for panics that [`catch`] returns. A program calls this function once, at its start.
 pub fn silence_caught() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

@@ -21,10 +21,13 @@ const SIDE: usize = 224;
 /// Prompt tokens of each kind.
 const LENGTH: usize = 2;
 
-/// Checks the backbone registered as `name`, with `settings` in TOML, on images of 224 px:
-/// its specification and the shapes of its outputs are correct; the images of a batch are independent; injected prompts
-/// of every kind change the output and get correct gradients; results are deterministic; weights never change; and an
-/// exported network, if it supports export, equals the original.
+/// Checks the backbone registered as `name`, with `settings` in TOML, on images of 224 px: [`Backbone::spec`] and the
+/// shapes of outputs are correct; the images of a batch are independent; injected prompts of every kind change the
+/// output and get correct gradients; results are deterministic; weights never change; and an exported network, if the
+/// backbone supports export, equals the original.
+///
+/// # Errors
+/// The first violation, as [`Error::Promise`](error::Error::Promise), and errors of the backbone.
 pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Backbone, name, settings)?;
     let build = |folder: Option<&Path>| {
@@ -44,20 +47,20 @@ pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let before = frozen_values(backbone.as_ref())?;
     let pixels = Rng::new(5).uniform(&[2, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;
     let plain = check.shapes(&pixels, &Injection::none(), 0)?;
-    check.rows(&pixels, &plain)?;
-    check.again(&pixels, &plain, build(None)?.as_ref())?;
+    check.images_are_independent(&pixels, &plain)?;
+    check.is_deterministic(&pixels, &plain, build(None)?.as_ref())?;
     if let Some(portable) = backbone.portable()? {
         let folder = tempfile::tempdir().map_err(error::io(std::env::temp_dir()))?;
         write_network(&portable, folder.path())?;
         let moved = build(Some(folder.path()))?;
         let same = BackboneSpec { provenance: moved.spec().provenance.clone(), ..backbone.spec().clone() };
-        check.promise(*moved.spec() == same, "built from its own files it has the same sizes")?;
+        check.promise(*moved.spec() == same, "a backbone built from exported files has the same sizes")?;
         let equal = frozen_values(moved.as_ref())? == before;
-        check.promise(equal, "built from its own files it has the same weights")?;
-        check.again(&pixels, &plain, moved.as_ref())?;
+        check.promise(equal, "a backbone built from exported files has the same weights")?;
+        check.is_deterministic(&pixels, &plain, moved.as_ref())?;
     }
     check.prompts(&pixels, &plain)?;
-    check.promise(frozen_values(backbone.as_ref())? == before, "its weights never change")
+    check.promise(frozen_values(backbone.as_ref())? == before, "frozen weights never change")
 }
 
 /// Returns name and values of every frozen tensor.
@@ -83,9 +86,9 @@ impl Check<'_> {
     fn spec(&self, name: &str) -> Result<()> {
         let BackboneSpec { plugin, image_size, depth, patches, heads, width, .. } = self.backbone.spec();
         let even = *heads > 0 && width.is_multiple_of(*heads);
-        self.promise(plugin == name, format!("its spec names it, not `{plugin}`"))?;
-        self.promise(*image_size == SIDE, "its spec has the image size for which it was built")?;
-        self.promise(*depth > 0 && *patches > 0, "its spec has blocks and patches")?;
+        self.promise(plugin == name, format!("`spec` contains the registered name, not `{plugin}`"))?;
+        self.promise(*image_size == SIDE, "`spec` has the image size of the context")?;
+        self.promise(*depth > 0 && *patches > 0, "`spec` has at least one block and one patch")?;
         self.promise(even, "its width is a multiple of its number of heads")
     }
 
@@ -113,7 +116,8 @@ impl Check<'_> {
         Ok(features)
     }
 
-    fn rows(&self, pixels: &Tensor, batch: &Features) -> Result<()> {
+    /// Checks that the features of an image do not depend on the other images of its batch.
+    fn images_are_independent(&self, pixels: &Tensor, batch: &Features) -> Result<()> {
         for row in 0..pixels.dim(0)? {
             let image = pixels.narrow(0, row, 1)?;
             let alone = self.backbone.forward(&image, &Injection::none(), &Taps::none())?;
@@ -123,16 +127,18 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn again(&self, pixels: &Tensor, first: &Features, other: &dyn Backbone) -> Result<()> {
+    /// Checks that this backbone and the equally built backbone `other` compute the features `first` again.
+    fn is_deterministic(&self, pixels: &Tensor, first: &Features, other: &dyn Backbone) -> Result<()> {
         for backbone in [self.backbone, other] {
             let again = backbone.forward(pixels, &Injection::none(), &Taps::none())?;
             let same = distance(&again.cls, &first.cls)? == 0.0;
-            self.promise(same, "building and using it are deterministic")?;
+            self.promise(same, "equal settings and images give equal features")?;
         }
         Ok(())
     }
 
-    /// Checks every kind of prompt, in the first and in the last block.
+    /// Checks that every kind of prompt, in the first and in the last block, changes the CLS token and gets a correct
+    /// gradient.
     fn prompts(&self, pixels: &Tensor, plain: &Features) -> Result<()> {
         let (width, depth) = (self.backbone.spec().width, self.backbone.spec().depth);
         let mut rng = Rng::new(6);

@@ -45,7 +45,8 @@ impl Shape {
     pub const STUDENT: Self = Self { width: 16, depth: 6, heads: 2, patch: 4 };
 }
 
-/// Two tiny random vision transformers and the stream [`Noise`], for tests of methods.
+/// Two tiny random vision transformers and an environment in which learners and distillers are built, for tests of
+/// methods on the stream [`Noise`].
 #[derive(Clone)]
 pub struct Lab {
     teacher: Arc<dyn Backbone>,
@@ -56,7 +57,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Creates a teacher and a student of different sizes. The networks are always the same; `seed` is the seed of
+    /// Creates a teacher and a student of different sizes. The networks do not depend on `seed`, which is the seed of
     /// learners and distillers.
     pub fn new(seed: u64) -> Result<Self> {
         Self::with_shapes(seed, Shape::TEACHER, Shape::STUDENT)
@@ -187,12 +188,12 @@ impl Noise {
         Self { classes, tasks: (0..TASKS).map(task).collect(), steps, poisoned: usize::MAX }
     }
 
-    /// Makes all pixels of the tasks from `task` on NaN.
+    /// Replaces all pixels of task `task` and of later tasks by NaN.
     pub fn poisoned_from(self, task: usize) -> Self {
         Self { poisoned: task, ..self }
     }
 
-    /// Returns batch `number` of a task, always the same.
+    /// Returns batch `number` of a task. Equal arguments give equal batches.
     pub fn batch(&self, task: usize, number: usize) -> Result<Batch> {
         let mut rng = Rng::new(9).derive(&format!("{task} {number}"));
         let mut pixels = rng.uniform(&[BATCH, 3, SIDE, SIDE], 0.0, 1.0, &Device::Cpu)?;

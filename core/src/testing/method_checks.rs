@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Plugin under test, with a function that builds a trainer of it in a lab.
+/// Plugin under test, with a function that builds a trainer with this plugin in a lab.
 pub(super) struct Check<'a> {
     pub(super) plugin: String,
     pub(super) build: &'a dyn Fn(&Lab) -> Result<Trainer>,
@@ -87,7 +87,8 @@ impl Check<'_> {
         for (network, taps) in [(&trainer.teacher, &taps.teacher), (&trainer.student, &taps.student)] {
             let depth = network.backbone.spec().depth;
             for block in &taps.blocks {
-                let promise = format!("it taps block {block} of a network with {depth} (from 0)");
+                let promise =
+                    format!("tapped blocks are less than {depth}, the depth of the network, not {block}");
                 self.promise(*block < depth, promise)?;
             }
         }
@@ -96,7 +97,7 @@ impl Check<'_> {
             for pass in [Pass::Train, Pass::Test] {
                 self.injection_fits(&trainer.distiller.inject(pass)?, trainer.student.backbone.spec(), 1)?;
             }
-            // The task's classes, and with rehearsal all classes seen so far.
+            // Losses cover the task's classes, or with rehearsal all classes seen so far.
             for classes in [task.classes.clone(), 0..task.seen()] {
                 let task = Task { classes, ..*task };
                 let loss = trainer.loss(Role::Student, &task, &stream.batch(task.index, 0)?)?;
@@ -114,7 +115,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Checks that `predicts` is true if `predict` differs from the learner's logits; otherwise it is never called.
+    /// Checks that `predicts` is true if `predict` differs from the learner's logits. If `predicts` is false, a run
+    /// never calls `predict`.
     pub(super) fn prediction_is_announced(&self, alone: &Trainer) -> Result<()> {
         let pixels = Noise::new(1).batch(0, 0)?.pixels;
         let in_a_run = self.trainer(1)?.predict(Role::Student, &pixels)?;
@@ -126,7 +128,7 @@ impl Check<'_> {
         let (blocks, depth, width) = (injection.blocks.len(), spec.depth, spec.width);
         self.promise(
             blocks <= depth,
-            format!("it injects prompts into at most {depth} blocks, not {blocks}"),
+            format!("prompts are injected into at most {depth} blocks, not {blocks}"),
         )?;
         let fits = |tensor: &Tensor| {
             let dims = tensor.dims3();
@@ -145,7 +147,7 @@ impl Check<'_> {
             self.promise(added == 1, "one vector is added to the CLS token's key and one to its value")?;
         }
         if let Err(error) = PromptUseSums::default().add(0, images, &injection.selections) {
-            self.promise(false, format!("its selections of prompts are valid: {error}"))?;
+            self.promise(false, format!("reported selections of prompts are valid: {error}"))?;
         }
         let Some(tokens) = &injection.tokens else { return Ok(()) };
         self.promise(
@@ -167,8 +169,8 @@ impl Check<'_> {
 
     /// Compares gradients with central differences of the loss along random directions in every tensor, in the first
     /// task (later tasks may freeze earlier parameters). In float32, and with discontinuous selections, no single step
-    /// size suits all tensors. The nearest of several estimates counts; a wrong or partly missing gradient cannot match
-    /// one in all directions.
+    /// size suits all tensors, so the nearest of several estimates counts. A wrong or partly missing gradient matches
+    /// none of the estimates in some direction.
     pub(super) fn gradients_are_derivatives(&self, roles: &[Role]) -> Result<()> {
         let mut trainer = self.trainer(2)?;
         let stream = Noise::new(1);
@@ -195,10 +197,10 @@ impl Check<'_> {
                     self.promise(
                         (nearest - expected).abs() <= tolerance,
                         format!(
-                            "the gradient of `{name}` is the derivative of the {} loss: along a direction it is \
-                             {expected:.3e}, but finite differences give {nearest:.3e}; frequent causes are a value \
-                             detached from the graph (`detach`, `to_vec`) and an operation without a backward pass \
-                             (`softmax_last_dim`, `ops::layer_norm`)",
+                            "the gradient of `{name}` is the derivative of the {} loss: along a random direction the \
+                             gradient is {expected:.3e}, but finite differences give {nearest:.3e}; frequent causes \
+                             are a value detached from the graph (`detach`, `to_vec`) and an operation without a \
+                             backward pass (`softmax_last_dim`, `ops::layer_norm`)",
                             role.as_str()
                         ),
                     )?;
@@ -293,7 +295,7 @@ impl Check<'_> {
         original.begin_task(second)?;
         train(&mut original, &stream, second, 2)?;
         restore(&original, &mut middle, second)?;
-        let hint = "is every tensor that `new` creates in `trainable` or in `state`?";
+        let hint = "every tensor created at construction must be in `trainable` or in `state`";
         same(
             &original,
             &middle,
@@ -303,7 +305,7 @@ impl Check<'_> {
             train(trainer, &stream, second, 2)?;
             trainer.end_task(second)?;
         }
-        same(&original, &middle, "training continues from a restored state as from the saved one")?;
+        same(&original, &middle, "training from a restored state gives the same results as without saving")?;
         restore(&original, &mut end, second)?;
         same(
             &original,
@@ -318,7 +320,7 @@ impl Check<'_> {
         same(
             &original,
             &end,
-            "the next task is learned from a state restored at the end of a task as from the saved one",
+            "learning the next task from a restored state gives the same results as without saving",
         )?;
         for role in ROLES {
             let nothing = end.trainable(role).is_empty();
@@ -328,7 +330,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Checks that predictions between the steps of a run do not change its result.
+    /// Checks that predictions between the steps of a run do not change the results of the run.
     pub(super) fn evaluation_changes_nothing(&self) -> Result<()> {
         let stream = Noise::new(2);
         let run = |predict: bool| -> Result<_> {
@@ -363,7 +365,7 @@ fn train(trainer: &mut Trainer, stream: &Noise, task: &Task, steps: usize) -> Re
     Ok(())
 }
 
-/// Restores the state of one trainer in another, through the bytes of a checkpoint file.
+/// Restores the state of the trainer `from` in the trainer `to`, through the bytes of a safetensors file.
 fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
     for role in ROLES {
         let bytes = from.state(role)?.to_bytes()?;
@@ -375,7 +377,7 @@ fn restore(from: &Trainer, to: &mut Trainer, task: &Task) -> Result<()> {
 
 /// Estimates the derivative along a direction by central differences `(f(x + h d) - f(x - h d)) / 2h` with decreasing
 /// steps, and by Richardson extrapolation of successive steps, which cancels the error in `h²`. Returns the estimate
-/// nearest to `expected`, and stops at the first within `tolerance`. The variable is restored.
+/// nearest to `expected`, and stops at the first estimate within `tolerance`. The variable keeps its value.
 fn derivative(
     var: &Var,
     direction: &[f64],
@@ -393,9 +395,9 @@ fn derivative(
     let (mut nearest, mut last) = (f64::INFINITY, None);
     for step in [2.7e-2, 9e-3, 3e-3, 1e-3, 1e-3 / 3.0] {
         let now = (at(step)? - at(-step)?) / (2.0 * step);
-        let cancelled = last.map_or(now, |last: f64| (9.0 * now - last) / 8.0);
+        let extrapolated = last.map_or(now, |last: f64| (9.0 * now - last) / 8.0);
         let nearer = |best, one| if error(one) < error(best) { one } else { best };
-        nearest = [now, cancelled].into_iter().fold(nearest, nearer);
+        nearest = [now, extrapolated].into_iter().fold(nearest, nearer);
         if error(nearest) <= tolerance {
             break;
         }
@@ -418,7 +420,7 @@ fn state_bits(trainer: &Trainer, role: Role) -> Result<BTreeMap<String, Vec<u64>
     trainer.state(role)?.iter().map(|(name, tensor)| Ok((name.to_string(), bits(tensor)?))).collect()
 }
 
-/// Returns the trainable tensors and state of both networks.
+/// Returns the bits of the state of both networks.
 fn states(trainer: &Trainer) -> Result<[BTreeMap<String, Vec<u64>>; 2]> {
     Ok([state_bits(trainer, Role::Teacher)?, state_bits(trainer, Role::Student)?])
 }

@@ -1,4 +1,4 @@
-//! The conformance kit: what a plugin promises by implementing one of the four traits, checked in one line.
+//! Conformance kit: checks, in one line, that a plugin fulfils the contract of its trait.
 //!
 //! ```
 //! # use cdl_core::prelude::*;
@@ -35,22 +35,21 @@
 //! # }
 //! ```
 //!
-//! [`check_backbone`] and [`check_stream`] say themselves what they check. A learner or distiller is found by its
-//! registered name and run on a [`Lab`]: two tiny random vision transformers and a stream
-//! of random pixels in three tasks. Checked are
+//! [`check_backbone`] and [`check_stream`] document their own checks. A learner or distiller runs on a [`Lab`]: two
+//! tiny random vision transformers and a stream of random pixels in three tasks. The checks are:
 //!
-//! - its settings: documented, and refused if unknown;
-//! - the shapes of what it returns, in all passes, with networks of several sizes, both modes, either query, and all
-//!   classes learned at once as with rehearsal;
-//! - that what it says of prompts taken from pools can be so, for every image;
-//! - its gradients against finite differences of the loss, in the first task;
-//! - that everything it trains gets a gradient and moves, and nothing else changes;
-//! - that a seed decides everything;
-//! - that a state saved in the middle of a task or at its end restores it, and an incomplete one is refused;
-//! - that evaluation leaves no trace.
+//! - Every setting has a doc comment, and unknown settings are refused.
+//! - All returned tensors have valid shapes, in all passes, with networks of several sizes, both modes, both sources of
+//!   the query, and all classes learned at once as with rehearsal.
+//! - The reported selections of prompts from pools are valid for every image.
+//! - Gradients agree with finite differences of the loss, in the first task.
+//! - Every trainable tensor gets a gradient and changes, and nothing else changes.
+//! - The seed determines all results.
+//! - A state saved in the middle of a task or at its end can be restored, and an incomplete state is refused.
+//! - Evaluation changes nothing.
 //!
-//! The first broken promise is returned as [`Error::Promise`]. A method that stops gradients on purpose turns the
-//! finite differences off by [`Conformance`].
+//! The first violation is returned as [`Error::Promise`]. A method that stops gradients on purpose disables finite
+//! differences by [`Conformance::finite_differences`].
 
 mod backbone_checks;
 mod lab;
@@ -76,18 +75,25 @@ use crate::{
     traits::{Role, TaskStream},
 };
 
-/// Checks the learner registered as `name`, with `settings` in TOML, by all of [`Conformance`].
+/// Runs all checks of [`Conformance`] on the learner registered as `name`, with `settings` in TOML.
+///
+/// # Errors
+/// The first violation, as [`Error::Promise`], and errors of the learner.
 pub fn check_learner(name: &str, settings: &str) -> Result<()> {
     Conformance { settings, ..Default::default() }.learner(name)
 }
 
-/// Checks the distiller registered as `name`, with `settings` in TOML, by all of [`Conformance`].
+/// Runs all checks of [`Conformance`] on the distiller registered as `name`, with `settings` in TOML.
+///
+/// # Errors
+/// The first violation, as [`Error::Promise`], and errors of the distiller.
 pub fn check_distiller(name: &str, settings: &str) -> Result<()> {
     Conformance { settings, ..Default::default() }.distiller(name)
 }
 
-/// Checks a registered learner with a registered distiller, with settings in TOML: everything that is trained gets a
-/// gradient and moves, nothing else changes, a saved state restores them, evaluation leaves no trace.
+/// Checks a registered learner together with a registered distiller, each given as `(name, settings in TOML)`: every
+/// trainable tensor gets a gradient and changes, nothing else changes, a saved state can be restored, and evaluation
+/// changes nothing.
 pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> {
     let settings = [
         read_settings(Kind::Learner, learner.0, learner.1)?,
@@ -100,12 +106,13 @@ pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> 
     check.evaluation_changes_nothing()
 }
 
-/// Checks to run on a plugin, and the settings to run them with.
+/// Checks of a learner or distiller, with the settings of the plugin.
 #[derive(Debug, Clone, Copy)]
 pub struct Conformance<'a> {
-    /// Its settings in TOML.
+    /// Settings of the plugin in TOML.
     pub settings: &'a str,
-    /// Whether gradients are compared with finite differences; not for methods that stop or reverse them on purpose.
+    /// Whether gradients are compared with finite differences. Set to false for methods that stop or reverse gradients
+    /// on purpose. Default: true.
     pub finite_differences: bool,
 }
 
@@ -134,7 +141,7 @@ impl Conformance<'_> {
     pub fn distiller(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Distiller, name, self.settings)?;
         let alone = |lab: &Lab| distiller_trainer(lab, name, &settings);
-        // As a run uses it.
+        // A run uses the distiller inside a `DistillerStack`.
         let build = |lab: &Lab| -> Result<Trainer> {
             let mut trainer = alone(lab)?;
             trainer.distiller = Box::new(DistillerStack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
@@ -152,9 +159,12 @@ impl Conformance<'_> {
     }
 }
 
-/// SHA-256 over the gradients of a registered learner or distiller in the first step of a task, and over all parameters
-/// after that step: equal digests mean equal to the byte. So one can tell whether a method computes the same linked in and
-/// loaded, or on two machines. A kind of plugin that trains nothing is refused.
+/// Returns a SHA-256 over the gradients of a registered learner or distiller in the first step of a task, and over all
+/// parameters after that step. Equal digests mean byte-identical results, for instance of a method that is linked and
+/// the same method loaded at run time, or of two machines.
+///
+/// # Errors
+/// A backbone or stream, which trains nothing, and errors of the plugin.
 pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String> {
     let settings = read_settings(kind, name, settings)?;
     let lab = Lab::new(1)?;
@@ -162,7 +172,7 @@ pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String>
         Kind::Learner => learner_trainer(&lab, name, &settings)?,
         Kind::Distiller => distiller_trainer(&lab, name, &settings)?,
         Kind::Backbone | Kind::Stream => {
-            let promise = format!("it is a {kind} and trains nothing");
+            let promise = format!("only learners and distillers have gradients, not a {kind}");
             return Err(Error::Promise { plugin: format!("`{name}`"), promise });
         }
     };
@@ -190,7 +200,7 @@ pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String>
     Ok(crate::system::hex(&digest.finalize()))
 }
 
-/// Reads settings as a configuration would, and checks that they can be described to a user.
+/// Reads settings like a configuration, and checks that every setting has a doc comment and a valid name.
 fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     let entry = registry::find(kind, name)?;
     let promise = |kept: bool, what: &str| promise(&format!("`{name}`"), kept, what);
@@ -202,9 +212,10 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     let schema = (entry.schema)();
     for (key, property) in schema.get("properties").and_then(|p| p.as_object()).into_iter().flatten() {
         let what =
-            format!("a setting of a {kind} cannot be called `{key}`: configurations use that key themselves");
+            format!("a setting of a {kind} is not called `{key}`: this key is reserved in its section");
         promise(!taken.contains(&key.as_str()), &what)?;
-        let what = format!("its setting `{key}` has no doc comment, so `cdl describe` cannot explain it");
+        let what =
+            format!("every setting has a doc comment, for `cdl describe`, but `{key}` has no doc comment");
         promise(property.get("description").is_some(), &what)?;
     }
     let unknown = Settings::from_iter([("no such setting".into(), toml::Value::Boolean(true))]);
@@ -214,7 +225,7 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
     (entry.complete)(&settings)
 }
 
-/// The error of a promise that is not kept by `plugin`, which is written as messages name it.
+/// Returns the error of `plugin`, which violates its contract `promise`, unless `kept`.
 fn promise(plugin: &str, kept: bool, promise: impl Into<String>) -> Result<()> {
     kept.then_some(()).ok_or_else(|| Error::Promise { plugin: plugin.into(), promise: promise.into() })
 }

@@ -10,7 +10,7 @@ use crate::{
     traits::{Batch, EpochKey, Mode, Role, StreamContext, TaskStream},
 };
 
-/// Images in a batch. Few streams have smaller tasks.
+/// Images in a batch: few, so that the smallest tasks fill a batch.
 const BATCH: usize = 3;
 
 /// Checks the stream registered as `name`, with `settings` in TOML. Tasks must partition all classes in order, and
@@ -30,8 +30,8 @@ pub fn check_stream(name: &str, settings: &str) -> Result<()> {
         "equal settings and seeds give equal fingerprints",
     )?;
     for task in 0..stream.tasks().len() {
-        check.training(task, twin.as_ref())?;
-        check.tests(task, twin.as_ref())?;
+        check.training_batches(task, twin.as_ref())?;
+        check.test_batches(task, twin.as_ref())?;
     }
     Ok(())
 }
@@ -48,7 +48,7 @@ impl Check<'_> {
 
     fn tasks(&self) -> Result<()> {
         let (tasks, classes) = (self.stream.tasks(), self.stream.classes().len());
-        self.promise(!tasks.is_empty(), "it has tasks")?;
+        self.promise(!tasks.is_empty(), "a stream has tasks")?;
         let mut next = 0;
         for (index, task) in tasks.iter().enumerate() {
             self.promise(task.index == index && task.count >= tasks.len(), "tasks are numbered in order")?;
@@ -60,7 +60,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    fn training(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
+    /// Checks the number of training batches, their contents, their determinism, and resuming within an epoch.
+    fn training_batches(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
         let key = EpochKey { task, role: Role::Student, epoch: 1 };
         let classes = self.stream.train_classes(task);
         let (mut batches, mut second) = (0, None);
@@ -68,8 +69,8 @@ impl Check<'_> {
         for batch in self.stream.train_batches(key, BATCH, 0) {
             let batch = batch?;
             self.promise(batch.len() == BATCH, "training batches are full")?;
-            self.batch(&batch, classes.clone())?;
-            self.same(&batch, other.next().transpose()?, "the seed determines every batch")?;
+            self.is_valid(&batch, classes.clone())?;
+            self.are_equal(&batch, other.next().transpose()?, "the seed determines every batch")?;
             batches += 1;
             if batches == 2 {
                 second = Some(batch);
@@ -77,7 +78,7 @@ impl Check<'_> {
         }
         if let Some(second) = second {
             let rest = twin.train_batches(key, BATCH, 1).next().transpose()?;
-            self.same(&second, rest, "an epoch resumes with the remaining batches")?;
+            self.are_equal(&second, rest, "an epoch resumes with the remaining batches")?;
         }
         let stated = self.stream.train_count(task) / BATCH;
         let promise =
@@ -85,14 +86,15 @@ impl Check<'_> {
         self.promise(batches == stated, promise)
     }
 
-    fn tests(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
+    /// Checks the number of test images, their contents and their determinism.
+    fn test_batches(&self, task: usize, twin: &dyn TaskStream) -> Result<()> {
         let classes = self.stream.tasks()[task].classes.clone();
         let mut images = 0;
         let mut other = twin.test_batches(task, BATCH);
         for batch in self.stream.test_batches(task, BATCH) {
             let batch = batch?;
-            self.batch(&batch, classes.clone())?;
-            self.same(&batch, other.next().transpose()?, "the seed determines every batch")?;
+            self.is_valid(&batch, classes.clone())?;
+            self.are_equal(&batch, other.next().transpose()?, "the seed determines every batch")?;
             images += batch.len();
         }
         let stated = self.stream.test_count(task);
@@ -100,7 +102,8 @@ impl Check<'_> {
         self.promise(images == stated, promise)
     }
 
-    fn batch(&self, batch: &Batch, classes: std::ops::Range<usize>) -> Result<()> {
+    /// Checks shape and range of the pixels, and that all labels are in `classes`.
+    fn is_valid(&self, batch: &Batch, classes: std::ops::Range<usize>) -> Result<()> {
         let side = self.stream.image_size();
         let (shape, found) = ([batch.len(), 3, side, side], batch.pixels.dims());
         self.promise(found == shape, format!("pixels have the shape {shape:?}, not {found:?}"))?;
@@ -112,7 +115,8 @@ impl Check<'_> {
         self.promise(foreign.is_none(), format!("labels lie in {classes:?}, not {foreign:?}"))
     }
 
-    fn same(&self, batch: &Batch, twin: Option<Batch>, promise: &str) -> Result<()> {
+    /// Checks that two batches are equal.
+    fn are_equal(&self, batch: &Batch, twin: Option<Batch>, promise: &str) -> Result<()> {
         let values = |batch: &Batch| -> Result<_> {
             Ok((batch.pixels.flatten_all()?.to_vec1::<f32>()?, batch.labels.to_vec1::<u32>()?))
         };

@@ -2,12 +2,12 @@
 //! test.
 //!
 //! The count includes the matrix products of the frozen networks: patch embedding, queries, keys and values, attention
-//! (scores and weighted sums, with injected rows), projections and MLPs, for all tokens in every block. Computations
-//! that this program saves, for instance in the last block, are counted too, so that figures compare with those of
-//! other programs. A backward pass counts each product of a frozen layer once, for the gradient of its input, since
-//! weights have none: from the end down to the first block with a trained prompt or token, and in that block down to
-//! the trained tensors. Heads, losses and the matching of queries with keys are not counted; they are about a
-//! thousandth.
+//! (scores and weighted sums, with injected keys and values), projections and MLPs, for all tokens in every block. Work
+//! that this program skips, for instance in the last block, is counted too, so that figures can be compared with other
+//! programs. A backward pass counts each product of a frozen layer once, for the gradient of its input, since frozen
+//! weights have no gradient: from the end down to the first block with a trained prompt or token, and in that block
+//! down to the trained tensors. Heads, losses and the matching of queries with keys are not counted; they are about a
+//! thousandth of the total.
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
@@ -21,8 +21,8 @@ use crate::{
 /// Cost of one network. MACs are for one image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cost {
-    /// Number of parameters of the optimiser, for the student including those of the distiller. A task may train only a
-    /// part of them.
+    /// Number of trainable parameters. The student's include those of the distiller. A task may train only a part of
+    /// them.
     #[serde(alias = "trained_numbers")]
     pub trainable_parameters: u64,
     /// MACs of a training step.

@@ -9,17 +9,17 @@ use crate::{
     },
 };
 
-/// Distillers of a run, combined to one.
+/// Distillers of a run, combined into one.
 ///
 /// The terms of each distiller are multiplied by its weight. The weight of cross-entropy is the smallest
-/// [`Distiller::cross_entropy_weight`]. Terms are logged as `distiller/term`.
+/// [`Distiller::cross_entropy_weight`]. If there are several distillers, terms are named `distiller/term`.
 pub struct DistillerStack {
     members: Vec<Member>,
 }
 
 struct Member {
     plugin: String,
-    /// Name in logs: that of the plugin, followed by a number from the second distiller of the same plugin on.
+    /// Name in logs: the plugin's name, with `#2`, `#3`, ... appended for further distillers of the same plugin.
     name: String,
     weight: f64,
     distiller: Box<dyn Distiller>,
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn one_distiller_may_predict_and_a_single_one_keeps_its_term_names() -> Result<()> {
+    fn one_of_two_distillers_may_predict_and_a_single_distiller_keeps_its_term_names() -> Result<()> {
         let predicting = Marked { predicts: true, ..Marked::new(4.0, 1)? };
         let two = stack(vec![("a", 1.0, Marked::new(3.0, 1)?), ("b", 1.0, predicting)])?;
         let tokens = two.inject(Pass::Test)?.tokens;

@@ -13,8 +13,8 @@ use crate::traits::{Role, Task};
 /// Metrics of one epoch: a line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EpochReport {
-    /// Version of the format of this line. Lines without it have version 1, where `task` and
-    /// `epoch` count from 0.
+    /// Version of the format of this line. Lines without this key have version 1, where `task` and `epoch` count from
+    /// 0.
     #[serde(default = "first_format")]
     pub format: u32,
     /// Number of the task, from 1.
@@ -63,10 +63,11 @@ impl EpochReport {
 pub struct EpochMetrics {
     losses: BTreeMap<String, f64>,
     steps: usize,
-    /// Number of correctly classified images. Checkpoints contain this field by its name.
-    right: usize,
+    /// Number of correctly classified images.
+    #[serde(rename = "right")]
+    correct: usize,
     images: usize,
-    /// Seconds until the last call of [`EpochMetrics::start`].
+    /// Seconds spent on the epoch before the last call of [`EpochMetrics::start`].
     seconds: f64,
     #[serde(skip)]
     started: Option<Instant>,
@@ -83,7 +84,7 @@ impl EpochMetrics {
         for (name, value) in losses {
             *self.losses.entry(name.clone()).or_default() += value;
         }
-        self.right += correct;
+        self.correct += correct;
         self.images += images;
         self.steps += 1;
     }
@@ -114,7 +115,7 @@ impl EpochMetrics {
             epochs,
             lr,
             losses: self.losses.iter().map(|(name, sum)| (name.clone(), sum / steps)).collect(),
-            accuracy: 100.0 * self.right as f64 / self.images.max(1) as f64,
+            accuracy: 100.0 * self.correct as f64 / self.images.max(1) as f64,
             images_per_second: self.images as f64 / seconds,
             seconds,
         }

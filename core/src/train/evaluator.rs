@@ -11,7 +11,7 @@ use crate::{
     traits::{ByRole, Query, Role, Task, TaskStream},
 };
 
-/// Accuracy matrices of both networks. That of a network that is not trained is empty.
+/// Accuracy matrices of both networks. The matrix of a network that is not trained is empty.
 pub type Accuracies = ByRole<AccuracyMatrix>;
 
 /// Results of an evaluation except accuracies.
@@ -52,7 +52,7 @@ impl Evaluator {
     /// task identity. An evaluator must be used with one trainer and one stream. Calls `on_batch` after every batch.
     ///
     /// # Errors
-    /// Unreadable images, and errors of `on_batch`.
+    /// Unreadable images, and errors of the methods and of `on_batch`.
     pub fn test(
         &mut self,
         trainer: &Trainer,
@@ -121,7 +121,8 @@ impl Evaluator {
     }
 }
 
-/// Returns the number of rows of `logits` `(B, C)` with the largest entry among `classes` at the label.
+/// Returns the number of rows of `logits` `(B, C)` whose largest entry among `classes` is at the label, for `labels`
+/// `(B,)` (u32).
 pub(crate) fn count_correct(
     logits: &Tensor,
     labels: &Tensor,

@@ -20,7 +20,7 @@ pub enum OptimizerName {
     /// Adam (Kingma and Ba, arXiv 1412.6980).
     #[default]
     Adam,
-    /// Adam with the largest mean square so far (Reddi et al., arXiv 1904.09237).
+    /// Adam that divides by the root of the largest mean square so far (Reddi et al., arXiv 1904.09237).
     Amsgrad,
     /// Stochastic gradient descent with momentum.
     Sgd,
@@ -45,8 +45,8 @@ pub struct OptimizerConfig {
     pub alpha: f64,
     /// adam, amsgrad, rmsprop: value added to the root of the mean square.
     pub eps: f64,
-    /// L2 penalty: the parameter times this value is added to its gradient. As in the published code, it also changes
-    /// parameters of other tasks that share a tensor with those of the current one: components and classes.
+    /// L2 penalty: the parameter times this value is added to its gradient. As in the published code, the penalty also
+    /// changes parameters of other tasks that share a tensor with the current task's: prompt components and head rows.
     pub weight_decay: f64,
 }
 
@@ -86,16 +86,16 @@ pub struct Optimizer {
     groups: Vec<Group>,
 }
 
-/// Variables that received gradients in the same steps. They are updated as one flat tensor: few operations for any
-/// number of variables, and one gradient that several devices can add up.
+/// Variables that received gradients in the same steps. They are updated as one flat tensor, which takes few operations
+/// for any number of variables.
 #[derive(Debug)]
 struct Group {
     vars: Vec<NamedVar>,
     moments: Moments,
 }
 
-/// Names in checkpoints of the running values of gradients: mean (for rules with momentum the last step), mean
-/// square, and the largest mean square so far.
+/// Names of the running values in checkpoints: mean of the gradients (sgd and rmsprop: the last step), mean of their
+/// squares, and the largest mean of squares so far.
 const MOMENTS: [&str; 3] = ["mean", "square", "largest"];
 
 /// State of the update rule for a group. The [`MOMENTS`] that the rule uses exist from the first step on.
@@ -106,7 +106,7 @@ struct Moments {
 }
 
 impl Optimizer {
-    /// Creates an optimiser with the configured rate.
+    /// Creates an optimiser of `vars` with the learning rate of `config`.
     pub fn new(config: &OptimizerConfig, vars: Vec<NamedVar>) -> Result<Self> {
         let mut groups = Vec::new();
         for var in vars {
@@ -158,8 +158,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Returns the state for [`Optimizer::restore`]: for a variable `x`, `x.steps` and those of `x.mean`, `x.square`
-    /// and `x.largest` that the rule uses.
+    /// Returns the state for [`Optimizer::restore`]: for a variable `x`, the tensors `x.steps` and, if the rule uses
+    /// them, `x.mean`, `x.square` and `x.largest`.
     pub fn state(&self) -> Result<StateDict> {
         let mut state = StateDict::default();
         for Group { vars, moments } in &self.groups {
@@ -240,7 +240,7 @@ impl Group {
         Ok(parts)
     }
 
-    /// Adds a variable to the group with the same dtype and number of steps, which is created if necessary.
+    /// Adds a variable to the group with the same dtype and number of steps, or to a new group if there is none.
     fn add(groups: &mut Vec<Self>, var: NamedVar, moments: Moments) -> Result<()> {
         let fits = |group: &&mut Self| {
             let same_type = group.vars.iter().all(|other| other.var.dtype() == var.var.dtype());

@@ -10,14 +10,14 @@ use crate::{
 /// Next step of a run. Positions are ordered in time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
-    /// Index of the task, from 0. The number of tasks when the run is finished.
+    /// Index of the task, from 0. Equals the number of tasks when the run is finished.
     pub task: usize,
-    /// Network that is trained, as an index into [`TrainSettings::roles`](crate::train::TrainSettings::roles). The
-    /// length of `roles` when all networks have learned the task and are to be tested.
+    /// Network that is trained, as an index into [`TrainSettings::roles`](crate::train::TrainSettings::roles). Equals
+    /// the length of `roles` when all networks have learned the task and are to be tested.
     pub phase: usize,
     /// Index of the epoch, from 0.
     pub epoch: usize,
-    /// Index of the step, from 0. The number of steps when the epoch has not been reported yet.
+    /// Index of the step, from 0. Equals the number of steps after the last step, before the epoch is reported.
     pub step: usize,
 }
 
@@ -57,7 +57,7 @@ impl Position {
     }
 }
 
-/// State from which a run resumes, except that of networks and methods.
+/// State from which a run resumes, without the state of networks and methods.
 #[derive(Debug, Clone, Default)]
 pub struct RunState {
     /// Next step.
@@ -66,7 +66,7 @@ pub struct RunState {
     pub epoch_metrics: EpochMetrics,
     /// Accuracies after the tasks so far.
     pub results: Accuracies,
-    /// State of the optimiser, within a phase.
+    /// State of the optimiser, if the run resumes within a phase.
     pub optimizer: Option<StateDict>,
 }
 
@@ -78,7 +78,7 @@ pub struct Snapshot<'a> {
     pub stream: &'a dyn TaskStream,
     /// Position, metrics and accuracies. `state.optimizer` is not up to date; use `optimizer`.
     pub state: &'a RunState,
-    /// Optimiser, within a phase.
+    /// Optimiser. `None` between phases.
     pub optimizer: Option<&'a Optimizer>,
 }
 

@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleName {
-    /// `lr cos(99π e / (200 (K-1)))` over the K epochs e = 0, 1, ... of a task, down to about 1.6 %.
+    /// `lr cos(99π e / (200 (K-1)))` over the K epochs e = 0, 1, ... of a task, down to about 1.6 % of `lr`.
     #[default]
     Cosine,
     /// `lr`, multiplied by `gamma` at each of `milestones`.
@@ -33,7 +33,7 @@ pub struct ScheduleConfig {
     pub repeat_first_rate: Option<bool>,
     /// Epochs (from 0) at which a step schedule lowers the rate.
     pub milestones: Vec<usize>,
-    /// Factor of a step schedule.
+    /// Factor by which a step schedule multiplies the rate at each milestone.
     pub gamma: f64,
 }
 
@@ -61,7 +61,7 @@ impl ScheduleConfig {
         self.name == ScheduleName::Cosine && self.repeat_first_rate.unwrap_or(mode == Mode::Published)
     }
 
-    /// Returns the rate of epoch `epoch` (from 0) of `epochs`.
+    /// Returns the learning rate of epoch `epoch` (from 0) of `epochs`. `lr` is the rate at the start of a task.
     pub fn rate(&self, lr: f64, epoch: usize, epochs: usize, mode: Mode) -> f64 {
         match self.name {
             ScheduleName::Constant => lr,

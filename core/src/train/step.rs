@@ -19,7 +19,7 @@ pub struct BatchLoss {
     pub terms: Vec<LossTerm>,
     /// Logits of the learner over all classes, `(B, C)`.
     pub logits: Tensor,
-    /// Logits of the teacher, if the distiller needs them.
+    /// Logits of the teacher `(B, C)`, if the distiller needs them.
     pub teacher_logits: Option<Tensor>,
 }
 
@@ -27,6 +27,9 @@ impl Trainer {
     /// Computes the loss of one batch in the phase of `role`, over `task.classes`: cross-entropy and the penalty of the
     /// learner. For the student, the terms of the distiller are added, and the distiller sets the weight of
     /// cross-entropy.
+    ///
+    /// # Errors
+    /// Errors of the methods and of tensor operations; a loss term that is not a scalar; two terms of one name.
     pub fn loss(&self, role: Role, task: &Task, batch: &Batch) -> Result<BatchLoss> {
         let (pixels, queries) = (&batch.pixels, self.queries(&batch.pixels));
         let distiller = self.distiller_of(role);
@@ -63,11 +66,11 @@ impl BatchLoss {
             let broken =
                 |promise: String| Err(Error::Promise { plugin: format!("loss term {name}"), promise });
             if value.rank() != 0 {
-                return broken(format!("a loss term is a scalar, not {:?}", value.dims()));
+                return broken(format!("a loss term is a scalar, not a tensor of shape {:?}", value.dims()));
             }
             // `loss` is the name of the sum.
             if name == "loss" || terms[..index].iter().any(|other| other.name == *name) {
-                return broken("names of loss terms are unique, and not `loss`".into());
+                return broken("names of loss terms are unique, and `loss` is reserved for their sum".into());
             }
         }
         let mut total = terms[0].value.clone();
@@ -82,7 +85,7 @@ impl BatchLoss {
         let names = self.terms.iter().map(|term| term.name.clone()).chain(["loss".into()]);
         let values: Vec<Tensor> =
             self.terms.iter().map(|term| &term.value).chain([&self.total]).map(Tensor::detach).collect();
-        // One transfer for all values: each transfer from a GPU waits for it.
+        // One transfer for all values: the host waits for the GPU in each transfer.
         let numbers = Tensor::stack(&values, 0)?.to_dtype(DType::F64)?.to_vec1()?;
         Ok(names.zip(numbers).collect())
     }

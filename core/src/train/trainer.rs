@@ -70,7 +70,7 @@ impl Trainer {
         (role == Role::Student).then_some(self.distiller.as_ref())
     }
 
-    /// Returns the query of `role`, which is computed when its learner uses it.
+    /// Returns the query of `role`, which is computed when a learner first requests it.
     pub(crate) fn query<'a>(&'a self, role: Role, pixels: &'a Tensor) -> Query<'a> {
         Query::of(self.query_backbone(role), pixels)
     }
@@ -105,7 +105,7 @@ impl Trainer {
         Ok(self.network(role).predict(self.distiller_of(role), pixels, &query)?.0)
     }
 
-    /// Returns the state of one network, which is saved after each task. That of the student includes the distiller's.
+    /// Returns the state of one network, as saved after each task. The student's state includes the distiller's.
     pub fn state(&self, role: Role) -> Result<StateDict> {
         let mut state = self.network(role).learner.state()?;
         if let Some(distiller) = self.distiller_of(role) {
@@ -115,6 +115,9 @@ impl Trainer {
     }
 
     /// Restores one network from a [`Trainer::state`] that was saved during or after `task`.
+    ///
+    /// # Errors
+    /// Tensors that are missing or have another shape.
     pub fn restore(&mut self, role: Role, task: &Task, state: &StateDict) -> Result<()> {
         match role {
             Role::Teacher => self.teacher.learner.restore(task, state),

@@ -38,8 +38,8 @@ pub enum Event<'a> {
         /// Confusion matrices and usage of prompts.
         tested: &'a Evaluation,
     },
-    /// State between two steps, epochs or tasks, from which a run can resume. It follows the event of the step, epoch
-    /// or task that has ended.
+    /// State between two steps, epochs or tasks, from which a run can resume. Follows every `Step`, `Epoch` and `Task`
+    /// event.
     Between(Snapshot<'a>),
     /// End of a batch of test images.
     TestBatch,
@@ -49,7 +49,7 @@ impl Trainer {
     /// Runs all tasks and calls `on_event` for each event. An error of `on_event` stops the run.
     ///
     /// # Errors
-    /// Unreadable images, losses that are not finite, and errors of `on_event`.
+    /// Unreadable images; losses or parameters that are not finite; errors of the methods and of `on_event`.
     pub fn run(
         &mut self,
         stream: &dyn TaskStream,
@@ -58,10 +58,10 @@ impl Trainer {
         self.run_from(RunState::default(), stream, on_event)
     }
 
-    /// Resumes a run from the state `now`. Networks, methods and stream must have been restored before.
+    /// Resumes a run from the state `now`. The caller restores networks, methods and stream first.
     ///
     /// # Errors
-    /// Those of [`Trainer::run`], and a state of the optimiser that does not fit the trainable parameters.
+    /// Errors of [`Trainer::run`], and an optimiser state that does not fit the trainable parameters.
     pub fn run_from(
         &mut self,
         mut now: RunState,

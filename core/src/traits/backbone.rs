@@ -37,7 +37,7 @@ impl Default for Normalization {
 /// Sizes, normalisation and origin of a backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackboneSpec {
-    /// Name of the plugin that built it.
+    /// Name of the plugin that built the backbone.
     pub plugin: String,
     /// Token width `D`.
     pub width: usize,
@@ -49,7 +49,7 @@ pub struct BackboneSpec {
     pub patch_size: usize,
     /// Side of the input image in pixels.
     pub image_size: usize,
-    /// Patch tokens of one image; `N` = 1 + registers + patches.
+    /// Number of patch tokens of one image. All tokens of an image are `N` = 1 (CLS) + registers + patches.
     pub patches: usize,
     /// Normalisation of the pixels, before the patch embedding.
     pub normalization: Normalization,
@@ -94,9 +94,9 @@ impl Portable {
 /// Intermediate outputs that a caller requests in addition to the CLS token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Taps {
-    /// Outputs of these blocks, all tokens, before the final norm.
+    /// Indices (from 0) of the blocks whose outputs are requested: all tokens, before the final norm.
     pub blocks: BTreeSet<usize>,
-    /// All tokens after the final norm.
+    /// Whether all tokens after the final norm are requested.
     pub norm: bool,
 }
 
@@ -126,7 +126,7 @@ pub struct Features {
     pub cls: Tensor,
     /// Injected tokens after the final norm, `(B, K, D)`, in the order of injection.
     pub tokens: Option<Tensor>,
-    /// Block outputs requested by [`Taps::blocks`], each `(B, N + K, D)`.
+    /// Block outputs requested by [`Taps::blocks`], by block index, each `(B, N + K, D)`.
     pub blocks: BTreeMap<usize, Tensor>,
     /// All tokens after the final norm, `(B, N + K, D)`, if [`Taps::norm`] requests them.
     pub norm: Option<Tensor>,
@@ -158,8 +158,9 @@ pub trait Backbone: Send + Sync {
     /// Shapes that do not fit the network.
     fn forward(&self, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features>;
 
-    /// Returns the multiply-adds of one image with an injection of these lengths, for the run record. By default, those
-    /// of a plain vision transformer of the sizes in [`Backbone::spec`]: no registers, hidden layers of width `4 D`.
+    /// Returns the multiply-accumulate operations (MACs) of one image with an injection of these lengths, for the run
+    /// record. The default is that of a plain vision transformer of the sizes in [`Backbone::spec`]: no registers,
+    /// hidden layers of width `4 D`.
     fn macs(&self, lengths: &Lengths) -> Macs {
         Transformer::plain(self.spec()).macs(lengths)
     }
@@ -167,8 +168,8 @@ pub trait Backbone: Send + Sync {
     /// Returns the frozen tensors by name, to verify that they do not change.
     fn weights(&self) -> Result<Vec<(String, Tensor)>>;
 
-    /// Returns the contents of an exported network, from which its plugin builds a network with the same output to the
-    /// byte ([`BackboneContext::folder`]). `None` if it cannot be exported.
+    /// Returns the contents of an exported network, from which its plugin builds a network with byte-identical outputs
+    /// ([`BackboneContext::folder`]). `None` if the backbone cannot be exported.
     fn portable(&self) -> Result<Option<Portable>> {
         Ok(None)
     }

@@ -48,6 +48,9 @@ impl DataRecord {
     }
 
     /// Records several files below `root` by their names and sizes.
+    ///
+    /// # Errors
+    /// A file whose length cannot be read.
     pub fn of_files<'a>(root: &Path, files: impl Iterator<Item = &'a PathBuf>) -> Result<Self> {
         let mut hash = Sha256::new();
         let (mut count, mut bytes) = (0, 0);

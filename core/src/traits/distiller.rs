@@ -11,8 +11,8 @@ use crate::{
 /// Features and logits of a network for a batch.
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// CLS token and the block outputs that [`Distiller::taps`] requests. `features.tokens` contains only the tokens
-    /// that this distiller injected. Block outputs `(B, N, D)` contain only the tokens of the image.
+    /// CLS token `(B, D)` and the block outputs that [`Distiller::taps`] requests. `features.tokens` contains only the
+    /// tokens that this distiller injected. Block outputs `(B, N, D)` contain only the tokens of the image.
     pub features: Features,
     /// Logits of the learner's own head over all classes of all tasks, `(B, C)`.
     pub logits: Tensor,
@@ -28,7 +28,7 @@ pub struct LossTerm {
 }
 
 impl LossTerm {
-    /// Creates a term of a scalar.
+    /// Creates a loss term from a scalar.
     pub fn new(name: impl Into<String>, value: Tensor) -> Self {
         Self { name: name.into(), value }
     }

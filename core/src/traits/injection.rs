@@ -74,7 +74,7 @@ impl Kv {
         })
     }
 
-    /// Returns whether keys or values are part of the graph.
+    /// Returns whether keys or values are part of the autograd graph.
     pub(crate) fn is_trained(&self) -> bool {
         match &self.0 {
             Parts::Rows { all, .. } => all.track_op(),
@@ -101,9 +101,9 @@ impl Kv {
 /// Prompts of one block.
 #[derive(Debug, Clone, Default)]
 pub struct BlockInjection {
-    /// Keys and values inserted before those of the image.
+    /// Keys and values inserted before the keys and values of the image.
     pub prefix: Option<Kv>,
-    /// Keys and values inserted after those of the image.
+    /// Keys and values inserted after the keys and values of the image.
     pub suffix: Option<Kv>,
     /// Vectors `(B or 1, 1, D)` added to key and value of the CLS token.
     pub cls_add: Option<Kv>,
@@ -163,6 +163,9 @@ impl Injection {
 
     /// Combines two injections: prompts, tokens and selections are concatenated, those of `self` first; additions to
     /// the CLS token and penalties are summed.
+    ///
+    /// # Errors
+    /// Prompts of different batch sizes (unless one is 1) or widths.
     pub fn merge(mut self, other: Self) -> Result<Self> {
         for (index, theirs) in other.blocks.into_iter().enumerate() {
             let ours = self.block_mut(index);

@@ -21,6 +21,9 @@ pub struct NamedVar {
 
 impl NamedVar {
     /// Creates a variable `name` with a copy of `value`.
+    ///
+    /// # Errors
+    /// A variable that does not fit into memory.
     pub fn new(name: impl Into<String>, value: &Tensor) -> Result<Self> {
         if value.device().is_cpu() {
             memory::check_size(value.dims())?;
@@ -28,7 +31,10 @@ impl NamedVar {
         Ok(Self { name: name.into(), var: Var::from_tensor(value)? })
     }
 
-    /// Creates a variable `name` of `shape`, filled with zeros.
+    /// Creates a float32 variable `name` of `shape`, filled with zeros.
+    ///
+    /// # Errors
+    /// A variable that does not fit into memory.
     pub fn zeros(name: impl Into<String>, shape: &[usize], device: &Device) -> Result<Self> {
         memory::check_size(shape)?;
         Self::new(name, &Tensor::zeros(shape, DType::F32, device)?)
@@ -61,8 +67,8 @@ pub struct LearnerContext<'a> {
     pub role: Role,
     /// Network into which the prompts are injected.
     pub backbone: &'a BackboneSpec,
-    /// Width of the query and of the prompt keys. It is the student's `D` for both networks, unless each network
-    /// computes its own query.
+    /// Width of the query and of the prompt keys: the student's `D` for both networks, unless each network computes its
+    /// own query.
     pub query_width: usize,
     /// Number of classes of all tasks, which is the number of logits.
     pub classes: usize,
@@ -88,7 +94,7 @@ pub trait Learner: Send {
     }
 
     /// Returns the prompts for a batch of images. [`Query::get`] computes their queries `(B, query_width)`, without
-    /// gradient. If a learner does not call it, the forward pass of the query is saved.
+    /// gradient. The forward pass of the query runs only if a learner calls `get`.
     fn inject(&self, query: &Query<'_>, pass: Pass) -> Result<Injection>;
 
     /// Returns logits `(B, C)` over all classes of all tasks, seen or not. `features.tokens` contains only the tokens
@@ -105,7 +111,7 @@ pub trait Learner: Send {
         Ok(())
     }
 
-    /// Returns the quirks that this learner can switch, for the run record.
+    /// Returns the quirks that settings of this learner turn on or off, for the run record.
     fn quirks(&self) -> Vec<Quirk> {
         Vec::new()
     }
@@ -121,7 +127,7 @@ pub trait Learner: Send {
     /// Restores a `state` that was saved during or after `task`.
     ///
     /// # Errors
-    /// Tensors that are missing or have another shape. The error contains the name.
+    /// Tensors that are missing or have another shape. The error contains the tensor's name.
     fn restore(&mut self, task: &Task, state: &StateDict) -> Result<()> {
         let _ = task;
         state.load_into(&self.trainable())

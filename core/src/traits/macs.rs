@@ -1,4 +1,4 @@
-//! Number of multiply-adds of a vision transformer with an injection.
+//! Number of multiply-accumulate operations (MACs) of a vision transformer with an injection.
 
 use candle_core::Tensor;
 
@@ -21,7 +21,7 @@ pub struct Lengths {
 /// Lengths of the injection into one block.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BlockLengths {
-    /// Number of injected keys, which is also that of values.
+    /// Number of injected keys, equal to the number of injected values.
     pub rows: usize,
     /// Whether vectors are added to key and value of the CLS token.
     pub cls_add: bool,
@@ -49,12 +49,12 @@ impl Injection {
     }
 }
 
-/// Number of multiply-adds for one image.
+/// Number of multiply-accumulate operations for one image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Macs {
     /// Forward pass, from pixels to features.
     pub forward: u64,
-    /// Backward pass, from the gradients of the features to those of the injected tensors that are trained.
+    /// Backward pass, from the gradients of the features to the gradients of the injected tensors that are trained.
     pub backward: u64,
 }
 
@@ -67,7 +67,7 @@ pub struct Transformer {
     pub depth: usize,
     /// Width of the MLP's hidden layer.
     pub hidden: usize,
-    /// Tokens of an image without injected ones: CLS, registers and patches.
+    /// Tokens of an image without injected tokens: CLS, registers and patches.
     pub tokens: usize,
     /// Patches of an image.
     pub patches: usize,
@@ -82,7 +82,7 @@ impl Transformer {
         Self { width, depth, hidden: 4 * width, tokens: 1 + patches, patches, patch_size }
     }
 
-    /// Returns the multiply-adds of one image with an injection of these lengths.
+    /// Returns the multiply-accumulate operations of one image with an injection of these lengths.
     pub fn macs(&self, lengths: &Lengths) -> Macs {
         let [d, h, patches, side] =
             [self.width, self.hidden, self.patches, self.patch_size].map(|n| n as u64);
@@ -102,8 +102,8 @@ impl Transformer {
         let backward = |first: usize| {
             // The attention gradients dA, dV, dQ and dK of all queries, keys and values.
             let whole = |block: usize| n * (qkv + proj + mlp) + 4 * n * (n + rows(block)) * d;
-            // In the first block with trained tensors, only their gradients are needed: those of tokens (with their
-            // queries) or of keys and values.
+            // In the first block with trained tensors, only the gradients of these tensors are needed: of tokens (with
+            // their queries), or of keys and values.
             let tokens = if lengths.trained_tokens { extra } else { 0 };
             let trained = match injected(first) {
                 block if block.trained => block.rows as u64 + u64::from(block.cls_add),

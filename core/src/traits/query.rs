@@ -33,7 +33,7 @@ enum Source<'a> {
 }
 
 impl<'a> Query<'a> {
-    /// Creates the query of images `(B, 3, S, S)`, to be computed by `backbone` when it is requested.
+    /// Creates the query of images `(B, 3, S, S)`, which `backbone` computes on the first call of [`Query::get`].
     pub fn of(backbone: &'a dyn Backbone, pixels: &'a Tensor) -> Self {
         let source = Source::Lazy { backbone, pixels, value: OnceCell::new() };
         Self { source, requested: Cell::default() }
@@ -57,7 +57,7 @@ impl<'a> Query<'a> {
         }
     }
 
-    /// Computes the query `(B, Dq)`, without gradient.
+    /// Returns the query `(B, Dq)` without gradient. The first call computes it.
     pub fn get(&self) -> Result<&Tensor> {
         self.requested.set(true);
         match (self.computed(), &self.source) {

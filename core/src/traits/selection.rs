@@ -5,13 +5,13 @@ use candle_core::Tensor;
 /// Prompts that the images of a batch select from one pool. A selection is only recorded.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// Name of the pool, unique within a pass, for instance that of its keys in saved models.
+    /// Name of the pool, unique within a pass, for instance the name of its keys in saved models.
     pub pool: String,
     /// Selected prompts, or the weight of each prompt.
     pub usage: PromptUsage,
 }
 
-/// Usage of the prompts of a pool by images. If the first dimension is 1, it is the same for all images.
+/// Usage of the prompts of a pool by images. If the first dimension is 1, the usage is the same for all images.
 #[derive(Debug, Clone)]
 pub enum PromptUsage {
     /// Each image selects some of the prompts.

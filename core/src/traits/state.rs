@@ -20,6 +20,9 @@ impl StateDict {
     }
 
     /// Reads a safetensors file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not in safetensors format.
     pub fn read(file: &Path, device: &Device) -> Result<Self> {
         let fail = |reason: String| Error::State { owner: file.display().to_string(), reason };
         let bytes = crate::system::files::read(file).map_err(|e| fail(e.to_string()))?;

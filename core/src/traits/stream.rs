@@ -19,8 +19,8 @@ pub struct Task {
     pub index: usize,
     /// Number of tasks in the stream.
     pub count: usize,
-    /// Classes of the task. Lower ones belong to earlier tasks, higher ones to later tasks. In losses: the classes that
-    /// are learned now, which with a rehearsal memory are all classes seen so far.
+    /// Classes of the task. Lower indices belong to earlier tasks, higher indices to later tasks. In losses: the
+    /// classes that are learned now, which with a rehearsal memory are all classes seen so far.
     pub classes: Range<usize>,
 }
 
@@ -36,7 +36,7 @@ impl Task {
 pub struct Batch {
     /// Pixels `(B, 3, S, S)`, float32 in `[0, 1]`, not normalised.
     pub pixels: Tensor,
-    /// Labels `(B,)`, u32: indices of all classes in stream order.
+    /// Labels `(B,)`, u32: class indices in stream order, over all tasks.
     pub labels: Tensor,
 }
 
@@ -57,7 +57,7 @@ impl Batch {
 pub struct ClassCount {
     /// Name of the class.
     pub name: String,
-    /// Training images, without those of rehearsal.
+    /// Training images, without rehearsed images.
     pub train: usize,
     /// Test images.
     pub test: usize,
@@ -112,7 +112,7 @@ pub trait TaskStream: Send + Sync {
     /// Returns the side of the images in pixels.
     fn image_size(&self) -> usize;
 
-    /// Returns the number of training images of a task, including those of rehearsal.
+    /// Returns the number of training images of a task, including rehearsed images of earlier tasks.
     fn train_count(&self, task: usize) -> usize;
 
     /// Returns the number of test images of a task.
@@ -128,13 +128,13 @@ pub trait TaskStream: Send + Sync {
     /// Returns the description of the data, for run records and exported models.
     fn record(&self) -> Result<StreamRecord>;
 
-    /// Returns the classes over which the losses of a task are computed: its own, or with rehearsal all classes seen so
-    /// far.
+    /// Returns the classes over which the losses of a task are computed: the task's own classes, or with rehearsal all
+    /// classes seen so far.
     fn train_classes(&self, task: usize) -> Range<usize> {
         self.tasks()[task].classes.clone()
     }
 
-    /// Returns the quirks that this stream can switch, for the run record.
+    /// Returns the quirks that settings of this stream turn on or off, for the run record.
     fn quirks(&self) -> Vec<Quirk> {
         Vec::new()
     }
@@ -152,7 +152,7 @@ impl dyn TaskStream + '_ {
     }
 }
 
-/// Images from files, which may be damaged. [`ImageStream`](crate::data::ImageStream) implements it.
+/// Images from files, which may be damaged. [`ImageStream`](crate::data::ImageStream) implements this trait.
 pub trait ImageFiles {
     /// Decodes at most `limit` training images and `limit` test images of a task. Calls `progress` after each image.
     fn inspect(&self, task: usize, limit: usize, progress: &(dyn Fn() + Sync)) -> Inspection;

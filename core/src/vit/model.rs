@@ -28,7 +28,7 @@ use cdl_kernels::{
     layers::{Block, Norm, Stem},
 };
 
-/// Options of a [`Vit`] besides its weights. All except `image_size` have a default.
+/// Options of a [`Vit`] besides its weights. `image_size` must be set; the default of the other options is usable.
 #[derive(Debug, Clone, Default)]
 pub struct VitOptions {
     /// Number of attention heads. `None`: the number in the checkpoint's configuration, or else the usual number for
@@ -36,11 +36,11 @@ pub struct VitOptions {
     pub heads: Option<usize>,
     /// Number of blocks to keep, counted from the first; the final norm is always kept. `None`: all blocks.
     pub depth: Option<usize>,
-    /// Side of the input image; position embeddings are resampled to it.
+    /// Side of the input image in pixels. Position embeddings are resampled to this size.
     pub image_size: usize,
     /// Normalisation of pixels.
     pub normalization: Normalization,
-    /// Recompute the activations of each block in the backward pass instead of storing them.
+    /// Whether the backward pass recomputes the activations of each block instead of storing them.
     pub checkpoint_blocks: bool,
     /// Precision of weights and activations.
     pub precision: Precision,
@@ -69,7 +69,7 @@ impl Vit {
     /// Builds the network.
     ///
     /// # Errors
-    /// A tensor that is missing, has the wrong shape, or does not fit `options`; the message names the tensor.
+    /// A tensor that is missing, has the wrong shape, or does not fit `options`. The message contains its name.
     pub fn new(
         plugin: &str,
         weights: &VitWeights,

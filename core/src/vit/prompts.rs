@@ -15,7 +15,8 @@ use cdl_kernels::{
     gather_rows,
 };
 
-/// Collects the rows injected into the first `depth` blocks in one tensor of `dtype`, with each block's share of them.
+/// Collects the rows injected into the first `depth` blocks in one tensor of `dtype`, with the rows that belong to each
+/// block.
 pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: DType) -> Result<Prompts> {
     let mut pieces = Pieces { batch, ..Pieces::default() };
     let mut shares = Vec::new();
@@ -28,7 +29,8 @@ pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: 
         let cls = block.cls_add.as_ref().map(|_| attended.end);
         if let Some(kv) = &block.cls_add {
             if kv.count()? != 1 {
-                let many = format!("{} vectors for the CLS token's key, expected one", kv.count()?);
+                let many =
+                    format!("`cls_add` has {} vectors for the CLS token's key; expected one", kv.count()?);
                 return Err(candle_core::Error::Msg(many).into());
             }
             pieces.add(kv)?;
@@ -42,8 +44,8 @@ pub(super) fn prompts(injection: &Injection, depth: usize, batch: usize, dtype: 
     Ok(Prompts { tokens: tokens.transpose()?, rows: pieces.rows(dtype)?, shares })
 }
 
-/// Prompt tensors, separated into those per image and those shared by all images, and the sources of each row's key and
-/// value in them.
+/// Prompt tensors with rows for each image (`own`) or for all images (`shared`), and for each injected row the sources
+/// of its key and its value in these tensors.
 #[derive(Default)]
 struct Pieces {
     batch: usize,
@@ -65,7 +67,7 @@ impl Pieces {
                 (keys, keys.plus(count))
             }
             Parts::Separate { k, v } if k.dim(1)? != v.dim(1)? => {
-                let unequal = format!("keys of shape {:?} with values of shape {:?}", k.dims(), v.dims());
+                let unequal = format!("keys {:?} and values {:?} differ in shape", k.dims(), v.dims());
                 return Err(candle_core::Error::Msg(unequal).into());
             }
             Parts::Separate { k, v } => (self.take(k)?, self.take(v)?),
@@ -74,8 +76,8 @@ impl Pieces {
         Ok(())
     }
 
-    /// Adds `rows` of `all` and returns the source of the first. Blocks that use different rows of one tensor share it;
-    /// a row that is used twice needs a second copy, because each source row receives one gradient.
+    /// Adds `rows` of `all` and returns the source of the first row. Blocks that use different rows of one tensor share
+    /// the tensor. A row that is used twice needs a second copy, because each source row receives one gradient.
     fn take_part(&mut self, all: &Tensor, rows: &Range<usize>) -> Result<Source> {
         let free = |(_, taken): &(Source, Vec<bool>)| !taken[rows.clone()].contains(&true);
         let (first, mut taken) = match self.parts.remove(&all.id()).filter(free) {
@@ -87,7 +89,7 @@ impl Pieces {
         Ok(first.plus(rows.start))
     }
 
-    /// Adds `prompts` `(B or 1, P, D)` and returns the source of their first row.
+    /// Adds `prompts` `(B or 1, P, D)` and returns the source of the first row.
     fn take(&mut self, prompts: &Tensor) -> Result<Source> {
         let (images, rows, _) = prompts.dims3()?;
         let shared = images != self.batch;

@@ -18,7 +18,7 @@ impl Vit {
     /// Reads an exported network ([`Backbone::portable`](crate::traits::Backbone::portable)) from its folder.
     ///
     /// # Errors
-    /// A file that cannot be read or is not an exported network; the message names the file and the tensor.
+    /// A file that cannot be read or is not an exported network. The message contains the file and the tensor's name.
     pub fn from_folder(
         plugin: &str,
         folder: &Path,

@@ -26,7 +26,7 @@ pub struct Loaded {
     pub sha256: String,
     /// Manifest of the library.
     pub manifest: Manifest,
-    /// Entries that it registered.
+    /// Entries that the library registered.
     pub entries: Vec<&'static Entry>,
 }
 
@@ -62,7 +62,7 @@ pub struct Identity {
     pub core: usize,
     /// Address of the newest registered entry.
     pub registry: usize,
-    /// Id of a tensor created for this purpose.
+    /// Id of a new tensor, from the counter of the copy.
     pub tensor: usize,
 }
 
@@ -81,7 +81,7 @@ impl Identity {
         }
     }
 
-    /// Returns whether this is the same copy as `other`, obtained afterwards: ids of tensors increase within a copy.
+    /// Returns whether `other`, obtained after `self`, identifies the same copy: tensor ids increase within a copy.
     fn is_same_as(&self, other: &Self) -> bool {
         (self.core, self.registry) == (other.core, other.registry) && self.tensor < other.tensor
     }
@@ -108,7 +108,7 @@ fn read(path: &Path) -> Result<(PathBuf, Manifest, String)> {
     Ok((file, manifest, crate::system::hex(&Sha256::digest(&bytes))))
 }
 
-/// Loads a plugin, unless it is loaded already. Its methods can then be found by name. It is never unloaded.
+/// Loads a plugin, unless it is loaded already. Its methods can then be found by name. The library is never unloaded.
 ///
 /// # Errors
 /// A library that is not a plugin of this program (detected before any of its code runs), that registers nothing or an
@@ -154,7 +154,7 @@ fn registered() -> Vec<&'static Entry> {
 
 /// Loads the library permanently and returns the identity of the `cdl-core` that it uses.
 fn open(file: &Path) -> std::result::Result<Identity, String> {
-    // The cause of libloading's error is the message of the system.
+    // libloading stores the message of the system in the source of its error.
     let explain = |e: libloading::Error| {
         let cause = std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
         format!("cannot be loaded: {e}{cause}")

@@ -18,12 +18,12 @@ pub use self::{
     plugin_manifest::Manifest,
 };
 
-/// Makes a shared library a plugin for [`load`]. Loading it registers the methods of the library and of all crates
-/// linked into it.
+/// Makes a shared library a plugin for [`load`]. Loading the plugin registers the methods of the library and of all
+/// crates linked into it.
 ///
 /// ```ignore
 /// extern crate cdl_dylib as _;      // shared library of cdl-core
-/// extern crate my_methods as _;     // the crate that registers them
+/// extern crate my_methods as _;     // crate that registers the methods
 /// cdl_core::export_plugin!("my_methods", "0.1.0");
 /// ```
 #[macro_export]

@@ -14,12 +14,12 @@ pub struct Manifest {
 }
 
 /// Error of a library that contains its own copy of this crate.
-pub(super) const SELF_CONTAINED: &str = "contains its own copy of cdl-core and would compute wrong gradients: it was not linked against the shared \
-     library of cdl-core; build plugins with `cdl plugin build`";
+pub(super) const SELF_CONTAINED: &str = "contains its own copy of cdl-core and would compute wrong gradients: it was \
+     not linked against the shared library of cdl-core; build plugins with `cdl plugin build`";
 
 const NAME: &str = "CDL_PLUGIN_MANIFEST";
 const HEADER: &str = "cdl-plugin 1";
-/// Maximum length of a manifest. A damaged file may state any length.
+/// Maximum length of a manifest in bytes. A damaged file may state any length.
 const MAX_BYTES: u64 = 1 << 16;
 
 impl Manifest {
@@ -55,7 +55,7 @@ impl Manifest {
         Ok(Self { name, version, stamp })
     }
 
-    /// Compares the build stamp, line by line, with that of the program, `host`.
+    /// Compares the build stamp, line by line, with the stamp `host` of the program.
     fn check(&self, host: &str) -> Result<(), String> {
         for (property, host) in host.lines().filter_map(|line| line.split_once(' ')) {
             let own =
@@ -84,7 +84,7 @@ fn text(library: &object::File<'_>) -> Result<String, String> {
             "is a shared library but not a plugin: it has no CDL_PLUGIN_MANIFEST; build plugins with `cdl plugin build`",
         )?;
     if symbol.size() > MAX_BYTES {
-        return Err(unreadable("it is too long"));
+        return Err(unreadable(&format!("it is longer than {MAX_BYTES} bytes")));
     }
     let section = symbol.section_index().and_then(|index| library.section_by_index(index).ok());
     let data = section.and_then(|section| section.data_range(symbol.address(), symbol.size()).ok().flatten());

@@ -39,8 +39,8 @@ impl Checkpoints {
     /// Returns the newest usable checkpoint and its file. Logs a warning with the reason for each newer one.
     ///
     /// # Errors
-    /// No usable checkpoint, and one that is not damaged: it cannot be read, or has another version of the format. A
-    /// run that started again from the beginning would remove it.
+    /// There is no usable checkpoint, but one whose file cannot be read or has another version of the format. A run
+    /// that started again from the beginning would remove this checkpoint.
     pub(crate) fn newest(&mut self) -> Result<Option<(Checkpoint, PathBuf)>> {
         let mut undamaged = None;
         for &number in self.numbers.iter().rev() {
@@ -71,7 +71,7 @@ impl Checkpoints {
         !self.config.off
     }
 
-    /// Writes the next checkpoint. Then removes unusable ones, and the oldest ones beyond the number to keep.
+    /// Writes the next checkpoint. Then removes unusable checkpoints, and the oldest beyond the number to keep.
     ///
     /// # Errors
     /// No space, no permission. Existing checkpoints are kept.
@@ -132,9 +132,9 @@ mod tests {
     fn checkpoint(step: usize) -> Result<Checkpoint> {
         let meta = CheckpointMeta {
             position: Position { step, ..Position::default() },
-            tally: Default::default(),
+            epoch_metrics: Default::default(),
             results: Default::default(),
-            left_out: Default::default(),
+            skipped: Default::default(),
             metrics_bytes: 0,
             wall_seconds: 0.1,
             config: String::new(),
@@ -168,7 +168,7 @@ mod tests {
             all.save(&checkpoint(step)?)?;
         }
         assert_eq!(names(&folder), [3, 4, 5].map(name));
-        // A later process continues the numbering, with its own number of checkpoints to keep.
+        // A later process continues the numbering. The number of checkpoints to keep may have changed.
         fs::write(folder.join("notes.txt"), "not a checkpoint").expect("written");
         let mut all = Checkpoints::open(folder.clone(), &CheckpointConfig { keep: 1, ..Default::default() })?;
         assert_eq!(newest(&folder), Some(5));

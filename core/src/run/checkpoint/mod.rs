@@ -1,4 +1,4 @@
-//! Format of a checkpoint: the state of a run between two steps, from which it resumes with the same results as
+//! Format of a checkpoint: the state of a run between two steps. A run that resumes from it has the same results as one
 //! without a stop. `checkpoint_folder` writes, numbers and removes the files.
 //!
 //! A checkpoint is a safetensors file. Its tensors are `teacher/NAME` and `student/NAME`, the state of networks and
@@ -6,7 +6,7 @@
 //! version of the format, [`CheckpointMeta`] in JSON, and a SHA-256 of all contents.
 //!
 //! Random number generators are not stored: each is derived from the run's seed and a label where it is used, so that
-//! the position determines initial values, order and augmentation. It also determines the learning rate.
+//! the position determines initial values, order and augmentation. The position also determines the learning rate.
 //!
 //! [`Optimizer::state`]: crate::train::Optimizer::state
 
@@ -38,10 +38,13 @@ const SHA256_KEY: &str = "sha256";
 pub struct CheckpointMeta {
     /// Next step.
     pub position: Position,
-    tally: EpochMetrics,
+    /// Sums over the steps of the current epoch.
+    #[serde(rename = "tally")]
+    epoch_metrics: EpochMetrics,
     results: Accuracies,
     /// Unreadable images that were skipped.
-    left_out: SkippedImages,
+    #[serde(rename = "left_out")]
+    skipped: SkippedImages,
     /// Length of `metrics.jsonl` in bytes. Later lines belong to steps that the resumed run repeats.
     pub metrics_bytes: u64,
     /// Seconds of the run so far, without the time between a stop and resuming.
@@ -53,10 +56,10 @@ pub struct CheckpointMeta {
 /// Reason why a checkpoint cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// The contents have changed since it was written.
+    /// The contents have changed since the checkpoint was written.
     #[error("it is damaged: {0}")]
     Damaged(String),
-    /// It was written by a version of this software with another format.
+    /// The checkpoint was written by a version of this software with another format.
     #[error("it has format {0:?}; this version of cdl reads format {VERSION:?}")]
     OtherVersion(String),
     /// The file cannot be read.
@@ -73,7 +76,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Creates a checkpoint of a run. See [`CheckpointMeta`] for the other arguments.
+    /// Creates a checkpoint of a run. The other arguments are the fields of [`CheckpointMeta`] with the same names.
     pub fn of(snapshot: &Snapshot<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
         let Snapshot { trainer, stream, state, optimizer } = snapshot;
         let mut tensors = StateDict::default();
@@ -90,9 +93,9 @@ impl Checkpoint {
         }
         let meta = CheckpointMeta {
             position: state.position,
-            tally: state.epoch_metrics.stopped(),
+            epoch_metrics: state.epoch_metrics.stopped(),
             results: state.results.clone(),
-            left_out: stream.image_files().map(|files| files.skipped_images()).unwrap_or_default(),
+            skipped: stream.image_files().map(|files| files.skipped_images()).unwrap_or_default(),
             metrics_bytes,
             wall_seconds,
             config: config.into(),
@@ -146,8 +149,8 @@ impl Checkpoint {
     /// # Errors
     /// Tensors that are missing or have another shape; a position outside the run.
     pub fn restore(self, trainer: &mut Trainer, stream: &dyn TaskStream) -> Result<RunState> {
-        let CheckpointMeta { position, tally, results, left_out, .. } = self.meta;
-        // Before a task begins, the state is that of the previous task.
+        let CheckpointMeta { position, epoch_metrics, results, skipped, .. } = self.meta;
+        // Before a task begins, the state is the end state of the previous task.
         let task = match position == Position::of_task(position.task) {
             true => position.task.saturating_sub(1),
             false => position.task,
@@ -162,10 +165,10 @@ impl Checkpoint {
             trainer.restore(role, task, &part(&self.tensors, role.as_str()))?;
         }
         if let Some(files) = stream.image_files() {
-            files.skip_images(&left_out);
+            files.skip_images(&skipped);
         }
         let optimizer = Some(part(&self.tensors, "optimizer")).filter(|state| state.iter().next().is_some());
-        Ok(RunState { position, epoch_metrics: tally, results, optimizer })
+        Ok(RunState { position, epoch_metrics, results, optimizer })
     }
 }
 

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 const LOCK: &str = ".lock";
 /// Time between two attempts.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// Attempts before a lock counts as held by a writer: a process that only tests a lock holds it briefly, too.
+/// Attempts before a lock counts as held by a writer. A process that only tests a lock also holds it briefly.
 const ATTEMPTS: usize = 4;
 
 /// Process that holds a lock, with its id if the lock file contains it.
@@ -80,21 +80,21 @@ fn lock_with_retries(path: &Path, mut wait: impl FnMut()) -> Result<std::result:
     Ok(Ok(file))
 }
 
-/// Returns whether another process is writing to the directory. It need not exist.
+/// Returns whether another process is writing to the directory, which need not exist.
 pub fn is_held(root: &Path) -> bool {
     holder(&root.join(LOCK)).is_some()
 }
 
-/// Checks that no other process is writing to a directory. It need not exist.
+/// Checks that no other process is writing to a directory, which need not exist.
 pub(super) fn check_free(root: &Path) -> Result<()> {
     holder(&root.join(LOCK)).map_or(Ok(()), |holder| Err(held(root, holder)))
 }
 
-/// Returns the other process that holds the lock `path`. The file need not exist.
+/// Returns the other process that holds the lock `path`. The lock file need not exist.
 pub fn holder(path: &Path) -> Option<Holder> {
     let mut file = File::open(path).ok()?;
-    // A shared lock: several processes may test at the same time, and NFS allows exclusive locks only with write
-    // access.
+    // A shared lock: several processes may test the lock at the same time, and NFS allows exclusive locks only with
+    // write access.
     let taken = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
     taken.then(|| Holder::read(&mut file))
 }
@@ -102,7 +102,7 @@ pub fn holder(path: &Path) -> Option<Holder> {
 fn held(root: &Path, holder: Holder) -> Error {
     Error::RunDir {
         dir: root.into(),
-        reason: format!("{holder} is writing to it; wait until it ends, or stop it"),
+        reason: format!("{holder} is writing to it; wait until the process ends, or stop the process"),
     }
 }
 
@@ -110,7 +110,7 @@ fn held(root: &Path, holder: Holder) -> Error {
 mod tests {
     use super::*;
 
-    /// Acquires a shared lock, as a process does that only tests the lock.
+    /// Acquires a shared lock, like a process that only tests the lock.
     fn shared_lock(root: &Path) -> File {
         let file = File::open(root.join(LOCK)).expect("the lock's file");
         file.lock_shared().expect("locked");

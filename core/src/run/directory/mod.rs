@@ -6,10 +6,10 @@
 //! run.json                  versions, weights with SHA-256, normalisation, split, device
 //! metrics.jsonl             one line for every epoch
 //! results.json              accuracy matrices and derived metrics, rewritten after every task
-//! accuracy_student.csv      A[i][j]; also accuracy_teacher.csv
+//! accuracy_student.csv      accuracy in % after each task (row) on each task (column); also accuracy_teacher.csv
 //! confusion_student.csv     test images by true and predicted class after the last task; also confusion_teacher.csv
 //! models/task_N/            student.safetensors, teacher.safetensors and prompt_use.json after task N
-//! tensorboard/              event files, with `record.tensorboard`; written by the program
+//! tensorboard/              event files, if `record.tensorboard` is set; written by the program `cdl`
 //! checkpoints/              the newest checkpoints, until the run is finished
 //! log.txt                   log of the run
 //! report.html               output of `cdl report`
@@ -81,7 +81,7 @@ const NAMES: [&str; 14] = [
 /// Contents of `results.json`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
-    /// Version of the format, [`Results::FORMAT`]. Files without it have version 1.
+    /// Version of the format, [`Results::FORMAT`]. Files without this key have version 1.
     #[serde(default = "first_format")]
     pub format: u32,
     /// Accuracies of the student in percent, `null` if it was not trained.
@@ -96,12 +96,12 @@ pub struct Results {
     /// methods select no prompts.
     #[serde(default)]
     pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
-    /// Number of trainable parameters, and multiply-adds of one image.
+    /// Number of trainable parameters, and multiply-accumulate operations of one image.
     #[serde(default)]
     pub cost: ByRole<Option<Cost>>,
     /// Number of finished tasks.
     pub tasks_done: usize,
-    /// Number of tasks of the run: those of the stream, at most `stream.max_tasks`.
+    /// Number of tasks of the run: all tasks of the stream, at most `stream.max_tasks`.
     pub tasks: usize,
     /// Seconds of the run, without the time between a stop and resuming.
     pub wall_seconds: f64,
@@ -155,7 +155,7 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Returns `runs/<config>-seed<seed>-<UTC time>`, with a number appended if it exists already.
+    /// Returns `runs/<config>-seed<seed>-<UTC time>`, with a number appended if this path exists already.
     pub fn default_path(config: &Config) -> PathBuf {
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
         let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
@@ -165,8 +165,8 @@ impl RunDir {
         paths.find(|path| !path.exists()).unwrap_or_default()
     }
 
-    /// Creates the directory with configuration and record. It is written to a temporary folder beside `root` and then
-    /// moved, so that a failure leaves no incomplete directory and does not remove an earlier run.
+    /// Creates the directory with configuration and record. The files are written to a temporary folder beside `root`,
+    /// which is then moved, so that a failure leaves no incomplete directory and does not remove an earlier run.
     ///
     /// # Errors
     /// A directory that is not empty, unless it contains a run and `overwrite` is set; missing permission; less free
@@ -186,7 +186,8 @@ impl RunDir {
             fs::create_dir_all(parent).map_err(io(parent))?;
             let free = free_bytes(parent)?;
             if free < needed {
-                let short = format!("the run needs {} kB, {} kB are free", needed / 1000, free / 1000);
+                let short =
+                    format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
                 return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
             }
             let temporary = temporary_folder(parent)?;
@@ -228,7 +229,7 @@ impl RunDir {
     /// # Errors
     /// A directory that is not a run, that another process is writing to, or that cannot be written.
     pub fn open(root: &Path, config: &Config) -> Result<(Self, Option<Checkpoint>, Config)> {
-        // First, so that nothing is written to a directory that is not a run.
+        // The record is read first, so that nothing is written to a directory that is not a run.
         let record = read_record(root)?;
         let lock = lock(root)?;
         remove_unfinished(root)?;
@@ -254,7 +255,7 @@ impl RunDir {
         Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, original))
     }
 
-    /// Truncates `metrics.jsonl` to its first `bytes`. The run writes the following lines again.
+    /// Truncates `metrics.jsonl` to its first `bytes` bytes. The resumed run writes the removed lines again.
     ///
     /// # Errors
     /// A file that is shorter or cannot be changed.
@@ -274,7 +275,8 @@ impl RunDir {
         self.checkpoints.enabled()
     }
 
-    /// Writes a checkpoint if one is due, or in any case if `now` is set, and removes those that it replaces.
+    /// Writes a checkpoint if one is due or `now` is set, and removes the checkpoints that it replaces. `wall_seconds`
+    /// is the duration of the run so far.
     ///
     /// # Errors
     /// No space, no permission. Earlier checkpoints are kept.
@@ -320,7 +322,7 @@ impl RunDir {
         self.metrics.write_all(&line).map_err(io(path))
     }
 
-    /// Writes models and results after a task.
+    /// Writes models and results after a task. Returns the contents of `results.json`.
     pub fn task(
         &mut self,
         task: &Task,
@@ -379,8 +381,8 @@ fn occupied(root: &Path) -> Error {
     Error::RunDir { dir: root.into(), reason }
 }
 
-/// Checks, without writing, that a run may be written to a directory. Returns whether it is empty, so that no run is
-/// replaced.
+/// Checks, without writing, that a run may be written to a directory. Returns whether the directory is missing or
+/// empty, so that no run is replaced.
 ///
 /// # Errors
 /// A directory that is not empty, unless it contains only a run and `overwrite` is set; a path whose parent is not a
@@ -426,7 +428,7 @@ fn nearest_folder(path: &Path) -> &Path {
     existing.unwrap_or(Path::new("."))
 }
 
-/// Returns the file of table `what` of one network.
+/// Returns the CSV file `what` (`accuracy` or `confusion`) of one network.
 fn role_file(root: &Path, what: &str, role: Role) -> PathBuf {
     root.join(format!("{what}_{}.csv", role.as_str()))
 }

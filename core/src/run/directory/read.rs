@@ -16,16 +16,21 @@ use crate::{
 };
 
 /// Reads `results.json` of a run.
+///
+/// # Errors
+/// A file that is missing, damaged or written by a newer version.
 pub fn read_results(root: &Path) -> Result<Results> {
-    let hint =
-        if root.join(RECORD).exists() { "check that the run has finished a task" } else { "is it a run?" };
+    let hint = match root.join(RECORD).exists() {
+        true => "check that the run has finished a task",
+        false => "expected a run directory",
+    };
     let results: Results = read_json(root, RESULTS, hint)?;
     check_format(results.format, Results::FORMAT)
         .map_err(|reason| Error::RunDir { dir: root.into(), reason: format!("{RESULTS} {reason}") })?;
     Ok(Results { format: Results::FORMAT, ..results })
 }
 
-/// Checks that a file was not written by a newer version.
+/// Checks that the format of a file is supported. An error is the end of a message.
 fn check_format(found: u32, supported: u32) -> Result<(), String> {
     match found <= supported {
         true => Ok(()),
@@ -61,6 +66,9 @@ fn read_if_there(file: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Reads `metrics.jsonl` of a run, one report per line. An incomplete last line of a stopped run is ignored.
+///
+/// # Errors
+/// A file that cannot be read, or a line that is damaged or written by a newer version.
 pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
     let path = root.join(METRICS);
     let text = crate::system::files::read_to_string(&path).map_err(io(&path))?;
@@ -77,15 +85,18 @@ pub fn read_epochs(root: &Path) -> Result<Vec<EpochReport>> {
 
 /// Reads `run.json` of a run.
 pub fn read_record(root: &Path) -> Result<serde_json::Value> {
-    read_json(root, RECORD, "is it a run?")
+    read_json(root, RECORD, "expected a run directory")
 }
 
-/// Checks that data and weights of an experiment are those of the run in `root`.
+/// Checks that data, plugins and weights of an experiment are those of the run in `root`.
+///
+/// # Errors
+/// The first part that differs, with both SHA-256.
 pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
     let recorded = read_record(root)?;
     let now = serde_json::to_value(record)
         .map_err(|e| Error::RunDir { dir: root.into(), reason: e.to_string() })?;
-    // For lists, only checksums are compared: files may have been moved.
+    // Entries of lists are compared by checksum only: files may have been moved.
     for (what, field) in [
         ("images and tasks", "/split_sha256"),
         ("the files of the data set", "/data"),
@@ -104,7 +115,7 @@ pub fn check_same(root: &Path, record: &RunRecord) -> Result<()> {
         let (recorded, now) = (sha256(&recorded), sha256(&now));
         if recorded != now {
             let reason = format!(
-                "{what} are not those of the run: their SHA-256 is {now}, that in run.json is {recorded}"
+                "{what} are not those of the run: their SHA-256 is {now}, run.json contains {recorded}"
             );
             return Err(Error::RunDir { dir: root.into(), reason });
         }

@@ -26,7 +26,8 @@ const MAX_QUOTED: usize = 100;
 /// Number of classes, or width of a query, that is accepted for tensors of any size.
 const ALWAYS_ACCEPTED: usize = 1 << 16;
 
-/// Maximum of a whole number in the settings of a method. It exceeds all sizes of tensors, since it may be a seed.
+/// Maximum of a whole number in the settings of a method. The limit exceeds all sizes of tensors, since the number may
+/// be a seed.
 const MAX_SETTING: usize = 1 << 32;
 
 /// Function that returns one of the sizes of a network.
@@ -111,7 +112,7 @@ fn typed<T: DeserializeOwned>(file: &Path, value: Value) -> Result<T> {
     serde_path_to_error::deserialize(&value).map_err(|e| {
         let key = e.path().to_string();
         let reason = types_in_words(&e.into_inner().to_string());
-        // `tasks[0].start` is `/tasks/0/start`.
+        // The path `tasks[0].start` becomes the JSON pointer `/tasks/0/start`.
         let pointer = format!("/{}", key.replace(['.', '['], "/").replace(']', ""));
         match value.pointer(&pointer) {
             Some(found) => setting(file, &key, &quoted(found), reason),
@@ -133,9 +134,9 @@ pub(super) fn setting(file: &Path, key: &str, value: &str, expected: String) -> 
     Error::Setting { origin: file.display().to_string(), key: key.into(), value: value.into(), expected }
 }
 
-/// Checks that no size exceeds those of the tensors, before anything is built: a malicious folder may contain sizes
-/// that do not fit into memory. While the methods are built, none of their tensors may be larger than all saved ones
-/// together. When they are restored, their tensors must have the shapes of the saved ones.
+/// Checks that no size exceeds the number of elements of the largest tensor, before anything is built: a malicious
+/// folder may contain sizes that do not fit into memory. Later checks limit each tensor of a method under construction
+/// to the bytes of all saved tensors together, and compare the shapes of restored tensors with those of saved ones.
 pub(super) fn check_sizes(
     folder: &Path,
     description: &Description,
@@ -144,15 +145,15 @@ pub(super) fn check_sizes(
 ) -> Result<()> {
     let largest_tensor = trained.iter().map(|(_, tensor)| tensor.elem_count()).max().unwrap_or(0);
     let max = largest_tensor.max(ALWAYS_ACCEPTED);
-    let refuse = |file: &str, key: &str, value: &dyn std::fmt::Display| {
-        let expected = format!("expected at most {max}, since no tensor in {TRAINED} is larger");
+    let refuse = |file: &str, key: &str, value: usize| {
+        let expected = format!("expected at most {max}; no tensor in {TRAINED} has more elements");
         Err(setting(&folder.join(file), key, &value.to_string(), expected))
     };
     if classes > max {
-        return refuse(CLASSES, "classes", &classes);
+        return refuse(CLASSES, "classes", classes);
     }
     if let Some(width) = description.query_width.filter(|width| *width > max) {
-        return refuse(MODEL, "query_width", &width);
+        return refuse(MODEL, "query_width", width);
     }
     let distillers = description
         .distillers
@@ -162,7 +163,8 @@ pub(super) fn check_sizes(
     for (section, settings) in distillers.chain([("learner".into(), &description.learner.settings)]) {
         let found = leaves(settings).into_iter().find(|(_, value)| largest(value) > MAX_SETTING);
         if let Some((key, value)) = found {
-            return refuse(MODEL, &format!("{section}.{key}"), value);
+            let (key, expected) = (format!("{section}.{key}"), format!("expected at most {MAX_SETTING}"));
+            return Err(setting(&folder.join(MODEL), &key, &value.to_string(), expected));
         }
     }
     Ok(())
@@ -218,7 +220,7 @@ pub(super) fn check_plugins(folder: &Path, description: &Description) -> Result<
         if let Some(found) = found.filter(|found| found.sha256 != *sha256) {
             let (file, other) = (found.file.display(), &found.sha256);
             let reason =
-                format!("needs the plugin {name} with the SHA-256 {sha256}; that of {file} is {other}");
+                format!("needs the plugin {name} with the SHA-256 {sha256}; {file} has the SHA-256 {other}");
             return Err(fail(&folder.join(MODEL), reason));
         }
     }
@@ -243,7 +245,10 @@ pub(super) fn check_spec(file: &Path, key: &str, stated: &BackboneSpec, found: &
         }
     }
     if (&stated.plugin, stated.normalization) != (&found.plugin, found.normalization) {
-        return Err(fail(file, format!("`{key}.spec` is not that of the network in {key}/")));
+        return Err(fail(
+            file,
+            format!("`{key}.spec` states another plugin or normalisation than {key}/ contains"),
+        ));
     }
     Ok(())
 }

@@ -2,11 +2,11 @@
 //! the folder, [`Predictor`] reads it.
 //!
 //! ```text
-//! model.json                  see Description
+//! model.json                  methods, settings and sizes: a Description
 //! classes.json                class names in the order of the logits
 //! trained.safetensors         trained prompts and heads that prediction needs
 //! network/                    the frozen network: model.safetensors and config.json
-//! query/                      the network that computes the query, if it is another one and prediction uses a query
+//! query/                      the network that computes the query, if prediction uses one and it is not network/
 //! SHA256SUMS                  checksums of all files in the format of sha256sum
 //! ```
 
@@ -61,16 +61,16 @@ pub struct Description {
     pub batch_size: usize,
     /// The frozen network.
     pub network: FrozenNetwork,
-    /// The network that computes the query, if it is another one and prediction uses a query.
+    /// The network that computes the query, if prediction uses a query and `network` does not compute it.
     pub query: Option<FrozenNetwork>,
-    /// Width of the query for which the learner was built, if it differs from that of the exported networks.
+    /// Width of the query for which the learner was built, if the network that computed the query is not exported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_width: Option<usize>,
     /// The prompt method.
     pub learner: Section,
     /// Distillation methods that take part in prediction.
     pub distillers: Vec<ExportedDistiller>,
-    /// Backbone of the teacher, if there are such methods.
+    /// Backbone of the teacher, if `distillers` is not empty.
     pub teacher: Option<BackboneSpec>,
     /// Seed of the run.
     pub seed: u64,
@@ -91,7 +91,7 @@ pub struct Description {
 pub struct FrozenNetwork {
     /// Name of the backbone plugin.
     pub plugin: String,
-    /// Settings of the backbone in the run. Files that they name are not needed.
+    /// Settings of the backbone in the run. The files named in them are not needed.
     pub settings: Settings,
     /// Sizes, normalisation and origin of the weights.
     pub spec: BackboneSpec,

@@ -33,7 +33,7 @@ pub const MAX_BATCH: usize = 1 << 16;
 pub struct Prediction {
     /// Name of the class.
     pub class: String,
-    /// Index in `classes.json`.
+    /// Index of the class in `classes.json`, from 0.
     pub index: usize,
     /// Softmax of the logits over all classes that the model has learned.
     pub probability: f32,
@@ -82,8 +82,8 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// Loads an exported folder, onto a GPU if there is one and this build supports it. The methods of the model have
-    /// to be registered; the built-in ones are registered by linking `cdl-plugins`.
+    /// Loads an exported folder, onto a GPU if there is one and this build supports it. The methods of the model must
+    /// be registered; linking `cdl-plugins` registers the built-in methods.
     ///
     /// # Errors
     /// Files that are missing, damaged or of another format; methods that are not registered.
@@ -92,6 +92,9 @@ impl Predictor {
     }
 
     /// Loads an exported folder onto a device.
+    ///
+    /// # Errors
+    /// Errors of [`Predictor::load`].
     pub fn load_on(folder: impl AsRef<Path>, device: &Device) -> Result<Self> {
         let folder = folder.as_ref();
         let description = description::description(folder)?;
@@ -124,7 +127,7 @@ impl Predictor {
         let own = query.as_ref().unwrap_or(&backbone).spec().width;
         let query_width = description.query_width.unwrap_or(own);
         let trained_bytes = bytes(trained.iter().map(|(_, tensor)| tensor));
-        // No tensor of a method may be larger than all saved ones together.
+        // No tensor of a method may have more bytes than all saved tensors together.
         let limit = trained_bytes as u64;
         let mut learner = memory::within(limit, || {
             setup.learner(role, "learner", &description.learner, backbone.spec(), query_width)
@@ -175,8 +178,8 @@ impl Predictor {
         Ok((frozen, self.trained_bytes))
     }
 
-    /// Returns the maximum batch size: 65,536, on the CPU also limited by an estimate of the images whose forward
-    /// pass fits into the available memory.
+    /// Returns the maximum batch size: 65,536, on the CPU at most the estimated number of images whose forward pass
+    /// fits into the available memory.
     pub fn max_batch(&self) -> usize {
         let free = memory::available_bytes().filter(|_| self.device.is_cpu());
         free.map_or(MAX_BATCH, |free| max_batch(free, self.network.backbone.spec()))
@@ -213,15 +216,15 @@ impl Predictor {
             images.iter().find(|PreprocessedImage(square)| square.width() as usize != side)
         {
             let promise =
-                format!("the side is {side} px, the image size of the network, not {}", other.width());
+                format!("its side is {side} px, the image size of the network, not {} px", other.width());
             return Err(Error::Promise { plugin: "a preprocessed image".into(), promise });
         }
         let squares: Vec<&RgbImage> = images.iter().map(|PreprocessedImage(square)| square).collect();
         upload_squares(&squares, side, &self.device)
     }
 
-    /// Returns the logits `(B, C)` of pixels `(B, 3, S, S)` over all classes, including those not learned yet. They
-    /// equal those of the run's network to the bit.
+    /// Returns the logits `(B, C)` of pixels `(B, 3, S, S)` over all classes, including those not learned yet. They are
+    /// bit-identical to the logits of the run's network.
     pub fn logits(&self, pixels: &Tensor) -> Result<Tensor> {
         let query_network = self.query.as_ref().unwrap_or(&self.network.backbone);
         let query = Query::of(query_network.as_ref(), pixels);
@@ -235,8 +238,9 @@ fn bytes<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> usize {
     tensors.map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
 }
 
-/// Returns the number of images that fit into `free` bytes. Each takes the pixels, the activations of a block
-/// (residual, normalised residual, queries, keys, values, hidden layer and output of the MLP) and its attention scores.
+/// Returns the number of images that fit into `free` bytes. Each image needs memory for its pixels, the activations of
+/// a block (residual, normalised residual, queries, keys, values, hidden layer and output of the MLP) and the attention
+/// scores of the block.
 fn max_batch(free: u64, spec: &BackboneSpec) -> usize {
     let [side, width, heads, tokens] =
         [spec.image_size, spec.width, spec.heads, spec.patches + 1].map(|size| size as u64);

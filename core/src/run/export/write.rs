@@ -36,7 +36,7 @@ use crate::{
 const VERIFIED_IMAGES: usize = 4;
 
 /// Writes the network `role` of `experiment`, in its state after `task`, to the new folder `root`. The folder is
-/// written atomically, and only if a model read from it predicts the same bytes.
+/// written atomically, and only if a model read from it computes byte-identical logits.
 ///
 /// # Errors
 /// A folder that is not empty, unless `overwrite` is set and it contains an exported model; a backbone that cannot be
@@ -75,6 +75,9 @@ pub fn write(
 }
 
 /// Returns whether the folder contains an exported model that is to be replaced.
+///
+/// # Errors
+/// A folder that is not empty, unless `overwrite` is set and it contains only an exported model.
 fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
     let entries = if_there(fs::read_dir(root)).map_err(|e| fail(root, format!("cannot be used: {e}")))?;
     if entries.is_none_or(|mut entries| entries.next().is_none()) {
@@ -167,7 +170,8 @@ fn describe(
     Ok((Description { plugins, ..description }, trained))
 }
 
-/// Returns whether the learner of `role` uses the query in prediction. If not, its network is not exported.
+/// Returns whether the learner of `role` uses the query in prediction. If not, the network that computes the query is
+/// not exported.
 fn uses_query(experiment: &Experiment, role: Role) -> Result<bool> {
     let trainer = &experiment.trainer;
     let zeros =
@@ -234,7 +238,7 @@ fn check(experiment: &Experiment, role: Role, folder: &Path) -> Result<()> {
     if bits(&original) != bits(&exported) {
         return Err(Error::Promise {
             plugin: format!("the {} of this run", role.as_str()),
-            promise: "a model that is built from its exported files predicts the same logits".into(),
+            promise: "a model built from its exported files computes the same logits".into(),
         });
     }
     Ok(())

@@ -24,14 +24,15 @@ use crate::system::{
 };
 use cdl_kernels::{COMPUTE_CAP, probe};
 
-/// Returns the folders in `CDL_CUDA_LIBS`, separated by colons. They are searched for CUDA libraries before those of
-/// the system.
+/// Returns the folders listed in `CDL_CUDA_LIBS`, separated by colons. They are searched for CUDA libraries before the
+/// folders of the system.
 fn folders() -> Vec<PathBuf> {
     let named = env::var_os("CDL_CUDA_LIBS").unwrap_or_default();
     env::split_paths(&named).filter(|folder| folder != Path::new("")).collect()
 }
 
-/// Opens the device with this number, once: each device has its own handles and compiled kernels.
+/// Opens the device with the number `ordinal`. Later calls return the same device, since each opened device has its own
+/// handles and compiled kernels.
 pub fn open(ordinal: usize) -> Result<Device, Missing> {
     static LOADED: OnceLock<Result<Vec<Library>, Missing>> = OnceLock::new();
     static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
@@ -85,8 +86,8 @@ fn pool(device: &CudaDevice) -> candle_core::Result<sys::CUmemoryPool> {
     unsafe { result::device::get_default_mem_pool(context.cu_device()) }.w()
 }
 
-/// Makes the pool keep freed memory for the next step. By default it returns all memory to the driver whenever the host
-/// waits for the device, and has to allocate it again.
+/// Makes the pool keep freed memory for the next step. By default, the pool returns all memory to the driver whenever
+/// the host waits for the device, and has to allocate it again.
 fn keep_memory(device: &CudaDevice) -> candle_core::Result<()> {
     let mut threshold = u64::MAX;
     let (pool, attribute) = (pool(device)?, sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD);

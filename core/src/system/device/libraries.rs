@@ -1,4 +1,4 @@
-//! Loading of the CUDA libraries. Candle panics if one is missing, so they are loaded before.
+//! Loading of the CUDA libraries. Candle panics if one is missing, so all are loaded before candle opens a device.
 
 use std::{error::Error, path::PathBuf};
 
@@ -41,15 +41,15 @@ pub(super) fn load(folders: &[PathBuf]) -> Result<Vec<Library>, Missing> {
     NEEDED.into_iter().map(load_one).collect()
 }
 
-/// Returns the first library that can be loaded. The error is that of the library in `folders`, or of the first of
-/// `names`.
+/// Returns the first library that can be loaded. The error is the loader's message for the first file of these names in
+/// `folders`, or else for the first of `names`.
 fn first(names: &[&str], folders: &[PathBuf]) -> Result<Library, String> {
     let named = folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name)));
     let places = named.filter(|place| place.exists()).chain(names.iter().map(PathBuf::from));
     let mut reason = None;
     for place in places {
         // SAFETY: these are NVIDIA's libraries, whose initialisers may run at any time. The bindings load the same
-        // ones.
+        // libraries.
         match unsafe { Library::new(&place) } {
             Ok(library) => return Ok(library),
             // The source of the error contains the message of the loader.
@@ -91,7 +91,7 @@ mod tests {
             return;
         }
         let missing = load(&[]).unwrap_err();
-        assert!(missing.is_ordinary());
+        assert!(missing.is_expected());
         let message = missing.to_string();
         assert!(message.starts_with("libcuda.so.1 cannot be loaded ("), "{message}");
         assert!(message.ends_with("): it is part of the NVIDIA driver"), "{message}");

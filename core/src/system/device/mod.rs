@@ -52,7 +52,7 @@ pub enum Missing {
          build` if CUDA is not installed)"
     )]
     Build,
-    /// A library cannot be loaded.
+    /// A CUDA library cannot be loaded.
     #[error("{library} cannot be loaded ({reason}): {hint}")]
     Library {
         /// File name.
@@ -69,7 +69,7 @@ pub enum Missing {
 
 impl Missing {
     /// Returns whether no GPU is to be expected: a build without CUDA, or a machine without a driver.
-    fn is_ordinary(&self) -> bool {
+    fn is_expected(&self) -> bool {
         match self {
             Self::Build => true,
             Self::Library { library, .. } => library.starts_with("libcuda."),
@@ -79,7 +79,7 @@ impl Missing {
 }
 
 /// Opens `auto`, `cpu`, `cuda` or `cuda:N` for networks of `precision`. TF32 is a setting of the whole program: the
-/// last call determines it.
+/// last call of this function determines it.
 ///
 /// # Errors
 /// An unknown name, a device that does not exist or that this build does not support, or a precision that the device
@@ -99,7 +99,7 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
             Ok(device) => device,
             Err(missing) => {
                 let device = cpu(&format!(", which device `auto` selects: {missing}"))?;
-                match missing.is_ordinary() {
+                match missing.is_expected() {
                     true => tracing::debug!("no GPU: {missing}"),
                     false => tracing::warn!("no GPU can be used; using the CPU: {missing}"),
                 }
@@ -120,7 +120,8 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
     Ok(device)
 }
 
-/// Returns the precision to use on `device`: float32 on the CPU, otherwise `precision`. Sets that of matrix products.
+/// Returns the precision to use on `device`: float32 on the CPU, otherwise `precision`. On a GPU, also sets the
+/// precision of candle's float32 matrix products.
 pub(crate) fn precision_on(device: &Device, precision: Precision) -> Precision {
     if device.is_cpu() {
         return Precision::Float32;
@@ -130,8 +131,8 @@ pub(crate) fn precision_on(device: &Device, precision: Precision) -> Precision {
     precision
 }
 
-/// Copies `values` to a tensor on `device`. Copies to a GPU use pinned memory. They are complete when this returns, so
-/// that any thread may use the tensor, and do not wait for the work of other threads.
+/// Copies `values` to a tensor of `shape` on `device`. A copy to a GPU uses pinned memory and does not wait for the
+/// work of other threads. It is complete when this function returns, so that any thread may use the tensor.
 ///
 /// # Errors
 /// A number of values that does not fit `shape`, and insufficient memory on the device.

@@ -13,9 +13,9 @@ use crate::{
 };
 use cdl_kernels::layers::Linear;
 
+/// Image size that gives 50 tokens per image, so that panels and the threads' shares begin and end within images.
 const SIDE: usize = 28;
 const DEPTH: usize = 4;
-/// Image size that gives 50 tokens per image, so that panels and shares begin and end within images.
 const BATCH: usize = 5;
 
 fn vit(width: usize, heads: usize, recompute: bool) -> Vit {
@@ -57,7 +57,7 @@ fn taped(vit: &Vit, recompute: bool) -> Vit {
     with_blocks(vit, norm, Blocks::Taped(blocks))
 }
 
-/// Returns the rows that a block attends to besides its tokens, by their definition.
+/// Returns the keys and values that a block attends to besides its tokens, `(B, rows, 2D)`.
 fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
     let rows = [&injection.prefix, &injection.suffix].into_iter().flatten().map(|kv| {
         let (_, rows, width) = kv.k()?.dims3()?;
@@ -68,7 +68,7 @@ fn attended_rows(injection: &BlockInjection) -> Result<Option<Tensor>> {
 }
 
 /// Reference implementation: the network operation by operation, with gradients from candle's graph only.
-fn oracle(vit: &Vit, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
+fn reference(vit: &Vit, pixels: &Tensor, injection: &Injection, taps: &Taps) -> Result<Features> {
     let Vit { spec, norm, eps, .. } = vit;
     let (stem, blocks) = vit.layers()?;
     let linear = |x: &Tensor, l: &Linear| cdl_kernels::composed::linear(x, &l.weight, Some(&l.bias));
@@ -128,8 +128,8 @@ struct Case {
     tokens: usize,
     taps: &'static [usize],
     norm: bool,
-    /// Whether blocks use rows of two tensors, one shared by all images and one per image: disjoint and overlapping
-    /// rows, and rows that no block uses.
+    /// Whether blocks use rows of two tensors, one shared by all images and one with rows for each image: disjoint and
+    /// overlapping rows, and rows that no block uses.
     parts: bool,
 }
 
@@ -142,8 +142,8 @@ fn cases() -> [Case; 9] {
         },
         Case { name: "prefix from the third block", prefix: &[(2, 4, true)], ..Case::default() },
         Case { name: "suffix in the last block alone", suffix: &[(3, 5, false)], ..Case::default() },
-        Case { name: "vectors on CLS", cls_add: &[0, 1, 2, 3], ..Case::default() },
-        Case { name: "a vector on CLS of the last block", cls_add: &[3], ..Case::default() },
+        Case { name: "vectors added to CLS", cls_add: &[0, 1, 2, 3], ..Case::default() },
+        Case { name: "a vector added to CLS in the last block", cls_add: &[3], ..Case::default() },
         Case { name: "tokens", tokens: 2, ..Case::default() },
         Case {
             name: "everything, with taps",
@@ -170,7 +170,7 @@ type Forward = fn(&Vit, &Tensor, &Injection, &Taps) -> Result<Features>;
 type Outcome = (Vec<f64>, Vec<Vec<f64>>);
 
 impl Case {
-    /// Values of trainable tensors in order: keys and values by place, then tokens.
+    /// Returns the values of the trainable tensors: keys and values by position, then tokens.
     fn values(&self, width: usize) -> Vec<Tensor> {
         let mut rng = Rng::new(5);
         let mut draw = |shape: &[usize]| rng.normal(shape, 1.0, &Device::Cpu).unwrap();
@@ -238,7 +238,7 @@ impl Case {
     }
 }
 
-fn apart(a: &[f64], b: &[f64]) -> f64 {
+fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let difference: f64 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
     (difference / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
@@ -246,10 +246,10 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
 
 /// Asserts that the errors of values and gradients are below the bounds.
 fn assert_near(found: &Outcome, exact: &Outcome, [values, gradients]: [f64; 2], name: &str) {
-    let error = apart(&found.0, &exact.0);
+    let error = relative_error(&found.0, &exact.0);
     assert!(error < values, "{name}: values differ by {error:e}");
     for (index, (found, exact)) in found.1.iter().zip(&exact.1).enumerate() {
-        let error = apart(found, exact);
+        let error = relative_error(found, exact);
         assert!(error < gradients, "{name}: gradient {index} differs by {error:e}");
     }
 }
@@ -258,7 +258,7 @@ fn assert_near(found: &Outcome, exact: &Outcome, [values, gradients]: [f64; 2], 
 fn the_taped_network_gives_the_values_and_gradients_of_the_graph() {
     let vit = vit(48, 3, false);
     for case in cases() {
-        let exact = case.run(&taped(&vit, false), DType::F64, oracle);
+        let exact = case.run(&taped(&vit, false), DType::F64, reference);
         for recompute in [false, true] {
             let found = case.run(&taped(&vit, recompute), DType::F64, Vit::forward);
             assert_near(&found, &exact, [1e-13, 1e-12], case.name);
@@ -267,7 +267,7 @@ fn the_taped_network_gives_the_values_and_gradients_of_the_graph() {
 }
 
 #[test]
-fn a_second_backward_pass_through_one_graph_gives_the_same() {
+fn a_second_backward_pass_through_one_graph_gives_equal_gradients() {
     let vit = taped(&vit(48, 3, false), false);
     let prompt = Rng::new(3).normal(&[1, 2, 48], 1.0, &Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
     let prompt = Var::from_tensor(&prompt).unwrap();
@@ -283,11 +283,11 @@ fn a_second_backward_pass_through_one_graph_gives_the_same() {
 fn every_level_gives_the_values_and_gradients_of_the_graph() {
     // Heads of 16 channels fill whole registers, heads of 40 channels do not.
     for (width, heads) in [(48, 3), (80, 2)] {
-        let of_graph = vit(width, heads, false);
+        let network = vit(width, heads, false);
         for case in cases() {
-            let exact = case.run(&taped(&of_graph, false), DType::F64, oracle);
+            let exact = case.run(&taped(&network, false), DType::F64, reference);
             for level in SimdLevel::available() {
-                let found = case.run(&at_level(&of_graph, level), DType::F32, Vit::forward);
+                let found = case.run(&at_level(&network, level), DType::F32, Vit::forward);
                 let name = format!("{}, width {width}, {}", case.name, level.as_str());
                 assert_near(&found, &exact, [2e-6, 1e-5], &name);
             }
