@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use cdl_core::{
     hub::{WeightSource, fetch},
@@ -456,6 +457,174 @@ fn damaged_cached_weights_are_refused() {
     assert_eq!(world.fetch("hf:own/vit").files(), files);
 }
 
+/// Lists files and links below a folder.
+fn contents(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().path()) {
+        match entry.is_dir() && !entry.is_symlink() {
+            true => found.extend(contents(&entry)),
+            false => found.push(entry),
+        }
+    }
+    found
+}
+
+#[test]
+fn headers_that_are_paths_are_refused_by_name() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let outside = world.folder.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("mine"), b"mine").unwrap();
+    let commit = commit(b"weights");
+    for (header, value) in [
+        ("X-Repo-Commit", outside.to_str().unwrap().to_owned()),
+        ("X-Repo-Commit", format!("../../../../{}", &commit[12..])),
+        ("X-Repo-Commit", "deadbeef".to_owned()),
+        ("X-Linked-ETag", format!("\"{}\"", outside.join("new").display())),
+        ("X-Linked-ETag", format!("\"{}\"", outside.join("mine").display())),
+        ("X-Linked-ETag", "..".to_owned()),
+        ("X-Linked-Size", "7 bytes".to_owned()),
+    ] {
+        fs::write(world.served().join("headers"), format!("{header}: {value}")).unwrap();
+        let refusal = world.fetch("hf:own/vit").refusal();
+        assert!(refusal.user);
+        refusal.assert_contains(&["hf:own/vit", header, "expected", &world.hub.endpoint()]);
+        assert_eq!(contents(&outside), [outside.join("mine")]);
+        assert_eq!(contents(&world.home()), [] as [PathBuf; 0], "{header}: {value}");
+    }
+    // A commit cannot have another commit's files.
+    fs::write(world.served().join("headers"), format!("X-Repo-Commit: {}", "0".repeat(40))).unwrap();
+    let refusal = world.fetch(&format!("hf:own/vit@{commit}")).refusal();
+    refusal.assert_contains(&["X-Repo-Commit", &"0".repeat(40), &commit]);
+    assert_eq!(contents(&world.home()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_cached_revision_that_is_a_path_is_ignored() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    world.fetch("hf:own/vit").files();
+    let folder = world.home().join("hub/models--own--vit");
+    fs::write(folder.join("model.safetensors"), b"elsewhere").unwrap();
+    fs::write(folder.join("refs/main"), "../").unwrap();
+    world
+        .fetch_with("hf:own/vit", &[("HF_HUB_OFFLINE", "1")])
+        .refusal()
+        .assert_contains(&["not in the cache"]);
+}
+
+#[test]
+fn transfers_are_limited_in_size_and_time() {
+    let world = World::new();
+    for (owner, problem) in [
+        ("endless", "it sends more than the announced 7 bytes"),
+        ("stalled", "stopped after 3 of 7 bytes: no byte arrived for 1 s (HF_HUB_DOWNLOAD_TIMEOUT)"),
+        ("broken", "stopped after 3 of 7 bytes"),
+    ] {
+        world.publish(&format!("{owner}/vit"), "main", b"weights", Some(b"{}"));
+        let refusal =
+            world.fetch_with(&format!("hf:{owner}/vit"), &[("HF_HUB_DOWNLOAD_TIMEOUT", "1")]).refusal();
+        let address = format!("{}/cdn/{owner}/vit/main/model.safetensors", world.hub.endpoint());
+        refusal.assert_contains(&[problem, &address]);
+        // Nothing is left but the lock.
+        let left = contents(&world.home());
+        assert!(left.iter().all(|file| file.extension().is_some_and(|end| end == "lock")), "{left:?}");
+        // What may pass is tried three times.
+        let address = format!("GET /cdn/{owner}/vit/main/model.safetensors");
+        let attempts = world.hub.requests().iter().filter(|request| **request == address).count();
+        assert_eq!(attempts, if owner == "endless" { 1 } else { 3 });
+    }
+}
+
+#[test]
+fn bytes_that_differ_from_the_announced_checksum_are_not_stored() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let promised = sha256(b"other weights");
+    fs::write(world.served().join("headers"), format!("X-Linked-ETag: \"{promised}\"")).unwrap();
+    let refusal = world.fetch("hf:own/vit").refusal();
+    assert!(!refusal.user);
+    refusal.assert_contains(&["transfer of `hf:own/vit`", &promised, &sha256(b"weights")]);
+    assert!(!world.home().join("hub/models--own--vit/snapshots").exists());
+}
+
+#[test]
+fn redirects_of_a_mirror_are_followed_without_the_token() {
+    let world = World::new();
+    world.publish("moved/vit", "main", b"weights", Some(b"{}"));
+    let files = world.fetch_with("hf:moved/vit", &[("HF_TOKEN", TOKEN)]).files();
+    assert_eq!(fs::read(&files.weights).unwrap(), b"weights");
+    assert_eq!(fs::read(files.config.unwrap()).unwrap(), b"{}");
+    // A private repository of the other server does not receive the token of the mirror.
+    let with_token = |request: &String| request.ends_with("localhost with token");
+    assert!(!world.hub.requests().iter().any(with_token), "{:?}", world.hub.requests());
+}
+
+#[test]
+fn a_password_in_the_address_is_not_printed() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let secret = |endpoint: &str| endpoint.replace("://", "://user:s3cret@");
+    let files = world.fetch_with("hf:own/vit", &[("HF_ENDPOINT", &secret(&world.hub.endpoint()))]);
+    assert!(!files.log.contains("s3cret"), "{}", files.log);
+    files.files();
+    fs::write(world.served().join("down"), b"").unwrap();
+    for (source, endpoint) in [
+        ("hf:own/vit", secret(UNREACHABLE)),
+        ("hf:own/other", secret(UNREACHABLE)),
+        ("hf:own/other", secret(&world.hub.endpoint())),
+        ("hf:own/other", "http://user:s3cret@127.0.0.1:port".to_owned()),
+        ("hf:own/other", "ftp://user:s3cret@127.0.0.1".to_owned()),
+    ] {
+        let report = world.fetch_with(source, &[("HF_ENDPOINT", &endpoint)]);
+        let text = format!("{} {:?}", report.log, report.outcome);
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+}
+
+#[test]
+fn paths_in_variables_are_expanded_as_in_python() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let home = world.folder.path().to_str().unwrap();
+    for (setting, folder) in
+        [("~/hf", "hf"), ("$HOME/by-variable", "by-variable"), ("${HOME}/braces", "braces")]
+    {
+        let files = world.fetch_with("hf:own/vit", &[("HOME", home), ("HF_HOME", setting)]).files();
+        assert!(files.weights.starts_with(world.folder.path().join(folder).join("hub")), "{files:?}");
+    }
+    let files = world.fetch_with("hf:own/vit", &[("HOME", home), ("HF_HUB_CACHE", "~/cache")]).files();
+    assert!(files.weights.starts_with(world.folder.path().join("cache")));
+}
+
+#[test]
+fn an_invalid_time_limit_is_refused() {
+    for value in ["0", "-1", "ten", "1.5"] {
+        let refusal = World::new().fetch_with("hf:own/vit", &[("HF_HUB_DOWNLOAD_TIMEOUT", value)]).refusal();
+        assert!(refusal.user);
+        refusal
+            .assert_contains(&[&format!("HF_HUB_DOWNLOAD_TIMEOUT = `{value}`"), "whole number of seconds"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_system_without_certificates_reads_the_cache() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    let online = world.fetch("hf:own/vit").files();
+    let nothing = world.folder.path().join("nothing");
+    let none = [("SSL_CERT_FILE", nothing.to_str().unwrap()), ("SSL_CERT_DIR", nothing.to_str().unwrap())];
+    let offline = [none.as_slice(), &[("HF_HUB_OFFLINE", "1")]].concat();
+    assert_eq!(world.fetch_with("hf:own/vit", &offline).files(), online);
+    let pinned = format!("hf:own/vit@{}", commit(b"weights"));
+    assert_eq!(world.fetch_with(&pinned, &none).files().weights, online.weights);
+    // A branch needs the hub. Without a client, the cached copy is used as if there were no network.
+    let moving = world.fetch_with("hf:own/vit", &none);
+    assert_eq!(moving.files(), online);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Fetching in a child process
 // ---------------------------------------------------------------------------------------------
@@ -625,8 +794,9 @@ fn sha256(bytes: &[u8]) -> String {
 ///
 /// As on the hub, weights are stored separately: their address redirects to one without access control and states their
 /// SHA-256, while a configuration is served directly. Some owners are special: `private` requires a token, `gated`
-/// refuses it, and `broken` closes the connection in the middle of the weights. While there is a file `<root>/down`,
-/// every response is 503.
+/// refuses it, `broken` closes the connection in the middle of the weights, `stalled` is silent from there on, `endless`
+/// sends weights without end, and `moved` redirects to another name of the same server. While there is a file
+/// `<root>/down`, every response is 503. Lines `name: value` in a file `<root>/headers` replace headers of files.
 struct LoopbackHub {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<String>>>,
@@ -635,8 +805,8 @@ struct LoopbackHub {
 struct Request {
     method: String,
     path: String,
+    host: String,
     authorization: Option<String>,
-    if_none_match: Option<String>,
 }
 
 struct Response {
@@ -681,14 +851,18 @@ fn serve_connection(mut stream: &TcpStream, address: SocketAddr, root: &Path, lo
     let Some(request) = read_request(stream) else {
         return;
     };
-    log.lock().unwrap().push(format!("{} {}", request.method, request.path));
+    let token = if request.authorization.is_some() { " with token" } else { "" };
+    let host = request.host.split(':').next().unwrap();
+    log.lock().unwrap().push(match host {
+        "localhost" => format!("{} {} of localhost{token}", request.method, request.path),
+        _ => format!("{} {}", request.method, request.path),
+    });
     let response = answer(&request, address, root);
 
-    let mut head = format!(
-        "HTTP/1.1 {} -\r\nConnection: close\r\nContent-Length: {}\r\n",
-        response.status,
-        response.body.len(),
-    );
+    let mut head = format!("HTTP/1.1 {} -\r\nConnection: close\r\n", response.status);
+    if !request.path.starts_with("/cdn/endless/") {
+        head.push_str(&format!("Content-Length: {}\r\n", response.body.len()));
+    }
     for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -696,11 +870,19 @@ fn serve_connection(mut stream: &TcpStream, address: SocketAddr, root: &Path, lo
 
     let body = match request.method.as_str() {
         "HEAD" => &[],
-        _ if request.path.starts_with("/cdn/broken/") => &response.body[..response.body.len() / 2],
+        _ if ["/cdn/broken/", "/cdn/stalled/"].iter().any(|cut| request.path.starts_with(cut)) => {
+            &response.body[..response.body.len() / 2]
+        }
         _ => response.body.as_slice(),
     };
     // The client may have closed the connection.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
+    if request.path.starts_with("/cdn/endless/") {
+        while stream.write_all(&[0; 1 << 16]).is_ok() {}
+    }
+    if request.path.starts_with("/cdn/stalled/") {
+        thread::sleep(Duration::from_secs(60));
+    }
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
@@ -710,14 +892,14 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
     let mut request = Request {
         method: words.next()?.to_owned(),
         path: words.next()?.to_owned(),
+        host: String::new(),
         authorization: None,
-        if_none_match: None,
     };
     for line in lines.take_while(|line| !line.is_empty()) {
         if let Some((name, value)) = line.split_once(": ") {
             match name.to_ascii_lowercase().as_str() {
                 "authorization" => request.authorization = Some(value.to_owned()),
-                "if-none-match" => request.if_none_match = Some(value.to_owned()),
+                "host" => request.host = value.to_owned(),
                 _ => {}
             }
         }
@@ -744,6 +926,10 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
         _ if root.join("down").exists() => return plain(503, b""),
         "private" if !known => return plain(401, b""),
         "gated" if file.is_some() => return plain(if known { 403 } else { 401 }, b""),
+        "moved" if file.is_some() && request.host.starts_with("127.") => {
+            let location = format!("http://localhost:{}{}", address.port(), request.path);
+            return Response { status: 308, headers: vec![("Location", location)], body: Vec::new() };
+        }
         _ => {}
     }
     let repository = root.join(owner).join(name);
@@ -769,11 +955,7 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
         true => format!("\"{}\"", sha256(&content)),
         false => format!("\"{}\"", &sha256(&content)[..40]),
     };
-    let unchanged = request.if_none_match.as_ref() == Some(&etag);
-    let (status, body) = if unchanged {
-        headers.push(("ETag", etag));
-        (304, Vec::new())
-    } else if large {
+    let (status, body) = if large {
         let path = folder.strip_prefix(root).unwrap().join(file);
         let location = format!("http://{address}/cdn/{}", path.display());
         headers.push(("Location", location));
@@ -784,6 +966,10 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
         headers.push(("ETag", etag));
         (200, content)
     };
+    let replaced = fs::read_to_string(root.join("headers")).unwrap_or_default();
+    for (name, value) in replaced.lines().filter_map(|line| line.split_once(": ")) {
+        headers.iter_mut().filter(|header| header.0 == name).for_each(|header| header.1 = value.to_owned());
+    }
     Response { status, headers, body }
 }
 

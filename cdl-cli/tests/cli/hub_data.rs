@@ -59,9 +59,14 @@ fn handle(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Vec<
     let (status, headers, body) = answer(path, folder, address);
     let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-    // A transfer is cut in the middle, once, if `folder/broken` has a file of that name.
+    // A file of the same name in `folder/broken` contains how many transfers are cut in the middle.
     let sent = path.strip_prefix("/cdn/").filter(|_| method != "HEAD");
-    let broken = sent.is_some_and(|name| fs::remove_file(folder.join("broken").join(name)).is_ok());
+    let cut = |name: &str| {
+        let file = folder.join("broken").join(name);
+        let left: u32 = fs::read_to_string(&file).ok()?.parse().ok()?;
+        fs::write(file, left.checked_sub(1)?.to_string()).ok()
+    };
+    let broken = sent.and_then(cut).is_some();
     let body = match (method, broken) {
         ("HEAD", _) => &[],
         (_, true) => &body[..body.len() / 2],
@@ -332,15 +337,17 @@ fn an_interrupted_download_is_repeated() {
     let setup = Setup::new();
     let served = setup.folder.path().join("served");
     fs::create_dir_all(served.join("broken/data")).unwrap();
-    fs::write(served.join("broken").join(SHARDS[1]), "").unwrap();
+    fs::write(served.join("broken").join(SHARDS[1]), "4").unwrap();
     let source = format!("hf:{REPOSITORY}");
     let broken = setup.cdl(&["data", "fetch", &source], &[]);
     assert_eq!(broken.status.code(), Some(1), "{}", stderr(&broken));
     for word in ["the transfer of `hf:uoft-cs/cifar100`", "try again"] {
         assert!(stderr(&broken).contains(word), "{}", stderr(&broken));
     }
+    // One more interruption remains, after which the same command continues.
     let whole = setup.cdl(&["data", "fetch", &source], &[]);
     assert!(whole.status.success(), "{}", stderr(&whole));
+    assert!(stderr(&whole).contains("attempt 1 of 3"), "{}", stderr(&whole));
     let line = |name: &&str| format!("{}  {name}\n", checksum(&fs::read(served.join(name)).unwrap()));
     assert_eq!(String::from_utf8_lossy(&whole.stdout), SHARDS.iter().map(line).collect::<String>());
 }
