@@ -63,8 +63,8 @@ impl Training {
                 }
                 Event::Task { task, trainer, results: accuracies, tested } => {
                     let skipped = stream.skipped();
-                    // Before the results, which mark the task as done: a run killed in between resumes from a
-                    // checkpoint and writes its events again.
+                    // Events are written before the results, which mark the task as done: a run killed in between
+                    // resumes from a checkpoint and writes its events again.
                     events.as_mut().map_or(Ok(()), |events| events.task(task.index, accuracies))?;
                     let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
                     log_task(task.index, &written);
@@ -78,7 +78,7 @@ impl Training {
                         return Err(Error::Stopped);
                     }
                 }
-                // The training before this test is saved already.
+                // A checkpoint of the training before this test exists already.
                 Event::TestBatch if signals.received().is_some() => return Err(Error::Stopped),
                 Event::Between(_) | Event::TestBatch => {}
             }

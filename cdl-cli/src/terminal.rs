@@ -26,7 +26,7 @@ pub fn emit_json(value: &impl Serialize) -> Result<(), Failure> {
     emit(&format!("{text}\n"))
 }
 
-/// Formats a number with its noun: `1 task`, `2 tasks`, `2 classes`.
+/// Formats a number with its noun, given in the singular: `1 task`, `2 tasks`, `2 classes`.
 pub fn count(number: usize, noun: &str) -> String {
     let ending = match (number, noun.ends_with('s')) {
         (1, _) => "",

@@ -35,7 +35,7 @@ Examples:
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Run directory to check [default: one that `cdl run` would choose]
+    /// Run directory to check [default: as chosen by `cdl run`]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Accept a run directory that contains a run, as `cdl run --overwrite` does
@@ -44,7 +44,7 @@ pub struct CheckArgs {
     /// Timed steps of each network, after two untimed ones; 0 skips time and memory
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
-    /// Training and test images of each task to decode; all if the stream has `verify = true`
+    /// Number of training images and of test images of each task to decode; all if the stream has `verify = true`
     #[arg(long, value_name = "N", default_value_t = 8)]
     images: usize,
     /// Print JSON instead of a table
@@ -55,7 +55,7 @@ pub struct CheckArgs {
 /// Checks everything that a run needs and reports all errors.
 pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let layers = ConfigLayers::read(&args.config.configs, &args.config.sets);
-    // The draft reports errors in the list of plugins.
+    // An error in the list of plugins itself is reported by the draft below.
     loading::load_each(layers.plugins().unwrap_or_default())?;
     let draft = layers.draft();
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);

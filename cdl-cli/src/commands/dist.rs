@@ -22,14 +22,14 @@ use crate::{
 /// Arguments of `cdl dist`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds plugins with the Rust toolchain that \
-built it, and loads them.
+Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds and loads plugins; building requires \
+the Rust toolchain that built DIR/bin/cdl.
 
 Examples:
   cargo run --release -p cdl-cli -- dist ~/cdl
   ~/cdl/bin/cdl plugin new my_method --kind distiller")]
 pub struct DistArgs {
-    /// Folder to create; a folder that `cdl dist` wrote before is replaced
+    /// Folder to create; a folder written by an earlier `cdl dist` is replaced
     dir: PathBuf,
 }
 
@@ -69,7 +69,8 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
 /// Files and folders that are copied beside `bin` and `lib`.
 const COPIED: [&str; 5] = ["configs", "docs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// Returns an entry of `dir` that `cdl dist` does not write.
+/// Name of an entry of `dir` that `cdl dist` has not written, if there is one. Without the index file, no entry counts
+/// as written by `cdl dist`.
 fn foreign_entry(dir: &Path) -> Result<Option<String>, Failure> {
     if !dir.exists() {
         return Ok(None);

@@ -99,12 +99,13 @@ fn package(dir: &Path) -> Result<Package, Failure> {
     })
 }
 
-/// Checks a dependency of the crate in `place` that the program shares: version and features must match.
+/// Checks the version and features of a dependency that the program shares with its plugins. `place` is the crate's
+/// manifest, for messages.
 fn check_shared(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<(), Failure> {
     let Dependency { name, req, .. } = dependency;
     if !req.matches(&shared.version) {
         return Err(Failure::invalid(format!(
-            "{place}: requires {name} {req}, but this program, which shares it with plugins, has {}",
+            "{place}: requires {name} {req}, but plugins share {name} with this program, which has {}",
             shared.version
         )));
     }
@@ -115,7 +116,7 @@ fn check_shared(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> R
     match missing.is_empty() {
         true => Ok(()),
         false => Err(Failure::invalid(format!(
-            "{place}: requires {name} with the features {}, but this program, which shares it with plugins, has {}",
+            "{place}: requires {name} with the features {}, but plugins share {name} with this program, which has {}",
             missing.join(", "),
             if shared.features.is_empty() { "none".into() } else { shared.features.join(", ") },
         ))),
@@ -297,7 +298,7 @@ fn add(manifest: &mut Value, section: &str, dependency: &Dependency) {
     section[key(dependency)] = entry;
 }
 
-/// Runs a compiler, which prints its errors. Fails with `message`.
+/// Runs a compiler, which prints its own errors. Fails with `message` if the compiler reports an error.
 fn run(command: &mut Command, message: &str) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),

@@ -40,7 +40,7 @@ fn example(kind: Kind) -> [&'static str; 5] {
             ]
         };
     }
-    let transform = "tasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n";
+    let transform = "tasks = 5\n\n[stream.transform]\nimage_size = 28   # as the networks of the quickstart expect\n";
     match kind {
         Kind::Distiller => example!("token_hint", "TokenHint", "distiller", ""),
         Kind::Learner => example!("shared_prompts", "SharedPrompts", "learner", ""),
@@ -59,7 +59,8 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !good || RESERVED.split_whitespace().any(|word| word == name) {
-        let expected = "expected a name like `my_method`: lower-case letters, digits and _, and not a word reserved by Rust";
+        let expected = "expected a name like `my_method`: lower-case letters, digits and _, and neither a keyword \
+                        of Rust nor a crate used by plugins";
         return Err(Failure::invalid(format!("`{name}`: {expected}")));
     }
     if let Ok(Entry { origin, .. }) = find(*kind, name) {

@@ -182,6 +182,6 @@ fn data_that_cannot_be_downloaded_is_an_error_with_its_source() {
         &["cannot be downloaded", "github.com/hendrycks/imagenet-r", "licence"],
     );
     refused(&cdl(&["data", "fetch", "cifar1000"]), &["did you mean `cifar100`"]);
-    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` does not state a source"]);
+    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` states no source"]);
     refused(&cdl(&["data", "fetch", "cifar100", "--dir", "configs"]), &["configs: exists already"]);
 }

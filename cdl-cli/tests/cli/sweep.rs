@@ -166,7 +166,7 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
     refused(&[], &["nothing is varied: expected --vary"]);
     refused(&["--vary", "optimizer.lr=1e-3,0.001"], &["would be the same run as optimizer.lr-1e-3"]);
     refused(&["--vary", "seed=1,2", "--seeds", "3"], &["`seed` is varied twice"]);
-    refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is varied, too"]);
+    refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is also varied"]);
     refused(&["--vary", "learner.pool"], &["expected KEY=VALUE,VALUE"]);
     refused(&["--vary", "learner.pool=5,,6"], &["a value is empty"]);
     refused(
@@ -185,7 +185,7 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
     fs::write(dir.join("notes.txt"), "mine").expect("written");
     let output = cdl(&sweep(&dir, &["--seeds", "1"]));
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("contains files that are not a sweep"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is not a sweep, but contains files"), "{}", stderr(&output));
     assert_eq!(fs::read_dir(&dir).expect("folder").count(), 1);
 
     let dir = folder.path().join("other");
