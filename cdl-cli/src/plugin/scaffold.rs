@@ -40,7 +40,8 @@ fn example(kind: Kind) -> [&'static str; 5] {
             ]
         };
     }
-    let transform = "tasks = 5\n\n[stream.transform]\nimage_size = 28   # as the networks of the quickstart expect\n";
+    let transform =
+        "tasks = 5\n\n[stream.transform]\nimage_size = 28   # as the networks of the quickstart expect\n";
     match kind {
         Kind::Distiller => example!("token_hint", "TokenHint", "distiller", ""),
         Kind::Learner => example!("shared_prompts", "SharedPrompts", "learner", ""),
