@@ -54,7 +54,7 @@ fn cells_equal_single_runs_and_tables_contain_their_statistics() {
         }
     }
 
-    // Computed from the definitions.
+    // Expected statistics, computed from their definitions.
     let mean = |values: &[f64]| values.iter().sum::<f64>() / 3.0;
     let deviation = |values: &[f64]| {
         (values.iter().map(|value| (value - mean(values)).powi(2)).sum::<f64>() / 2.0).sqrt()
@@ -258,7 +258,7 @@ fn a_damaged_file_only_affects_its_cell() {
     assert!(stderr(&output).contains("1 of 4 cells cannot be read and is skipped"), "{}", stderr(&output));
     fs::write(cell("distiller-none--seed-1", "results.json"), results).expect("written");
 
-    // A configuration of the sweep, one of a run, and a log that is a folder.
+    // Damages the sweep's copy of a configuration and the configuration of a run, and replaces a log by a folder.
     damage(&dir.join("configs/distiller-none--seed-2.toml"));
     let config = damage(&cell("distiller-kd--seed-1", "config.toml"));
     fs::remove_dir_all(dir.join("cells/distiller-kd--seed-2")).expect("removed");
