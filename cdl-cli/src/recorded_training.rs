@@ -42,7 +42,9 @@ impl Training {
         let Self { mut experiment, mut directory, from, spent, start } = self;
         let path = directory.path().to_path_buf();
         if let Some(file) = directory.take_log() {
-            log.open(file).map_err(|e| Failure::working(format!("{}: log.txt: {e}", path.display())))?;
+            log.open(file).map_err(|e| {
+                Failure::working(format!("{}/log.txt cannot be written: {e}", path.display()))
+            })?;
         }
         log_experiment(config, &experiment);
         let signals = Signals::listen()?;
@@ -96,7 +98,8 @@ impl Training {
     }
 }
 
-/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it.
+/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it. `finished` is
+/// the number of finished tasks; `kept` is true if the run writes checkpoints.
 fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept: bool) -> Failure {
     let again = format!("continue with: cdl resume {}", shell_quoted(path));
     match (error, signals.received()) {

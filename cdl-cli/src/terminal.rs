@@ -14,7 +14,9 @@ use crate::failure::Failure;
 pub fn emit(text: &str) -> Result<(), Failure> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::working(format!("standard output: {e}"))),
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::working(format!("standard output cannot be written: {e}")))
+        }
         _ => Ok(()),
     }
 }

@@ -84,7 +84,8 @@ fn foreign_entry(dir: &Path) -> Result<Option<String>, Failure> {
 
 /// Root of the workspace that contains the working directory.
 fn source_tree() -> Result<PathBuf, Failure> {
-    let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
+    let here = std::env::current_dir()
+        .map_err(|e| Failure::working(format!("the working directory cannot be found: {e}")))?;
     let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
     let reason = "is not in the source tree of cdl, from which `cdl dist` builds";
     tree.map(Path::to_path_buf).ok_or_else(|| Failure::invalid(format!("{}: {reason}", here.display())))
@@ -159,7 +160,7 @@ fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     file.map(|file| file.as_std_path())
 }
 
-/// Direct dependencies that `package` links.
+/// Direct dependencies that `package` links, without those of its tests and its build script.
 fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
     let node = metadata.resolve.as_ref().and_then(|all| all.nodes.iter().find(|node| node.id == *package));
     let normal = |node: &&NodeDep| node.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);

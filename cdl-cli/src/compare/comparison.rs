@@ -27,7 +27,7 @@ pub struct Comparison {
     pub nearest: Vec<Subject>,
 }
 
-/// Row of the table, and the differences of the own results from it.
+/// Published row and its differences: own results minus published ones. All values are in percent.
 #[derive(Serialize)]
 pub struct PublishedRow {
     pub version: String,

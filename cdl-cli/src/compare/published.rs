@@ -24,8 +24,8 @@ pub fn number(row: &Row, column: &str) -> f64 {
 /// Names of the parts of a subject.
 pub const PARTS: [&str; 6] = ["dataset", "teacher", "student", "learner", "distiller", "tasks"];
 
-/// Subject of a result: its data set, networks, learner, distiller and number of tasks, by their names in this program,
-/// in the order of [`PARTS`].
+/// Subject of a result: its [`PARTS`], by their names in this program. Networks are identified by width and number of
+/// blocks, such as `384x12`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject(pub [String; 6]);
 
@@ -57,10 +57,12 @@ impl Published {
         })
     }
 
+    /// Entry in `names.csv` of a published name in a column of the table.
     fn name(&self, column: &str, published: &str) -> Option<&Row> {
         self.names.iter().find(|name| name["column"] == column && name["published"] == published)
     }
 
+    /// Name in this program of a published name; `None` if the method is not implemented.
     fn ours(&self, column: &str, published: &str) -> Option<String> {
         self.name(column, published).map(|name| name["ours"].clone()).filter(|ours| !ours.is_empty())
     }

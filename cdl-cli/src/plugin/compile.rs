@@ -47,8 +47,8 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     if found != sdk.compiler {
         let [required, found] = [&sdk.compiler, &found].map(|text| text.lines().next().unwrap_or_default());
         return Err(Failure::invalid(format!(
-            "plugins of this `cdl` must be built with its own compiler, {required}; found {found}. Install it with rustup and \
-             select it with `rustup override` or RUSTC"
+            "plugins of this `cdl` must be built with its own compiler, {required}; found {found}. Install the \
+             required compiler with rustup and select it with `rustup override` or RUSTC"
         )));
     }
     let package = package(&dir)?;
@@ -130,7 +130,9 @@ fn key(dependency: &Dependency) -> &String {
 
 /// Crate that is built as a plugin.
 struct Plugin<'a> {
+    /// Package as reported by cargo.
     package: &'a Package,
+    /// Library target of the package.
     library: &'a Target,
     /// Crate name of the library in Rust sources.
     name: String,

@@ -69,7 +69,10 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     }
     let dir = dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
-        return Err(Failure::invalid(format!("{}: exists already", dir.display())));
+        return Err(Failure::invalid(format!(
+            "{}: exists already; choose another folder with --dir",
+            dir.display()
+        )));
     }
     let [source, own, types, section, more] = example(*kind);
     let source = source.replace(own, name).replace(types, &camel(name));
@@ -105,6 +108,7 @@ const RESERVED: &str = "abstract alloc as async await become box break cdl_core 
                      return schemars self serde static std struct super test trait true try type typeof unsafe unsized \
                      use virtual where while yield";
 
+/// Converts a name like `my_method` to the name of a type, `MyMethod`.
 fn camel(name: &str) -> String {
     let capital = |word: &str| word.split_at_checked(1).map(|(first, rest)| first.to_uppercase() + rest);
     name.split('_').filter_map(capital).collect()

@@ -32,10 +32,12 @@ const LOG_TAIL: u64 = 64 << 10;
 
 /// Process of a running cell.
 struct Running {
+    /// Index of the cell.
     number: usize,
     child: Child,
     /// True after the process was signalled to stop. A second signal would end the process before it has saved its run.
     stopping: bool,
+    /// File with the output of the cell's processes.
     log: PathBuf,
     /// Length of the log when the process started.
     log_start: u64,
