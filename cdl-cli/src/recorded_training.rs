@@ -98,8 +98,8 @@ impl Training {
     }
 }
 
-/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it. `finished` is
-/// the number of finished tasks; `kept` is true if the run writes checkpoints.
+/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it. `finished`
+/// is the number of finished tasks; `kept` is true if the run writes checkpoints.
 fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept: bool) -> Failure {
     let again = format!("continue with: cdl resume {}", shell_quoted(path));
     match (error, signals.received()) {

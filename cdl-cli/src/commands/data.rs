@@ -162,8 +162,8 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     Failure::list(|damaged| format!("{} cannot be read", count(damaged, "image")), found.damaged)
 }
 
-/// Decodes all images of a folder and compares its files with `SHA256SUMS`. With `record`, writes that list if all images
-/// can be decoded.
+/// Decodes all images of a folder and compares its files with `SHA256SUMS`. With `record`, writes that list if all
+/// images can be decoded.
 fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
     let list = folder.join(checksum_list::NAME);
     if record && list.exists() {
