@@ -55,8 +55,8 @@ fn splits_are_reproducible_and_streams_read_them() {
     );
     fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
     fs::remove_dir(images.join("dog")).unwrap();
-    let text = printed(&split("7", "0.2", "lists"));
-    assert!(text.contains("2 classes, 16 training and 4 test images"), "{text}");
+    let stdout = printed(&split("7", "0.2", "lists"));
+    assert!(stdout.contains("2 classes, 16 training and 4 test images"), "{stdout}");
     let read = |out: &str, name: &str| fs::read_to_string(folder.path().join(out).join(name)).unwrap();
     let (train, test) = (read("lists", "train.txt"), read("lists", "test.txt"));
     assert!(test.starts_with("# test images: 4 of 20 images in 2 classes\n# seed 7, fraction 0.2"), "{test}");
@@ -115,9 +115,9 @@ fn verify_names_every_missing_damaged_or_unlisted_file() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path());
     let verify = |more: &[&str]| cdl(&[&["data", "verify", text(&images)][..], more].concat());
-    let text = printed(&verify(&[]));
-    assert!(text.contains("10  #hash cat") && text.contains("10  dog/deep"), "{text}");
-    assert!(text.contains("20  images in 2 folders") && text.contains("no SHA256SUMS"), "{text}");
+    let stdout = printed(&verify(&[]));
+    assert!(stdout.contains("10  #hash cat") && stdout.contains("10  dog/deep"), "{stdout}");
+    assert!(stdout.contains("20  images in 2 folders") && stdout.contains("no SHA256SUMS"), "{stdout}");
     assert!(printed(&verify(&["--record"])).contains("20  files listed in"));
     printed(&verify(&[]));
     refused(&verify(&["--record"]), &["SHA256SUMS exists already"]);
@@ -166,9 +166,9 @@ fn verify_of_a_configuration_checks_every_image_of_its_run() {
         text(&images)
     );
     let verify = || cdl(&["data", "verify", "configs/quickstart.toml", "--set", &set]);
-    let text = printed(&verify());
-    assert!(text.contains("       8         2  deep\n"), "{text}");
-    assert!(text.contains("20 images checked in 20 files"), "{text}");
+    let stdout = printed(&verify());
+    assert!(stdout.contains("       8         2  deep\n"), "{stdout}");
+    assert!(stdout.contains("20 images checked in 20 files"), "{stdout}");
     for number in [3, 6] {
         fs::write(images.join(format!("deep/image {number}.png")), "no image").unwrap();
     }
