@@ -7,7 +7,7 @@ use cdl_core::{
 
 use crate::failure::Failure;
 
-/// Returns the batch size: the value `requested` by `option`, or that of the run, reduced to what fits into memory.
+/// Returns the batch size: the value `requested` by `option`, or the run's batch size, reduced to fit into memory.
 ///
 /// # Errors
 /// Fails if the requested batch does not fit into memory.

@@ -28,15 +28,15 @@ Examples:
   cdl run configs/quickstart.toml --set seed=2  change a value
   cdl run configs/quickstart.toml --run-dir runs/first
   cdl run configs/quickstart.toml configs/baseline/student_alone.toml --run-dir runs/alone
-                                                with another file on top
-  cdl check configs/quickstart.toml             errors, memory, time, disk space
+                                                without a teacher
+  cdl check configs/quickstart.toml             find errors; memory, time, disk space
   cdl list                                      all methods and data streams
-  cdl describe vit                              settings of one of them
+  cdl describe vit                              settings of a method or stream
   cdl explain configs/quickstart.toml           all values and their origins
   cdl resume runs/first                         continue a stopped run
   cdl report runs/first runs/alone              compare runs on one page
   cdl export runs/first --student student       export the student
-  cdl predict student images/                   classify images with it
+  cdl predict student images/                   classify images with the student
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
                                                 run a grid, tabulate means
 
@@ -48,7 +48,7 @@ pub struct Cli {
     /// Print only warnings, errors and results
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Print more messages
+    /// Also print debug messages
     #[arg(short, long, global = true)]
     pub verbose: bool,
     /// Number of threads; results do not depend on it [default: all cores]
@@ -59,11 +59,12 @@ pub struct Cli {
     pub plugins: Vec<PathBuf>,
 }
 
-/// Parses a number of threads. Far more threads than cores would mostly wait for one another.
+/// Parses the value of `--threads`: 1 to eight times the number of cores, at least 64. More threads would mostly wait
+/// for one another.
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
-    let most = 8 * std::thread::available_parallelism().map_or(8, NonZeroUsize::get).max(8);
-    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= most);
-    number.ok_or_else(|| format!("expected a whole number from 1 to {most}"))
+    let limit = 8 * std::thread::available_parallelism().map_or(8, NonZeroUsize::get).max(8);
+    let number = text.parse().ok().filter(|number: &NonZeroUsize| number.get() <= limit);
+    number.ok_or_else(|| format!("expected a whole number from 1 to {limit}"))
 }
 
 #[derive(Debug, Subcommand)]
@@ -109,7 +110,7 @@ Editors with TOML support use it in files that begin with `#:schema ./cdl.schema
     Sweep(sweep::SweepArgs),
     /// Compare runs with the published results; list the settings that differ
     Compare(compare::CompareArgs),
-    /// Write a page about one or several runs, with figures and tables
+    /// Write an HTML page about one or several runs, with figures and tables
     Report(report::ReportArgs),
     /// Validate a configuration, its data and weights without running it
     Check(check::CheckArgs),

@@ -42,7 +42,7 @@ pub fn load_config<P: AsRef<Path>>(configs: &[P], sets: &[String]) -> Result<Con
     build(ConfigLayers::read(configs, sets))
 }
 
-/// Loads the plugins that a recorded configuration names, then reads it. Environment variables do not change it.
+/// Loads the plugins that a recorded configuration names, then reads it. Environment variables have no effect on it.
 pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
     build(ConfigLayers::recorded(file, &cdl_core::system::files::read_to_string(file).map_err(io(file))?))
 }

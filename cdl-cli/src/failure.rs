@@ -5,8 +5,8 @@ use std::{io, path::PathBuf};
 use cdl_core::error::Error;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-/// Added to a signal's number, gives the exit code of a process that the signal stopped, as in shells.
-pub const STOPPED: i32 = 128;
+/// Offset of exit codes after a signal: a process that signal N stopped exits with this value plus N, as in shells.
+pub const SIGNAL_OFFSET: i32 = 128;
 /// Exit code of a process whose sweep cell is already run by another process.
 pub const BUSY: u8 = 75;
 
@@ -36,10 +36,11 @@ impl Failure {
 
     /// True if a signal stopped the process.
     pub fn is_stop(&self) -> bool {
-        [SIGINT, SIGTERM].contains(&(i32::from(self.code) - STOPPED))
+        [SIGINT, SIGTERM].contains(&(i32::from(self.code) - SIGNAL_OFFSET))
     }
 
-    /// Fails if there are `errors`: the message is `head`, called with their number, and a line for each.
+    /// Fails if there are `errors`. The message consists of `head(number of errors)` and a line for each error; the
+    /// exit code is the highest one of the errors.
     pub fn list(head: impl Fn(usize) -> String, errors: Vec<Error>) -> Result<(), Self> {
         let lines: String = errors.iter().map(|error| format!("\n  {}", first_line(error))).collect();
         let message = format!("{}:{lines}", head(errors.len()));
@@ -47,14 +48,15 @@ impl Failure {
         code.map_or(Ok(()), |code| Err(Self { message, code }))
     }
 
-    /// Error that occurs before anything is written. The exit code is 2 (invalid input), or 1 if the network failed.
+    /// Failure for an error that occurs before anything is written. The exit code is 2 (invalid input), or 1 if the
+    /// network failed.
     pub fn before_writing(error: Error) -> Self {
         let network = matches!(&error, Error::Hub(hub) if !hub.is_user_error());
         Self { code: if network { 1 } else { 2 }, message: first_line(&error) }
     }
 }
 
-/// Adds the file to an I/O error.
+/// Returns a function that turns an I/O error of `file` into a failure.
 pub fn io(file: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Failure {
     let file = file.into();
     move |source| Error::Io { file, source }.into()

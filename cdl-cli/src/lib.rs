@@ -49,14 +49,14 @@ macro_rules! main {
     };
 }
 
-/// Runs the program as [`start`] does and lets it load plugins. The program must link `cdl-core` as the shared library
-/// `cdl-dylib`.
+/// Enables plugins that are loaded at run time, then runs the program as [`start`] does. The program must link
+/// `cdl-core` as the shared library `cdl-dylib`.
 ///
 /// # Safety
 /// As for [`start`].
 pub unsafe fn start_with_plugins() -> ExitCode {
     loading::enable();
-    // SAFETY: the same contract.
+    // SAFETY: the caller guarantees what `start` requires.
     unsafe { start() }
 }
 
@@ -79,7 +79,7 @@ pub unsafe fn start() -> ExitCode {
     }
     let loaded = if cli.command.needs_plugins() { loading::load_all(&cli.plugins) } else { Ok(()) };
     let result = loaded.and_then(|()| {
-        // Panics of plugins that could not be returned as errors where they happened are caught here.
+        // Last resort for panics of plugins: most become errors at the call of the plugin.
         cdl_core::registry::catch(|| Ok(cli.command.run(&cli.plugins, &log, &profile.unwrap_or_default())))
             .map_err(Failure::before_writing)?
     });

@@ -38,7 +38,7 @@ enum Target {
 }
 
 impl Log {
-    /// Writes the messages so far to `file`, and all later ones.
+    /// Opens the log file: writes the messages logged so far to `file`, and directs all later ones to it.
     pub fn open(&self, mut file: File) -> io::Result<()> {
         let mut sink = self.sink.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Target::Buffer(bytes) = &*sink {
@@ -48,7 +48,7 @@ impl Log {
         Ok(())
     }
 
-    /// Returns `bar` with the given template; it is hidden with `--quiet` and where standard error is not a terminal.
+    /// Returns `bar` with the given template. The bar is hidden with `--quiet` and if standard error is not a terminal.
     pub fn bar(&self, bar: ProgressBar, template: &str) -> ProgressBar {
         if self.quiet || !io::stderr().is_terminal() {
             return ProgressBar::hidden();
@@ -79,7 +79,7 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
     let filter = requested.unwrap_or_else(|| EnvFilter::new(default));
     let bars = log.bars.clone();
     let terminal = tracing_subscriber::fmt::layer()
-        .event_format(Short)
+        .event_format(TerminalFormat)
         .with_writer(move || TerminalWriter(bars.clone()))
         .with_filter(filter);
     let filter = EnvFilter::try_from_env("CDL_LOG")
@@ -92,10 +92,10 @@ pub fn start(quiet: bool, verbose: bool, profile: Option<Profile>) -> Log {
     log
 }
 
-/// Format of terminal messages: the text, after `warning:` or `error:` where it is one.
-struct Short;
+/// Format of terminal messages: the text, preceded by `warning:` or `error:` at these levels.
+struct TerminalFormat;
 
-impl<S, N> FormatEvent<S, N> for Short
+impl<S, N> FormatEvent<S, N> for TerminalFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,

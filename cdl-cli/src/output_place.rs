@@ -26,9 +26,9 @@ pub fn folder(option: &str, path: &Path) -> Result<(), Failure> {
 }
 
 /// Checks that a page can be written: its folder can be created (see [`folder`]), and the path is new or an existing
-/// HTML page. Reports replace no other files.
+/// HTML page. No other file is replaced.
 pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
-    const BEGINNING: &[u8] = b"<!doctype html";
+    const DOCTYPE: &[u8] = b"<!doctype html";
     let fail = |reason: &str| Err(Failure::invalid(format!("{option} {}: {reason}", path.display())));
     if path.is_dir() || path.file_name().is_none() {
         return fail("expected a file name, found a folder");
@@ -36,12 +36,12 @@ pub fn page(option: &str, path: &Path) -> Result<(), Failure> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         folder(option, parent)?;
     }
-    let mut beginning = [0; BEGINNING.len()];
+    let mut beginning = [0; DOCTYPE.len()];
     let read = match path.is_file() {
         true => fs::File::open(path).and_then(|mut file| file.read(&mut beginning)).unwrap_or(0),
         false => 0,
     };
-    match beginning[..read].eq_ignore_ascii_case(&BEGINNING[..read]) {
+    match beginning[..read].eq_ignore_ascii_case(&DOCTYPE[..read]) {
         true => Ok(()),
         false => fail("expected a new file or an existing HTML page; this file is not an HTML page"),
     }
@@ -52,7 +52,7 @@ pub fn resolved(path: &Path) -> PathBuf {
     let mut place = PathBuf::new();
     for part in std::path::absolute(path).unwrap_or_else(|_| path.into()).components() {
         match part {
-            // The part before it is resolved, or will be created as a folder.
+            // Links before `..` are resolved already; parts that do not exist will be created as folders.
             Component::ParentDir => {
                 place.pop();
             }

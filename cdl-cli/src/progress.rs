@@ -67,7 +67,7 @@ impl Progress {
     }
 }
 
-/// Counter on the terminal. Its line is removed when it is dropped.
+/// Counter on the terminal. Dropping the counter removes its line.
 pub struct Spinner(ProgressBar);
 
 impl Spinner {

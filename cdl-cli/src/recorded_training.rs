@@ -42,7 +42,9 @@ impl Training {
         let Self { mut experiment, mut directory, from, spent, start } = self;
         let path = directory.path().to_path_buf();
         if let Some(file) = directory.take_log() {
-            log.open(file).map_err(|e| Failure::working(format!("{}: log.txt: {e}", path.display())))?;
+            log.open(file).map_err(|e| {
+                Failure::working(format!("{}/log.txt cannot be written: {e}", path.display()))
+            })?;
         }
         log_experiment(config, &experiment);
         let signals = Signals::listen()?;
@@ -63,8 +65,8 @@ impl Training {
                 }
                 Event::Task { task, trainer, results: accuracies, tested } => {
                     let skipped = stream.skipped();
-                    // Before the results, which mark the task as done: a run killed in between resumes from a
-                    // checkpoint and writes its events again.
+                    // Events are written before the results, which mark the task as done: a run killed in between
+                    // resumes from a checkpoint and writes its events again.
                     events.as_mut().map_or(Ok(()), |events| events.task(task.index, accuracies))?;
                     let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
                     log_task(task.index, &written);
@@ -78,7 +80,7 @@ impl Training {
                         return Err(Error::Stopped);
                     }
                 }
-                // The training before this test is saved already.
+                // A checkpoint of the training before this test exists already.
                 Event::TestBatch if signals.received().is_some() => return Err(Error::Stopped),
                 Event::Between(_) | Event::TestBatch => {}
             }
@@ -96,7 +98,8 @@ impl Training {
     }
 }
 
-/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it.
+/// Failure of a run that ended with an error or was stopped by a signal, with the command that continues it. `finished`
+/// is the number of finished tasks; `kept` is true if the run writes checkpoints.
 fn failure(error: &Error, signals: &Signals, finished: usize, path: &Path, kept: bool) -> Failure {
     let again = format!("continue with: cdl resume {}", shell_quoted(path));
     match (error, signals.received()) {

@@ -14,7 +14,7 @@ use signal_hook::{
     flag,
 };
 
-use crate::failure::{Failure, STOPPED};
+use crate::failure::{Failure, SIGNAL_OFFSET};
 
 /// Signal received since [`Signals::listen`].
 pub struct Signals {
@@ -28,7 +28,7 @@ impl Signals {
         let (received, number) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for signal in [SIGINT, SIGTERM] {
             // The order matters: the handler that ends the process must run before the flag is set.
-            flag::register_conditional_shutdown(signal, STOPPED + signal, received.clone())
+            flag::register_conditional_shutdown(signal, SIGNAL_OFFSET + signal, received.clone())
                 .and_then(|_| flag::register(signal, received.clone()))
                 .and_then(|_| flag::register_usize(signal, number.clone(), signal as usize))
                 .map_err(|e| Failure::working(format!("cannot listen for signals: {e}")))?;
@@ -40,15 +40,15 @@ impl Signals {
     pub fn received(&self) -> Option<(&'static str, u8)> {
         match self.number.load(Ordering::SeqCst) as i32 {
             0 => None,
-            SIGTERM => Some(("SIGTERM", (STOPPED + SIGTERM) as u8)),
-            _ => Some(("SIGINT", (STOPPED + SIGINT) as u8)),
+            SIGTERM => Some(("SIGTERM", (SIGNAL_OFFSET + SIGTERM) as u8)),
+            _ => Some(("SIGINT", (SIGNAL_OFFSET + SIGINT) as u8)),
         }
     }
 }
 
 /// Signals a child process to save its run and stop. On systems without signals, kills it.
 pub fn request_stop(child: &mut Child) {
-    // An error means that the child has ended already.
+    // An error means that the child process has ended already.
     #[cfg(unix)]
     let _ =
         rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM);

@@ -14,7 +14,9 @@ use crate::failure::Failure;
 pub fn emit(text: &str) -> Result<(), Failure> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Failure::working(format!("standard output: {e}"))),
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::working(format!("standard output cannot be written: {e}")))
+        }
         _ => Ok(()),
     }
 }
@@ -26,7 +28,7 @@ pub fn emit_json(value: &impl Serialize) -> Result<(), Failure> {
     emit(&format!("{text}\n"))
 }
 
-/// Formats a number with its noun: `1 task`, `2 tasks`, `2 classes`.
+/// Formats a number with its noun, given in the singular: `1 task`, `2 tasks`, `2 classes`.
 pub fn count(number: usize, noun: &str) -> String {
     let ending = match (number, noun.ends_with('s')) {
         (1, _) => "",

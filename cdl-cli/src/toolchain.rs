@@ -17,7 +17,7 @@ pub fn compiler(folder: &Path) -> Command {
     command
 }
 
-/// Runs the compiler of `folder` with `arguments` and returns its output.
+/// Runs the compiler selected in `folder` with `arguments` and returns its standard output.
 pub fn rustc(arguments: &[&str], folder: &Path) -> Result<String, Failure> {
     let output = compiler(folder).args(arguments).output().map_err(|e| {
         Failure::invalid(format!(
@@ -35,8 +35,8 @@ pub fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs a cargo command that has the option `--message-format=json-render-diagnostics`. Returns its artifacts, also
-/// those that were up to date, or `None` if it failed; cargo has printed the errors then.
+/// Runs a cargo command that has the option `--message-format=json-render-diagnostics`. Returns its artifacts,
+/// including those that were up to date, or `None` if the build failed. In that case cargo has printed the errors.
 pub fn artifacts(command: &mut Command) -> Result<Option<Vec<Artifact>>, Failure> {
     let failed = |e: std::io::Error| Failure::working(format!("cargo: {e}"));
     let mut child = command.stdout(Stdio::piped()).spawn().map_err(failed)?;

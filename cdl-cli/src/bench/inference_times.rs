@@ -23,7 +23,7 @@ const SINGLES: u32 = 4;
 pub struct Passes<'a> {
     /// Batch size; `None` for the default.
     pub batch: Option<usize>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Device: `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: &'a str,
     /// Number of timed batches.
     pub timed: u32,

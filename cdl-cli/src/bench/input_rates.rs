@@ -9,12 +9,15 @@ use cdl_core::{
 
 /// Seconds after which the first pass over the images is stopped. The second pass reads the same images, which the
 /// cache may contain.
-const LIMIT: f64 = 3.0;
+const MAX_SECONDS: f64 = 3.0;
 
-/// Images per second of one kind of pass.
+/// Result of one pass over images.
 pub struct Pass {
+    /// Title of the row in tables.
     name: &'static str,
+    /// Key in JSON.
     key: &'static str,
+    /// Images per second.
     rate: f64,
 }
 
@@ -24,11 +27,11 @@ pub fn measure(stream: &dyn TaskStream, batch_size: usize) -> Result<Vec<Pass>> 
     let train = || stream.train_batches(key, batch_size, 0);
     let test = || stream.test_batches(0, batch_size);
     let mut passes = Vec::new();
-    let (images, rate) = read(train(), |_, seconds| seconds > LIMIT)?;
+    let (images, rate) = read(train(), |_, seconds| seconds > MAX_SECONDS)?;
     passes.push(Pass { name: "training images, first pass", key: "input_train_first_images_s", rate });
     let (_, rate) = read(train(), |read, _| read >= images)?;
     passes.push(Pass { name: "training images, second pass", key: "input_train_next_images_s", rate });
-    let (images, rate) = read(test(), |_, seconds| seconds > LIMIT)?;
+    let (images, rate) = read(test(), |_, seconds| seconds > MAX_SECONDS)?;
     passes.push(Pass { name: "test images, first pass", key: "input_test_first_images_s", rate });
     let (_, rate) = read(test(), |read, _| read >= images)?;
     passes.push(Pass { name: "test images, second pass", key: "input_test_next_images_s", rate });
@@ -48,7 +51,7 @@ fn read(batches: Batches<'_>, stop: impl Fn(usize, f64) -> bool) -> Result<(usiz
     Ok((images, images as f64 / start.elapsed().as_secs_f64()))
 }
 
-/// Table of the rates, also as multiples of the rates of `steps` (name and images per second).
+/// Table of the rates, in images per second and as multiples of the rates of `steps` (name, images per second).
 pub fn table(passes: &[Pass], steps: &[(&str, f64)]) -> String {
     let mut text = format!("\n{:<32} {:>10}", "input", "images/s");
     for (step, _) in steps {

@@ -27,6 +27,7 @@ pub struct Times {
 }
 
 thread_local! {
+    /// Start times of the spans that are open on this thread, the innermost last.
     static STARTS: RefCell<Vec<Instant>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -165,7 +165,7 @@ fn measure(
         let loss = trainer.loss(role, task, batch)?;
         Trainer::update(&loss, &mut optimizer)?;
         drop(loss);
-        // A GPU runs asynchronously: wait until it is done.
+        // A GPU runs asynchronously, so the step ends when the device is idle.
         device.synchronize().map_err(Error::from)?;
         Ok(start.elapsed().as_secs_f64())
     };
@@ -177,14 +177,14 @@ fn measure(
     let mut seconds = (0..timed).map(|_| step()).collect::<Result<Vec<f64>, _>>()?;
     let operations = match device.is_cpu() {
         true => 2.0 * (fused::multiply_adds() - before) as f64 / f64::from(timed),
-        // By formula, since operations on a GPU are not counted.
+        // Operations on a GPU are not counted while they run, so the number is computed by formula.
         false => 2.0 * trainer.cost(role)?.training_macs.total as f64 * batch.len() as f64,
     };
     seconds.sort_by(f64::total_cmp);
     Ok(Step { role, seconds, operations, times: profile.take() })
 }
 
-/// Rates of matrix products on a GPU: the best one, and that at the size of an MLP layer.
+/// Rates of matrix products on a GPU in operations per second: the best one, and the one at the size of an MLP layer.
 fn rates_of(device: &Device, dtype: DType, layer: (usize, usize, usize)) -> Result<fused::Rates> {
     // Random values, as in a network: constant values need less power, so that a GPU would run faster.
     let random = Rng::new(0).normal(&[1 << 16], 1.0, device)?.to_dtype(dtype)?;

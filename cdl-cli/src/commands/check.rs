@@ -35,7 +35,7 @@ Examples:
 pub struct CheckArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Run directory to check [default: one that `cdl run` would choose]
+    /// Run directory to check [default: as chosen by `cdl run`]
     #[arg(long, value_name = "DIR")]
     run_dir: Option<PathBuf>,
     /// Accept a run directory that contains a run, as `cdl run --overwrite` does
@@ -44,7 +44,7 @@ pub struct CheckArgs {
     /// Timed steps of each network, after two untimed ones; 0 skips time and memory
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: usize,
-    /// Training and test images of each task to decode; all if the stream has `verify = true`
+    /// Number of training images and of test images of each task to decode; all if the stream has `verify = true`
     #[arg(long, value_name = "N", default_value_t = 8)]
     images: usize,
     /// Print JSON instead of a table
@@ -55,7 +55,7 @@ pub struct CheckArgs {
 /// Checks everything that a run needs and reports all errors.
 pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     let layers = ConfigLayers::read(&args.config.configs, &args.config.sets);
-    // The draft reports errors in the list of plugins.
+    // An error in the list of plugins itself is reported by the draft below.
     loading::load_each(layers.plugins().unwrap_or_default())?;
     let draft = layers.draft();
     let default = || draft.config.as_ref().map_or_else(|| "runs/new".into(), RunDir::default_path);
@@ -72,6 +72,7 @@ pub fn check(args: &CheckArgs, log: &Log) -> Result<(), Failure> {
     Failure::list(|errors| format!("{} found", count(errors, "error")), report.errors)
 }
 
+/// Formats the report as text.
 fn table(report: &Report) -> String {
     let mut text = String::new();
     report.data.iter().for_each(|found| data(&mut text, found));
@@ -94,6 +95,7 @@ fn table(report: &Report) -> String {
     text
 }
 
+/// Writes the table of tasks, with their classes and images, and the files of the data set.
 fn data(text: &mut String, Data { stream, classes, image_size, tasks, files, .. }: &Data) {
     let (classes, number) = (count(*classes, "class"), count(tasks.len(), "task"));
     let _ = writeln!(text, "data: {stream}, {classes} in {number}, images of {image_size} px");
@@ -122,6 +124,7 @@ fn revision(provenance: &Provenance) -> String {
     provenance.revision.as_ref().map(|revision| format!(" at {revision}")).unwrap_or_default()
 }
 
+/// Writes the size, normalisation and weight file of a network.
 fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
     let BackboneSpec { depth, width, patch_size, normalization, provenance, .. } = spec;
     let Provenance { source, file, bytes, sha256, .. } = provenance;
@@ -138,6 +141,7 @@ fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
     );
 }
 
+/// Writes the estimated times of training, testing and the whole run.
 fn time(text: &mut String, time: &Time) {
     for NetworkTime { role, steps, step_seconds } in &time.networks {
         let (role, whole) = (role.as_str(), duration(*steps as f64 * step_seconds));

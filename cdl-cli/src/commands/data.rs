@@ -83,7 +83,9 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
             let source = match stream.source {
                 Some(source) if source.starts_with("hf:") => Ok(source.to_string()),
                 Some(source) => Err(format!("`{name}` cannot be downloaded by this program: {source}")),
-                None => Err(format!("`{name}` does not state a source of its data")),
+                None => {
+                    Err(format!("the stream `{name}` states no source from which its data can be downloaded"))
+                }
             };
             Some(source.map_err(Failure::invalid)?)
         }
@@ -160,6 +162,8 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     Failure::list(|damaged| format!("{} cannot be read", count(damaged, "image")), found.damaged)
 }
 
+/// Decodes all images of a folder and compares its files with `SHA256SUMS`. With `record`, writes that list if all
+/// images can be decoded.
 fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> {
     let list = folder.join(checksum_list::NAME);
     if record && list.exists() {
@@ -195,7 +199,7 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The lists contain a line `path label` for each image, below a header with the seed and the fraction. The same seed, \
-fraction and images give the same lists. Streams of image folders read them as `train_list` and `test_list`.
+fraction and images give the same lists. Streams of image folders accept the lists as `train_list` and `test_list`.
 
 Example:
   cdl data split data/imagenet-r --fraction 0.2 --seed 1 --out splits/imagenet-r

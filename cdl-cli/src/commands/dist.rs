@@ -22,14 +22,14 @@ use crate::{
 /// Arguments of `cdl dist`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds plugins with the Rust toolchain that \
-built it, and loads them.
+Must be run in the source tree. DIR may be moved afterwards. DIR/bin/cdl builds and loads plugins; building requires \
+the Rust toolchain that built DIR/bin/cdl.
 
 Examples:
   cargo run --release -p cdl-cli -- dist ~/cdl
   ~/cdl/bin/cdl plugin new my_method --kind distiller")]
 pub struct DistArgs {
-    /// Folder to create; a folder that `cdl dist` wrote before is replaced
+    /// Folder to create; a folder written by an earlier `cdl dist` is replaced
     dir: PathBuf,
 }
 
@@ -69,7 +69,8 @@ pub fn dist(args: &DistArgs) -> Result<(), Failure> {
 /// Files and folders that are copied beside `bin` and `lib`.
 const COPIED: [&str; 5] = ["configs", "docs", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
 
-/// Returns an entry of `dir` that `cdl dist` does not write.
+/// Name of an entry of `dir` that `cdl dist` has not written, if there is one. Without the index file, no entry counts
+/// as written by `cdl dist`.
 fn foreign_entry(dir: &Path) -> Result<Option<String>, Failure> {
     if !dir.exists() {
         return Ok(None);
@@ -83,7 +84,8 @@ fn foreign_entry(dir: &Path) -> Result<Option<String>, Failure> {
 
 /// Root of the workspace that contains the working directory.
 fn source_tree() -> Result<PathBuf, Failure> {
-    let here = std::env::current_dir().map_err(|e| Failure::working(format!("working directory: {e}")))?;
+    let here = std::env::current_dir()
+        .map_err(|e| Failure::working(format!("the working directory cannot be found: {e}")))?;
     let tree = here.ancestors().find(|folder| folder.join("core/dylib/Cargo.toml").exists());
     let reason = "is not in the source tree of cdl, from which `cdl dist` builds";
     tree.map(Path::to_path_buf).ok_or_else(|| Failure::invalid(format!("{}: {reason}", here.display())))
@@ -158,7 +160,7 @@ fn metadata_file(artifact: &Artifact) -> Option<&Path> {
     file.map(|file| file.as_std_path())
 }
 
-/// Direct dependencies that `package` links.
+/// Direct dependencies that `package` links, without those of its tests and its build script.
 fn direct<'a>(package: &PackageId, metadata: &'a Metadata) -> BTreeSet<&'a PackageId> {
     let node = metadata.resolve.as_ref().and_then(|all| all.nodes.iter().find(|node| node.id == *package));
     let normal = |node: &&NodeDep| node.dep_kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);

@@ -90,7 +90,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         }
         let used = tested.prompt_use.of(role).as_ref().filter(|pools| !pools.is_empty());
         match prompts.as_ref().and_then(|prompts| prompts.of(role).as_ref()).zip(used) {
-            Some((recorded, used)) if same(recorded, used) => {
+            Some((recorded, used)) if same_prompt_use(recorded, used) => {
                 text += "  prompts are selected as in the run\n"
             }
             Some(_) => text += "  prompts are selected differently than in the run\n",
@@ -101,7 +101,7 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
 }
 
 /// True if both have the same pools and the same use of every prompt. Mean weights may differ in their last digits.
-fn same(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
+fn same_prompt_use(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
     let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
     let (new, old) = (numbers(used), numbers(recorded));
     let names = |pools: &[PoolUse]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();

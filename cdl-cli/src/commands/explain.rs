@@ -11,8 +11,8 @@ use crate::{
 
 /// Width of the output: the smallest common width of terminals.
 const COLUMNS: usize = 80;
-/// Columns of settings. Longer origins begin further left.
-const VALUE: usize = 40;
+/// Column in which origins begin, unless they are too long for the rest of the line.
+const ORIGIN_COLUMN: usize = 40;
 
 /// Arguments of `cdl explain`.
 #[derive(Debug, Args)]
@@ -38,7 +38,7 @@ pub fn explain(args: &ExplainArgs) -> Result<(), Failure> {
         let setting = format!("{key} = {value}");
         // Long origins begin further left; those that still do not fit get their own line.
         let room = COLUMNS.saturating_sub("  # ".len() + origin.chars().count());
-        let width = room.min(VALUE);
+        let width = room.min(ORIGIN_COLUMN);
         match setting.chars().count() <= room {
             true => format!("{setting:width$}  # {origin}\n"),
             false => format!("{setting}\n    # {origin}\n"),

@@ -12,7 +12,7 @@ use crate::{
     failure::Failure,
     plugin::{
         compile::{BuildArgs, build},
-        loading::{LOADED, SEARCH, load, searched},
+        loading::{LOADED, PLUGIN_PATH, load, searched},
         scaffold::{NewArgs, new},
     },
     terminal::emit,
@@ -29,10 +29,10 @@ pub enum PluginCommand {
     Check(CheckArgs),
     /// List loaded libraries, and those in CDL_PLUGIN_PATH that cannot be loaded
     List,
-    /// Load a library and exit; used by another process to test the library before it loads it
+    /// Load a library and exit; `cdl` runs this command in a separate process before it loads the library itself
     #[command(hide = true)]
     Probe {
-        /// Library
+        /// Library file
         file: PathBuf,
     },
 }
@@ -120,7 +120,8 @@ fn list(plugins: &[PathBuf]) -> Result<(), Failure> {
         }
     }
     if text.is_empty() {
-        text = format!("no plugins loaded; load them with --plugin FILE, `plugins = [...]` or {SEARCH}\n");
+        text =
+            format!("no plugins loaded; load them with --plugin FILE, `plugins = [...]` or {PLUGIN_PATH}\n");
     }
     emit(&text)
 }

@@ -42,7 +42,7 @@ pub struct ReportArgs {
     /// Also write each plot as a file into this folder
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Format of these files; PNG images have three times the size on the page
+    /// Format of the files in --figures; PNG images have three times the size on the page
     #[arg(long, value_enum, default_value_t = Format::Svg, requires = "figures")]
     format: Format,
     /// Also write summary and costs as tables (CSV, Markdown, LaTeX) into this folder
@@ -54,7 +54,7 @@ pub struct ReportArgs {
 }
 
 /// Image pixels per pixel of the page. A plot 560 px wide has 500 dots per inch in a column of 3.3 inches.
-const SCALE: f32 = 3.0;
+const PNG_SCALE: f32 = 3.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
@@ -96,7 +96,7 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
             }
             if args.format != Format::Svg {
                 let fail = |reason: String| Failure::working(format!("{name}.png: {reason}"));
-                let image = raster::png(&svg, SCALE).map_err(fail)?;
+                let image = raster::png(&svg, PNG_SCALE).map_err(fail)?;
                 files.push((folder.join(format!("{name}.png")), image.png));
             }
         }

@@ -17,7 +17,7 @@ pub fn schema() -> Result<(), Failure> {
     // A file may be one of several layers, so no section is required.
     schema.as_object_mut().and_then(|schema| schema.remove("required"));
     schema["properties"]["extends"] = json!({
-        "description": "Configuration files that this one overrides, relative to it.",
+        "description": "Configuration files that this file extends and overrides. Paths are relative to this file.",
         "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
     });
     schema["additionalProperties"] = json!(false);

@@ -64,7 +64,8 @@ pub struct SweepArgs {
     /// Repeat every combination with these values of a key; repeatable
     #[arg(long, value_name = "KEY=A,B,...")]
     repeat: Vec<String>,
-    /// Combination that the others are compared with; repeatable [default: the stored one, or the first]
+    /// Value of the combination that all others are compared with; repeatable, for each varied key [default: the stored
+    /// baseline, or the first combination]
     #[arg(long, value_name = "KEY=VALUE")]
     baseline: Vec<String>,
     /// Number of cells that run at once and share the threads [default: the stored number, or 1]
@@ -178,7 +179,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
     let visible = |entry: fs::DirEntry| !entry.file_name().to_string_lossy().starts_with('.');
     let occupied = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(visible));
     if occupied && !is_sweep(&folder) {
-        let reason = "contains files that are not a sweep; choose another --out";
+        let reason = "is not a sweep, but contains files; choose another --out";
         return Err(Failure::invalid(format!("{}: {reason}", folder.display())));
     }
     fs::create_dir_all(&folder).map_err(io(&folder))?;
@@ -226,7 +227,7 @@ fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     }
     let left = states.iter().filter(|state| **state != State::Done).count();
     if left > 0 {
-        tracing::warn!("{left} of {} not done and missing in the tables", count(states.len(), "cell"));
+        tracing::warn!("{left} of {} not done: the tables do not contain them", count(states.len(), "cell"));
     }
     let place = |name: &str, text: &str| write_atomic(&sweep.folder.join(name), text.as_bytes());
     place("sweep.csv", &sweep_tables::csv(&summary)?)?;

@@ -1,4 +1,4 @@
-//! Comparison of results with the published rows of the same subject.
+//! Comparison of results with the published rows of the same subject: data set, networks, learner, distiller, tasks.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -8,8 +8,8 @@ use super::{
     published::{Published, Subject, number},
 };
 
-/// Number of nearest subjects that are listed.
-const NEAREST: usize = 3;
+/// Maximum number of nearest subjects that are listed.
+const MAX_NEAREST: usize = 3;
 
 /// Comparison of one network with the published rows of the same subject.
 #[derive(Serialize)]
@@ -17,7 +17,7 @@ pub struct Comparison {
     /// Own results.
     #[serde(flatten)]
     pub own: OwnResults,
-    /// Rows of the same subject, the newest version first.
+    /// Published rows of the same subject, the newest version of the paper first.
     pub published: Vec<PublishedRow>,
     /// Settings that differ from those of a row.
     pub settings_that_differ: Vec<Difference>,
@@ -27,7 +27,7 @@ pub struct Comparison {
     pub nearest: Vec<Subject>,
 }
 
-/// Row of the table, and the differences of the own results from it.
+/// Published row and its differences: own results minus published ones. All values are in percent.
 #[derive(Serialize)]
 pub struct PublishedRow {
     pub version: String,
@@ -38,7 +38,7 @@ pub struct PublishedRow {
     pub forgetting_difference: f64,
 }
 
-/// Setting that differs, or whose published value is unknown.
+/// Setting that differs from the published one, or has no known published value.
 #[derive(Serialize)]
 pub struct Difference {
     /// Name of the setting for readers.
@@ -55,7 +55,7 @@ pub struct Difference {
 /// Compares results with the rows of the table.
 pub fn compare_with(own: OwnResults, table: &Published) -> Comparison {
     let rows = table.rows(&own.subject);
-    let nearest = if rows.is_empty() { table.nearest(&own.subject, NEAREST) } else { Vec::new() };
+    let nearest = if rows.is_empty() { table.nearest(&own.subject, MAX_NEAREST) } else { Vec::new() };
     let (mut published, mut notes) = (Vec::new(), Vec::new());
     let mut settings_that_differ: Vec<Difference> = Vec::new();
     for row in rows {

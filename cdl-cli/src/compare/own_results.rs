@@ -18,10 +18,10 @@ use crate::{
 pub struct OwnResults {
     /// Name of the run or combination.
     pub run: String,
-    /// Network.
+    /// Role of the network.
     #[serde(rename = "network")]
     pub role: Role,
-    /// Subject, by which published rows are found.
+    /// Subject, by which the matching published rows are found.
     pub subject: Subject,
     /// Average accuracy in percent.
     pub average_accuracy: Spread,

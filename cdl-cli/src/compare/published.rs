@@ -13,18 +13,19 @@ pub const NONE: &str = "-";
 /// Marks rows of a single network: no teacher, no distillation.
 const ALONE: &str = "#";
 
-/// Row of a CSV file by column.
-pub type Line = BTreeMap<String, String>;
+/// Row of a CSV file: values by column name.
+pub type Row = BTreeMap<String, String>;
 
-/// Number in a column of a row; NaN if it is not a number.
-pub fn number(row: &Line, column: &str) -> f64 {
+/// Number in a column of a row; NaN if the text is not a number.
+pub fn number(row: &Row, column: &str) -> f64 {
     row[column].parse().unwrap_or(f64::NAN)
 }
 
 /// Names of the parts of a subject.
 pub const PARTS: [&str; 6] = ["dataset", "teacher", "student", "learner", "distiller", "tasks"];
 
-/// Subject of a result: the names, in this program, of the [`PARTS`].
+/// Subject of a result: its [`PARTS`], by their names in this program. Networks are identified by width and number of
+/// blocks, such as `384x12`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject(pub [String; 6]);
 
@@ -36,15 +37,15 @@ impl Serialize for Subject {
 
 /// Published table, names and settings.
 pub struct Published {
-    rows: Vec<Line>,
-    names: Vec<Line>,
-    settings: Vec<Line>,
+    rows: Vec<Row>,
+    names: Vec<Row>,
+    settings: Vec<Row>,
 }
 
 impl Published {
     /// Reads the files that are compiled into the program.
     pub fn read() -> Result<Self, Failure> {
-        let read = |file: &str, text: &str| -> Result<Vec<Line>, Failure> {
+        let read = |file: &str, text: &str| -> Result<Vec<Row>, Failure> {
             let lines =
                 csv::Reader::from_reader(text.as_bytes()).into_deserialize().collect::<Result<_, _>>();
             lines.map_err(|e| Failure::working(format!("built-in file {file}: {e}")))
@@ -56,10 +57,12 @@ impl Published {
         })
     }
 
-    fn name(&self, column: &str, published: &str) -> Option<&Line> {
+    /// Entry in `names.csv` of a published name in a column of the table.
+    fn name(&self, column: &str, published: &str) -> Option<&Row> {
         self.names.iter().find(|name| name["column"] == column && name["published"] == published)
     }
 
+    /// Name in this program of a published name; `None` if the method is not implemented.
     fn ours(&self, column: &str, published: &str) -> Option<String> {
         self.name(column, published).map(|name| name["ours"].clone()).filter(|ours| !ours.is_empty())
     }
@@ -76,7 +79,7 @@ impl Published {
     }
 
     /// Subject of a row; `None` if a method in it is not implemented.
-    pub fn subject(&self, row: &Line) -> Option<Subject> {
+    pub fn subject(&self, row: &Row) -> Option<Subject> {
         let teacher = match row["teacher"].as_str() {
             ALONE => NONE.to_string(),
             teacher => self.ours("network", teacher)?,
@@ -87,7 +90,7 @@ impl Published {
     }
 
     /// Rows of `subject`, the newest version first.
-    pub fn rows(&self, subject: &Subject) -> Vec<&Line> {
+    pub fn rows(&self, subject: &Subject) -> Vec<&Row> {
         self.rows.iter().filter(|row| self.subject(row).as_ref() == Some(subject)).collect()
     }
 
@@ -106,7 +109,7 @@ impl Published {
     }
 
     /// Note about the name of the method in a row.
-    pub fn note(&self, row: &Line) -> Option<&str> {
+    pub fn note(&self, row: &Row) -> Option<&str> {
         self.name("kd", &row["kd"]).map(|name| name["note"].as_str()).filter(|note| !note.is_empty())
     }
 
@@ -114,10 +117,10 @@ impl Published {
     /// setting that was not used.
     pub fn settings<'a>(
         &'a self,
-        row: &'a Line,
+        row: &'a Row,
         role: Role,
-    ) -> impl Iterator<Item = (&'a Line, Option<Value>)> {
-        let concerns = move |setting: &&Line| {
+    ) -> impl Iterator<Item = (&'a Row, Option<Value>)> {
+        let concerns = move |setting: &&Row| {
             let (column, published) = (setting["column"].as_str(), &setting["published"]);
             let of_row =
                 column == "*" || row[column] == *published || (published == "*" && row[column] != ALONE);

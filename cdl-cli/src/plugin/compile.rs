@@ -47,8 +47,8 @@ pub fn build(args: &BuildArgs) -> Result<(), Failure> {
     if found != sdk.compiler {
         let [required, found] = [&sdk.compiler, &found].map(|text| text.lines().next().unwrap_or_default());
         return Err(Failure::invalid(format!(
-            "plugins of this `cdl` must be built with its own compiler, {required}; found {found}. Install it with rustup and \
-             select it with `rustup override` or RUSTC"
+            "plugins of this `cdl` must be built with its own compiler, {required}; found {found}. Install the \
+             required compiler with rustup and select it with `rustup override` or RUSTC"
         )));
     }
     let package = package(&dir)?;
@@ -99,12 +99,13 @@ fn package(dir: &Path) -> Result<Package, Failure> {
     })
 }
 
-/// Checks a dependency of the crate in `place` that the program shares: version and features must match.
+/// Checks the version and features of a dependency that the program shares with its plugins. `place` is the crate's
+/// manifest, for messages.
 fn check_shared(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> Result<(), Failure> {
     let Dependency { name, req, .. } = dependency;
     if !req.matches(&shared.version) {
         return Err(Failure::invalid(format!(
-            "{place}: requires {name} {req}, but this program, which shares it with plugins, has {}",
+            "{place}: requires {name} {req}, but plugins share {name} with this program, which has {}",
             shared.version
         )));
     }
@@ -115,7 +116,7 @@ fn check_shared(dependency: &Dependency, shared: &Shared, place: &Utf8Path) -> R
     match missing.is_empty() {
         true => Ok(()),
         false => Err(Failure::invalid(format!(
-            "{place}: requires {name} with the features {}, but this program, which shares it with plugins, has {}",
+            "{place}: requires {name} with the features {}, but plugins share {name} with this program, which has {}",
             missing.join(", "),
             if shared.features.is_empty() { "none".into() } else { shared.features.join(", ") },
         ))),
@@ -129,7 +130,9 @@ fn key(dependency: &Dependency) -> &String {
 
 /// Crate that is built as a plugin.
 struct Plugin<'a> {
+    /// Package as reported by cargo.
     package: &'a Package,
+    /// Library target of the package.
     library: &'a Target,
     /// Crate name of the library in Rust sources.
     name: String,
@@ -297,7 +300,7 @@ fn add(manifest: &mut Value, section: &str, dependency: &Dependency) {
     section[key(dependency)] = entry;
 }
 
-/// Runs a compiler, which prints its errors. Fails with `message`.
+/// Runs a compiler, which prints its own errors. Fails with `message` if the compiler reports an error.
 fn run(command: &mut Command, message: &str) -> Result<(), Failure> {
     match command.status() {
         Ok(status) if status.success() => Ok(()),

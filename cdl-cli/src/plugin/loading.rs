@@ -16,7 +16,7 @@ use cdl_core::{
 use crate::failure::Failure;
 
 /// Environment variable with the folders of plugins, separated as in `PATH`.
-pub const SEARCH: &str = "CDL_PLUGIN_PATH";
+pub const PLUGIN_PATH: &str = "CDL_PLUGIN_PATH";
 /// Seconds that a library may take to load.
 const TIMEOUT: u64 = 60;
 /// Output of a process that has loaded a library successfully.
@@ -29,12 +29,12 @@ pub fn enable() {
     ENABLED.store(true, Ordering::Relaxed);
 }
 
-/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. A library in a folder that cannot be loaded is
-/// only a warning, since most commands do not need it.
+/// Loads the plugins in the folders of `CDL_PLUGIN_PATH`, then `files`. A library of `CDL_PLUGIN_PATH` that cannot be
+/// loaded causes only a warning, since most commands do not need it.
 pub fn load_all(files: &[PathBuf]) -> Result<(), Failure> {
     for file in searched()? {
         if let Err(failure) = load(&file) {
-            tracing::warn!("{SEARCH}: skipped: {}", failure.message);
+            tracing::warn!("{PLUGIN_PATH}: skipped: {}", failure.message);
         }
     }
     files.iter().try_for_each(|file| load(file).map(|_| ()))
@@ -58,8 +58,8 @@ pub fn load_each(named: Vec<(PathBuf, String)>) -> Result<(), Failure> {
 pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
     let fail = |reason: String| Failure::from(Error::Plugin { file: file.into(), reason });
     if !ENABLED.load(Ordering::Relaxed) {
-        let other = "`cdl dist DIR` builds one that does, DIR/bin/cdl";
-        return Err(fail(format!("this `cdl` is linked statically and loads no plugins; {other}")));
+        let other = "`cdl dist DIR` builds DIR/bin/cdl, which can";
+        return Err(fail(format!("this `cdl` is linked statically and cannot load plugins; {other}")));
     }
     dynamic::inspect(file)?;
     let place = file.canonicalize().ok();
@@ -69,25 +69,25 @@ pub fn load(file: &Path) -> Result<dynamic::Loaded, Failure> {
     Ok(dynamic::load(file)?)
 }
 
-/// Loads the library in another process, so that its initialisers cannot end this one.
+/// Loads the library in another process, so that its initialisers cannot end this process.
 fn probe(file: &Path) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("the path of this program is unknown: {e}"))?;
     let mut command = Command::new(program);
-    command.args(["--quiet", "plugin", "probe"]).arg(file).env_remove(SEARCH);
+    command.args(["--quiet", "plugin", "probe"]).arg(file).env_remove(PLUGIN_PATH);
     let failed = |e: std::io::Error| format!("cannot be tested: {e}");
     let start = Instant::now();
-    // The output fits into the pipes' buffers.
+    // The pipes are read after the process has ended: the output fits into their buffers.
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
     while child.try_wait().map_err(failed)?.is_none() {
         if start.elapsed() > Duration::from_secs(TIMEOUT) {
             child.kill().map_err(failed)?;
-            return Err(format!("was not loaded within {TIMEOUT} s: its initialisers do not end"));
+            return Err(format!("was not loaded within {TIMEOUT} s: an initialiser does not return"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
     let output = child.wait_with_output().map_err(failed)?;
     let loaded = output.status.success() && output.stdout == LOADED.as_bytes();
-    // Code 2 is an error that this process will find and report itself.
+    // Exit code 2 means an error that this process will find and report itself.
     if loaded || output.status.code() == Some(2) {
         return Ok(());
     }
@@ -98,11 +98,12 @@ fn probe(file: &Path) -> Result<(), String> {
 
 /// Libraries in the folders of `CDL_PLUGIN_PATH`, by folder and name.
 pub fn searched() -> Result<Vec<PathBuf>, Failure> {
-    let Some(folders) = std::env::var_os(SEARCH) else { return Ok(Vec::new()) };
+    let Some(folders) = std::env::var_os(PLUGIN_PATH) else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for folder in std::env::split_paths(&folders).filter(|folder| !folder.as_os_str().is_empty()) {
-        let unreadable =
-            |e| Failure::invalid(format!("{SEARCH}: the folder {} cannot be read: {e}", folder.display()));
+        let unreadable = |e| {
+            Failure::invalid(format!("{PLUGIN_PATH}: the folder {} cannot be read: {e}", folder.display()))
+        };
         let entries = std::fs::read_dir(&folder).map_err(unreadable)?;
         let libraries = entries
             .flatten()

@@ -40,7 +40,8 @@ fn example(kind: Kind) -> [&'static str; 5] {
             ]
         };
     }
-    let transform = "tasks = 5\n\n[stream.transform]\nimage_size = 28   # the network's\n";
+    let transform =
+        "tasks = 5\n\n[stream.transform]\nimage_size = 28   # as the networks of the quickstart expect\n";
     match kind {
         Kind::Distiller => example!("token_hint", "TokenHint", "distiller", ""),
         Kind::Learner => example!("shared_prompts", "SharedPrompts", "learner", ""),
@@ -59,7 +60,8 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     let good = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !good || RESERVED.split_whitespace().any(|word| word == name) {
-        let expected = "expected a name like `my_method`: lower-case letters, digits and _, and not a word reserved by Rust";
+        let expected = "expected a name like `my_method`: lower-case letters, digits and _, and neither a keyword \
+                        of Rust nor a crate used by plugins";
         return Err(Failure::invalid(format!("`{name}`: {expected}")));
     }
     if let Ok(Entry { origin, .. }) = find(*kind, name) {
@@ -67,7 +69,10 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     }
     let dir = dir.clone().unwrap_or_else(|| name.into());
     if dir.exists() {
-        return Err(Failure::invalid(format!("{}: exists already", dir.display())));
+        return Err(Failure::invalid(format!(
+            "{}: exists already; choose another folder with --dir",
+            dir.display()
+        )));
     }
     let [source, own, types, section, more] = example(*kind);
     let source = source.replace(own, name).replace(types, &camel(name));
@@ -103,6 +108,7 @@ const RESERVED: &str = "abstract alloc as async await become box break cdl_core 
                      return schemars self serde static std struct super test trait true try type typeof unsafe unsized \
                      use virtual where while yield";
 
+/// Converts a name like `my_method` to the name of a type, `MyMethod`.
 fn camel(name: &str) -> String {
     let capital = |word: &str| word.split_at_checked(1).map(|(first, rest)| first.to_uppercase() + rest);
     name.split('_').filter_map(capital).collect()

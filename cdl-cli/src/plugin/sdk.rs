@@ -53,7 +53,7 @@ impl Sdk {
         let program = std::env::current_exe().and_then(|program| program.canonicalize()).ok();
         let folder = program.and_then(|program| Some(program.parent()?.parent()?.join(FOLDER)));
         let folder = folder.filter(|folder| folder.join(INDEX).exists()).ok_or_else(|| {
-            let other = "use the one that `cdl dist DIR` builds, DIR/bin/cdl";
+            let other = "use DIR/bin/cdl, built by `cdl dist DIR`";
             Failure::invalid(format!(
                 "this `cdl` cannot build plugins, since it has no folder {FOLDER}; {other}"
             ))

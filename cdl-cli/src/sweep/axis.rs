@@ -7,8 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
 
-/// Longest value, in characters, that is shown in full in tables and folder names.
-const LONGEST: usize = 40;
+/// Maximum length, in characters, of a value that tables and folder names contain in full.
+const MAX_LABEL: usize = 40;
 
 /// Axis of the grid with all its values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ impl Axis {
         };
         let values =
             split(values).ok_or_else(|| fail("a value is empty, or brackets or quotes are not closed"))?;
-        // A section is usually called by its name: `distiller`, not `distiller.name`.
+        // The axis is named after the section: `distiller`, not `distiller.name`.
         let name = key.strip_suffix(".name").unwrap_or(key);
         Ok(Self { name: name.into(), values: values.into_iter().map(value).collect() })
     }
@@ -140,8 +140,10 @@ fn last_parts(path: &Path, parts: usize) -> String {
 /// Label of a value, without quotes. Long values are shortened to their beginning and eight digits of their SHA-256.
 pub fn label(value: &str) -> String {
     let value = value.trim_matches('"');
-    match value.chars().count() > LONGEST {
-        true => value.chars().take(LONGEST / 2).chain("...".chars()).collect::<String>() + &short_hash(value),
+    match value.chars().count() > MAX_LABEL {
+        true => {
+            value.chars().take(MAX_LABEL / 2).chain("...".chars()).collect::<String>() + &short_hash(value)
+        }
         false => value.into(),
     }
 }

@@ -27,8 +27,9 @@ pub enum State {
     Waiting,
     /// Started, but neither finished nor running.
     Stopped,
-    /// A process runs it.
+    /// A process runs the cell.
     Running,
+    /// All tasks of the run are finished.
     Done,
     /// Not finished; contains the last error of its process.
     Failed(String),
@@ -50,7 +51,7 @@ impl State {
         }
     }
 
-    /// Reason of a failure, or why the cell is unreadable.
+    /// Reason why the cell has failed or is unreadable; `None` in other states.
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Failed(reason) | Self::Unreadable(reason) => Some(reason),

@@ -31,8 +31,8 @@ pub fn run_folder(folder: &Path, cell: &str) -> PathBuf {
     folder.join("cells").join(cell)
 }
 
-/// File about a cell's processes: `txt` contains their output, `failure` the last error; `lock` is locked by the
-/// process that runs the cell.
+/// File `logs/CELL.KIND` about a cell's processes. The kind `txt` contains their output, `failure` the last error;
+/// `lock` is locked by the process that runs the cell.
 pub fn process_file(folder: &Path, cell: &str, kind: &str) -> PathBuf {
     folder.join("logs").join(format!("{cell}.{kind}"))
 }

@@ -23,10 +23,10 @@ use crate::{
     terminal::count,
 };
 
-/// Largest grid; larger ones are probably mistakes in the command.
-const MOST_CELLS: usize = 10_000;
-/// Longest name of a cell, within the limits of file systems.
-const LONGEST: usize = 160;
+/// Maximum number of cells. Larger grids are probably errors in the command.
+const MAX_CELLS: usize = 10_000;
+/// Maximum length of a cell's name in bytes, within the limits of file systems.
+const MAX_NAME: usize = 160;
 
 /// Contents of `sweep.toml`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,8 +98,8 @@ impl Plan {
                 let parts: Vec<String> =
                     self.axes().zip(&values).map(|(axis, value)| axis.part(value)).collect();
                 let whole = if parts.is_empty() { "run".into() } else { parts.join("--") };
-                let name = match whole.len() > LONGEST {
-                    true => format!("{}-{}", &whole[..LONGEST - 9], short_hash(&whole)),
+                let name = match whole.len() > MAX_NAME {
+                    true => format!("{}-{}", &whole[..MAX_NAME - 9], short_hash(&whole)),
                     false => whole,
                 };
                 cells.push(Cell { name, combination, values });
@@ -126,7 +126,7 @@ impl Plan {
             let values: Vec<&str> = self.vary[at].values.iter().map(|value| value.label.as_str()).collect();
             if !values.contains(&label.as_str()) {
                 let values = values.join(", ");
-                return Err(fail(format!("`{name}` is never {label}; expected one of {values}")));
+                return Err(fail(format!("`{name}` has no value {label}; expected one of {values}")));
             }
             wanted.push((at, label));
         }
@@ -144,7 +144,7 @@ impl Plan {
         let mut names = BTreeSet::new();
         for axis in self.axes() {
             if !names.insert(&axis.name) {
-                let again = "is varied twice; give all values in one option, or files another NAME";
+                let again = "is varied twice; give all values in one option, or give the files another NAME";
                 return Err(Failure::invalid(format!("`{}` {again}", axis.name)));
             }
             let mut labels = BTreeSet::new();
@@ -155,14 +155,16 @@ impl Plan {
             for (key, _) in sets.filter_map(|set| set.split_once('=')) {
                 let fixed = |set: &&String| set.split_once('=').is_some_and(|(fixed, _)| fixed.trim() == key);
                 if let Some(set) = self.sets.iter().find(fixed) {
-                    return Err(Failure::invalid(format!("--set {set}: `{key}` is varied, too")));
+                    return Err(Failure::invalid(format!(
+                        "--set {set}: `{key}` is also varied; remove one of the two"
+                    )));
                 }
             }
         }
         let count = self.axes().try_fold(1usize, |count, axis| count.checked_mul(axis.values.len()));
-        if count.is_none_or(|count| count > MOST_CELLS) {
+        if count.is_none_or(|count| count > MAX_CELLS) {
             return Err(Failure::invalid(format!(
-                "the grid has {} cells; expected at most {MOST_CELLS}",
+                "the grid has {} cells; expected at most {MAX_CELLS}",
                 count.map_or("too many".into(), |count| count.to_string())
             )));
         }
@@ -254,15 +256,15 @@ impl Plan {
         if let Some(first) = missing.first() {
             let (folder, missing) = (folder.display(), count(missing.len(), "cell"));
             return Err(Failure::invalid(format!(
-                "{folder}: contains another sweep: {missing}, such as {first}, would be lost; a sweep can be extended but \
-                 not changed; choose another --out"
+                "{folder}: contains a sweep with {missing} that the new one lacks, such as {first}; a sweep can be \
+                 extended but not changed; choose another --out"
             )));
         }
         (self.baseline, self.jobs) = (earlier.baseline, earlier.jobs);
         Ok(())
     }
 
-    /// Applies the options that do not change the cells, where given.
+    /// Applies `--baseline` and `--jobs`, if given. Neither changes the cells.
     pub fn apply_options(&mut self, baseline: &[String], jobs: Option<usize>) -> Result<(), Failure> {
         if !baseline.is_empty() {
             self.baseline = baseline.into();
@@ -281,7 +283,7 @@ impl Plan {
     /// # Errors
     /// Fails if the folder contains a cell with another configuration.
     pub fn write(&self, folder: &Path, cells: &[(Cell, Config)]) -> Result<(), Failure> {
-        // All are compared before any is written.
+        // All configurations are compared before any file is written.
         let mut new_files = Vec::new();
         for (cell, config) in cells {
             let file = config_file(folder, &cell.name);
@@ -291,7 +293,7 @@ impl Plan {
                     Failure::invalid(format!("{}: {other}: {}", cell.name, first_line(&error)))
                 })?,
                 Err(reason) => {
-                    // A run of the cell is compared by its own `config.toml`.
+                    // Rewriting is safe: a run of the cell is also compared by its own `config.toml`.
                     if file.exists() {
                         tracing::warn!("{reason}; it is written again");
                     }

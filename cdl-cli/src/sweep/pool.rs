@@ -20,7 +20,7 @@ use super::{
     layout::{is_cell_locked, process_file, run_folder},
 };
 use crate::{
-    failure::{BUSY, Failure, STOPPED, io},
+    failure::{BUSY, Failure, SIGNAL_OFFSET, io},
     signals::{Signals, request_stop},
     terminal::{averages, count},
 };
@@ -28,14 +28,16 @@ use crate::{
 /// Time between two checks whether a process has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Bytes at the end of a log that are searched for the last error.
-const TAIL: u64 = 64 << 10;
+const LOG_TAIL: u64 = 64 << 10;
 
 /// Process of a running cell.
 struct Running {
+    /// Index of the cell.
     number: usize,
     child: Child,
-    /// True once it was signalled to stop. A second signal would end it before it has saved its run.
+    /// True after the process was signalled to stop. A second signal would end the process before it has saved its run.
     stopping: bool,
+    /// File with the output of the cell's processes.
     log: PathBuf,
     /// Length of the log when the process started.
     log_start: u64,
@@ -43,7 +45,7 @@ struct Running {
 }
 
 /// Runs all unfinished cells, `jobs` at once with `threads` each, and updates `sweep.json`. Cells that another process
-/// runs are skipped; those that look free at the end are tried once more.
+/// runs are skipped. Those whose lock is free after all other cells have ended are tried once more.
 pub fn run(sweep: &Sweep, states: &mut [State], threads: usize, signals: &Signals) -> Result<(), Failure> {
     let mut running = Vec::new();
     let result = run_cells(sweep, states, threads, signals, &mut running);
@@ -101,7 +103,7 @@ fn run_cells(
             if stop || retried {
                 return Ok(());
             }
-            // Only once: a cell that looks free here may still be locked by another process when it is started.
+            // Only one retry: a cell whose lock is free here may be locked by another process when it is started.
             retried = true;
             let free = |&number: &usize| {
                 states[number] == State::Running && !is_cell_locked(&sweep.folder, &sweep.cells[number].name)
@@ -153,7 +155,7 @@ fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, stop: bool) -> Sta
     match status.code() {
         Some(0) => State::Done,
         Some(code) if code == i32::from(BUSY) => State::Running,
-        Some(code) if [SIGINT, SIGTERM].contains(&(code - STOPPED)) => State::Stopped,
+        Some(code) if [SIGINT, SIGTERM].contains(&(code - SIGNAL_OFFSET)) => State::Stopped,
         None if stop => State::Stopped,
         // On systems without signals the cell is killed; it resumes from its last checkpoint.
         _ if stop && cfg!(not(unix)) => State::Stopped,
@@ -170,9 +172,9 @@ fn outcome(sweep: &Sweep, status: ExitStatus, cell: &Running, stop: bool) -> Sta
 fn last_error(cell: &Running) -> Option<String> {
     let mut file = File::open(&cell.log).ok()?;
     let end = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(end.saturating_sub(TAIL).max(cell.log_start))).ok()?;
+    file.seek(SeekFrom::Start(end.saturating_sub(LOG_TAIL).max(cell.log_start))).ok()?;
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    file.take(LOG_TAIL).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     text.lines().rev().find_map(|line| line.strip_prefix("error: ")).map(String::from)
 }

@@ -13,9 +13,9 @@ use crate::{failure::Failure, terminal};
 
 const FILE: &str = "sweep.slurm";
 /// Seconds before the time limit at which a cell is signalled to save its run.
-const NOTICE: u32 = 180;
+const STOP_NOTICE: u32 = 180;
 
-/// Writes the script and prints how to use it.
+/// Writes the script and prints the commands that start it and collect the results.
 pub fn emit(sweep: &Sweep) -> Result<(), Failure> {
     let states = read_all(sweep)?;
     write(sweep, &states)?;
@@ -46,7 +46,7 @@ fn script(sweep: &Sweep) -> Result<String, Failure> {
         "#!/bin/bash
 #SBATCH --job-name=cdl-sweep
 #SBATCH --array=0-{last}
-#SBATCH --signal=B:TERM@{NOTICE}
+#SBATCH --signal=B:TERM@{STOP_NOTICE}
 #SBATCH --requeue
 #SBATCH --open-mode=append
 # Resources of a cell. Options of sbatch override these lines.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// Probability outside the confidence interval, on each side.
-const TAIL: f64 = 0.025;
+const TAIL_PROBABILITY: f64 = 0.025;
 
 /// Mean and standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -33,7 +33,7 @@ impl Spread {
     /// distributed.
     pub fn interval(&self) -> Option<(f64, f64)> {
         let student = StudentsT::new(0.0, 1.0, self.n.checked_sub(1)? as f64).ok()?;
-        let half = student.inverse_cdf(1.0 - TAIL) * self.deviation? / (self.n as f64).sqrt();
+        let half = student.inverse_cdf(1.0 - TAIL_PROBABILITY) * self.deviation? / (self.n as f64).sqrt();
         Some((self.mean - half, self.mean + half))
     }
 

@@ -36,7 +36,7 @@ pub struct Summary {
 
 /// Combination of one value per varied axis, with all its repetitions.
 pub struct Combination {
-    /// Label of its value on each varied axis.
+    /// Labels of the combination's values, one for each varied axis.
     pub labels: Vec<String>,
     /// Cells in the order of the repetitions, which is the same in all combinations.
     pub cells: Vec<Outcome>,
@@ -46,7 +46,7 @@ pub struct Combination {
 pub struct Outcome {
     /// Name of the cell.
     pub name: String,
-    /// Label of its value on each repeated axis.
+    /// Labels of the cell's values, one for each repeated axis.
     pub labels: Vec<String>,
     /// Run directory.
     pub root: PathBuf,

@@ -105,6 +105,7 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
+/// Tables of each network: the means, and the differences if there are several combinations.
 fn tables(summary: &Summary) -> Vec<Table> {
     let mut tables = Vec::new();
     for role in summary.roles() {

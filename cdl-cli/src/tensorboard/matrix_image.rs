@@ -11,10 +11,10 @@ use crate::report::{
     raster::{self, Image},
 };
 
-/// Largest number of tasks for which cells contain numbers.
-const MOST_NUMBERS: usize = 24;
-/// Longest side in pixels. It is limited because an image is written after every task.
-const SIDE: f64 = 1024.0;
+/// Maximum number of tasks for which the cells of the image contain numbers.
+const MAX_TASKS_WITH_NUMBERS: usize = 24;
+/// Maximum side of the image in pixels, limited because an image is written after every task.
+const MAX_SIDE: f64 = 1024.0;
 
 /// Draws an accuracy matrix in percent, whose row `i` has `i + 1` values, as the report does. Returns `None` in builds
 /// without the feature `png`.
@@ -24,7 +24,7 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     }
     let fail = |reason: String| Error::Tasks(format!("the accuracy matrix cannot be drawn: {reason}"));
     let plot = match rows.len() {
-        ..=MOST_NUMBERS => accuracy_section::matrix(role.as_str(), rows),
+        ..=MAX_TASKS_WITH_NUMBERS => accuracy_section::matrix(role.as_str(), rows),
         tasks => {
             let shades: Vec<Vec<f64>> =
                 rows.iter().map(|row| row.iter().map(|accuracy| accuracy / 100.0).collect()).collect();
@@ -33,7 +33,7 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
                 .ok_or_else(|| fail("there are too many tasks".into()))?
         }
     };
-    let scale = (SIDE / plot.width.max(plot.height)).min(1.0);
+    let scale = (MAX_SIDE / plot.width.max(plot.height)).min(1.0);
     raster::png(&plot.standalone(), scale as f32).map(Some).map_err(fail)
 }
 
@@ -75,7 +75,7 @@ mod tests {
         {
             let (image, _) = drawn(&incompressible(tasks));
             let (side, bytes) = (image.width.max(image.height), image.png.len());
-            assert!(side <= SIDE as u32 && bytes < size, "{tasks} tasks: {side} px, {bytes} bytes");
+            assert!(side <= MAX_SIDE as u32 && bytes < size, "{tasks} tasks: {side} px, {bytes} bytes");
         }
         assert!(image(Role::Teacher, &[]).is_ok());
     }

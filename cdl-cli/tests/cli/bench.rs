@@ -25,7 +25,7 @@ fn recomputed_operations_count_once() {
     }
 }
 
-/// Operations are timed by the crate of the kernels.
+/// The spans of the operations are in `cdl-kernels`, whose messages the profile must not filter out.
 #[test]
 fn a_step_is_divided_into_operations() {
     let output = cdl(&TINY[..TINY.len() - 1]);

@@ -234,7 +234,7 @@ fn configurations_of_the_repository_have_the_settings_of_every_row() {
             let applies =
                 column == "*" || row[column] == *published || (published == "*" && row[column] != "#");
             let key = setting["key"].split('|').next_back().expect("a key");
-            // Values that only a run has, and unknown values.
+            // Values that only a run has, and unknown values, are skipped.
             if !applies
                 || setting["of"] == "teacher"
                 || key.contains(['/'])

@@ -8,8 +8,8 @@ use std::{
 
 use crate::common::{cdl, stderr};
 
-/// Writes 10 images of each of two classes. One class has a name that looks like a comment in a list, the other one is
-/// a folder deeper.
+/// Writes 10 images of each of two classes. The name of one class begins like a comment in a list; the images of the
+/// other class are in a subfolder of its class folder.
 fn images(root: &Path) -> PathBuf {
     let folder = root.join("images");
     for (at, class) in ["#hash cat", "dog/deep"].iter().enumerate() {
@@ -55,8 +55,8 @@ fn splits_are_reproducible_and_streams_read_them() {
     );
     fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
     fs::remove_dir(images.join("dog")).unwrap();
-    let stderr = printed(&split("7", "0.2", "lists"));
-    assert!(stderr.contains("2 classes, 16 training and 4 test images"), "{stderr}");
+    let stdout = printed(&split("7", "0.2", "lists"));
+    assert!(stdout.contains("2 classes, 16 training and 4 test images"), "{stdout}");
     let read = |out: &str, name: &str| fs::read_to_string(folder.path().join(out).join(name)).unwrap();
     let (train, test) = (read("lists", "train.txt"), read("lists", "test.txt"));
     assert!(test.starts_with("# test images: 4 of 20 images in 2 classes\n# seed 7, fraction 0.2"), "{test}");
@@ -115,9 +115,9 @@ fn verify_names_every_missing_damaged_or_unlisted_file() {
     let folder = tempfile::tempdir().unwrap();
     let images = images(folder.path());
     let verify = |more: &[&str]| cdl(&[&["data", "verify", text(&images)][..], more].concat());
-    let stderr = printed(&verify(&[]));
-    assert!(stderr.contains("10  #hash cat") && stderr.contains("10  dog/deep"), "{stderr}");
-    assert!(stderr.contains("20  images in 2 folders") && stderr.contains("no SHA256SUMS"), "{stderr}");
+    let stdout = printed(&verify(&[]));
+    assert!(stdout.contains("10  #hash cat") && stdout.contains("10  dog/deep"), "{stdout}");
+    assert!(stdout.contains("20  images in 2 folders") && stdout.contains("no SHA256SUMS"), "{stdout}");
     assert!(printed(&verify(&["--record"])).contains("20  files listed in"));
     printed(&verify(&[]));
     refused(&verify(&["--record"]), &["SHA256SUMS exists already"]);
@@ -166,9 +166,9 @@ fn verify_of_a_configuration_checks_every_image_of_its_run() {
         text(&images)
     );
     let verify = || cdl(&["data", "verify", "configs/quickstart.toml", "--set", &set]);
-    let stderr = printed(&verify());
-    assert!(stderr.contains("       8         2  deep\n"), "{stderr}");
-    assert!(stderr.contains("20 images checked in 20 files"), "{stderr}");
+    let stdout = printed(&verify());
+    assert!(stdout.contains("       8         2  deep\n"), "{stdout}");
+    assert!(stdout.contains("20 images checked in 20 files"), "{stdout}");
     for number in [3, 6] {
         fs::write(images.join(format!("deep/image {number}.png")), "no image").unwrap();
     }
@@ -182,6 +182,6 @@ fn data_that_cannot_be_downloaded_is_an_error_with_its_source() {
         &["cannot be downloaded", "github.com/hendrycks/imagenet-r", "licence"],
     );
     refused(&cdl(&["data", "fetch", "cifar1000"]), &["did you mean `cifar100`"]);
-    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` does not state a source"]);
+    refused(&cdl(&["data", "fetch", "embedded"]), &["`embedded` states no source"]);
     refused(&cdl(&["data", "fetch", "cifar100", "--dir", "configs"]), &["configs: exists already"]);
 }

@@ -214,7 +214,7 @@ fn exported_folders_contain_only_what_inference_needs() {
         assert_eq!(found.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), sum, "{name}");
     }
     assert_eq!(sums.lines().count(), 5);
-    // Only the classes of the first task.
+    // The model after the first task predicts only the classes of that task.
     let expected = expected(&run, 1);
     save(&expected.images, &folder.path().join("images"));
     compare(&student, &folder.path().join("images"), Role::Student, &expected, 10);

@@ -219,12 +219,12 @@ fn the_first_run_downloads_and_later_runs_need_no_network() {
     assert!(again.status.success(), "{}", stderr(&again));
     assert_eq!(setup.hub.sent().len(), 3, "cached files are not sent again");
 
-    let asked = setup.hub.requests.lock().unwrap().len();
+    let requests = setup.hub.requests.lock().unwrap().len();
     let offline = setup.run(&source, &[("HF_HUB_OFFLINE", "1")]);
     assert!(offline.status.success(), "{}", stderr(&offline));
     let pinned = setup.run(&format!("{source}@{COMMIT}"), &[("HF_HUB_OFFLINE", "1")]);
     assert!(pinned.status.success(), "{}", stderr(&pinned));
-    assert_eq!(setup.hub.requests.lock().unwrap().len(), asked, "no requests are sent");
+    assert_eq!(setup.hub.requests.lock().unwrap().len(), requests, "no requests are sent");
     assert_eq!(setup.accuracies(), accuracies);
 
     let cut_off = setup.run(&source, &[("HF_ENDPOINT", UNREACHABLE)]);
@@ -273,7 +273,7 @@ fn missing_and_damaged_files_are_errors() {
         assert!(stderr(&refused).contains(word), "{}", stderr(&refused));
     }
 
-    // Offline, a missing shard is an error.
+    // In offline mode, a missing shard is an error.
     let snapshot = setup.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
     fs::remove_file(snapshot.join(SHARDS[2])).unwrap();
     refused(&source, &[("HF_HUB_OFFLINE", "1")], &["1 of the 2 files `data/train-*-of-00002.parquet`"]);

@@ -117,7 +117,7 @@ fn endless_and_exploding_inputs_are_refused() {
     assert!(stderr(&threads).contains("expected a whole number from 1 to"), "{}", stderr(&threads));
 }
 
-/// A pipe would be waited for, a device read without end.
+/// Reading a pipe would block; reading a device would never end.
 #[test]
 #[cfg(unix)]
 fn pipes_and_devices_are_not_read() {

@@ -261,18 +261,18 @@ fn unfinished_runs_are_reported_up_to_their_last_epoch() {
         assert!(page.contains(words), "{words} in {}", page.split("<h2>").next().expect("head"));
         (page, stderr(&output))
     };
-    let (page, told) = report("; 2 of 2 tasks done, ");
-    assert!(!page.contains("stopped") && !told.contains("tasks done"), "{told}");
+    let (page, messages) = report("; 2 of 2 tasks done, ");
+    assert!(!page.contains("stopped") && !messages.contains("tasks done"), "{messages}");
 
     // Pretends that the stream has more tasks.
     let file = dir.join("results.json");
     let whole = fs::read_to_string(&file).expect("results");
     fs::write(&file, whole.replace("\"tasks\": 2", "\"tasks\": 5")).expect("results");
-    let (_, told) = report("; 2 of 5 tasks done, stopped, ");
-    assert!(told.contains("run: 2 of 5 tasks done, stopped"), "{told}");
+    let (_, messages) = report("; 2 of 5 tasks done, stopped, ");
+    assert!(messages.contains("run: 2 of 5 tasks done, stopped"), "{messages}");
     let lock = cdl_core::run::directory::lock(&dir).expect("lock");
     report("; 2 of 5 tasks done, still running, ");
-    // During the first task.
+    // A run in its first task has no results yet.
     fs::remove_file(&file).expect("removed");
     let metrics = fs::read_to_string(dir.join("metrics.jsonl")).expect("metrics");
     let first = metrics.lines().next().expect("a line");

@@ -13,11 +13,11 @@ use crate::common::{cdl, command, repository, stderr};
 use cdl_core::{rng::Rng, run::Checkpoint};
 use serde_json::Value;
 
-/// Two tasks, two epochs of four steps: 32 steps.
+/// Settings of a short run: two tasks with two epochs of four steps, 32 steps of the two networks together.
 const SHORT: [&str; 5] =
     ["epochs=2", "batch_size=10", "stream.tasks=2", "stream.train_per_class=8", "stream.test_per_class=2"];
 
-/// As many steps with half of the images.
+/// Settings that halve the images and keep the number of steps.
 const HALF: [&str; 3] = ["batch_size=5", "stream.train_per_class=4", "stream.test_per_class=1"];
 
 /// Every learner with state, with one or several distillers with state.
@@ -173,7 +173,7 @@ fn runs_killed_at_random_times_equal_uninterrupted_ones_for_every_method_with_st
     check_killed_cases(4, &HALF);
 }
 
-/// `cargo test --release -p cdl-cli --test cli -- --ignored resume`: a quarter of an hour.
+/// Run with `cargo test --release -p cdl-cli --test cli -- --ignored resume`; takes a quarter of an hour.
 #[test]
 #[ignore = "takes minutes"]
 fn fifty_kills_over_the_quickstart() {
@@ -435,7 +435,7 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_without_loss() {
     let before = without_metrics(before);
     assert!(without_metrics(outcome(&dir)) == before, "files have changed");
 
-    // A read-only folder, unless the tests run as root.
+    // Checkpoints in a read-only folder. The superuser can write there, so the check is skipped for root.
     let checkpoints = dir.join("checkpoints");
     let mode = |mode| {
         fs::set_permissions(&checkpoints, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode")

@@ -54,7 +54,7 @@ fn cells_equal_single_runs_and_tables_contain_their_statistics() {
         }
     }
 
-    // Computed from the definitions.
+    // Expected statistics, computed from their definitions.
     let mean = |values: &[f64]| values.iter().sum::<f64>() / 3.0;
     let deviation = |values: &[f64]| {
         (values.iter().map(|value| (value - mean(values)).powi(2)).sum::<f64>() / 2.0).sqrt()
@@ -166,7 +166,7 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
     refused(&[], &["nothing is varied: expected --vary"]);
     refused(&["--vary", "optimizer.lr=1e-3,0.001"], &["would be the same run as optimizer.lr-1e-3"]);
     refused(&["--vary", "seed=1,2", "--seeds", "3"], &["`seed` is varied twice"]);
-    refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is varied, too"]);
+    refused(&["--vary", "epochs=1,2"], &["--set epochs=1: `epochs` is also varied"]);
     refused(&["--vary", "learner.pool"], &["expected KEY=VALUE,VALUE"]);
     refused(&["--vary", "learner.pool=5,,6"], &["a value is empty"]);
     refused(
@@ -185,7 +185,7 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
     fs::write(dir.join("notes.txt"), "mine").expect("written");
     let output = cdl(&sweep(&dir, &["--seeds", "1"]));
     assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("contains files that are not a sweep"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("is not a sweep, but contains files"), "{}", stderr(&output));
     assert_eq!(fs::read_dir(&dir).expect("folder").count(), 1);
 
     let dir = folder.path().join("other");
@@ -258,7 +258,7 @@ fn a_damaged_file_only_affects_its_cell() {
     assert!(stderr(&output).contains("1 of 4 cells cannot be read and is skipped"), "{}", stderr(&output));
     fs::write(cell("distiller-none--seed-1", "results.json"), results).expect("written");
 
-    // A configuration of the sweep, one of a run, and a log that is a folder.
+    // Damages the sweep's copy of a configuration and the configuration of a run, and replaces a log by a folder.
     damage(&dir.join("configs/distiller-none--seed-2.toml"));
     let config = damage(&cell("distiller-kd--seed-1", "config.toml"));
     fs::remove_dir_all(dir.join("cells/distiller-kd--seed-2")).expect("removed");

@@ -15,10 +15,10 @@ use crate::common::{
     },
 };
 
-/// Four cells; the last one is `LAST`.
+/// Options of a sweep of four cells. The last cell is [`LAST`].
 const GRID: [&str; 4] = ["--vary", "distiller.name=none,kd", "--seeds", "1,2"];
 const LAST: &str = "distiller-kd--seed-2";
-/// Cells that would take hours.
+/// Options of a sweep whose cells would take hours.
 const ENDLESS: [&str; 4] = ["--set", "epochs=100000", "--seeds", "1,2"];
 
 #[test]

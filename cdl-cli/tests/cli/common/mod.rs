@@ -14,7 +14,7 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Command that runs the program in the repository, without environment variables that could change a configuration.
+/// Command that runs the program in the repository, without environment variables that change settings or threads.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
     for (name, _) in
