@@ -51,8 +51,10 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
     }
     let mut text = String::new();
     for entry in found {
-        text +=
-            &format!("{} ({})\n  {}\n  {}\n", entry.name, entry.build.kind(), entry.about, entry.citation);
+        text += &format!("{} ({})\n  {}\n", entry.name, entry.build.kind(), entry.about);
+        if !entry.citation.is_empty() {
+            text += &format!("  {}\n", entry.citation);
+        }
         let origin = loading::origin(entry).map(|origin| format!(", {origin}")).unwrap_or_default();
         text += &entry.source.map(|source| format!("  data: {source}\n")).unwrap_or_default();
         text += &format!("  registered by {}{origin}\n\n", entry.origin);
