@@ -32,7 +32,8 @@
 //
 // Shared memory above 48 KiB must be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are
 // contiguous and do not overlap. Loads are fast if all tensors are aligned to 16 bytes and head_dim is a multiple of
-// 16 bytes; otherwise results are the same. batch, heads <= 65535, and an image of qkv or extra has fewer than 2^32 elements.
+// 16 bytes; otherwise results are the same. batch, heads <= 65535, and an image of qkv or extra has fewer than 2^32
+// elements.
 
 #include "products.cuh"
 

@@ -16,8 +16,8 @@ namespace {
 
 /// Writes one patch, `V` neighbouring pixels of a row at a time.
 template <int V, class T>
-__device__ void patchify_row(const float* corner, const float* mean, const float* scale, T* y, unsigned channels, unsigned side,
-                        unsigned patch) {
+__device__ void patchify_row(const float* corner, const float* mean, const float* scale, T* y, unsigned channels,
+                             unsigned side, unsigned patch) {
     const unsigned area = patch * patch;
     for (unsigned column = threadIdx.x * V; column < channels * area; column += blockDim.x * V) {
         const unsigned channel = column / area, within = column % area;
@@ -32,8 +32,8 @@ __device__ void patchify_row(const float* corner, const float* mean, const float
 }
 
 template <class T>
-__device__ void patchify(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels, unsigned side,
-                         unsigned patch) {
+__device__ void patchify(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels,
+                         unsigned side, unsigned patch) {
     constexpr int V = VECTOR<T>;
     const unsigned grid = side / patch, row = blockIdx.x / grid, column = blockIdx.x % grid;
     const float* corner = pixels + blockIdx.y * static_cast<size>(channels) * side * side + row * patch * side + column * patch;

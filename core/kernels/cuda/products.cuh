@@ -14,8 +14,8 @@
 // the stride puts the rows that a warp reads at once into different banks.
 //
 //   stored(x)                       value stored in shared memory for x, an element or a vector of elements
-//   FORWARD_, BACKWARD_BLOCKS       blocks that a multiprocessor must hold at once (__launch_bounds__), which limits the
-//                                   registers of a thread: 4 blocks to 128, 3 blocks to 168
+//   FORWARD_, BACKWARD_BLOCKS       blocks that a multiprocessor must hold at once (__launch_bounds__), which limits
+//                                   the registers of a thread: 4 blocks to 128, 3 blocks to 168
 //   scores<P>(c, a, b)              c = a bᵀ     a: 16 rows of the warp; b: COLUMNS rows
 //   accumulate<P>(o, w, b, space)   o += w b     w: scores; b: COLUMNS rows; space: SPACE<COLUMNS> floats of the warp
 #pragma once

@@ -60,11 +60,12 @@ ENTRY l2_normalize_forward_f32(const float* x, float* y, unsigned rows, unsigned
     });
 }
 
-ENTRY l2_normalize_backward_f32(const float* x, const float* dy, float* dx, unsigned rows, unsigned width, float min_norm) {
+ENTRY l2_normalize_backward_f32(const float* x, const float* dy, float* dx, unsigned rows, unsigned width,
+                                float min_norm) {
     of_warp(rows, width, [&](size at) {
         const float norm = sqrtf(sum_of(width, [&](unsigned i) { return x[at + i] * x[at + i]; }));
         const bool is_short = norm <= min_norm;
-        // Divide by one norm after the other: the square of a small norm may underflow float32.
+        // Divide by the norm step by step: its powers may overflow float32.
         const float along =
             is_short ? 0.0f : sum_of(width, [&](unsigned i) { return x[at + i] / norm * dy[at + i]; });
         each(width, [&](unsigned i) {

@@ -2,8 +2,8 @@
 // l = 4 g + t of the warp contains:
 //
 //   16 x 8 result:         c[0], c[1] are (g, 2t), (g, 2t + 1); c[2], c[3] the same columns of row g + 8
-//   bf16, 16 x 16 left:    a[0] is (g, 2t), (g, 2t + 1); a[1] the same of row g + 8; a[2], a[3] the same, 8 columns later
-//   bf16, 16 x 8 right:    b[0] is (2t, g), (2t + 1, g); b[1] the same, 8 rows later
+//   bf16, 16 x 16 left:    a[0] is (g, 2t), (g, 2t + 1); a[1] the same of row g + 8; a[2], a[3] 8 columns later
+//   bf16, 16 x 8 right:    b[0] is (2t, g), (2t + 1, g); b[1] the same 8 rows later
 //   tf32, 16 x 8 left:     a[0] is (g, t); a[1] (g + 8, t); a[2] (g, t + 4); a[3] (g + 8, t + 4)
 //   tf32, 8 x 8 right:     b[0] is (t, g); b[1] (t + 4, g)
 #pragma once
