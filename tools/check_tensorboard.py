@@ -25,7 +25,7 @@ def mean(values):
 
 
 def summaries(matrix):
-    """Returns the summaries of a whole matrix as defined in docs/guide/runs-and-metrics.md, without forward transfer."""
+    """Returns the summaries of a whole matrix by docs/guide/runs-and-metrics.md, without forward transfer."""
     last, tasks = matrix[-1], len(matrix)
     before = range(tasks - 1)
     return {

@@ -20,8 +20,8 @@ mkdir -p "$root"
 # Select the bindings of CUDA 13.0 without calling nvcc. Drivers of CUDA 13.0 or later accept the PTX.
 export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
 
-# Writes a wrapper of nvcc, the script $1. It replaces candle's kernels for quantised networks, which cdl does not use and
-# which take most of the build time, by functions that abort. The script on standard input compiles all other files.
+# Writes a wrapper of nvcc, the script $1. It replaces candle's kernels for quantised networks, which are not used and
+# take most of the build time, by functions that abort. The script on standard input compiles all other files.
 without_quantised() {
   cat > "$root/$1" <<'SCRIPT'
 #!/usr/bin/env bash
@@ -56,8 +56,8 @@ SCRIPT
   chmod +x "$root/$1"
 }
 
-# Writes a stand-in for nvcc that prints a version and writes empty files. That suffices to check Rust code, and to run it
-# on the emulated GPU, which finds kernels by name.
+# Writes a stand-in for nvcc that prints a version and writes empty files. That suffices to check Rust code, and to run
+# it on the emulated GPU, which finds kernels by name.
 stand_in() {
   without_quantised stand-in-nvcc <<'SCRIPT'
 if [ "$version" ]; then echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit; fi
@@ -87,8 +87,8 @@ fetch_toolkit() {
   export CUDA_HOME=$home
 }
 
-# Runs cargo with nvcc. candle enables bindings that link to CUDA's libraries; with this flag the same sources open them at
-# run time. --target keeps the flag from build scripts, which refuse both features together.
+# Runs cargo with nvcc. candle enables bindings that link to CUDA's libraries; with this flag the same sources open them
+# at run time. --target keeps the flag from build scripts, which refuse both features together.
 build() {
   local command=$1
   shift

@@ -32,8 +32,8 @@ done
 # As in check_kernels.sh, but optimised for whole runs.
 flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -w)
 
-# kernel SOURCE BARRIERS SPACE FLAGS...: compiles SOURCE and registers its kernels by name. BARRIERS: whether their threads
-# wait for each other. SPACE: enclosing block, a namespace where several files define functions of the same name.
+# kernel SOURCE BARRIERS SPACE FLAGS...: compiles SOURCE and registers its kernels by name. BARRIERS: whether their
+# threads wait for each other. SPACE: enclosing block, a namespace if files define functions of the same name.
 kernel() {
     local source=$1 barriers=$2 space=$3 name out
     shift 3

@@ -76,7 +76,8 @@ for run in ("cpu", "cuda", "bf16"):
         print(f"quickstart {run:<6}", *(f"{role} {results[role]['average_accuracy']:.2f} %" for role in ("teacher", "student")))
 lines = [json.loads(line) for line in (logs / "steps.jsonl").read_text().splitlines() if line.startswith("{")]
 # times cdl: seconds of both steps relative to cdl. of peak: arithmetic by formula, relative to a large product's rate.
-print(f"\n{'networks':<16}{'precision':<10}{'program':<22}{'teacher ms':>11}{'student ms':>11}{'times cdl':>11}{'of peak':>12}{'peak GB':>9}")
+print(f"\n{'networks':<16}{'precision':<10}{'program':<22}{'teacher ms':>11}{'student ms':>11}"
+      f"{'times cdl':>11}{'of peak':>12}{'peak GB':>9}")
 same = {"fp32": "float32"}
 ours = {}
 for line in lines:

@@ -63,7 +63,10 @@ void check_size(Bench& bench, unsigned rows, unsigned width, double deviation) {
     });
     const Expected d_normalised = reference::l2_normalize_backward(rows_of_x.values(), dy.values(), width, MIN_NORM);
     check(bench, "l2_normalize_backward", at, d_normalised, 2.0 * bound, [&](Buffer<float>& dx, Order order) {
-        launch(order, [&] { l2_normalize_backward_f32(rows_of_x.data(), dy.data(), dx.data(), rows, width, MIN_NORM); });
+        const auto kernel = [&] {
+            l2_normalize_backward_f32(rows_of_x.data(), dy.data(), dx.data(), rows, width, MIN_NORM);
+        };
+        launch(order, kernel);
         return intact(rows_of_x, dy, dx);
     });
 }

@@ -116,10 +116,10 @@ inline Block block;
 inline unsigned threads() { return blockDim.x * blockDim.y * blockDim.z; }
 
 // Fibers start by `setcontext`. Later switches are jumps, because `swapcontext` makes a system call for the signal
-// mask, which took more than half of the run time. The address sanitizer must be told of each switch. It treats `longjmp` of
-// the C library as leaving functions for good, so switches use the compiler's built-in jumps, in functions that it does
-// not instrument. These functions must be opaque to callers: if they were inlined, the compiler would assume that
-// registers survive the jump, but other fibers change them.
+// mask, which took more than half of the run time. The address sanitizer must be told of each switch. It treats
+// `longjmp` of the C library as leaving functions for good, so switches use the compiler's built-in jumps, in functions
+// that it does not instrument. These functions must be opaque to callers: if they were inlined, the compiler would
+// assume that registers survive the jump, but other fibers change them.
 #if defined(__clang__)
 #define OPAQUE gnu::noinline
 #else
