@@ -9,12 +9,13 @@ use std::{
     process::{Command, Output},
 };
 
-/// Root of the repository.
+/// Returns the root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Command that runs the program in the repository, without environment variables that could change a configuration.
+/// Returns a command that runs the program in the repository, without environment variables that could change a
+/// configuration.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdl"));
     for (name, _) in
@@ -38,7 +39,7 @@ pub fn succeed(args: &[&str]) -> Output {
     output
 }
 
-/// Standard error as text.
+/// Returns standard error as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
