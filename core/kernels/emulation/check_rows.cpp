@@ -18,7 +18,7 @@ namespace {
 
 constexpr float MIN_NORM = 1e-12f;
 
-/// `run(out)` launches a kernel that writes `out` and returns whether everything else is unchanged.
+/// `run(out)` launches a kernel that writes `out` and returns whether guards and inputs are intact.
 template <class F>
 void check(Bench& bench, const std::string& what, const std::string& at, const Expected& expected, double bound, F run) {
     in_all_orders(bench.table, what, at, [&](Order order) {

@@ -8,18 +8,18 @@ use candle_core::{DType, Result, Tensor};
 /// Linear layer `x Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `W`, `(O, I)`.
+    /// Weight `W`, `(O, I)`.
     pub weight: Tensor,
-    /// `b`, `(O,)`.
+    /// Bias `b`, `(O,)`.
     pub bias: Tensor,
 }
 
 /// Scale and shift of a layer norm.
 #[derive(Debug, Clone)]
 pub struct Norm<V = Tensor> {
-    /// γ, `(D,)`.
+    /// Scale γ, `(D,)`.
     pub gamma: V,
-    /// β, `(D,)`.
+    /// Shift β, `(D,)`.
     pub beta: V,
 }
 

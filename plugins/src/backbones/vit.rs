@@ -44,7 +44,7 @@ pub enum Normalize {
     None,
     /// Normalisation with which the checkpoint was trained, read from the file beside it.
     Checkpoint,
-    /// `(x - 0.5) / 0.5`, with which AugReg checkpoints were trained.
+    /// Normalisation `(x - 0.5) / 0.5`, with which AugReg checkpoints were trained.
     Half,
 }
 

@@ -18,7 +18,7 @@ void enqueue(void* stream, const std::string& what, Work work);
 /// Kernel that can be launched. `bind` copies the arguments and returns the work of one thread.
 struct Kernel {
     std::function<Work(void** arguments)> bind;
-    /// Whether threads may wait for each other. Threads that never do are called one after another.
+    /// True if threads may wait for each other. Other kernels run their threads one after another.
     bool has_barriers = false;
     /// Maximum number of bytes of dynamic shared memory of a launch.
     unsigned shared_limit = 49152;

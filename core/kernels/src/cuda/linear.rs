@@ -59,7 +59,7 @@ struct Product {
     rows: usize,
     inputs: usize,
     outputs: usize,
-    /// Whether `W` is `(outputs, inputs)`; otherwise it is `(inputs, outputs)`.
+    /// Layout of `W`: `(outputs, inputs)` if true, otherwise `(inputs, outputs)`.
     transposed: bool,
 }
 

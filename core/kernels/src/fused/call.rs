@@ -39,7 +39,7 @@ pub struct Call<'a> {
     pub injected: &'a [f32],
     /// Number of injected rows `R`.
     pub rows: usize,
-    /// The block's share of the injected rows.
+    /// Share of the injected rows that the block uses.
     pub share: &'a BlockRows,
     /// Tokens whose outputs are computed.
     pub reads: &'a Tokens,
@@ -56,7 +56,7 @@ pub struct Kept {
     pub kv: Buffer,
     /// Logarithms of the softmax's sums of exponentials, one row per head.
     pub log_sums: Buffer,
-    /// The sum `m` after the attention's residual connection.
+    /// Sum `m` after attention's residual connection.
     pub mid: Buffer,
     /// Means and reciprocal standard deviations of `norm2`.
     pub stats2: Buffer,

@@ -1,4 +1,4 @@
-//! The exact Gaussian error linear unit.
+//! Exact Gaussian error linear unit (GELU).
 
 use candle_core::{Result, Tensor};
 

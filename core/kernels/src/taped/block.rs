@@ -20,7 +20,7 @@ pub struct Call<'a> {
     pub x: &'a Tensor,
     /// Injected rows `(B, R, 2D)` of the run.
     pub rows: Option<&'a Tensor>,
-    /// The block's share of the injected rows.
+    /// Share of the injected rows that the block uses.
     pub share: &'a BlockRows,
     pub reads: Reads,
 }

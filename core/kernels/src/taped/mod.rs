@@ -130,7 +130,7 @@ fn rows_of(prompts: &Prompts, blocks: Range<usize>) -> Result<(Option<Tensor>, V
 struct Run {
     /// All blocks of the network.
     blocks: Arc<Vec<Block>>,
-    /// The blocks of this run.
+    /// Indices of the run's blocks.
     range: Range<usize>,
     settings: Settings,
     /// Each block's share of the run's injected rows.
@@ -141,7 +141,7 @@ struct Run {
 
 /// Values that one block keeps for the backward pass.
 struct Kept {
-    /// The block's input `(B, N, D)`.
+    /// Input of the block `(B, N, D)`.
     x: Tensor,
     /// Values inside the block; `None` if they are recomputed.
     inner: Option<Inner>,
