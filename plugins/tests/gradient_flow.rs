@@ -147,7 +147,8 @@ fn saved_state_gives_the_same_predictions() -> Result<()> {
     Ok(())
 }
 
-/// The teacher's query is the CLS token of the student's or of its own frozen network. Prompts depend only on the query.
+/// The teacher's query is the CLS token of the student's or of its own frozen network. Only the query determines
+/// prompts.
 #[test]
 fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
     cdl_plugins::link();
