@@ -44,7 +44,7 @@ impl Split {
     }
 }
 
-/// The dimensions and the elements of one compressed IDX file.
+/// Reads the dimensions and the elements of a compressed IDX file.
 fn read_idx(path: &Path) -> Result<(Vec<usize>, Vec<u8>)> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut bytes = Vec::new();
@@ -55,17 +55,17 @@ fn read_idx(path: &Path) -> Result<(Vec<usize>, Vec<u8>)> {
 }
 
 fn parse_idx(bytes: &[u8]) -> Result<(Vec<usize>, Vec<u8>)> {
-    let (magic, mut rest) = bytes.split_first_chunk::<4>().context("no header")?;
+    let (magic, mut rest) = bytes.split_first_chunk::<4>().context("the file is shorter than a header")?;
     let &[0, 0, UNSIGNED_BYTE, rank] = magic else {
-        anyhow::bail!("magic number {magic:02x?}");
+        anyhow::bail!("magic number {magic:02x?}, expected [00, 00, 08, number of dimensions]");
     };
     let mut dims = Vec::with_capacity(usize::from(rank));
     for _ in 0..rank {
-        let (size, tail) = rest.split_first_chunk::<4>().context("truncated header")?;
+        let (size, tail) = rest.split_first_chunk::<4>().context("the header is truncated")?;
         dims.push(u32::from_be_bytes(*size) as usize);
         rest = tail;
     }
-    let promised = dims.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    ensure!(promised == Some(rest.len()), "{} bytes do not match the dimensions {dims:?}", rest.len());
+    let expected = dims.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    ensure!(expected == Some(rest.len()), "{} bytes do not match the dimensions {dims:?}", rest.len());
     Ok((dims, rest.to_vec()))
 }

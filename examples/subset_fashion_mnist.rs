@@ -93,7 +93,7 @@ fn write_split(folder: &Path, files: &SplitFiles, split: &Split) -> Result<()> {
     write_idx(&folder.join(files.labels), &dims[..1], &split.labels)
 }
 
-/// Writes one compressed IDX file. Neither a time stamp nor a file name goes into the gzip header.
+/// Writes a compressed IDX file. Its gzip header contains neither a time stamp nor a file name.
 fn write_idx(path: &Path, dims: &[usize], elements: &[u8]) -> Result<()> {
     let rank = u8::try_from(dims.len()).context("too many dimensions for IDX")?;
     let mut header = vec![0, 0, idx::UNSIGNED_BYTE, rank];

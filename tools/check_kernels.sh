@@ -19,7 +19,7 @@ steps=("$@")
 
 emulation() {
     local source one all=() sanitizers=(-fsanitize=address,undefined -fno-sanitize-recover=all)
-    # No strict aliasing: as in CUDA, kernels may access memory as any type.
+    # As in CUDA, kernels may access memory as any type: no strict aliasing.
     local flags=(-std=c++20 -O1 -g1 -Wall -Wextra -Wno-unknown-pragmas -fno-strict-aliasing -Icuda "${sanitizers[@]}")
     for source in $(printf "cuda/%s.cu " "${KERNELS[@]}") emulation/*.cpp; do
         "$CXX" "${flags[@]}" -x c++ -c "$source" -o "$work/$(basename "$source").o" &
@@ -35,7 +35,7 @@ ptx() {
     if [[ -z $nvcc && -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]]; then nvcc=${CUDA_HOME:-/usr/local/cuda}/bin/nvcc; fi
     if [[ -z $nvcc ]]; then nvcc=$(command -v nvcc || true); fi
     if [[ -z $nvcc ]]; then
-        echo "no nvcc (NVCC, CUDA_HOME or PATH): not compiled to PTX"
+        echo "skipped: no nvcc in NVCC, CUDA_HOME or PATH"
         return
     fi
     for kernel in "${KERNELS[@]}"; do
@@ -54,7 +54,7 @@ for step in "${steps[@]}"; do
     case $step in
     emulation | ptx) ;;
     *)
-        echo "no step $step: emulation or ptx" >&2
+        echo "unknown step $step: expected emulation or ptx" >&2
         exit 2
         ;;
     esac

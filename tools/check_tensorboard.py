@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import IMAGES, SCALARS, EventAccumulator
 
-NUMBERED = 24  # matrices of more tasks have cells without numbers
+NUMBERED = 24  # Matrices of more tasks have no numbers in their cells.
 
 
 def float32(value):
@@ -25,7 +25,7 @@ def mean(values):
 
 
 def summaries(matrix):
-    """The definitions of docs/guide/runs-and-metrics.md for a whole matrix; forward transfer has no value."""
+    """Returns the summaries of a whole matrix by docs/guide/runs-and-metrics.md, without forward transfer."""
     last, tasks = matrix[-1], len(matrix)
     before = range(tasks - 1)
     return {
@@ -38,7 +38,7 @@ def summaries(matrix):
 
 
 def expected(run, role):
-    """Numbers by tag and step."""
+    """Returns the expected values by tag and step, and the number of tasks."""
     points = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         epoch = json.loads(line)
@@ -57,22 +57,22 @@ def expected(run, role):
             points[f"accuracy/task_{j + 1}", i + 1] = accuracy
         for name, value in summaries(matrix[: i + 1]).items():
             points[f"summary/{name}", i + 1] = value
-    # The last of each is what results.json says.
+    # The summaries after the last task must equal those in results.json.
     for name in summaries(matrix):
         assert abs(points[f"summary/{name}", len(matrix)] - results[role][name]) < 1e-9, name
     return points, len(matrix)
 
 
 def size(tasks, role):
-    """Pixels of the picture of a matrix: its cells, the names around them, and no less than the title needs."""
+    """Returns width and height in pixels of a matrix's image: cells, labels around them, and room for the title."""
     if tasks <= NUMBERED:
         cell, (across, down) = (46 if tasks <= 12 else 32), (34 + 6.7 * len(str(tasks)), 72)
         title, high = f"{role}, accuracy in %", tasks * min(cell, 38)
-        least = down + high / 2 + 6.7 * len("after task") / 2 + 6
+        minimum = down + high / 2 + 6.7 * len("after task") / 2 + 6
     else:
         cell, (across, down) = min(max(600 / tasks, 1), 6), (64, 72)
-        title, high, least = f"{role}, accuracy of {tasks} tasks", tasks * cell, 0
-    return round(max(across + tasks * cell + 16, 6.7 * 1.25 * len(title) + 24)), round(max(down + high + 12, least))
+        title, high, minimum = f"{role}, accuracy of {tasks} tasks", tasks * cell, 0
+    return round(max(across + tasks * cell + 16, 6.7 * 1.25 * len(title) + 24)), round(max(down + high + 12, minimum))
 
 
 def check(run, folder, role):
@@ -86,7 +86,7 @@ def check(run, folder, role):
     points, tasks = expected(run, role)
     assert set(found) == set(points), sorted(set(found) ^ set(points))
     for key, value in points.items():
-        # Sums may be in another order; float32 keeps seven digits.
+        # The order of sums may differ, and float32 has seven digits.
         assert abs(found[key] - float32(value)) <= 1e-6 * max(1.0, abs(value)), (key, found[key], value)
     images = events.Images("accuracy_matrix")
     assert [image.step for image in images] == list(range(1, tasks + 1)), images
@@ -94,7 +94,7 @@ def check(run, folder, role):
         assert image.encoded_image_string.startswith(b"\x89PNG")
         width, height = struct.unpack(">II", image.encoded_image_string[16:24])
         assert (width, height) == (image.width, image.height) == size(image.step, role), image.step
-    print(f"{folder / role}: {len(found)} numbers and {len(images)} pictures are as recorded")
+    print(f"{folder / role}: {len(found)} values and {len(images)} images agree with the run")
 
 
 def main():
@@ -102,7 +102,7 @@ def main():
     folder = Path(sys.argv[2]) if len(sys.argv) > 2 else run / "tensorboard"
     results = json.loads((run / "results.json").read_text())
     roles = [role for role in ("student", "teacher") if results[role] is not None]
-    assert roles, "the run has trained nothing"
+    assert roles, f"{run} has results of neither network"
     for role in roles:
         check(run, folder, role)
 

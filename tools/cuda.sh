@@ -9,7 +9,7 @@
 #   tools/cuda.sh package   build, and target/cuda/package: files for tools/gpu_check.sh on a machine with a GPU and no Rust
 #
 # With CUDA installed, cargo suffices: cargo build --release -p cdl-cli --features cuda
-# CUDA_COMPUTE_CAP (80) is the oldest GPU generation on which the kernels run.
+# CUDA_COMPUTE_CAP (default 80, for 8.0) is the oldest compute capability on which the kernels run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,11 +17,11 @@ root=$PWD/target/cuda
 toolkit=$root/toolkit-13.0
 triple=$(rustc -vV | sed -n 's/^host: //p')
 mkdir -p "$root"
-# The bindings of CUDA 13.0, without asking a compiler. A driver of that time or later takes its PTX.
+# Select the bindings of CUDA 13.0 without calling nvcc. Drivers of CUDA 13.0 or later accept the PTX.
 export CUDARC_CUDA_VERSION=13000 CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP:-80} CUDAFORGE_THREADS=${CUDAFORGE_THREADS:-$(nproc)}
 
-# nvcc, but for candle's kernels for quantised networks, which nothing here uses and which take most of the time: they
-# become functions that abort. What $1 says is done with all else.
+# Writes a wrapper of nvcc, the script $1. It replaces candle's kernels for quantised networks, which are not used and
+# take most of the build time, by functions that abort. The script on standard input compiles all other files.
 without_quantised() {
   cat > "$root/$1" <<'SCRIPT'
 #!/usr/bin/env bash
@@ -43,7 +43,7 @@ if [ "$object" ] && [[ $(basename "$source") =~ ^(moe_|mmvq_gguf|mmq_) ]]; then
   {
     echo '#include <stdio.h>'
     echo '#include <stdlib.h>'
-    # One object has them all.
+    # One object defines the functions of all these files.
     if [ "$(basename "$source")" = moe_gguf.cu ]; then
       grep -oE '\bfn +[a-z0-9_]+ *\(' src/ffi.rs | grep -oE '[a-z0-9_]+ *\(' | tr -d ' (' | sort -u |
         sed 's/.*/void &(void) { fputs("&: not in this build\\n", stderr); abort(); }/'
@@ -56,8 +56,8 @@ SCRIPT
   chmod +x "$root/$1"
 }
 
-# A compiler that says its version and leaves empty files: enough for Rust to be checked, and to be run where kernels are
-# found by name.
+# Writes a stand-in for nvcc that prints a version and writes empty files. That suffices to check Rust code, and to run
+# it on the emulated GPU, which finds kernels by name.
 stand_in() {
   without_quantised stand-in-nvcc <<'SCRIPT'
 if [ "$version" ]; then echo 'Cuda compilation tools, release 13.0, V13.0.88'; exit; fi
@@ -66,7 +66,7 @@ if [ "$library" ]; then rm -f "$output"; exec ar cr "$output" "${objects[@]}"; f
 SCRIPT
   export NVCC=$root/stand-in-nvcc CUDA_HOME=$root/emulated
   mkdir -p "$CUDA_HOME/lib64"
-  # Other settings for candle-kernels, so that its empty files are never taken for compiled ones.
+  # Another profile for candle-kernels, so that cargo never takes these empty files for compiled ones.
   apart=(--config 'profile.release.package.candle-kernels.opt-level=1')
 }
 
@@ -74,12 +74,12 @@ fetch_toolkit() {
   local home=$toolkit/nvidia/cu13
   if [ ! -e "$toolkit/complete" ]; then
     rm -rf "$toolkit"
-    # Pinned, each by itself: what nvcc asks for by name alone would be of the newest version, which does not fit.
+    # All packages are pinned, without dependencies: pip would choose the newest version of each, which does not fit.
     python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps --no-compile \
       --target "$toolkit" nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
       nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
     ln -sfn lib "$home/lib64"
-    # Named when linking, never used: the libraries are opened when the program runs.
+    # Empty archives for the linker: the program opens the libraries at run time.
     for library in cuda nvrtc curand cublas cublasLt; do ar cr "$home/lib/lib$library.a"; done
     printf 'INPUT(libcudart_static.a)\n' > "$home/lib/libcudart.so"
     touch "$toolkit/complete"
@@ -87,8 +87,8 @@ fetch_toolkit() {
   export CUDA_HOME=$home
 }
 
-# cargo with the real compiler. candle asks for bindings that link; with this flag the same sources open the libraries
-# when the program runs. A target keeps it from build scripts, whose checks refuse the pair.
+# Runs cargo with nvcc. candle enables bindings that link to CUDA's libraries; with this flag the same sources open them
+# at run time. --target keeps the flag from build scripts, which refuse both features together.
 build() {
   local command=$1
   shift
@@ -101,7 +101,7 @@ build() {
 case ${1:-} in
   check)
     stand_in
-    # Of the tests, those with something that the feature changes.
+    # Only tests whose code depends on the feature.
     cargo clippy --release --workspace --exclude cdl-fuzz --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda \
       "${apart[@]}" --lib --bins --test cuda --test cli -- -D warnings
     ;;
@@ -115,18 +115,18 @@ case ${1:-} in
   requests)
     tools/emulated_gpu.sh > /dev/null
     stand_in
-    # Apart, so that it is never taken for a program that needs no such card.
+    # A folder of its own, because this program runs on the emulated GPU only.
     export LD_LIBRARY_PATH=$CUDA_HOME/lib64 CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$root/emulated-build}
     cargo build --release --workspace --bin cdl --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda "${apart[@]}"
     rm -f "$root"/requests.*
-    # Two steps of each network, then three: what is between is one of each.
+    # Two steps of each network, then three: the difference is one step of each.
     for steps in 1 2; do
       CARD_LAUNCHES=$root/requests.$steps "$CARGO_TARGET_DIR/release/cdl" -q bench --teacher tiny --student tiny --batch 1 \
         --device cuda --set precision=bf16 --warmup 1 --steps $steps --json > /dev/null
     done
     awk '{ count = $NF; sub(/ [0-9]+$/, ""); if (NR == FNR) before[$0] = count; else if (count > before[$0]) {
              print count - before[$0], $0; all += count - before[$0] } }
-         END { print all, "in all" }' "$root"/requests.1 "$root"/requests.2 | sort -rn
+         END { print all, "in total" }' "$root"/requests.1 "$root"/requests.2 | sort -rn
     ;;
   toolkit)
     fetch_toolkit
@@ -141,7 +141,7 @@ case ${1:-} in
     package=$root/package
     rm -rf "$package"
     mkdir -p "$package"
-    # All at once: by itself, each would have its dependencies built anew, with the features that it alone asks for.
+    # One build for all: alone, each would rebuild its dependencies with a different set of features.
     build build --workspace --features cdl-core/cuda,cdl-plugins/cuda,cdl-cli/cuda --bin cdl --test cuda --test golden \
       --message-format=json-render-diagnostics > "$root/package.json"
     for binary in cdl test-cuda test-golden; do

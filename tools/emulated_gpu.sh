@@ -24,18 +24,18 @@ if [ -e "$root/state" ] && [ "$state" = "$(cat "$root/state")" ]; then
 fi
 rm -rf "$root"
 mkdir -p "$root/lib64" "$root/include/cuda/std" "$root/objects"
-# candle's kernels ask for CUDA's headers by these names.
+# Names of CUDA's headers that candle's kernels include.
 for header in cuda_fp16.h cuda_bf16.h cuda_fp8.h cuda/std/limits; do
     echo '#include "candle_on_cpu.h"' > "$root/include/$header"
 done
 
-# As for check_kernels.sh. Optimised enough for whole runs.
+# As in check_kernels.sh, but optimised for whole runs.
 flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -w)
 
-# kernel SOURCE MEETS SPACE FLAGS...: SOURCE with its kernels entered by name. MEETS: whether their threads wait for each other.
-# SPACE: what it lies in; functions of the same name are no conflict between CUDA's files.
+# kernel SOURCE BARRIERS SPACE FLAGS...: compiles SOURCE and registers its kernels by name. BARRIERS: whether their
+# threads wait for each other. SPACE: enclosing block, a namespace if files define functions of the same name.
 kernel() {
-    local source=$1 meets=$2 space=$3 name out
+    local source=$1 barriers=$2 space=$3 name out
     shift 3
     name=$(basename "$source" .cu)
     out=$root/objects/$name
@@ -46,7 +46,7 @@ kernel() {
         sed 's/extern __shared__ int \([a-z_]*\)\[\];/int* \1 = reinterpret_cast<int*>(dynamic_shared());/' "$source"
     } > "$out.cpp"
     "$CXX" "${flags[@]}" "$@" -E -P "$out.cpp" | tr '\n' ' ' | grep -oE 'extern "C" +void +[A-Za-z0-9_]+ *\(' |
-        sed -E 's/.* ([A-Za-z0-9_]+) *\(/static card::Register entry_\1("\1", \1, '"$meets"');/' > "$out.entries" || true
+        sed -E 's/.* ([A-Za-z0-9_]+) *\(/static card::Register entry_\1("\1", \1, '"$barriers"');/' > "$out.entries" || true
     [ -s "$out.entries" ] || { echo "$source: no kernels found" >&2; return 1; }
     { cat "$out.entries"; echo '}'; } >> "$out.cpp"
     "$CXX" "${flags[@]}" "$@" -c "$out.cpp" -o "$out.o"
@@ -54,13 +54,13 @@ kernel() {
 
 all=()
 for name in elementwise embedding injection rows flat layer_norm attention; do
-    case $name in elementwise | embedding | injection | flat) meets=false ;; *) meets=true ;; esac
-    kernel "$kernels/cuda/$name.cu" $meets 'extern "C++"' -I"$kernels/cuda" -I"$sources" &
+    case $name in elementwise | embedding | injection | flat) barriers=false ;; *) barriers=true ;; esac
+    kernel "$kernels/cuda/$name.cu" $barriers 'extern "C++"' -I"$kernels/cuda" -I"$sources" &
     all+=($!)
 done
 for name in affine binary cast fill indexing reduce sort ternary unary; do
-    case $name in reduce | sort) meets=true ;; *) meets=false ;; esac
-    kernel "$candle/$name.cu" $meets namespace -I"$root/include" -I"$sources" -I"$candle" -include candle_on_cpu.h &
+    case $name in reduce | sort) barriers=true ;; *) barriers=false ;; esac
+    kernel "$candle/$name.cu" $barriers namespace -I"$root/include" -I"$sources" -I"$candle" -include candle_on_cpu.h &
     all+=($!)
 done
 for name in driver blas; do
@@ -69,12 +69,12 @@ for name in driver blas; do
 done
 for one in "${all[@]}"; do wait "$one"; done
 
-# Whatever else the bindings name says so when it is called.
+# Every other function of the bindings ends the program with a message when it is called.
 {
     echo '#include <stdio.h>'
     echo '#include <stdlib.h>'
     grep -ohE '\bfn (cu|cublas|cublasLt|curand|nvrtc)[A-Z][A-Za-z0-9_]*\(' "${bindings[@]}" | sed 's/fn //; s/(//' | sort -u |
-        sed 's/.*/__attribute__((weak)) void &(void) { fputs("the card: & is not modelled\\n", stderr); abort(); }/'
+        sed 's/.*/__attribute__((weak)) void &(void) { fputs("emulated GPU: & is not emulated\\n", stderr); abort(); }/'
 } > "$root/objects/missing.c"
 "$CXX" -x c -fPIC -w -c "$root/objects/missing.c" -o "$root/objects/missing.o"
 

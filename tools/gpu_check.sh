@@ -30,7 +30,7 @@ export LD_LIBRARY_PATH=${CDL_CUDA_LIBS:+$CDL_CUDA_LIBS:}${LD_LIBRARY_PATH:-}
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$logs/device.txt"
 
 : > "$logs/checks.txt"
-check() { # check NAME COMMAND...: runs it into a log of its own, and notes how it ended
+check() { # check NAME COMMAND...: runs COMMAND, writes its output to NAME.log and its result to checks.txt
   local name=$1 begun=$SECONDS
   shift
   if "$@" > "$logs/$name.log" 2>&1; then result=passed; else result="FAILED, see $name.log"; fi
@@ -75,8 +75,9 @@ for run in ("cpu", "cuda", "bf16"):
         results = json.loads(file.read_text())
         print(f"quickstart {run:<6}", *(f"{role} {results[role]['average_accuracy']:.2f} %" for role in ("teacher", "student")))
 lines = [json.loads(line) for line in (logs / "steps.jsonl").read_text().splitlines() if line.startswith("{")]
-# times ours: seconds of both steps; of the card: arithmetic by formula, of what a large product reaches in that precision.
-print(f"\n{'networks':<16}{'precision':<10}{'who':<22}{'teacher ms':>11}{'student ms':>11}{'times ours':>11}{'of the card':>12}{'peak GB':>9}")
+# times cdl: seconds of both steps relative to cdl. of peak: arithmetic by formula, relative to a large product's rate.
+print(f"\n{'networks':<16}{'precision':<10}{'program':<22}{'teacher ms':>11}{'student ms':>11}"
+      f"{'times cdl':>11}{'of peak':>12}{'peak GB':>9}")
 same = {"fp32": "float32"}
 ours = {}
 for line in lines:

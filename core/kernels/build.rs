@@ -1,4 +1,4 @@
-//! Compiles the CUDA sources in `cuda/` to PTX where the feature `cuda` is on.
+//! Compiles the CUDA sources in `cuda/` to PTX if the feature `cuda` is enabled.
 
 use std::{
     env, fs, io,
@@ -25,10 +25,10 @@ fn compile_kernels(folder: &Path, out: &Path) -> io::Result<()> {
     let installed = homes.chain([PathBuf::from("/usr/local/cuda")]).map(|home| home.join("bin/nvcc"));
     let nvcc = env::var_os("NVCC").map(PathBuf::from);
     let nvcc = nvcc.or_else(|| installed.into_iter().find(|nvcc| nvcc.exists())).unwrap_or("nvcc".into());
-    // Code for this generation runs on it and on all later ones.
+    // PTX for this compute capability runs on GPUs of this and of every later one.
     let generation = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "80".into());
     if generation.is_empty() || !generation.bytes().all(|digit| digit.is_ascii_digit()) {
-        let message = format!("CUDA_COMPUTE_CAP = {generation:?}: expected digits alone, such as 80 for 8.0");
+        let message = format!("CUDA_COMPUTE_CAP = {generation:?}: expected digits only, such as 80 for 8.0");
         return Err(io::Error::other(message));
     }
     println!("cargo:rustc-env=CDL_COMPUTE_CAP={generation}");
@@ -44,7 +44,7 @@ fn compile_kernels(folder: &Path, out: &Path) -> io::Result<()> {
         compile.arg("-o").arg(ptx).arg(&source);
         let done = compile.status().map_err(|error| {
             let message =
-                "the feature `cuda` needs CUDA's compiler; set NVCC or CUDA_HOME, see tools/cuda.sh";
+                "the feature `cuda` needs nvcc, CUDA's compiler; set NVCC or CUDA_HOME, see tools/cuda.sh";
             io::Error::new(error.kind(), format!("{}: {error}: {message}", nvcc.display()))
         })?;
         if !done.success() {

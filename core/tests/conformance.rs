@@ -1,4 +1,5 @@
-//! The conformance kit finds every violation of the contracts of learners and distillers, and accepts valid plugins.
+//! Tests that the conformance kit finds every violation of the contracts of learners and distillers, and accepts valid
+//! plugins.
 
 use std::{
     cell::Cell,
@@ -19,7 +20,7 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Fault of the distiller below.
+/// Fault of the distiller `faulty`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Fault {
@@ -136,15 +137,15 @@ impl Distiller for Faulty {
         if self.fault == Fault::TracesOfEvaluation {
             scaled = (scaled * (1.0 + self.evaluations.get() as f64))?;
         }
-        let apart = (scaled - goal)?.sqr()?;
+        let distance = (scaled - goal)?.sqr()?;
         Ok(match self.fault {
-            Fault::TermOfTakenName => vec![LossTerm::new("penalty", apart.mean_all()?)],
-            Fault::TermNotScalar => vec![LossTerm::new("apart", apart)],
+            Fault::TermOfTakenName => vec![LossTerm::new("penalty", distance.mean_all()?)],
+            Fault::TermNotScalar => vec![LossTerm::new("distance", distance)],
             Fault::TwoTermsOfOneName => {
-                let half = (apart.mean_all()? * 0.5)?;
-                vec![LossTerm::new("apart", half.clone()), LossTerm::new("apart", half)]
+                let half = (distance.mean_all()? * 0.5)?;
+                vec![LossTerm::new("distance", half.clone()), LossTerm::new("distance", half)]
             }
-            _ => vec![LossTerm::new("apart", apart.mean_all()?)],
+            _ => vec![LossTerm::new("distance", distance.mean_all()?)],
         })
     }
 
@@ -225,7 +226,7 @@ fn settings_without_documentation_are_found() {
     assert!(found.contains("`length` has no doc comment"), "{found}");
 }
 
-/// Fault of the learner below.
+/// Fault of the learner `faulty`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum LearnerFault {
@@ -367,7 +368,7 @@ impl Learner for FaultyLearner {
         Ok(match self.fault {
             LearnerFault::LogitsOfTheTaskOnly => logits.narrow(1, 0, 2)?,
             LearnerFault::LogitsNoNumbers => (logits * f64::NAN)?,
-            // Depends on the task, which a restored learner does not know with this fault.
+            // With this fault, a restored learner lacks the task, on which the logits depend.
             LearnerFault::TaskForgotten => (logits * (1.0 + self.task as f64))?,
             _ => logits,
         })

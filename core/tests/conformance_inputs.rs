@@ -1,4 +1,5 @@
-//! The conformance kit finds every violation of the contracts of backbones and streams, and accepts valid plugins.
+//! Tests that the conformance kit finds every violation of the contracts of backbones and streams, and accepts valid
+//! plugins.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,9 +24,10 @@ use cdl_core::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Number of calls of [`drift`], for faults that change from call to call.
+/// Number of calls of [`drift`].
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
+/// Returns a value that grows from call to call.
 fn drift() -> f64 {
     CALLS.fetch_add(1, Ordering::Relaxed) as f64 * 1e-3
 }

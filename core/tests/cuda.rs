@@ -30,7 +30,7 @@ fn gpu(precision: Precision) -> Option<Device> {
     }
 }
 
-/// Serialises the tests, since TF32 is a setting of the whole program.
+/// Serialises the tests, because TF32 is a setting of the whole process.
 fn run_alone() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -50,7 +50,7 @@ fn numbers(t: &Tensor) -> Vec<f64> {
     t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1().unwrap()
 }
 
-/// Norm of the difference, relative to the norm of `exact`.
+/// Returns the norm of the difference, relative to the norm of `exact`.
 fn relative_error(found: &Tensor, exact: &Tensor) -> f64 {
     assert_eq!(found.dims(), exact.dims());
     let (found, exact) = (numbers(found), numbers(exact));
@@ -83,25 +83,25 @@ fn compare(
     norm: bool,
     f: impl Fn(&[Tensor], &[Tensor]) -> Result<Tensor>,
 ) -> Vec<String> {
-    let mut misses = Vec::new();
+    let mut failures = Vec::new();
     let mut rng = Rng::new(11);
     let mut draw = |shape: &&[usize]| rng.normal(shape, 1.0, &Device::Cpu).unwrap();
     let inputs: Vec<Tensor> = shapes.iter().map(&mut draw).collect();
     let constants: Vec<Tensor> = frozen.iter().map(&mut draw).collect();
     for precision in PRECISIONS {
-        let Some(gpu) = gpu(precision) else { return misses };
+        let Some(gpu) = gpu(precision) else { return failures };
         let dtype = precision.dtype();
-        // Both sides start from values that the precision can represent.
-        let held = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
-        let kept = if norm { DType::F32 } else { dtype };
-        let place = |t: &Tensor, dtype| held(t, dtype).to_device(&gpu).unwrap();
-        let exact = |t: &Tensor, dtype| held(t, dtype).to_dtype(DType::F64).unwrap();
-        let there: Vec<Tensor> = inputs.iter().map(|t| place(t, dtype)).collect();
-        let constants_there: Vec<Tensor> = constants.iter().map(|t| place(t, kept)).collect();
-        let here: Vec<Tensor> = inputs.iter().map(|t| exact(t, dtype)).collect();
-        let constants_here: Vec<Tensor> = constants.iter().map(|t| exact(t, kept)).collect();
-        let (found, found_gradients) = value_and_gradients(&there, &|x| f(x, &constants_there));
-        let (value, gradients) = value_and_gradients(&here, &|x| f(x, &constants_here));
+        // GPU and CPU get the same values, which the precision can represent.
+        let rounded = |t: &Tensor, dtype| t.to_dtype(dtype).unwrap();
+        let constants_dtype = if norm { DType::F32 } else { dtype };
+        let place = |t: &Tensor, dtype| rounded(t, dtype).to_device(&gpu).unwrap();
+        let exact = |t: &Tensor, dtype| rounded(t, dtype).to_dtype(DType::F64).unwrap();
+        let on_gpu: Vec<Tensor> = inputs.iter().map(|t| place(t, dtype)).collect();
+        let constants_on_gpu: Vec<Tensor> = constants.iter().map(|t| place(t, constants_dtype)).collect();
+        let on_cpu: Vec<Tensor> = inputs.iter().map(|t| exact(t, dtype)).collect();
+        let constants_on_cpu: Vec<Tensor> = constants.iter().map(|t| exact(t, constants_dtype)).collect();
+        let (found, found_gradients) = value_and_gradients(&on_gpu, &|x| f(x, &constants_on_gpu));
+        let (value, gradients) = value_and_gradients(&on_cpu, &|x| f(x, &constants_on_cpu));
         let mut errors = vec![("value".to_string(), relative_error(&found, &value))];
         for (index, (found, exact)) in found_gradients.iter().zip(&gradients).enumerate() {
             errors.push((format!("gradient {index}"), relative_error(found, exact)));
@@ -109,39 +109,40 @@ fn compare(
         for (what, error) in errors {
             println!("{name:<34} {:<8} {what:<10} {error:.1e}", precision.as_str());
             if error.is_nan() || error >= max_error(precision) {
-                misses.push(format!("{name}, {}: {what} {error:e}", precision.as_str()));
+                failures.push(format!("{name}, {}: {what} {error:e}", precision.as_str()));
             }
         }
     }
-    misses
+    failures
 }
 
 #[test]
 fn every_operation_matches_the_cpu() {
     let _guard = run_alone();
     // All errors are printed before the test fails.
-    let mut misses = Vec::new();
+    let mut failures = Vec::new();
     for shape in [&[3usize, 5, 7][..], &[2, 197, 768]] {
-        misses.extend(compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| kernels::gelu(&x[0])));
+        failures
+            .extend(compare(&format!("gelu {shape:?}"), &[shape], &[], false, |x, _| kernels::gelu(&x[0])));
     }
     for width in [7, 48, 192, 768, 1024, 1280] {
         let (name, frozen) = (format!("layer norm {width}"), [&[width][..], &[width]]);
-        misses.extend(compare(&name, &[&[2, 33, width]], &frozen, true, |x, frozen| {
+        failures.extend(compare(&name, &[&[2, 33, width]], &frozen, true, |x, frozen| {
             kernels::layer_norm(&x[0], &frozen[0], &frozen[1], 1e-6)
         }));
     }
     for (inputs, outputs) in [(7, 5), (192, 576), (768, 3072)] {
         let (name, x) = (format!("linear {inputs} to {outputs}"), [&[3, 50, inputs][..]]);
         let frozen = [&[outputs, inputs][..], &[outputs]];
-        misses.extend(compare(&name, &x, &frozen, false, |x, frozen| {
+        failures.extend(compare(&name, &x, &frozen, false, |x, frozen| {
             kernels::linear(&x[0], &frozen[0], Some(&frozen[1]))
         }));
         let name = format!("linear {inputs} to {outputs}, no bias, one row");
-        misses.extend(compare(&name, &[&[1, inputs]], &frozen, false, |x, frozen| {
+        failures.extend(compare(&name, &[&[1, inputs]], &frozen, false, |x, frozen| {
             kernels::linear(&x[0], &frozen[0], None)
         }));
-        let name = format!("linear {inputs} to {outputs}, from within");
-        misses.extend(compare(&name, &x, &frozen, false, |x, frozen| {
+        let name = format!("linear {inputs} to {outputs}, part of a tensor");
+        failures.extend(compare(&name, &x, &frozen, false, |x, frozen| {
             kernels::linear(&x[0].narrow(0, 1, 2)?, &frozen[0], Some(&frozen[1]))
         }));
     }
@@ -151,14 +152,14 @@ fn every_operation_matches_the_cpu() {
         let width = heads * head;
         let name = format!("attention {tokens}+{extra}, {heads}x{head}");
         let qkv: &[usize] = &[2, tokens, 3 * width];
-        misses.extend(match extra {
+        failures.extend(match extra {
             0 => compare(&name, &[qkv], &[], false, |x, _| kernels::attention(&x[0], None, heads)),
             _ => compare(&name, &[qkv, &[2, extra, 2 * width]], &[], false, |x, _| {
                 kernels::attention(&x[0], Some(&x[1]), heads)
             }),
         });
     }
-    assert!(misses.is_empty(), "{misses:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 /// Losses and prompts are float32 in every precision.
@@ -176,13 +177,14 @@ fn row_operations_match_the_cpu() {
     for width in [1, 20, 33, 200] {
         let x = Rng::new(2).normal(&[5, width], 3.0, &Device::Cpu).unwrap();
         for (name, operation) in operations {
-            let here = value_and_gradients(&[x.to_dtype(DType::F64).unwrap()], &|x| operation(&x[0]));
-            let there = value_and_gradients(&[x.to_device(&gpu).unwrap()], &|x| operation(&x[0]));
-            for (what, found, exact) in [("value", &there.0, &here.0), ("gradient", &there.1[0], &here.1[0])]
+            let on_cpu = value_and_gradients(&[x.to_dtype(DType::F64).unwrap()], &|x| operation(&x[0]));
+            let on_gpu = value_and_gradients(&[x.to_device(&gpu).unwrap()], &|x| operation(&x[0]));
+            for (what, found, exact) in
+                [("value", &on_gpu.0, &on_cpu.0), ("gradient", &on_gpu.1[0], &on_cpu.1[0])]
             {
                 let (found, exact) = (numbers(found), numbers(exact));
                 assert_eq!(found.len(), exact.len());
-                // The absolute error, since some values are 0.
+                // Compare absolute errors, because some values are 0.
                 let error = found.iter().zip(&exact).fold(0.0f64, |most, (a, b)| most.max((a - b).abs()));
                 println!("{name} {width}: {what} {error:.1e}");
                 assert!(error < 5e-6, "{name} {width}: {what} {error:e}");
@@ -251,7 +253,7 @@ fn pass(vit: &Vit, device: &Device) -> (Vec<Tensor>, Vec<Tensor>) {
 fn a_network_matches_the_cpu() {
     let _guard = run_alone();
     let (values, gradients) = pass(&network(Precision::Float32, false, &Device::Cpu), &Device::Cpu);
-    let mut misses = Vec::new();
+    let mut failures = Vec::new();
     for (precision, allowed) in [(Precision::Float32, 5e-5), (Precision::Tf32, 1e-2), (Precision::Bf16, 8e-2)]
     {
         let Some(gpu) = gpu(precision) else { return };
@@ -265,12 +267,12 @@ fn a_network_matches_the_cpu() {
                     precision.as_str()
                 );
                 if error.is_nan() || error >= allowed {
-                    misses.push(format!("{}: tensor {index} {error:e}", precision.as_str()));
+                    failures.push(format!("{}: tensor {index} {error:e}", precision.as_str()));
                 }
             }
         }
     }
-    assert!(misses.is_empty(), "{misses:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 /// Returns the variables after three steps with a head on the CLS token, a slice of all tokens.
@@ -337,8 +339,8 @@ fn memory_on_the_gpu_does_not_grow() {
     assert_eq!(peaks[4], peaks[29], "{peaks:?}");
 }
 
-/// Calls `make` on another thread and `look` with its result, while that thread is still running: the end of a thread
-/// would wait for all pending work.
+/// Calls `make` on another thread and `look` with its result while that thread is still running, because the end of a
+/// thread waits for all pending work.
 fn on_another_thread<T: Send, R>(make: impl FnOnce() -> T + Send, look: impl FnOnce(T) -> R) -> R {
     let (made, arrived) = mpsc::channel();
     let (finished, until) = mpsc::channel::<()>();
@@ -359,10 +361,11 @@ fn uploads_from_another_thread_are_complete() {
     let _guard = run_alone();
     let Some(gpu) = gpu(Precision::Float32) else { return };
     for size in [7usize, 100_000, 13] {
-        let lot = |first: f32| -> Vec<f32> { (0..size).map(|i| first + i as f32 * 0.5).collect() };
-        let send = || [1.0, 2.0].map(|first| device::upload(lot(first), size, &gpu).unwrap());
-        let arrived = on_another_thread(send, |lots| lots.map(|lot| lot.to_vec1::<f32>().unwrap()));
-        assert_eq!(arrived, [lot(1.0), lot(2.0)]);
+        let values = |first: f32| -> Vec<f32> { (0..size).map(|i| first + i as f32 * 0.5).collect() };
+        let send = || [1.0, 2.0].map(|first| device::upload(values(first), size, &gpu).unwrap());
+        let arrived =
+            on_another_thread(send, |buffers| buffers.map(|values| values.to_vec1::<f32>().unwrap()));
+        assert_eq!(arrived, [values(1.0), values(2.0)]);
     }
 }
 

@@ -1,4 +1,5 @@
-//! Batches from images: their contents do not depend on threads and memory, damaged images are reported or skipped.
+//! Tests of batches of images: contents do not depend on threads, cache or prefetching; damaged images are reported or
+//! skipped.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -23,7 +24,7 @@ const CLASSES: usize = 4;
 const TASKS: usize = 2;
 const SIDE: usize = 8;
 
-/// Failure of a damaged image.
+/// Behaviour of the reader of a damaged image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Damage {
     Error,
@@ -49,7 +50,7 @@ impl Images {
         Self { damaged: images.iter().map(|&image| (image, damage)).collect(), ..self }
     }
 
-    /// Number of times that each image was decoded.
+    /// Returns the number of times that each image was decoded.
     fn counts(&self) -> Vec<usize> {
         self.decoded.iter().map(|count| count.load(Ordering::SeqCst)).collect()
     }
@@ -115,7 +116,7 @@ fn numbers(batch: &Batch) -> Numbers {
     (pixels, batch.labels.to_vec1().unwrap())
 }
 
-/// All batches of two tasks with two epochs each, in training and testing.
+/// Returns all training and test batches of two tasks with two epochs each.
 fn all_batches(stream: &ImageStream) -> Vec<Result<Numbers, String>> {
     let mut all = Vec::new();
     let mut take = |batch: Result<Batch>| all.push(batch.map(|b| numbers(&b)).map_err(|e| e.to_string()));
@@ -209,18 +210,18 @@ fn a_pass_can_start_at_any_batch_if_the_skipped_images_are_known() {
 
 #[test]
 fn the_first_damaged_image_in_order_ends_the_pass_at_its_batch() {
-    let sound = Images::new(48);
+    let intact = Images::new(48);
     let order = |stream: &ImageStream| -> Vec<usize> {
         // The red channel of an image is its index, which flip and crop do not change.
         let batches = stream.train_batches(key(0, 0), 4, 0).map(|batch| numbers(&batch.unwrap()).0);
         let red = batches.flat_map(|p| p.chunks(3 * SIDE * SIDE).map(|i| i[0]).collect::<Vec<_>>());
         red.map(|red| (255.0 * red).round() as usize).collect()
     };
-    let order = order(&stream(&sound, &sound, settings(0, 0, OnError::Stop)));
+    let order = order(&stream(&intact, &intact, settings(0, 0, OnError::Stop)));
     assert_eq!(order.len(), 24);
     let images = Images::new(48).damaged(&[order[10], order[9], order[17]], Damage::Error);
     for workers in [0, 1, 2, 5] {
-        let stream = stream(&images, &sound, settings(workers, 1, OnError::Stop));
+        let stream = stream(&images, &intact, settings(workers, 1, OnError::Stop));
         let batches: Vec<_> = stream.train_batches(key(0, 0), 4, 0).collect();
         assert_eq!(batches.len(), 3);
         assert!(batches[..2].iter().all(Result::is_ok));

@@ -1,6 +1,6 @@
-//! Decoding of damaged and malicious image files ends with an image or an error message, in bounded memory.
+//! Test that decoding of damaged and malicious image files ends with an image or an error message, in bounded memory.
 //!
-//! A single test, so that the measured memory is its own.
+//! The only test of its process, whose peak memory it measures.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{fs, path::Path};
@@ -67,7 +67,7 @@ fn mutate(bytes: &mut Vec<u8>, rng: &mut Rng) {
 }
 
 /// Recomputes the checksums of a PNG file's chunks, so that decoding reaches the contents of the chunks.
-fn seal_png(bytes: &mut [u8]) {
+fn update_png_checksums(bytes: &mut [u8]) {
     let mut at = 8;
     while let Some(length) = bytes.get(at..at + 4) {
         let length = u32::from_be_bytes(length.try_into().unwrap()) as usize;
@@ -108,7 +108,7 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
             let mut bytes = bytes.clone();
             mutate(&mut bytes, &mut rng);
             if bytes.starts_with(b"\x89PNG") && rng.random() {
-                seal_png(&mut bytes);
+                update_png_checksums(&mut bytes);
             }
             let outcome = std::panic::catch_unwind(|| decode(&bytes));
             match outcome.unwrap_or_else(|_| panic!("decoding panicked: {name}, mutation {mutation}")) {
@@ -130,7 +130,7 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     let whole = |name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.clone();
     let mut png = whole("decode_grey.png");
     png[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
-    seal_png(&mut png);
+    update_png_checksums(&mut png);
     let mut bmp = whole("decode_rgb.bmp");
     bmp[18..26].copy_from_slice(&[0x30, 0x75, 0, 0, 0x30, 0x75, 0, 0]);
     let mut jpeg = whole("decode_444.jpg");
@@ -161,7 +161,7 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     let length = u32::from_be_bytes(palette[start - 4..start].try_into().unwrap());
     palette.remove(start + 3 + length as usize);
     palette[start - 4..start].copy_from_slice(&(length - 1).to_be_bytes());
-    seal_png(&mut palette);
+    update_png_checksums(&mut palette);
     assert!(decode(&palette).is_err());
 
     // A TIFF file with long lists, of which the decoder quotes 33,000 characters.
@@ -174,6 +174,6 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     );
 
     if let Some(peak) = peak_bytes() {
-        assert!(peak < MEMORY, "{} MB", peak / 1_000_000);
+        assert!(peak < MEMORY, "peak memory {} MB", peak / 1_000_000);
     }
 }

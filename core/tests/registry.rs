@@ -1,4 +1,4 @@
-//! Two plugins with the same name.
+//! Test of two plugins with the same name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{

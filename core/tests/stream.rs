@@ -1,4 +1,4 @@
-//! Settings of all image streams, tested with images whose grey level is their index.
+//! Tests of the settings of all image streams, with images whose grey level is their index.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ impl ImageSet for Numbered {
     }
 }
 
-/// Training images 0 to 29 and test images 100 to 108 in three tasks.
+/// Builds a stream of training images 0 to 29 and test images 100 to 108 in three tasks.
 fn stream(settings: TaskSettings, seed: u64) -> Result<ImageStream> {
     let transform = TransformConfig {
         image_size: 2,

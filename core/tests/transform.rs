@@ -52,7 +52,7 @@ struct Decode {
     exact: bool,
 }
 
-/// Means over boxes of torchvision. Lengths are fractions of the image's sides.
+/// Means over crop boxes of torchvision. Lengths are fractions of the image's sides.
 #[derive(Deserialize)]
 struct CropBoxes {
     width: u32,
@@ -194,7 +194,7 @@ fn a_jpeg_without_its_end_is_an_error() {
             let reason = decode(&whole[..whole.len() - missing]).expect_err(name);
             assert!(reason.contains("truncated") || missing > whole.len() * 8 / 10, "{name}: {reason}");
         }
-        // Bytes after the end are of another file, such as the second image of a stereo camera.
+        // Bytes after the end are ignored: they are of another file, such as the second image of a stereo camera.
         decode(&[&whole[..], b"more"].concat()).expect(name);
     }
 }
@@ -284,16 +284,16 @@ fn crop_boxes_are_inside_the_image_and_within_scale_and_ratio() {
 
 #[test]
 fn crop_boxes_that_cannot_fit_are_the_largest_in_the_centre() {
-    let narrow = |width, height, ratio| {
+    let fallback = |width, height, ratio| {
         let area = random_resized_crop_box(width, height, [1.0, 1.0], ratio, &mut rng(3));
         (area.left, area.top, area.width, area.height)
     };
     // 15 x 4 / 3 = 20; 15 / (3 / 4) = 20; 5 x 0.9 = 4.5, which Python rounds to the even 4.
-    assert_eq!(narrow(101, 15, [0.75, 4.0 / 3.0]), (40, 0, 20, 15));
-    assert_eq!(narrow(15, 101, [0.75, 4.0 / 3.0]), (0, 40, 15, 20));
-    assert_eq!(narrow(50, 5, [0.8, 0.9]), (23, 0, 4, 5));
+    assert_eq!(fallback(101, 15, [0.75, 4.0 / 3.0]), (40, 0, 20, 15));
+    assert_eq!(fallback(15, 101, [0.75, 4.0 / 3.0]), (0, 40, 15, 20));
+    assert_eq!(fallback(50, 5, [0.8, 0.9]), (23, 0, 4, 5));
     // A box without pixels, for which torchvision fails.
-    assert_eq!(narrow(9, 1, [0.1, 0.2]), (4, 0, 1, 1));
+    assert_eq!(fallback(9, 1, [0.1, 0.2]), (4, 0, 1, 1));
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Plugins at run time: a folder made by `cdl dist` and moved, crates in other folders, methods linked in and loaded,
-//! and libraries that must not be loaded.
+//! Tests of plugins at run time: a folder that `cdl dist` created and that was moved, crates in other folders, methods
+//! linked in and loaded, and libraries that must not be loaded.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::{
@@ -18,7 +18,7 @@ fn source_tree() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// Folder made by `cdl dist` and moved to another place, and the plugin of `examples/plugin` built by it.
+/// Folder that `cdl dist` created, moved to another place, and the plugin of `examples/plugin` that it built.
 struct Dist {
     root: PathBuf,
     plugin: PathBuf,
@@ -40,12 +40,12 @@ impl Dist {
         static DIST: OnceLock<Dist> = OnceLock::new();
         DIST.get_or_init(|| {
             let root = folder_of_this_process();
-            let made = root.join("made");
-            let output = Command::new(LINKED).arg("dist").arg(&made).current_dir(source_tree()).output().unwrap();
+            let created = root.join("created");
+            let output = Command::new(LINKED).arg("dist").arg(&created).current_dir(source_tree()).output().unwrap();
             assert!(output.status.success(), "{}", text(&output));
-            fs::rename(&made, root.join("moved")).unwrap();
+            fs::rename(&created, root.join("moved")).unwrap();
             let mut dist = Self { root, plugin: PathBuf::new() };
-            // Copy only its sources, without the workspace.
+            // Copy only the plugin's sources, without the workspace.
             let crate_dir = dist.folder("plugin");
             let manifest = "[package]\nname = \"cdl-example-plugin\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[workspace]\n\
                             [dependencies]\ncdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
@@ -152,8 +152,12 @@ fn losses(lines: &str) -> Vec<u8> {
 }
 
 /// Returns, for each method, the line of `cdl plugin check` with the digest of gradients.
-fn digests(said: &str) -> Vec<String> {
-    said.lines().filter_map(|line| line.split_once("first step: ")).map(|(_, digest)| digest.into()).collect()
+fn digests(message: &str) -> Vec<String> {
+    message
+        .lines()
+        .filter_map(|line| line.split_once("first step: "))
+        .map(|(_, digest)| digest.into())
+        .collect()
 }
 
 #[test]
@@ -199,7 +203,7 @@ fn a_method_computes_the_same_bytes_linked_in_and_loaded() {
         serde_json::from_slice(&fs::read(runs[1].join("run.json")).unwrap()).unwrap();
     assert_eq!(record["plugins"][0]["name"], "cdl-example-plugin");
     assert!(expect(0, dist.cdl().arg("eval").arg(&runs[1])).contains("as recorded by the run"));
-    // So does its exported student, outside the run directory.
+    // The exported student gives the same predictions with the plugin linked in and loaded, and requires the plugin.
     let (student, images) = (dist.root.join("student"), dist.folder("images"));
     expect(0, dist.cdl().arg("export").arg(&runs[1]).arg("--student").arg(&student));
     fs::write(images.join("grey.pgm"), [b"P5 28 28 255\n".to_vec(), vec![99; 784]].concat()).unwrap();
@@ -210,8 +214,11 @@ fn a_method_computes_the_same_bytes_linked_in_and_loaded() {
     let loaded = predict(dist.cdl().arg("--plugin").arg(&dist.plugin));
     assert!(linked.status.success() && linked.stdout == loaded.stdout, "{}{}", text(&linked), text(&loaded));
     assert!(String::from_utf8_lossy(&loaded.stdout).contains("\"logit\""));
-    let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images));
-    assert!(said.contains("the model needs the plugin cdl-example-plugin 0.1.0, see --plugin"), "{said}");
+    let message = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images));
+    assert!(
+        message.contains("the model needs the plugin cdl-example-plugin 0.1.0, see --plugin"),
+        "{message}"
+    );
 
     // A different library with the same name is a different method.
     let config = runs[1].join("config.toml");
@@ -221,15 +228,15 @@ fn a_method_computes_the_same_bytes_linked_in_and_loaded() {
     let path = |path: &Path| format!("{:?}", path.display().to_string());
     assert!(text.contains(&path(&dist.plugin)), "{text}");
     fs::write(&config, text.replace(&path(&dist.plugin), &path(&other))).unwrap();
-    let said = expect(2, dist.cdl().arg("eval").arg(&runs[1]));
-    assert!(said.contains("the plugins are not those of the run"), "{said}");
-    let said = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images).arg("--plugin").arg(&other));
-    assert!(said.contains("needs the plugin cdl-example-plugin with the SHA-256"), "{said}");
+    let message = expect(2, dist.cdl().arg("eval").arg(&runs[1]));
+    assert!(message.contains("the plugins are not those of the run"), "{message}");
+    let message = expect(2, dist.cdl().arg("predict").arg(&student).arg(&images).arg("--plugin").arg(&other));
+    assert!(message.contains("needs the plugin cdl-example-plugin with the SHA-256"), "{message}");
 }
 
-/// Tensor ids come from one counter, so gradients of a loaded method are correct after any number of tensors.
+/// candle's tensor ids come from one counter, so gradients of a loaded method are correct after any number of tensors.
 #[test]
-fn gradients_do_not_depend_on_how_many_tensors_the_program_made_before() {
+fn gradients_do_not_depend_on_the_number_of_tensors_created_before() {
     let dist = Dist::get();
     let folder = dist.folder("host");
     let source = r#"
@@ -262,8 +269,9 @@ fn gradients_do_not_depend_on_how_many_tensors_the_program_made_before() {
     let linked = digests(&expect(0, Command::new(LINKED).args(["plugin", "check", "token_hint"])));
     for before in 0..80 {
         let mut host = Command::new(folder.join("host"));
-        let said = expect(0, host.arg(&dist.plugin).arg(before.to_string()).env("CANDLE_NUM_THREADS", "1"));
-        assert_eq!(said.trim(), linked[0], "after {before} tensors");
+        let message =
+            expect(0, host.arg(&dist.plugin).arg(before.to_string()).env("CANDLE_NUM_THREADS", "1"));
+        assert_eq!(message.trim(), linked[0], "after {before} tensors");
     }
 }
 
@@ -298,8 +306,9 @@ fn a_new_plugin_of_each_kind_builds_passes_its_test_and_runs_unchanged() {
             }
             arguments = kept;
         }
-        let said = expect(0, cdl().arg("run").args(&arguments).args(["--run-dir", &format!("run_{kind}")]));
-        assert!(said.contains("results are in"), "{said}");
+        let message =
+            expect(0, cdl().arg("run").args(&arguments).args(["--run-dir", &format!("run_{kind}")]));
+        assert!(message.contains("results are in"), "{message}");
 
         // The method is listed and described like any other, with its source.
         let plugin = ["--plugin", library.to_str().unwrap()];
@@ -310,15 +319,15 @@ fn a_new_plugin_of_each_kind_builds_passes_its_test_and_runs_unchanged() {
             described.contains("loaded from") && described.contains(&format!("{name} ({kind})")),
             "{described}"
         );
-        // Its settings are typed.
+        // Its settings are checked.
         if kind == "distiller" {
             arguments.extend(["--set".into(), "distiller.alpah=0.1".into()]);
-            let said = expect(2, cdl().arg("run").args(&arguments));
-            assert!(said.contains("did you mean `alpha`"), "{said}");
+            let message = expect(2, cdl().arg("run").args(&arguments));
+            assert!(message.contains("did you mean `alpha`"), "{message}");
         }
     }
-    let said = expect(2, dist.cdl().args(["plugin", "new", "2much", "--kind", "stream"]));
-    assert!(said.contains("expected a name like"), "{said}");
+    let message = expect(2, dist.cdl().args(["plugin", "new", "2much", "--kind", "stream"]));
+    assert!(message.contains("expected a name like"), "{message}");
     expect(2, dist.cdl().current_dir(&work).args(["plugin", "new", "my_stream", "--kind", "stream"]));
 }
 
@@ -328,20 +337,23 @@ fn a_folder_of_plugins_is_searched() {
     let folder = dist.folder("search");
     fs::copy(&dist.plugin, folder.join("examples.so")).unwrap();
     fs::write(folder.join("readme.txt"), "no plugin").unwrap();
-    let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
-    assert!(said.contains("token_hint"), "{said}");
+    let message = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
+    assert!(message.contains("token_hint"), "{message}");
     fs::write(folder.join("broken.so"), "no library").unwrap();
     // A library that cannot be loaded is reported, and the program continues.
-    let said = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
-    assert!(said.contains("skipped") && said.contains("broken.so: is not a shared library"), "{said}");
-    assert!(said.contains("token_hint"), "{said}");
-    let said = expect(0, dist.cdl().args(["plugin", "list"]).env("CDL_PLUGIN_PATH", &folder));
+    let message = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
     assert!(
-        said.contains("not loaded:") && said.contains("broken.so") && said.contains("half_size"),
-        "{said}"
+        message.contains("skipped") && message.contains("broken.so: is not a shared library"),
+        "{message}"
     );
-    let said = expect(2, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", folder.join("nowhere")));
-    assert!(said.contains("CDL_PLUGIN_PATH"), "{said}");
+    assert!(message.contains("token_hint"), "{message}");
+    let message = expect(0, dist.cdl().args(["plugin", "list"]).env("CDL_PLUGIN_PATH", &folder));
+    assert!(
+        message.contains("not loaded:") && message.contains("broken.so") && message.contains("half_size"),
+        "{message}"
+    );
+    let message = expect(2, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", folder.join("nowhere")));
+    assert!(message.contains("CDL_PLUGIN_PATH"), "{message}");
 }
 
 /// Returns the bytes of `file` with `from` replaced by `to`, which has the same length.
@@ -378,7 +390,8 @@ fn distiller(name: &str, build: &str) -> String {
 
 const DEPENDENCIES: &str = "cdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
 
-/// Checks that `cdl run` refuses a library with one line and exit code 2.
+/// Checks that `cdl list` and `cdl plugin check` refuse a library with exit code 2 and a message that contains all of
+/// `expected`.
 fn refused(library: &Path, expected: &[&str]) {
     let dist = Dist::get();
     for command in [&["list"][..], &["plugin", "check"]] {
@@ -387,11 +400,11 @@ fn refused(library: &Path, expected: &[&str]) {
             ["list"] => cdl.args(["list", "--plugin"]).arg(library),
             command => cdl.args(command).arg(library),
         };
-        let said = expect(2, &mut cdl);
+        let message = expect(2, &mut cdl);
         for part in expected {
-            assert!(said.contains(part), "`{part}` is not in: {said}");
+            assert!(message.contains(part), "`{part}` is not in: {message}");
         }
-        assert!(said.contains(library.file_name().unwrap().to_str().unwrap()), "{said}");
+        assert!(message.contains(library.file_name().unwrap().to_str().unwrap()), "{message}");
     }
 }
 
@@ -414,8 +427,8 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     refused(&folder.join("absent.so"), &["cannot be read"]);
     refused(&folder, &["is a folder"]);
     refused(&file("text.so", b"no library".to_vec()), &["is not a shared library"]);
-    for half in [0, 10, 64, good.len() / 2, good.len() - 100] {
-        refused(&file(&format!("truncated_{half}.so"), good[..half].to_vec()), &["is"]);
+    for length in [0, 10, 64, good.len() / 2, good.len() - 100] {
+        refused(&file(&format!("truncated_{length}.so"), good[..length].to_vec()), &["is"]);
     }
     let shared = fs::read_dir(dist.installed().join("lib")).unwrap().flatten();
     let shared =
@@ -439,22 +452,23 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     let hash = of("build");
     let stale: String = hash.chars().map(|c| if c == '0' { '1' } else { '0' }).collect();
     refused(&file("stale.so", patched(&dist.plugin, &hash, &stale)), &["build", &hash, &stale]);
-    // With the manifest corrected by hand, the symbol still differs from the program's.
+    // With the correct hash in the manifest, the symbol still differs from the program's.
     let lying =
         file("lying.so", patched(&dist.plugin, &format!("cdl_abi_{hash}"), &format!("cdl_abi_{stale}")));
     refused(&lying, &["its own copy of cdl-core"]);
 
     // Methods that are loaded twice, and a name that is already registered.
     let again = file("again.so", good.clone());
-    let said = expect(2, dist.cdl().args(["list", "--plugin"]).arg(&dist.plugin).arg("--plugin").arg(&again));
-    assert!(said.contains("have the name"), "{said}");
+    let message =
+        expect(2, dist.cdl().args(["list", "--plugin"]).arg(&dist.plugin).arg("--plugin").arg(&again));
+    assert!(message.contains("have the name"), "{message}");
     let taken = dist.write("taken", DEPENDENCIES, &distiller("kd", "Ok(Box::new(M))"));
     refused_name(&dist.build(&taken), "two distiller plugins have the name `kd`");
 }
 
 fn refused_name(library: &Path, expected: &str) {
-    let said = expect(2, Dist::get().cdl().args(["list", "--plugin"]).arg(library));
-    assert!(said.contains(expected), "{said}");
+    let message = expect(2, Dist::get().cdl().args(["list", "--plugin"]).arg(library));
+    assert!(message.contains(expected), "{message}");
 }
 
 #[test]
@@ -472,7 +486,7 @@ fn a_library_with_its_own_cdl_core_is_refused() {
         let files = message["filenames"].as_array()?.iter().filter_map(|file| file.as_str());
         own.then(|| files.into_iter().find(|file| file.ends_with(".rlib")).map(PathBuf::from))?
     });
-    let library = library.expect("cargo tells where cdl-core is");
+    let library = library.expect("cargo reports the file of cdl-core");
     let source = "cdl_core::export_plugin!(\"alone\", \"0.1.0\");\n\
                   pub fn keep() -> usize { cdl_core::registry::entries(cdl_core::registry::Kind::Learner).map_or(0, |e| e.len()) }\n";
     fs::write(folder.join("alone.rs"), source).unwrap();
@@ -487,7 +501,7 @@ fn a_library_with_its_own_cdl_core_is_refused() {
 #[test]
 fn errors_inside_a_plugin_name_the_plugin() {
     let dist = Dist::get();
-    // Nothing registered.
+    // A plugin that registers nothing.
     let empty = dist.write("empty", DEPENDENCIES, "pub use cdl_core as _;\n");
     refused(&dist.build(&empty), &["registers nothing"]);
     // An initialiser that ends the process.
@@ -505,14 +519,14 @@ fn errors_inside_a_plugin_name_the_plugin() {
     };
     // A constructor that panics, before anything is written.
     let early = dist.write("early", DEPENDENCIES, &distiller("early", "panic!(\"cannot be built\")"));
-    let said = expect(2, &mut run(&dist.build(&early), "early", "run_early"));
-    assert!(said.contains("distiller `early` panicked in `build`: cannot be built"), "{said}");
+    let message = expect(2, &mut run(&dist.build(&early), "early", "run_early"));
+    assert!(message.contains("distiller `early` panicked in `build`: cannot be built"), "{message}");
     assert!(!dist.root.join("run_early").exists());
     // A method that panics in the second task: the results of the first task are kept.
     let late = dist.write("late", DEPENDENCIES, &distiller("late", "Ok(Box::new(M))"));
-    let said = expect(1, &mut run(&dist.build(&late), "late", "run_late"));
-    assert!(said.contains("distiller `late` panicked in `loss`: lost in task two"), "{said}");
-    assert!(said.contains("1 finished task saved in"), "{said}");
+    let message = expect(1, &mut run(&dist.build(&late), "late", "run_late"));
+    assert!(message.contains("distiller `late` panicked in `loss`: lost in task two"), "{message}");
+    assert!(message.contains("1 finished task saved in"), "{message}");
     let results: serde_json::Value =
         serde_json::from_slice(&fs::read(dist.root.join("run_late/results.json")).unwrap()).unwrap();
     assert_eq!(results["tasks_done"], 1);
@@ -533,17 +547,17 @@ fn dependencies_of_a_plugin_are_compiled_and_shared_ones_must_match() {
     );
     let with = dist.write("with_helper", &dependencies, &distiller("with_helper", build));
     let library = dist.build(&with);
-    let said = expect(0, dist.cdl().args(["describe", "with_helper", "--plugin"]).arg(&library));
-    assert!(said.contains("with_helper (distiller)"), "{said}");
+    let message = expect(0, dist.cdl().args(["describe", "with_helper", "--plugin"]).arg(&library));
+    assert!(message.contains("with_helper (distiller)"), "{message}");
     // `build` is reached, and finds both; `loss` panics in the second task.
-    let said = expect(2, dist.cdl().args(["plugin", "check"]).arg(library));
-    assert!(said.contains("panicked in `loss`: lost in task two"), "{said}");
+    let message = expect(2, dist.cdl().args(["plugin", "check"]).arg(library));
+    assert!(message.contains("panicked in `loss`: lost in task two"), "{message}");
 
     let fails = |name: &str, dependencies: &str, source: &str, expected: &[&str]| {
         let folder = dist.write(name, dependencies, source);
-        let said = expect(2, dist.cdl().args(["plugin", "build"]).arg(folder));
+        let message = expect(2, dist.cdl().args(["plugin", "build"]).arg(folder));
         for part in expected {
-            assert!(said.contains(part), "`{part}` is not in: {said}");
+            assert!(message.contains(part), "`{part}` is not in: {message}");
         }
     };
     let source = distiller("x", "Ok(Box::new(M))");
@@ -554,16 +568,16 @@ fn dependencies_of_a_plugin_are_compiled_and_shared_ones_must_match() {
     fails("other_features", features, &source, &["serde with the features rc"]);
     fails("no_core", "", "", &["does not depend on cdl-core"]);
     fails("no_rust", DEPENDENCIES, "this is no Rust", &["the plugin does not compile"]);
-    let said = expect(2, dist.cdl().args(["plugin", "build", "nowhere"]));
-    assert!(said.contains("nowhere"), "{said}");
+    let message = expect(2, dist.cdl().args(["plugin", "build", "nowhere"]));
+    assert!(message.contains("nowhere"), "{message}");
 }
 
 #[test]
 fn a_statically_linked_program_reports_that_it_cannot_load_plugins() {
     let dist = Dist::get();
     for arguments in [&["plugin", "check"][..], &["list", "--plugin"]] {
-        let said = expect(2, Command::new(LINKED).args(arguments).arg(&dist.plugin));
-        assert!(said.contains("cannot load plugins") && said.contains("cdl dist"), "{said}");
+        let message = expect(2, Command::new(LINKED).args(arguments).arg(&dist.plugin));
+        assert!(message.contains("cannot load plugins") && message.contains("cdl dist"), "{message}");
     }
     let config = dist.folder("named").join("named.toml");
     fs::write(
@@ -574,19 +588,20 @@ fn a_statically_linked_program_reports_that_it_cannot_load_plugins() {
         ),
     )
     .unwrap();
-    let said = expect(2, Command::new(LINKED).arg("explain").arg(&config));
-    assert!(said.contains("named.toml") && said.contains("cannot load plugins"), "{said}");
-    let said = expect(2, Command::new(LINKED).args(["plugin", "build"]).arg(&dist.root));
-    assert!(said.contains("cannot build plugins"), "{said}");
+    let message = expect(2, Command::new(LINKED).arg("explain").arg(&config));
+    assert!(message.contains("named.toml") && message.contains("cannot load plugins"), "{message}");
+    let message = expect(2, Command::new(LINKED).args(["plugin", "build"]).arg(&dist.root));
+    assert!(message.contains("cannot build plugins"), "{message}");
     for (name, expected) in
         [("while", "expected a name like"), ("kd", "a distiller of this name exists already")]
     {
-        let said = expect(2, Command::new(LINKED).args(["plugin", "new", name, "--kind", "distiller"]));
-        assert!(said.contains(expected), "{said}");
+        let message = expect(2, Command::new(LINKED).args(["plugin", "new", name, "--kind", "distiller"]));
+        assert!(message.contains(expected), "{message}");
     }
     // Files of the user are not removed.
-    let said = expect(2, Command::new(LINKED).arg("dist").arg(&dist.root).current_dir(source_tree()));
-    assert!(said.contains("did not write"), "{said}");
-    let said = expect(2, Command::new(LINKED).arg("dist").arg(dist.root.join("x")).current_dir(&dist.root));
-    assert!(said.contains("is not in the source tree"), "{said}");
+    let message = expect(2, Command::new(LINKED).arg("dist").arg(&dist.root).current_dir(source_tree()));
+    assert!(message.contains("did not write"), "{message}");
+    let message =
+        expect(2, Command::new(LINKED).arg("dist").arg(dist.root.join("x")).current_dir(&dist.root));
+    assert!(message.contains("is not in the source tree"), "{message}");
 }

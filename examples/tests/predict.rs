@@ -1,4 +1,4 @@
-//! Exported networks outside of `cdl`: the example program, and methods of plugins.
+//! Tests of exported networks outside of `cdl`: in the example program, and with methods of plugins.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -10,7 +10,8 @@ use std::{
 /// Program `cdl` with the methods of `examples/plugin`.
 const CDL: &str = env!("CARGO_BIN_EXE_with_plugin");
 
-fn done(program: &str, args: &[&str]) -> Output {
+/// Runs a program, which must succeed.
+fn succeed(program: &str, args: &[&str]) -> Output {
     let mut command = Command::new(program);
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("CDL_") || name.ends_with("_NUM_THREADS"))
@@ -23,7 +24,7 @@ fn done(program: &str, args: &[&str]) -> Output {
     output
 }
 
-/// Trains a tiny quickstart with the arguments `more`. Returns its exported student and an image.
+/// Trains a short quickstart with the arguments `more`. Returns the paths of its exported student and of an image.
 fn student(folder: &Path, more: &[&str]) -> (String, String) {
     let [run, student, image] =
         ["run", "student", "image.pgm"].map(|name| folder.join(name).display().to_string());
@@ -36,9 +37,9 @@ fn student(folder: &Path, more: &[&str]) -> (String, String) {
     ];
     let mut args = [&["run", "configs/quickstart.toml", "--run-dir", &run, "-q"][..], more].concat();
     short.iter().for_each(|set| args.extend(["--set", set]));
-    done(CDL, &args);
-    done(CDL, &["export", &run, "--student", &student]);
-    fs::remove_dir_all(&run).expect("the run is gone");
+    succeed(CDL, &args);
+    succeed(CDL, &["export", &run, "--student", &student]);
+    fs::remove_dir_all(&run).expect("the run can be removed");
     let pixels: Vec<u8> = (0..784).map(|i| (i % 251) as u8).collect();
     fs::write(&image, [b"P5 28 28 255\n".to_vec(), pixels].concat()).expect("image");
     (student, image)
@@ -49,9 +50,10 @@ fn the_example_gives_the_predictions_of_cdl_predict() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let (student, image) = student(folder.path(), &[]);
     let lines = |output: Output| String::from_utf8_lossy(&output.stdout).trim_end().to_string();
-    let table = lines(done(CDL, &["predict", &student, &image, "--top", "3"]));
-    let said = lines(done(env!("CARGO_BIN_EXE_predict"), &[&student, &image]));
-    let ours: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix(&format!("{image}: "))).collect();
+    let table = lines(succeed(CDL, &["predict", &student, &image, "--top", "3"]));
+    let printed = lines(succeed(env!("CARGO_BIN_EXE_predict"), &[&student, &image]));
+    let ours: Vec<&str> =
+        printed.lines().filter_map(|line| line.strip_prefix(&format!("{image}: "))).collect();
     assert_eq!(format!("{image}  {}", ours.join(", ")), table);
     assert_eq!(ours.len(), 3);
 }
@@ -63,6 +65,6 @@ fn methods_and_networks_of_plugins_are_exported_too() {
     let network = "student={ name = \"half_size\" }";
     let more = ["examples/configs/plugin.toml", "--set", network, "--set", "mode=corrected"];
     let (student, image) = student(folder.path(), &more);
-    let output = done(CDL, &["predict", &student, &image, "--format", "json"]);
+    let output = succeed(CDL, &["predict", &student, &image, "--format", "json"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"logit\""));
 }

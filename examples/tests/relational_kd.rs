@@ -1,4 +1,4 @@
-//! The example `relational_kd`, run as a program.
+//! Test of the example `relational_kd`, run as a program.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -27,7 +27,7 @@ fn a_method_outside_the_repository_is_listed_and_run_by_a_configuration() {
         args.extend(["--set", set]);
     }
     let run = relational_kd(&args);
-    let said = String::from_utf8_lossy(&run.stderr);
-    assert!(run.status.success(), "{said}");
-    assert!(said.contains("angle") && said.contains("distance"), "{said}");
+    let log = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "{log}");
+    assert!(log.contains("angle") && log.contains("distance"), "{log}");
 }

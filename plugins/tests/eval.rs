@@ -1,4 +1,4 @@
-//! Evaluation: accuracies equal those computed by hand, and unchanged values are not recomputed.
+//! Tests of evaluation: accuracies equal those computed by hand, and queries are not recomputed without need.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::{
@@ -18,7 +18,7 @@ use cdl_core::{
     },
 };
 
-/// Network that counts the images of forward passes without prompts, which compute queries.
+/// Network that counts the images of its forward passes without prompts, which compute queries.
 struct Counting {
     inner: Arc<dyn Backbone>,
     plain: Arc<AtomicUsize>,
@@ -87,7 +87,7 @@ fn accuracies_use_the_predictions_over_all_classes_seen() -> Result<()> {
         for role in [Role::Teacher, Role::Student] {
             let mut row = Vec::new();
             for seen in 0..=task.index {
-                let (mut right, mut total) = (0, 0);
+                let (mut correct, mut total) = (0, 0);
                 for batch in stream.test_batches(seen, trainer.settings.batch_size) {
                     let batch = batch?;
                     let labels = batch.labels.to_vec1::<u32>()?;
@@ -95,11 +95,11 @@ fn accuracies_use_the_predictions_over_all_classes_seen() -> Result<()> {
                         let image = batch.pixels.narrow(0, index, 1)?;
                         let logits: Vec<f32> = trainer.predict(role, &image)?.flatten_all()?.to_vec1()?;
                         let seen = &logits[..task.seen()];
-                        right += usize::from(seen.iter().all(|&other| other <= seen[label as usize]));
+                        correct += usize::from(seen.iter().all(|&other| other <= seen[label as usize]));
                         total += 1;
                     }
                 }
-                row.push(100.0 * right as f64 / total as f64);
+                row.push(100.0 * correct as f64 / total as f64);
             }
             assert_eq!(accuracies.of(role).rows().last().expect("a row"), &row, "{role:?}");
         }
@@ -107,7 +107,7 @@ fn accuracies_use_the_predictions_over_all_classes_seen() -> Result<()> {
     Ok(())
 }
 
-/// [`Noise`] whose set of left-out test images changes during the test.
+/// [`Noise`] that leaves out `lost` test images, a number that changes during the test.
 struct Losing {
     inner: Noise,
     lost: AtomicUsize,
@@ -136,7 +136,7 @@ impl TaskStream for Losing {
         self.inner.train_batches(key, batch_size, first)
     }
     fn test_batches(&self, task: usize, _batch_size: usize) -> Batches<'_> {
-        // Leaving out an image changes the positions of the later ones.
+        // Leaving out an image changes the positions of later images.
         Box::new(std::iter::once(self.inner.batch(task, 10_000 + self.lost.load(Ordering::Relaxed))))
     }
     fn image_files(&self) -> Option<&dyn ImageFiles> {

@@ -1,4 +1,4 @@
-//! CIFAR, parquet and split lists, in files written by the usual tools or in the published formats.
+//! Tests of CIFAR, parquet and split lists, with files written by the usual tools or in the published formats.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -51,7 +51,7 @@ fn record(labels: &[u8], i: usize) -> Vec<u8> {
 }
 
 #[test]
-fn cifar_without_names_has_the_standard_ones_in_the_standard_order() -> Result<()> {
+fn cifar_without_class_names_gets_the_standard_names_in_order() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let records = |labels: usize, count: u8| -> Vec<u8> {
         (0..count).flat_map(|class| record(&[7, class][2 - labels..], class.into())).collect()
@@ -74,22 +74,23 @@ fn cifar_without_names_has_the_standard_ones_in_the_standard_order() -> Result<(
     let stream_10 = stream("cifar10", &settings, 0)?;
     assert_eq!(stream_10.classes().len(), 10);
     assert_eq!((stream_10.classes()[0].as_str(), stream_10.classes()[9].as_str()), ("airplane", "truck"));
-    assert_eq!(stream_10.train_count(4), 10, "five batches of one image a class");
+    assert_eq!(stream_10.train_count(4), 10, "five batches of one image per class");
     assert_eq!(test_numbers(stream_10.as_ref(), 1), [(2, 2), (3, 3)]);
     let stream_100 = stream("cifar100", &settings, 0)?;
     assert_eq!(stream_100.classes().iter().collect::<BTreeSet<_>>().len(), 100);
     assert_eq!((stream_100.classes()[0].as_str(), stream_100.classes()[99].as_str()), ("apple", "worm"));
-    assert_eq!(test_numbers(stream_100.as_ref(), 4)[..2], [(80, 80), (81, 81)], "the fine label counts");
+    assert_eq!(test_numbers(stream_100.as_ref(), 4)[..2], [(80, 80), (81, 81)], "labels are the fine labels");
 
     fs::remove_file(ten.join("data_batch_3.bin")).unwrap();
     assert!(failure("cifar10", &settings).contains("data_batch_3.bin: cannot be read"));
     fs::remove_dir_all(ten).unwrap();
-    let said = failure("cifar10", &settings);
+    let message = failure("cifar10", &settings);
     assert!(
-        said.contains("neither `cifar-10-batches-bin/test_batch.bin` nor `cifar-10-batches-py/test_batch`"),
-        "{said}"
+        message
+            .contains("neither `cifar-10-batches-bin/test_batch.bin` nor `cifar-10-batches-py/test_batch`"),
+        "{message}"
     );
-    assert!(said.contains("it has `cifar-100-binary`"), "{said}");
+    assert!(message.contains("it has `cifar-100-binary`"), "{message}");
     Ok(())
 }
 
@@ -114,21 +115,28 @@ fn parquet_columns_may_have_any_name_and_type() -> Result<()> {
     let patterns = format!("train_split = \"val*\"\ntest_split = \"*train.parquet\"\n{settings}");
     assert_eq!(test_numbers(stream("hub_images", &patterns, 0)?.as_ref(), 0).len(), 6);
 
-    let said = failure("hub_images", &settings.replace("species", "spices"));
-    assert!(said.contains("no column `spices`") && said.contains("weight, photo, species"), "{said}");
-    let said = failure("hub_images", &settings.replace("species", "weight"));
-    assert!(said.contains("column `weight`") && said.contains("DOUBLE"), "{said}");
-    let said = failure("hub_images", &(at(&fixtures().join("hub")) + &untouched(32)));
-    assert!(said.contains("label_column") && said.contains("img, fine_label, coarse_label"), "{said}");
-    let said = failure("hub_images", &settings.replace("label_column", "test_split = \"x\"\nlabel_column"));
-    assert!(said.contains("split `x` (`test_split`)"), "{said}");
+    let message = failure("hub_images", &settings.replace("species", "spices"));
+    assert!(
+        message.contains("no column `spices`") && message.contains("weight, photo, species"),
+        "{message}"
+    );
+    let message = failure("hub_images", &settings.replace("species", "weight"));
+    assert!(message.contains("column `weight`") && message.contains("DOUBLE"), "{message}");
+    let message = failure("hub_images", &(at(&fixtures().join("hub")) + &untouched(32)));
+    assert!(
+        message.contains("label_column") && message.contains("img, fine_label, coarse_label"),
+        "{message}"
+    );
+    let message =
+        failure("hub_images", &settings.replace("label_column", "test_split = \"x\"\nlabel_column"));
+    assert!(message.contains("split `x` (`test_split`)"), "{message}");
     Ok(())
 }
 
 #[test]
 fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     let (train, test) = (fixtures().join("plain/train.parquet"), fixtures().join("plain/validation.parquet"));
-    // Numbers of training and test images of copies of the files: six images of `train`, two of `test`.
+    // Returns the numbers of training and test images of copies of the files: `train` has six images, `test` two.
     let counts = |copies: &[(&str, &Path)], splits: &str| -> Result<(usize, usize)> {
         let folder = tempfile::tempdir().unwrap();
         for (name, original) in copies {
@@ -140,7 +148,7 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
         let stream = stream("hub_images", &settings, 0)?;
         Ok((stream.train_count(0), stream.test_count(0)))
     };
-    let said = |names: &[&str], splits: &str| {
+    let message = |names: &[&str], splits: &str| {
         let copies: Vec<(&str, &Path)> = names.iter().map(|&name| (name, train.as_path())).collect();
         counts(&copies, splits).unwrap_err().to_string()
     };
@@ -153,15 +161,15 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     ];
     assert_eq!(counts(&files, "")?, (12, 2));
     assert_eq!(counts(&files, "train_split = \"data/*ing*\"")?, (6, 2));
-    // Splits whose names begin alike.
-    let alike = [
+    // Splits whose names have a common prefix.
+    let prefixed = [
         ("test-00000-of-00001.parquet", test.as_path()),
         ("test_hard-00000-of-00001.parquet", &train),
         ("train-00000-of-00001-0123456789abcdef.parquet", &train),
         ("train_small-00000-of-00001.parquet", &test),
     ];
-    assert_eq!(counts(&alike, "")?, (6, 2));
-    assert_eq!(counts(&alike, "train_split = \"train_small\"\ntest_split = \"test_hard\"")?, (2, 6));
+    assert_eq!(counts(&prefixed, "")?, (6, 2));
+    assert_eq!(counts(&prefixed, "train_split = \"train_small\"\ntest_split = \"test_hard\"")?, (2, 6));
     let folders = [("a/train/0.parquet", train.as_path()), ("a/val/0.parquet", &test)];
     assert_eq!(counts(&folders, "")?, (6, 2));
     for (pattern, expected) in
@@ -172,15 +180,15 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     }
     // Parts of a pattern do not overlap.
     assert!(
-        said(&["aa.parquet"], "train_split = \"aa*a.parquet\"")
+        message(&["aa.parquet"], "train_split = \"aa*a.parquet\"")
             .contains("split `aa*a.parquet` (`train_split`)")
     );
 
-    let missing = said(&["data/train-00000-of-00002.parquet"], "");
+    let missing = message(&["data/train-00000-of-00002.parquet"], "");
     assert!(missing.contains("1 of the 2 files `data/train-*-of-00002.parquet`"), "{missing}");
-    let several = said(&["a/train.parquet", "b/train.parquet"], "");
+    let several = message(&["a/train.parquet", "b/train.parquet"], "");
     assert!(several.contains("`a/train*`, `b/train*`"), "{several}");
-    let none = said(&["train.parquet", "more.parquet"], "");
+    let none = message(&["train.parquet", "more.parquet"], "");
     assert!(
         none.contains("split `test` or `validation` or `valid` or `val` (`test_split`)")
             && none.contains("2 parquet files"),
@@ -226,7 +234,7 @@ fn values(stream: &dyn TaskStream) -> Vec<(u8, u32)> {
 }
 
 #[test]
-fn val_stands_in_for_test_and_jfif_is_an_image() -> Result<()> {
+fn the_folder_val_replaces_test_and_jfif_files_are_images() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     write_images(&folder.path().join("train"), &["a", "b"], 3);
     let settings = at(folder.path()) + "verify = false\n" + &untouched(8);
@@ -238,7 +246,7 @@ fn val_stands_in_for_test_and_jfif_is_an_image() -> Result<()> {
         fs::rename(class.join(from), class.join(to)).unwrap();
     }
     let stream = stream("image_folder", &settings, 0)?;
-    // Of class `a` the AVIF file is left out.
+    // The AVIF file of class `a` is left out.
     assert_eq!((stream.train_count(0), stream.test_count(0)), (5, 4));
     Ok(())
 }
@@ -261,7 +269,7 @@ fn an_image_in_both_lists_is_refused() -> Result<()> {
         .expect("refused")
         .to_string();
     assert!(refused.contains("a/art_1.png") && refused.contains("(1 more images are)"), "{refused}");
-    // A line that comes twice counts twice, as before.
+    // An image that is listed twice counts twice.
     assert_eq!(
         lists("a/art_0.png\na/art_0.png\nb/art_0.png\n", "a/art_1.png\nb/art_1.png\n")?.train_count(0),
         3
@@ -297,8 +305,8 @@ fn published_lists_work_for_images_in_any_folder() -> Result<()> {
     let parent = folder.path().join("parent");
     fs::create_dir_all(parent.join("data")).unwrap();
     fs::rename(&images, parent.join("data/imagenet-r")).unwrap();
-    let said = failure("imagenet_r", &(at(&parent) + &lists + &untouched(4)));
-    assert!(said.contains("item 1: no file") && said.contains("test/n01/art_0.png"), "{said}");
+    let message = failure("imagenet_r", &(at(&parent) + &lists + &untouched(4)));
+    assert!(message.contains("item 1: no file") && message.contains("test/n01/art_0.png"), "{message}");
     Ok(())
 }
 
@@ -351,8 +359,8 @@ fn domainnet_is_split_by_its_lists() -> Result<()> {
         0,
     )?;
     assert_eq!(values(some.as_ref()), [(10, 0), (10, 0), (40, 1)]);
-    let said = failure("domainnet", &(at(folder.path()) + "domains = [\"reel\"]\n"));
-    assert!(said.contains("domains") && said.contains("`real`"), "{said}");
+    let message = failure("domainnet", &(at(folder.path()) + "domains = [\"reel\"]\n"));
+    assert!(message.contains("domains") && message.contains("`real`"), "{message}");
     Ok(())
 }
 
@@ -409,7 +417,11 @@ fn memory_validation_task_limit_and_joint_training_work_for_every_stream() -> Re
         assert_ne!(validating.record()?.fingerprint, plain.record()?.fingerprint, "{name}");
         if !settings.contains("per_class = ") {
             let (train, test) = counts(validating.as_ref());
-            assert_eq!(train + test, plain.train_count(0), "{name}: the training images, divided");
+            assert_eq!(
+                train + test,
+                plain.train_count(0),
+                "{name}: both parts together are the training images"
+            );
             assert_eq!(test, plain.train_count(0).div_ceil(2), "{name}");
         }
     }

@@ -1,5 +1,5 @@
-//! Recorded runs of the published code: every loss, the first gradients, parameters and logits of complete two-phase
-//! runs in float64, reproduced by this program.
+//! Tests against recorded runs of the published code: every loss, the first gradients, parameters and logits of
+//! complete two-phase runs in float64 are reproduced.
 //!
 //! Runs all cases in `CDL_GOLDEN_DIR` (by default `shared/golden` beside the repository) and the committed cases. A
 //! case whose methods are not registered is reported as `unknown` and does not fail.
@@ -160,7 +160,7 @@ fn table<const N: usize>(entries: [(&str, toml::Value); N]) -> Settings {
 struct Worst(BTreeMap<&'static str, (f64, String)>);
 
 impl Worst {
-    fn see(&mut self, kind: &'static str, error: f64, place: impl Into<String>) {
+    fn record(&mut self, kind: &'static str, error: f64, place: impl Into<String>) {
         let worst = self.0.entry(kind).or_insert((0.0, String::new()));
         // NaN must count as a large error.
         if error.is_nan() || error > worst.0 {
@@ -173,7 +173,7 @@ impl Worst {
     }
 }
 
-/// Returns the package's folder, or `plugins` in the working directory if the test was copied to another machine.
+/// Returns the package's folder, or `plugins` in the working directory if the test was copied to another computer.
 fn package() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| "plugins".into(), PathBuf::from)
 }
@@ -207,9 +207,9 @@ fn backbone(dir: &Path, role: Role, heads: usize, image_size: usize) -> Result<A
 }
 
 /// Reproduction of one recorded run.
-struct Walk {
+struct Reproduction {
     name: String,
-    /// First word of the verdict's line.
+    /// First word of the printed line.
     label: &'static str,
     case: Case,
     recorded: std::collections::HashMap<String, Tensor>,
@@ -218,7 +218,7 @@ struct Walk {
     worst: Worst,
 }
 
-impl Walk {
+impl Reproduction {
     /// Reads a case; `None` if it names a method that is not registered.
     fn new(dir: &Path, name: &str) -> Result<Option<Self>> {
         let case = read_case(dir, name);
@@ -229,7 +229,7 @@ impl Walk {
         Self::with(dir, name, case, distiller)
     }
 
-    /// Reads a case with the distiller replaced by one that does nothing.
+    /// Reads a case with the distiller replaced by `none`.
     fn with_any_distiller(dir: &Path, name: &str) -> Result<Option<Self>> {
         Self::with(dir, name, read_case(dir, name), Some(("none", Settings::new())))
     }
@@ -336,7 +336,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Replaces our values by recorded ones. Recorded tensors that do not exist here must never have been trained.
+    /// Replaces the trainer's values by recorded ones. Recorded tensors that the trainer lacks must be untrained.
     fn load(&mut self, prefix: &str, role: Role, task: &Task) -> Result<()> {
         let mut state = self.trainer.state(role)?;
         let mut found = 0;
@@ -352,14 +352,14 @@ impl Walk {
                 };
                 assert!(
                     !trained,
-                    "{}: {prefix}{name} is trained in the recording and not known here",
+                    "{}: {prefix}{name} is trained in the recording, but the trainer has no such tensor",
                     self.name
                 );
             }
         }
         if task.index == 0 {
             let ours = state.iter().count();
-            assert_eq!(found, ours, "{}: {prefix} sets {found} of our {ours} tensors", self.name);
+            assert_eq!(found, ours, "{}: {prefix} sets {found} of {ours} tensors", self.name);
         }
         self.trainer.restore(role, task, &state)
     }
@@ -391,7 +391,11 @@ impl Walk {
                 values.iter().filter(|(name, _)| wanted(name)).map(|(_, value)| value).sum()
             };
             let total = sum(&|name| name == "loss");
-            self.worst.see("loss", (total - step.loss).abs() / step.loss.abs(), format!("loss at {place}"));
+            self.worst.record(
+                "loss",
+                (total - step.loss).abs() / step.loss.abs(),
+                format!("loss at {place}"),
+            );
             let soft = sum(&|name| SOFT_TERMS.contains(&name));
             let feature =
                 sum(&|name| !["loss", "ce", "penalty"].contains(&name) && !SOFT_TERMS.contains(&name));
@@ -399,7 +403,7 @@ impl Walk {
                 [("soft loss", soft, step.soft_loss), ("feature loss", feature, step.feature_loss)]
             {
                 let recorded = recorded.unwrap_or(0.0);
-                self.worst.see(
+                self.worst.record(
                     "loss",
                     (ours - recorded).abs() / step.loss.abs(),
                     format!("{what} at {place}"),
@@ -412,9 +416,9 @@ impl Walk {
                 };
                 let key = format!("task{}/{}/step{}/{key}", task.index, role.as_str(), step.step);
                 if let (Some(ours), Some(recorded)) = (ours, self.recorded.get(&key)) {
-                    // Masked columns are recorded as -1e30; they are the past tasks'.
+                    // Columns of earlier tasks are masked, recorded as -1e30.
                     let error = difference(&columns(ours, task)?, &columns(recorded, task)?)?;
-                    self.worst.see("logits", error, key);
+                    self.worst.record("logits", error, key);
                 }
             }
 
@@ -428,7 +432,7 @@ impl Walk {
                         Some(gradient) => gradient.clone(),
                         None => recorded.zeros_like()?,
                     };
-                    self.worst.see("grad", difference(&ours, recorded)?, key);
+                    self.worst.record("grad", difference(&ours, recorded)?, key);
                 }
             }
             optimizer.step(&gradients)?;
@@ -447,7 +451,7 @@ impl Walk {
         for (name, ours) in state.iter() {
             let key = format!("{prefix}{name}");
             let recorded = self.recorded.get(&key).unwrap_or_else(|| panic!("{}: no {key}", self.name));
-            self.worst.see("param", difference(ours, recorded).expect("tensors"), key);
+            self.worst.record("param", difference(ours, recorded).expect("tensors"), key);
         }
     }
 
@@ -456,7 +460,7 @@ impl Walk {
         let ours = self.trainer.predict(role, &self.pixels(&images)?)?;
         let key = format!("task{}/eval/{}_logits", task.index, role.as_str());
         let error = difference(&ours.narrow(1, 0, task.seen())?, &self.recorded[&key])?;
-        self.worst.see("logits", error, key);
+        self.worst.record("logits", error, key);
         Ok(())
     }
 
@@ -465,8 +469,8 @@ impl Walk {
         networks::pixels(&self.images.index_select(&numbers, 0)?)
     }
 
-    /// Prints the case's line and returns whether it passed.
-    fn verdict(&self) -> bool {
+    /// Prints the case's line and returns whether the case passed.
+    fn report(&self) -> bool {
         let penalty = self.case.learner_name == "CODAPrompt"
             && self.case.prompt_param.get(2).is_some_and(|mu| *mu > 0.0);
         let allowed = tolerance();
@@ -517,20 +521,20 @@ fn recorded_runs_are_reproduced() {
         for name in cases(&dir) {
             // A case that returns an error or panics fails; the others still run.
             let passed = std::panic::catch_unwind(|| -> Result<bool> {
-                match Walk::new(&dir, &name)? {
+                match Reproduction::new(&dir, &name)? {
                     None => {
                         println!("golden {name} unknown loss=- grad=- param=- logits=-");
                         Ok(true)
                     }
-                    Some(mut walk) => {
-                        walk.run(&[Role::Teacher, Role::Student])?;
-                        Ok(walk.verdict())
+                    Some(mut reproduction) => {
+                        reproduction.run(&[Role::Teacher, Role::Student])?;
+                        Ok(reproduction.report())
                     }
                 }
             });
             if !matches!(passed, Ok(Ok(_))) {
                 let reason = passed.as_ref().map(|result| result.as_ref().err());
-                println!("golden {name} FAIL loss=- grad=- param=- logits=- (broke off: {reason:?})");
+                println!("golden {name} FAIL loss=- grad=- param=- logits=- (stopped: {reason:?})");
             }
             failures += usize::from(!matches!(passed, Ok(Ok(true))));
         }
@@ -546,11 +550,11 @@ fn recorded_teachers_are_reproduced_under_any_distiller() {
     let mut failures = 0;
     for dir in directories() {
         for name in cases(&dir) {
-            let teacher = Walk::with_any_distiller(&dir, &name).expect("golden case");
-            let Some(mut walk) = teacher else { continue };
-            walk.label = "golden-teacher";
-            walk.run(&[Role::Teacher]).expect("golden case");
-            failures += usize::from(!walk.verdict());
+            let teacher = Reproduction::with_any_distiller(&dir, &name).expect("golden case");
+            let Some(mut reproduction) = teacher else { continue };
+            reproduction.label = "golden-teacher";
+            reproduction.run(&[Role::Teacher]).expect("golden case");
+            failures += usize::from(!reproduction.report());
         }
     }
     assert_eq!(failures, 0, "recorded teachers are not reproduced");

@@ -1,6 +1,6 @@
-//! Every registered learner with every registered distiller: trainable tensors of a phase get gradients, and all others
-//! are byte-identical afterwards; saved models give the same predictions, in networks of any sizes. All built-in
-//! plugins are registered.
+//! Tests of every registered learner with every registered distiller: trainable tensors of a phase get gradients, all
+//! others are byte-identical afterwards, and saved models give the same predictions, in networks of any sizes. All
+//! built-in plugins are registered.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::path::Path;
@@ -31,7 +31,7 @@ fn pairs() -> Result<Vec<(&'static str, &'static str)>> {
         .collect())
 }
 
-/// Returns settings with small pools of prompts.
+/// Returns settings with a small pool of prompts, if the learner has a pool.
 fn small(learner: &str) -> Result<&'static str> {
     let has_pool = (registry::find(Kind::Learner, learner)?.defaults)()?.contains_key("pool");
     Ok(if has_pool { "pool = 8" } else { "" })
@@ -98,7 +98,7 @@ fn past_components_are_byte_identical_after_a_later_task() -> Result<()> {
             let now = [past("prompt.e_p_0")?, past("prompt.e_k_2")?, past("prompt.e_a_4")?];
             match &first {
                 None => first = Some(now),
-                Some(before) => assert!(*before == now, "components of the first task moved in the second"),
+                Some(before) => assert!(*before == now, "components of the first task changed in the second"),
             }
         }
         Ok(())
@@ -147,7 +147,8 @@ fn saved_state_gives_the_same_predictions() -> Result<()> {
     Ok(())
 }
 
-/// The teacher's query is the CLS token of the student's or of its own frozen network. Prompts depend only on it.
+/// The teacher's query is the CLS token of the student's or of its own frozen network. Only the query determines
+/// prompts.
 #[test]
 fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
     cdl_plugins::link();
@@ -157,8 +158,8 @@ fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
         let mut trainer = trainer_in(&Lab::new(1)?.with_mode(Mode::Published, query), "coda_prompt", "kd")?;
         trainer.begin_task(task)?;
         let pixels = stream.batch(0, 3)?.pixels;
-        let querying = if width == 24 { &trainer.teacher } else { &trainer.student };
-        let cls = querying.backbone.forward(&pixels, &Injection::none(), &Taps::none())?.cls;
+        let network = if width == 24 { &trainer.teacher } else { &trainer.student };
+        let cls = network.backbone.forward(&pixels, &Injection::none(), &Taps::none())?.cls;
         assert_eq!(cls.dims(), [4, width]);
         let injection = trainer.teacher.learner.inject(&Query::known(cls), Pass::Test)?;
         let features = trainer.teacher.backbone.forward(&pixels, &injection, &Taps::none())?;

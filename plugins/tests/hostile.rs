@@ -1,4 +1,4 @@
-//! Damaged and malicious files: every one gives a clear error, none causes a panic.
+//! Tests of damaged and malicious files: each gives a clear error, and none causes a panic.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -14,11 +14,12 @@ use common::{failure, fixtures, stream, untouched};
 /// Draws a number below `bound`.
 fn below(rng: &mut Rng, bound: usize) -> usize {
     let mut four = [0; 4];
-    use_bytes(rng, &mut four);
+    randomize(rng, &mut four);
     u32::from_le_bytes(four) as usize % bound.max(1)
 }
 
-fn use_bytes(rng: &mut Rng, bytes: &mut [u8]) {
+/// Replaces `bytes` by random bytes.
+fn randomize(rng: &mut Rng, bytes: &mut [u8]) {
     let uniform = rng.uniform(&[bytes.len()], 0.0, 256.0, &cdl_core::candle_core::Device::Cpu).unwrap();
     for (byte, value) in bytes.iter_mut().zip(uniform.to_vec1::<f32>().unwrap()) {
         *byte = value as u8;
@@ -41,7 +42,7 @@ fn mutate(original: &[u8], rng: &mut Rng) -> Vec<u8> {
         let end = (at + 1 + below(rng, 8)).min(bytes.len());
         match below(rng, 6) {
             0 => bytes[at] ^= 1 << below(rng, 8),
-            1 => use_bytes(rng, &mut bytes[at..end]),
+            1 => randomize(rng, &mut bytes[at..end]),
             2 => bytes[at..end].fill([0x00, 0x7f, 0x80, 0xff][below(rng, 4)]),
             3 => drop(bytes.drain(at..end)),
             4 => {
@@ -127,7 +128,7 @@ fn mutated_files_never_panic() {
 }
 
 /// Returns the error for a CIFAR-100 folder whose training file is this pickle.
-fn pickled(bytes: &[u8]) -> String {
+fn error_of_pickle(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     for file in ["test", "meta"] {
         fs::copy(fixtures().join("cifar-100-python").join(file), folder.path().join(file)).unwrap();
@@ -150,14 +151,17 @@ fn pickles_that_name_functions_are_refused() {
         (b"\x80\x02c__builtin__\neval\n.", "`__builtin__.eval`"),
         (b"\x80\x02cnumpy.core.multiarray\nfromfile\n.", "`numpy.core.multiarray.fromfile`"),
     ] {
-        let said = pickled(pickle);
-        assert!(said.contains("train: byte") && said.contains(name) && said.contains("refused"), "{said}");
+        let message = error_of_pickle(pickle);
+        assert!(
+            message.contains("train: byte") && message.contains(name) && message.contains("refused"),
+            "{message}"
+        );
     }
     assert!(!marker.exists());
     // Opcodes that construct objects, extension codes and persistent ids.
     for opcode in [b'i', b'o', 0x81, 0x92, 0x82, b'P', b'Q'] {
-        let said = pickled(&[0x80, 2, b'N', opcode, b'.']);
-        assert!(said.contains(&format!("opcode {opcode:#04x}")), "{said}");
+        let message = error_of_pickle(&[0x80, 2, b'N', opcode, b'.']);
+        assert!(message.contains(&format!("opcode {opcode:#04x}")), "{message}");
     }
 }
 
@@ -179,14 +183,14 @@ fn invalid_pickles_are_refused() {
         (b"\x80\x02tuR.".to_vec(), "no mark"),
         (b"\x80\x02h\x07.".to_vec(), "reads memo entry 7"),
         ([b"\x80\x02".as_slice(), &[b'N'; (1 << 22) + 1]].concat(), "more than 4194304 opcodes"),
-        // Four images by 3072 become four by 3071, a million by a million, and -1 by 3072; types of other width.
+        // Replace the shape (4, 3072) by (4, 3071), (1000000, 1000000) and (-1, 3072), then the type by a wider one.
         (replaced(b"K\x04M\x00\x0c", b"K\x04M\xff\x0b"), "shape [4, 3071]"),
         (replaced(b"K\x04M\x00\x0c", b"J\x40\x42\x0f\x00J\x40\x42\x0f\x00"), "shape [1000000, 1000000]"),
         (replaced(b"K\x04M\x00\x0c", b"J\xff\xff\xff\xffM\x00\x0c"), "-1 rows or columns"),
         (replaced(b"U\x02u1", b"U\x02f8"), "other values than unsigned bytes"),
     ] {
-        let said = pickled(&bytes);
-        assert!(said.contains("train: ") && said.contains(words), "{words}: {said}");
+        let message = error_of_pickle(&bytes);
+        assert!(message.contains("train: ") && message.contains(words), "{words}: {message}");
     }
 }
 
@@ -201,8 +205,8 @@ fn repeated_text_in_a_pickle_is_bounded() {
     let names =
         [b"\x80\x02}U\x10fine_label_names](".as_slice(), &text, &b"h\0".repeat(1_999), b"es."].concat();
     fs::write(folder.path().join("meta"), names).unwrap();
-    let said = failure("cifar100", &format!("path = \"{}\"", folder.path().display()));
-    assert!(said.ends_with("meta: more than a megabyte of text"), "{said}");
+    let message = failure("cifar100", &format!("path = \"{}\"", folder.path().display()));
+    assert!(message.ends_with("meta: more than a megabyte of text"), "{message}");
 }
 
 #[test]
@@ -225,8 +229,11 @@ fn gzip_is_decompressed_at_most_to_the_size_in_the_header() {
     assert!(read("idx", &settings).is_ok());
     let train = folder.path().join("train-images-idx3-ubyte.gz");
     fs::write(&train, zip(&images(10_000_000), 0)).unwrap();
-    let said = failure("idx", &settings);
-    assert!(said.contains("images-idx3-ubyte.gz: 9 bytes of data"), "8 bytes and one more, not all: {said}");
+    let message = failure("idx", &settings);
+    assert!(
+        message.contains("images-idx3-ubyte.gz: 9 bytes of data"),
+        "decompression stops after 8 bytes and one more: {message}"
+    );
     fs::write(&train, zip(&images(0), 12)).unwrap();
     assert!(failure("idx", &settings).contains("images-idx3-ubyte.gz: cannot be read"));
 }
@@ -248,8 +255,8 @@ fn invalid_parquet_files_are_refused() {
         &[&vec![0xff; half], &whole[half..]].concat(),
     ] {
         fs::write(folder.path().join("train.parquet"), bytes).unwrap();
-        let said = failure("hub_images", &settings);
-        assert!(said.contains("train.parquet: is "), "{said}");
+        let message = failure("hub_images", &settings);
+        assert!(message.contains("train.parquet: is "), "{message}");
     }
 }
 
@@ -276,15 +283,16 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
     fs::write(root.join("in/a/1.png"), "an image").unwrap();
     assert!(listed(root, "txt", "a/0.png 0\n").is_ok());
     assert!(listed(root, "yaml", "data: [a/0.png]\ntargets: [0]\n").is_ok());
-    let said = |extension: &str, text: &str| listed(root, extension, text).expect_err("an error").to_string();
+    let message =
+        |extension: &str, text: &str| listed(root, extension, text).expect_err("an error").to_string();
     for path in
         ["../out/0.png", "a/../../out/0.png", &root.join("out/0.png").display().to_string(), "/etc/passwd"]
     {
         for (extension, text) in
             [("txt", format!("{path} 0\n")), ("yaml", format!("data:\n- {path}\ntargets:\n- 0\n"))]
         {
-            let said = said(extension, &text);
-            assert!(said.contains("leads out of") && said.contains(path), "{said}");
+            let message = message(extension, &text);
+            assert!(message.contains("leads out of") && message.contains(path), "{message}");
         }
     }
     let bomb = "a: &a [x, x, x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\ndata: *c\ntargets: *c\n";
@@ -302,7 +310,7 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
         ("data: [a/0.png\n", "is not YAML"),
         ("", "expected a mapping"),
     ] {
-        let said = said("yaml", text);
-        assert!(said.contains(words), "{words}: {said}");
+        let message = message("yaml", text);
+        assert!(message.contains(words), "{words}: {message}");
     }
 }

@@ -11,7 +11,7 @@ use cdl_core::{
 };
 use serde::Deserialize;
 
-/// Eight recorded steps of an optimiser, made by `fixtures/golden/make.py`.
+/// Eight steps of an optimiser, recorded by `fixtures/golden/make.py`.
 #[derive(Deserialize)]
 struct Recorded {
     optimizer: String,
@@ -67,10 +67,10 @@ fn every_step_equals_pytorch() -> Result<()> {
         for (number, (gradient, expected)) in case.gradients.iter().zip(&case.values).enumerate() {
             step(&mut optimizer, &var, gradient)?;
             for (ours, expected) in var.tensor().to_vec1::<f64>()?.iter().zip(expected) {
-                let apart = (ours - expected).abs();
+                let error = (ours - expected).abs();
                 assert!(
-                    apart < 1e-12 * expected.abs().max(1.0),
-                    "{} {}, step {number}: {apart:e}",
+                    error < 1e-12 * expected.abs().max(1.0),
+                    "{} {}, step {number}: error {error:e}",
                     case.optimizer,
                     case.settings
                 );

@@ -1,4 +1,4 @@
-//! Records of evaluations: use of prompts by the task of the image, and costs of networks.
+//! Tests of what an evaluation records: prompts that the images of each task use, and costs of networks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
@@ -18,7 +18,7 @@ fn trainer(source: QuerySource, learner: (&str, &str), distiller: &str) -> Resul
 }
 
 /// Returns the prompt use of both networks after the last of three tasks of four test images.
-fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
+fn prompt_use(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
     let mut trainer = trainer(QuerySource::Student, learner, "kd")?;
     let stream = Noise::new(1);
     for task in stream.tasks() {
@@ -36,9 +36,9 @@ fn used(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
 fn cosines(trainer: &Trainer, role: Role, pool: &str, query: &Tensor) -> Result<Vec<Vec<f32>>> {
     let state = trainer.state(role)?;
     let keys = state.get(pool).expect("a pool has the name of its keys in saved models").clone();
-    let unit =
+    let l2_normalize =
         |x: &Tensor| -> Result<Tensor> { Ok(x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)?) };
-    Ok(unit(query)?.matmul(&unit(&keys)?.t()?)?.to_vec2()?)
+    Ok(l2_normalize(query)?.matmul(&l2_normalize(&keys)?.t()?)?.to_vec2()?)
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn chosen_prompts_are_the_nearest_of_each_image() -> Result<()> {
         (("l2p", "pool = 7\ntop_k = 3\ndeep = true"), 5, 3),
         (("dual_prompt", "pool = 4\ne_length = 2\ng_length = 2"), 3, 1),
     ] {
-        let (trainer, networks) = used(learner)?;
+        let (trainer, networks) = prompt_use(learner)?;
         for (role, found) in [Role::Teacher, Role::Student].into_iter().zip(&networks) {
             assert_eq!(found.len(), pools, "{learner:?}");
             for pool in found {
@@ -78,7 +78,7 @@ fn chosen_prompts_are_the_nearest_of_each_image() -> Result<()> {
 
 #[test]
 fn weights_are_recorded_as_means_and_methods_without_a_pool_record_nothing() -> Result<()> {
-    let (_, networks) = used(("coda_prompt", "pool = 6\nlength = 2"))?;
+    let (_, networks) = prompt_use(("coda_prompt", "pool = 6\nlength = 2"))?;
     for found in networks {
         assert_eq!(found.len(), 5);
         for pool in found {
@@ -89,13 +89,13 @@ fn weights_are_recorded_as_means_and_methods_without_a_pool_record_nothing() -> 
         }
     }
     for learner in ["apt", "linear"] {
-        assert_eq!(used((learner, ""))?.1, [Vec::new(), Vec::new()], "{learner}");
+        assert_eq!(prompt_use((learner, ""))?.1, [Vec::new(), Vec::new()], "{learner}");
     }
     Ok(())
 }
 
 #[test]
-fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
+fn the_cost_of_a_step_counts_each_pass_and_a_shared_query_once() -> Result<()> {
     let settings = ("l2p", "pool = 7\ntop_k = 3\nlength = 4");
     for (source, distiller) in
         [(QuerySource::Student, "kd"), (QuerySource::Own, "kd_prompts"), (QuerySource::Own, "none")]
@@ -122,23 +122,23 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
         let student = trainer.student.backbone.macs(&more);
 
         let own = source == QuerySource::Own;
-        let asked = if own { plain_teacher } else { plain_student };
+        let of_query = if own { plain_teacher } else { plain_student };
         let found = trainer.cost(Role::Teacher)?;
-        let total = asked + teacher.forward + teacher.backward;
+        let total = of_query + teacher.forward + teacher.backward;
         let training = TrainingMacs {
-            query: asked,
+            query: of_query,
             teacher: 0,
             forward: teacher.forward,
             backward: teacher.backward,
             total,
         };
         assert_eq!(found.training_macs, training, "{distiller}");
-        let (query, forward) = (asked, teacher.forward);
+        let (query, forward) = (of_query, teacher.forward);
         assert_eq!(found.inference_macs, InferenceMacs { query, forward, total: query + forward });
 
-        let taught = distiller != "none";
-        let query = plain_student + if own && taught { plain_teacher } else { 0 };
-        let by_teacher = if taught { teacher.forward } else { 0 };
+        let has_teacher = distiller != "none";
+        let query = plain_student + if own && has_teacher { plain_teacher } else { 0 };
+        let by_teacher = if has_teacher { teacher.forward } else { 0 };
         let found = trainer.cost(Role::Student)?;
         let total = query + by_teacher + student.forward + student.backward;
         let training = TrainingMacs {
@@ -150,8 +150,8 @@ fn a_step_costs_its_passes_and_a_shared_query_once() -> Result<()> {
         };
         assert_eq!(found.training_macs, training, "{distiller}");
         let vars = trainer.trainable(Role::Student);
-        let numbers: usize = vars.iter().map(|var| var.tensor().elem_count()).sum();
-        assert_eq!(found.trainable_parameters, numbers as u64);
+        let parameters: usize = vars.iter().map(|var| var.tensor().elem_count()).sum();
+        assert_eq!(found.trainable_parameters, parameters as u64);
         let total = plain_student + student.forward;
         let expected = InferenceMacs { query: plain_student, forward: student.forward, total };
         assert_eq!(found.inference_macs, expected);

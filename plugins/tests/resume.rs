@@ -1,5 +1,5 @@
-//! Runs that are stopped between any two steps and resumed from a checkpoint's bytes, with networks and methods created
-//! with another seed.
+//! Tests of runs that are stopped between any two steps and resumed from the bytes of a checkpoint, with networks and
+//! methods created with another seed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
@@ -46,15 +46,15 @@ type Stop = (Position, usize, Vec<u8>);
 /// Continues a run from `from`. Returns the outcome and every state at which it can be stopped.
 fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
     let stream = Noise::new(STEPS);
-    let (mut epochs, mut moments) = (Vec::new(), Vec::new());
+    let (mut epochs, mut stops) = (Vec::new(), Vec::new());
     let accuracies = trainer.run_from(from, &stream, &mut |event| {
         match event {
             Event::Epoch(report) => {
                 epochs.push(EpochReport { seconds: 0.0, images_per_second: 0.0, ..report.clone() });
             }
-            Event::Between(moment) => {
-                let bytes = Checkpoint::of(&moment, "", 0, 0.0)?.to_bytes()?;
-                moments.push((moment.state.position, epochs.len(), bytes));
+            Event::Between(snapshot) => {
+                let bytes = Checkpoint::of(&snapshot, "", 0, 0.0)?.to_bytes()?;
+                stops.push((snapshot.state.position, epochs.len(), bytes));
             }
             _ => {}
         }
@@ -69,23 +69,23 @@ fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
             .collect()
     };
     let states = [bits(Role::Teacher)?, bits(Role::Student)?];
-    Ok((Outcome { states, accuracies, epochs }, moments))
+    Ok((Outcome { states, accuracies, epochs }, stops))
 }
 
 /// Resumes a run from every state at which it can be stopped, and compares the outcomes.
-fn every_stop(methods: (&str, &str), optimizer: &str) -> Result<()> {
-    let (whole, moments) = run(&mut trainer(1, methods, optimizer)?, RunState::default())?;
+fn resume_from_every_stop(methods: (&str, &str), optimizer: &str) -> Result<()> {
+    let (whole, stops) = run(&mut trainer(1, methods, optimizer)?, RunState::default())?;
     let tasks = whole.accuracies.student.rows().len();
-    // After every step, epoch and task.
-    assert_eq!(moments.len(), tasks * (2 * EPOCHS * (STEPS + 1) + 1));
-    assert!(moments.windows(2).all(|pair| pair[0].0 < pair[1].0), "positions come in order");
-    for (position, reported, bytes) in moments {
+    // A run can be stopped after every step, epoch and task.
+    assert_eq!(stops.len(), tasks * (2 * EPOCHS * (STEPS + 1) + 1));
+    assert!(stops.windows(2).all(|pair| pair[0].0 < pair[1].0), "positions are in order");
+    for (position, reported, bytes) in stops {
         let mut other = trainer(2, methods, optimizer)?;
         let checkpoint = Checkpoint::from_bytes(&bytes).expect("checkpoint");
         let from = checkpoint.restore(&mut other, &Noise::new(STEPS))?;
         assert_eq!(from.position, position);
         let (rest, _) = run(&mut other, from)?;
-        assert!(rest.states == whole.states, "{methods:?}, {optimizer}, {position:?}: other parameters");
+        assert!(rest.states == whole.states, "{methods:?}, {optimizer}, {position:?}: parameters differ");
         assert_eq!(rest.accuracies, whole.accuracies, "{methods:?}, {optimizer}, {position:?}");
         assert_eq!(rest.epochs, whole.epochs[reported..], "{methods:?}, {optimizer}, {position:?}");
     }
@@ -95,21 +95,21 @@ fn every_stop(methods: (&str, &str), optimizer: &str) -> Result<()> {
 #[test]
 fn a_run_resumed_between_any_two_steps_equals_an_uninterrupted_one_with_every_optimiser() -> Result<()> {
     for optimizer in ["adam", "amsgrad", "sgd", "rmsprop"] {
-        every_stop(("coda_prompt", "kd_prompts"), optimizer)?;
+        resume_from_every_stop(("coda_prompt", "kd_prompts"), optimizer)?;
     }
     Ok(())
 }
 
 #[test]
 fn a_resumed_run_equals_an_uninterrupted_one_for_methods_with_untrained_state() -> Result<()> {
-    every_stop(("apt", "review_kd"), "adam")?;
-    every_stop(("dual_prompt", "fitnets"), "adam")
+    resume_from_every_stop(("apt", "review_kd"), "adam")?;
+    resume_from_every_stop(("dual_prompt", "fitnets"), "adam")
 }
 
 #[test]
 fn damaged_checkpoints_are_refused() -> Result<()> {
-    let (_, moments) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;
-    let (_, _, bytes) = &moments[4];
+    let (_, stops) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;
+    let (_, _, bytes) = &stops[4];
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
     let refusal = |bytes: &[u8]| {
         Checkpoint::from_bytes(bytes)
@@ -138,7 +138,7 @@ fn damaged_checkpoints_are_refused() -> Result<()> {
         });
         assert!(same || !refusal(&flipped).is_empty(), "bit {bit} of byte {at}");
     }
-    assert_ne!(refusal(&[bytes.as_slice(), &[0]].concat()), "", "a byte too many");
+    assert_ne!(refusal(&[bytes.as_slice(), &[0]].concat()), "", "one byte too many");
     let version = b"\"cdl_checkpoint\":\"1\"";
     let at = bytes.windows(version.len()).position(|part| part == version).expect("version");
     let mut later = bytes.clone();
@@ -152,14 +152,14 @@ fn damaged_checkpoints_are_refused() -> Result<()> {
 /// A checkpoint of another run gives an error that names the mismatch.
 #[test]
 fn a_position_or_tensors_that_the_run_does_not_have_are_refused() -> Result<()> {
-    let (_, moments) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;
-    let restore = |moment: usize, mut trainer: Trainer| {
-        let checkpoint = Checkpoint::from_bytes(&moments[moment].2).expect("checkpoint");
+    let (_, stops) = run(&mut trainer(1, ("l2p", "fitnets"), "adam")?, RunState::default())?;
+    let restore = |stop: usize, mut trainer: Trainer| {
+        let checkpoint = Checkpoint::from_bytes(&stops[stop].2).expect("checkpoint");
         checkpoint.restore(&mut trainer, &Noise::new(STEPS)).err().map(|e| e.to_string()).unwrap_or_default()
     };
     let mut short = trainer(1, ("l2p", "fitnets"), "adam")?;
     short.settings.epochs = 1;
-    // After the first epoch of two.
+    // The checkpoint was written after the first of two epochs.
     assert_eq!(restore(STEPS, short), "state of checkpoint: the run has no task 1, teacher, epoch 2, step 1");
     let message = restore(0, trainer(1, ("dual_prompt", "fitnets"), "adam")?);
     assert!(message.contains("prompt.g_p_0"), "{message}");

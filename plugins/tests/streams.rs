@@ -1,4 +1,4 @@
-//! Streams of small files in their original formats.
+//! Tests of streams that read small files in their original formats.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -84,7 +84,7 @@ fn a_memory_rehearses_earlier_classes_and_joint_training_has_one_task() -> Resul
 }
 
 #[test]
-fn idx_files_plain_and_gzipped() -> Result<()> {
+fn idx_files_are_read_plain_and_gzipped() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     write_idx(folder.path(), "train", 9, false);
     write_idx(folder.path(), "t10k", 6, true);
@@ -126,8 +126,8 @@ fn damaged_and_missing_idx_files_are_refused() {
     let images = folder.path().join("t10k-images-idx3-ubyte");
     let bytes = fs::read(&images).unwrap();
     fs::write(&images, &bytes[..bytes.len() - 1]).unwrap();
-    let said = failure("idx", &settings);
-    assert!(said.contains("t10k-images-idx3-ubyte") && said.contains("truncated"), "{said}");
+    let message = failure("idx", &settings);
+    assert!(message.contains("t10k-images-idx3-ubyte") && message.contains("truncated"), "{message}");
     fs::write(&images, "GIF89a").unwrap();
     assert!(failure("idx", &settings).contains("not an IDX file"));
     write_idx(folder.path(), "t10k", 6, false);
@@ -149,7 +149,7 @@ fn write_images(folder: &Path) {
 }
 
 #[test]
-fn image_folders_split_by_lists() -> Result<()> {
+fn image_folders_are_split_by_lists() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     write_images(folder.path());
     let list = |name: &str, numbers: &[usize], labels: [&str; 2]| {
@@ -186,13 +186,13 @@ fn image_folders_split_by_lists() -> Result<()> {
     assert!(failure("image_folder", &settings).contains("label 1, but 0 earlier for class `night owl`"));
     list("test.txt", &[9], ["0", "1"]);
     list("train.txt", &[0], ["0", "1"]);
-    let said = failure("image_folder", &settings);
-    assert!(said.contains("line 1") && said.contains("9.png"), "{said}");
+    let message = failure("image_folder", &settings);
+    assert!(message.contains("line 1") && message.contains("9.png"), "{message}");
     Ok(())
 }
 
 #[test]
-fn the_embedded_stream_matches_its_description() -> Result<()> {
+fn the_embedded_stream_has_ten_classes_of_350_images() -> Result<()> {
     let stream = stream("embedded", "tasks = 5\n[transform]\nimage_size = 28\ntest = \"resize\"", 0)?;
     assert_eq!(stream.classes().len(), 10);
     assert_eq!((stream.classes()[0].as_str(), stream.classes()[9].as_str()), ("T-shirt/top", "Ankle boot"));

@@ -1,5 +1,5 @@
-//! Checkpoints of transformers and timm, as safetensors and `torch.save` files: features equal those of the library
-//! that wrote the file, and other files give clear errors.
+//! Tests of checkpoints of transformers and timm, as safetensors and `torch.save` files: features equal those of the
+//! library that wrote the file, and other files give clear errors.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
@@ -128,7 +128,7 @@ fn timms_and_transformers_files_of_one_network_agree() -> Result<()> {
 }
 
 #[test]
-fn a_nested_state_dict_with_a_prefix_views_and_mixed_types() -> Result<()> {
+fn a_nested_state_dict_with_a_prefix_views_and_mixed_types_is_read() -> Result<()> {
     let expected = expected("transformers_vit")?;
     let of_file = |name: &str| tokens(&weights(name)?, Some(4), Normalization::NONE, &expected);
     // The file has the weights of timm_vit.
@@ -154,8 +154,9 @@ fn changed(name: &str, change: impl Fn(&mut HashMap<String, Tensor>)) -> Result<
     Ok(fs::read(file).expect("file"))
 }
 
+/// Checks that a message contains the file's name and all `words`.
 #[track_caller]
-fn says(message: &str, words: &[&str]) {
+fn assert_contains(message: &str, words: &[&str]) {
     for word in words.iter().chain(&["some.file"]) {
         assert!(message.contains(word), "{word:?} is not in {message:?}");
     }
@@ -168,7 +169,7 @@ fn missing_and_unexpected_tensors_are_listed() -> Result<()> {
         let norm = tensors.remove("vit.layernorm.weight").expect("norm");
         tensors.insert("vit.layernorm.gamma".into(), norm);
     })?;
-    says(
+    assert_contains(
         &refusal(&bytes),
         &[
             "no tensor `vit.layernorm.weight`, `vit.encoder.layer.1.attention.attention.key.bias` \
@@ -182,7 +183,7 @@ fn missing_and_unexpected_tensors_are_listed() -> Result<()> {
         tensors.retain(|name, _| !name.starts_with("blocks.0."));
         tensors.insert("blocks.1.attn.extra".into(), Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap());
     })?;
-    says(
+    assert_contains(
         &refusal(&bytes),
         &[
             "no tensor `blocks.0.norm1.weight`, `blocks.0.norm1.bias`, `blocks.0.attn.qkv.weight`",
@@ -195,7 +196,10 @@ fn missing_and_unexpected_tensors_are_listed() -> Result<()> {
     let bytes = changed("transformers_dinov2", |tensors| {
         tensors.remove("encoder.layer.1.layer_scale2.lambda1");
     })?;
-    says(&refusal(&bytes), &["no tensor `encoder.layer.1.layer_scale2.lambda1`", "transformers' DINOv2"]);
+    assert_contains(
+        &refusal(&bytes),
+        &["no tensor `encoder.layer.1.layer_scale2.lambda1`", "transformers' DINOv2"],
+    );
     Ok(())
 }
 
@@ -209,7 +213,7 @@ fn shape_errors_name_the_tensor_of_the_file() -> Result<()> {
     };
     let key = "vit.encoder.layer.0.attention.attention.key.weight";
     let message = refusal(&narrow(key)?);
-    says(&message, &[key, "[1, 16]"]);
+    assert_contains(&message, &[key, "[1, 16]"]);
     // A hidden layer of width 0.
     let hollow = changed("timm_vit", |tensors| {
         for (name, axis) in [("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)] {
@@ -221,18 +225,18 @@ fn shape_errors_name_the_tensor_of_the_file() -> Result<()> {
             }
         }
     })?;
-    says(&refusal(&hollow), &["`blocks.0.mlp.fc1.weight`", "[0, 16]", "(hidden, D)"]);
+    assert_contains(&refusal(&hollow), &["`blocks.0.mlp.fc1.weight`", "[0, 16]", "(hidden, D)"]);
     let norm = narrow("vit.layernorm.weight")?;
     let weights = VitWeights::from_bytes("some.file".into(), &norm, None)?;
     let error = tokens(&weights, Some(4), Normalization::NONE, &expected("transformers_vit")?).unwrap_err();
-    says(&error.to_string(), &["`vit.layernorm.weight` has shape [1], expected [16]"]);
+    assert_contains(&error.to_string(), &["`vit.layernorm.weight` has shape [1], expected [16]"]);
     Ok(())
 }
 
 #[test]
 fn unsupported_architectures_are_refused() -> Result<()> {
     let clip = fs::read(fixtures().join("transformers_clip/model.safetensors")).expect("file");
-    says(
+    assert_contains(
         &refusal(&clip),
         &["`vision_model.pre_layrnorm.weight`", "layer norm before the first block", "CLIP"],
     );
@@ -241,10 +245,10 @@ fn unsupported_architectures_are_refused() -> Result<()> {
             tensors.insert(name.into(), Tensor::zeros(16, DType::F32, &Device::Cpu).unwrap());
         })
     };
-    says(&refusal(&with("norm_pre.weight")?), &["`norm_pre.weight`", "CLIP"]);
-    says(&refusal(&with("blocks.0.attn.q_norm.weight")?), &["norms of queries and keys"]);
-    says(&refusal(&with("blocks.1.mlp.w12.weight")?), &["gated MLP"]);
-    says(
+    assert_contains(&refusal(&with("norm_pre.weight")?), &["`norm_pre.weight`", "CLIP"]);
+    assert_contains(&refusal(&with("blocks.0.attn.q_norm.weight")?), &["norms of queries and keys"]);
+    assert_contains(&refusal(&with("blocks.1.mlp.w12.weight")?), &["gated MLP"]);
+    assert_contains(
         &refusal(&with("reg_token_of_mine")?),
         &["has `reg_token_of_mine`, which a plain ViT does not have"],
     );
@@ -253,36 +257,36 @@ fn unsupported_architectures_are_refused() -> Result<()> {
     let bytes = changed("timm_deit", |tensors| {
         tensors.insert("reg_token".into(), tensors["dist_token"].clone());
     })?;
-    says(&refusal(&bytes), &["`dist_token` and `reg_token` are two names of one tensor"]);
+    assert_contains(&refusal(&bytes), &["`dist_token` and `reg_token` are two names of one tensor"]);
     let bytes = changed("timm_vit", |tensors| {
         let both = ["student.", "teacher."].into_iter().flat_map(|prefix| {
             tensors.iter().map(move |(name, tensor)| (format!("{prefix}{name}"), tensor.clone()))
         });
         *tensors = both.collect();
     })?;
-    says(&refusal(&bytes), &["two networks, `student.` and `teacher.`"]);
+    assert_contains(&refusal(&bytes), &["two networks, `student.` and `teacher.`"]);
     let bytes = changed("timm_vit", |tensors| {
         let norm = tensors.remove("norm.bias").expect("norm");
         *tensors = [("fc.bias".to_string(), norm)].into();
     })?;
-    says(
+    assert_contains(
         &refusal(&bytes),
         &["no tensor of a ViT, but for instance `fc.bias`", "timm's names", "transformers'"],
     );
     let config = br#"{"hidden_act": "quick_gelu"}"#;
     let vit = fs::read(fixtures().join("timm_vit/model.safetensors")).expect("file");
     let error = VitWeights::from_bytes("some.file".into(), &vit, Some(config)).err().expect("an error");
-    says(&error.to_string(), &["`hidden_act = quick_gelu`"]);
+    assert_contains(&error.to_string(), &["`hidden_act = quick_gelu`"]);
     Ok(())
 }
 
 #[test]
 fn files_without_weights_give_different_errors() {
     let legacy = fs::read(fixtures().join("legacy.pth")).expect("file");
-    says(&refusal(&legacy), &["PyTorch before 1.6"]);
-    says(&refusal(b"<!doctype html>"), &["not a complete safetensors file"]);
-    says(&refusal(b""), &["not a complete safetensors file"]);
-    says(&refusal(b"PK\x03\x04 and nothing else"), &["not a complete PyTorch file"]);
+    assert_contains(&refusal(&legacy), &["PyTorch before 1.6"]);
+    assert_contains(&refusal(b"<!doctype html>"), &["not a complete safetensors file"]);
+    assert_contains(&refusal(b""), &["not a complete safetensors file"]);
+    assert_contains(&refusal(b"PK\x03\x04 and nothing else"), &["not a complete PyTorch file"]);
 }
 
 /// Returns a file in the format of `torch.save` with the given pickle and one storage of 64 zeros.
@@ -316,16 +320,16 @@ fn tensor_pickle(storage: &str, offset: &[u8], shape: &[u8], strides: &[u8]) -> 
 fn hostile_pickles_are_refused() {
     let (four, one) = (b"K\x04".as_slice(), b"K\x01".as_slice());
     // This pickle is valid but does not contain a ViT.
-    says(
+    assert_contains(
         &refusal(&archive(&tensor_pickle("0", b"K\x3c", four, one))),
         &["no tensor `patch_embed.proj.weight`"],
     );
-    let far = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f".as_slice();
+    let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f".as_slice();
     for (pickle, words) in [
         (tensor_pickle("0", b"K\x3d", four, one), "not within the 256 bytes"),
-        (tensor_pickle("0", b"K\x00", four, far), "not within the 256 bytes"),
-        (tensor_pickle("0", far, four, one), "not within the 256 bytes"),
-        (tensor_pickle("0", b"K\x00", far, b"K\x00"), "larger than the file"),
+        (tensor_pickle("0", b"K\x00", four, huge), "not within the 256 bytes"),
+        (tensor_pickle("0", huge, four, one), "not within the 256 bytes"),
+        (tensor_pickle("0", b"K\x00", huge, b"K\x00"), "larger than the file"),
         (tensor_pickle("0", b"K\x00", b"J\xff\xff\xff\x7f", b"K\x00"), "larger than the file"),
         (tensor_pickle("../0", b"K\x00", four, one), "`data/../0` cannot be read"),
         (tensor_pickle("0", b"J\xff\xff\xff\xff", four, one), "contains no tensors"),
@@ -337,7 +341,7 @@ fn hostile_pickles_are_refused() {
         (b"\x80\x02X\xff\xff\xff\xffa.".to_vec(), "truncated"),
         (b"\x80\x04\x95.".to_vec(), "opcode 0x95"),
     ] {
-        says(&refusal(&archive(&pickle)), &[words]);
+        assert_contains(&refusal(&archive(&pickle)), &[words]);
     }
 }
 
@@ -351,8 +355,8 @@ fn error_messages_for_hostile_pickles_have_bounded_length() {
     let module = [b"\x80\x02cnumpy\n".to_vec(), b"y".repeat(1 << 20)].concat();
     let odd = [module, b"\n(".to_vec(), b"K\x01".repeat(100_000), b"tK\x01R.".to_vec()].concat();
     for pickle in [long, named, odd] {
-        let said = refusal(&archive(&pickle));
-        assert!(said.contains("some.file") && said.len() < 3_000, "{} bytes", said.len());
+        let message = refusal(&archive(&pickle));
+        assert!(message.contains("some.file") && message.len() < 3_000, "{} bytes", message.len());
     }
 }
 
@@ -361,7 +365,7 @@ fn damaged_pytorch_files_give_errors_and_no_panics() {
     for name in ["torch_vit/pytorch_model.bin", "state_dict.pth"] {
         let whole = fs::read(fixtures().join(name)).expect("file");
         for end in (0..whole.len()).step_by(97) {
-            assert_ne!(refusal(&whole[..end]), "", "{name} cut at {end} is taken for whole");
+            assert_ne!(refusal(&whole[..end]), "", "{name} truncated at {end} is accepted");
         }
         // Flip a bit anywhere; the checksums of the archive do not cover all bytes.
         for place in (0..whole.len()).step_by(31) {

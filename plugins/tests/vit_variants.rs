@@ -1,4 +1,4 @@
-//! Variants of ViT checkpoints, compared with the tokens of timm: half-precision files, LayerScale, register tokens
+//! Comparison of variants of ViT checkpoints with the tokens of timm: half-precision files, LayerScale, register tokens
 //! with and without positions, and position embeddings resampled to a larger and to a smaller image.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -11,9 +11,9 @@
 // dQ, and once with rows of keys, for dK and dV. Each sum is computed by one warp without atomic additions, so results
 // are the same in every run.
 //
-// All three kernels have one structure. A block holds 64 rows (16 per warp) of one head in shared memory and iterates
-// over tiles of the other side: scores of the warp's rows with the tile, then sums weighted by the scores. products.cuh
-// contains the products in three arithmetics; this file processes the scores.
+// These three kernels have one structure. A block holds 64 rows of queries or keys (16 per warp) of one head in shared
+// memory and iterates over tiles of keys or queries: scores of the warp's rows with the tile, then sums weighted by the
+// scores. products.cuh contains the matrix products in three precisions; this file processes the scores.
 //
 // Launch contract, with T = f32, tf32 or bf16 and P = 32, 64, 96 or 128, the smallest that is >= head_dim (tiles are
 // padded with zeros). Blocks of 128 threads.
@@ -24,13 +24,16 @@
 //   attention_backward_keys_T_P      ceil((E + N) / 64), heads, batch   e s (128 + 2 G) + w(G) + 8 G
 //   attention_delta_T (f32, bf16)    ceil(B N H / 16)                0
 //
+// e: bytes of an element; s: elements from row to row; F, G: columns of a tile, forward and backward; w: warps' space.
+//
 //   bf16: e = 2, s = P + 8, F = 64, G = 32, w = 0
 //   tf32: e = 4, s = P + 4, F = G = 32 for P <= 64, else 16, w = 0
 //   f32:  as tf32, but w(C) = 256 (C + 4)
 //
-// More than 48 KB must be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are contiguous and
-// do not overlap. Loads are fast if all tensors are aligned to 16 bytes and head_dim is a multiple of 16 bytes;
-// otherwise results are the same. batch, heads <= 65535, and an image of qkv or extra has fewer than 2^32 elements.
+// Shared memory above 48 KiB must be allowed first (CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES). Tensors are
+// contiguous and do not overlap. Loads are fast if all tensors are aligned to 16 bytes and head_dim is a multiple of
+// 16 bytes; otherwise results are the same. batch, heads <= 65535, and an image of qkv or extra has fewer than 2^32
+// elements.
 
 #include "products.cuh"
 
@@ -80,12 +83,13 @@ template <class T> struct Output {
     __device__ T* row(unsigned row) const { return row < tokens ? own + row * width : nullptr; }
 };
 
-/// Start of `lse` and `delta` of this block's head.
+/// Returns the start of this block's head in `lse` or `delta`.
 template <class T> __device__ T* of_head(T* rows, unsigned tokens) {
     return rows + (blockIdx.z * static_cast<size>(gridDim.y) + blockIdx.y) * tokens;
 }
 
-/// The whole block copies `COUNT` rows to shared memory: `row(r)`, `head_dim` long, or zeros if that is null.
+/// Copies `COUNT` rows `row(r)` of `head_dim` elements to shared memory, with all threads of the block. A null row
+/// becomes zeros.
 template <class A, int P, int COUNT, class T, class F>
 __device__ void load_tile(T* tile, unsigned head_dim, bool vectors, F row) {
     constexpr int V = VECTOR<T>, PIECES = P / V, S = A::template STRIDE<P>;
@@ -111,8 +115,8 @@ __device__ void load_tile(T* tile, unsigned head_dim, bool vectors, F row) {
     }
 }
 
-/// The warp writes its 16 rows of `values` times `factor` to `row(r)`, where that is not null. They pass through the
-/// warp's rows of a tile that no other warp reads.
+/// Writes the warp's 16 rows of `values` times `factor` to `row(r)`, unless that is null. The values pass through the
+/// warp's own rows of `tile`, which no other warp reads.
 template <class A, int P, class T, class F>
 __device__ void store_rows(T* tile, const float (&values)[A::LANE_ROWS][P / A::ROW_LANES],
                            const float (&factor)[A::LANE_ROWS], unsigned head_dim, bool vectors, F row) {
@@ -145,7 +149,7 @@ __device__ void store_rows(T* tile, const float (&values)[A::LANE_ROWS][P / A::R
     }
 }
 
-/// The block's first row, the warp's first row, the warp's rows of the resident tiles and its own space.
+/// Index of the block's first row, index of the warp in the block, and index of the warp's first row.
 struct Place {
     unsigned block_row = blockIdx.x * ROWS, warp = threadIdx.x / 32, warp_row = block_row + warp * WARP_ROWS;
 };
@@ -168,8 +172,8 @@ __device__ void forward(const typename A::Element* qkv, const typename A::Elemen
     float* const space = reinterpret_cast<float*>(v + COLUMNS * S) + place.warp * A::template SPACE<COLUMNS>;
     load_tile<A, P, ROWS>(q, head_dim, head.vectors, [&](int r) { return head.query(place.block_row + r); });
 
-    // Online softmax, in powers of two: `top` is the largest score so far, of which all others are taken relative,
-    // `sum` this lane's part of the row's sum.
+    // Online softmax in powers of two: `top` is the largest score so far, which is subtracted from all scores; `sum`
+    // is this lane's part of the row's sum.
     const float scale_2 = scale * LOG2_E;
     float top[R], sum[R], out[R][P / A::ROW_LANES];
 #pragma unroll
@@ -194,8 +198,8 @@ __device__ void forward(const typename A::Element* qkv, const typename A::Elemen
             float highest = top[i];
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                const bool real = first + A::score_column(j) < head.keys();
-                weights[i][j] = real ? weights[i][j] * scale_2 : -INFINITY;
+                const bool valid = first + A::score_column(j) < head.keys();
+                weights[i][j] = valid ? weights[i][j] * scale_2 : -INFINITY;
                 highest = fmaxf(highest, weights[i][j]);
             }
             highest = max_over<A::ROW_LANES>(highest);
@@ -277,9 +281,9 @@ __device__ void backward_queries(const typename A::Element* qkv, const typename 
         for (int i = 0; i < R; ++i) {
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                // Beyond the keys the score is 0, which may be so far above the row's that its exponential overflows.
-                const bool real = first + A::score_column(j) < head.keys();
-                const float weight = real ? exp2f(weights[i][j] * scale_2 - lse_2[i]) : 0.0f;
+                // A score beyond the last key is 0, which may exceed the row's scores so far that exp2f overflows.
+                const bool valid = first + A::score_column(j) < head.keys();
+                const float weight = valid ? exp2f(weights[i][j] * scale_2 - lse_2[i]) : 0.0f;
                 d_scores[i][j] = weight * (d_scores[i][j] - mean[i]);
             }
         }
@@ -330,7 +334,7 @@ __device__ void backward_keys(const typename A::Element* qkv, const typename A::
         load_tile<A, P, COLUMNS>(q, head_dim, head.vectors, [&](int r) { return head.query(first + r); });
         load_tile<A, P, COLUMNS>(g, head_dim, output.vectors, [&](int r) { return output.row(first + r); });
         if (threadIdx.x < COLUMNS) {
-            // Beyond the queries, q and dy are zeros, so they add zero for any weights.
+            // Beyond the last query, q and dy are zeros and add zero for any weights.
             const unsigned row = first + threadIdx.x;
             lse_2[threadIdx.x] = row < tokens ? of_head(lse, tokens)[row] * LOG2_E : 0.0f;
             mean[threadIdx.x] = row < tokens ? of_head(delta, tokens)[row] : 0.0f;
@@ -361,18 +365,18 @@ __device__ void backward_keys(const typename A::Element* qkv, const typename A::
                      [&](int r) { return gradient.value(place.warp_row + r); });
 }
 
-/// Eight lanes a row of one head: rows lie in the order (B, N, H), sums in (B, H, N).
+/// Computes `rowsum(y ∘ dy)` with eight lanes per row and head. Rows have the order (B, N, H), sums (B, H, N).
 template <class T>
 __device__ void row_products(const T* y, const T* dy, float* delta, unsigned batch, unsigned tokens, unsigned heads,
                              unsigned head_dim) {
     constexpr unsigned LANES = 8;
     constexpr int V = VECTOR<T>;
     const size row = (blockIdx.x * static_cast<size>(THREADS) + threadIdx.x) / LANES;
-    const bool real = row < static_cast<size>(batch) * tokens * heads;
+    const bool valid = row < static_cast<size>(batch) * tokens * heads;
     const unsigned member = threadIdx.x % LANES;
     const T *own_y = y + row * head_dim, *own_dy = dy + row * head_dim;
     float sum = 0.0f;
-    if (real && head_dim % V == 0 && aligned(y) && aligned(dy)) {
+    if (valid && head_dim % V == 0 && aligned(y) && aligned(dy)) {
         for (unsigned column = member * V; column < head_dim; column += LANES * V) {
             float left[V], right[V];
             load(own_y + column, left);
@@ -380,13 +384,13 @@ __device__ void row_products(const T* y, const T* dy, float* delta, unsigned bat
 #pragma unroll
             for (int e = 0; e < V; ++e) sum = fmaf(left[e], right[e], sum);
         }
-    } else if (real) {
+    } else if (valid) {
         for (unsigned column = member; column < head_dim; column += LANES) {
             sum = fmaf(to_float(own_y[column]), to_float(own_dy[column]), sum);
         }
     }
     sum = sum_over<LANES>(sum);
-    if (real && member == 0) {
+    if (valid && member == 0) {
         const size token = row / heads, head = row % heads;
         delta[(token / tokens * heads + head) * tokens + token % tokens] = sum;
     }

@@ -4,7 +4,7 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 
-/// Dynamic shared memory of the block.
+/// Returns the dynamic shared memory of the block.
 __device__ __forceinline__ unsigned char* dynamic_shared() {
     extern __shared__ uint4 bytes[];
     return reinterpret_cast<unsigned char*>(bytes);
@@ -25,13 +25,13 @@ template <class T> __device__ T from_float(float x);
 template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16_rn(x); }
 
-/// Elements of a 16-byte load.
+/// Number of elements in a 16-byte load.
 template <class T> constexpr int VECTOR = 16 / sizeof(T);
 
-/// Whether 16-byte loads may start at this address. True for null, which is never read.
+/// Returns whether 16-byte loads may start at this address. True for null, which is never read.
 __device__ inline bool aligned(const void* p) { return (reinterpret_cast<size_t>(p) & 15) == 0; }
 
-/// `N` elements from `p`: one by one where `N` is 1, else in 16-byte loads, for which `p` is aligned.
+/// Loads `N` elements from `p`: one element if `N` is 1, else 16 bytes at a time, for which `p` must be aligned.
 template <int N, class T> __device__ inline void load(const T* p, float (&values)[N]) {
     if constexpr (N == 1) {
         values[0] = to_float(*p);
@@ -48,7 +48,7 @@ template <int N, class T> __device__ inline void load(const T* p, float (&values
     }
 }
 
-/// Stores `N` elements to `p` in the same way.
+/// Stores `N` elements to `p`: one element if `N` is 1, else 16 bytes at a time, for which `p` must be aligned.
 template <int N, class T> __device__ inline void store(T* p, const float (&values)[N]) {
     if constexpr (N == 1) {
         *p = from_float<T>(values[0]);
@@ -73,6 +73,7 @@ template <int LANES> __device__ inline float sum_over(float x) {
     return x;
 }
 
+/// Returns, in every lane, the maximum over its group of `LANES` neighbouring lanes.
 template <int LANES> __device__ inline float max_over(float x) {
 #pragma unroll
     for (int apart = LANES / 2; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(WHOLE_WARP, x, apart));

@@ -8,7 +8,7 @@
 
 namespace {
 
-/// `y = f(a, b)` over `n` elements; `b` may be null.
+/// Computes `y = f(a, b)` for `n` elements. `b` may be null.
 template <class T, class F> __device__ void map(const T* a, const T* b, T* y, size n, F f) {
     constexpr int V = VECTOR<T>;
     const size thread = blockIdx.x * static_cast<size>(blockDim.x) + threadIdx.x;
@@ -27,12 +27,12 @@ template <class T, class F> __device__ void map(const T* a, const T* b, T* y, si
     }
 }
 
-/// Φ, the distribution function of the standard normal.
+/// Returns Φ(x), the distribution function of the standard normal distribution.
 __device__ inline float cdf(float x) { return 0.5f * (1.0f + erff(x * 0.70710678118654752f)); }
 
 __device__ inline float gelu(float x) { return x * cdf(x); }
 
-/// d/dx x Φ(x) = Φ(x) + x φ(x).
+/// Returns the derivative of x Φ(x), Φ(x) + x φ(x).
 __device__ inline float gelu_slope(float x) { return cdf(x) + x * 0.39894228040143268f * expf(-0.5f * x * x); }
 
 } // namespace

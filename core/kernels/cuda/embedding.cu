@@ -1,10 +1,10 @@
 // Embedding before the first block: images to patches, and patches with the prefix to tokens.
 //
 //   pixels    (B, C, S, S)      float32
-//   cut       (B, G G, C p p)   patches of p by p pixels, one per row, G = S / p along a side; a row contains the
-//                               channels in order, each row by row
+//   patches   (B, G G, C p p)   patches of p by p pixels, G = S / p along a side, one patch per row; a row contains
+//                               the channels in order, each pixel row by pixel row
 //   embedded  (B, G G, D)       patches after their linear layer
-//   tokens    (B, R + G G, D)   the prefix (CLS and registers, R tokens), then patches plus positions
+//   tokens    (B, R + G G, D)   the prefix (CLS and registers, R tokens), then embedded patches plus positions
 //
 // Launch contract of every entry point: block (128), no shared memory; a block computes one row of an image, grid
 // (rows of an image, B). B <= 65535. Outputs do not overlap other tensors. Fast if pointers are aligned to 16 bytes and
@@ -14,10 +14,10 @@
 
 namespace {
 
-/// `V` pixels at a time: neighbours in a row of the patch.
+/// Writes one patch, `V` neighbouring pixels of a row at a time.
 template <int V, class T>
-__device__ void cut_row(const float* corner, const float* mean, const float* scale, T* y, unsigned channels, unsigned side,
-                        unsigned patch) {
+__device__ void patchify_row(const float* corner, const float* mean, const float* scale, T* y, unsigned channels,
+                             unsigned side, unsigned patch) {
     const unsigned area = patch * patch;
     for (unsigned column = threadIdx.x * V; column < channels * area; column += blockDim.x * V) {
         const unsigned channel = column / area, within = column % area;
@@ -32,16 +32,16 @@ __device__ void cut_row(const float* corner, const float* mean, const float* sca
 }
 
 template <class T>
-__device__ void cut(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels, unsigned side,
-                    unsigned patch) {
+__device__ void patchify(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels,
+                         unsigned side, unsigned patch) {
     constexpr int V = VECTOR<T>;
     const unsigned grid = side / patch, row = blockIdx.x / grid, column = blockIdx.x % grid;
     const float* corner = pixels + blockIdx.y * static_cast<size>(channels) * side * side + row * patch * side + column * patch;
     T* own = y + (blockIdx.y * static_cast<size>(gridDim.x) + blockIdx.x) * channels * patch * patch;
     if (patch % V == 0 && side % VECTOR<float> == 0 && aligned(pixels) && aligned(y)) {
-        cut_row<V>(corner, mean, scale, own, channels, side, patch);
+        patchify_row<V>(corner, mean, scale, own, channels, side, patch);
     } else {
-        cut_row<1>(corner, mean, scale, own, channels, side, patch);
+        patchify_row<1>(corner, mean, scale, own, channels, side, patch);
     }
 }
 
@@ -78,12 +78,12 @@ __device__ void assemble_tokens(const T* embedded, const T* prefix, const T* pos
 #define ENTRY extern "C" __global__ void __launch_bounds__(128)
 
 #define EMBEDDING(T, NAME)                                                                                             \
-    /** `cut = (pixels - mean) * scale` of each channel; `mean` and `scale` are null where pixels stay as they are. */ \
+    /** Writes `patches` of `(pixels - mean) * scale` per channel, or of `pixels` if `mean` and `scale` are null. */   \
     ENTRY patchify_##NAME(const float* pixels, const float* mean, const float* scale, T* y, unsigned channels,      \
                              unsigned side, unsigned patch) {                                                          \
-        cut<T>(pixels, mean, scale, y, channels, side, patch);                                                         \
+        patchify<T>(pixels, mean, scale, y, channels, side, patch);                                                    \
     }                                                                                                                  \
-    /** `tokens`, as above. */                                                                                         \
+    /** Writes `tokens`. */                                                                                            \
     ENTRY assemble_tokens_##NAME(const T* embedded, const T* prefix, const T* positions, T* tokens, unsigned prefix_rows, \
                               unsigned width) {                                                                        \
         assemble_tokens<T>(embedded, prefix, positions, tokens, prefix_rows, width);                                      \

@@ -4,13 +4,14 @@
 //   pieces   device addresses of V tensors, then the start of each in the row, then the length of the row: 2 V + 1
 //            64-bit numbers
 //
-// Launch contract of both entry points: block (256), grid (blocks, V), no shared memory; blocks of one tensor share it.
+// Launch contract of both entry points: block (256), grid (blocks, V), no shared memory; `blocks` blocks copy a tensor.
 // V <= 65535. float32. Fast for tensors aligned to 16 bytes in memory and in the row; otherwise results are the same.
 
 #include "device.cuh"
 
 namespace {
 
+/// Address of the tensor of this block, and its begin and length in the row.
 struct Piece {
     float* at;
     size begin, count;
@@ -22,7 +23,7 @@ struct Piece {
         count = pieces[all + piece + 1] - begin;
     }
 
-    /// Copies all of it between two places.
+    /// Copies `count` elements, with all blocks of the tensor.
     __device__ void copy(const float* from, float* to) const {
         const size thread = blockIdx.x * static_cast<size>(blockDim.x) + threadIdx.x;
         const size threads = gridDim.x * static_cast<size>(blockDim.x);

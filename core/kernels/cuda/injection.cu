@@ -14,7 +14,7 @@
 
 namespace {
 
-/// Offset of a key or value in `rows`.
+/// Returns the offset in `rows` of the block's key or value of `image`.
 __device__ inline size place_in_rows(size image, unsigned width) { return (image * gridDim.x + blockIdx.x) * width; }
 
 template <int V, class T> __device__ void copy_row(const float* from, T* to, unsigned width) {
@@ -41,7 +41,7 @@ __device__ void gather(const float* own, const float* shared, const unsigned* pl
     }
 }
 
-/// The sum over images, in their order.
+/// Writes the sum over `images` images from `image` on, in order.
 template <int V, class T>
 __device__ void sum_rows(const T* d_rows, size image, unsigned images, float* to, unsigned width) {
     for (unsigned column = threadIdx.x * V; column < width; column += blockDim.x * V) {
@@ -79,12 +79,12 @@ __device__ void scatter(const T* d_rows, const unsigned* places, float* d_own, f
 #define ENTRY extern "C" __global__ void __launch_bounds__(128)
 
 #define INJECTION(T, NAME)                                                                                             \
-    /** Writes `rows`; `own` is null where O = 0, `shared` where S = 0. */                                             \
+    /** Writes `rows`. `own` may be null if O = 0, `shared` if S = 0. */                                               \
     ENTRY gather_rows_##NAME(const float* own, const float* shared, const unsigned* places, T* rows,                   \
                              unsigned own_rows, unsigned width) {                                                      \
         gather<T>(own, shared, places, rows, own_rows, width);                                                         \
     }                                                                                                                  \
-    /** Writes the rows of `d_own` and `d_shared` that are taken. */                                                   \
+    /** Writes the rows of `d_own` and `d_shared` that `places` contains. */                                           \
     ENTRY scatter_rows_##NAME(const T* d_rows, const unsigned* places, float* d_own, float* d_shared,                  \
                               unsigned own_rows, unsigned width) {                                                     \
         scatter<T>(d_rows, places, d_own, d_shared, own_rows, width);                                                  \

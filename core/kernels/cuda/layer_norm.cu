@@ -11,7 +11,7 @@ namespace {
 constexpr int WARPS = 4;
 constexpr unsigned WIDEST_HELD = 1280;
 
-/// Share of a row of one lane: pieces of `V` neighbouring elements, `32 V` apart. `PIECES` pieces are kept in
+/// One lane's share of a row: pieces of `V` neighbouring elements, `32 V` apart. `PIECES` pieces are kept in
 /// registers; if `PIECES` is 0, each piece is read when it is used.
 template <class T, int V, int PIECES> struct Row {
     const T* row;
@@ -52,7 +52,7 @@ struct Statistics {
     float mean, inverse_deviation;
 };
 
-/// Computes the statistics in two passes: a variance from the difference of large sums would lose its digits.
+/// Computes the statistics in two passes, because a variance from the difference of large sums would lose its digits.
 template <class T, int V, int PIECES> __device__ Statistics statistics(const Row<T, V, PIECES>& x, float eps) {
     float values[V], sum = 0.0f, squares = 0.0f;
     x.each_piece([&](int p, unsigned column) {
@@ -86,7 +86,7 @@ __device__ void forward_row(const T* x_row, const float* gamma, const float* bet
     });
 }
 
-/// With x̂ the normalised row and g = γ dy: `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation + plus`.
+/// Computes `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation + plus` with x̂ the normalised row and g = γ dy.
 template <class T, int V, int PIECES>
 __device__ void backward_row(const T* x_row, const float* gamma, const T* dy_row, const T* plus, T* dx, unsigned width,
                              float eps) {
@@ -115,18 +115,18 @@ __device__ void backward_row(const T* x_row, const float* gamma, const T* dy_row
     });
     const float mean = sum_over<32>(sum) / width, projection = sum_over<32>(product) / width;
     x.each_piece([&](int p, unsigned column) {
-        float past[V] = {};
-        if (plus) load(plus + column, past);
+        float residual[V] = {};
+        if (plus) load(plus + column, residual);
         piece(p, column);
 #pragma unroll
         for (int e = 0; e < V; ++e) {
-            gradient[e] = (gradient[e] - mean - values[e] * projection) * s.inverse_deviation + past[e];
+            gradient[e] = (gradient[e] - mean - values[e] * projection) * s.inverse_deviation + residual[e];
         }
         store(dx + column, gradient);
     });
 }
 
-/// Pieces that hold the widest row.
+/// Number of pieces that hold a row of `WIDEST_HELD` elements.
 template <class T> constexpr int PIECES = (WIDEST_HELD + 32 * VECTOR<T> - 1) / (32 * VECTOR<T>);
 
 __device__ inline size row_of_warp() { return blockIdx.x * static_cast<size>(WARPS) + threadIdx.x / 32; }
@@ -171,7 +171,7 @@ __device__ void backward(const T* x, const float* gamma, const T* dy, const T* p
                                     unsigned width, float eps) {                                                       \
         forward<T>(x, gamma, beta, y, rows, width, eps);                                                               \
     }                                                                                                                  \
-    /** The gradient of `x`, and `plus` added unless that is null; the statistics of `x` are computed again. */         \
+    /** Writes the gradient of `x`, plus `plus` unless it is null. Computes the statistics of `x` again. */            \
     ENTRY layer_norm_backward_##NAME(const T* x, const float* gamma, const T* dy, const T* plus, T* dx, unsigned rows, \
                                      unsigned width, float eps) {                                                      \
         backward<T>(x, gamma, dy, plus, dx, rows, width, eps);                                                         \

@@ -1,21 +1,21 @@
-// The matrix products of attention, in three arithmetics with one interface:
+// Matrix products of attention in three precisions, with one interface:
 //
 //   Exact   float32 by fused multiply-add
-//   Tf32    float32 in memory, products on tensor cores from 11 significant bits
+//   Tf32    float32 in memory, products on tensor cores with 11 significant bits
 //   Bf16    bfloat16 in memory, products on tensor cores
 //
-// Each has sums in float32. A warp has 16 rows of every product; in each lane are LANE_ROWS of them, `row(i)`, of
-// which ROW_LANES neighbouring lanes share the columns. Two kinds of block of 16 rows are spread over the lanes:
+// Sums are float32. A warp computes 16 rows of every product. Each lane holds values of LANE_ROWS rows, `row(i)`;
+// ROW_LANES neighbouring lanes divide the columns of a row. Two kinds of matrices are distributed over the lanes:
 //
-//   scores    16 x COLUMNS    values[i][j] is (row(i), score_column(j))    COLUMNS / ROW_LANES in a row
-//   outputs   16 x P          values[i][j] is (row(i), output_column(j))   P / ROW_LANES in a row
+//   scores    16 x COLUMNS    values[i][j] is (row(i), score_column(j))    COLUMNS / ROW_LANES values j
+//   outputs   16 x P          values[i][j] is (row(i), output_column(j))   P / ROW_LANES values j
 //
 // Operands are in shared memory, in rows of P elements that begin STRIDE<P> apart, aligned to 16 bytes. The padding of
 // the stride puts the rows that a warp reads at once into different banks.
 //
-//   stored(x)                       what is put there for x: an element, or a vector of them
-//   FORWARD_, BACKWARD_BLOCKS       blocks that a multiprocessor is to hold at once: they bound a thread's registers
-//                                   (4 to 128, 3 to 168), so that the compiler takes no more than pay
+//   stored(x)                       value stored in shared memory for x, an element or a vector of elements
+//   FORWARD_, BACKWARD_BLOCKS       blocks that a multiprocessor must hold at once (__launch_bounds__), which limits
+//                                   the registers of a thread: 4 blocks to 128, 3 blocks to 168
 //   scores<P>(c, a, b)              c = a bᵀ     a: 16 rows of the warp; b: COLUMNS rows
 //   accumulate<P>(o, w, b, space)   o += w b     w: scores; b: COLUMNS rows; space: SPACE<COLUMNS> floats of the warp
 #pragma once
@@ -40,7 +40,7 @@ struct Exact {
 
     static __device__ int row(int i) { return lane() / ROW_LANES + 4 * i; }
     static __device__ int score_column(int j) { return lane() % ROW_LANES + ROW_LANES * j; }
-    /// Four neighbouring elements, read in one load.
+    /// Returns column `j`. Groups of four are neighbours, read in one load.
     static __device__ int output_column(int j) { return j / 4 * 32 + lane() % ROW_LANES * 4 + j % 4; }
     template <class X> static __device__ X stored(X x) { return x; }
 
@@ -68,7 +68,7 @@ struct Exact {
         }
     }
 
-    /// The scores pass through `space`, since a lane needs whole rows of them.
+    /// Computes `o += w b`. The scores `w` pass through `space`, because a lane needs whole rows of them.
     template <int P, int N>
     static __device__ void accumulate(float (&o)[LANE_ROWS][P / ROW_LANES], const float (&w)[LANE_ROWS][N],
                                       const float* b, float* space) {
@@ -102,7 +102,7 @@ struct Exact {
     }
 };
 
-/// Shared code of the two arithmetics on tensor cores: the layout of results over the lanes.
+/// Layout of results over the lanes, shared by both precisions on tensor cores.
 struct TensorCore {
     static constexpr int LANE_ROWS = 2, ROW_LANES = 4;
     template <int P> static constexpr int FORWARD_BLOCKS = P <= 64 ? 4 : P <= 96 ? 3 : 2;
@@ -113,7 +113,7 @@ struct TensorCore {
     static __device__ int score_column(int j) { return j / 2 * 8 + lane() % 4 * 2 + j % 2; }
     static __device__ int output_column(int j) { return score_column(j); }
 
-    /// Adds a 16 x 8 product to columns `8 n` and on.
+    /// Adds a 16 x 8 product to the eight columns from `8 n` on.
     template <int N, class F> static __device__ void add_to(float (&c)[LANE_ROWS][N], int n, F product) {
         float part[4] = {c[0][2 * n], c[0][2 * n + 1], c[1][2 * n], c[1][2 * n + 1]};
         product(part);
@@ -156,8 +156,8 @@ struct Tf32 : TensorCore {
         }
     }
 
-    /// A lane has columns 2t and 2t + 1 of the scores, and the instruction wants t and t + 4. A sum may be taken in
-    /// any order, so those two columns are called t and t + 4, and with them the rows of `b`.
+    /// Computes `o += w b`. A lane holds columns 2t and 2t + 1 of the scores, but the instruction expects t and t + 4.
+    /// The order of a sum is free, so a lane passes its columns as t and t + 4, with the same rows of `b`.
     template <int P, int N>
     static __device__ void accumulate(float (&o)[LANE_ROWS][P / ROW_LANES], const float (&w)[LANE_ROWS][N],
                                       const float* b, float*) {
@@ -192,7 +192,7 @@ struct Bf16 : TensorCore {
             load_matrices(left, a + l % 16 * STRIDE<P> + k + l / 16 * 8);
 #pragma unroll
             for (int n = 0; n < N / 2; n += 2) {
-                unsigned right[4]; // rows 8 n and on of b in two halves, then rows 8 (n + 1) and on
+                unsigned right[4]; // eight rows of b from 8 n on, in two halves, then eight rows from 8 (n + 1) on
                 load_matrices(right, b + (8 * n + l / 16 * 8 + l % 8) * STRIDE<P> + k + l / 8 % 2 * 8);
                 add_to(c, n, [&](float(&part)[4]) { mma_bf16(part, left, right[0], right[1]); });
                 add_to(c, n + 1, [&](float(&part)[4]) { mma_bf16(part, left, right[2], right[3]); });
@@ -200,7 +200,7 @@ struct Bf16 : TensorCore {
         }
     }
 
-    /// The scores of a lane are what the instruction wants of them, once rounded.
+    /// Computes `o += w b`. A lane already holds the scores that the instruction expects of it, and only rounds them.
     template <int P, int N>
     static __device__ void accumulate(float (&o)[LANE_ROWS][P / ROW_LANES], const float (&w)[LANE_ROWS][N],
                                       const bf16* b, float*) {

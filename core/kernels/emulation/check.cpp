@@ -1,13 +1,14 @@
-// Runs every entry point of the kernels on the CPU and compares it with double precision. Ends with 1 on any miss.
+// Runs every entry point of the kernels on the CPU and compares it with double precision. Exits with 1 if a check
+// fails.
 //
 //   check [elementwise] [layer_norm] [attention] [embedding] [injection] [rows] [flat]
 //
-// With names, only those files are checked.
+// Names restrict the checks to these files.
 //
-// Bounds. Let u be half the distance from 1 to the next number: 2^-24 for float32, 2^-11 for tf32, 2^-8 for bf16. An
-// error is measured against the root of the sum of the squared terms of what is computed (reference.h): rounding
-// errors add up like the terms themselves, at random. Every place in which a value is rounded to a type counts one u
-// of that type, beside what float32 arithmetic costs. The checks of each file say which places those are.
+// Error bounds. Let u be the unit roundoff, half the distance from 1 to the next number: 2^-24 for float32, 2^-11 for
+// tf32, 2^-8 for bf16. The error of a sum is relative to the root of the sum of its squared terms (reference.h),
+// because rounding errors add up at random. Each rounding of a value to a type adds one u of that type to the bound, in
+// addition to the errors of float32 arithmetic. Each check_*.cpp lists its roundings.
 
 #include "workbench.h"
 
@@ -23,6 +24,6 @@ int main(int count, char** arguments) {
         bench.random.seed(1);
         if (all || std::erase(wanted, name) > 0) check(bench);
     }
-    for (const std::string& name : wanted) bench.table.miss(name, "no such check");
+    for (const std::string& name : wanted) bench.table.miss(name, "unknown check");
     return bench.table.report();
 }

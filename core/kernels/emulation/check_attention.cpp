@@ -1,11 +1,11 @@
-// Checks attention.cu: forward, delta and both backward kernels in turn, as a training step launches them.
+// Checks attention.cu: forward, delta and both backward kernels, in the order of a training step.
 //
-// Roundings to bf16, one u = 2^-8 each: the result everywhere; the weights, multiplied with values or gradients;
-// the scores' gradients, multiplied with keys or queries; the output y in delta. To tf32, u = 2^-11: both factors of
-// every product. An error e of a score is a relative error e of its weight: u times the root of the score's squared
-// partial sums in float32, and 2 u times that of its squared terms if their factors are rounded to tf32. All else in
-// float32 comes to 4 u. What is float32 counts four times: the worst of some thousand rows is as far off. A row of
-// delta is a single number, in which nothing averages out: all counts twice.
+// Roundings to bf16, one u = 2^-8 each: every result; the weights, before they multiply values or gradients; the
+// scores' gradients, before they multiply keys or queries; the output y, in delta. Roundings to tf32, u = 2^-11: both
+// factors of every product. An absolute error e of a score is a relative error e of its weight. In float32, e is u
+// times the root of the score's squared partial sums; factors rounded to tf32 add 2 u times the root of its squared
+// terms. All other float32 arithmetic adds 4 u. Float32 errors count four times, because the worst of some thousand
+// rows deviates that far. A row of delta is one number, in which errors do not average out: its bound is doubled.
 
 #include <array>
 
@@ -34,7 +34,7 @@ namespace {
 
 enum class Arithmetic { f32, tf32, bf16 };
 
-/// The kernels for heads up to `padded` wide.
+/// Kernels for heads of at most `padded` channels.
 template <class T> struct Kernels {
     std::string name;
     unsigned padded;
@@ -51,7 +51,7 @@ template <class T> struct Kernels {
 const Kernels<float> F32[] = ALL_WIDTHS(f32), TF32[] = ALL_WIDTHS(tf32);
 const Kernels<bf16> BF16[] = ALL_WIDTHS(bf16);
 
-/// Bytes of shared memory, as the launch contract says.
+/// Bytes of shared memory by the launch contract of attention.cu.
 struct Shared {
     size_t forward, queries, keys;
 
@@ -66,14 +66,14 @@ struct Shared {
     }
 };
 
-/// Kind of input. Far below: all scores are about -300, while those of padding are 0. Rising: later
-/// keys have larger scores, so that every tile has a new maximum.
+/// Kind of input. `far_below`: all scores are about -300, but scores of padding are 0. `rising`: later keys have larger
+/// scores, so that every tile has a new maximum.
 enum class Kind { plain, far_below, rising };
 
 struct Case {
     reference::Sizes sizes;
     Kind kind = Kind::plain;
-    /// A bit for each tensor that is not aligned: 1 qkv, 2 extra, 4 dy, 8 y, 16 d_qkv, 32 d_extra.
+    /// One bit per tensor, set if it is not aligned: 1 qkv, 2 extra, 4 dy, 8 y, 16 d_qkv, 32 d_extra.
     size_t offset = 0;
     size_t offset_of(int bit) const { return offset >> bit & 1; }
 
@@ -86,7 +86,7 @@ struct Case {
     }
 };
 
-/// Gives each head's queries and keys a first element that makes the scores what `kind` says.
+/// Sets the first element of each head's queries and keys such that the scores are of the kind `c.kind`.
 void shape(Values& rows, size_t count, size_t parts, size_t first_key, const Case& c, double scale) {
     if (c.kind == Kind::plain) return;
     const reference::Sizes& s = c.sizes;
@@ -102,7 +102,7 @@ void shape(Values& rows, size_t count, size_t parts, size_t first_key, const Cas
     }
 }
 
-/// The queries', keys' and values' parts of `(B, N, 3D)`, each `(B, N, D)`.
+/// Splits `qkv` `(B, N, 3D)` into queries, keys and values, each `(B, N, D)`.
 std::array<Values, 3> split(const Values& qkv, const reference::Sizes& s) {
     std::array<Values, 3> parts;
     for (size_t at = 0; at < qkv.size(); at += s.width()) {
@@ -134,10 +134,10 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
 
     const double f = 4.0 * UNIT<float> * (4.0 + expected.score_sums);
     const bool half = arithmetic == Arithmetic::bf16, tf32 = arithmetic == Arithmetic::tf32;
-    // Where one term makes the score, its error is in every row of a key or query: the errors do not average out.
-    const double alike = c.kind == Kind::plain ? 1.0 : 2.0;
-    const double score = tf32 ? alike * 2.0 * UNIT_TF32 * expected.score_terms : 0.0;
-    const double once = half ? UNIT<bf16> : tf32 ? UNIT_TF32 : 0.0;
+    // If one term dominates the scores, all rows of a key or query have the same error, which does not average out.
+    const double correlated = c.kind == Kind::plain ? 1.0 : 2.0;
+    const double score = tf32 ? correlated * 2.0 * UNIT_TF32 * expected.score_terms : 0.0;
+    const double rounding = half ? UNIT<bf16> : tf32 ? UNIT_TF32 : 0.0;
 
     in_all_orders(bench.table, "attention" + suffix, at, [&](Order order) {
         const size_t rows = s.batch * s.heads * s.tokens;
@@ -164,22 +164,22 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
                           d_extra.pointer(), batch, tokens, extras, heads, head_dim, scale);
         });
         if (!intact(qkv, extra, dy, y, lse, delta, d_qkv, d_extra)) {
-            bench.table.miss("attention" + suffix, at + ": wrote where it must not");
+            bench.table.miss("attention" + suffix, at + ": overwrote a guard or an input");
         }
         std::vector<unsigned char> all = y.content();
         const auto append = [&](std::vector<unsigned char> more) { all.insert(all.end(), more.begin(), more.end()); };
         append(lse.content()), append(delta.content()), append(d_qkv.content()), append(d_extra.content());
         if (order != Order::forward) return all;
 
-        // Rounded in y: weights and values (tf32) or weights and y (bf16).
+        // Rounded in y: weights and values (tf32), or weights and y (bf16).
         Table& table = bench.table;
         const size_t d = s.head_dim;
-        table.compare("attention_forward" + suffix, at, y.values(), expected.y, d, true, f + score + 2.0 * once);
+        table.compare("attention_forward" + suffix, at, y.values(), expected.y, d, true, f + score + 2.0 * rounding);
         table.compare("attention_forward" + suffix + " lse", at, lse.values(), expected.lse, 1, false, f + score);
         table.compare("attention_delta for " + kernels->name, at, delta.values(), expected.delta, 1, true,
-                      2.0 * (f + score + 2.0 * once));
-        // In dv: weights and gradients, or weights and dv. In dq and dk: the weight; dy and v, or delta; then scores'
-        // gradients and keys or queries, or scores' gradients and the result.
+                      2.0 * (f + score + 2.0 * rounding));
+        // Rounded in dv: weights and dy (tf32) or weights and dv (bf16). In dq and dk: dy and v (tf32) or delta (bf16);
+        // then the scores' gradients and the keys or queries (tf32) or the scores' gradients and the result (bf16).
         const auto parts = split(d_qkv.values(), s), right = split(expected.d_qkv.value, s);
         const auto size = split(expected.d_qkv.size, s);
         const char* names[] = {"attention_backward_queries", "attention_backward_keys", "attention_backward_keys"};
@@ -187,11 +187,11 @@ template <class T> void check(Bench& bench, Arithmetic arithmetic, const Kernels
         for (int part = 0; part < 3; ++part) {
             Expected of_part;
             of_part.value = right[part], of_part.size = size[part];
-            const double bound = f + score + (part < 2 ? tf32 ? 4.0 : 3.0 : 2.0) * once;
+            const double bound = f + score + (part < 2 ? tf32 ? 4.0 : 3.0 : 2.0) * rounding;
             table.compare(names[part] + suffix + outputs[part], at, parts[part], of_part, d, true, bound);
         }
         if (s.extra > 0) {
-            const double bound = f + score + (tf32 ? 4.0 : 3.0) * once;
+            const double bound = f + score + (tf32 ? 4.0 : 3.0) * rounding;
             table.compare("attention_backward_keys" + suffix + " d_extra", at, d_extra.values(), expected.d_extra, d,
                           true, bound);
         }
@@ -211,13 +211,15 @@ void check_nan(Bench& bench) {
     const Values values = y.values();
     for (size_t i = 0; i < values.size(); ++i) {
         const bool first_head = i % width < head_dim;
-        if (std::isnan(values[i]) != first_head) bench.table.miss("attention_forward_f32_32", "NaN is lost or spread");
+        if (std::isnan(values[i]) != first_head) {
+            bench.table.miss("attention_forward_f32_32", "a NaN key must make all rows of its head NaN, and no others");
+        }
     }
 }
 
 template <class T> void check_all(Bench& bench, Arithmetic arithmetic, const Kernels<T>* widths) {
     const auto run = [&](const Case& c) { check(bench, arithmetic, widths, c); };
-    // Rows and keys around the tiles of 16, 32 and 64, in every padded width, which not every head fills.
+    // Numbers of rows and keys around the tile sizes 16, 32 and 64, in every padded width; some heads are narrower.
     for (size_t head_dim : {8, 16, 24, 32, 64, 80, 96, 128}) {
         run({{2, 5, 1, 2, head_dim}});
         run({{1, 17, 16, 1, head_dim}});
@@ -233,7 +235,7 @@ template <class T> void check_all(Bench& bench, Arithmetic arithmetic, const Ker
         run({{1, 20, 5, 2, 16}, kind});
         run({{1, 70, 10, 1, 64}, kind});
     }
-    // A ViT's rows, with prompts of every length in use.
+    // Numbers of tokens of a ViT, with several prompt lengths.
     run({{1, 197, 0, 1, 64}});
     run({{1, 197, 20, 1, 64}});
     run({{1, 202, 10, 1, 64}});

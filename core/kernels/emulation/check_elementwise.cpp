@@ -1,7 +1,7 @@
-// Checks elementwise.cu: every length around a vector and a grid, each pointer aligned or not, in place or not.
+// Checks elementwise.cu: lengths around a vector and a grid, each pointer aligned or not.
 //
-// Each result is rounded once: one u of its type. GELU is measured against |x| and its gradient against |dy|, and
-// costs a few roundings in float32 beside.
+// Each result is rounded once to its type: one u. Errors of GELU are relative to |x|, those of its gradient to |dy|;
+// float32 arithmetic adds a few roundings.
 
 #include "workbench.h"
 
@@ -28,7 +28,7 @@ template <class T> struct Kernels {
 const Kernels<float> F32 = KERNELS(f32);
 const Kernels<bf16> BF16 = KERNELS(bf16);
 
-/// Inputs near 0, and where Φ and its derivative are 0 or 1.
+/// Draws inputs near 0, and adds some for which Φ and its derivative are 0 or 1.
 Values inputs(std::mt19937& random, size_t count) {
     Values x = normal(random, count, 2.0);
     const double special[] = {0.0, -0.0, 1e-30, 6.0, -6.0, 13.5, -13.5, 1e4, -1e4};
@@ -42,14 +42,15 @@ template <class T> struct Checks {
     const Kernels<T>& kernels;
     const double bound = UNIT<T> + 4.0 * UNIT<float>;
 
-    /// `run(out)` launches a kernel that writes `out`.
+    /// Compares the output of a kernel with `expected`. `run(out, order)` launches the kernel and returns whether
+    /// guards and inputs are intact.
     template <class F>
     void check(const std::string& entry, const std::string& at, const Expected& expected, size_t offset, double bound,
                F run) {
         const std::string what = entry + "_" + kernels.name;
         in_all_orders(bench.table, what, at, [&](Order order) {
             Buffer<T> out(expected.count(), offset >> 2 & 1);
-            if (!run(out, order)) bench.table.miss(what, at + ": wrote where it must not");
+            if (!run(out, order)) bench.table.miss(what, at + ": overwrote a guard or an input");
             if (order == Order::forward) bench.table.compare(what, at, out.values(), expected, 1, false, bound);
             return out.content();
         });

@@ -1,4 +1,4 @@
-// Checks flat.cu: tensors of any length, aligned or not in memory and in the row. Numbers are copied: nothing may change.
+// Checks flat.cu: tensors of several lengths, aligned or not in memory and in the row. Copies must be exact.
 
 #include "workbench.h"
 
@@ -14,7 +14,7 @@ void scatter_flat_f32(const size*, const float*);
 
 namespace {
 
-/// No number but 0 is within it.
+/// Error bound that only exact results meet.
 constexpr double EXACT = std::numeric_limits<double>::denorm_min();
 
 void check(Bench& bench, const std::vector<size_t>& lengths, unsigned blocks, bool unaligned) {
@@ -28,19 +28,19 @@ void check(Bench& bench, const std::vector<size_t>& lengths, unsigned blocks, bo
         for (double x : values) all.value.push_back(rounded<float>(x)), all.size.push_back(1.0);
         starts.push_back(all.count());
     }
-    /// Tensors with these numbers, or for them, and the table that names them.
+    /// Returns tensors that contain the values if `given`, or are empty outputs, and writes their table.
     const auto tensors = [&](bool given, std::vector<size>& table) {
-        std::vector<std::unique_ptr<Buffer<float>>> made;
+        std::vector<std::unique_ptr<Buffer<float>>> buffers;
         table.clear();
         for (unsigned t = 0; t < count; ++t) {
             const size_t offset = unaligned ? t % 4 : 0;
             const reference::Values own(all.value.begin() + starts[t], all.value.begin() + starts[t + 1]);
-            made.push_back(given ? std::make_unique<Buffer<float>>(own, offset)
-                                 : std::make_unique<Buffer<float>>(lengths[t], offset));
-            table.push_back(reinterpret_cast<uintptr_t>(made.back()->data()));
+            buffers.push_back(given ? std::make_unique<Buffer<float>>(own, offset)
+                                    : std::make_unique<Buffer<float>>(lengths[t], offset));
+            table.push_back(reinterpret_cast<uintptr_t>(buffers.back()->data()));
         }
         table.insert(table.end(), starts.begin(), starts.end());
-        return made;
+        return buffers;
     };
     std::vector<size> table;
     in_all_orders(bench.table, "gather_flat", at, [&](Order order) {
@@ -49,7 +49,7 @@ void check(Bench& bench, const std::vector<size_t>& lengths, unsigned blocks, bo
         emulation::launch({blocks, count}, {256}, 0, order, [&] { gather_flat_f32(table.data(), row.data()); });
         bool whole = row.intact();
         for (const auto& tensor : given) whole &= tensor->intact();
-        if (!whole) bench.table.miss("gather_flat", at + ": wrote where it must not");
+        if (!whole) bench.table.miss("gather_flat", at + ": overwrote a guard or an input");
         if (order == Order::forward) bench.table.compare("gather_flat", at, row.values(), all, 1, false, EXACT);
         return row.content();
     });
@@ -67,7 +67,7 @@ void check(Bench& bench, const std::vector<size_t>& lengths, unsigned blocks, bo
             const std::vector<unsigned char> bytes = tensor->content();
             content.insert(content.end(), bytes.begin(), bytes.end());
         }
-        if (!whole) bench.table.miss("scatter_flat", at + ": wrote where it must not");
+        if (!whole) bench.table.miss("scatter_flat", at + ": overwrote a guard or an input");
         if (order == Order::forward) bench.table.compare("scatter_flat", at, found, all, 1, false, EXACT);
         return content;
     });

@@ -1,6 +1,6 @@
-// Checks injection.cu: prompts of images, shared ones, both, taken in another order than they lie, and rows that nobody takes.
+// Checks injection.cu: own rows, shared rows and both, gathered in shuffled order, and rows that no place contains.
 //
-// Values are moved, rounded once to their type; gradients of shared rows are sums in float32.
+// Gathered values are rounded once to their type. Gradients of shared rows are sums in float32.
 
 #include "workbench.h"
 
@@ -29,15 +29,16 @@ const Kernels<bf16> BF16 = {"bf16", gather_rows_bf16, scatter_rows_bf16};
 
 /// `offset` has a bit for each tensor that is not aligned: 1 for `own`, 2 for `shared`, 4 for `rows`.
 template <class T>
-void check(Bench& bench, const Kernels<T>& kernels, unsigned own_rows, unsigned shared_rows, unsigned left_out, unsigned width,
-           size_t offset) {
+void check(Bench& bench, const Kernels<T>& kernels, unsigned own_rows, unsigned shared_rows, unsigned unused,
+           unsigned width, size_t offset) {
     const unsigned images = 3;
     const std::string at = std::to_string(own_rows) + " own " + std::to_string(shared_rows) + " shared without " +
-                           std::to_string(left_out) + " by " + std::to_string(width) + " offset " + std::to_string(offset);
+                           std::to_string(unused) + " by " + std::to_string(width) + " offset " +
+                           std::to_string(offset);
     std::vector<unsigned> places(own_rows + shared_rows);
     std::iota(places.begin(), places.end(), 0u);
     std::shuffle(places.begin(), places.end(), bench.random);
-    places.resize(places.size() - left_out);
+    places.resize(places.size() - unused);
     const std::vector<unsigned> given = places;
     const unsigned count = static_cast<unsigned>(places.size());
 
@@ -49,7 +50,9 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned own_rows, unsigned 
         emulation::launch({count, images}, {128}, 0, order, [&] {
             kernels.gather(own.pointer(), shared.pointer(), places.data(), rows.data(), own_rows, width);
         });
-        if (!intact(own, shared, rows) || places != given) bench.table.miss(gather, at + ": wrote where it must not");
+        if (!intact(own, shared, rows) || places != given) {
+            bench.table.miss(gather, at + ": overwrote a guard or an input");
+        }
         if (order == Order::forward) {
             const Expected expected =
                 reference::gather_rows(own.values(), shared.values(), places, images, own_rows, width);
@@ -62,14 +65,14 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned own_rows, unsigned 
     const std::string scatter = "scatter_rows_" + kernels.name;
     in_all_orders(bench.table, scatter, at, [&](Order order) {
         Buffer<float> d_own(images * own_rows * width, offset & 1), d_shared(shared_rows * width, offset >> 1 & 1);
-        if (left_out > 0) {
+        if (unused > 0) {
             memset(d_own.data(), 0, images * own_rows * width * sizeof(float));
             memset(d_shared.data(), 0, shared_rows * width * sizeof(float));
         }
         emulation::launch({count, images}, {128}, 0, order, [&] {
             kernels.scatter(d_rows.data(), places.data(), d_own.pointer(), d_shared.pointer(), own_rows, width);
         });
-        if (!intact(d_rows, d_own, d_shared)) bench.table.miss(scatter, at + ": wrote where it must not");
+        if (!intact(d_rows, d_own, d_shared)) bench.table.miss(scatter, at + ": overwrote a guard or an input");
         std::vector<unsigned char> content = d_own.content();
         const std::vector<unsigned char> more = d_shared.content();
         content.insert(content.end(), more.begin(), more.end());

@@ -1,4 +1,4 @@
-// Checks layer_norm.cu: rows held in registers and rows that are read again, aligned or not, far from zero or not.
+// Checks layer_norm.cu: rows held in registers and rows that are read again, aligned or not, with mean 0 or 100.
 //
 // The result is rounded once: one u of its type. In float32, the difference x - mean has the rounding error of the
 // mean, relative to the deviation.
@@ -46,7 +46,7 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned widt
         emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
             kernels.forward(x.data(), gamma.data(), beta.data(), y.data(), rows, width, eps);
         });
-        if (!intact(x, gamma, beta, y)) bench.table.miss(forward, at + ": wrote where it must not");
+        if (!intact(x, gamma, beta, y)) bench.table.miss(forward, at + ": overwrote a guard or an input");
         if (order == Order::forward) {
             const Expected expected = reference::layer_norm(x.values(), g, beta.values(), eps);
             bench.table.compare(forward, at, y.values(), expected, width, false, bound);
@@ -55,15 +55,15 @@ void check(Bench& bench, const Kernels<T>& kernels, unsigned rows, unsigned widt
     });
 
     const std::string backward = "layer_norm_backward_" + kernels.name;
-    for (size_t past : {size_t{0}, n}) {
-        Buffer<T> plus(normal(bench.random, past), offset >> 4 & 1);
-        const std::string of = at + (past ? " plus" : "");
+    for (size_t plus_count : {size_t{0}, n}) {
+        Buffer<T> plus(normal(bench.random, plus_count), offset >> 4 & 1);
+        const std::string of = at + (plus_count ? " plus" : "");
         in_all_orders(bench.table, backward, of, [&](Order order) {
             Buffer<T> dx(n, offset >> 3 & 1);
             emulation::launch({groups(rows, 4)}, {128}, 0, order, [&] {
                 kernels.backward(x.data(), gamma.data(), dy.data(), plus.pointer(), dx.data(), rows, width, eps);
             });
-            if (!intact(x, gamma, dy, plus, dx)) bench.table.miss(backward, of + ": wrote where it must not");
+            if (!intact(x, gamma, dy, plus, dx)) bench.table.miss(backward, of + ": overwrote a guard or an input");
             if (order == Order::forward) {
                 const Expected expected = reference::layer_norm_backward(x.values(), g, dy.values(), plus.values(), eps);
                 bench.table.compare(backward, of, dx.values(), expected, width, false, bound);

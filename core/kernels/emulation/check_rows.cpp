@@ -1,6 +1,6 @@
-// Checks rows.cu: short and long rows, scores in the hundreds, rows that are zero or shorter than the least length.
+// Checks rows.cu: short and long rows, scores in the hundreds, rows that are zero or whose norm is below the minimum.
 //
-// All is float32: sums of n terms with an error of some n^1/2 u, functions with a few u.
+// All arithmetic is float32: a sum of n terms has an error of about √n u, a function of a few u.
 
 #include "workbench.h"
 
@@ -16,14 +16,14 @@ void l2_normalize_backward_f32(const float*, const float*, float*, unsigned, uns
 
 namespace {
 
-constexpr float LEAST = 1e-12f;
+constexpr float MIN_NORM = 1e-12f;
 
-/// `run(out)` launches a kernel that writes `out` and returns whether everything else is unchanged.
+/// `run(out)` launches a kernel that writes `out` and returns whether guards and inputs are intact.
 template <class F>
 void check(Bench& bench, const std::string& what, const std::string& at, const Expected& expected, double bound, F run) {
     in_all_orders(bench.table, what, at, [&](Order order) {
         Buffer<float> out(expected.count());
-        if (!run(out, order)) bench.table.miss(what, at + ": wrote where it must not");
+        if (!run(out, order)) bench.table.miss(what, at + ": overwrote a guard or an input");
         if (order == Order::forward) bench.table.compare(what, at, out.values(), expected, 1, false, bound);
         return out.content();
     });
@@ -49,22 +49,25 @@ void check_size(Bench& bench, unsigned rows, unsigned width, double deviation) {
         return intact(y, dy, dx);
     });
 
-    Values of_rows = x.values();
-    // The last row is zero, the one before shorter than the least length.
+    Values x_values = x.values();
+    // The last row is zero. The norm of the row before it is below the minimum.
     for (unsigned i = 0; i < width; ++i) {
-        of_rows[n - width + i] = 0.0;
-        if (rows > 1) of_rows[n - 2 * width + i] *= 1e-16;
+        x_values[n - width + i] = 0.0;
+        if (rows > 1) x_values[n - 2 * width + i] *= 1e-16;
     }
-    Buffer<float> long_and_short(of_rows);
-    const Expected units = reference::l2_normalize(long_and_short.values(), width, LEAST);
-    check(bench, "l2_normalize_forward", at, units, bound, [&](Buffer<float>& out, Order order) {
-        launch(order, [&] { l2_normalize_forward_f32(long_and_short.data(), out.data(), rows, width, LEAST); });
-        return intact(long_and_short, out);
+    Buffer<float> rows_of_x(x_values);
+    const Expected normalised = reference::l2_normalize(rows_of_x.values(), width, MIN_NORM);
+    check(bench, "l2_normalize_forward", at, normalised, bound, [&](Buffer<float>& out, Order order) {
+        launch(order, [&] { l2_normalize_forward_f32(rows_of_x.data(), out.data(), rows, width, MIN_NORM); });
+        return intact(rows_of_x, out);
     });
-    const Expected d_units = reference::l2_normalize_backward(long_and_short.values(), dy.values(), width, LEAST);
-    check(bench, "l2_normalize_backward", at, d_units, 2.0 * bound, [&](Buffer<float>& dx, Order order) {
-        launch(order, [&] { l2_normalize_backward_f32(long_and_short.data(), dy.data(), dx.data(), rows, width, LEAST); });
-        return intact(long_and_short, dy, dx);
+    const Expected d_normalised = reference::l2_normalize_backward(rows_of_x.values(), dy.values(), width, MIN_NORM);
+    check(bench, "l2_normalize_backward", at, d_normalised, 2.0 * bound, [&](Buffer<float>& dx, Order order) {
+        const auto kernel = [&] {
+            l2_normalize_backward_f32(rows_of_x.data(), dy.data(), dx.data(), rows, width, MIN_NORM);
+        };
+        launch(order, kernel);
+        return intact(rows_of_x, dy, dx);
     });
 }
 

@@ -1,7 +1,7 @@
-// Compiles the kernels' sources with a plain C++20 compiler and runs them on the CPU, to test them without a GPU.
+// Replaces CUDA's headers: with it, a plain C++20 compiler builds the kernels for the CPU, to test them without a GPU.
 //
-// The threads of a block are fibers on one system thread. A fiber runs until a barrier or an instruction of the whole
-// warp, which is executed when all lanes have reached it. Errors that would be undefined on a GPU end the program:
+// The threads of a block are fibers on one system thread. A fiber runs until a barrier or a warp instruction, which is
+// executed when all lanes have reached it. The program ends with a message on errors that are undefined on a GPU:
 //
 //   - lanes of a warp, or threads of a block, that wait in different places, or for threads that have ended
 //   - rows of `load_matrices` that are not aligned, or not in shared memory
@@ -10,9 +10,9 @@
 // Dynamic shared memory is NaN when a block begins. The caller chooses the order of the fibers: forward, backward or
 // shuffled. With a missing barrier, results differ between the orders.
 //
-// Not modelled: the lockstep of a warp between two instructions of the whole warp, the speed of anything, and
-// the last bits of `exp2f`, `expf`, `erff` and `log2f`, which on the card are CUDA's. Tensor cores add up in an order
-// and with a truncation of their own; here sums are float32 in the order of the index.
+// Not emulated: lockstep of a warp between two warp instructions; speed; the last bits of `exp2f`, `expf`, `erff` and
+// `log2f`, which on a GPU are functions of CUDA; order and truncation of sums in tensor cores, which here are float32
+// sums in the order of the index.
 #pragma once
 
 #include <math.h>
@@ -60,7 +60,7 @@ inline float __bfloat162float(__nv_bfloat16 x) {
     return value;
 }
 
-/// To the nearest, ties to even.
+/// Rounds to nearest, ties to even.
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -87,8 +87,8 @@ struct Fiber {
     static constexpr size_t STACK = 256 << 10;
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK]};
-    void* fake_stack = nullptr; // the address sanitizer's
-    void* mark[5]; // where it goes on
+    void* fake_stack = nullptr; // of the address sanitizer
+    void* jump_buffer[5]; // where the fiber continues
     bool started = false;
     State state = State::ended;
     Place place;
@@ -96,12 +96,12 @@ struct Fiber {
     void (*act)(void* const*) = nullptr;
 };
 
-/// The block that runs.
+/// Block of threads that is running.
 struct Block {
     std::vector<Fiber> fibers;
     unsigned current = 0;
     ucontext_t scheduler;
-    void* scheduler_mark[5];
+    void* scheduler_jump_buffer[5];
     void* fake_stack = nullptr;
     const void* stack_bottom = nullptr;
     size_t stack_size = 0;
@@ -112,14 +112,14 @@ struct Block {
 
 inline Block block;
 
-/// Threads of a block.
+/// Returns the number of threads of a block.
 inline unsigned threads() { return blockDim.x * blockDim.y * blockDim.z; }
 
-// Fibers begin by `setcontext` and then jump: `swapcontext` asks the system for signal masks every time, half of the
-// run time and more. The address sanitizer is told of each switch. It takes the library's jumps for functions that are
-// left for good, so the compiler's own are used, in functions that it does not watch. To callers they are functions of
-// which nothing is known: inlined, they would take the caller's variables along, and other fibers change registers that
-// they do not.
+// Fibers start by `setcontext`. Later switches are jumps, because `swapcontext` makes a system call for the signal
+// mask, which took more than half of the run time. The address sanitizer must be told of each switch. It treats
+// `longjmp` of the C library as leaving functions for good, so switches use the compiler's built-in jumps, in functions
+// that it does not instrument. These functions must be opaque to callers: if they were inlined, the compiler would
+// assume that registers survive the jump, but other fibers change them.
 #if defined(__clang__)
 #define OPAQUE gnu::noinline
 #else
@@ -139,13 +139,13 @@ inline void leave(void**, const void*, size_t) {}
 inline void arrive(void*, const void**, size_t*) {}
 #endif
 
-// By itself: in a function that has a mark too, the compiler takes the mark for one that is never gone to.
-SWITCHES inline void go_on(void** mark) { __builtin_longjmp(mark, 1); }
+// A function of its own: beside a `__builtin_setjmp`, the compiler would assume that nothing jumps there.
+SWITCHES inline void jump_to(void** buffer) { __builtin_longjmp(buffer, 1); }
 
-SWITCHES inline void to_scheduler(bool for_good) {
+SWITCHES inline void to_scheduler(bool ended) {
     Fiber& fiber = block.fibers[block.current];
-    leave(for_good ? nullptr : &fiber.fake_stack, block.stack_bottom, block.stack_size);
-    if (__builtin_setjmp(fiber.mark) == 0) go_on(block.scheduler_mark);
+    leave(ended ? nullptr : &fiber.fake_stack, block.stack_bottom, block.stack_size);
+    if (__builtin_setjmp(fiber.jump_buffer) == 0) jump_to(block.scheduler_jump_buffer);
     arrive(block.fibers[block.current].fake_stack, &block.stack_bottom, &block.stack_size);
 }
 
@@ -170,8 +170,8 @@ SWITCHES inline void resume(unsigned thread) {
     block.current = thread;
     threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / blockDim.x / blockDim.y};
     leave(&block.fake_stack, fiber.stack.get(), Fiber::STACK);
-    if (__builtin_setjmp(block.scheduler_mark) == 0) {
-        if (fiber.started) go_on(fiber.mark);
+    if (__builtin_setjmp(block.scheduler_jump_buffer) == 0) {
+        if (fiber.started) jump_to(fiber.jump_buffer);
         fiber.started = true;
         setcontext(&fiber.context);
     }
@@ -184,7 +184,7 @@ inline void wait(State state, Place place) {
     to_scheduler(false);
 }
 
-/// An instruction of the whole warp. Each lane comes with its operands; once all are there, `act` works on the 32.
+/// Executes a warp instruction. Each lane passes its operands; when all 32 have arrived, `act` processes them.
 template <class T> void whole_warp(T& operands, void (*act)(T* const* lanes), Place place) {
     Fiber& fiber = block.fibers[block.current];
     fiber.operands = &operands;
@@ -197,35 +197,36 @@ inline bool same_place(const Fiber& a, const Fiber& b) {
            !strcmp(a.place.file_name(), b.place.file_name());
 }
 
-/// Whether all `count` threads from `first` wait in the same place. If some wait for others that cannot come, fails.
+/// Returns whether all `count` threads from `first` on wait in the same place. Fails if some wait for threads that
+/// cannot arrive.
 inline bool all_wait(unsigned first, unsigned count, State state) {
     const Fiber* waiting = nullptr;
-    unsigned there = 0;
+    unsigned arrived = 0;
     for (unsigned i = first; i < first + count; ++i) {
         const Fiber& fiber = block.fibers[i];
         if (fiber.state != state) continue;
         if (waiting && !same_place(fiber, *waiting)) {
             threadIdx = {i, 0, 0};
-            fail("another thread waits in another place", fiber.place);
+            fail("threads wait in different places", fiber.place);
         }
         waiting = &fiber;
-        ++there;
+        ++arrived;
     }
-    if (waiting && there < count) fail("waits for threads that will not come", waiting->place);
+    if (waiting && arrived < count) fail("waits for threads that cannot arrive", waiting->place);
     return waiting;
 }
 
 /// Runs the lanes of a warp in the given order until all have ended or wait at a barrier of the block. The last warp of a
 /// block may lack lanes.
 inline void run_warp(unsigned first, std::vector<unsigned>& lanes, const std::function<void()>& reorder) {
-    const unsigned there = std::min(32u, threads() - first);
+    const unsigned count = std::min(32u, threads() - first);
     do {
         reorder();
         for (unsigned lane : lanes) {
-            if (lane < there && block.fibers[first + lane].state == State::ready) resume(first + lane);
+            if (lane < count && block.fibers[first + lane].state == State::ready) resume(first + lane);
         }
-        if (!all_wait(first, there, State::at_warp)) return;
-        if (there < 32) fail("an instruction of the whole warp in a part of one", block.fibers[first].place);
+        if (!all_wait(first, count, State::at_warp)) return;
+        if (count < 32) fail("a warp instruction in a warp of fewer than 32 threads", block.fibers[first].place);
         void* operands[32];
         for (unsigned i = 0; i < 32; ++i) {
             operands[i] = block.fibers[first + i].operands;
@@ -263,7 +264,7 @@ inline void launch(dim3 grid, dim3 threads, size_t shared_bytes, Order order, co
     gridDim = grid;
     blockDim = threads;
     const unsigned count = emulation::threads();
-    if (count == 0 || count > 1024) fail("a block has 1 to 1024 threads", Place::current());
+    if (count == 0 || count > 1024) fail("a block must have 1 to 1024 threads", Place::current());
     block.kernel = &kernel;
     if (block.fibers.size() < count) block.fibers = std::vector<Fiber>(count);
 
@@ -288,7 +289,7 @@ inline void launch(dim3 grid, dim3 threads, size_t shared_bytes, Order order, co
         ASAN_UNPOISON_MEMORY_REGION(block.shared + shared_bytes, GUARD);
 #endif
         for (size_t i = shared_bytes; i < shared_bytes + GUARD; ++i) {
-            if (block.shared[i] != FILL) fail("wrote beyond shared memory", Place::current());
+            if (block.shared[i] != FILL) fail("a write beyond shared memory", Place::current());
         }
     }
     free(memory);
@@ -309,7 +310,7 @@ inline void __syncwarp(emulation::Place place = emulation::Place::current()) {
 
 template <class T>
 T __shfl_xor_sync(unsigned mask, T x, int apart, int width = 32, emulation::Place place = emulation::Place::current()) {
-    if (mask != 0xffffffffu || width != 32) emulation::fail("only whole warps are known", place);
+    if (mask != 0xffffffffu || width != 32) emulation::fail("only shuffles of whole warps are emulated", place);
     struct Operands {
         T value;
         int apart;
@@ -324,12 +325,12 @@ T __shfl_xor_sync(unsigned mask, T x, int apart, int width = 32, emulation::Plac
     return mine.result;
 }
 
-/// Half `half` of a register that holds two bf16.
+/// Returns half `half` (0 is the low half) of a register that contains two bf16.
 inline float bf16_half(unsigned pair, int half) {
     return __bfloat162float({static_cast<uint16_t>(pair >> 16 * half)});
 }
 
-/// `c += a b` with `a` of 16 x K and `b` of K x 8; the fragments are described in tensor_core.cuh.
+/// Computes `c += a b` with `a` of 16 x K and `b` of K x 8; the fragments are described in tensor_core.cuh.
 template <int K> void multiply(float* const (&c)[32], const float (&a)[16][K], const float (&b)[K][8]) {
     for (int l = 0; l < 32; ++l) {
         for (int i = 0; i < 4; ++i) {
@@ -365,8 +366,8 @@ inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigne
         place);
 }
 
-/// Drops the bits that TF32 lacks, as the device does. A value that was not rounded before has a larger error.
-inline float cut_to_tf32(float x) {
+/// Truncates to TF32, as tensor cores do. A value that was not rounded before gets a larger error.
+inline float truncate_to_tf32(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     bits &= 0xffffe000u;
@@ -379,7 +380,7 @@ inline float to_tf32(float x) {
     memcpy(&bits, &x, sizeof bits);
     if (isfinite(x)) bits += 0x1000u;
     memcpy(&x, &bits, sizeof bits);
-    return cut_to_tf32(x);
+    return truncate_to_tf32(x);
 }
 
 inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
@@ -396,8 +397,8 @@ inline void mma_tf32(float (&c)[4], const float (&a)[4], float b0, float b1,
             for (int l = 0; l < 32; ++l) {
                 const int g = l / 4, t = l % 4;
                 c[l] = lanes[l]->c;
-                for (int r = 0; r < 4; ++r) a[g + r % 2 * 8][t + r / 2 * 4] = cut_to_tf32(lanes[l]->a[r]);
-                for (int r = 0; r < 2; ++r) b[t + r * 4][g] = cut_to_tf32(lanes[l]->b[r]);
+                for (int r = 0; r < 4; ++r) a[g + r % 2 * 8][t + r / 2 * 4] = truncate_to_tf32(lanes[l]->a[r]);
+                for (int r = 0; r < 2; ++r) b[t + r * 4][g] = truncate_to_tf32(lanes[l]->b[r]);
             }
             multiply<8>(c, a, b);
         },
@@ -408,9 +409,11 @@ inline void load_matrices_either(unsigned (&m)[4], const __nv_bfloat16* row, boo
     const unsigned char* at = reinterpret_cast<const unsigned char*>(row);
     const emulation::Block& block = emulation::block;
     if (at < block.shared || at + 16 > block.shared + block.shared_bytes) {
-        emulation::fail("a row beyond shared memory", place);
+        emulation::fail("load_matrices: a row outside shared memory", place);
     }
-    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) emulation::fail("a row that is not aligned", place);
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) {
+        emulation::fail("load_matrices: a row that is not aligned to 16 bytes", place);
+    }
     struct Operands {
         unsigned* m;
         const __nv_bfloat16* row;

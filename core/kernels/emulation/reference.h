@@ -1,4 +1,4 @@
-// The operations in double precision, as their equations say, with what their errors are measured against.
+// Reference values of all operations in double precision, each with the magnitude to which its error is relative.
 #pragma once
 
 #include <math.h>
@@ -8,7 +8,7 @@
 
 namespace reference {
 
-/// Values and, for each, the size that its rounding errors are measured against.
+/// Values and, for each, the magnitude (`size`) to which its rounding error is relative.
 struct Expected {
     std::vector<double> value, size;
     explicit Expected(size_t n = 0) : value(n), size(n) {}
@@ -19,14 +19,14 @@ using Values = std::vector<double>;
 
 inline double cdf(double x) { return 0.5 * erfc(-x * M_SQRT1_2); }
 
-/// Measured against |x|: Φ is computed from 1 + erf, whose rounding error is absolute.
+/// Computes GELU. Errors are relative to |x|: Φ is computed from 1 + erf, whose rounding error is absolute.
 inline Expected gelu(const Values& x) {
     Expected y(x.size());
     for (size_t i = 0; i < x.size(); ++i) y.value[i] = x[i] * cdf(x[i]), y.size[i] = fabs(x[i]);
     return y;
 }
 
-/// Measured against |dy|, or the result where the slope is above 1.
+/// Computes the gradient of GELU. Errors are relative to |dy|, or to the result where the slope is above 1.
 inline Expected gelu_backward(const Values& x, const Values& dy) {
     Expected dx(x.size());
     for (size_t i = 0; i < x.size(); ++i) {
@@ -63,7 +63,7 @@ inline Expected layer_norm(const Values& x, const Values& gamma, const Values& b
     return y;
 }
 
-/// `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation + plus` with `g = γ dy`; `plus` may be empty.
+/// Computes `dx = (g - mean(g) - x̂ mean(g x̂)) / deviation + plus` with `g = γ dy`. `plus` may be empty.
 inline Expected layer_norm_backward(const Values& x, const Values& gamma, const Values& dy, const Values& plus,
                                     double eps) {
     const size_t width = gamma.size();
@@ -78,16 +78,16 @@ inline Expected layer_norm_backward(const Values& x, const Values& gamma, const 
         }
         for (size_t i = 0; i < width; ++i) {
             const double g = gamma[i] * dy[at + i], along = row.x[i] * projection;
-            const double past = plus.empty() ? 0.0 : plus[at + i];
-            dx.value[at + i] = (g - mean - along) / row.deviation + past;
-            dx.size[at + i] = hypot(past, hypot(g, hypot(mean, along)) / row.deviation);
+            const double residual = plus.empty() ? 0.0 : plus[at + i];
+            dx.value[at + i] = (g - mean - along) / row.deviation + residual;
+            dx.size[at + i] = hypot(residual, hypot(g, hypot(mean, along)) / row.deviation);
         }
     }
     return dx;
 }
 
-/// Images `(B, C, S, S)` as patches `(B, G G, C p p)`, of each channel `(x - mean) * scale`, measured against itself; `mean` and
-/// `scale` may be empty.
+/// Divides images `(B, C, S, S)` into patches `(B, G G, C p p)` of `(x - mean) * scale` per channel; `mean` and `scale`
+/// may be empty. Errors are relative to the values.
 inline Expected patchify(const Values& pixels, const Values& mean, const Values& scale, size_t channels, size_t side,
                             size_t patch) {
     Expected y;
@@ -110,7 +110,7 @@ inline Expected patchify(const Values& pixels, const Values& mean, const Values&
     return y;
 }
 
-/// `prefix`, then `embedded + positions`, for each image, measured against itself.
+/// Concatenates `prefix` and `embedded + positions` for each image. Errors are relative to the values.
 inline Expected assemble_tokens(const Values& embedded, const Values& prefix, const Values& positions) {
     Expected y;
     for (size_t at = 0; at < embedded.size(); at += positions.size()) {
@@ -122,7 +122,8 @@ inline Expected assemble_tokens(const Values& embedded, const Values& prefix, co
     return y;
 }
 
-/// Rows of `width`. Measured against the largest of what is added and subtracted.
+/// Computes the logarithm of the softmax of rows of `width` elements. Errors are relative to the magnitudes that are
+/// added and subtracted.
 inline Expected log_softmax(const Values& x, size_t width) {
     Expected y(x.size());
     for (size_t at = 0; at < x.size(); at += width) {
@@ -137,7 +138,7 @@ inline Expected log_softmax(const Values& x, size_t width) {
     return y;
 }
 
-/// For the output `y`.
+/// Computes the gradient of the input of `log_softmax` for its output `y`.
 inline Expected log_softmax_backward(const Values& y, const Values& dy, size_t width) {
     Expected dx(y.size());
     for (size_t at = 0; at < y.size(); at += width) {
@@ -157,33 +158,34 @@ inline double norm(const double* x, size_t width) {
     return sqrt(squares);
 }
 
-/// Measured against itself.
-inline Expected l2_normalize(const Values& x, size_t width, double least) {
+/// Divides rows of `width` elements by their norms. Errors are relative to the values.
+inline Expected l2_normalize(const Values& x, size_t width, double min_norm) {
     Expected y(x.size());
     for (size_t i = 0; i < x.size(); ++i) {
-        y.value[i] = x[i] / std::max(norm(&x[i / width * width], width), least), y.size[i] = fabs(y.value[i]);
+        y.value[i] = x[i] / std::max(norm(&x[i / width * width], width), min_norm), y.size[i] = fabs(y.value[i]);
     }
     return y;
 }
 
-inline Expected l2_normalize_backward(const Values& x, const Values& dy, size_t width, double least) {
+inline Expected l2_normalize_backward(const Values& x, const Values& dy, size_t width, double min_norm) {
     Expected dx(x.size());
     for (size_t at = 0; at < x.size(); at += width) {
         const double length = norm(&x[at], width);
         double along = 0.0, size = 0.0;
-        for (size_t i = 0; i < width && length > least; ++i) {
+        for (size_t i = 0; i < width && length > min_norm; ++i) {
             along += x[at + i] / length * dy[at + i], size += fabs(x[at + i] / length * dy[at + i]);
         }
         for (size_t i = 0; i < width; ++i) {
-            const double by = std::max(length, least);
-            dx.value[at + i] = (dy[at + i] - x[at + i] / by * along) / by;
-            dx.size[at + i] = (fabs(dy[at + i]) + fabs(x[at + i] / by) * size) / by;
+            const double divisor = std::max(length, min_norm);
+            dx.value[at + i] = (dy[at + i] - x[at + i] / divisor * along) / divisor;
+            dx.size[at + i] = (fabs(dy[at + i]) + fabs(x[at + i] / divisor) * size) / divisor;
         }
     }
     return dx;
 }
 
-/// For each image, the rows of `own`, or of `shared` counted on from there, that `places` names; measured against themselves.
+/// Gathers, for each image, the rows in `places`, which count the rows of `own`, then those of `shared`. Errors are
+/// relative to the values.
 inline Expected gather_rows(const Values& own, const Values& shared, const std::vector<unsigned>& places, size_t images,
                             size_t own_rows, size_t width) {
     Expected y;
@@ -199,7 +201,7 @@ inline Expected gather_rows(const Values& own, const Values& shared, const std::
     return y;
 }
 
-/// The gradients of both, `own` first; 0 for rows that `places` does not name.
+/// Computes the gradients of `own`, then of `shared`; 0 for rows that are not in `places`.
 inline Expected scatter_rows(const Values& dy, const std::vector<unsigned>& places, size_t images, size_t own_rows,
                              size_t shared_rows, size_t width) {
     Expected dx((images * own_rows + shared_rows) * width);
@@ -224,12 +226,12 @@ struct Sizes {
 
 struct Attention {
     Expected y, lse, delta, d_qkv, d_extra;
-    /// Sums of squares that a score's rounding errors are proportional to, root mean over all pairs of query
-    /// and key: of its terms, whose factors may be rounded, and of its partial sums, which are.
+    /// Magnitudes of a score's rounding errors, as root mean squares over all pairs of query and key: of the score's
+    /// terms, whose factors may be rounded to tf32, and of its partial sums, which are rounded to float32.
     double score_terms = 0.0, score_sums = 0.0;
 };
 
-/// Sums are measured against the root of their squared terms' sum, what they come to where signs are random.
+/// Computes attention and its gradients. Errors of sums are relative to the root of the sum of squared terms.
 inline Attention attention(const Sizes& s, const Values& qkv, const Values& extra, const Values& dy, double scale) {
     const size_t width = s.width(), d = s.head_dim;
     const double pairs = static_cast<double>(s.batch * s.heads * s.tokens * s.keys());

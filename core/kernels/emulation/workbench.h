@@ -9,7 +9,7 @@
 
 using bf16 = __nv_bfloat16;
 
-/// Half the distance from 1 to the next number.
+/// Unit roundoff, half the distance from 1 to the next number.
 template <class T> constexpr double UNIT = 0x1p-24;
 template <> constexpr double UNIT<bf16> = 0x1p-8;
 constexpr double UNIT_TF32 = 0x1p-11;
@@ -29,17 +29,17 @@ template <class T> class Buffer {
     std::vector<T> given;
 
   public:
-    /// An output: NaN, so that what no thread writes is seen.
+    /// Creates an output, filled with NaN to detect elements that no thread writes.
     explicit Buffer(size_t count, size_t offset = 0)
         : count(count), start(GUARD + offset * sizeof(T)), bytes(start + count * sizeof(T) + GUARD) {
         void* p = nullptr;
-        if (posix_memalign(&p, 16, bytes)) emulation::fail("no memory", std::source_location::current());
+        if (posix_memalign(&p, 16, bytes)) emulation::fail("out of memory", std::source_location::current());
         memory = static_cast<unsigned char*>(p);
         memset(memory, FILL, bytes);
         guard(true);
     }
 
-    /// An input, which no kernel may change.
+    /// Creates an input, which no kernel may change.
     explicit Buffer(const reference::Values& values, size_t offset = 0) : Buffer(values.size(), offset) {
         for (size_t i = 0; i < count; ++i) data()[i] = rounded<T>(values[i]);
         given.assign(data(), data() + count);
@@ -52,10 +52,10 @@ template <class T> class Buffer {
     }
 
     T* data() { return reinterpret_cast<T*>(memory + start); }
-    /// Null if there is nothing.
+    /// Returns the address of the elements, or null if there are none.
     T* pointer() { return count > 0 ? data() : nullptr; }
 
-    /// The values as the kernels see or left them.
+    /// Returns the values as the kernels read or left them.
     reference::Values values() {
         reference::Values values(count);
         for (size_t i = 0; i < count; ++i) values[i] = number(data()[i]);
@@ -64,7 +64,7 @@ template <class T> class Buffer {
 
     std::vector<unsigned char> content() { return {memory + start, memory + start + count * sizeof(T)}; }
 
-    /// Whether the guards, and an input, are as they were.
+    /// Returns whether the guards, and the elements of an input, are unchanged.
     bool intact() {
         guard(false);
         bool intact = given.empty() || memcmp(given.data(), data(), count * sizeof(T)) == 0;
@@ -101,12 +101,12 @@ class Table {
 
   public:
     void miss(const std::string& what, const std::string& at) {
-        if (++misses <= 20) printf("MISS %s: %s\n", what.c_str(), at.c_str());
+        if (++misses <= 20) printf("FAILED %s: %s\n", what.c_str(), at.c_str());
         fflush(stdout);
     }
 
-    /// Compares rows of `row` elements. The error of a row is its norm relative to the norm of the expected sizes:
-    /// the row's own or, where `typical`, the root mean square over all rows if that is larger.
+    /// Compares rows of `row` elements. The error of a row is the norm of the difference relative to the norm of the
+    /// expected magnitudes of the row or, if `typical`, to their root mean square over all rows if that is larger.
     void compare(const std::string& what, const std::string& at, const reference::Values& got,
                  const reference::Expected& expected, size_t row, bool typical, double bound) {
         const auto norm = [row](const double* x) {
@@ -123,7 +123,7 @@ class Table {
             const double distance = norm(error.data());
             const double size = std::max(norm(&expected.size[r * row]), sqrt(mean));
             const double relative = distance == 0.0 ? 0.0 : distance / size;
-            // NaN comes from what was not written.
+            // An element that was not written is NaN.
             worst = std::isnan(relative) ? INFINITY : std::max(worst, relative);
         }
         Line& line = lines[what];
@@ -138,14 +138,14 @@ class Table {
         }
     }
 
-    /// Prints all, and gives the exit status.
+    /// Prints the table and returns the exit status.
     int report() const {
         printf("%-32s %5s  %9s %9s %6s  %s\n", "", "cases", "error", "bound", "ratio", "worst at");
         for (const auto& [what, line] : lines) {
             printf("%-32s %5zu  %9.2e %9.2e %6.2f  %s\n", what.c_str(), line.cases, line.error, line.bound,
                    line.error / line.bound, line.at.c_str());
         }
-        printf("%zu misses\n", misses);
+        printf("%zu failures\n", misses);
         return misses == 0 ? 0 : 1;
     }
 };
@@ -166,7 +166,7 @@ void check_flat(Bench& bench);
 
 using emulation::Order;
 
-/// Calls `run(order)` with several orders of the threads; it gives the bytes that the kernels left, the same in each.
+/// Calls `run(order)` with several orders of the threads. The bytes that it returns must not depend on the order.
 template <class F> void in_all_orders(Table& table, const std::string& what, const std::string& at, F run) {
     const std::vector<unsigned char> first = run(Order::forward);
     for (Order order : {Order::backward, Order::shuffled}) {
@@ -178,7 +178,7 @@ inline unsigned groups(size_t count, size_t of) { return static_cast<unsigned>((
 
 template <class... T> bool intact(Buffer<T>&... buffers) { return (buffers.intact() & ...); }
 
-/// Standard normal numbers times `deviation`.
+/// Draws normal numbers with `deviation` and `mean`.
 inline reference::Values normal(std::mt19937& random, size_t count, double deviation = 1.0, double mean = 0.0) {
     std::normal_distribution<double> distribution(mean, deviation);
     reference::Values values(count);

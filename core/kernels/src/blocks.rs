@@ -1,4 +1,4 @@
-//! Interface of runs of frozen blocks: inputs, outputs, and the two operations of a network.
+//! Interface of frozen blocks, [`BlockRunner`], with the inputs and outputs of a run of consecutive blocks.
 
 use std::ops::Range;
 
@@ -28,42 +28,45 @@ pub struct Prompts {
     pub tokens: Option<Tensor>,
     /// Injected keys and values of all blocks, `(B, R, 2D)`, key and value side by side.
     pub rows: Option<Tensor>,
-    /// Share of the rows of each block, in order. Blocks beyond the end have none.
+    /// Rows of each block, from the first block on. Blocks beyond the end of the list have none.
     pub shares: Vec<BlockRows>,
 }
 
-/// One block's share of the injected rows.
+/// Indices of one block's rows in [`Prompts::rows`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BlockRows {
     /// Rows that the block attends to besides the image's tokens.
     pub attended: Range<usize>,
-    /// Row that is added to the CLS token's key and value.
+    /// Row added to the CLS token's key and value.
     pub cls: Option<usize>,
 }
 
-/// Tokens that leave a run of blocks.
+/// Tokens whose output a run of blocks returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reads {
     /// All tokens.
     All,
-    /// CLS and the last `extra` tokens; the last block computes only these.
+    /// CLS token and the last `extra` tokens. The last block computes only these.
     ClsAndLast {
-        /// Number of tokens at the end.
+        /// Number of tokens at the end of each image.
         extra: usize,
     },
 }
 
 /// Implementation of the frozen blocks of a vision transformer.
 ///
-/// Tracked prompts and a tracked input of a run receive gradients. Frozen tensors never do.
+/// Prompts and inputs of a run receive gradients if they are part of candle's graph. Frozen tensors never do.
+///
+/// # Errors
+/// Methods fail on tensors whose shapes, types or devices do not fit the network.
 pub trait BlockRunner {
     /// Input tokens `(B, N, D)` of a run: embedded images, or the output of the previous run.
     type Tokens: From<Tensor>;
 
-    /// Type of weights and activations, which prompts must have.
+    /// Returns the type of weights and activations, which prompts must have.
     fn dtype(&self) -> DType;
 
-    /// Embeds images `(B, 3, S, S)`: CLS and registers, the patches with their positions, then the prompts' tokens.
+    /// Embeds images `(B, 3, S, S)` as tokens: CLS, registers, patches with positions, then the prompts' tokens.
     fn embed(&self, pixels: &Tensor, prompts: &Prompts) -> Result<Self::Tokens>;
 
     /// Returns the output of the last of `blocks` for the tokens selected by `reads`, `(B, M, D)`.
@@ -74,7 +77,7 @@ pub trait BlockRunner {
 }
 
 impl BlockRows {
-    /// Iterates over the block's rows: first those attended to, then the row added to the CLS token.
+    /// Iterates over the indices of the block's rows: first attended rows, then the row added to the CLS token.
     pub fn places(&self) -> impl Iterator<Item = usize> {
         self.attended.clone().chain(self.cls)
     }
@@ -86,13 +89,13 @@ impl BlockRows {
 }
 
 impl Prompts {
-    /// Returns the shares of `blocks`, one for each block.
+    /// Returns the rows of each of `blocks`.
     pub(crate) fn shares_of(&self, blocks: Range<usize>) -> Vec<BlockRows> {
         blocks.map(|block| self.shares.get(block).cloned().unwrap_or_default()).collect()
     }
 }
 
-/// Returns the first block of a run that needs a backward pass, or `None`.
+/// Returns the index in the run of the first block that needs a backward pass, or `None`.
 pub(crate) fn first_trained(trains_input: bool, trains_rows: bool, shares: &[BlockRows]) -> Option<usize> {
     match (trains_input, trains_rows) {
         (true, _) => Some(0),

@@ -1,25 +1,25 @@
-//! The frozen layers of a vision transformer.
+//! Frozen layers of a vision transformer.
 //!
 //! Each type is generic over the layout of its matrices and vectors: tensors in the layout of a checkpoint, or the
 //! packed strips and plain vectors of the [`fused`](crate::fused) path.
 
 use candle_core::{DType, Result, Tensor};
 
-/// A linear layer `x Wᵀ + b`.
+/// Linear layer `x Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `W`, `(O, I)`.
+    /// Weight `W`, `(O, I)`.
     pub weight: Tensor,
-    /// `b`, `(O,)`.
+    /// Bias `b`, `(O,)`.
     pub bias: Tensor,
 }
 
 /// Scale and shift of a layer norm.
 #[derive(Debug, Clone)]
 pub struct Norm<V = Tensor> {
-    /// γ, `(D,)`.
+    /// Scale γ, `(D,)`.
     pub gamma: V,
-    /// β, `(D,)`.
+    /// Shift β, `(D,)`.
     pub beta: V,
 }
 
@@ -39,7 +39,7 @@ pub struct Stem<L = Linear, V = Tensor> {
 pub struct Block<L = Linear, V = Tensor> {
     /// Layer norm before attention.
     pub norm1: Norm<V>,
-    /// Queries, keys and values, `(3D, D)`.
+    /// Projection to queries, keys and values, `(3D, D)`.
     pub qkv: L,
     /// Projection of the attended values, `(D, D)`.
     pub proj: L,

@@ -8,11 +8,11 @@
 //! | for | see |
 //! |---|---|
 //! | single layers in candle's graph | [`linear`], [`layer_norm`], [`gelu`], [`attention`] |
-//! | losses and prompt matching | [`log_softmax`], [`softmax`], [`l2_normalize`] |
+//! | losses and prompt selection | [`log_softmax`], [`softmax`], [`l2_normalize`] |
 //! | whole blocks of a vision transformer with injected prompts | [`blocks::BlockRunner`] |
-//! | the fast path in float32 on the CPU | [`fused::FusedBlocks`] |
-//! | all other devices and types | [`TapedBlocks`] |
-//! | reference implementations by candle's operations, for tests | [`composed`] |
+//! | whole blocks in float32 on the CPU, fastest | [`fused::FusedBlocks`] |
+//! | whole blocks on other devices and in other types | [`TapedBlocks`] |
+//! | the same operations composed of candle's, for tests | [`composed`] |
 //!
 //! With the feature `cuda`, operations on a GPU launch the kernels in `core/kernels/cuda`.
 //!

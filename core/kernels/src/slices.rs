@@ -16,14 +16,14 @@ const LANES: usize = 16;
 
 /// Floating-point type: float32 or float64.
 pub trait Real: WithDType + num_traits::Float + Default + std::iter::Sum {
-    /// `e^x` for `x <= 0`.
+    /// Returns `e^x` for `x <= 0`.
     fn exp_negative(x: Self) -> Self;
-    /// Distribution function and density of the standard normal at `x`.
+    /// Returns the distribution function and the density of the standard normal distribution at `x`.
     fn normal(x: Self) -> (Self, Self);
 }
 
 impl Real for f32 {
-    /// 0 below -87, else 2^n times a polynomial on ±ln2/2.
+    /// Computes 2^n times a polynomial on ±ln2/2. Values below -87 count as -87, whose exponential is 1.6e-38.
     #[inline(always)]
     fn exp_negative(x: Self) -> Self {
         // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
@@ -43,8 +43,8 @@ impl Real for f32 {
         p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
     }
 
-    /// The upper tail is `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`; P is a minimax fit of the scaled
-    /// complementary error function with absolute error 8e-9. The error of the distribution function is below 2e-7.
+    /// Computes the upper tail as `exp(-x²/2) P(t) / 2`, `t = 1 / (1 + 0.39 |x|/√2)`. P is a minimax fit of the
+    /// scaled complementary error function with absolute error 8e-9. The distribution function's error is below 2e-7.
     #[inline(always)]
     fn normal(x: Self) -> (Self, Self) {
         let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
@@ -72,8 +72,8 @@ impl Real for f64 {
     }
 }
 
-/// Computes `count` values in rows of `width` in parallel. `f` receives the range of each group of [`ROWS`] rows, and
-/// the group to write.
+/// Computes `count` values in rows of `width` in parallel. `f` receives the element range of each group of [`ROWS`]
+/// rows, and the slice to write.
 pub fn by_rows<T: Real>(count: usize, width: usize, f: impl Fn(Range<usize>, &mut [T]) + Sync) -> Vec<T> {
     let mut y = vec![T::default(); count];
     let chunk = ROWS * width;
@@ -84,6 +84,7 @@ pub fn by_rows<T: Real>(count: usize, width: usize, f: impl Fn(Range<usize>, &mu
     y
 }
 
+/// Returns the sum of `term(0)` to `term(count - 1)` from [`LANES`] partial sums, in a fixed order.
 #[inline(always)]
 fn sum_of<T: Real>(count: usize, term: impl Fn(usize) -> T) -> T {
     let mut partial = [T::zero(); LANES];
@@ -112,7 +113,7 @@ fn moments<T: Real>(x: &[T], eps: T) -> (T, T) {
     (mean, T::one() / (variance + eps).sqrt())
 }
 
-/// `y = (x - mean) / sqrt(var + eps) * γ + β` for every row of `γ.len()` elements.
+/// Computes `y = (x - mean) / sqrt(var + eps) * γ + β` for every row of `γ.len()` elements.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 pub fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: T, y: &mut [T]) {
     let width = gamma.len();
@@ -124,7 +125,7 @@ pub fn layer_norm<T: Real>(x: &[T], gamma: &[T], beta: &[T], eps: T, y: &mut [T]
     }
 }
 
-/// `dx = rstd * (g - mean(g) - x̂ mean(g x̂))` with `g = dy γ` and `x̂` the normalised row.
+/// Computes `dx = rstd * (g - mean(g) - x̂ mean(g x̂))` with `g = dy γ` and `x̂` the normalised row.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 pub fn layer_norm_backward<T: Real>(x: &[T], gamma: &[T], eps: T, dy: &[T], dx: &mut [T]) {
     let width = gamma.len();
@@ -159,7 +160,7 @@ pub fn softmax<T: Real>(scores: &mut [T], width: usize, scale: T) {
     }
 }
 
-/// `y = gelu(x)`.
+/// Computes `y = gelu(x)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 pub fn gelu<T: Real>(x: &[T], y: &mut [T]) {
     for (y, &x) in y.iter_mut().zip(x) {
@@ -167,7 +168,7 @@ pub fn gelu<T: Real>(x: &[T], y: &mut [T]) {
     }
 }
 
-/// `dx = dy * gelu'(x)`.
+/// Computes `dx = dy * gelu'(x)`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 pub fn gelu_backward<T: Real>(x: &[T], dy: &[T], dx: &mut [T]) {
     for ((dx, &dy), &x) in dx.iter_mut().zip(dy).zip(x) {
@@ -176,7 +177,7 @@ pub fn gelu_backward<T: Real>(x: &[T], dy: &[T], dx: &mut [T]) {
     }
 }
 
-/// `Σ a·b` with [`LANES`] partial sums.
+/// Returns `Σ a·b` from [`LANES`] partial sums.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     sum_of(a.len().min(b.len()), |i| a[i] * b[i])
@@ -208,8 +209,8 @@ impl<'a, T> View<'a, T> {
     }
 }
 
-/// `dst = a b`, or `dst += a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has
-/// `m` rows of `n`, `dst_stride` apart. With one thread the calling thread computes.
+/// Computes `dst = a b`, or `dst += a b` if `accumulate`; `a` is `(m, k)`, `b` is `(k, n)`, and `dst` has `m` rows of
+/// `n`, `dst_stride` apart. If `threads` is 1, the calling thread computes alone.
 ///
 /// # Panics
 /// If an operand's slice is too small for its matrix, which is a bug in the caller.
@@ -223,8 +224,8 @@ pub fn gemm<T: Real>(
     b: View<'_, T>,
     threads: usize,
 ) {
-    assert!(a.covers(m, k) && b.covers(k, n), "matrix outside its slice");
-    assert!(m == 0 || n == 0 || ((m - 1) * dst_stride + n <= dst.len()));
+    assert!(a.covers(m, k) && b.covers(k, n), "an operand exceeds its slice");
+    assert!(m == 0 || n == 0 || ((m - 1) * dst_stride + n <= dst.len()), "the result exceeds its slice");
     assert!(m <= 1 || dst_stride >= n, "rows of the result overlap");
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: all three pointers come from slices; the asserts above show that every element the strides reach lies

@@ -27,7 +27,7 @@ pub fn float32_on_gpu(x: &Tensor) -> bool {
     on_gpu(x) && x.dtype() == DType::F32
 }
 
-/// Returns the elements of a contiguous tensor.
+/// Returns the elements of a contiguous tensor on the CPU.
 pub fn slice<'a, T: Real>((storage, layout): &'a (impl Deref<Target = Storage>, &Layout)) -> Result<&'a [T]> {
     match (&**storage, layout.contiguous_offsets()) {
         (Storage::Cpu(storage), Some((start, end))) => Ok(&storage.as_slice::<T>()?[start..end]),
@@ -53,7 +53,8 @@ macro_rules! on_cpu {
 }
 pub(crate) use on_cpu;
 
-/// Returns the value of a function of [`cuda`](crate::cuda) if `$tensor` is on a GPU and this build has CUDA kernels.
+/// Returns from the caller with the result of a function of [`cuda`](crate::cuda) if `$tensor` is on a GPU and this
+/// build has CUDA kernels.
 macro_rules! return_on_gpu {
     ($tensor:expr => $function:ident $arguments:tt) => {
         #[cfg(feature = "cuda")]

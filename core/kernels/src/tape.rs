@@ -33,7 +33,7 @@ impl Value {
         Tensor::from_storage(self.storage, self.shape, BackpropOp::none(), false)
     }
 
-    /// Enters the value into the graph as a function of `x`; `backward(x, y, dy)` gives the gradient of `x` for a
+    /// Enters the value into the graph as a function of `x`. `backward(x, y, dy)` returns the gradient of `x` for a
     /// contiguous `dy`.
     pub fn of(
         self,
@@ -43,8 +43,8 @@ impl Value {
         self.of_both(x, x, move |x, _, y, dy| Ok((Some(backward(x, y, dy)?), None)))
     }
 
-    /// Enters the value into the graph as a function of `a` and `b`; `backward(a, b, y, dy)` gives their gradients for
-    /// a contiguous `dy`.
+    /// Enters the value into the graph as a function of `a` and `b`. `backward(a, b, y, dy)` returns their gradients
+    /// for a contiguous `dy`.
     pub fn of_both(
         self,
         a: &Tensor,
@@ -64,7 +64,9 @@ struct Node<F> {
 impl<F> Node<F> {
     fn value(&self) -> Result<Value> {
         let value = self.value.lock().unwrap_or_else(PoisonError::into_inner).take();
-        value.ok_or_else(|| candle_core::Error::Msg("a value entered two graphs".into()))
+        value.ok_or_else(|| {
+            candle_core::Error::Msg("a computed value can enter candle's graph only once".into())
+        })
     }
 }
 

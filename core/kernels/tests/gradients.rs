@@ -1,4 +1,4 @@
-//! The operations against candle's composed ones, and their gradients against finite differences in float64.
+//! Tests of the operations against compositions of candle's, and of their gradients against finite differences.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::{DType, Device, Result, Tensor, Var};
@@ -7,12 +7,13 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
-/// Standard normal numbers in float32, converted to `dtype`.
+/// Draws standard normal numbers in float32 and converts them to `dtype`.
 fn draw(rng: &mut ChaCha8Rng, shape: &[usize], dtype: DType) -> Tensor {
     let numbers: Vec<f32> = (0..shape.iter().product()).map(|_| rng.sample(StandardNormal)).collect();
     Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
 
+/// Returns `‖a - b‖ / ‖b‖`.
 fn difference(a: &Tensor, b: &Tensor) -> f64 {
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F64).unwrap().to_vec1::<f64>().unwrap();
     let (a, b) = (flat(a), flat(b));
@@ -21,7 +22,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
     apart / b.iter().map(|b| b * b).sum::<f64>().sqrt()
 }
 
-/// A scalar that weighs every output differently, so that no gradient can hide behind another.
+/// Returns a sum of all outputs with different weights, so that errors of gradients cannot cancel.
 fn scalar(y: &Tensor) -> Tensor {
     let count = y.elem_count();
     let weights: Vec<f64> = (0..count).map(|i| ((i * 7 + 3) % 11) as f64 / 11.0 - 0.4).collect();
@@ -29,7 +30,7 @@ fn scalar(y: &Tensor) -> Tensor {
     (y * weights).unwrap().sum_all().unwrap()
 }
 
-/// Analytic gradients of `f` against central differences, and against the composed version, for all `inputs`.
+/// Compares `f` and its gradients for all `inputs` with `composed`, and the gradients with central differences.
 fn check(
     name: &str,
     inputs: &[Tensor],
@@ -39,16 +40,16 @@ fn check(
     let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let (ours, theirs) = (f(&tensors).unwrap(), composed(&tensors).unwrap());
-    assert!(difference(&ours, &theirs) < 1e-12, "{name}: value");
+    assert!(difference(&ours, &theirs) < 1e-12, "{name}: value differs from the composed operation's");
     let gradients = scalar(&ours).backward().unwrap();
     let composed_gradients = scalar(&theirs).backward().unwrap();
     for (which, input) in inputs.iter().enumerate() {
         let analytic =
-            gradients.get(&tensors[which]).unwrap_or_else(|| panic!("{name}: no gradient {which}"));
+            gradients.get(&tensors[which]).unwrap_or_else(|| panic!("{name}: input {which} has no gradient"));
         let composed = composed_gradients.get(&tensors[which]).unwrap();
         assert!(
             difference(analytic, composed) < 1e-11,
-            "{name}: gradient {which} against the composed operation"
+            "{name}: gradient of input {which} differs from the composed operation's"
         );
         let analytic = analytic.flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let values = input.flatten_all().unwrap().to_vec1::<f64>().unwrap();
@@ -64,7 +65,7 @@ fn check(
             let error = (analytic[i] - numeric).abs();
             assert!(
                 error < 1e-7 * (1.0 + numeric.abs()),
-                "{name}: input {which}[{i}]: {} against {numeric}",
+                "{name}: gradient of input {which}[{i}] is {}, expected {numeric}",
                 analytic[i]
             );
         }
@@ -93,7 +94,7 @@ fn linear() {
 #[test]
 fn layer_norm() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    // 37 is not a multiple of the kernels' lanes.
+    // 37 is not a multiple of the number of lanes.
     let (gamma, beta) = (draw(&mut rng, &[37], DType::F64), draw(&mut rng, &[37], DType::F64));
     let x = (draw(&mut rng, &[3, 20, 37], DType::F64) + 2.0).unwrap();
     check(
@@ -130,7 +131,7 @@ fn attention() {
     );
 }
 
-/// Float32 takes its own vectorised paths; sizes are those of a real network, odd ones included.
+/// Float32 has vectorised code of its own. Some sizes are not multiples of the vector width.
 #[test]
 fn float32_agrees_with_float64() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
@@ -170,9 +171,9 @@ fn frozen_tensors_get_no_gradient_and_no_graph() {
     let y = ops::linear(x.as_tensor(), w.as_tensor(), None).unwrap();
     let gradients = y.sum_all().unwrap().backward().unwrap();
     assert!(gradients.get(&x).is_some());
-    assert!(gradients.get(&w).is_none(), "even a variable is a constant as a weight");
+    assert!(gradients.get(&w).is_none(), "a weight is constant even if it is a variable");
     let y = ops::linear(&x.as_tensor().detach(), w.as_tensor(), None).unwrap();
-    assert!(!y.track_op(), "no graph without a trainable input");
+    assert!(!y.track_op(), "an output without trainable inputs must have no graph");
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl Default for GratingsConfig {
 
 cdl_core::register!(Stream {
     name: "gratings",
-    about: "Gratings of several directions",
+    about: "Images of stripes; the class is their direction",
     citation: "",
     config: GratingsConfig,
     build: build,
@@ -45,14 +45,14 @@ const SIDE: u32 = 32;
 
 struct Images {
     classes: usize,
-    of_each: usize,
+    per_class: usize,
     noise: f64,
     rng: Rng,
 }
 
 impl ImageSet for Images {
     fn len(&self) -> usize {
-        self.classes * self.of_each
+        self.classes * self.per_class
     }
 
     fn label(&self, index: usize) -> usize {
@@ -76,8 +76,8 @@ impl ImageSet for Images {
 fn build(config: GratingsConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
     let GratingsConfig { classes, train_images, test_images, noise, tasks } = config;
     let names = (0..classes).map(|class| format!("direction {class}")).collect();
-    let set = |name: &str, of_each: usize| -> Box<dyn ImageSet> {
-        Box::new(Images { classes, of_each, noise, rng: context.rng.derive(name) })
+    let set = |name: &str, per_class: usize| -> Box<dyn ImageSet> {
+        Box::new(Images { classes, per_class, noise, rng: context.rng.derive(name) })
     };
     let (train, test) = (set("train", train_images), set("test", test_images));
     Ok(Box::new(ImageStream::new("gratings", names, train, test, &tasks, context)?))
@@ -86,7 +86,7 @@ fn build(config: GratingsConfig, context: &StreamContext<'_>) -> Result<Box<dyn 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
+    fn gratings_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_stream("gratings", "")
     }
 }

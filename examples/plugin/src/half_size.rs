@@ -28,7 +28,7 @@ cdl_core::register!(Backbone {
     build: |config, context| Ok(Arc::new(HalfSize::new(config, context)?) as Arc<dyn Backbone>),
 });
 
-/// Sizes of the random network, which is small and suits images of 28 px and of 224 px.
+/// Sizes of the random network, which is small and accepts images of 28 px and of 224 px.
 const RANDOM: VitSizes = VitSizes { width: 64, depth: 4, patch_size: 7, image_size: 14 };
 const RANDOM_HEADS: usize = 4;
 
@@ -109,7 +109,7 @@ impl Backbone for HalfSize {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
+    fn half_size_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_backbone("half_size", "")
     }
 }

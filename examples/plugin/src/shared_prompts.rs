@@ -96,7 +96,7 @@ impl Learner for SharedPrompts {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
+    fn shared_prompts_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_learner("shared_prompts", "")
     }
 }

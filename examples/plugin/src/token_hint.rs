@@ -1,5 +1,5 @@
-//! `token_hint`: an extra token of the student for the teacher's knowledge. The token passes through the frozen student
-//! together with the image's tokens. A linear layer on its output is trained to match the teacher's CLS token:
+//! `token_hint`: an extra token of the student that is trained to match the teacher. The token passes through the
+//! frozen student together with the image's tokens. A linear layer maps its output to the teacher's CLS token:
 //!
 //! `α T² KL(teacher ‖ student) + w (1 - cos(W h, CLS_teacher))`, where `h` is the token after the student's final norm.
 
@@ -100,7 +100,7 @@ fn cosine(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
+    fn token_hint_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_distiller("token_hint", "")
     }
 }

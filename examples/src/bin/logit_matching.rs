@@ -37,7 +37,7 @@ cdl_cli::main!();
 #[cfg(test)]
 mod tests {
     #[test]
-    fn it_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
+    fn logit_matching_passes_the_conformance_kit() -> cdl_core::error::Result<()> {
         cdl_core::testing::check_distiller("logit_matching", "")
     }
 }

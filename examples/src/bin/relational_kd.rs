@@ -92,7 +92,7 @@ fn differences(x: &Tensor) -> Result<Tensor> {
     Ok(x.unsqueeze(1)?.broadcast_sub(&x.unsqueeze(0)?)?)
 }
 
-/// Returns the lengths of vectors along the last axis, which is kept. Zero vectors have a tiny length and no gradient.
+/// Returns the lengths of vectors along the last axis, which is kept. Zero vectors get length 1e-12 and no gradient.
 fn lengths(x: &Tensor) -> Result<Tensor> {
     Ok(x.sqr()?.sum_keepdim(D::Minus1)?.maximum(1e-24)?.sqrt()?)
 }
@@ -127,7 +127,7 @@ mod tests {
     use cdl_core::candle_core::Device;
 
     #[test]
-    fn it_passes_the_conformance_kit() -> Result<()> {
+    fn relational_kd_passes_the_conformance_kit() -> Result<()> {
         cdl_core::testing::check_distiller("relational_kd", "")
     }
 
@@ -140,8 +140,8 @@ mod tests {
         let angles = angles(&x)?.to_vec3::<f64>()?;
         assert!(angles[0][1][2].abs() < 1e-9 && (angles[1][0][2] - 0.6).abs() < 1e-9);
         // Scaling and rotation preserve the relations, so the loss is zero.
-        let turned = Tensor::new(&[[1f64, 1.0], [1.0, 7.0], [-7.0, 1.0]], &Device::Cpu)?;
-        let zero = huber(&(self::distances(&turned)? - self::distances(&x)?)?)?.to_scalar::<f64>()?;
+        let rotated = Tensor::new(&[[1f64, 1.0], [1.0, 7.0], [-7.0, 1.0]], &Device::Cpu)?;
+        let zero = huber(&(self::distances(&rotated)? - self::distances(&x)?)?)?.to_scalar::<f64>()?;
         assert!(zero < 1e-18, "{zero}");
         Ok(())
     }

@@ -13,6 +13,6 @@ fuzz_target!(init: start(), |bytes: &[u8]| {
     };
     judge(config.explain());
     let written = config.to_toml().expect("a configuration that was read can be written");
-    let again = Config::parse("again.toml", &written, &[]).expect("what was written can be read");
+    let again = Config::parse("again.toml", &written, &[]).expect("a configuration that was written can be read");
     assert_eq!(again.to_toml().ok(), Some(written));
 });

@@ -8,7 +8,7 @@ use cdl_fuzz::{judge, start};
 use libfuzzer_sys::fuzz_target;
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-/// Returns an archive in the format of `torch.save` in which all storages have the same few values.
+/// Returns an archive in the format of `torch.save` with four storages of 4096 bytes, all of them 1.
 fn archive(pickle: &[u8]) -> Vec<u8> {
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));

@@ -22,7 +22,7 @@ pub fn start() {
     cdl_plugins::link();
 }
 
-/// Checks that an error is a user error with a message of limited length.
+/// Checks that an error, if there is one, is a user error with a message of limited length.
 pub fn judge<T>(outcome: Result<T>) {
     if let Err(error) = outcome {
         let message = error.to_string();
@@ -34,8 +34,8 @@ pub fn judge<T>(outcome: Result<T>) {
 /// Creates a temporary folder, in memory if the system supports it.
 pub fn folder() -> TempDir {
     let memory = Path::new("/dev/shm");
-    let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
-    made.expect("a folder for inputs")
+    let created = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    created.expect("cannot create a folder for inputs")
 }
 
 /// Writes `bytes` to the file `name` in `folder`.

@@ -1,5 +1,5 @@
 //! Frozen vision transformer (Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, arXiv 2010.11929).
-//! Its weights come from the Hugging Face Hub, from a file, or from this program.
+//! Its weights come from the Hugging Face Hub or from a file, or are embedded in the program.
 
 use std::{str::FromStr, sync::Arc};
 
@@ -32,7 +32,7 @@ pub struct VitConfig {
     /// deviation 0.5. Default: `none` in mode `published`, `checkpoint` in mode `corrected`.
     pub normalize: Option<Normalize>,
     /// Activation (gradient) checkpointing: recompute the activations of each block in the backward pass instead of
-    /// storing them. Takes a third more time and less memory, for networks whose activations do not fit.
+    /// storing them. Needs less memory and a third more time; for networks whose activations do not fit into memory.
     pub checkpoint_blocks: bool,
 }
 
@@ -44,7 +44,7 @@ pub enum Normalize {
     None,
     /// Normalisation with which the checkpoint was trained, read from the file beside it.
     Checkpoint,
-    /// `(x - 0.5) / 0.5`, with which AugReg checkpoints were trained.
+    /// Normalisation `(x - 0.5) / 0.5`, with which AugReg checkpoints were trained.
     Half,
 }
 
@@ -79,7 +79,7 @@ const TEACHER_CONFIG: &[u8] = include_bytes!("../../assets/micro_vit/teacher.jso
 const STUDENT: &[u8] = include_bytes!("../../assets/micro_vit/student.safetensors");
 const STUDENT_CONFIG: &[u8] = include_bytes!("../../assets/micro_vit/student.json");
 
-/// Weights embedded in this program, each with its `config.json`.
+/// Weights embedded in the program, each with its `config.json`.
 const EMBEDDED: [(&str, [&[u8]; 2]); 2] =
     [("micro_teacher", [TEACHER, TEACHER_CONFIG]), ("micro_student", [STUDENT, STUDENT_CONFIG])];
 
@@ -117,6 +117,7 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
     Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
 }
 
+/// Reads the weights named by `source`, the setting `weights`.
 fn read(source: &str) -> Result<(VitWeights, Provenance)> {
     if source.is_empty() {
         let expected = "expected a source of weights: hf:owner/name, a path, preset:NAME or embedded:NAME";

@@ -1,7 +1,7 @@
 //! FitNets (Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv 1412.6550).
 //!
-//! Adds to the soft targets the error with which a learned linear layer predicts the teacher's last block from the
-//! student's: `α T² KL + w · MSE(Linear(f_student), f_teacher)` over all tokens before the final norm.
+//! Adds a feature term to the soft targets: a learned linear layer regresses the teacher's last block from the
+//! student's, over all tokens before the final norm: `α T² KL + w · MSE(Linear(f_student), f_teacher)`.
 
 use cdl_core::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use cdl_core::prelude::*;
 
-/// Settings of `none`: there are none.
+/// Settings of `none`, which has none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NoneConfig {}
 

@@ -1,7 +1,8 @@
 //! ReviewKD (Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv 2104.09044).
 //!
-//! Adds to the soft targets one review level per student block. A level fuses the block's features with those of the
-//! deeper level and predicts a block of the teacher: `α T² KL + w · mean over levels of MSE(level, teacher block)`.
+//! Adds one review level per pair of blocks to the soft targets. A level fuses the features of the student's block with
+//! those of the deeper level and predicts the teacher's block:
+//! `α T² KL + w · mean over levels of MSE(level, teacher block)`.
 
 use cdl_core::prelude::*;
 

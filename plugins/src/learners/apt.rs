@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_are_merged_after_each_task_and_the_teacher_is_stale_or_merged() -> Result<()> {
+    fn prompts_are_merged_after_each_task_and_the_teachers_prompts_are_stale_or_merged() -> Result<()> {
         let (lab, stream) = (Lab::new(0)?, Noise::new(1));
         let query = Query::known(Tensor::zeros((1, 16), DType::F32, &Device::Cpu)?);
         for (teacher_prompts, stale) in [(TeacherPrompts::Stale, true), (TeacherPrompts::Merged, false)] {

@@ -16,8 +16,8 @@ const BLOCKS: usize = 5;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct CodaPromptConfig {
-    /// Number of components of all tasks together. Task t of T trains components floor(t pool/T) to
-    /// floor((t+1) pool/T) - 1. At least the number of tasks.
+    /// Number of components of all tasks together, at least the number of tasks. Task t = 0, 1, ... of T trains
+    /// components floor(t pool/T) to floor((t+1) pool/T) - 1.
     pub pool: usize,
     /// Rows of a prompt. The first half are keys, the second half values.
     pub length: usize,
@@ -86,7 +86,7 @@ impl CodaPrompt {
         at(task)..at(task + 1)
     }
 
-    /// Returns the rows of all tasks so far, `(f, ...)`. Rows of earlier tasks are detached from the graph.
+    /// Returns the `f` rows of all tasks so far, `(f, ...)`. Rows of earlier tasks are detached from the graph.
     fn used(&self, var: &NamedVar) -> Result<Tensor> {
         let Range { start, end } = self.current;
         let current = var.tensor().narrow(0, start, end - start)?;
@@ -96,7 +96,7 @@ impl CodaPrompt {
         Ok(Tensor::cat(&[var.tensor().narrow(0, 0, start)?.detach(), current], 0)?)
     }
 
-    /// Returns the used rows of all blocks, block after block: `(N f, ...)`. Joining the blocks saves operations.
+    /// Returns the used rows of all `N` blocks, block after block: `(N f, ...)`. One operation then serves all blocks.
     fn all_used(&self, of: impl Fn(&Block) -> &NamedVar) -> Result<Tensor> {
         let of_blocks = self.blocks.iter().map(|block| self.used(of(block)));
         Ok(Tensor::cat(&of_blocks.collect::<Result<Vec<_>>>()?, 0)?)
@@ -164,7 +164,7 @@ impl Learner for CodaPrompt {
 
 /// Returns `w_m = cos(q ∘ A_m, K_m)` `(B, f)` for queries `(B, Dq)`, keys and attention vectors `(f, Dq)`.
 ///
-/// `(q ∘ A_m)·K̂_m = q·(A_m ∘ K̂_m)` and `‖q ∘ A_m‖² = q²·A_m²`: two products instead of a `(B, f, Dq)` tensor.
+/// `(q ∘ A_m)·K̂_m = q·(A_m ∘ K̂_m)` and `‖q ∘ A_m‖² = q²·A_m²`: two matrix products replace a `(B, f, Dq)` tensor.
 fn component_weights(query: &Tensor, keys: &Tensor, attention: &Tensor) -> Result<Tensor> {
     let directions = (attention * l2_normalize(keys)?)?;
     let dots = query.matmul(&directions.t()?)?;

@@ -17,7 +17,7 @@ const EXPERT_BLOCKS: [usize; 3] = [2, 3, 4];
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DualPromptConfig {
-    /// Number of expert prompts per block. At least the number of tasks; task t trains prompt t. Rehearsed images of
+    /// Number of expert prompts per block, at least the number of tasks. Task t trains prompt t. Rehearsed images of
     /// earlier tasks train the current task's prompt.
     pub pool: usize,
     /// Rows of an expert prompt. The first half are keys, the second half values.
@@ -123,7 +123,7 @@ impl Learner for DualPrompt {
         for Experts { block, prompts, keys } in &self.experts {
             let (pool, prompts, keys) = (&keys.name, prompts.tensor(), keys.tensor());
             let size = keys.dim(0)?;
-            let (chosen, numbers) = if pass == Pass::Train {
+            let (chosen, indices) = if pass == Pass::Train {
                 let distance = cosine(query.get()?, &keys.narrow(0, self.task, 1)?)?.affine(-1.0, 1.0)?; // (B, 1)
                 penalties.push(distance.mean_all()?);
                 // All images use the same prompt, (1, Le, D).
@@ -136,7 +136,7 @@ impl Learner for DualPrompt {
                 let nearest = top_k_indices(&cosine(query.get()?, &keys)?, 1)?; // (B, 1)
                 (gather_prompts(prompts, &nearest)?.squeeze(1)?, nearest) // (B, Le, D)
             };
-            injection.selections.push(Selection::chosen(pool, &numbers, size));
+            injection.selections.push(Selection::chosen(pool, &indices, size));
             injection.block_mut(*block).prefix = Some(Kv::halves(&chosen)?);
         }
         if !penalties.is_empty() {
@@ -185,10 +185,10 @@ mod tests {
             learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;
-            let taken = injection.blocks[2].prefix.as_ref().map(Kv::k).transpose()?;
-            let taken = taken.map(|keys| keys.flatten_all()?.to_vec1::<f32>()).transpose()?;
+            let injected = injection.blocks[2].prefix.as_ref().map(Kv::k).transpose()?;
+            let injected = injected.map(|keys| keys.flatten_all()?.to_vec1::<f32>()).transpose()?;
             let expert = learner.experts[0].prompts.tensor().get(3)?.narrow(0, 0, 10)?.flatten_all()?;
-            let same = taken == Some(expert.to_vec1::<f32>()?);
+            let same = injected == Some(expert.to_vec1::<f32>()?);
             assert_eq!(same, untrained, "{candidates:?}");
         }
         Ok(())

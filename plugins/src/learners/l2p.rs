@@ -140,11 +140,11 @@ pub(super) fn top_k_indices(similarity: &Tensor, count: usize) -> Result<Tensor>
     Ok(Tensor::from_vec(chosen, (similarity.dim(0)?, count), similarity.device())?)
 }
 
-/// Gathers prompts `(M, L, D)` by their indices `(B, k)`: `(B, k, L, D)`.
-pub(super) fn gather_prompts(prompts: &Tensor, numbers: &Tensor) -> Result<Tensor> {
-    let (batch, count) = numbers.dims2()?;
+/// Gathers prompts `(M, L, D)` by `indices` `(B, k)`: `(B, k, L, D)`.
+pub(super) fn gather_prompts(prompts: &Tensor, indices: &Tensor) -> Result<Tensor> {
+    let (batch, count) = indices.dims2()?;
     let (_, length, width) = prompts.dims3()?;
-    Ok(prompts.index_select(&numbers.flatten_all()?, 0)?.reshape((batch, count, length, width))?)
+    Ok(prompts.index_select(&indices.flatten_all()?, 0)?.reshape((batch, count, length, width))?)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use cdl_core::prelude::*;
 
-/// Settings of `linear`: there are none.
+/// Settings of `linear`, which has none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LinearConfig {}
 

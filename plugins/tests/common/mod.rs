@@ -1,5 +1,5 @@
 //! Shared code of the tests of streams and of networks.
-#![allow(dead_code, reason = "each test file uses some of it")]
+#![allow(dead_code, reason = "each test file uses a part of this module")]
 
 pub mod networks;
 
@@ -31,17 +31,17 @@ pub fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/streams")
 }
 
-/// Returns transforms that do not change an image of this side.
+/// Returns transforms that do not change an image of `side` pixels.
 pub fn untouched(side: usize) -> String {
     format!("[transform]\nimage_size = {side}\ntrain = \"test\"\nflip = false\ntest = \"resize\"")
 }
 
-/// Grey value of pixel (x, y) of channel `c` of the fixtures' image `i`.
+/// Returns the value of pixel (x, y) of channel `c` of the fixtures' image `i`.
 pub fn grey(i: usize, x: usize, y: usize, c: usize) -> u8 {
     ((37 * i + 59 * c + 3 * x + 5 * y) % 256) as u8
 }
 
-/// Returns the numbers and labels of the fixtures' images in a batch, after comparing every pixel.
+/// Identifies the fixtures' images in a batch by all their pixels. Returns their numbers and labels.
 pub fn numbers(batch: &Batch) -> Vec<(usize, u32)> {
     let (count, _, side, _) = batch.pixels.dims4().unwrap();
     let labels = batch.labels.to_vec1::<u32>().unwrap();
@@ -54,7 +54,7 @@ pub fn numbers(batch: &Batch) -> Vec<(usize, u32)> {
                     value == f32::from(grey(i, x, y, c)) / 255.0
                 })
             };
-            ((0..100).find(|&i| is(i)).expect("one of the images, to the pixel"), labels[at])
+            ((0..100).find(|&i| is(i)).expect("an image of the fixtures, equal in every pixel"), labels[at])
         })
         .collect()
 }

@@ -1,4 +1,4 @@
-//! Computation of a network's outputs for recorded images, and comparison with recorded outputs.
+//! Computation of networks' outputs for recorded images, and comparison with recorded outputs.
 
 use cdl_core::{
     candle_core::{DType, Device, Tensor},
@@ -8,13 +8,13 @@ use cdl_core::{
     vit::{Vit, VitOptions, VitWeights},
 };
 
-/// Returns the device of `CDL_TEST_DEVICE`, by default the CPU.
+/// Opens the device that `CDL_TEST_DEVICE` names, by default the CPU.
 pub fn device() -> Device {
     let name = std::env::var("CDL_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
     cdl_core::system::device::open(&name, Precision::Float32).expect("CDL_TEST_DEVICE")
 }
 
-/// Builds the whole network for images of this side.
+/// Builds a network with all its blocks for images of side `image_size`.
 pub fn vit(
     weights: &VitWeights,
     heads: Option<usize>,

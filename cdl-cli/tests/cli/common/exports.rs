@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::common::{TINY, cdl, stderr, succeed};
 
-/// Runs a tiny quickstart with `more` arguments in `folder/run`.
+/// Runs a short quickstart with the arguments `more` in `folder/run`. Returns this folder.
 pub fn run(folder: &TempDir, more: &[&str]) -> PathBuf {
     let dir = folder.path().join("run");
     let output =
@@ -46,7 +46,7 @@ pub fn exported() -> (TempDir, PathBuf, PathBuf) {
     (folder, model, image)
 }
 
-/// Checksums and names in `SHA256SUMS`.
+/// Returns the checksums and names in `SHA256SUMS`.
 pub fn sums(folder: &Path) -> Vec<(String, String)> {
     let text = fs::read_to_string(folder.join("SHA256SUMS")).expect("sums");
     let pair = |line: &str| line.split_once("  ").map(|(sum, name)| (sum.to_string(), name.to_string()));

@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output},
 };
 
-/// Root of the repository.
+/// Returns the root of the repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -38,7 +38,7 @@ pub fn succeed(args: &[&str]) -> Output {
     output
 }
 
-/// Standard error as text.
+/// Returns standard error as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

@@ -20,7 +20,7 @@ pub fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8 path")
 }
 
-/// Arguments of a short `cdl sweep` of the quickstart into `dir`.
+/// Returns the arguments of a short `cdl sweep` of the quickstart into `dir`.
 pub fn sweep<'a>(dir: &'a Path, more: &[&'a str]) -> Vec<&'a str> {
     [&["sweep", "configs/quickstart.toml", "--out", path(dir)][..], &TINY, more].concat()
 }
@@ -37,7 +37,7 @@ pub fn tables(dir: &Path) -> Vec<String> {
     TABLES.iter().map(|name| text(&dir.join(name))).collect()
 }
 
-/// State of every cell by name.
+/// Returns name and state of every cell.
 pub fn states(dir: &Path) -> Vec<(String, String)> {
     let manifest = json(&dir.join("sweep.json"));
     let cells = manifest["cells"].as_array().expect("cells").iter();
@@ -45,7 +45,7 @@ pub fn states(dir: &Path) -> Vec<(String, String)> {
     cells.map(|cell| (word(&cell["name"]), word(&cell["state"]))).collect()
 }
 
-/// State of one cell, and its reason.
+/// Returns the state of one cell, and its reason.
 pub fn state(dir: &Path, cell: &str) -> (String, String) {
     let manifest = json(&dir.join("sweep.json"));
     let found = manifest["cells"].as_array().expect("cells").iter().find(|entry| entry["name"] == cell);
@@ -95,7 +95,7 @@ impl Started {
         }
     }
 
-    /// Sends SIGTERM and waits for the end.
+    /// Sends SIGTERM and waits until the process ends.
     pub fn stop(self) -> Output {
         let id = self.0.as_ref().expect("a process").id();
         assert!(Command::new("kill").args(["-TERM", &id.to_string()]).status().expect("kill").success());

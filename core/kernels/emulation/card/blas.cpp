@@ -10,7 +10,7 @@ enum Status { success = 0, invalid_value = 7, not_supported = 15 };
 enum Type { float32 = 0, float64 = 1, bfloat16 = 14 };
 enum Compute { compute_float32 = 68, compute_float64 = 70, compute_tf32 = 77 };
 
-/// Rows and columns as they lie in memory, column by column, `leading` numbers apart; `count` of them, `stride` apart.
+/// Layout of `count` column-major matrices, `stride` elements apart, whose columns are `leading` elements apart.
 struct Matrix {
     int type;
     uint64_t rows, columns;
@@ -18,7 +18,7 @@ struct Matrix {
     int count = 1;
     int64_t stride = 0;
 
-    /// One number, the inputs of a TF32 product rounded.
+    /// Returns an element, rounded to TF32 if `tf32`.
     double at(const void* p, int64_t batch, int64_t row, int64_t column, bool tf32) const {
         const int64_t i = batch * stride + column * leading + row;
         switch (type) {
@@ -40,20 +40,20 @@ struct Matrix {
         }
     }
 
-    /// Ends the program unless all of it lies within one allocation.
+    /// Ends the program unless all elements lie within one allocation.
     void inside(const void* p, const char* what) const {
         const size_t size = type == bfloat16 ? 2 : type == float32 ? 4 : 8;
         const size_t numbers = (count - 1) * stride + (columns - 1) * leading + rows;
         card::inside(reinterpret_cast<uint64_t>(p), numbers * size, what);
     }
 
-    bool known() const {
+    bool valid() const {
         const bool numbers = type == float32 || type == float64 || type == bfloat16;
         return numbers && rows > 0 && columns > 0 && leading >= static_cast<int64_t>(rows) && count > 0 && stride >= 0;
     }
 };
 
-/// `c = alpha op(a) op(b) + beta add + bias`, the bias one number for each row of `c`, `add` laid out like it.
+/// Product `c = alpha op(a) op(b) + beta add + bias`. `bias` has one element per row of `c`, `add` the layout of `c`.
 struct Product {
     Matrix a, b, c;
     bool transpose_a, transpose_b;
@@ -66,7 +66,7 @@ struct Product {
     bool possible() const {
         const uint64_t m = transpose_a ? a.columns : a.rows, inner = transpose_a ? a.rows : a.columns;
         const uint64_t n = transpose_b ? b.rows : b.columns, also_inner = transpose_b ? b.columns : b.rows;
-        return a.known() && b.known() && c.known() && inner == also_inner && m == c.rows && n == c.columns &&
+        return a.valid() && b.valid() && c.valid() && inner == also_inner && m == c.rows && n == c.columns &&
                a.count == c.count && b.count == c.count && a.type == b.type && a.type == c.type;
     }
 
@@ -74,7 +74,7 @@ struct Product {
         a.inside(a_at, "the left factor of a product");
         b.inside(b_at, "the right factor of a product");
         c.inside(c_at, "a product");
-        if (beta != 0.0) c.inside(add_at, "what a product is added to");
+        if (beta != 0.0) c.inside(add_at, "the matrix added to a product");
         if (bias) Matrix{c.type, c.rows, 1, static_cast<int64_t>(c.rows)}.inside(bias, "the bias of a product");
         const int64_t inner = transpose_a ? a.rows : a.columns;
         std::vector<double> left(c.rows * inner), right(inner * c.columns);
@@ -95,7 +95,7 @@ struct Product {
                     double sum = 0.0;
                     for (int64_t k = 0; k < inner; ++k) sum += left[row * inner + k] * right[column * inner + k];
                     sum *= alpha;
-                    // The old value is not read if it has weight 0: it may be NaN.
+                    // With weight 0, the old value is not read: it may be NaN.
                     if (beta != 0.0) sum += beta * c.at(add_at, batch, row, column, false);
                     if (bias) sum += c.at(bias, 0, row, 0, false);
                     c.put(c_at, batch, row, column, sum);
@@ -236,7 +236,7 @@ API cublasLtMatmulPreferenceSetAttribute(Handle*, int, const void*, size_t) { re
 
 API cublasLtMatmulAlgoGetHeuristic(Handle*, Description*, Matrix*, Matrix*, Matrix*, Matrix*, Handle*, int wanted, void* found,
                                    int* count) {
-    // An algorithm of eight words, its workspace, its state, and what it takes.
+    // cublasLtMatmulHeuristicResult_t: algorithm of eight words, workspace size, status, wave count, reserved.
     if (wanted < 1) return invalid_value;
     memset(found, 0, 8 * 8 + 8 + 4 + 4 + 4 * 4);
     *count = 1;
@@ -248,7 +248,7 @@ API cublasLtMatmul(Handle*, Description* description, const void* alpha, const v
                    void* workspace, size_t workspace_bytes, void* stream) {
     const bool tf32 = description->compute == compute_tf32;
     if (!tf32 && description->compute != compute_float32) return not_supported;
-    // Operands are taken to begin where memory was allocated: wide loads need it.
+    // The algorithm is chosen for operands with the alignment of allocations, which wide loads need.
     if (!aligned(a) || !aligned(b) || !aligned(c) || !aligned(d) || (description->bias && !aligned(description->bias))) {
         card::fail("cuBLASLt: an operand that is not aligned to 256 bytes");
     }
@@ -271,7 +271,7 @@ API cublasLtMatmul(Handle*, Description* description, const void* alpha, const v
     return success;
 }
 
-// candle makes a generator with every device; random numbers come from the CPU here.
+// candle creates a generator for every device, but cdl draws all random numbers on the CPU.
 
 API curandCreateGenerator(Handle** generator, int) { return cublasCreate_v2(generator); }
 

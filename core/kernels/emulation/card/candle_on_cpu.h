@@ -1,6 +1,5 @@
-// Lets a plain C++ compiler build candle's own kernels: what they take from CUDA's headers, as far as float32, float64,
-// bf16 and whole numbers need it. Numbers of bf16 are computed with in float32; those of the other small types are not
-// computed with at all.
+// Replaces CUDA's headers so that a plain C++ compiler builds candle's kernels for float32, float64, bf16 and integers.
+// bf16 is computed in float32. Other small types are only declared: computing with them ends the program.
 #pragma once
 
 #include <assert.h>
@@ -27,7 +26,7 @@ struct alignas(16) float4 {
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
-/// A small number that turns into float32 for every computation.
+/// bf16 number that is converted to float32 for every computation.
 struct __nv_bfloat16 : __nv_bfloat16_bits {
     __nv_bfloat16() = default;
     __nv_bfloat16(__nv_bfloat16_bits x) : __nv_bfloat16_bits(x) {}
@@ -45,7 +44,7 @@ struct __nv_bfloat162 {
 inline __nv_bfloat162 __hadd2(__nv_bfloat162 a, __nv_bfloat162 b) { return {float(a.x) + float(b.x), float(a.y) + float(b.y)}; }
 inline __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) { return {float(a.x) * float(b.x), float(a.y) * float(b.y)}; }
 
-/// A type that is only named.
+/// Type that candle's kernels name but never compute with.
 template <int bytes> struct Unused {
     unsigned char __x[bytes];
     Unused() = default;
@@ -65,7 +64,7 @@ inline __half __float2half(float x) { return x; }
 inline unsigned short __half_as_ushort(__half) { return __half::unused(); }
 inline __half __ushort_as_half(unsigned short) { return __half::unused(); }
 
-// Functions of bf16, and of half by its conversion.
+// Functions of bf16. Those of half end the program, because its conversion to float32 does.
 #define OF_SMALL(name, result)                                                                                         \
     inline __nv_bfloat16 name(__nv_bfloat16 a) {                                                                       \
         const float x = a;                                                                                             \
@@ -111,7 +110,7 @@ inline float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 inline long long __double_as_longlong(double x) { return same_bits<long long>(x); }
 inline double __longlong_as_double(long long x) { return same_bits<double>(x); }
 
-// One thread runs at a time.
+// Only one thread runs at a time, so atomic operations are plain ones.
 template <class T> T change(T* at, T to) {
     const T before = *at;
     *at = to;

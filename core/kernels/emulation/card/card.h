@@ -12,15 +12,15 @@ namespace card {
 
 using Work = std::function<void()>;
 
-/// Puts work at the end of a stream (a `CUstream`). It is done when somebody waits for that stream, not before.
+/// Appends work to a stream (a `CUstream`). The work runs only when a caller waits for the stream.
 void enqueue(void* stream, const std::string& what, Work work);
 
-/// A kernel that can be launched: what it does for one thread, bound to copies of its arguments.
+/// Kernel that can be launched. `bind` copies the arguments and returns the work of one thread.
 struct Kernel {
     std::function<Work(void** arguments)> bind;
-    /// Whether threads may wait for each other. Those that never do are simply called one after the other.
-    bool meets = false;
-    /// Bytes of dynamic shared memory that a launch may ask for.
+    /// True if threads may wait for each other. Other kernels run their threads one after another.
+    bool has_barriers = false;
+    /// Maximum number of bytes of dynamic shared memory of a launch.
     unsigned shared_limit = 49152;
 };
 
@@ -28,8 +28,9 @@ struct Kernel {
 void add(const char* name, Kernel kernel);
 
 template <class... A> struct Register {
-    Register(const char* name, void (*kernel)(A...), bool meets) {
-        add(name, {[kernel](void** arguments) { return bind(kernel, arguments, std::index_sequence_for<A...>()); }, meets});
+    Register(const char* name, void (*kernel)(A...), bool has_barriers) {
+        const auto indices = std::index_sequence_for<A...>();
+        add(name, {[=](void** arguments) { return bind(kernel, arguments, indices); }, has_barriers});
     }
 
   private:

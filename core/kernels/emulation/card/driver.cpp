@@ -7,9 +7,9 @@
 //   - errors of the driver are reported: calls of a thread without a context, grids and blocks beyond the limits,
 //     shared memory beyond the requested size
 //
-// `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file to which
-// the counts of kernels, copies and products are written at the end, `CARD_TRACE` one to which they are written in
-// order.
+// `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file for the
+// counts of kernels, copies and products, written when the program ends. `CARD_TRACE` names a file for their names in
+// the order of submission.
 
 #include <chrono>
 #include <deque>
@@ -37,10 +37,10 @@ enum Status {
 
 constexpr size_t GUARD = 256;
 constexpr unsigned char FILL = 0xff; // NaN in every type
-/// Freed blocks that are still looked at, to see whether anybody writes into them.
+/// Bytes of freed memory that are kept to detect writes into them.
 constexpr size_t FREED_KEPT = 256 << 20;
-/// Work that waits at most: no step of a test is longer.
-constexpr size_t LONGEST = 1 << 20;
+/// Maximum number of waiting operations of a stream. No step of a test has more.
+constexpr size_t MAX_WAITING = 1 << 20;
 
 struct Allocation {
     size_t bytes;
@@ -57,7 +57,7 @@ struct Queue : std::enable_shared_from_this<Queue> {
     size_t queued = 0, begun = 0;
 };
 
-/// Everything, under one lock: the emulation runs one block at a time.
+/// State of the emulated GPU, under one lock: the emulation runs one block at a time.
 struct Card {
     std::recursive_mutex lock;
     std::map<uintptr_t, Allocation> memory;
@@ -65,13 +65,13 @@ struct Card {
     size_t freed_bytes = 0, used = 0, highest = 0;
     std::map<uintptr_t, size_t> pinned;
     std::map<std::string, card::Kernel> kernels;
-    std::map<std::string, size_t> asked;
+    std::map<std::string, size_t> requests;
     std::ofstream trace{getenv("CARD_TRACE") ? getenv("CARD_TRACE") : ""};
     std::set<std::shared_ptr<Queue>> queues;
 };
 
 Card& card_() {
-    // Threads may end after the program's static objects have.
+    // Never destroyed, because threads may end after the destruction of static objects.
     static Card* card = new Card;
     return *card;
 }
@@ -88,7 +88,7 @@ Queue* new_queue() {
     return card_().queues.insert(std::make_shared<Queue>()).first->get();
 }
 
-/// The stream behind a handle: 0 and 1 are the default stream's, 2 stands for the calling thread's own.
+/// Returns the stream of a handle: 0 and 1 are the default stream, 2 is the calling thread's own default stream.
 Queue& queue_of(void* stream) {
     static Queue* legacy = new_queue();
     static thread_local Queue* own = nullptr;
@@ -102,7 +102,7 @@ Queue& queue_of(void* stream) {
     }
 }
 
-/// Runs the first `until` pieces of work of a stream. Later work does not run, so that code that waits for too little
+/// Runs the first `until` operations of a stream. Later operations do not run, so that code that waits for too little
 /// gets wrong values.
 void finish(Queue& queue, size_t until = SIZE_MAX) {
     while (!queue.work.empty() && queue.begun < until) {
@@ -123,7 +123,7 @@ emulation::Order order() {
         if (!name || !strcmp(name, "forward")) return emulation::Order::forward;
         if (!strcmp(name, "backward")) return emulation::Order::backward;
         if (!strcmp(name, "shuffled")) return emulation::Order::shuffled;
-        card::fail(std::string("CARD_ORDER is forward, backward or shuffled, not ") + name);
+        card::fail(std::string("CARD_ORDER = ") + name + ": expected forward, backward or shuffled");
     }();
     return chosen;
 }
@@ -159,7 +159,7 @@ void untouched(const Freed& freed) { untouched(freed.memory, freed.bytes, "a wri
 void release(uint64_t pointer) {
     Card& card = card_();
     const auto found = card.memory.find(pointer);
-    if (found == card.memory.end()) card::fail("freed twice, or never allocated");
+    if (found == card.memory.end()) card::fail("memory that was freed twice or never allocated");
     const size_t bytes = found->second.bytes;
     unsigned char* memory = address(pointer) - GUARD;
     guards_untouched(pointer, bytes);
@@ -183,7 +183,7 @@ bool is_pinned(const void* host, size_t bytes) {
     return next != card_().pinned.begin() && from + bytes <= std::prev(next)->first + std::prev(next)->second;
 }
 
-/// All places of a grid or a block, in the order in which they run.
+/// Returns all indices of a grid or a block, in the order in which they run.
 std::vector<dim3> in_order(dim3 size) {
     static std::mt19937 random(7);
     std::vector<dim3> all;
@@ -196,7 +196,7 @@ std::vector<dim3> in_order(dim3 size) {
 }
 
 void run(const card::Kernel& kernel, dim3 grid, dim3 threads, unsigned shared, const card::Work& thread) {
-    if (kernel.meets) {
+    if (kernel.has_barriers) {
         emulation::launch(grid, threads, shared, order(), thread);
         return;
     }
@@ -217,33 +217,33 @@ void run(const card::Kernel& kernel, dim3 grid, dim3 threads, unsigned shared, c
 namespace card {
 
 void fail(const std::string& what) {
-    fprintf(stderr, "the card: %s\n", what.c_str());
+    fprintf(stderr, "emulated GPU: %s\n", what.c_str());
     fflush(nullptr);
     _Exit(1);
 }
 
 void add(const char* name, Kernel kernel) {
     Locked locked;
-    if (!card_().kernels.emplace(name, std::move(kernel)).second) fail(std::string("two kernels are called ") + name);
+    if (!card_().kernels.emplace(name, std::move(kernel)).second) fail(std::string("two kernels named ") + name);
 }
 
 void enqueue(void* stream, const std::string& what, Work work) {
     Locked locked;
     if (!what.empty()) {
-        ++card_().asked[what];
+        ++card_().requests[what];
         if (card_().trace.is_open()) card_().trace << what << std::endl;
     }
     Queue& queue = queue_of(stream);
     queue.work.push_back(std::move(work));
     ++queue.queued;
-    if (queue.work.size() > LONGEST) fail("a stream that nobody waits for");
+    if (queue.work.size() > MAX_WAITING) fail("a stream has too many operations for which no caller waits");
 }
 
 void inside(uint64_t pointer, size_t bytes, const char* what) {
     if (bytes == 0) return;
     auto& memory = card_().memory;
     auto next = memory.upper_bound(pointer);
-    if (next == memory.begin()) fail(std::string(what) + " outside of the card's memory");
+    if (next == memory.begin()) fail(std::string(what) + " outside device memory");
     const auto& [start, allocation] = *std::prev(next);
     if (pointer + bytes > start + allocation.bytes) fail(std::string(what) + " beyond the end of an allocation");
 }
@@ -294,7 +294,7 @@ API cuDeviceGet(int* device, int ordinal) {
 }
 
 API cuDeviceGetName(char* name, int room, int) {
-    snprintf(name, room, "no card: emulated on the CPU");
+    snprintf(name, room, "emulated on the CPU");
     return success;
 }
 
@@ -309,7 +309,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
     case 75: *value = 8; return success;  // compute capability 8.0
     case 76: *value = 0; return success;
     case 115: *value = 1; return success; // memory pools
-    default: card::fail("device attribute " + std::to_string(attribute) + " is not modelled");
+    default: card::fail("device attribute " + std::to_string(attribute) + " is not emulated");
     }
 }
 
@@ -393,7 +393,7 @@ API cuStreamIsCapturing(void*, int* status) {
     return success;
 }
 
-/// An event is a place in a stream: whoever waits for it waits for all that came before.
+/// Position in a stream. A caller that waits for an event waits for all earlier operations of the stream.
 struct Event {
     std::shared_ptr<Queue> queue;
     size_t until = 0;
@@ -471,7 +471,7 @@ API cuMemHostAlloc(void** host, size_t bytes, unsigned) {
 
 API cuMemFreeHost(void* host) {
     NEEDS_CONTEXT;
-    // It waits for everything, as the driver does.
+    // Like the driver, waits for all streams.
     finish_all();
     card_().pinned.erase(reinterpret_cast<uintptr_t>(host));
     free(host);
@@ -490,17 +490,17 @@ API cuMemsetD8Async(uint64_t pointer, unsigned char value, size_t bytes, void* s
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     NEEDS_CONTEXT;
     if (is_pinned(from, bytes)) {
-        card::enqueue(stream, "copy to the card", [=] {
-            inside(to, bytes, "a copy to the card");
+        card::enqueue(stream, "copy to device", [=] {
+            inside(to, bytes, "a copy to the device");
             memcpy(address(to), from, bytes);
         });
         return success;
     }
-    // The driver has read pageable memory when it returns.
+    // When the call returns, the driver has read pageable memory.
     const auto* begin = static_cast<const unsigned char*>(from);
     auto staged = std::make_shared<std::vector<unsigned char>>(begin, begin + bytes);
-    card::enqueue(stream, "copy to the card, staged", [=] {
-        inside(to, bytes, "a copy to the card");
+    card::enqueue(stream, "copy to device, staged", [=] {
+        inside(to, bytes, "a copy to the device");
         memcpy(address(to), staged->data(), bytes);
     });
     return success;
@@ -509,11 +509,11 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stre
 API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     NEEDS_CONTEXT;
     const auto copy = [=] {
-        inside(from, bytes, "a copy from the card");
+        inside(from, bytes, "a copy from the device");
         memcpy(to, address(from), bytes);
     };
-    card::enqueue(stream, "copy from the card", copy);
-    // Into pageable memory it returns when the copy is done.
+    card::enqueue(stream, "copy from device", copy);
+    // A copy into pageable memory is complete when the call returns.
     if (!is_pinned(to, bytes)) finish(queue_of(stream));
     return success;
 }
@@ -528,7 +528,7 @@ API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream)
     return success;
 }
 
-/// All kernels are known beforehand; what a module holds is not looked at.
+/// Ignores the contents of the module: all kernels are registered when the program starts.
 API cuModuleLoadData(void** module, const void*) {
     NEEDS_CONTEXT;
     *module = &the_context;
@@ -540,7 +540,7 @@ API cuModuleUnload(void*) { return success; }
 API cuModuleGetFunction(void** function, void*, const char* name) {
     NEEDS_CONTEXT;
     const auto found = card_().kernels.find(name);
-    if (found == card_().kernels.end()) card::fail(std::string("no kernel is called ") + name);
+    if (found == card_().kernels.end()) card::fail(std::string("no kernel has the name ") + name);
     *function = &*found;
     return success;
 }
@@ -549,7 +549,7 @@ using Named = std::pair<const std::string, card::Kernel>;
 
 API cuFuncSetAttribute(Named* function, int attribute, int value) {
     NEEDS_CONTEXT;
-    // The most that compute capability 8.0 has, less what the system takes.
+    // Compute capability 8.0 has 164 KiB of shared memory, of which the system reserves 1 KiB per block.
     if (attribute != 8 || value < 0 || value > 163 << 10) return invalid_value;
     function->second.shared_limit = value;
     return success;
@@ -562,8 +562,8 @@ API cuLaunchKernel(Named* function, unsigned gx, unsigned gy, unsigned gz, unsig
     const size_t threads = size_t(bx) * by * bz;
     const bool grid = gx > 0 && gy > 0 && gz > 0 && gx <= 0x7fffffffu && gy <= 65535 && gz <= 65535;
     if (!grid || threads == 0 || threads > 1024 || bz > 64 || extra || shared > kernel.shared_limit) {
-        fprintf(stderr, "the card: %s cannot be launched on (%u, %u, %u) blocks of (%u, %u, %u), %u bytes\n", name.c_str(), gx,
-                gy, gz, bx, by, bz, shared);
+        fprintf(stderr, "emulated GPU: %s cannot be launched on (%u, %u, %u) blocks of (%u, %u, %u), %u bytes\n",
+                name.c_str(), gx, gy, gz, bx, by, bz, shared);
         return invalid_value;
     }
     const card::Kernel* launched = &kernel;
@@ -573,12 +573,12 @@ API cuLaunchKernel(Named* function, unsigned gx, unsigned gy, unsigned gz, unsig
     return success;
 }
 
-/// At the program's end: looks at all memory once more, and says what was asked for.
+/// Checks all memory when the program ends, and writes the counts of requests.
 __attribute__((destructor)) static void finish_card() {
     for (const auto& [pointer, allocation] : card_().memory) guards_untouched(pointer, allocation.bytes);
     for (const Freed& freed : card_().freed) untouched(freed);
     const char* file = getenv("CARD_LAUNCHES");
     if (!file) return;
     std::ofstream out(file, std::ios::app);
-    for (const auto& [name, count] : card_().asked) out << name << ' ' << count << '\n';
+    for (const auto& [name, count] : card_().requests) out << name << ' ' << count << '\n';
 }

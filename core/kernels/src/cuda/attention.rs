@@ -11,62 +11,65 @@ use candle_core::{
     },
 };
 
-use super::launch::{ATTENTION, Arguments, Element, by_dtype, grid, narrow, optional, room, value, views};
+use super::launch::{
+    ATTENTION, Arguments, Element, by_dtype, grid, narrow, optional, uninitialized, value, views,
+};
 use crate::{
     ops::{Attended, Sizes},
     tape::Value,
 };
 
-/// Sides of attention that a block of 64 rows can belong to.
+/// Kernels of attention, each with blocks of 64 rows: of queries in the forward pass, of queries or of keys in the
+/// backward pass.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
+enum Kernel {
     Forward,
-    Queries,
-    Keys,
+    BackwardQueries,
+    BackwardKeys,
 }
 
-/// One of attention's kernels, and how it is launched.
-fn kernel<T: Element>(device: &CudaDevice, side: Side, s: &Sizes) -> Result<(CudaFunction, LaunchConfig)> {
+/// Loads a kernel of attention. Returns it with its launch configuration.
+fn load<T: Element>(device: &CudaDevice, kernel: Kernel, s: &Sizes) -> Result<(CudaFunction, LaunchConfig)> {
     let Some(padded) = [32, 64, 96, 128].into_iter().find(|&padded| padded >= s.head) else {
-        bail!("attention on a GPU with heads of {} channels, expected 128 or fewer", s.head)
+        bail!("attention on a GPU: expected heads of at most 128 channels, found {}", s.head)
     };
-    let products = T::products();
-    let backward = if side == Side::Keys { "backward_keys" } else { "backward_queries" };
-    let (name, rows, columns) = match (side, products, padded) {
-        (Side::Forward, "bf16", _) => ("forward", 64, 64),
-        (Side::Forward, _, ..=64) => ("forward", 64, 32),
-        (Side::Forward, ..) => ("forward", 64, 16),
+    let arithmetic = T::arithmetic();
+    let backward = if kernel == Kernel::BackwardKeys { "backward_keys" } else { "backward_queries" };
+    let (name, rows, columns) = match (kernel, arithmetic, padded) {
+        (Kernel::Forward, "bf16", _) => ("forward", 64, 64),
+        (Kernel::Forward, _, ..=64) => ("forward", 64, 32),
+        (Kernel::Forward, ..) => ("forward", 64, 16),
         (_, "bf16", _) | (_, _, ..=64) => (backward, 128, 32),
         _ => (backward, 128, 16),
     };
-    let stride = if products == "bf16" { padded + 8 } else { padded + 4 };
+    let stride = if arithmetic == "bf16" { padded + 8 } else { padded + 4 };
     let mut bytes = size_of::<T>() * stride * (rows + 2 * columns);
-    if products == "f32" {
+    if arithmetic == "f32" {
         bytes += 256 * (columns + 4);
     }
-    if side == Side::Keys {
+    if kernel == Kernel::BackwardKeys {
         bytes += 8 * columns;
     }
-    let function = ATTENTION.function(device, &format!("attention_{name}_{products}_{padded}"))?;
-    // Shared memory that a block can use without raising the limit.
+    let function = ATTENTION.function(device, &format!("attention_{name}_{arithmetic}_{padded}"))?;
+    // A block can use 48 KiB of shared memory unless this attribute raises the limit.
     if bytes > 48 * 1024 {
         function.set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes as i32).w()?;
     }
-    let along = if side == Side::Keys { s.keys() } else { s.tokens };
+    let rows = if kernel == Kernel::BackwardKeys { s.keys() } else { s.tokens };
     let config = LaunchConfig {
-        grid_dim: (narrow(along.div_ceil(64))?, narrow(s.heads)?, narrow(s.batch)?),
+        grid_dim: (narrow(rows.div_ceil(64))?, narrow(s.heads)?, narrow(s.batch)?),
         block_dim: (128, 1, 1),
         shared_mem_bytes: narrow(bytes)?,
     };
     Ok((function, config))
 }
 
-/// Returns numbers of images, tokens, injected rows and heads, and the width of a head, as kernel arguments.
+/// Returns the sizes as kernel arguments: numbers of images, tokens, injected rows and heads, and width of a head.
 fn numbers(s: &Sizes) -> Result<[u32; 5]> {
     Ok([narrow(s.batch)?, narrow(s.tokens)?, narrow(s.extra)?, narrow(s.heads)?, narrow(s.head)?])
 }
 
-/// Output and logarithms of sums, see [`crate::ops::attend`].
+/// Computes the output and the logarithms of the sums of exponentials, see [`crate::ops::attend`].
 pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Option<Tensor>)> {
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
     let (device, sizes) = (qkv.device().as_cuda_device()?, numbers(&s)?);
@@ -74,9 +77,9 @@ pub fn attend(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Val
     by_dtype!(qkv.dtype(), T => {
         views!(qkv: T);
         let extra = optional::<T>(&extra)?;
-        let mut y = room::<T>(device, s.batch * s.tokens * s.width)?;
-        let mut log_sums = room::<f32>(device, s.batch * s.heads * s.tokens)?;
-        let (function, config) = kernel::<T>(device, Side::Forward, &s)?;
+        let mut y = uninitialized::<T>(device, s.batch * s.tokens * s.width)?;
+        let mut log_sums = uninitialized::<f32>(device, s.batch * s.heads * s.tokens)?;
+        let (function, config) = load::<T>(device, Kernel::Forward, &s)?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&function);
         launch.arg(&qkv).or_null(extra.as_ref()).arg(&mut y).arg(&mut log_sums).numbers(&sizes);
@@ -96,10 +99,12 @@ pub fn attend_backward(
     heads: usize,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
-    let Attended { y, log_sums: Some(log_sums) } = attended else { bail!("attention kept no sums") };
+    let Attended { y, log_sums: Some(log_sums) } = attended else {
+        bail!("attention: the forward pass kept no log_sums")
+    };
     let (device, shape) = (qkv.device().as_cuda_device()?, (s.batch, s.tokens, s.width));
     if y.dims3()? != shape || dy.dims3()? != shape || log_sums.dims3()? != (s.batch, s.heads, s.tokens) {
-        bail!("attention's gradient of shape {:?} for an output of shape {shape:?}", dy.dims());
+        bail!("attention: expected a gradient of the output's shape {shape:?}, found {:?}", dy.dims());
     }
     let extra = extra.map(Tensor::storage_and_layout);
     let sizes @ [batch, tokens, _, heads, head] = numbers(&s)?;
@@ -108,21 +113,21 @@ pub fn attend_backward(
         let (extra, stream) = (optional::<T>(&extra)?, device.cuda_stream());
 
         let of_heads = s.batch * s.tokens * s.heads;
-        let mut delta = room::<f32>(device, of_heads)?;
+        let mut delta = uninitialized::<f32>(device, of_heads)?;
         let function = ATTENTION.kernel::<T>(device, "attention_delta")?;
         let mut launch = stream.launch_builder(&function);
         launch.arg(&y).arg(&dy).arg(&mut delta).arg(&batch).arg(&tokens).arg(&heads).arg(&head);
         // SAFETY: the arguments match the kernel; shapes were compared above.
         unsafe { launch.launch(grid((narrow(of_heads.div_ceil(16))?, 1, 1), 128)) }.w()?;
 
-        let mut d_qkv = room::<T>(device, s.batch * s.tokens * 3 * s.width)?;
+        let mut d_qkv = uninitialized::<T>(device, s.batch * s.tokens * 3 * s.width)?;
         let extra_count = s.batch * s.extra * 2 * s.width;
-        let mut d_extra = extra.as_ref().map(|_| room::<T>(device, extra_count)).transpose()?;
-        for side in [Side::Queries, Side::Keys] {
-            let (function, config) = kernel::<T>(device, side, &s)?;
+        let mut d_extra = extra.as_ref().map(|_| uninitialized::<T>(device, extra_count)).transpose()?;
+        for kernel in [Kernel::BackwardQueries, Kernel::BackwardKeys] {
+            let (function, config) = load::<T>(device, kernel, &s)?;
             let mut launch = stream.launch_builder(&function);
             launch.arg(&qkv).or_null(extra.as_ref()).arg(&dy).arg(&log_sums).arg(&delta).arg(&mut d_qkv);
-            if side == Side::Keys {
+            if kernel == Kernel::BackwardKeys {
                 launch.or_null(d_extra.as_mut());
             }
             launch.numbers(&sizes);

@@ -5,7 +5,7 @@ use candle_core::{
     cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
 };
 
-use super::launch::{Arguments, EMBEDDING, by_dtype, by_part, narrow, optional, room, value, views};
+use super::launch::{Arguments, EMBEDDING, by_dtype, by_part, narrow, optional, uninitialized, value, views};
 
 /// See [`crate::ops::patchify`].
 pub fn patchify(
@@ -14,21 +14,21 @@ pub fn patchify(
     normalize: Option<&(Tensor, Tensor)>,
     dtype: DType,
 ) -> Result<Tensor> {
-    let (batch, channels, side, also_side) = pixels.dims4()?;
-    if side != also_side || patch == 0 || !side.is_multiple_of(patch) {
-        bail!("patches of side {patch} from images of shape {:?}", pixels.dims());
+    let (batch, channels, side, width) = pixels.dims4()?;
+    if side != width || patch == 0 || !side.is_multiple_of(patch) {
+        bail!("images of shape {:?} cannot be divided into patches of side {patch}", pixels.dims());
     }
     let (mean, scale) =
         normalize.map(|(mean, scale)| (mean.storage_and_layout(), scale.storage_and_layout())).unzip();
     let (mean, scale) = (optional::<f32>(&mean)?, optional::<f32>(&scale)?);
     if [&mean, &scale].into_iter().flatten().any(|values| values.len() != channels) {
-        bail!("expected one mean and one deviation for each of the {channels} channels");
+        bail!("expected one mean and one standard deviation for each of the {channels} channels");
     }
     let device = pixels.device().as_cuda_device()?;
     let (rows, width) = ((side / patch).pow(2), channels * patch * patch);
     views!(pixels: f32);
     by_dtype!(dtype, T => {
-        let mut patches = room::<T>(device, batch * rows * width)?;
+        let mut patches = uninitialized::<T>(device, batch * rows * width)?;
         let kernel = EMBEDDING.kernel::<T>(device, "patchify")?;
         let sizes = [narrow(channels)?, narrow(side)?, narrow(patch)?];
         let stream = device.cuda_stream();
@@ -47,12 +47,12 @@ pub fn assemble_tokens(prefix: &Tensor, patches: &Tensor, positions: &Tensor) ->
     let (_, first, _) = prefix.dims3()?;
     if prefix.dims3()? != (1, first, width) || positions.dims3()? != (1, count, width) {
         let shapes = [prefix, patches, positions].map(Tensor::dims);
-        bail!("tokens from a prefix, patches and positions of shapes {shapes:?}");
+        bail!("prefix, patches and positions do not fit each other: shapes {shapes:?}");
     }
     let (device, rows) = (patches.device().as_cuda_device()?, first + count);
     by_dtype!(patches.dtype(), T => {
         views!(patches: T, prefix: T, positions: T);
-        let mut tokens = room::<T>(device, batch * rows * width)?;
+        let mut tokens = uninitialized::<T>(device, batch * rows * width)?;
         let kernel = EMBEDDING.kernel::<T>(device, "assemble_tokens")?;
         let sizes = [narrow(first)?, narrow(width)?];
         let stream = device.cuda_stream();

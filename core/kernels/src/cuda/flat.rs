@@ -8,10 +8,10 @@ use candle_core::{
     },
 };
 
-use super::launch::{FLAT, by_part, room, value, views};
+use super::launch::{FLAT, by_part, uninitialized, value, views};
 
 /// Returns the table that the kernels of `flat.cu` read, their launch configuration, and the length of the row.
-fn pieces<'a>(
+fn piece_table<'a>(
     tensors: impl Iterator<Item = &'a Tensor>,
     device: &CudaDevice,
 ) -> Result<(CudaSlice<u64>, LaunchConfig, usize)> {
@@ -38,12 +38,12 @@ pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     let tensors = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
     let Some(first) = tensors.first() else { bail!("expected at least one tensor") };
     let device = first.device().as_cuda_device()?;
-    let (table, config, count) = pieces(tensors.iter(), device)?;
-    let mut row = room::<f32>(device, count)?;
+    let (table, config, count) = piece_table(tensors.iter(), device)?;
+    let mut row = uninitialized::<f32>(device, count)?;
     let kernel = FLAT.kernel::<f32>(device, "gather_flat")?;
     let stream = device.cuda_stream();
     // SAFETY: the arguments match the kernel; the table contains addresses on this device of tensors that live until
-    // this is queued on the stream that frees them; the row is as long as all of them.
+    // the launch is queued on the stream that also frees them; the row is as long as all of them together.
     unsafe { stream.launch_builder(&kernel).arg(&table).arg(&mut row).launch(config) }.w()?;
     Ok(value(row, device, count).tensor())
 }
@@ -51,10 +51,10 @@ pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
 /// See [`crate::set_from_flat`].
 pub fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     let device = row.device().as_cuda_device()?;
-    let (table, config, count) = pieces(vars.iter().map(|var| var.as_tensor()), device)?;
+    let (table, config, count) = piece_table(vars.iter().map(|var| var.as_tensor()), device)?;
     views!(row: f32);
     if row.len() != count {
-        bail!("{} values for variables with {count}", row.len());
+        bail!("expected a row of {count} values, the size of all variables, found {}", row.len());
     }
     let kernel = FLAT.kernel::<f32>(device, "scatter_flat")?;
     let stream = device.cuda_stream();

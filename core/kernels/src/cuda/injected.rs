@@ -8,15 +8,17 @@ use candle_core::{
     },
 };
 
-use super::launch::{Arguments, INJECTION, by_dtype, by_part, narrow, room, value, views};
+use super::launch::{Arguments, INJECTION, by_dtype, by_part, narrow, uninitialized, value, views};
 use crate::tape::{Gradients, Value};
 
+/// Copies `places` to the device.
 fn on_device(places: &[usize], device: &CudaDevice) -> Result<CudaSlice<u32>> {
     let places = places.iter().map(|&place| narrow(place)).collect::<Result<Vec<_>>>()?;
     device.cuda_stream().clone_htod(&places).w()
 }
 
-/// See [`crate::gather_rows`]. `own` and `shared` are float32, `places` rows of them, as the caller has found.
+/// See [`crate::gather_rows`]. The caller has checked that `own` and `shared` are float32 and that `places` are rows of
+/// them.
 pub fn gather_rows(
     own: &Tensor,
     shared: &Tensor,
@@ -31,7 +33,7 @@ pub fn gather_rows(
     let sizes = [narrow(own_rows)?, narrow(pair / 2)?];
     views!(own: f32, shared: f32);
     by_dtype!(dtype, T => {
-        let mut rows = room::<T>(device, batch * places.len() * pair / 2)?;
+        let mut rows = uninitialized::<T>(device, batch * places.len() * pair / 2)?;
         let kernel = INJECTION.kernel::<T>(device, "gather_rows")?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
@@ -54,13 +56,13 @@ pub fn scatter_rows(
     let (batch, _, pair) = d_rows.dims3()?;
     let width = pair / 2;
     // An unused row has a gradient of 0.
-    let all_taken = places.len() == own_rows + shared_rows;
-    let made = |count: usize| match count {
+    let all_used = places.len() == own_rows + shared_rows;
+    let allocate = |count: usize| match count {
         0 => Ok(None),
-        _ if all_taken => room::<f32>(device, count * width).map(Some),
+        _ if all_used => uninitialized::<f32>(device, count * width).map(Some),
         _ => device.alloc_zeros::<f32>(count * width).map(Some),
     };
-    let (mut d_own, mut d_shared) = (made(batch * own_rows)?, made(shared_rows)?);
+    let (mut d_own, mut d_shared) = (allocate(batch * own_rows)?, allocate(shared_rows)?);
     let (config, table) = (by_part(places.len(), batch, 128)?, on_device(places, device)?);
     let sizes = [narrow(own_rows)?, narrow(width)?];
     by_dtype!(d_rows.dtype(), T => {

@@ -39,12 +39,12 @@ pub const ROWS: Module = module!("rows");
 pub const FLAT: Module = module!("flat");
 
 impl Module {
-    /// The kernel `name` for elements of type `T`.
+    /// Returns the kernel `name` for elements of type `T`.
     pub fn kernel<T: Element>(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
         self.function(device, &format!("{name}_{}", T::SUFFIX))
     }
 
-    /// Returns the kernel of that full name.
+    /// Returns the kernel whose full name is `name`.
     pub fn function(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
         Ok(device.get_or_load_custom_func(name, self.name, self.ptx)?.into_cuda_function())
     }
@@ -52,22 +52,23 @@ impl Module {
 
 /// Element types for which kernels are compiled.
 pub trait Element: CudaDType + DeviceRepr {
-    /// Suffix of the names of kernels.
+    /// Suffix of the names of most kernels.
     const SUFFIX: &'static str;
-    /// Suffix of the names of the attention kernels: those with tensor cores, if they are allowed.
-    fn products() -> &'static str;
+    /// Returns the arithmetic of matrix products, a suffix of the names of the attention kernels: `bf16` or `tf32` on
+    /// tensor cores, or `f32`.
+    fn arithmetic() -> &'static str;
 }
 
 impl Element for f32 {
     const SUFFIX: &'static str = "f32";
-    fn products() -> &'static str {
+    fn arithmetic() -> &'static str {
         if gemm_reduced_precision_f32() { "tf32" } else { "f32" }
     }
 }
 
 impl Element for bf16 {
     const SUFFIX: &'static str = "bf16";
-    fn products() -> &'static str {
+    fn arithmetic() -> &'static str {
         "bf16"
     }
 }
@@ -90,7 +91,7 @@ macro_rules! by_dtype {
 }
 pub(super) use by_dtype;
 
-/// Binds each name to the elements, of the type given, of the contiguous tensor of that name.
+/// Shadows each contiguous tensor by a view of its elements, which have the given type.
 macro_rules! views {
     ($($tensor:ident: $t:ty),+) => {$(
         let storage = $tensor.storage_and_layout();
@@ -99,7 +100,7 @@ macro_rules! views {
 }
 pub(super) use views;
 
-/// The elements of a contiguous tensor from its storage and layout.
+/// Returns the elements of a contiguous tensor from its storage and layout.
 pub fn elements<'a, T: CudaDType>(
     (storage, layout): &'a (impl Deref<Target = Storage>, &Layout),
 ) -> Result<CudaView<'a, T>> {
@@ -145,8 +146,9 @@ impl<'a> Arguments<'a> for LaunchArgs<'a> {
 }
 
 /// Allocates memory for `count` elements without initialising it.
-pub fn room<T: DeviceRepr>(device: &CudaDevice, count: usize) -> Result<CudaSlice<T>> {
-    // SAFETY: every caller passes it to a kernel that writes all of it before anything reads it.
+pub fn uninitialized<T: DeviceRepr>(device: &CudaDevice, count: usize) -> Result<CudaSlice<T>> {
+    // SAFETY: every caller passes the memory to a kernel or copy that writes all of it before anything reads it, or, as
+    // a workspace, to cuBLASLt, which reads only what it wrote.
     unsafe { device.alloc::<T>(count) }
 }
 
@@ -158,7 +160,7 @@ pub fn value<T: CudaDType>(elements: CudaSlice<T>, device: &CudaDevice, shape: i
 /// Converts a number to the integer type of kernel arguments.
 pub fn narrow(number: usize) -> Result<u32> {
     u32::try_from(number)
-        .map_err(|_| candle_core::Error::Msg(format!("{number} exceeds the maximum of a kernel argument")))
+        .map_err(|_| candle_core::Error::Msg(format!("{number} exceeds the 32 bits of a kernel argument")))
 }
 
 /// Returns a grid of blocks of `threads` threads without shared memory.

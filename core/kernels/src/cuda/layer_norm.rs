@@ -5,7 +5,7 @@ use candle_core::{
     cuda_backend::{WrapErr, cudarc::driver::PushKernelArg},
 };
 
-use super::launch::{Arguments, LAYER_NORM, by_dtype, by_row, narrow, optional, room, value, views};
+use super::launch::{Arguments, LAYER_NORM, by_dtype, by_row, narrow, optional, uninitialized, value, views};
 use crate::tape::Value;
 
 /// See [`crate::layer_norm`]. `gamma` and `beta` are float32 for every type of `x`.
@@ -13,7 +13,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     let (shape, device, sizes) = (x.shape(), x.device().as_cuda_device()?, sizes(x, gamma)?);
     by_dtype!(x.dtype(), T => {
         views!(x: T, gamma: f32, beta: f32);
-        let mut y = room::<T>(device, shape.elem_count())?;
+        let mut y = uninitialized::<T>(device, shape.elem_count())?;
         let kernel = LAYER_NORM.kernel::<T>(device, "layer_norm_forward")?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);
@@ -37,7 +37,7 @@ pub fn layer_norm_backward(
     by_dtype!(x.dtype(), T => {
         views!(x: T, gamma: f32, dy: T);
         let plus = optional::<T>(&plus)?;
-        let mut dx = room::<T>(device, shape.elem_count())?;
+        let mut dx = uninitialized::<T>(device, shape.elem_count())?;
         let kernel = LAYER_NORM.kernel::<T>(device, "layer_norm_backward")?;
         let stream = device.cuda_stream();
         let mut launch = stream.launch_builder(&kernel);

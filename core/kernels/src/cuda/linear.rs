@@ -1,4 +1,4 @@
-//! Matrix products of frozen layers, by cuBLASLt. A product includes the bias and the value of a residual connection.
+//! Matrix products of frozen layers by cuBLASLt. A product includes the bias and the value of a residual connection.
 //! Layouts and algorithm of a product are cached for later products of the same size.
 
 use std::{
@@ -21,10 +21,10 @@ use candle_core::{
     },
 };
 
-use super::launch::{Element, by_dtype, optional, room, value, views};
+use super::launch::{Element, by_dtype, optional, uninitialized, value, views};
 use crate::tape::Value;
 
-/// `x Wᵀ + b + plus` of `shape` for `rows` rows of `x`; `plus` is of the same shape.
+/// Computes `x Wᵀ + b + plus` of `shape` for `rows` rows of `x`. `plus` has the same shape.
 pub fn linear(
     x: &Tensor,
     weight: &Tensor,
@@ -42,7 +42,7 @@ pub fn linear(
     })
 }
 
-/// `dy W` of `shape`, the gradient of the input for that of `rows` rows of the output.
+/// Computes `dy W` of `shape`, the gradient of the input for the gradient `dy` of `rows` rows of the output.
 pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) -> Result<Tensor> {
     let (device, (inputs, outputs)) = (dy.device().as_cuda_device()?, weight.dims2()?);
     by_dtype!(dy.dtype(), T => {
@@ -53,16 +53,17 @@ pub fn linear_backward(dy: &Tensor, weight: &Tensor, rows: usize, shape: Shape) 
     .map(Value::tensor)
 }
 
-/// `Y = X Wᵀ`, or `X W`, of row-major matrices: `X` `(rows, inputs)`, `Y` `(rows, outputs)`.
+/// Sizes of a product `Y = X Wᵀ` or `Y = X W` of row-major matrices: `X` `(rows, inputs)`, `Y` `(rows, outputs)`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Product {
     rows: usize,
     inputs: usize,
     outputs: usize,
-    /// Whether `W` is `(outputs, inputs)`; else `(inputs, outputs)`.
+    /// Layout of `W`: `(outputs, inputs)` if true, otherwise `(inputs, outputs)`.
     transposed: bool,
 }
 
+/// Elements of the operands of a product; `bias` and `plus` are added to it.
 struct Operands<'a, T> {
     x: CudaView<'a, T>,
     weight: CudaView<'a, T>,
@@ -70,10 +71,10 @@ struct Operands<'a, T> {
     plus: Option<CudaView<'a, T>>,
 }
 
-/// Returns the types of stored elements and of arithmetic for a name of [`Element::products`]. Sums are float32.
-fn types(products: &str) -> (sys::cudaDataType_t, sys::cublasComputeType_t) {
+/// Returns the types of stored elements and of products for [`Element::arithmetic`]. Sums are float32.
+fn types(arithmetic: &str) -> (sys::cudaDataType_t, sys::cublasComputeType_t) {
     use sys::{cublasComputeType_t::*, cudaDataType_t::*};
-    match products {
+    match arithmetic {
         "bf16" => (CUDA_R_16BF, CUBLAS_COMPUTE_32F),
         "tf32" => (CUDA_R_32F, CUBLAS_COMPUTE_32F_FAST_TF32),
         _ => (CUDA_R_32F, CUBLAS_COMPUTE_32F),
@@ -94,49 +95,50 @@ fn multiply<T: Element>(
     let Operands { x, weight, bias, plus } = &operands;
     let (of_bias, of_y) = (bias.as_ref().map_or(outputs, CudaView::len), rows * outputs);
     let found = [x.len(), weight.len(), of_bias, plus.as_ref().map_or(of_y, CudaView::len)];
-    if found != [rows * inputs, outputs * inputs, outputs, of_y] {
+    let expected = [rows * inputs, outputs * inputs, outputs, of_y];
+    if found != expected {
         bail!(
-            "a linear layer of {inputs} inputs and {outputs} outputs on {rows} rows: {found:?} numbers in the rows, \
-             weights, bias and what is to be added"
+            "linear layer: expected {expected:?} values in input, weights, bias and residual, found {found:?}"
         );
     }
-    let mut y = room::<T>(device, rows * outputs)?;
+    let mut y = uninitialized::<T>(device, rows * outputs)?;
     OF_DEVICE.with_borrow_mut(|all| {
         let products = match all.entry(device.id()) {
-            Entry::Occupied(there) => there.into_mut(),
-            Entry::Vacant(place) => place.insert(Products::new(device)?),
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Products::new(device)?),
         };
         products.run(device, product, operands, &mut y)
     })?;
     Ok(value(y, device, shape))
 }
 
-/// Handle created by cuBLASLt, destroyed on drop.
+/// Handle of cuBLASLt, destroyed on drop.
 struct Owned<H: Copy> {
     handle: H,
-    destroy: unsafe fn(H) -> Done<()>,
+    destroy: unsafe fn(H) -> LtResult<()>,
 }
 
-type Done<T> = std::result::Result<T, CublasError>;
+type LtResult<T> = std::result::Result<T, CublasError>;
 
 impl<H: Copy> Owned<H> {
-    fn new(made: Done<H>, destroy: unsafe fn(H) -> Done<()>) -> Result<Self> {
-        Ok(Self { handle: done(made)?, destroy })
+    fn new(created: LtResult<H>, destroy: unsafe fn(H) -> LtResult<()>) -> Result<Self> {
+        Ok(Self { handle: check(created)?, destroy })
     }
 }
 
 impl<H: Copy> Drop for Owned<H> {
     fn drop(&mut self) {
-        // SAFETY: created by cuBLASLt and destroyed once. If destruction fails, the handle leaks.
+        // SAFETY: the handle was created by cuBLASLt and is destroyed once. If destruction fails, the handle leaks.
         let _ = unsafe { (self.destroy)(self.handle) };
     }
 }
 
-fn done<T>(done: Done<T>) -> Result<T> {
-    done.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error}")))
+/// Converts an error of cuBLASLt.
+fn check<T>(result: LtResult<T>) -> Result<T> {
+    result.map_err(|error| candle_core::Error::Msg(format!("cuBLASLt: {error}")))
 }
 
-/// cuBLASLt on one device, for one thread.
+/// Handle, workspace and cached plans of cuBLASLt, for one device and one thread.
 struct Products {
     plans: HashMap<(Product, &'static str, bool), Plan>,
     handle: Owned<sys::cublasLtHandle_t>,
@@ -160,7 +162,7 @@ impl Products {
         Ok(Self {
             plans: HashMap::new(),
             handle: Owned::new(result::create_handle(), result::destroy_handle)?,
-            workspace: room(device, megabytes << 20)?,
+            workspace: uninitialized(device, megabytes << 20)?,
         })
     }
 
@@ -179,14 +181,14 @@ impl Products {
         let bias = bias.map(|bias| aligned(device, bias, of_bias)).transpose()?;
         let plus = plus.map(|plus| aligned(device, plus, of_plus)).transpose()?;
 
-        let products = T::products();
+        let arithmetic = T::arithmetic();
         let bias = bias.as_ref().map(|bias| bias.device_ptr(&stream));
         let bias_at = bias.as_ref().map(|(at, _)| *at);
-        let plan = match self.plans.entry((product, products, bias.is_some())) {
-            Entry::Occupied(there) => there.into_mut(),
-            Entry::Vacant(place) => {
-                let room = self.workspace.len();
-                place.insert(Plan::new(self.handle.handle, product, types(products), bias_at, room)?)
+        let plan = match self.plans.entry((product, arithmetic, bias.is_some())) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let workspace = self.workspace.len();
+                entry.insert(Plan::new(self.handle.handle, product, types(arithmetic), bias_at, workspace)?)
             }
         };
         plan.set_bias(bias_at)?;
@@ -197,12 +199,12 @@ impl Products {
         let plus = plus.as_ref().map(|plus| plus.device_ptr(&stream));
         let (add, factor) = match &plus {
             Some((plus, _)) => (*plus, 1.0f32),
-            // Not read.
+            // With the factor 0, cuBLASLt does not read the address.
             None => (y, 0.0),
         };
-        // SAFETY: the plan's layouts are those of the operands, whose lengths `multiply` has compared with the sizes, and
-        // all of them live until they are queued on the stream that also frees them.
-        done(unsafe {
+        // SAFETY: `multiply` has compared the lengths of the operands with the plan's layouts, and all operands live
+        // until the product is queued on the stream that also frees them.
+        check(unsafe {
             result::matmul(
                 self.handle.handle,
                 plan.operation.handle,
@@ -226,7 +228,7 @@ impl Products {
 }
 
 impl Plan {
-    /// Creates a plan. cuBLASLt's matrices are column-major, so it computes the transposed product: `Yᵀ = W Xᵀ`, or
+    /// Creates a plan. cuBLASLt's matrices are column-major, so the plan computes the transposed product, `W Xᵀ` or
     /// `Wᵀ Xᵀ`.
     fn new(
         handle: sys::cublasLtHandle_t,
@@ -237,18 +239,18 @@ impl Plan {
     ) -> Result<Self> {
         let (rows, inputs, outputs) = (product.rows as u64, product.inputs as u64, product.outputs as u64);
         let matrix = |height: u64, width: u64| {
-            let made = result::create_matrix_layout(stored, height, width, height as i64);
-            Owned::new(made, result::destroy_matrix_layout)
+            let created = result::create_matrix_layout(stored, height, width, height as i64);
+            Owned::new(created, result::destroy_matrix_layout)
         };
         let weight = if product.transposed { matrix(inputs, outputs)? } else { matrix(outputs, inputs)? };
         let (x, y) = (matrix(inputs, rows)?, matrix(outputs, rows)?);
-        let made = result::create_matmul_desc(computed, sys::cudaDataType_t::CUDA_R_32F);
-        let operation = Owned::new(made, result::destroy_matmul_desc)?;
-        let choice = Owned::new(result::create_matmul_pref(), result::destroy_matmul_pref)?;
-        // SAFETY: the attribute is a 64-bit number, which is read during the call.
-        done(unsafe {
+        let created = result::create_matmul_desc(computed, sys::cudaDataType_t::CUDA_R_32F);
+        let operation = Owned::new(created, result::destroy_matmul_desc)?;
+        let preference = Owned::new(result::create_matmul_pref(), result::destroy_matmul_pref)?;
+        // SAFETY: the attribute is a 64-bit number, which cuBLASLt reads during the call.
+        check(unsafe {
             result::set_matmul_pref_attribute(
-                choice.handle,
+                preference.handle,
                 sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                 ptr::from_ref(&workspace).cast(),
                 size_of_val(&workspace),
@@ -267,8 +269,8 @@ impl Plan {
             )?;
             plan.set_bias(bias)?;
         }
-        // SAFETY: everything named was made above and lives.
-        let found = done(unsafe {
+        // SAFETY: all handles were created above and are not yet destroyed.
+        let found = check(unsafe {
             result::get_matmul_algo_heuristic(
                 handle,
                 plan.operation.handle,
@@ -276,7 +278,7 @@ impl Plan {
                 plan.x.handle,
                 plan.y.handle,
                 plan.y.handle,
-                choice.handle,
+                preference.handle,
             )
         })?;
         plan.algorithm = found.algo;
@@ -290,8 +292,8 @@ impl Plan {
     }
 
     fn set<V>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: V) -> Result<()> {
-        // SAFETY: read during the call, of the size that cuBLASLt expects, or refused.
-        done(unsafe {
+        // SAFETY: cuBLASLt reads the value during the call and refuses one whose size is not the attribute's.
+        check(unsafe {
             result::set_matmul_desc_attribute(
                 self.operation.handle,
                 attribute,
@@ -302,21 +304,22 @@ impl Plan {
     }
 }
 
-/// Alignment in bytes that cuBLASLt assumes of operands, and that memory of the device has at least.
+/// Alignment in bytes that cuBLASLt assumes of operands. Allocations on the device have at least this alignment.
 const ALIGNMENT: u64 = 256;
 
-/// Returns the address of an operand. A part of a tensor that is not aligned is first copied to `copy`.
+/// Returns an aligned view of an operand. An operand that is not aligned, such as a part of a tensor, is copied to
+/// `copy`.
 fn aligned<'a, T: Element>(
     device: &CudaDevice,
-    numbers: CudaView<'a, T>,
+    operand: CudaView<'a, T>,
     copy: &'a mut Option<CudaSlice<T>>,
 ) -> Result<CudaView<'a, T>> {
     let stream = device.cuda_stream();
-    let begins = numbers.device_ptr(&stream).0;
-    if begins.is_multiple_of(ALIGNMENT) {
-        return Ok(numbers);
+    let address = operand.device_ptr(&stream).0;
+    if address.is_multiple_of(ALIGNMENT) {
+        return Ok(operand);
     }
-    let mut there = room::<T>(device, numbers.len())?;
-    stream.memcpy_dtod(&numbers, &mut there).w()?;
-    Ok(copy.insert(there).as_view())
+    let mut aligned = uninitialized::<T>(device, operand.len())?;
+    stream.memcpy_dtod(&operand, &mut aligned).w()?;
+    Ok(copy.insert(aligned).as_view())
 }

@@ -1,30 +1,30 @@
-//! One frozen block, forward and backward, in panels.
+//! One frozen block, forward and backward, on panels.
 //!
-//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs the
-//! queries, keys and values, `m`, the derivative of GELU, and a few numbers per token. It recomputes the attention
-//! weights.
+//! Forward: `m = x + proj(attention(norm1(x)))`, `y = m + fc2(gelu(fc1(norm2(m))))`. The backward pass needs queries,
+//! keys and values, `m`, the derivative of GELU, and per token the statistics of the norms and the sums of the softmax.
+//! It recomputes the attention weights.
 
 use super::{
+    call::{Call, Kept, RunContext},
     packed_linear::{PackedLinear, Start},
     panel::{self, Buffer, Tokens},
     panel_attention::{HeadGradients, attend},
-    setting::{Call, Kept, Setting},
     tile::{PANEL, STRIP},
 };
 use crate::layers::{Block, Norm};
 
-/// Block with layers packed for panels.
+/// Block whose layers are packed for panels.
 pub type PanelBlock = Block<PackedLinear, Vec<f32>>;
 
 impl PanelBlock {
-    /// Returns the outputs of the tokens that are read and, if `keep`, the values that the backward pass needs.
+    /// Returns the outputs of the tokens in `call.reads` and, if `keep`, the values that the backward pass needs.
     pub fn forward(&self, call: Call<'_>, keep: bool) -> (Buffer, Option<Kept>) {
         let Call { s, x, reads, .. } = call;
         let d = s.width;
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
         let (mut kv, mut stats1, mut q) = (s.take(2 * d, &all), s.take(2, &all), s.take(d, &read));
         let picked = (!matches!(reads, Tokens::All(_))).then(|| s.pick(x, d, reads));
-        // If all tokens are read, one product computes queries, keys and values.
+        // If all tokens are read, one pass over them computes queries, keys and values.
         let queries: (&mut [f32], _) = if picked.is_none() { (&mut q, d) } else { (&mut [], 0) };
         all.each([(&mut kv, 2 * d), (&mut stats1, 2), queries], |part, [kv, stats, q]| {
             let _span = tracing::trace_span!("qkv").entered();
@@ -69,8 +69,9 @@ impl PanelBlock {
         (y, kept)
     }
 
-    /// Returns gradients for `dy`, the gradient of the tokens that were read: of the `wanted` input tokens, as panels,
-    /// and of the injected rows, for each image those attended to, then that of CLS, `2D` each.
+    /// Returns the gradients of the `wanted` input tokens, as panels, and of the injected rows, for the gradient `dy`
+    /// of the output. For each image, the gradients of the attended rows precede that of the row added to CLS; each has
+    /// `2D` elements.
     pub fn backward(
         &self,
         call: Call<'_>,
@@ -101,23 +102,23 @@ impl PanelBlock {
         let Some(wanted) = wanted else { return (None, extra) };
 
         // Backward through queries, keys and values to the block's input.
-        let everything = matches!(reads, Tokens::All(_));
+        let reads_all = matches!(reads, Tokens::All(_));
         let shares = s.shares(wanted);
         let subset = (wanted != &Tokens::All(s.tokens)).then(|| {
-            let residual = everything.then(|| s.pick(&d_mid, d, wanted));
+            let residual = reads_all.then(|| s.pick(&d_mid, d, wanted));
             (s.pick(x, d, wanted), s.pick(&kept.stats1, 2, wanted), residual)
         });
         let (inputs, stats, residual) = match &subset {
             Some((x, stats, residual)) => (&**x, &**stats, residual.as_deref()),
-            None => (x, &*kept.stats1, everything.then_some(&*d_mid)),
+            None => (x, &*kept.stats1, reads_all.then_some(&*d_mid)),
         };
         let mut dx = s.take(d, &shares);
-        let from = if everything { 0 } else { d };
+        let from = if reads_all { 0 } else { d };
         shares.each([(&mut dx, d)], |part, [dx]| {
             let _span = tracing::trace_span!("qkv").entered();
             let rows = 3 * d - from;
             let mut d_qkv = s.pool.take(dx.len() / d * rows);
-            if everything {
+            if reads_all {
                 heads.queries(s, wanted, part, &mut d_qkv, (rows, 0));
             }
             heads.keys(s, wanted, part, &mut d_qkv, (rows, d - from));
@@ -125,15 +126,15 @@ impl PanelBlock {
             let residual = residual.map(|residual| part.of(residual, d));
             self.norm1.backward(part.of(inputs, d), part.of(stats, 2), residual, dx);
         });
-        if !everything {
-            self.add_read(call, kept, &heads, &d_mid, wanted, &mut dx);
+        if !reads_all {
+            self.add_read_tokens(call, kept, &heads, &d_mid, wanted, &mut dx);
         }
         (Some(dx), extra)
     }
 
-    /// Adds the gradients of the few tokens that were read: through their queries and through the residual connection
-    /// around attention.
-    fn add_read(
+    /// Adds to `dx` the gradients of the tokens in `call.reads`, through their queries and through the residual
+    /// connection around attention.
+    fn add_read_tokens(
         &self,
         Call { s, x, reads, .. }: Call<'_>,
         kept: &Kept,
@@ -164,8 +165,8 @@ impl PanelBlock {
 }
 
 impl Norm<Vec<f32>> {
-    /// Normalises panels. Writes means and reciprocal deviations to `stats`.
-    fn forward(&self, s: &Setting, x: &[f32], stats: &mut [f32]) -> Buffer {
+    /// Normalises panels. Writes means and reciprocal standard deviations to `stats`.
+    fn forward(&self, s: &RunContext, x: &[f32], stats: &mut [f32]) -> Buffer {
         let mut n = s.pool.take(x.len());
         let (rows, stats) = (s.width * PANEL, stats.chunks_exact_mut(2 * PANEL));
         for ((x, n), stats) in x.chunks_exact(rows).zip(n.chunks_exact_mut(rows)).zip(stats) {
@@ -174,7 +175,7 @@ impl Norm<Vec<f32>> {
         n
     }
 
-    /// Replaces the gradient of the norm's output in `gradient` by that of its input plus `residual`.
+    /// Replaces the gradient of the norm's output in `gradient` by the gradient of its input plus `residual`.
     fn backward(&self, x: &[f32], stats: &[f32], residual: Option<&[f32]>, gradient: &mut [f32]) {
         let rows = self.gamma.len() * PANEL;
         for (number, gradient) in gradient.chunks_exact_mut(rows).enumerate() {

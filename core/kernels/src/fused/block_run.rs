@@ -1,4 +1,4 @@
-//! Run of blocks as one operation of candle's graph.
+//! Run of consecutive blocks as one operation of candle's graph.
 
 use std::{mem, ops::Range, sync::Arc};
 
@@ -6,11 +6,11 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{
     block::PanelBlock,
+    call::{Call, Kept, RunContext},
     count,
     packed_linear::PackedLinear,
     panel::{self, Buffer, Pool, Tokens},
     panel_embedding::Embedded,
-    setting::{Call, Kept, Setting},
     tile::{PANEL, SimdLevel},
 };
 use crate::{
@@ -20,9 +20,9 @@ use crate::{
     tape::{Gradients, Value},
 };
 
-/// Network up to its last block.
+/// Embedding and blocks of a network, packed for panels.
 pub struct Network {
-    /// Layers before the blocks; prefix and positions are rows of `D`.
+    /// Layers before the blocks; prefix and positions are rows of `D` elements.
     pub stem: Stem<PackedLinear, Vec<f32>>,
     pub blocks: Vec<PanelBlock>,
     pub width: usize,
@@ -54,9 +54,9 @@ impl Network {
         prompts: &Prompts,
         reads: Reads,
     ) -> Result<Tensor> {
-        // Placeholder for absent tensors.
+        // A placeholder replaces absent tensors, because the operation has two inputs in every case.
         let nothing = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
-        let (images, tokens, threads, panels, given) = match input {
+        let (images, tokens, threads, panels, input) = match input {
             Input::Images(Embedded { panels, images, tokens, prompt_tokens, threads }) => {
                 (images, tokens, threads, Some(panels), prompt_tokens)
             }
@@ -66,10 +66,10 @@ impl Network {
             }
         };
         // The input tensor contains either the last tokens of each image or all tokens.
-        let count = given.as_ref().map_or(Ok(0), |given| given.dim(1))?;
-        let given = given.as_ref().unwrap_or(&nothing).contiguous()?;
+        let count = input.as_ref().map_or(Ok(0), |input| input.dim(1))?;
+        let input = input.as_ref().unwrap_or(&nothing).contiguous()?;
         let rows = prompts.rows.as_ref().unwrap_or(&nothing).contiguous()?;
-        let (trains_input, trains_rows) = (given.track_op(), rows.track_op());
+        let (trains_input, trains_rows) = (input.track_op(), rows.track_op());
         let wanted = match &panels {
             _ if !trains_input => None,
             Some(_) => Some(Tokens::At((tokens - count..tokens).collect())),
@@ -81,7 +81,7 @@ impl Network {
                 Tokens::At([0].into_iter().chain(tokens - extra..tokens).collect())
             }
         };
-        let setting = Setting {
+        let context = RunContext {
             level: self.level,
             pool: self.pool.clone(),
             threads,
@@ -95,7 +95,7 @@ impl Network {
         let run = Run {
             network: self.clone(),
             range,
-            setting,
+            context,
             rows: prompts.rows.as_ref().map_or(Ok(0), |rows| rows.dim(1))?,
             all: Tokens::All(tokens),
             reads,
@@ -104,25 +104,25 @@ impl Network {
             shares,
         };
         let (y, kept) = {
-            on_cpu!(f32: given => given, rows => rows);
-            run.forward(run.input(panels, given, count), rows)
+            on_cpu!(f32: input => tokens, rows => rows);
+            run.forward(run.input(panels, tokens, count), rows)
         };
-        y.of_both(&given, &rows, move |given, rows, _, dy| run.backward(&kept, given, rows, dy))
+        y.of_both(&input, &rows, move |input, rows, _, dy| run.backward(&kept, input, rows, dy))
     }
 }
 
-/// Run of blocks: a function of `(tokens, injected rows)`.
+/// Run of blocks, a function of input tokens and injected rows.
 struct Run {
     network: Arc<Network>,
     range: Range<usize>,
-    setting: Setting,
-    /// Share of the injected rows of each block.
+    context: RunContext,
+    /// Each block's share of the injected rows.
     shares: Vec<BlockRows>,
     /// Number of injected rows `R`.
     rows: usize,
-    /// Number of tokens of an image.
+    /// All tokens of an image.
     all: Tokens,
-    /// Tokens that leave the last block.
+    /// Tokens whose output the last block computes.
     reads: Tokens,
     /// Tokens of the input that get a gradient; `None` for a constant input.
     wanted: Option<Tokens>,
@@ -130,22 +130,23 @@ struct Run {
     first: Option<usize>,
 }
 
-/// Input of a block, and the values that its forward pass kept, unless they are recomputed.
-struct Step {
+/// Input of a block, and the values that its forward pass kept; `None` if they are recomputed.
+struct BlockMemory {
     x: Buffer,
     kept: Option<Kept>,
 }
 
 impl Run {
-    /// Returns the call of block `index` of the run for panels `x` and `injected` rows.
+    /// Returns the inputs of block `index` of the run for panels `x` and `injected` rows.
     fn call<'a>(&'a self, index: usize, x: &'a [f32], injected: &'a [f32]) -> Call<'a> {
         let reads = if index + 1 == self.range.len() { &self.reads } else { &self.all };
-        Call { s: &self.setting, x, injected, rows: self.rows, share: &self.shares[index], reads }
+        Call { s: &self.context, x, injected, rows: self.rows, share: &self.shares[index], reads }
     }
 
-    /// Returns the images in `panels` with `count` `tokens` appended to each, or only `tokens` as panels.
+    /// Returns the input of the run as panels: `panels` of embedded images with the last `count` tokens of each image
+    /// set to `tokens`, or, without `panels`, `tokens` alone.
     fn input(&self, panels: Option<Buffer>, tokens: &[f32], count: usize) -> Buffer {
-        let s = &self.setting;
+        let s = &self.context;
         let shares = s.shares(&self.all);
         let mut panels = panels.unwrap_or_else(|| s.pool.zeros(shares.panels() * s.width * PANEL));
         if count > 0 {
@@ -156,9 +157,9 @@ impl Run {
         panels
     }
 
-    /// Returns the output, and the values of the blocks from the first trained one on.
-    fn forward(&self, mut x: Buffer, rows: &[f32]) -> (Value, Vec<Step>) {
-        let s = &self.setting;
+    /// Returns the output, and the values that the blocks from `self.first` on keep.
+    fn forward(&self, mut x: Buffer, rows: &[f32]) -> (Value, Vec<BlockMemory>) {
+        let s = &self.context;
         let mut kept = Vec::new();
         for (index, block) in self.network.blocks[self.range.clone()].iter().enumerate() {
             let keep = self.first.is_some_and(|first| index >= first);
@@ -166,7 +167,7 @@ impl Run {
             let (y, of_block) = block.forward(self.call(index, &x, rows), store);
             let x = mem::replace(&mut x, y);
             if keep {
-                kept.push(Step { x, kept: of_block });
+                kept.push(BlockMemory { x, kept: of_block });
             }
         }
         let count = self.reads.count();
@@ -174,9 +175,15 @@ impl Run {
         (Value::on_cpu(y, (s.images, count, s.width)), kept)
     }
 
-    /// Returns the gradients of `tokens` and `rows` that are needed.
-    fn backward(&self, steps: &[Step], tokens: &Tensor, rows: &Tensor, dy: &Tensor) -> Result<Gradients> {
-        let (s, d) = (&self.setting, self.setting.width);
+    /// Returns the gradients of the input `tokens` and of `rows`, each `None` if it is not needed.
+    fn backward(
+        &self,
+        memory: &[BlockMemory],
+        tokens: &Tensor,
+        rows: &Tensor,
+        dy: &Tensor,
+    ) -> Result<Gradients> {
+        let (s, d) = (&self.context, self.context.width);
         let Some(first) = self.first else {
             bail!("a run of frozen blocks without a trainable value has no backward pass")
         };
@@ -185,10 +192,10 @@ impl Run {
         let shares = s.shares(&self.reads);
         let mut gradient = s.pool.zeros(shares.panels() * d * PANEL);
         panel::into_panels(&shares, dy, d, 0, &mut gradient);
-        for (index, Step { x, kept }) in (first..self.range.len()).zip(steps).rev() {
+        for (index, BlockMemory { x, kept }) in (first..self.range.len()).zip(memory).rev() {
             let block = &self.network.blocks[self.range.start + index];
             let call = self.call(index, x, injected);
-            let again = if kept.is_none() { count::again(|| block.forward(call, true).1) } else { None };
+            let again = if kept.is_none() { count::recompute(|| block.forward(call, true).1) } else { None };
             let Some(kept) = kept.as_ref().or(again.as_ref()) else {
                 bail!("the forward pass kept no values of a block")
             };

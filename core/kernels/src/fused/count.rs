@@ -1,4 +1,4 @@
-//! Count of multiply-adds, and measurement of the peak rate of the device.
+//! Count of multiply-adds, and measurement of the peak rate of the CPU.
 
 use std::{
     sync::{
@@ -17,36 +17,37 @@ use super::{
 use crate::slices::{View, gemm};
 
 static MULTIPLY_ADDS: AtomicU64 = AtomicU64::new(0);
-static AGAIN: AtomicU64 = AtomicU64::new(0);
+static RECOMPUTED: AtomicU64 = AtomicU64::new(0);
 
 /// Adds `count` multiply-adds to the total.
 pub(super) fn add(count: usize) {
     MULTIPLY_ADDS.fetch_add(count as u64, Ordering::Relaxed);
 }
 
-/// Runs `work`, whose multiply-adds are already counted. Work of other threads in the meantime is not counted either.
-pub(super) fn again<T>(work: impl FnOnce() -> T) -> T {
+/// Runs `work`, a recomputation, without counting its multiply-adds. Those of other threads meanwhile are not counted
+/// either.
+pub(super) fn recompute<T>(work: impl FnOnce() -> T) -> T {
     let before = MULTIPLY_ADDS.load(Ordering::Relaxed);
     let done = work();
-    AGAIN.fetch_add(MULTIPLY_ADDS.load(Ordering::Relaxed) - before, Ordering::Relaxed);
+    RECOMPUTED.fetch_add(MULTIPLY_ADDS.load(Ordering::Relaxed) - before, Ordering::Relaxed);
     done
 }
 
 /// Returns the number of multiply-adds of all products of this process so far, without padding and recomputation.
 pub fn multiply_adds() -> u64 {
-    MULTIPLY_ADDS.load(Ordering::Relaxed).saturating_sub(AGAIN.load(Ordering::Relaxed))
+    MULTIPLY_ADDS.load(Ordering::Relaxed).saturating_sub(RECOMPUTED.load(Ordering::Relaxed))
 }
 
-/// Floating-point operations per second of this device, all threads together.
+/// Floating-point operations per second of this CPU, all threads together.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
-    /// Rate of the product kernel on operands in the first-level cache: an upper bound.
+    /// Rate of the product kernel on operands in the first-level cache, an upper bound.
     pub kernel: f64,
-    /// Rate of a plain matrix product of the size of a layer, by candle's library.
+    /// Rate of one matrix product of the size of a layer by the crate gemm, which candle uses.
     pub matmul: f64,
 }
 
-/// Measures both rates for about `seconds` each. The plain product is `(tokens, inputs)` times `(inputs, outputs)`.
+/// Measures both rates for about `seconds` each. The matrix product is `(tokens, inputs)` times `(inputs, outputs)`.
 pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> Rates {
     const DEPTH: usize = 128;
     const ROUNDS: usize = 2000;
@@ -74,7 +75,7 @@ pub fn rates(seconds: f64, (tokens, inputs, outputs): (usize, usize, usize)) -> 
     Rates { kernel, matmul }
 }
 
-/// Measures the rate of `f`, which performs `operations` per call.
+/// Returns the operations per second of `f`, which performs `operations` per call.
 fn rate(seconds: f64, operations: usize, mut f: impl FnMut()) -> f64 {
     f();
     let start = Instant::now();

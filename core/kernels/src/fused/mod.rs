@@ -1,8 +1,8 @@
 //! Runs of frozen blocks on the CPU, in float32.
 //!
-//! candle runs operations one at a time and allocates a tensor and a gradient for each. Here a run of blocks is one
-//! operation. Activations stay in panels of a few tokens, which every product reads without conversion. Memory is
-//! reused from step to step. The backward pass computes only the gradients of injected prompts and tokens and, if
+//! candle runs operations one at a time and allocates a tensor and a gradient for each. In this module a run of blocks
+//! is one operation. Activations stay in panels of a few tokens, which every product reads without conversion. Memory
+//! is reused from step to step. The backward pass computes only the gradients of injected prompts and tokens and, if
 //! needed, of the input:
 //!
 //! - in the last block, queries, projection and MLP are computed only for the tokens that are read;
@@ -13,12 +13,12 @@
 
 mod block;
 mod block_run;
+mod call;
 mod count;
 mod packed_linear;
 mod panel;
 mod panel_attention;
 mod panel_embedding;
-mod setting;
 mod tile;
 
 use std::{ops::Range, sync::Arc};
@@ -38,8 +38,8 @@ use packed_linear::PackedLinear;
 use panel::Pool;
 use tile::STRIP;
 
-/// Returns whether a network of these widths can be computed in panels: head width and hidden width are multiples of
-/// eight.
+/// Returns whether a network of these widths can be computed in panels: the width of a head and the hidden width of the
+/// MLP must be multiples of eight.
 pub fn suits(width: usize, hidden: usize, heads: usize) -> bool {
     let whole = |x: usize| x.is_multiple_of(STRIP);
     heads > 0 && width.is_multiple_of(heads) && whole(width / heads) && whole(hidden)
@@ -61,8 +61,8 @@ impl FusedBlocks {
         level: SimdLevel,
     ) -> std::result::Result<Self, E> {
         if !SimdLevel::available().contains(&level) {
-            let lacking = format!("this CPU does not support the instruction set {}", level.as_str());
-            return Err(candle_core::Error::Msg(lacking).into());
+            let message = format!("this CPU does not support the instruction set {}", level.as_str());
+            return Err(candle_core::Error::Msg(message).into());
         }
         let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1();
         let arrange = |block: std::result::Result<Block, E>| Ok(block?.map(PackedLinear::new, values)?);

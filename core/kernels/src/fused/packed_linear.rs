@@ -4,14 +4,14 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{
     count, panel,
-    tile::{LINE, Left, Order, PANEL, Right, STRIP, SimdLevel, product, soon},
+    tile::{LINE, Left, Order, PANEL, Right, STRIP, SimdLevel, prefetch_all, product},
 };
 use crate::layers::Linear;
 
-/// Padding in floats between strips, so that strips do not map to the same cache lines.
+/// Padding in floats between strips, so that strips do not map to the same cache sets.
 const GAP: usize = 16;
 
-/// Packed layer `y = W x + b` with frozen `W` `(O, I)`, both multiples of eight.
+/// Packed layer `y = W x + b` with frozen `W` `(O, I)`. `O`, and `I` for the backward pass, are multiples of eight.
 ///
 /// Weights are stored in strips of eight outputs: for every input, the eight weights are contiguous. The layout suits
 /// both `W x`, which reads strips from front to back, and `Wᵀ dy`, so no second copy is needed.
@@ -62,9 +62,9 @@ impl PackedLinear {
         Ok(Linear { weight, bias: Tensor::new(self.bias.as_slice(), &Device::Cpu)? })
     }
 
-    /// Computes rows `outputs` (multiples of eight) of `W x + b` for `tokens` tokens in panels `x` of `I` rows, into
-    /// panels of `outputs.len()` rows. Calls `then(panel, row, rows)` for every eight finished rows, while they are in
-    /// the cache; `row` is the first of them.
+    /// Computes rows `outputs` (its bounds are multiples of eight) of `W x + b` for `tokens` tokens in panels `x` of
+    /// `I` rows, into panels `y` of `outputs.len()` rows. Calls `then(panel, row, rows)` for every eight finished rows,
+    /// while they are in the cache; `row` is the index of the first.
     #[allow(clippy::too_many_arguments, reason = "a product names both operands and the result")]
     pub fn forward(
         &self,
@@ -90,9 +90,9 @@ impl PackedLinear {
                 let next = &next[..next.len().min(depths * STRIP)];
                 let left = Left { data, order: Order::Columns, stride: STRIP };
                 for panel in 0..panels {
-                    soon(share(next, panel, panels));
+                    prefetch_all(part_of(next, panel, panels));
                     let at = (panel * rows + row) * PANEL;
-                    soon_tile(y, at + rows * PANEL);
+                    prefetch_tile(y, at + rows * PANEL);
                     let result = &mut y[at..][..STRIP * PANEL];
                     if depth == 0 {
                         for (i, result) in result.chunks_exact_mut(PANEL).enumerate() {
@@ -113,8 +113,8 @@ impl PackedLinear {
         }
     }
 
-    /// Computes `Wᵀ dy` of rows `outputs` of `W`, for panels `dy` of `outputs.len()` rows, into panels of `I` rows, or
-    /// adds it to them. `then` is called as in [`Self::forward`].
+    /// Computes `Wᵀ dy` with rows `outputs` of `W`, for panels `dy` of `outputs.len()` rows, into panels `dx` of `I`
+    /// rows. Calls `then` as [`Self::forward`] does.
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
@@ -138,10 +138,10 @@ impl PackedLinear {
                     let strips = if level.prefetches() { 0 } else { depths / STRIP };
                     for strip in 0..strips {
                         let next = &data[strip * self.stride + STRIP * STRIP..];
-                        soon(share(&next[..next.len().min(STRIP * STRIP)], panel, panels));
+                        prefetch_all(part_of(&next[..next.len().min(STRIP * STRIP)], panel, panels));
                     }
                     let at = (panel * self.inputs + row) * PANEL;
-                    soon_tile(dx, at + self.inputs * PANEL);
+                    prefetch_tile(dx, at + self.inputs * PANEL);
                     let result = &mut dx[at..][..STRIP * PANEL];
                     let right = Right { data: &dy[(panel * rows + depth) * PANEL..], stride: PANEL };
                     let size = (STRIP, panel::columns(panel, tokens), depths);
@@ -155,7 +155,7 @@ impl PackedLinear {
     }
 }
 
-/// Returns the part of the depth to compute at once, such that the panels' part stays in the cache (measured).
+/// Returns the depth to compute at once (measured). The panels' rows of this depth then stay in the cache.
 fn depth_step(level: SimdLevel, order: Order) -> usize {
     match (level, order) {
         (SimdLevel::Avx512, Order::Columns) => 768,
@@ -163,16 +163,17 @@ fn depth_step(level: SimdLevel, order: Order) -> usize {
     }
 }
 
-/// Returns part `number` of `parts` of `floats`, in units of sixteen. Each panel prefetches one part of the next strip.
-fn share(floats: &[f32], number: usize, parts: usize) -> &[f32] {
+/// Returns part `number` of `parts` parts of `floats`, in units of cache lines. Each panel prefetches one part of the
+/// next strip.
+fn part_of(floats: &[f32], number: usize, parts: usize) -> &[f32] {
     let border = |number: usize| (number * floats.len().div_ceil(LINE) / parts * LINE).min(floats.len());
     &floats[border(number)..border(number + 1)]
 }
 
-/// Prefetches the result of the next panel's product, from `at` on: the sums wait for it, and it is not in a cache.
-fn soon_tile(panels: &[f32], at: usize) {
+/// Prefetches the result of the next panel's product, from `at` on: the product first loads it, and it is in no cache.
+fn prefetch_tile(panels: &[f32], at: usize) {
     if let Some(next) = panels.get(at..) {
-        soon(&next[..next.len().min(STRIP * PANEL)]);
+        prefetch_all(&next[..next.len().min(STRIP * PANEL)]);
     }
 }
 
@@ -181,11 +182,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_concatenate_to_the_whole() {
+    fn parts_concatenate_to_the_whole() {
         for (len, parts) in [(0, 3), (16, 9), (64, 9), (1024, 9), (1030, 7), (5, 1)] {
             let floats: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            let shares: Vec<f32> = (0..parts).flat_map(|part| share(&floats, part, parts).to_vec()).collect();
-            assert_eq!(shares, floats, "{parts} parts");
+            let joined: Vec<f32> =
+                (0..parts).flat_map(|part| part_of(&floats, part, parts).to_vec()).collect();
+            assert_eq!(joined, floats, "{parts} parts");
         }
     }
 }

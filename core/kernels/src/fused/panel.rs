@@ -2,7 +2,7 @@
 //!
 //! A panel contains [`PANEL`] tokens: `channels` rows of that many floats, one float per token. Panels are contiguous
 //! and contain the tokens of all images in order. Columns after the last token contain zeros or values computed from
-//! zeros. A panel is directly the right operand of the next product, and sums over channels need no shuffles.
+//! zeros. A panel is the right operand of the next product without conversion, and sums over channels need no shuffles.
 //!
 //! Threads divide the panels into the parts of a [`Shares`]. Each part begins with its own panel.
 
@@ -45,31 +45,32 @@ impl Tokens {
     }
 }
 
-/// Pool of reusable memory, so that steps neither allocate pages nor let memory grow. All networks share one pool,
+/// Pool of reusable memory, so that steps allocate no pages and memory does not grow. All networks share one pool,
 /// because only one network computes at a time: the student reuses the memory of the teacher's activations.
 #[derive(Debug, Default)]
 pub struct Pool {
-    shelves: Mutex<Shelves>,
+    free: Mutex<FreeBuffers>,
 }
 
 #[derive(Debug, Default)]
-struct Shelves {
+struct FreeBuffers {
     /// Free buffers by length, with the pass in which each was returned.
-    free: BTreeMap<usize, Vec<(u64, Vec<f32>)>>,
+    by_length: BTreeMap<usize, Vec<(u64, Vec<f32>)>>,
+    /// Number of the current pass.
     pass: u64,
 }
 
 /// Memory from a [`Pool`], returned on drop. Its initial contents are arbitrary.
 #[derive(Debug)]
 pub struct Buffer {
-    /// At least `len` floats from `start` on, which is aligned to a cache line so that vector loads do not span two.
+    /// At least `len` floats from `start` on. `start` is aligned to a cache line, so that vector loads do not span two.
     data: Vec<f32>,
     start: usize,
     len: usize,
     pool: Arc<Pool>,
 }
 
-/// Number of passes after which unused memory is freed. A step has at most four: two queries, teacher and student.
+/// Number of passes after which unused memory is freed. A step has at most four: two for queries, teacher, student.
 const MAX_IDLE_PASSES: u64 = 4;
 
 impl Pool {
@@ -81,11 +82,11 @@ impl Pool {
 
     /// Returns a buffer of `len` floats with arbitrary contents.
     pub fn take(self: &Arc<Self>, len: usize) -> Buffer {
-        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         // Choose the smallest buffer that is large enough, unless most of it would stay unused.
         let size = len + LINE;
-        let found = shelves.free.range_mut(size..=size + size / 4).find_map(|(_, shelf)| shelf.pop());
-        drop(shelves);
+        let found = free.by_length.range_mut(size..=size + size / 4).find_map(|(_, buffers)| buffers.pop());
+        drop(free);
         let data = found.map_or_else(|| vec![0.0; size], |(_, data)| data);
         // `align_offset` may fail; then vector loads span two cache lines.
         let start = data.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
@@ -101,12 +102,12 @@ impl Pool {
 
     /// Starts a pass, and frees memory that recent passes have not used.
     pub fn begin_pass(&self) {
-        let mut shelves = self.shelves.lock().unwrap_or_else(PoisonError::into_inner);
-        shelves.pass += 1;
-        let pass = shelves.pass;
-        shelves.free.retain(|_, shelf| {
-            shelf.retain(|(used, _)| used + MAX_IDLE_PASSES >= pass);
-            !shelf.is_empty()
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.pass += 1;
+        let pass = free.pass;
+        free.by_length.retain(|_, buffers| {
+            buffers.retain(|(used, _)| used + MAX_IDLE_PASSES >= pass);
+            !buffers.is_empty()
         });
     }
 }
@@ -114,9 +115,9 @@ impl Pool {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
-        let mut shelves = self.pool.shelves.lock().unwrap_or_else(PoisonError::into_inner);
-        let pass = shelves.pass;
-        shelves.free.entry(data.len()).or_default().push((pass, data));
+        let mut free = self.pool.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let pass = free.pass;
+        free.by_length.entry(data.len()).or_default().push((pass, data));
     }
 }
 
@@ -138,7 +139,7 @@ pub fn panels(tokens: usize) -> usize {
     tokens.div_ceil(PANEL)
 }
 
-/// Returns the number of used columns of panel `panel`, of the panels for `tokens` tokens.
+/// Returns the number of used columns of panel `panel` of the panels for `tokens` tokens.
 pub fn columns(panel: usize, tokens: usize) -> usize {
     (tokens - panel * PANEL).min(PANEL)
 }
@@ -147,8 +148,8 @@ pub fn columns(panel: usize, tokens: usize) -> usize {
 /// intermediate values of a part stay in the cache.
 const MAX_PANELS: usize = 9;
 
-/// Division of tokens into parts for threads. The loads of threads differ by at most one [`GROUP`], so that they finish
-/// together. Only the last panel of a thread may be partly filled.
+/// Division of tokens into parts for threads. The threads' numbers of tokens differ by at most one [`GROUP`], so that
+/// threads finish together. Only the last panel of a thread may be partly filled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shares {
     parts: Vec<Part>,
@@ -200,7 +201,8 @@ impl Shares {
         (part.panel + inside / PANEL, column, (PANEL - column).min(part.count - inside))
     }
 
-    /// Runs `work` on every part in parallel, with its slices of all `panels`, each given with its number of rows.
+    /// Runs `work` on every part in parallel, with the part's slice of each of `panels`. The number beside the panels
+    /// is their number of rows.
     pub fn each<const N: usize>(
         &self,
         mut panels: [(&mut [f32], usize); N],
@@ -234,8 +236,8 @@ impl Part {
     }
 }
 
-/// Copies rows `rows` of `count` tokens, from token `first` on, out of panels of `channels` rows. The tokens are
-/// contiguous in the destination, whose rows are `stride` apart.
+/// Copies rows `rows` of `count` tokens, from token `first` on, out of panels of `channels` rows to `to`, where tokens
+/// are contiguous and rows are `stride` apart.
 pub fn gather(
     shares: &Shares,
     from: &[f32],
@@ -315,34 +317,34 @@ pub fn transpose(from: &[f32], [rows, columns]: [usize; 2], stride: usize, to: &
     }
 }
 
-type Lane = [f32; PANEL];
+type PanelRow = [f32; PANEL];
 
 #[inline(always)]
-fn lane(panel: &[f32], row: usize) -> &[f32] {
+fn panel_row(panel: &[f32], row: usize) -> &[f32] {
     &panel[row * PANEL..][..PANEL]
 }
 
-/// Computes `y = (x - mean) rstd γ + β` of each token. Writes mean and reciprocal deviation to `stats`.
+/// Computes `y = (x - mean) rstd γ + β` of each token. Writes mean and reciprocal standard deviation `rstd` to `stats`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut [f32], y: &mut [f32]) {
     let scale = 1.0 / gamma.len() as f32;
-    let (mut mean, mut rstd): (Lane, Lane) = ([0.0; PANEL], [0.0; PANEL]);
+    let (mut mean, mut rstd): (PanelRow, PanelRow) = ([0.0; PANEL], [0.0; PANEL]);
     for row in 0..gamma.len() {
-        let x = lane(x, row);
+        let x = panel_row(x, row);
         for (sum, x) in mean.iter_mut().zip(x) {
             *sum += x;
         }
     }
     mean.iter_mut().for_each(|sum| *sum *= scale);
     for row in 0..gamma.len() {
-        let x = lane(x, row);
+        let x = panel_row(x, row);
         for i in 0..PANEL {
             rstd[i] += (x[i] - mean[i]) * (x[i] - mean[i]);
         }
     }
     rstd.iter_mut().for_each(|sum| *sum = 1.0 / (*sum * scale + eps).sqrt());
     for (row, (gamma, beta)) in gamma.iter().zip(beta).enumerate() {
-        let (x, y) = (lane(x, row), &mut y[row * PANEL..][..PANEL]);
+        let (x, y) = (panel_row(x, row), &mut y[row * PANEL..][..PANEL]);
         for i in 0..PANEL {
             y[i] = (x[i] - mean[i]) * rstd[i] * gamma + beta;
         }
@@ -351,8 +353,8 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32, stats: &mut 
     stats[PANEL..2 * PANEL].copy_from_slice(&rstd);
 }
 
-/// Replaces the gradient of the norm's output in `gradient` by that of its input plus `residual`:
-/// `rstd (g - mean(g) - x̂ mean(g x̂))` with `g` the gradient times γ.
+/// Replaces the gradient of the norm's output in `gradient` by the gradient of its input,
+/// `rstd (g - mean(g) - x̂ mean(g x̂))` with `g` the gradient times γ, plus `residual`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn layer_norm_backward(
     x: &[f32],
@@ -363,9 +365,9 @@ pub fn layer_norm_backward(
 ) {
     let scale = 1.0 / gamma.len() as f32;
     let (mean, rstd) = (&stats[..PANEL], &stats[PANEL..2 * PANEL]);
-    let (mut mean_g, mut mean_gx): (Lane, Lane) = ([0.0; PANEL], [0.0; PANEL]);
+    let (mut mean_g, mut mean_gx): (PanelRow, PanelRow) = ([0.0; PANEL], [0.0; PANEL]);
     for (row, gamma) in gamma.iter().enumerate() {
-        let (x, g) = (lane(x, row), lane(gradient, row));
+        let (x, g) = (panel_row(x, row), panel_row(gradient, row));
         for i in 0..PANEL {
             let g = g[i] * gamma;
             mean_g[i] += g;
@@ -377,14 +379,14 @@ pub fn layer_norm_backward(
         mean_gx[i] *= scale;
     }
     for (row, gamma) in gamma.iter().enumerate() {
-        let x = lane(x, row);
+        let x = panel_row(x, row);
         let out = &mut gradient[row * PANEL..][..PANEL];
         for i in 0..PANEL {
             let normal = (x[i] - mean[i]) * rstd[i];
             out[i] = rstd[i] * (out[i] * gamma - mean_g[i] - normal * mean_gx[i]);
         }
         if let Some(residual) = residual {
-            let residual = lane(residual, row);
+            let residual = panel_row(residual, row);
             for i in 0..PANEL {
                 out[i] += residual[i];
             }
@@ -419,7 +421,7 @@ pub fn multiply(x: &mut [f32], y: &[f32]) {
     }
 }
 
-/// Number of columns that [`softmax`] and related functions process at once.
+/// Number of columns that [`softmax`] and [`softmax_backward`] process at once.
 const LANES: usize = 16;
 
 /// Computes the softmax over each column of `scores * scale`, with `keys` rows. Writes the logarithm of each column's
@@ -456,7 +458,7 @@ pub fn softmax(scores: &mut [f32], [keys, columns]: [usize; 2], scale: f32, log_
     }
 }
 
-/// Recomputes the weights from rows of scores, `stride` apart, and the logarithms of their columns' sums.
+/// Replaces scores, in rows `stride` apart, by the weights, from the logarithms of the columns' sums of exponentials.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn recompute_softmax(scores: &mut [f32], stride: usize, columns: usize, scale: f32, log_sums: &[f32]) {
     for row in scores.chunks_exact_mut(stride) {
@@ -467,7 +469,7 @@ pub fn recompute_softmax(scores: &mut [f32], stride: usize, columns: usize, scal
     }
 }
 
-/// Replaces `dA` by `dS = A (dA - Σ A dA) scale`, column by column.
+/// Replaces the gradient `dA` of the weights by that of the scores, `dS = A (dA - Σ A dA) scale`, column by column.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma", "aarch64+neon"))]
 pub fn softmax_backward(
     weights: &[f32],

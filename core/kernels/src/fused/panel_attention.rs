@@ -3,19 +3,20 @@
 use rayon::prelude::*;
 
 use super::{
+    call::{Call, Kept, RunContext},
     count,
     panel::{self, Buffer, Part, Shares, Tokens},
-    setting::{Call, Kept, Setting},
     tile::{GROUP, Left, Order, PANEL, Right, STRIP, product, wide_product},
 };
 use crate::blocks::BlockRows;
 
-/// Keys and values of one image and head, channels by keys: first the injected ones, then those of the tokens.
+/// Keys and values of one image and head, matrices of channels by keys. Injected keys precede those of the tokens.
 struct Keys {
     k: Buffer,
     v: Buffer,
-    /// Number of keys, and distance between rows.
+    /// Number of keys.
     count: usize,
+    /// Distance between rows in floats.
     stride: usize,
 }
 
@@ -27,6 +28,7 @@ impl Keys {
         Self { k: take(), v: take(), count, stride }
     }
 
+    /// Reads keys and values of an image and head, and adds the injected CLS row to the CLS token's.
     fn read(&mut self, call: Call<'_>, (kv, shares): (&[f32], &Shares), image: usize, head: usize) {
         let Call { s, share, .. } = call;
         let (d, width, injected) = (s.head(), s.width, share.attended.len());
@@ -48,12 +50,13 @@ impl Keys {
         }
     }
 
+    /// Returns the number of rows of the scores, a multiple of [`STRIP`].
     fn rows(&self) -> usize {
         self.count.next_multiple_of(STRIP)
     }
 }
 
-/// Computes attention of the tokens in `part` of the tokens that are read. `q` contains their queries in panels, and
+/// Computes attention for one `part` of the tokens in `call.reads`. `q` contains the queries of the part in panels, and
 /// `kv` all keys and values. Writes the logarithm of each sum of exponentials to `log_sums`, one row per head.
 pub fn attend(
     call: Call<'_>,
@@ -98,7 +101,7 @@ pub fn attend(
     }
 }
 
-/// Gradients of queries, keys and values: for every image and head, channels by tokens.
+/// Gradients of queries, keys and values: for every image and head, matrices of channels by tokens.
 ///
 /// With weights `A`, values `V` and `g` the gradient of the output: `dV = Aᵀ g`, `dA = g Vᵀ`,
 /// `dS = A (dA - Σ A dA) / √(D/H)`, `dQ = dS K`, `dK = dSᵀ Q`.
@@ -112,13 +115,13 @@ pub struct HeadGradients {
 }
 
 impl HeadGradients {
-    /// Computes the gradients. If `tokens` is false, only those of injected keys and values.
+    /// Computes the gradients, or, if `tokens` is false, only those of injected keys and values.
     pub fn new(call: Call<'_>, kept: &Kept, d_attended: &[f32], tokens: bool) -> Self {
         let Call { s, share, reads, .. } = call;
         let (d, queries) = (s.head(), reads.count());
         let (all, read) = (s.shares(&Tokens::All(s.tokens)), s.shares(reads));
         let injected = share.attended.len();
-        // The vector added to the CLS token's key and value has the gradient of that column.
+        // The row added to the CLS token's key and value has the gradient of this token's key and value.
         let tokens = tokens || share.cls.is_some();
         let query_stride = queries.next_multiple_of(GROUP) + GROUP;
         let key_stride = Keys::new(call).stride;
@@ -166,19 +169,20 @@ impl HeadGradients {
             }
             // Transpose the weights, because the sums now run over queries.
             let wanted = if tokens { keys.count } else { injected };
-            let mut turned = s.pool.take(queries * key_stride);
+            let mut transposed = s.pool.take(queries * key_stride);
             for (from, of, to) in [(&d_scores, &q, dk), (&weights, &g, dv)] {
-                panel::transpose(from, [wanted, queries], query_stride, &mut turned, key_stride);
+                panel::transpose(from, [wanted, queries], query_stride, &mut transposed, key_stride);
                 let left = Left { data: of, order: Order::Rows, stride: query_stride };
-                let right = Right { data: &turned, stride: key_stride };
+                let right = Right { data: &transposed, stride: key_stride };
                 wide_product(s.level, (d, wanted, queries), left, right, to, key_stride);
             }
         });
         Self { q, k, v, query_stride, key_stride, injected }
     }
 
-    /// Returns the gradient of the injected rows: for each image those attended to, then that of CLS, `2D` each.
-    pub fn extra(&self, s: &Setting, share: &BlockRows) -> Vec<f32> {
+    /// Returns the gradients of the injected rows, `2D` elements each: for each image, those of the attended rows, then
+    /// that of the row added to CLS.
+    pub fn extra(&self, s: &RunContext, share: &BlockRows) -> Vec<f32> {
         let (d, width) = (s.head(), s.width);
         let columns = self.injected + usize::from(share.cls.is_some());
         let mut gradient = vec![0.0; s.images * columns * 2 * width];
@@ -196,23 +200,24 @@ impl HeadGradients {
         gradient
     }
 
-    /// Writes the gradient of the queries of the tokens `of`, which were read, into panels. `at` contains the number of
-    /// rows of a panel and the first row of the queries.
-    pub fn queries(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
+    /// Writes the gradients of the queries of the tokens `of`, a part of `call.reads`, into panels. `at` contains the
+    /// number of rows of a panel and the first row of the queries.
+    pub fn queries(&self, s: &RunContext, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
         write(s, (&self.q, self.query_stride), of, part, to, at);
     }
 
     /// Writes the gradients of keys and values of the tokens `of` into panels. `at` contains the number of rows of a
     /// panel and the first row of the keys.
-    pub fn keys(&self, s: &Setting, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
+    pub fn keys(&self, s: &RunContext, of: &Tokens, part: &Part, to: &mut [f32], at: (usize, usize)) {
         for (from, row) in [(&self.k, at.1), (&self.v, at.1 + s.width)] {
             write(s, (&from[self.injected..], self.key_stride), of, part, to, (at.0, row));
         }
     }
 }
 
+/// Copies the columns of one part of the tokens `of` from matrices of channels by tokens into panels.
 fn write(
-    s: &Setting,
+    s: &RunContext,
     (from, stride): (&[f32], usize),
     of: &Tokens,
     part: &Part,

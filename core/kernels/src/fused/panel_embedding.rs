@@ -13,10 +13,10 @@ use crate::{blocks::Settings, layers::Stem, storage::on_cpu};
 
 /// Embedded images: the input of the first block.
 pub struct Embedded {
-    /// Tokens of all images; those of the prompts are zero.
+    /// Tokens of all images; the prompts' tokens are zeros.
     pub panels: Buffer,
     pub images: usize,
-    /// Number of tokens of an image, including those of the prompts.
+    /// Number of tokens of an image, including the prompts' tokens.
     pub tokens: usize,
     /// Tokens of the prompts `(B, K, D)`, which follow the tokens of each image.
     pub prompt_tokens: Option<Tensor>,
@@ -62,9 +62,9 @@ impl Network {
             |(embedded, pixels)| {
                 let _span = tracing::trace_span!("embedding").entered();
                 let inputs = 3 * patch_size * patch_size;
-                let mut cuts = pool.zeros(panel::panels(patches) * inputs * PANEL);
-                patchify(settings, pixels, size, &mut cuts);
-                layer.forward(*level, 0..d, &cuts, patches, Start::Bias, embedded, |_, _, _| {});
+                let mut pixel_panels = pool.zeros(panel::panels(patches) * inputs * PANEL);
+                patchify(settings, pixels, size, &mut pixel_panels);
+                layer.forward(*level, 0..d, &pixel_panels, patches, Start::Bias, embedded, |_, _, _| {});
             },
         );
         let shares = Shares::new(images * tokens, threads);

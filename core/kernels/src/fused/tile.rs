@@ -1,4 +1,4 @@
-//! Matrix product kernel of the fast path: register tiles for AVX-512, for AVX2 with FMA, and a portable one.
+//! Matrix product kernel of the fast path, with register tiles for AVX-512, for AVX2 with FMA, and for any CPU.
 //!
 //! All operations are products `C = A B` (or `C += A B`) in which the columns of `B` and `C` are tokens: rows of at
 //! most [`PANEL`] contiguous columns. `A`, usually weights, is read one element at a time and multiplied with a whole
@@ -12,15 +12,15 @@ use std::sync::OnceLock;
 pub const PANEL: usize = 48;
 /// Rows of `C` in one tile.
 pub const STRIP: usize = 8;
-/// Number of columns in a group, the unit of computation.
+/// Number of columns in a group. Products compute whole groups.
 pub const GROUP: usize = 16;
 
 /// Memory layout of `A`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// Element `(row, depth)` at `depth * stride + row`.
+    /// Column-major: element `(row, depth)` at `depth * stride + row`.
     Columns,
-    /// Element `(row, depth)` at `row * stride + depth`.
+    /// Row-major: element `(row, depth)` at `row * stride + depth`.
     Rows,
     /// Strips of eight along the depth: element `(row, depth)` at `depth / 8 * stride + row * 8 + depth % 8`.
     Strips,
@@ -84,18 +84,20 @@ impl SimdLevel {
         static BEST: OnceLock<SimdLevel> = OnceLock::new();
         *BEST.get_or_init(|| {
             let available = Self::available();
-            let Ok(asked) = std::env::var("CDL_SIMD") else { return available[0] };
-            available.iter().copied().find(|level| level.as_str() == asked).unwrap_or_else(|| {
+            let Ok(requested) = std::env::var("CDL_SIMD") else { return available[0] };
+            available.iter().copied().find(|level| level.as_str() == requested).unwrap_or_else(|| {
                 let known: Vec<&str> = available.iter().map(|level| level.as_str()).collect();
                 let (known, best) = (known.join(", "), available[0].as_str());
-                tracing::warn!("CDL_SIMD={asked} is not available: this CPU supports {known}; using {best}");
+                tracing::warn!(
+                    "CDL_SIMD={requested} is not available: this CPU supports {known}; using {best}"
+                );
                 available[0]
             })
         })
     }
 
-    /// Returns whether the kernel prefetches the left operand itself; for other levels the caller should (measured:
-    /// with fewer products per round, prefetching in the kernel takes longer than the products).
+    /// Returns whether the kernel prefetches the left operand. For other levels the caller prefetches it: their kernels
+    /// have fewer products per step, and prefetching in them takes longer than the products (measured).
     pub const fn prefetches(self) -> bool {
         matches!(self, Self::Avx512)
     }
@@ -110,8 +112,8 @@ impl SimdLevel {
     }
 }
 
-/// `c = a b`, or `c += a b` if `add`: `rows` (a multiple of [`STRIP`]) by `columns` (at most [`PANEL`]), over `depth`.
-/// Columns are rounded up to whole [`GROUP`]s, for which operands and result must have space.
+/// Computes `c = a b`, or `c += a b` if `add`: `rows` (a multiple of [`STRIP`]) by `columns` (at most [`PANEL`]), over
+/// `depth`. Columns are rounded up to whole [`GROUP`]s, for which operands and result must have space.
 ///
 /// # Panics
 /// If an operand's slice is too small for its matrix, which is a bug in the caller.
@@ -131,9 +133,9 @@ pub fn product(
         return;
     }
     assert!(rows.is_multiple_of(STRIP) && (1..=3).contains(&groups), "{rows} rows, {columns} columns");
-    assert!((rows - 1) * c_stride + wide <= c.len() && c_stride >= wide, "result outside its slice");
+    assert!((rows - 1) * c_stride + wide <= c.len() && c_stride >= wide, "the result exceeds its slice");
     if depth > 0 {
-        assert!((depth - 1) * b.stride + wide <= b.data.len(), "right operand outside its slice");
+        assert!((depth - 1) * b.stride + wide <= b.data.len(), "the right operand exceeds its slice");
         let last = match a.order {
             Order::Columns => (depth - 1) * a.stride + rows - 1,
             Order::Rows => (rows - 1) * a.stride + depth - 1,
@@ -142,7 +144,7 @@ pub fn product(
                 (depth / STRIP - 1) * a.stride + rows * STRIP - 1
             }
         };
-        assert!(last < a.data.len(), "left operand outside its slice");
+        assert!(last < a.data.len(), "the left operand exceeds its slice");
     }
     let kernel = kernel(level, a.order, groups);
     for row in (0..rows).step_by(STRIP) {
@@ -153,7 +155,7 @@ pub fn product(
         };
         // SAFETY: the asserts above show that every element that the kernel reads or writes, rows `row..row + 8` of
         // `a` and `c` and `wide` columns of `b` and `c`, lies inside the slices; `c` is borrowed mutably and so apart
-        // from both operands; levels come from `SimdLevel::available`, so this machine has the kernel's instructions.
+        // from both operands; levels come from `SimdLevel::available`, so this CPU has the kernel's instructions.
         unsafe {
             kernel(Tile {
                 depth,
@@ -226,18 +228,19 @@ fn kernel(level: SimdLevel, order: Order, groups: usize) -> Kernel {
 trait Vector: Copy {
     const LANES: usize;
     const LEVEL: SimdLevel;
-    /// All lanes `x`.
+    /// Returns a register with `x` in all lanes.
     unsafe fn splat(x: f32) -> Self;
-    /// `LANES` floats from `at`.
+    /// Loads `LANES` floats from `at`.
     unsafe fn load(at: *const f32) -> Self;
-    /// `LANES` floats to `at`.
+    /// Stores `LANES` floats to `at`.
     unsafe fn store(self, at: *mut f32);
-    /// `a * b + self`.
+    /// Returns `a * b + self`.
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
 }
 
-/// Prefetch distance of weights, in floats and in strips (measured).
+/// Prefetch distance of weights in floats (measured).
 const AHEAD: usize = 512;
+/// Prefetch distance of weights in strips (measured).
 const STRIPS_AHEAD: usize = 4;
 /// Number of floats in a cache line.
 pub const LINE: usize = 16;
@@ -246,7 +249,7 @@ pub const LINE: usize = 16;
 #[inline(always)]
 fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint: it reads nothing and no address makes it fail; every x86-64 processor has it.
+    // SAFETY: a prefetch reads nothing and cannot fail at any address; every x86-64 CPU has the instruction.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
@@ -256,7 +259,7 @@ fn prefetch(at: *const f32) {
 
 /// Prefetches floats, one cache line at a time.
 #[inline]
-pub fn soon(floats: &[f32]) {
+pub fn prefetch_all(floats: &[f32]) {
     floats.chunks(LINE).for_each(|line| prefetch(line.as_ptr()));
 }
 
@@ -264,9 +267,9 @@ pub fn soon(floats: &[f32]) {
 /// operand is held in registers.
 ///
 /// # Safety
-/// The processor has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
+/// The CPU has the instructions of `V`; at `a` are `R` floats `row` apart, at `b` the floats of `C` registers.
 #[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "a column of rows that are arrays")]
+#[allow(clippy::needless_range_loop, reason = "`j` is a column of several arrays")]
 unsafe fn step<V: Vector, const R: usize, const C: usize>(
     sums: &mut [[V; C]; R],
     a: *const f32,
@@ -304,7 +307,7 @@ unsafe fn step<V: Vector, const R: usize, const C: usize>(
 /// Computes `R` rows by `C` registers of the result.
 ///
 /// # Safety
-/// The processor has the instructions of `V`, and the matrices of `tile` contain these rows and columns.
+/// The CPU has the instructions of `V`, and the matrices of `tile` contain these rows and columns.
 #[inline(always)]
 unsafe fn registers<V: Vector, const ORDER: u8, const R: usize, const C: usize>(tile: Tile) {
     let Tile { depth, a, a_stride, b, b_stride, c, c_stride, add } = tile;
@@ -462,7 +465,7 @@ mod portable {
         }
         #[inline(always)]
         unsafe fn store(self, at: *mut f32) {
-            // SAFETY: as above.
+            // SAFETY: as for `load`.
             unsafe { at.cast::<[f32; 4]>().write(self.0) }
         }
         #[inline(always)]

@@ -40,7 +40,7 @@ pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<T
 pub struct Attended {
     /// Output `(B, N, D)`.
     pub y: Tensor,
-    /// Logarithm of each row's sum of exponentials, `(B, H, N)`, from kernels that keep it for the backward pass.
+    /// Logarithm of each query's sum of exponentials, `(B, H, N)`. Only CUDA kernels keep it for the backward pass.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "kept only by CUDA kernels"))]
     pub log_sums: Option<Tensor>,
 }
@@ -72,7 +72,7 @@ pub fn attend_backward(
     })
 }
 
-/// Computes the output and, for kernels that keep them, the logarithms of sums.
+/// Computes the output and, on a GPU, the logarithms of the sums of exponentials.
 fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value, Option<Tensor>)> {
     return_on_gpu!(qkv => attend(qkv, extra, heads));
     let s = Sizes::new(qkv.layout(), extra.map(Tensor::layout), heads)?;
@@ -84,7 +84,7 @@ fn forward(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<(Value,
     })
 }
 
-/// Sizes of a call, on the CPU or the GPU: number of images `batch`, `tokens` and injected rows `extra` of an image,
+/// Sizes of attention, on the CPU or the GPU: number of images `batch`, `tokens` and injected rows `extra` of an image,
 /// `width`, number of `heads`, and the width `head` of a head.
 #[derive(Clone, Copy)]
 pub struct Sizes {
@@ -97,17 +97,28 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// Sizes of `qkv` `(B, N, 3D)` with `extra` `(B, P, 2D)`.
+    /// Returns the sizes of `qkv` `(B, N, 3D)` with `extra` `(B, P, 2D)`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit each other or the heads.
     pub fn new(qkv: &Layout, extra: Option<&Layout>, heads: usize) -> Result<Self> {
         let (batch, tokens, triple) = qkv.shape().dims3()?;
         let width = triple / 3;
         if triple % 3 != 0 || heads == 0 || width % heads != 0 {
-            bail!("attention with {heads} heads on queries, keys and values of shape {:?}", qkv.dims());
+            let dims = qkv.dims();
+            bail!(
+                "attention: expected a shape (B, N, 3D) with D a multiple of {heads} heads, found {dims:?}"
+            );
         }
         let rows = match extra.map(|layout| layout.shape().dims3()).transpose()? {
             None => 0,
             Some((b, rows, w)) if b == batch && w == 2 * width => rows,
-            Some(dims) => bail!("injected keys and values of shape {dims:?} for {:?}", qkv.dims()),
+            Some(dims) => {
+                bail!(
+                    "attention: expected injected keys and values ({batch}, P, {}), found {dims:?}",
+                    2 * width
+                )
+            }
         };
         Ok(Self { batch, tokens, extra: rows, width, heads, head: width / heads })
     }
@@ -141,7 +152,7 @@ impl<'a, T: Real> HeadViews<'a, T> {
         Self { q: token(0), k: token(1), v: token(2), extra_k: injected(0), extra_v: injected(1) }
     }
 
-    /// Computes the attention weights `(N, P + N)`, those of the injected rows first.
+    /// Computes the attention weights `(N, P + N)`, weights of the injected rows first.
     fn weights(&self, s: Sizes, weights: &mut [T]) {
         let keys = s.keys();
         if s.extra > 0 {
@@ -165,18 +176,18 @@ fn forward_on_cpu<T: Real>(s: Sizes, qkv: &[T], extra: &[T]) -> Vec<T> {
             let views = HeadViews::new(s, head, qkv, extra);
             views.weights(s, &mut weights);
             let y = &mut y[head * s.head..];
-            let all = View::rows(&weights[s.extra..], keys);
-            gemm((s.tokens, s.tokens, s.head), y, s.width, false, all, views.v, 1);
+            let of_tokens = View::rows(&weights[s.extra..], keys);
+            gemm((s.tokens, s.tokens, s.head), y, s.width, false, of_tokens, views.v, 1);
             if s.extra > 0 {
-                let injected = View::rows(&weights, keys);
-                gemm((s.tokens, s.extra, s.head), y, s.width, true, injected, views.extra_v, 1);
+                let of_extra = View::rows(&weights, keys);
+                gemm((s.tokens, s.extra, s.head), y, s.width, true, of_extra, views.extra_v, 1);
             }
         }
     });
     y
 }
 
-/// Gradients of `qkv` and `extra`.
+/// Returns the gradients of `qkv` and `extra`.
 ///
 /// With weights `A`, output `y` and `g = dy`: `dV = Aᵀ g`, `dA = g Vᵀ`, `dS = A ∘ (dA - rowsum(g ∘ y)) / √(D/H)`,
 /// `dQ = dS K`, `dK = dSᵀ Q`.

@@ -1,5 +1,5 @@
-//! Reference implementations of the crate's operations by candle's operations, for every device and type. They are
-//! slower and also compute (and drop) gradients of frozen weights. Tests compare with them.
+//! Implementations of the crate's operations by candle's operations, for every device and type. They are slower and
+//! also compute (and drop) gradients of frozen weights. Types without kernels use them, and tests compare with them.
 
 use candle_core::{D, Result, Tensor};
 
@@ -24,7 +24,7 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     normal.broadcast_mul(gamma)?.broadcast_add(beta)
 }
 
-/// See [`crate::gelu`]. Uses `erf`, since the backward pass of candle's `gelu_erf` has 1/√(2π) with only six digits.
+/// See [`crate::gelu`]. Uses `erf`, because the backward pass of candle's `gelu_erf` has only six digits of 1/√(2π).
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     let twice_cdf = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?;
     (x * twice_cdf)? * 0.5
@@ -46,7 +46,7 @@ pub fn attention(qkv: &Tensor, extra: Option<&Tensor>, heads: usize) -> Result<T
         v = Tensor::cat(&[split(extra, 1)?, v], 2)?;
     }
     let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * ((heads as f64) / (width as f64)).sqrt())?;
-    // candle_nn's composed softmax, not the fused one, which has no backward pass.
+    // candle's fused `softmax_last_dim` has no backward pass.
     let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
     weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, tokens, width))
 }

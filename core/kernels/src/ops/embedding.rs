@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor};
 use crate::storage::return_on_gpu;
 
 /// Divides images `(B, C, S, S)` into patches of `patch` by `patch` pixels: rows `(B, G, C p p)` of `dtype`, normalised
-/// by mean and reciprocal deviation `(1, C, 1, 1)` if given.
+/// by mean and reciprocal standard deviation, each `(1, C, 1, 1)`, if given.
 pub fn patchify(
     pixels: &Tensor,
     patch: usize,

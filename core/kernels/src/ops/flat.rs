@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, Var};
 #[cfg(feature = "cuda")]
 use crate::{cuda, storage::float32_on_gpu};
 
-/// Concatenates the elements of `tensors`, `(n,)`, without their graph.
+/// Concatenates the elements of `tensors` to one row `(n,)`, without their graph.
 ///
 /// # Errors
 /// Tensors of different types or devices.
@@ -21,7 +21,7 @@ pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
 /// Sets `vars` to the elements of `row` `(n,)`, in their order.
 ///
 /// # Errors
-/// A row of another length, type or device than the variables together.
+/// A row shorter than all variables together, or of another type or device.
 pub fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(row) && vars.iter().all(|var| float32_on_gpu(var) && var.is_contiguous()) {

@@ -1,4 +1,4 @@
-//! The exact Gaussian error linear unit.
+//! Exact Gaussian error linear unit (GELU).
 
 use candle_core::{Result, Tensor};
 
@@ -9,10 +9,10 @@ use crate::{
     tape::Value,
 };
 
-/// Number of elements in a unit of parallel work.
+/// Number of elements that [`slices::by_rows`] processes as one row.
 const ROW: usize = 4096;
 
-/// `x Φ(x)` with the exact distribution function Φ of the standard normal, for `x` of any shape.
+/// Computes `x Φ(x)` with the exact distribution function Φ of the standard normal distribution, for `x` of any shape.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !has_kernels(x) {
         return composed::gelu(x);
@@ -21,7 +21,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     value(&x)?.of(&x, |x, _, dy| gelu_backward(x, dy))
 }
 
-/// `dy * gelu'(x)`.
+/// Computes `dy * gelu'(x)`.
 pub fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (x, dy) = (x.contiguous()?, dy.contiguous()?);
     same_count(&x, &dy)?;
@@ -35,6 +35,7 @@ pub fn gelu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     })
 }
 
+/// Computes [`gelu`] of a contiguous tensor, without a graph.
 fn value(x: &Tensor) -> Result<Value> {
     return_on_gpu!(x => gelu(x));
     by_dtype!(x.dtype(), T => {

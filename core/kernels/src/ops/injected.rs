@@ -1,5 +1,5 @@
 //! Gathering of injected keys and values in one operation for all blocks. A graph of narrow, concatenate and broadcast
-//! operations would cost a GPU a hundred small kernels in each step.
+//! operations would launch a hundred small kernels on a GPU in each step.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -8,7 +8,7 @@ use crate::{
     tape::{Gradients, Value},
 };
 
-/// Prompts from which rows are gathered. At least one of the two is present.
+/// Prompts from which rows are gathered. At least one of the fields is present.
 #[derive(Debug, Clone, Copy)]
 pub struct Sources<'a> {
     /// Rows that differ from image to image, `(B, O, D)`.
@@ -22,12 +22,12 @@ pub struct Sources<'a> {
 pub struct Source {
     /// Whether the row is in [`Sources::shared`]; otherwise it is in [`Sources::own`].
     pub shared: bool,
-    /// Number of the row.
+    /// Index of the row.
     pub row: usize,
 }
 
 impl Source {
-    /// Returns the source `rows` rows later.
+    /// Returns the source that lies `rows` rows later.
     pub fn plus(self, rows: usize) -> Self {
         Self { row: self.row + rows, ..self }
     }
@@ -35,7 +35,7 @@ impl Source {
 
 /// Gathers keys and values, `(B, R, 2D)`, for `batch` images, as `dtype`.
 ///
-/// `places` contains the sources of each key and its value. No row of a source may be used twice.
+/// `places` contains the sources of each of the `R` keys and its value. No row of a source may be used twice.
 ///
 /// # Errors
 /// Sources whose shapes do not fit each other or the places.
@@ -61,7 +61,10 @@ pub fn gather_rows(
     let (Some(first), Some(second), true) =
         (own.as_ref().or(shared.as_ref()), shared.as_ref().or(own.as_ref()), fits)
     else {
-        bail!("{} keys and values from prompts of shapes {own_dims:?} and {shared_dims:?}", places.len());
+        let count = places.len() / 2;
+        bail!(
+            "{count} injected rows do not fit prompts of shapes {own_dims:?} (own) and {shared_dims:?} (shared)"
+        );
     };
     let gather = Gather { places, own_rows, shared_rows, batch, width };
     let rows = gather.forward(first, second, dtype)?;

@@ -9,7 +9,8 @@ use crate::{
     tape::Value,
 };
 
-/// `(x - mean) / sqrt(var + eps) * γ + β` over the last axis of `x` `(..., D)`; `gamma` and `beta` `(D,)` are frozen.
+/// Computes `(x - mean) / sqrt(var + eps) * γ + β` over the last axis of `x` `(..., D)`. `gamma` and `beta` `(D,)` are
+/// frozen.
 ///
 /// # Errors
 /// Tensors whose widths differ.
@@ -21,8 +22,8 @@ pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result
     value(&x, gamma, beta, eps)?.of(&x, move |x, _, dy| layer_norm_backward(x, &scale, eps, dy, None))
 }
 
-/// Returns the gradient of the input `x` for the gradient `dy` of the output, plus `plus`, the gradient of a residual
-/// connection around the layer; all three `(..., D)`.
+/// Returns the gradient of the input `x` for the gradient `dy` of the output. Adds `plus`, the gradient of a residual
+/// connection around the layer. All have the shape `(..., D)`.
 pub fn layer_norm_backward(
     x: &Tensor,
     gamma: &Tensor,
@@ -48,6 +49,7 @@ pub fn layer_norm_backward(
     })
 }
 
+/// Computes [`layer_norm`] of a contiguous tensor, without a graph.
 fn value(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Value> {
     check_width(x, gamma)?;
     same_count(gamma, beta)?;
@@ -65,7 +67,7 @@ fn value(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Value> {
 fn check_width(x: &Tensor, gamma: &Tensor) -> Result<()> {
     let width = gamma.elem_count();
     if x.dims().last() != Some(&width) {
-        bail!("layer norm of width {width} on a tensor of shape {:?}", x.dims());
+        bail!("layer norm: expected a tensor (..., {width}), found shape {:?}", x.dims());
     }
     Ok(())
 }

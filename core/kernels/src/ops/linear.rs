@@ -9,9 +9,9 @@ use crate::{
     tape::Value,
 };
 
-/// `x Wᵀ + b`, `(..., O)`, for `x` `(..., I)` and frozen `weight` `(O, I)` and `bias` `(O,)`.
+/// Computes `x Wᵀ + b`, `(..., O)`, for `x` `(..., I)` and frozen `weight` `(O, I)` and `bias` `(O,)`.
 ///
-/// The product includes the bias. The backward pass computes only `dx = dy W`.
+/// The backward pass computes only `dx = dy W`.
 ///
 /// # Errors
 /// Tensors whose shapes do not fit each other.
@@ -23,7 +23,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     linear_value(&x, &weight, bias, None)?.of(&x, move |_, _, dy| linear_backward(&weight, dy))
 }
 
-/// `dy W`, the gradient of the input `(..., I)` for the gradient `dy` `(..., O)` of the output.
+/// Computes `dy W`, the gradient of the input `(..., I)` for the gradient `dy` `(..., O)` of the output.
 pub fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     let (outputs, inputs) = weight.dims2()?;
     let (weight, dy) = (weight.contiguous()?, dy.contiguous()?);
@@ -39,7 +39,7 @@ pub fn linear_backward(weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// [`linear`] without a graph, plus `plus` `(..., O)`, the value of a residual connection.
+/// Computes [`linear`] without a graph. Adds `plus` `(..., O)`, the value of a residual connection.
 pub fn linear_value(
     x: &Tensor,
     weight: &Tensor,
@@ -64,7 +64,7 @@ pub fn linear_value(
         if let Some(plus) = plus {
             on_cpu!(T: plus => plus);
             if plus.len() != y.len() {
-                bail!("{} values to add to an output of shape {shape:?}", plus.len());
+                bail!("linear layer: cannot add {} values to an output of shape {shape:?}", plus.len());
             }
             y.iter_mut().zip(plus).for_each(|(y, plus)| *y += *plus);
         }
@@ -77,7 +77,7 @@ fn rows(x: &Tensor, from: usize, to: usize) -> Result<(usize, Shape)> {
     let mut shape = x.dims().to_vec();
     match shape.last_mut() {
         Some(last) if *last == from => *last = to,
-        _ => bail!("a linear layer takes rows of {from}, not a tensor of shape {:?}", x.dims()),
+        _ => bail!("linear layer: expected a tensor (..., {from}), found shape {:?}", x.dims()),
     }
     Ok((x.elem_count() / from, shape.into()))
 }

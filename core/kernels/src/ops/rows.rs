@@ -1,5 +1,5 @@
-//! Operations on the rows of a tensor, for losses and for matching prompts. On the CPU they use candle's operations. On
-//! a GPU, where a launch costs more than the arithmetic, they are one kernel each for forward and backward.
+//! Operations on the rows of a tensor, for losses and for prompt selection. On the CPU they use candle's operations. On
+//! a GPU, where a launch costs more than the arithmetic, each has one kernel forward and one backward.
 
 use candle_core::{D, Result, Tensor};
 
@@ -9,7 +9,7 @@ use crate::{cuda, storage::float32_on_gpu};
 /// Minimum divisor of a row.
 const MIN_NORM: f64 = 1e-12;
 
-/// `x - log Σ exp x` of each row of `x` `(..., C)`.
+/// Computes `x - log Σ exp x` of each row of `x` `(..., C)`.
 pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {
@@ -19,7 +19,7 @@ pub fn log_softmax(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::log_softmax(x, D::Minus1)
 }
 
-/// `exp x / Σ exp x` of each row of `x` `(..., C)`.
+/// Computes `exp x / Σ exp x` of each row of `x` `(..., C)`.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {
@@ -28,7 +28,7 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::softmax(x, D::Minus1)
 }
 
-/// `x / max(‖x‖, 1e-12)` of each row of `x` `(..., D)`, PyTorch's `normalize`.
+/// Computes `x / max(‖x‖, 1e-12)` of each row of `x` `(..., D)`, as PyTorch's `normalize`.
 pub fn l2_normalize(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(x) {

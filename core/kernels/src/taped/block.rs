@@ -20,7 +20,7 @@ pub struct Call<'a> {
     pub x: &'a Tensor,
     /// Injected rows `(B, R, 2D)` of the run.
     pub rows: Option<&'a Tensor>,
-    /// The block's share of the injected rows.
+    /// Share of the injected rows that the block uses.
     pub share: &'a BlockRows,
     pub reads: Reads,
 }
@@ -30,9 +30,9 @@ pub struct Inner {
     /// Queries, keys and values, `(B, N, 3D)`.
     qkv: Tensor,
     attended: Attended,
-    /// Sum after the attention's residual connection, of the tokens that are read, `(B, M, D)`.
+    /// Sum after attention's residual connection, `(B, M, D)`, for the tokens that are read.
     middle: Tensor,
-    /// Values before the GELU, `(B, M, 4D)`.
+    /// Values before the GELU, `(B, M, hidden)`.
     hidden: Tensor,
 }
 
@@ -50,14 +50,14 @@ impl Call<'_> {
 }
 
 impl Linear {
-    /// `x Wᵀ + b + plus`.
+    /// Computes `x Wᵀ + b + plus`.
     pub(super) fn value(&self, x: &Tensor, plus: Option<&Tensor>) -> Result<Tensor> {
         Ok(linear_value(x, &self.weight, Some(&self.bias), plus)?.tensor())
     }
 }
 
 impl Block {
-    /// Computes the values inside the block. Keys and values need all tokens; the rest is per token.
+    /// Computes the values inside the block. After attention, only the tokens that are read are computed.
     pub(super) fn inner(&self, call: Call<'_>) -> Result<Inner> {
         let Call { x, share, reads, .. } = call;
         let qkv = self.qkv.value(&call.normal(&self.norm1, x)?, None)?;
@@ -79,8 +79,8 @@ impl Block {
         self.fc2.value(&gelu(&inner.hidden)?, Some(&inner.middle))
     }
 
-    /// Returns the gradients of the block's injected rows, in order, and of its input if needed, for the gradient `dy`
-    /// `(B, M, D)` of the output.
+    /// Returns the gradients of the block's injected rows, in order, and of its input if `wants_input`, for the
+    /// gradient `dy` `(B, M, D)` of the output.
     pub(super) fn gradients(
         &self,
         call: Call<'_>,
@@ -112,8 +112,8 @@ impl Block {
         }
         let d_normal = linear_backward(&self.qkv.weight, &d_qkv)?;
         drop(d_qkv);
-        let past = spread(reads, &d_middle, tokens)?;
-        Ok((d_rows, Some(layer_norm_backward(x, &self.norm1.gamma, eps, &d_normal, Some(&past))?)))
+        let residual = spread(reads, &d_middle, tokens)?;
+        Ok((d_rows, Some(layer_norm_backward(x, &self.norm1.gamma, eps, &d_normal, Some(&residual))?)))
     }
 }
 

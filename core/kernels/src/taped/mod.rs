@@ -1,4 +1,4 @@
-//! Runs of frozen blocks in tensor operations, for every device and type.
+//! Runs of frozen blocks by tensor operations, for every device and type.
 //!
 //! A run is one operation of candle's graph with an explicit backward pass. It computes only the gradients of the
 //! injected rows and, if needed, of its input:
@@ -25,17 +25,21 @@ use crate::{
 };
 use block::{Call, Inner};
 
-/// Frozen blocks of a network in tensor operations.
+/// Frozen blocks of a network, computed by tensor operations.
 pub struct TapedBlocks {
     stem: Stem,
     blocks: Arc<Vec<Block>>,
     settings: Settings,
-    /// Mean and reciprocal standard deviation, `(1, 3, 1, 1)`; `None` for no normalisation.
+    /// Mean and reciprocal standard deviation, each `(1, 3, 1, 1)`; `None` for no normalisation.
     normalize: Option<(Tensor, Tensor)>,
 }
 
 impl TapedBlocks {
-    /// Converts the layers to `dtype`, except layer norms, which compute in float32 for every type of input.
+    /// Converts the layers to `dtype`, except scale and shift of layer norms: the kernels read them as float32 for bf16
+    /// inputs too.
+    ///
+    /// # Errors
+    /// An error in `blocks`, or of a conversion.
     pub fn new<E: From<candle_core::Error>>(
         stem: &Stem,
         blocks: impl IntoIterator<Item = std::result::Result<Block, E>>,
@@ -95,7 +99,7 @@ impl BlockRunner for TapedBlocks {
             let rows = injects.then(|| rows.detach());
             let mut kept = mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
             if kept.is_empty() {
-                // This is a second backward pass through the same graph.
+                // A first backward pass through this graph has taken the values.
                 kept = run.forward(&x.detach(), rows.as_ref(), Some(first))?.1;
             }
             run.backward(kept, first, rows.as_ref(), dy, wants_input)
@@ -107,7 +111,7 @@ impl BlockRunner for TapedBlocks {
     }
 }
 
-/// Returns the injected rows of `blocks`, and the share of each block.
+/// Returns the injected rows of `blocks`, and each block's share with indices into these rows.
 fn rows_of(prompts: &Prompts, blocks: Range<usize>) -> Result<(Option<Tensor>, Vec<BlockRows>)> {
     let mut shares = prompts.shares_of(blocks);
     let all: Vec<usize> = shares.iter().flat_map(BlockRows::places).collect();
@@ -126,18 +130,18 @@ fn rows_of(prompts: &Prompts, blocks: Range<usize>) -> Result<(Option<Tensor>, V
 struct Run {
     /// All blocks of the network.
     blocks: Arc<Vec<Block>>,
-    /// The blocks of this run.
+    /// Indices of the run's blocks.
     range: Range<usize>,
     settings: Settings,
-    /// Share of the run's injected rows of each block.
+    /// Each block's share of the run's injected rows.
     shares: Vec<BlockRows>,
-    /// Tokens that leave the last block.
+    /// Tokens whose output the last block computes.
     reads: Reads,
 }
 
-/// Values of one block for the backward pass.
+/// Values that one block keeps for the backward pass.
 struct Kept {
-    /// The block's input `(B, N, D)`.
+    /// Input of the block `(B, N, D)`.
     x: Tensor,
     /// Values inside the block; `None` if they are recomputed.
     inner: Option<Inner>,
@@ -149,7 +153,7 @@ impl Run {
         &self.blocks[self.range.start + index]
     }
 
-    /// Returns the call of block `index` for `x` `(B, N, D)` and the run's rows `(B, R, 2D)`.
+    /// Returns the inputs of block `index` for `x` `(B, N, D)` and the run's rows `(B, R, 2D)`.
     fn call<'a>(&'a self, index: usize, x: &'a Tensor, rows: Option<&'a Tensor>) -> Call<'a> {
         let Settings { heads, eps, .. } = self.settings;
         let reads = if index + 1 == self.range.len() { self.reads } else { Reads::All };
@@ -199,7 +203,7 @@ impl Run {
             d_rows.extend(of_block.into_iter().rev());
             dy = dx;
         }
-        // Rows are in the order of the blocks.
+        // The loop went from the last block to the first; rows have the opposite order.
         d_rows.reverse();
         let d_rows = if d_rows.is_empty() { None } else { Some(Tensor::cat(&d_rows, 1)?) };
         Ok((dy, d_rows))

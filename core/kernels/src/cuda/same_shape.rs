@@ -1,4 +1,4 @@
-//! Kernels whose tensors all have one shape: GELU, and operations on rows for losses and for matching prompts.
+//! Kernels whose inputs and output have the same shape: GELU, and operations on rows for losses and prompt selection.
 
 use candle_core::{
     Result, Tensor, bail,
@@ -6,11 +6,12 @@ use candle_core::{
 };
 
 use super::launch::{
-    Arguments, ELEMENTWISE, Element, Module, ROWS, by_dtype, by_row, by_vector, elements, narrow, room, value,
+    Arguments, ELEMENTWISE, Element, Module, ROWS, by_dtype, by_row, by_vector, elements, narrow,
+    uninitialized, value,
 };
 use crate::{storage::same_count, tape::Value};
 
-/// Arguments of a kernel after its tensors.
+/// Size arguments of a kernel, which follow its tensors.
 enum Extent {
     /// Number of elements.
     Elements(u64),
@@ -33,19 +34,19 @@ pub fn log_softmax(x: &Tensor) -> Result<Value> {
     on_rows("log_softmax_forward", [x], None)
 }
 
-/// Gradient of the input of [`log_softmax`] for the output `y` and its gradient.
+/// Returns the gradient of the input of [`log_softmax`] for the output `y` and the gradient `dy` of the output.
 pub fn log_softmax_backward(y: &Tensor, dy: &Tensor) -> Result<Tensor> {
     on_rows("log_softmax_backward", [y, dy], None).map(Value::tensor)
 }
 
-/// See [`crate::l2_normalize`]. `least` is the minimum divisor of a row.
-pub fn l2_normalize(x: &Tensor, least: f64) -> Result<Value> {
-    on_rows("l2_normalize_forward", [x], Some(least))
+/// See [`crate::l2_normalize`]. `min_norm` is the minimum divisor of a row.
+pub fn l2_normalize(x: &Tensor, min_norm: f64) -> Result<Value> {
+    on_rows("l2_normalize_forward", [x], Some(min_norm))
 }
 
-/// Gradient of the input `x` of [`l2_normalize`] for that of the output.
-pub fn l2_normalize_backward(x: &Tensor, dy: &Tensor, least: f64) -> Result<Tensor> {
-    on_rows("l2_normalize_backward", [x, dy], Some(least)).map(Value::tensor)
+/// Returns the gradient of the input `x` of [`l2_normalize`] for the gradient `dy` of the output.
+pub fn l2_normalize_backward(x: &Tensor, dy: &Tensor, min_norm: f64) -> Result<Tensor> {
+    on_rows("l2_normalize_backward", [x, dy], Some(min_norm)).map(Value::tensor)
 }
 
 fn on_elements<const N: usize>(name: &str, inputs: [&Tensor; N]) -> Result<Value> {
@@ -53,13 +54,13 @@ fn on_elements<const N: usize>(name: &str, inputs: [&Tensor; N]) -> Result<Value
     by_dtype!(inputs[0].dtype(), T => launch::<T, N>(&ELEMENTWISE, name, inputs, Extent::Elements(count)))
 }
 
-fn on_rows<const N: usize>(name: &str, inputs: [&Tensor; N], least: Option<f64>) -> Result<Value> {
+fn on_rows<const N: usize>(name: &str, inputs: [&Tensor; N], min_norm: Option<f64>) -> Result<Value> {
     let (count, width) = (inputs[0].elem_count(), inputs[0].dims().last().copied().unwrap_or(0));
     if width == 0 {
-        bail!("{name} on a tensor of shape {:?}", inputs[0].dims());
+        bail!("{name}: expected rows of at least one value, found shape {:?}", inputs[0].dims());
     }
     let rows = [narrow(count / width)?, narrow(width)?];
-    launch::<f32, N>(&ROWS, name, inputs, Extent::Rows(rows, least.map(|least| least as f32)))
+    launch::<f32, N>(&ROWS, name, inputs, Extent::Rows(rows, min_norm.map(|norm| norm as f32)))
 }
 
 fn launch<T: Element, const N: usize>(
@@ -72,7 +73,7 @@ fn launch<T: Element, const N: usize>(
     inputs.iter().try_for_each(|input| same_count(first, input))?;
     let storages = inputs.map(Tensor::storage_and_layout);
     let inputs = storages.iter().map(elements::<T>).collect::<Result<Vec<_>>>()?;
-    let mut y = room::<T>(device, first.elem_count())?;
+    let mut y = uninitialized::<T>(device, first.elem_count())?;
     let (kernel, stream) = (module.kernel::<T>(device, name)?, device.cuda_stream());
     let mut launch = stream.launch_builder(&kernel);
     for input in &inputs {
@@ -84,10 +85,10 @@ fn launch<T: Element, const N: usize>(
             launch.arg(count);
             by_vector(first.elem_count() * size_of::<T>())
         }
-        Extent::Rows(rows, least) => {
+        Extent::Rows(rows, min_norm) => {
             launch.numbers(rows);
-            if let Some(least) = least {
-                launch.arg(least);
+            if let Some(min_norm) = min_norm {
+                launch.arg(min_norm);
             }
             by_row(rows[0])
         }

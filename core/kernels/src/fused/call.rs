@@ -1,4 +1,4 @@
-//! Settings, inputs and kept values of a block's call, shared by the block and its attention.
+//! Inputs and kept values of one block's call, shared by the block and its attention.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use super::{
 };
 use crate::blocks::BlockRows;
 
-/// Settings that all blocks of a run share.
+/// Sizes and resources that all blocks of a run share.
 #[derive(Debug, Clone)]
-pub struct Setting {
-    /// Instruction set.
+pub struct RunContext {
+    /// Instruction set of the product kernel.
     pub level: SimdLevel,
     /// Pool of memory for buffers.
     pub pool: Arc<Pool>,
@@ -21,9 +21,9 @@ pub struct Setting {
     pub images: usize,
     /// Number of tokens `N` of an image, including injected tokens.
     pub tokens: usize,
-    /// Width `D`.
+    /// Width `D` of a token.
     pub width: usize,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: usize,
     /// Epsilon of layer norms.
     pub eps: f32,
@@ -32,14 +32,14 @@ pub struct Setting {
 /// Input of one block in one pass.
 #[derive(Clone, Copy)]
 pub struct Call<'a> {
-    pub s: &'a Setting,
+    pub s: &'a RunContext,
     /// Panels of all tokens.
     pub x: &'a [f32],
     /// Injected keys and values of all blocks, `(B, R, 2D)`, key and value side by side.
     pub injected: &'a [f32],
     /// Number of injected rows `R`.
     pub rows: usize,
-    /// The block's share of the rows.
+    /// Share of the injected rows that the block uses.
     pub share: &'a BlockRows,
     /// Tokens whose outputs are computed.
     pub reads: &'a Tokens,
@@ -48,23 +48,23 @@ pub struct Call<'a> {
 /// Values that a block's forward pass keeps for its backward pass.
 #[derive(Debug)]
 pub struct Kept {
-    /// Means and reciprocal deviations of `norm1`, of all tokens.
+    /// Means and reciprocal standard deviations of `norm1`, for all tokens.
     pub stats1: Buffer,
-    /// Queries of the tokens that are read.
+    /// Queries of the tokens whose outputs are computed.
     pub q: Buffer,
     /// Keys and values of all tokens.
     pub kv: Buffer,
-    /// Logarithms of the sums of exponentials, one row per head.
+    /// Logarithms of the softmax's sums of exponentials, one row per head.
     pub log_sums: Buffer,
-    /// The sum `m` after the attention's residual connection.
+    /// Sum `m` after attention's residual connection.
     pub mid: Buffer,
-    /// Means and reciprocal deviations of `norm2`.
+    /// Means and reciprocal standard deviations of `norm2`.
     pub stats2: Buffer,
-    /// Derivative of GELU.
+    /// Derivative of GELU at the hidden values.
     pub slope: Buffer,
 }
 
-impl Setting {
+impl RunContext {
     /// Returns the width of a head.
     pub fn head(&self) -> usize {
         self.width / self.heads
@@ -80,7 +80,7 @@ impl Setting {
         self.pool.take(shares.panels() * channels * PANEL)
     }
 
-    /// Returns the layout of `tokens` of every image.
+    /// Returns the layout of the `tokens` of all images.
     pub fn shares(&self, tokens: &Tokens) -> Shares {
         Shares::new(self.images * tokens.count(), self.threads)
     }
