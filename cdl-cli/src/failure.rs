@@ -62,7 +62,10 @@ pub fn io(file: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Failure {
     move |source| Error::Io { file, source }.into()
 }
 
-/// First line of an error's message; candle appends a backtrace if one is enabled.
+/// Message of an error on one line. candle appends a backtrace if one is enabled, which is removed; a line break in a
+/// path or name is escaped.
 pub fn first_line(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_string()
+    let message = error.to_string();
+    let message = message.split("\n   0: ").next().unwrap_or_default();
+    message.trim_end().replace('\n', "\\n")
 }

@@ -25,9 +25,9 @@ pub fn is_begun(root: &Path) -> bool {
     root.join("run.json").exists()
 }
 
-/// Runs `config` from the beginning and writes results to `path`.
+/// Runs `config` from the beginning and writes results to `path`, or to the default path.
 pub fn begin(
-    path: &Path,
+    path: Option<&Path>,
     config: &Config,
     overwrite: bool,
     start: Instant,
@@ -35,7 +35,10 @@ pub fn begin(
 ) -> Result<(), Failure> {
     let experiment = Experiment::build(config).map_err(Failure::before_writing)?;
     let (record, needed) = (experiment.record(config)?, experiment.disk_bytes(config)?);
-    let directory = RunDir::create(path, config, &record, needed, overwrite)?;
+    let directory = match path {
+        Some(path) => RunDir::create(path, config, &record, needed, overwrite)?,
+        None => RunDir::create_default(config, &record, needed)?,
+    };
     Training { experiment, directory, from: RunState::default(), spent: 0.0, start }.run(config, log)
 }
 
@@ -73,14 +76,15 @@ pub fn continue_run(root: &Path, config: &Config, start: Instant, log: &Log) -> 
     let (from, spent) = match checkpoint {
         Some(checkpoint) => {
             let (metrics, spent) = (checkpoint.meta.metrics_bytes, checkpoint.meta.wall_seconds);
+            let sha256 = checkpoint.meta.metrics_sha256.clone();
             let from = checkpoint.restore(&mut experiment.trainer, experiment.stream.as_ref())?;
-            directory.truncate_metrics(metrics)?;
+            directory.truncate_metrics(metrics, sha256.as_deref())?;
             tracing::info!("resuming at {}", from.position.describe(&experiment.trainer.settings.roles));
             (from, spent)
         }
         None => {
             tracing::warn!("{}: no readable checkpoint; the run starts from the beginning", root.display());
-            directory.truncate_metrics(0)?;
+            directory.truncate_metrics(0, None)?;
             (RunState::default(), 0.0)
         }
     };

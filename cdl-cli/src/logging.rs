@@ -17,7 +17,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::bench::profile::Profile;
+use crate::{bench::profile::Profile, terminal::printable};
 
 /// Destinations of log messages: the terminal with its progress bars, and the log file.
 #[derive(Clone)]
@@ -111,8 +111,9 @@ where
             Level::WARN => out.write_str("warning: ")?,
             _ => {}
         }
-        context.format_fields(out.by_ref(), event)?;
-        writeln!(out)
+        let mut text = String::new();
+        context.format_fields(Writer::new(&mut text), event)?;
+        writeln!(out, "{}", printable(&text))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Results on standard output, and their formatting as text.
 
 use std::{
+    borrow::Cow,
     io::{ErrorKind, Write, stdout},
     path::Path,
 };
@@ -10,8 +11,31 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+/// Replaces characters that control a terminal or reorder text by escapes such as `\u{1b}`. Names of files and folders,
+/// classes and tensors may contain them. Line breaks and tabs stay.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, |character| character.escape_unicode().to_string())
+}
+
+fn escaped(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
+    let reorders = |character| matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let kept = |character: char| {
+        matches!(character, '\n' | '\t') || !(character.is_control() || reorders(character))
+    };
+    if text.chars().all(kept) {
+        return Cow::Borrowed(text);
+    }
+    text.chars()
+        .map(|character| if kept(character) { character.to_string() } else { escape(character) })
+        .collect()
+}
+
 /// Writes results to standard output. A closed pipe, as in `cdl list | head`, is not a failure.
 pub fn emit(text: &str) -> Result<(), Failure> {
+    write(&printable(text))
+}
+
+fn write(text: &str) -> Result<(), Failure> {
     let mut out = stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => {
@@ -25,7 +49,9 @@ pub fn emit(text: &str) -> Result<(), Failure> {
 pub fn emit_json(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value);
     let text = text.map_err(|e| Failure::working(format!("the result cannot be written as JSON: {e}")))?;
-    emit(&format!("{text}\n"))
+    // These characters occur in strings only, and all of them have four hexadecimal digits.
+    let text = escaped(&text, |character| format!("\\u{:04x}", u32::from(character)));
+    write(&format!("{text}\n"))
 }
 
 /// Formats a number with its noun, given in the singular: `1 task`, `2 tasks`, `2 classes`.
@@ -85,4 +111,21 @@ pub fn columns(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_escaped() {
+        for (text, expected) in [
+            ("plain, ünïcode\n\ttext", "plain, ünïcode\n\ttext"),
+            ("\u{1b}[2J", "\\u{1b}[2J"),
+            ("a\rb\u{9b}c\u{7f}", "a\\u{d}b\\u{9b}c\\u{7f}"),
+            ("exe\u{202e}gpj", "exe\\u{202e}gpj"),
+        ] {
+            assert_eq!(printable(text), expected);
+        }
+    }
 }

@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Instant};
 
-use cdl_core::run::directory::RunDir;
 use clap::Args;
 
 use crate::{config_args::ConfigArgs, failure::Failure, lifecycle::begin, logging::Log};
@@ -37,6 +36,5 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs, log: &Log) -> Result<(), Failure> {
     let start = Instant::now();
     let config = args.config.load()?;
-    let path = args.run_dir.clone().unwrap_or_else(|| RunDir::default_path(&config));
-    begin(&path, &config, args.overwrite, start, log)
+    begin(args.run_dir.as_deref(), &config, args.overwrite, start, log)
 }

@@ -1,6 +1,6 @@
 //! Tables as CSV, Markdown and LaTeX.
 
-use cdl_core::metrics::DEFINITIONS;
+use cdl_core::metrics::{DEFINITIONS, escape_cell};
 
 use crate::failure::Failure;
 
@@ -9,7 +9,8 @@ pub fn csv(name: &str, head: Vec<String>, rows: Vec<Vec<String>>) -> Result<Stri
     let fail = |reason: String| Failure::working(format!("{name}: {reason}"));
     let mut csv = csv::Writer::from_writer(Vec::new());
     for row in [head].into_iter().chain(rows) {
-        csv.write_record(row).map_err(|e| fail(e.to_string()))?;
+        csv.write_record(row.iter().map(|cell| escape_cell(cell).into_owned()))
+            .map_err(|e| fail(e.to_string()))?;
     }
     let bytes = csv.into_inner().map_err(|e| fail(e.to_string()))?;
     String::from_utf8(bytes).map_err(|e| fail(e.to_string()))

@@ -33,7 +33,7 @@ pub fn run_cell(folder: &Path, cell: &str, log: &Log) -> Result<(), Failure> {
         let root = run_folder(folder, cell);
         match is_begun(&root) {
             true => continue_run(&root, &config, start, log),
-            false => begin(&root, &config, false, start, log),
+            false => begin(Some(&root), &config, false, start, log),
         }
     };
     // A plugin's panic is reported like an error.

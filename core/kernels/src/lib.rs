@@ -18,7 +18,7 @@
 //!
 //! # Example
 //!
-//! A prompt to which tokens attend gets a gradient; the frozen layer gets none.
+//! A prompt to which tokens attend gets a gradient. A trainable weight of a frozen layer is refused: it would get none.
 //!
 //! ```
 //! use candle_core::{DType, Device, Result, Tensor, Var};
@@ -26,7 +26,7 @@
 //! fn main() -> Result<()> {
 //!     let (batch, tokens, width, heads) = (2, 5, 8, 2);
 //!     let x = Tensor::ones((batch, tokens, width), DType::F32, &Device::Cpu)?;
-//!     let weight = Var::ones((3 * width, width), DType::F32, &Device::Cpu)?;
+//!     let weight = Tensor::ones((3 * width, width), DType::F32, &Device::Cpu)?;
 //!     let prompt = Var::ones((batch, 1, 2 * width), DType::F32, &Device::Cpu)?;
 //!
 //!     let qkv = cdl_kernels::linear(&x, &weight, None)?; // (B, N, 3D)
@@ -35,7 +35,8 @@
 //!
 //!     assert_eq!(y.dims(), [batch, tokens, width]);
 //!     assert!(gradients.get(&prompt).is_some());
-//!     assert!(gradients.get(&weight).is_none());
+//!     let trainable = Var::from_tensor(&weight)?;
+//!     assert!(cdl_kernels::linear(&x, &trainable, None).is_err());
 //!     Ok(())
 //! }
 //! ```

@@ -82,3 +82,19 @@ macro_rules! by_dtype {
     };
 }
 pub(crate) use by_dtype;
+
+/// Checks that no argument of an operation on frozen weights is part of a graph: it would silently get no gradient.
+pub fn check_frozen<'a>(
+    operation: &str,
+    arguments: impl IntoIterator<Item = (&'a str, Option<&'a Tensor>)>,
+) -> Result<()> {
+    for (name, tensor) in arguments {
+        if tensor.is_some_and(Tensor::track_op) {
+            bail!(
+                "{operation}: `{name}` is trainable, but this operation treats it as frozen and sends it no gradient; use \
+                 candle's operations for trainable weights, or pass `{name}.detach()`"
+            );
+        }
+    }
+    Ok(())
+}

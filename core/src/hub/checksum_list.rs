@@ -14,7 +14,7 @@ use crate::{
         checksum,
         dataset::{DataFile, names_below},
     },
-    system::atomic::{folder_of, move_to, sync_below, temporary_folder, write_atomic},
+    system::atomic::{move_to, place_of, staging_folder, sync_below, write_atomic},
 };
 
 /// File name of a checksum list in its folder.
@@ -70,19 +70,19 @@ impl Manifest {
         Ok(Self(files))
     }
 
-    /// Copies files into a new folder `dir` and writes their list, which replaces any list among them. The folder is
+    /// Copies files into a new or empty folder `dir` and writes their list, which replaces any list among them. The folder is
     /// completed under a temporary name and then renamed.
     ///
     /// # Errors
-    /// A folder that already exists or that cannot be written.
+    /// A folder that is not empty or that cannot be written.
     pub fn place(files: &[DataFile], dir: &Path) -> Result<()> {
-        if dir.exists() {
-            let reason = "already exists; choose a new folder".into();
+        let place = place_of(dir)?;
+        let is_empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+        if place.symlink_metadata().is_ok() && !is_empty(&place) {
+            let reason = "already exists and is not an empty folder; choose a new folder".into();
             return Err(Error::Data { file: dir.into(), reason });
         }
-        let parent = folder_of(dir);
-        fs::create_dir_all(parent).map_err(io(parent))?;
-        let fresh = temporary_folder(parent)?;
+        let fresh = staging_folder(&place, false)?;
         let files = || files.iter().filter(|file| file.name != NAME);
         for file in files() {
             let copy = fresh.path().join(&file.name);
@@ -93,7 +93,7 @@ impl Manifest {
         let listed = files().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
         Self(listed.collect()).write(&fresh.path().join(NAME))?;
         sync_below(fresh.path())?;
-        move_to(fresh, dir, false)
+        move_to(fresh, &place, false, NAME)
     }
 
     /// Writes the list atomically.

@@ -1,6 +1,9 @@
 //! Confusion matrices: test images by true and predicted class.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    metrics::csv_cells::{escape_cell, unescape_cell},
+};
 
 /// Number of test images by true and predicted class, among the classes seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,9 +53,10 @@ impl Confusion {
     pub(crate) fn to_csv(&self) -> Result<Vec<u8>> {
         let fail = |reason: String| Error::State { owner: "confusion matrix".into(), reason };
         let mut csv = csv::Writer::from_writer(Vec::new());
-        let header = std::iter::once("true_class").chain(self.classes.iter().map(String::as_str));
+        let classes: Vec<_> = self.classes.iter().map(|class| escape_cell(class)).collect();
+        let header = std::iter::once("true_class").chain(classes.iter().map(AsRef::as_ref));
         csv.write_record(header).map_err(|e| fail(e.to_string()))?;
-        for row in self.classes.iter().zip(&self.counts) {
+        for row in classes.iter().zip(&self.counts) {
             csv.serialize(row).map_err(|e| fail(e.to_string()))?;
         }
         csv.into_inner().map_err(|e| fail(e.to_string()))
@@ -62,7 +66,7 @@ impl Confusion {
     pub(crate) fn from_csv(bytes: &[u8]) -> Result<Self, String> {
         let mut csv = csv::Reader::from_reader(bytes);
         let header = csv.headers().map_err(|e| e.to_string())?;
-        let classes: Vec<String> = header.iter().skip(1).map(String::from).collect();
+        let classes: Vec<String> = header.iter().skip(1).map(|cell| unescape_cell(cell).into()).collect();
         let mut counts = Vec::new();
         for record in csv.records() {
             let record = record.map_err(|e| e.to_string())?;

@@ -2,9 +2,11 @@
 
 mod accuracy;
 mod confusion;
+mod csv_cells;
 mod prompt_use;
 
 pub use accuracy::{AccuracyMatrix, DEFINITIONS, Definition, Summary};
 pub use confusion::Confusion;
+pub use csv_cells::escape_cell;
 pub(crate) use prompt_use::PromptUseSums;
 pub use prompt_use::{PoolUse, UseTable};

@@ -2,8 +2,9 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use rayon::prelude::*;
@@ -11,10 +12,14 @@ use serde::Serialize;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-use crate::error::{Error, Result, io};
+use crate::error::{Error, Result, if_there, io};
 
 /// Prefix of the names of temporary files and folders. A killed process may leave some behind.
 pub(crate) const UNFINISHED: &str = ".cdl-";
+/// Prefix of the name of a folder that is being replaced by another.
+const ASIDE: &str = ".cdl-earlier-";
+/// Name of the lock file in a folder that a process writes to.
+pub(crate) const LOCK: &str = ".lock";
 
 /// Writes a file atomically: a temporary file in the same folder is flushed to disk and then renamed. Readers see the
 /// old contents or the new contents, also after a power failure.
@@ -59,28 +64,162 @@ pub(crate) fn temporary_folder(parent: &Path) -> Result<TempDir> {
     builder.tempdir_in(parent).map_err(io(parent))
 }
 
-/// Moves a complete temporary folder to `root`. With `replace`, the existing folder is moved aside first. The existing
-/// folder is removed after the move, or restored if the move fails.
+/// Returns the place of an output folder: the target if `root` is a link to a folder, an absolute path if it exists.
 ///
 /// # Errors
-/// A folder `root` that is not empty, or that cannot be written.
-pub(crate) fn move_to(temporary: TempDir, root: &Path, replace: bool) -> Result<()> {
-    let parent = folder_of(root);
-    let earlier = if replace { Some(temporary_folder(parent)?) } else { None };
-    if let Some(earlier) = &earlier {
-        fs::rename(root, earlier.path().join("earlier")).map_err(io(root))?;
+/// A link whose target does not exist.
+pub(crate) fn place_of(root: &Path) -> Result<PathBuf> {
+    match fs::canonicalize(root) {
+        Ok(place) => Ok(place),
+        Err(error) if root.symlink_metadata().is_ok() => Err(io(root)(error)),
+        Err(_) => Ok(root.to_owned()),
     }
-    if let Err(e) = fs::rename(temporary.path(), root) {
-        if let Some(earlier) = earlier
-            && let Err(error) = fs::rename(earlier.path().join("earlier"), root)
+}
+
+/// Creates a temporary folder for the contents of `place`, on the same file system: in `place` if that is an existing
+/// folder to be filled, else beside it. Removes what killed processes left there.
+pub(crate) fn staging_folder(place: &Path, replace: bool) -> Result<TempDir> {
+    if place.is_dir() && !replace {
+        remove_unfinished(place)?;
+        return temporary_folder(place);
+    }
+    let parent = folder_of(place);
+    fs::create_dir_all(parent).map_err(io(parent))?;
+    remove_abandoned(parent)?;
+    temporary_folder(parent)
+}
+
+/// Moves the complete contents of a [`staging_folder`] to `place`.
+///
+/// A new folder appears in one step. An existing empty folder, which may be a mount point, is filled file by file; `last`
+/// is the file that marks the contents as complete. With `replace`, old and new folder are exchanged in one step where the
+/// system can do that, so that `place` always has one or the other.
+///
+/// # Errors
+/// A folder that is not empty although `replace` is not set, that is a mount point or the working directory and must be
+/// replaced, or that cannot be written.
+pub(crate) fn move_to(staging: TempDir, place: &Path, replace: bool, last: &str) -> Result<()> {
+    if replace {
+        replace_folder(staging.path(), place)?;
+    } else if place.is_dir() {
+        fill_folder(staging.path(), place, last)?;
+    } else {
+        fs::rename(staging.path(), place).map_err(io(place))?;
+        // The folder has been moved, so the temporary path must not be removed.
+        let _ = staging.keep();
+    }
+    sync_folder(folder_of(place))
+}
+
+fn fill_folder(staging: &Path, place: &Path, last: &str) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(staging).map_err(io(staging))? {
+        names.push(entry.map_err(io(staging))?.file_name());
+    }
+    names.sort_by_key(|name| name == last);
+    for name in names {
+        fs::rename(staging.join(&name), place.join(&name)).map_err(io(place.join(name)))?;
+    }
+    sync_folder(place)
+}
+
+/// Puts the folder `staging` at `place`, whose folder is then at `staging` and is removed with it.
+fn replace_folder(staging: &Path, place: &Path) -> Result<()> {
+    let refuse = |what: &str| Error::Io {
+        file: place.to_owned(),
+        source: std::io::Error::other(format!(
+            "it is {what}, which cannot be replaced in one step; empty it first, or choose another folder"
+        )),
+    };
+    if std::env::current_dir().is_ok_and(|folder| folder == place) {
+        return Err(refuse("the working directory"));
+    }
+    match exchange(staging, place) {
+        Err(error)
+            if error.kind() == ErrorKind::ResourceBusy || error.kind() == ErrorKind::CrossesDevices =>
         {
-            // Another process has created `root`. The earlier folder stays at its temporary path, stated in the error.
-            return Err(io(earlier.keep().join("earlier"))(error));
+            Err(refuse("a mount point"))
         }
-        return Err(io(root)(e));
+        // The file system or the system cannot exchange folders.
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) => {
+            replace_by_two_moves(staging, place)
+        }
+        exchanged => exchanged.map_err(io(place)),
     }
-    // The folder has been moved, so the temporary path must not be removed.
-    let _ = temporary.keep();
+}
+
+#[cfg(unix)]
+fn exchange(staging: &Path, place: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, staging, CWD, place, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(unix))]
+fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// Moves the folder at `place` aside, then `staging` to `place`. After a kill in between, [`recover`] moves the folder back.
+fn replace_by_two_moves(staging: &Path, place: &Path) -> Result<()> {
+    let aside = moved_aside(place);
+    fs::rename(place, &aside).map_err(io(place))?;
+    if let Err(error) = fs::rename(staging, place) {
+        fs::rename(&aside, place).map_err(io(aside))?;
+        return Err(io(place)(error));
+    }
+    fs::rename(&aside, staging).map_err(io(aside))
+}
+
+/// Path to which a folder is moved while another takes its place.
+fn moved_aside(place: &Path) -> PathBuf {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    folder_of(place).join(format!("{ASIDE}{name}"))
+}
+
+/// Moves the folder of `place` back, if a process was killed while it replaced the folder.
+pub(crate) fn recover(place: &Path) -> Result<()> {
+    let aside = moved_aside(place);
+    if place.symlink_metadata().is_ok() || !aside.is_dir() {
+        return Ok(());
+    }
+    fs::rename(&aside, place).map_err(io(place))?;
+    tracing::warn!("{}: restored after a process was killed while it replaced the folder", place.display());
+    Ok(())
+}
+
+/// Removes the temporary folders that killed processes left in `folder`. A folder whose lock is held is in use. One
+/// without a lock may be, so it is removed only after a day.
+fn remove_abandoned(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(io(folder))? {
+        let path = entry.map_err(io(folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let is_only_copy = name.strip_prefix(ASIDE).is_some_and(|name| !folder.join(name).exists());
+        let is_real_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
+        if !name.starts_with(UNFINISHED) || is_only_copy || !is_real_folder {
+            continue;
+        }
+        let is_old = || {
+            let age = path.metadata().and_then(|metadata| metadata.modified()).ok()?.elapsed().ok()?;
+            Some(age > Duration::from_secs(24 * 3600))
+        };
+        let abandoned = match fs::File::open(path.join(LOCK)) {
+            Ok(lock) => lock.try_lock().is_ok(),
+            Err(_) => is_old() == Some(true),
+        };
+        if abandoned {
+            // Another process may be removing the same folder.
+            if_there(fs::remove_dir_all(&path)).map_err(io(path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Flushes the entries of a folder to disk.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder))?;
+    #[cfg(not(unix))]
+    let _ = folder;
     Ok(())
 }
 
@@ -109,14 +248,23 @@ pub(crate) fn sync_below(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the temporary files that a killed process left in `folder` and its subfolders. No other process may be
-/// writing there.
+/// Removes the temporary files and folders that a killed process left in `folder` and its subfolders. No other process
+/// may be writing there.
 pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
-    for entry in WalkDir::new(folder) {
+    let mut entries = WalkDir::new(folder).min_depth(1).into_iter();
+    while let Some(entry) = entries.next() {
         let entry = entry.map_err(walk_error(folder))?;
-        if !entry.file_type().is_dir() && entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            fs::remove_file(entry.path()).map_err(io(entry.path()))?;
+        if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            continue;
         }
+        match entry.file_type().is_dir() {
+            true => {
+                entries.skip_current_dir();
+                fs::remove_dir_all(entry.path())
+            }
+            false => fs::remove_file(entry.path()),
+        }
+        .map_err(io(entry.path()))?;
     }
     Ok(())
 }
@@ -124,6 +272,55 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn folder_with(parent: &Path, name: &str, contents: &str) -> PathBuf {
+        let folder = parent.join(name);
+        fs::create_dir_all(&folder).expect("folder");
+        fs::write(folder.join("file"), contents).expect("file");
+        folder
+    }
+
+    fn contents(folder: &Path) -> String {
+        fs::read_to_string(folder.join("file")).expect("file")
+    }
+
+    #[test]
+    fn a_folder_is_replaced_in_one_step_or_in_two() {
+        for replace in [replace_folder, replace_by_two_moves] {
+            let parent = tempfile::tempdir().expect("temporary folder");
+            let place = folder_with(parent.path(), "place", "old");
+            let staging = folder_with(parent.path(), ".cdl-new", "new");
+            replace(&staging, &place).expect("replaced");
+            assert_eq!((contents(&place), contents(&staging)), ("new".into(), "old".into()));
+        }
+    }
+
+    #[test]
+    fn a_folder_moved_aside_is_restored_and_not_removed() {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let place = folder_with(parent.path(), "place", "old");
+        // The state after a kill between the two moves.
+        fs::rename(&place, moved_aside(&place)).expect("moved");
+        fs::write(moved_aside(&place).join(LOCK), "").expect("lock");
+        remove_abandoned(parent.path()).expect("cleared");
+        recover(&place).expect("restored");
+        assert_eq!(contents(&place), "old");
+        assert!(!moved_aside(&place).exists());
+    }
+
+    #[test]
+    fn only_abandoned_folders_are_removed() {
+        let parent = tempfile::tempdir().expect("temporary folder");
+        let [used, left, unlocked, other] = ["used", "left", "unlocked", "other"]
+            .map(|name| folder_with(parent.path(), &format!(".cdl-{name}"), name));
+        fs::rename(&other, parent.path().join("other")).expect("renamed");
+        fs::write(left.join(LOCK), "").expect("lock");
+        let lock = fs::File::create(used.join(LOCK)).expect("lock");
+        lock.lock().expect("locked");
+        remove_abandoned(parent.path()).expect("cleared");
+        let exist = [&used, &left, &unlocked, &parent.path().join("other")].map(|folder| folder.exists());
+        assert_eq!(exist, [true, false, true, true]);
+    }
 
     #[test]
     fn folder_of_a_bare_name_is_the_working_directory() {

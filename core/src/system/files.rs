@@ -1,7 +1,7 @@
 //! Reading of files at paths from the user.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{Error, ErrorKind, Read, Result},
     path::Path,
 };
@@ -23,6 +23,13 @@ pub fn open(path: &Path) -> Result<File> {
         ));
     }
     File::open(path)
+}
+
+/// Makes opening fail if the file is a symbolic link. A link in a folder from elsewhere may name any file of the user.
+pub(crate) fn without_links(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
+    options
 }
 
 /// Reads a regular file.

@@ -158,6 +158,12 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Returns the names of the variables that have received no gradient so far.
+    pub fn without_gradient(&self) -> Vec<&str> {
+        let unmoved = self.groups.iter().filter(|group| group.moments.steps == 0);
+        unmoved.flat_map(|group| group.vars.iter().map(|var| var.name.as_str())).collect()
+    }
+
     /// Returns the state for [`Optimizer::restore`]: for a variable `x`, the tensors `x.steps` and, if the rule uses
     /// them, `x.mean`, `x.square` and `x.largest`.
     pub fn state(&self) -> Result<StateDict> {

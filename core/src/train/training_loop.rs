@@ -124,6 +124,9 @@ impl Trainer {
             }
             // Parameters are checked too: no loss has been computed since the last update.
             check_finite(&self.sums(role)?, role, task, epoch, steps.saturating_sub(1))?;
+            if (task.index, epoch) == (0, 0) {
+                warn_without_gradient(role, &optimizer);
+            }
             let tasks = (task, stream.tasks().len());
             let report = std::mem::take(&mut now.epoch_metrics).report(role, tasks, epoch, epochs, lr);
             on_event(Event::Epoch(&report))?;
@@ -141,6 +144,20 @@ impl Trainer {
             Ok((var.name, sum))
         };
         self.trainable(role).into_iter().map(sum).collect()
+    }
+}
+
+/// Warns of trainable tensors that received no gradient in the first epoch. Often the method computes its loss without
+/// them, or detaches them.
+fn warn_without_gradient(role: Role, optimizer: &Optimizer) {
+    let names = optimizer.without_gradient();
+    if !names.is_empty() {
+        tracing::warn!(
+            "{}: no gradient reached `{}` in the first epoch, so the values do not change; check that the loss depends on \
+             these trainable tensors",
+            role.as_str(),
+            names.join("`, `")
+        );
     }
 }
 

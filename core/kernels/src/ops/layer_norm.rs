@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::composed;
 use crate::{
     slices,
-    storage::{by_dtype, has_kernels, on_cpu, return_on_gpu, same_count},
+    storage::{by_dtype, check_frozen, has_kernels, on_cpu, return_on_gpu, same_count},
     tape::Value,
 };
 
@@ -13,8 +13,9 @@ use crate::{
 /// frozen.
 ///
 /// # Errors
-/// Tensors whose widths differ.
+/// Tensors whose widths differ; a scale or shift that is trainable, which would get no gradient.
 pub fn layer_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, eps: f64) -> Result<Tensor> {
+    check_frozen("layer_norm", [("gamma", Some(gamma)), ("beta", Some(beta))])?;
     if !has_kernels(x) {
         return composed::layer_norm(x, gamma, beta, eps);
     }

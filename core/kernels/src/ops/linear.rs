@@ -5,7 +5,7 @@ use candle_core::{Result, Shape, Tensor, bail};
 use super::composed;
 use crate::{
     slices::{View, gemm},
-    storage::{by_dtype, has_kernels, on_cpu, return_on_gpu},
+    storage::{by_dtype, check_frozen, has_kernels, on_cpu, return_on_gpu},
     tape::Value,
 };
 
@@ -14,8 +14,9 @@ use crate::{
 /// The backward pass computes only `dx = dy W`.
 ///
 /// # Errors
-/// Tensors whose shapes do not fit each other.
+/// Tensors whose shapes do not fit each other; a weight or bias that is trainable, which would get no gradient.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    check_frozen("linear", [("weight", Some(weight)), ("bias", bias)])?;
     if !has_kernels(x) {
         return composed::linear(x, weight, bias);
     }

@@ -136,6 +136,7 @@ mod tests {
             results: Default::default(),
             skipped: Default::default(),
             metrics_bytes: 0,
+            metrics_sha256: None,
             wall_seconds: 0.1,
             config: String::new(),
         };

@@ -47,6 +47,9 @@ pub struct CheckpointMeta {
     skipped: SkippedImages,
     /// Length of `metrics.jsonl` in bytes. Later lines belong to steps that the resumed run repeats.
     pub metrics_bytes: u64,
+    /// SHA-256 of these bytes. Checkpoints of earlier versions have none.
+    #[serde(default)]
+    pub metrics_sha256: Option<String>,
     /// Seconds of the run so far, without the time between a stop and resuming.
     pub wall_seconds: f64,
     /// Original configuration of the run in TOML.
@@ -76,8 +79,14 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Creates a checkpoint of a run. The other arguments are the fields of [`CheckpointMeta`] with the same names.
-    pub fn of(snapshot: &Snapshot<'_>, config: &str, metrics_bytes: u64, wall_seconds: f64) -> Result<Self> {
+    /// Creates a checkpoint of a run. The other arguments are fields of [`CheckpointMeta`]; `metrics` are length and
+    /// SHA-256 of `metrics.jsonl`.
+    pub fn of(
+        snapshot: &Snapshot<'_>,
+        config: &str,
+        metrics: (u64, String),
+        wall_seconds: f64,
+    ) -> Result<Self> {
         let Snapshot { trainer, stream, state, optimizer } = snapshot;
         let mut tensors = StateDict::default();
         let mut add = |part: &str, state: StateDict| {
@@ -96,7 +105,8 @@ impl Checkpoint {
             epoch_metrics: state.epoch_metrics.stopped(),
             results: state.results.clone(),
             skipped: stream.image_files().map(|files| files.skipped_images()).unwrap_or_default(),
-            metrics_bytes,
+            metrics_bytes: metrics.0,
+            metrics_sha256: Some(metrics.1),
             wall_seconds,
             config: config.into(),
         };

@@ -11,9 +11,11 @@ use std::{
     time::Duration,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    system::{atomic::LOCK, files},
+};
 
-const LOCK: &str = ".lock";
 /// Time between two attempts.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Attempts before a lock counts as held by a writer. A process that only tests a lock also holds it briefly.
@@ -58,7 +60,8 @@ fn lock_with_retries(path: &Path, mut wait: impl FnMut()) -> Result<std::result:
     let mut attempts = 0;
     let mut file = loop {
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path);
+        let file =
+            files::without_links(options.read(true).write(true).create(true).truncate(false)).open(path);
         let mut file = file.map_err(crate::error::io(path))?;
         attempts += 1;
         match file.try_lock() {

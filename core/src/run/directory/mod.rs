@@ -8,7 +8,7 @@
 //! results.json              accuracy matrices and derived metrics, rewritten after every task
 //! accuracy_student.csv      accuracy in % after each task (row) on each task (column); also accuracy_teacher.csv
 //! confusion_student.csv     test images by true and predicted class after the last task; also confusion_teacher.csv
-//! models/task_N/            student.safetensors, teacher.safetensors and prompt_use.json after task N
+//! models/task_N/            student.safetensors, teacher.safetensors and prompt_use.json after task N, with SHA256SUMS
 //! tensorboard/              event files, if `record.tensorboard` is set; written by the program `cdl`
 //! checkpoints/              the newest checkpoints, until the run is finished
 //! log.txt                   log of the run
@@ -21,24 +21,27 @@ mod read;
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{Read, Write},
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use walkdir::WalkDir;
 
 use crate::{
     config::Config,
     error::{Error, Result, if_there, io},
+    hub::checksum_list::{self, Manifest},
     metrics::{PoolUse, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
         atomic::{
-            UNFINISHED, folder_of, move_to, remove_unfinished, temporary_folder, write_atomic, write_json,
+            LOCK, UNFINISHED, move_to, place_of, recover, remove_unfinished, staging_folder, sync_folder,
+            walk_error, write_atomic, write_json,
         },
-        hex,
+        files, hex,
     },
     train::{Accuracies, Cost, EpochReport, Evaluation, Snapshot, Trainer},
     traits::{ByRole, Role, Skipped, Task},
@@ -58,6 +61,7 @@ const METRICS: &str = "metrics.jsonl";
 const RESULTS: &str = "results.json";
 const CHECKPOINTS: &str = "checkpoints";
 const LOG: &str = "log.txt";
+const MODELS: &str = "models";
 const PROMPT_USE: &str = "prompt_use.json";
 
 /// Names of all files and folders of a run directory.
@@ -70,12 +74,12 @@ const NAMES: [&str; 14] = [
     "accuracy_teacher.csv",
     "confusion_student.csv",
     "confusion_teacher.csv",
-    "models",
+    MODELS,
     "tensorboard",
     CHECKPOINTS,
     LOG,
     "report.html",
-    ".lock",
+    LOCK,
 ];
 
 /// Contents of `results.json`.
@@ -144,6 +148,8 @@ struct RecordFile<'a> {
 pub struct RunDir {
     root: PathBuf,
     metrics: File,
+    /// SHA-256 of the contents of `metrics.jsonl` so far.
+    metrics_sha256: Sha256,
     log: Option<File>,
     /// Original configuration of the run in TOML.
     config: String,
@@ -157,16 +163,38 @@ pub struct RunDir {
 impl RunDir {
     /// Returns `runs/<config>-seed<seed>-<UTC time>`, with a number appended if this path exists already.
     pub fn default_path(config: &Config) -> PathBuf {
-        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
-        let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
-        let numbered = (2..).map(|number| format!("{name}-{number}"));
-        let mut paths =
-            std::iter::once(name.clone()).chain(numbered).map(|name| Path::new("runs").join(name));
-        paths.find(|path| !path.exists()).unwrap_or_default()
+        Self::default_paths(config).find(|path| !path.exists()).unwrap_or_default()
     }
 
-    /// Creates the directory with configuration and record. The files are written to a temporary folder beside `root`,
-    /// which is then moved, so that a failure leaves no incomplete directory and does not remove an earlier run.
+    /// Returns the default path, followed by the same path with the numbers from 2.
+    fn default_paths(config: &Config) -> impl Iterator<Item = PathBuf> {
+        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
+        let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
+        let numbered = (2..).map({
+            let name = name.clone();
+            move |number| format!("{name}-{number}")
+        });
+        std::iter::once(name).chain(numbered).map(|name| Path::new("runs").join(name))
+    }
+
+    /// Creates the directory at its default path, or at the next number if another process creates it first.
+    ///
+    /// # Errors
+    /// Errors of [`RunDir::create`].
+    pub fn create_default(config: &Config, record: &RunRecord, needed: u64) -> Result<Self> {
+        let mut result = Err(Error::Stopped);
+        for path in Self::default_paths(config).filter(|path| !path.exists()) {
+            result = Self::create(&path, config, record, needed, false);
+            if result.is_ok() || !path.exists() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Creates the directory with configuration and record. A new directory appears in one step, and an earlier run is
+    /// replaced in one step, so that a failure leaves no incomplete directory and does not remove an earlier run. An
+    /// existing empty folder is filled; it may be a link or a mount point.
     ///
     /// # Errors
     /// A directory that is not empty, unless it contains a run and `overwrite` is set; missing permission; less free
@@ -179,26 +207,32 @@ impl RunDir {
         overwrite: bool,
     ) -> Result<Self> {
         let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-        // The earlier run stays locked until it has been replaced.
-        let earlier = if check_vacant(root, overwrite)? { None } else { Some(lock(root)?) };
+        check_vacant(root, overwrite)?;
         let create = || -> Result<Self> {
-            let parent = folder_of(root);
-            fs::create_dir_all(parent).map_err(io(parent))?;
-            let free = free_bytes(parent)?;
+            let place = place_of(root)?;
+            // An existing folder stays locked until the new run is in it. Another process may have used it since the
+            // check.
+            let mut held = if place.is_dir() { Some(lock(&place)?) } else { None };
+            let replace = !check_contents(root, overwrite)?;
+            let staging = staging_folder(&place, replace)?;
+            let free = free_bytes(staging.path())?;
             if free < needed {
                 let short =
                     format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
-                return Err(io(parent)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
+                return Err(io(&place)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
             }
-            let temporary = temporary_folder(parent)?;
+            // The lock of a folder that is replaced ends with it.
+            let lock = match held.take_if(|_| !replace) {
+                Some(lock) => lock,
+                None => lock(staging.path())?,
+            };
             let toml = config.to_toml()?;
-            write_atomic(&temporary.path().join(CONFIG), toml.as_bytes())?;
+            write_atomic(&staging.path().join(CONFIG), toml.as_bytes())?;
             let written = RecordFile { record, config_sha256: hex(&Sha256::digest(&toml)) };
-            write_json(&temporary.path().join(RECORD), &written)?;
-            let files = (append(temporary.path(), METRICS)?, append(temporary.path(), LOG)?);
-            let lock = lock(temporary.path())?;
+            write_json(&staging.path().join(RECORD), &written)?;
+            let files = (append(staging.path(), METRICS)?, append(staging.path(), LOG)?);
             let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-            move_to(temporary, root, earlier.is_some())?;
+            move_to(staging, &place, replace, RECORD)?;
             Ok(Self::of(root, files, config, toml, checkpoints, lock))
         };
         create().map_err(|e| match e {
@@ -220,7 +254,16 @@ impl RunDir {
         lock: File,
     ) -> Self {
         let max_tasks = config.run.max_tasks().unwrap_or(usize::MAX);
-        Self { root: root.into(), metrics, log: Some(log), config: toml, checkpoints, max_tasks, _lock: lock }
+        Self {
+            root: root.into(),
+            metrics,
+            metrics_sha256: Sha256::new(),
+            log: Some(log),
+            config: toml,
+            checkpoints,
+            max_tasks,
+            _lock: lock,
+        }
     }
 
     /// Opens the directory of a run to resume it with `config`. Returns the newest valid checkpoint, if there is one,
@@ -229,8 +272,10 @@ impl RunDir {
     /// # Errors
     /// A directory that is not a run, that another process is writing to, or that cannot be written.
     pub fn open(root: &Path, config: &Config) -> Result<(Self, Option<Checkpoint>, Config)> {
+        recover(&place_of(root).unwrap_or_else(|_| root.into()))?;
         // The record is read first, so that nothing is written to a directory that is not a run.
         let record = read_record(root)?;
+        refuse_links(root)?;
         let lock = lock(root)?;
         remove_unfinished(root)?;
         let mut checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
@@ -258,15 +303,30 @@ impl RunDir {
     /// Truncates `metrics.jsonl` to its first `bytes` bytes. The resumed run writes the removed lines again.
     ///
     /// # Errors
-    /// A file that is shorter or cannot be changed.
-    pub fn truncate_metrics(&mut self, bytes: u64) -> Result<()> {
+    /// A file that is shorter, whose first `bytes` bytes do not have the SHA-256 `expected`, or that cannot be changed.
+    /// Checkpoints of earlier versions contain no SHA-256.
+    pub fn truncate_metrics(&mut self, bytes: u64, expected: Option<&str>) -> Result<()> {
         let path = self.root.join(METRICS);
+        let fail = |reason: String| Error::RunDir { dir: self.root.clone(), reason };
         let length = self.metrics.metadata().map_err(io(&path))?.len();
         if length < bytes {
-            let reason =
-                format!("metrics.jsonl has {length} bytes; it had {bytes} when the checkpoint was written");
-            return Err(Error::RunDir { dir: self.root.clone(), reason });
+            return Err(fail(format!(
+                "metrics.jsonl has {length} bytes; it had {bytes} when the checkpoint was written"
+            )));
         }
+        let mut kept = Vec::new();
+        files::open(&path).and_then(|file| file.take(bytes).read_to_end(&mut kept)).map_err(io(&path))?;
+        let found = Sha256::new_with_prefix(&kept);
+        if let Some(expected) = expected {
+            let found = hex(&found.clone().finalize());
+            if found != expected {
+                return Err(fail(format!(
+                    "metrics.jsonl was changed after the checkpoint was written: its first {bytes} bytes have the SHA-256 \
+                     {found}, expected {expected}; restore the file, or start a new run"
+                )));
+            }
+        }
+        self.metrics_sha256 = found;
         self.metrics.set_len(bytes).map_err(io(path))
     }
 
@@ -286,6 +346,7 @@ impl RunDir {
         }
         let start = Instant::now();
         let metrics = self.sync_metrics()?;
+        let metrics = (metrics, hex(&self.metrics_sha256.clone().finalize()));
         let checkpoint = Checkpoint::of(snapshot, &self.config, metrics, wall_seconds)?;
         let file = self.checkpoints.save(&checkpoint)?;
         tracing::debug!("{} written in {:.1} ms", file.display(), start.elapsed().as_secs_f64() * 1e3);
@@ -319,7 +380,9 @@ impl RunDir {
         let mut line = serde_json::to_vec(report)
             .map_err(|e| Error::RunDir { dir: self.root.clone(), reason: e.to_string() })?;
         line.push(b'\n');
-        self.metrics.write_all(&line).map_err(io(path))
+        self.metrics.write_all(&line).map_err(io(path))?;
+        self.metrics_sha256.update(&line);
+        Ok(())
     }
 
     /// Writes models and results after a task. Returns the contents of `results.json`.
@@ -363,6 +426,11 @@ impl RunDir {
             skipped_images,
         };
         write_json(&models.join(PROMPT_USE), &evaluation.prompt_use)?;
+        let checksums = Manifest::of(&models, &|| ())?;
+        checksums.write(&models.join(checksum_list::NAME))?;
+        // The new folders are on disk before the results mark the task as finished, and before checkpoints are removed.
+        sync_folder(&self.root.join(MODELS))?;
+        sync_folder(&self.root)?;
         write_json(&self.root.join(RESULTS), &results)?;
         Ok(results)
     }
@@ -381,39 +449,50 @@ fn occupied(root: &Path) -> Error {
     Error::RunDir { dir: root.into(), reason }
 }
 
-/// Checks, without writing, that a run may be written to a directory. Returns whether the directory is missing or
-/// empty, so that no run is replaced.
+/// Checks that a run may be written to a directory. Writes nothing, but restores a directory that a killed process was
+/// replacing.
 ///
 /// # Errors
-/// A directory that is not empty, unless it contains only a run and `overwrite` is set; a path whose parent is not a
-/// folder or is read-only.
-pub fn check_vacant(root: &Path, overwrite: bool) -> Result<bool> {
+/// A directory that is not empty, unless it contains only a run and `overwrite` is set; a link without a target; a path
+/// whose parent is not a folder or is read-only.
+pub fn check_vacant(root: &Path, overwrite: bool) -> Result<()> {
+    let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
+    let place = place_of(root).map_err(|e| fail(format!("cannot be used: {e}")))?;
+    recover(&place)?;
+    check_contents(root, overwrite)?;
+    lock::check_free(root)?;
+    let parent = nearest_folder(&place);
+    let metadata = fs::metadata(parent).map_err(|e| fail(format!("cannot be written: {e}")))?;
+    if metadata.permissions().readonly() {
+        return Err(fail(format!("cannot be written: `{}` is read-only", parent.display())));
+    }
+    Ok(())
+}
+
+/// Checks the contents of a directory that a run is to be written to. Returns whether it is missing or empty, apart from
+/// the first files of a run whose start was interrupted.
+fn check_contents(root: &Path, overwrite: bool) -> Result<bool> {
     let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
     let entries = if_there(fs::read_dir(root)).map_err(|e| fail(format!("cannot be used: {e}")))?;
     let entries = entries.into_iter().flatten().flatten();
     let entries: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into()).collect();
-    let is_occupied = !entries.is_empty();
-    if is_occupied && !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
+    let is_left = |name: &String| name.starts_with(UNFINISHED);
+    let is_first = |name: &String| [CONFIG, METRICS, LOG, LOCK].contains(&name.as_str()) || is_left(name);
+    if entries.iter().all(is_first) {
+        return Ok(true);
+    }
+    if !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
         return Err(fail("already exists and is not a run directory; choose another directory".into()));
     }
     // Checked also without --overwrite, so that the message does not suggest an option that would fail.
-    let belongs = |name: &str| NAMES.contains(&name) || name.starts_with(UNFINISHED);
-    if let Some(other) = entries.iter().filter(|name| !belongs(name)).min() {
+    if let Some(other) = entries.iter().filter(|name| !NAMES.contains(&name.as_str()) && !is_left(name)).min()
+    {
         return Err(fail(format!(
             "already exists and contains `{other}`, which does not belong to the run and would be lost; move it away or \
              choose another directory"
         )));
     }
-    lock::check_free(root)?;
-    if is_occupied && !overwrite {
-        return Err(occupied(root));
-    }
-    let parent = nearest_folder(root.parent().unwrap_or(root));
-    let metadata = fs::metadata(parent).map_err(|e| fail(format!("cannot be written: {e}")))?;
-    if metadata.permissions().readonly() {
-        return Err(fail(format!("cannot be written: `{}` is read-only", parent.display())));
-    }
-    Ok(!is_occupied)
+    if overwrite { Ok(false) } else { Err(occupied(root)) }
 }
 
 /// Returns the free disk space for a run directory in bytes. The directory need not exist.
@@ -434,7 +513,7 @@ fn role_file(root: &Path, what: &str, role: Role) -> PathBuf {
 }
 
 fn model_dir(root: &Path, task: usize) -> PathBuf {
-    root.join("models").join(format!("task_{}", task + 1))
+    root.join(MODELS).join(format!("task_{}", task + 1))
 }
 
 fn model_file(models: &Path, role: Role) -> PathBuf {
@@ -443,5 +522,21 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
 
 fn append(root: &Path, name: &str) -> Result<File> {
     let path = root.join(name);
-    OpenOptions::new().create(true).append(true).open(&path).map_err(io(&path))
+    files::without_links(OpenOptions::new().create(true).append(true)).open(&path).map_err(io(&path))
+}
+
+/// Checks that a run directory, which may come from elsewhere, contains no symbolic links: writing to one would change a
+/// file or folder outside the run.
+fn refuse_links(root: &Path) -> Result<()> {
+    for entry in WalkDir::new(root).min_depth(1) {
+        let entry = entry.map_err(walk_error(root))?;
+        if entry.path_is_symlink() {
+            let link = entry.path().strip_prefix(root).unwrap_or(entry.path()).display();
+            let reason = format!(
+                "contains the link `{link}`, and links are not followed; replace it by a file or folder"
+            );
+            return Err(Error::RunDir { dir: root.into(), reason });
+        }
+    }
+    Ok(())
 }

@@ -6,6 +6,10 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     error::{Error, Result, if_there, io},
+    hub::{
+        checksum,
+        checksum_list::{self, Manifest},
+    },
     metrics::{Confusion, PoolUse},
     run::{
         RunRecord,
@@ -57,6 +61,7 @@ pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
 /// Reads the usage of prompts by test images after task `task` (from 0). `None` if the run did not record it.
 pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Option<Vec<PoolUse>>>>> {
     let file = model_dir(root, task).join(PROMPT_USE);
+    check_sum(&file)?;
     let prompt_use = read_if_there(&file)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
     prompt_use.map_err(|e| Error::Data { file, reason: e.to_string() })
 }
@@ -131,6 +136,31 @@ fn read_json<T: DeserializeOwned>(root: &Path, name: &str, hint: &str) -> Result
 }
 
 /// Reads the model of `role` after task `task` (from 0).
+///
+/// # Errors
+/// A file that is missing, or that differs from its checksum in the folder's `SHA256SUMS`.
 pub fn read_model(root: &Path, task: usize, role: Role, device: &candle_core::Device) -> Result<StateDict> {
-    StateDict::read(&model_file(&model_dir(root, task), role), device)
+    let file = model_file(&model_dir(root, task), role);
+    check_sum(&file)?;
+    StateDict::read(&file, device)
+}
+
+/// Compares a file with its checksum in the `SHA256SUMS` of its folder. Earlier versions wrote no such list.
+fn check_sum(file: &Path) -> Result<()> {
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else { return Ok(()) };
+    let list = folder.join(checksum_list::NAME);
+    if !list.exists() || !file.exists() {
+        return Ok(());
+    }
+    let (Manifest(listed), found) = (Manifest::read(&list)?, checksum(file)?.1);
+    match listed.get(&*name.to_string_lossy()) {
+        Some(expected) if *expected == found => Ok(()),
+        expected => Err(Error::Data {
+            file: file.into(),
+            reason: match expected {
+                Some(expected) => format!("is damaged: its SHA-256 is {found}, expected {expected}"),
+                None => format!("is not listed in {}", checksum_list::NAME),
+            },
+        }),
+    }
 }

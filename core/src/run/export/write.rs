@@ -26,7 +26,8 @@ use crate::{
         },
     },
     system::atomic::{
-        folder_of, move_to, sync_below, temporary_folder, walk_error, write_atomic, write_json,
+        UNFINISHED, move_to, place_of, recover, staging_folder, sync_below, walk_error, write_atomic,
+        write_json,
     },
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
@@ -49,10 +50,10 @@ pub fn write(
     root: &Path,
     overwrite: bool,
 ) -> Result<Description> {
+    let place = place_of(root)?;
+    recover(&place)?;
     let replace = occupied(root, overwrite)?;
-    let parent = folder_of(root);
-    fs::create_dir_all(parent).map_err(crate::error::io(parent))?;
-    let temporary = temporary_folder(parent)?;
+    let temporary = staging_folder(&place, replace)?;
     let folder = temporary.path();
     let (description, trained) = describe(experiment, config, role, task)?;
     network(experiment, role, root, &folder.join(NETWORK))?;
@@ -70,7 +71,7 @@ pub fn write(
     Manifest(sums?).write(&folder.join(checksum_list::NAME))?;
     check(experiment, role, folder)?;
     sync_below(folder)?;
-    move_to(temporary, root, replace)?;
+    move_to(temporary, &place, replace, MODEL)?;
     Ok(description)
 }
 
@@ -80,7 +81,11 @@ pub fn write(
 /// A folder that is not empty, unless `overwrite` is set and it contains only an exported model.
 fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
     let entries = if_there(fs::read_dir(root)).map_err(|e| fail(root, format!("cannot be used: {e}")))?;
-    if entries.is_none_or(|mut entries| entries.next().is_none()) {
+    // A killed process may have left a temporary folder, which is removed.
+    let is_left = |entry: &std::io::Result<fs::DirEntry>| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED))
+    };
+    if entries.is_none_or(|mut entries| entries.all(|entry| is_left(&entry))) {
         return Ok(false);
     }
     // Checked also without --overwrite, so that the message does not suggest an option that would fail.

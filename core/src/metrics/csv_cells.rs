@@ -1,0 +1,45 @@
+//! Cells of CSV files that spreadsheets do not take for formulas.
+
+use std::borrow::Cow;
+
+/// First characters of a formula in the usual spreadsheets.
+const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
+
+/// Returns a cell with `'` before a text that a spreadsheet would run as a formula, such as a class named `=1+1`.
+/// Numbers stay.
+pub fn escape_cell(text: &str) -> Cow<'_, str> {
+    match text.starts_with(FORMULA) && text.parse::<f64>().is_err() {
+        true => format!("'{text}").into(),
+        false => text.into(),
+    }
+}
+
+/// Returns the text of a cell written by [`escape_cell`].
+pub(crate) fn unescape_cell(cell: &str) -> &str {
+    match cell.strip_prefix('\'') {
+        Some(text) if text.starts_with(FORMULA) => text,
+        _ => cell,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formulas_are_escaped_and_numbers_are_not() {
+        for (text, cell) in [
+            ("=HYPERLINK(\"http://x\")", "'=HYPERLINK(\"http://x\")"),
+            ("@SUM(A1)", "'@SUM(A1)"),
+            ("-x", "'-x"),
+            ("-1.5", "-1.5"),
+            ("+2e3", "+2e3"),
+            ("cat", "cat"),
+            ("'quoted'", "'quoted'"),
+            ("", ""),
+        ] {
+            assert_eq!(escape_cell(text), cell);
+            assert_eq!(unescape_cell(cell), text);
+        }
+    }
+}
