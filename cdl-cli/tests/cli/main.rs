@@ -19,6 +19,7 @@ mod report;
 #[cfg(unix)]
 mod resume;
 mod run;
+mod run_places;
 #[cfg(unix)]
 mod sweep;
 #[cfg(unix)]

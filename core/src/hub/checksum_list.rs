@@ -14,7 +14,7 @@ use crate::{
         checksum,
         dataset::{DataFile, names_below},
     },
-    system::atomic::{move_to, place_of, staging_folder, sync_below, write_atomic},
+    system::atomic::{Placement, move_to, place_of, staging_folder, sync_below, write_atomic},
 };
 
 /// File name of a checksum list in its folder.
@@ -82,7 +82,8 @@ impl Manifest {
             let reason = "already exists and is not an empty folder; choose a new folder".into();
             return Err(Error::Data { file: dir.into(), reason });
         }
-        let fresh = staging_folder(&place, false)?;
+        let placement = Placement::of(&place, false);
+        let fresh = staging_folder(&place, placement)?;
         let files = || files.iter().filter(|file| file.name != NAME);
         for file in files() {
             let copy = fresh.path().join(&file.name);
@@ -93,7 +94,7 @@ impl Manifest {
         let listed = files().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
         Self(listed.collect()).write(&fresh.path().join(NAME))?;
         sync_below(fresh.path())?;
-        move_to(fresh, &place, false, NAME)
+        move_to(fresh, &place, placement, NAME)
     }
 
     /// Writes the list atomically.

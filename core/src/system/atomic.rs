@@ -76,10 +76,32 @@ pub(crate) fn place_of(root: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Creates a temporary folder for the contents of `place`, on the same file system: in `place` if that is an existing
-/// folder to be filled, else beside it. Removes what killed processes left there.
-pub(crate) fn staging_folder(place: &Path, replace: bool) -> Result<TempDir> {
-    if place.is_dir() && !replace {
+/// Way in which a complete folder gets to its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// The folder is new and appears in one step.
+    New,
+    /// An existing empty folder, which may be a mount point, is filled file by file.
+    Fill,
+    /// Old and new folder are exchanged, in one step where the system can do that.
+    Replace,
+}
+
+impl Placement {
+    /// Returns the placement of a folder at `place`, which is empty or missing unless it is to be replaced.
+    pub(crate) fn of(place: &Path, replace: bool) -> Self {
+        match (replace, place.is_dir()) {
+            (true, _) => Self::Replace,
+            (false, true) => Self::Fill,
+            (false, false) => Self::New,
+        }
+    }
+}
+
+/// Creates a temporary folder for the contents of `place`, on the same file system: in `place` if that folder is to be
+/// filled, else beside it. Removes what killed processes left there.
+pub(crate) fn staging_folder(place: &Path, placement: Placement) -> Result<TempDir> {
+    if placement == Placement::Fill {
         remove_unfinished(place)?;
         return temporary_folder(place);
     }
@@ -89,24 +111,21 @@ pub(crate) fn staging_folder(place: &Path, replace: bool) -> Result<TempDir> {
     temporary_folder(parent)
 }
 
-/// Moves the complete contents of a [`staging_folder`] to `place`.
-///
-/// A new folder appears in one step. An existing empty folder, which may be a mount point, is filled file by file; `last`
-/// is the file that marks the contents as complete. With `replace`, old and new folder are exchanged in one step where the
-/// system can do that, so that `place` always has one or the other.
+/// Moves the complete contents of a [`staging_folder`] to `place`. `last` is the file that marks the contents as complete;
+/// a folder that is filled gets it last.
 ///
 /// # Errors
-/// A folder that is not empty although `replace` is not set, that is a mount point or the working directory and must be
-/// replaced, or that cannot be written.
-pub(crate) fn move_to(staging: TempDir, place: &Path, replace: bool, last: &str) -> Result<()> {
-    if replace {
-        replace_folder(staging.path(), place)?;
-    } else if place.is_dir() {
-        fill_folder(staging.path(), place, last)?;
-    } else {
-        fs::rename(staging.path(), place).map_err(io(place))?;
-        // The folder has been moved, so the temporary path must not be removed.
-        let _ = staging.keep();
+/// A new folder that another process has created meanwhile; a folder to be replaced that is a mount point or the working
+/// directory; a folder that cannot be written.
+pub(crate) fn move_to(staging: TempDir, place: &Path, placement: Placement, last: &str) -> Result<()> {
+    match placement {
+        Placement::New => {
+            fs::rename(staging.path(), place).map_err(io(place))?;
+            // The folder has been moved, so the temporary path must not be removed.
+            let _ = staging.keep();
+        }
+        Placement::Fill => fill_folder(staging.path(), place, last)?,
+        Placement::Replace => replace_folder(staging.path(), place)?,
     }
     sync_folder(folder_of(place))
 }
@@ -188,7 +207,7 @@ pub(crate) fn recover(place: &Path) -> Result<()> {
 }
 
 /// Removes the temporary folders that killed processes left in `folder`. A folder whose lock is held is in use. One
-/// without a lock may be, so it is removed only after a day.
+/// without a lock may be, so it is removed only after a day. A new folder may not be locked yet.
 fn remove_abandoned(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(io(folder))? {
         let path = entry.map_err(io(folder))?.path();
@@ -198,13 +217,11 @@ fn remove_abandoned(folder: &Path) -> Result<()> {
         if !name.starts_with(UNFINISHED) || is_only_copy || !is_real_folder {
             continue;
         }
-        let is_old = || {
-            let age = path.metadata().and_then(|metadata| metadata.modified()).ok()?.elapsed().ok()?;
-            Some(age > Duration::from_secs(24 * 3600))
-        };
+        let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
+        let age = modified.and_then(|time| time.elapsed().ok()).unwrap_or_default();
         let abandoned = match fs::File::open(path.join(LOCK)) {
-            Ok(lock) => lock.try_lock().is_ok(),
-            Err(_) => is_old() == Some(true),
+            Ok(lock) => age > Duration::from_secs(60) && lock.try_lock().is_ok(),
+            Err(_) => age > Duration::from_secs(24 * 3600),
         };
         if abandoned {
             // Another process may be removing the same folder.
@@ -280,6 +297,12 @@ mod tests {
         folder
     }
 
+    /// Sets the time of the last change of a folder to `minutes` ago.
+    fn age(folder: &Path, minutes: u64) {
+        let time = std::time::SystemTime::now() - Duration::from_secs(60 * minutes);
+        fs::File::open(folder).and_then(|folder| folder.set_modified(time)).expect("time set");
+    }
+
     fn contents(folder: &Path) -> String {
         fs::read_to_string(folder.join("file")).expect("file")
     }
@@ -302,6 +325,7 @@ mod tests {
         // The state after a kill between the two moves.
         fs::rename(&place, moved_aside(&place)).expect("moved");
         fs::write(moved_aside(&place).join(LOCK), "").expect("lock");
+        age(&moved_aside(&place), 2);
         remove_abandoned(parent.path()).expect("cleared");
         recover(&place).expect("restored");
         assert_eq!(contents(&place), "old");
@@ -311,15 +335,21 @@ mod tests {
     #[test]
     fn only_abandoned_folders_are_removed() {
         let parent = tempfile::tempdir().expect("temporary folder");
-        let [used, left, unlocked, other] = ["used", "left", "unlocked", "other"]
-            .map(|name| folder_with(parent.path(), &format!(".cdl-{name}"), name));
+        let [used, left, new, unlocked, forgotten, other] =
+            ["used", "left", "new", "unlocked", "forgotten", "other"]
+                .map(|name| folder_with(parent.path(), &format!(".cdl-{name}"), name));
         fs::rename(&other, parent.path().join("other")).expect("renamed");
-        fs::write(left.join(LOCK), "").expect("lock");
-        let lock = fs::File::create(used.join(LOCK)).expect("lock");
-        lock.lock().expect("locked");
+        let other = parent.path().join("other");
+        let locks =
+            [&used, &left, &new, &other].map(|folder| fs::File::create(folder.join(LOCK)).expect("lock"));
+        locks[0].lock().expect("locked");
+        for (folder, minutes) in [(&used, 2), (&left, 2), (&unlocked, 2), (&other, 2), (&forgotten, 25 * 60)]
+        {
+            age(folder, minutes);
+        }
         remove_abandoned(parent.path()).expect("cleared");
-        let exist = [&used, &left, &unlocked, &parent.path().join("other")].map(|folder| folder.exists());
-        assert_eq!(exist, [true, false, true, true]);
+        let exist = [&used, &left, &new, &unlocked, &forgotten, &other].map(|folder| folder.exists());
+        assert_eq!(exist, [true, false, true, true, false, true]);
     }
 
     #[test]

@@ -38,8 +38,8 @@ use crate::{
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
         atomic::{
-            LOCK, UNFINISHED, move_to, place_of, recover, remove_unfinished, staging_folder, sync_folder,
-            walk_error, write_atomic, write_json,
+            LOCK, Placement, UNFINISHED, move_to, place_of, recover, remove_unfinished, staging_folder,
+            sync_folder, walk_error, write_atomic, write_json,
         },
         files, hex,
     },
@@ -213,8 +213,12 @@ impl RunDir {
             // An existing folder stays locked until the new run is in it. Another process may have used it since the
             // check.
             let mut held = if place.is_dir() { Some(lock(&place)?) } else { None };
-            let replace = !check_contents(root, overwrite)?;
-            let staging = staging_folder(&place, replace)?;
+            let placement = match check_contents(root, overwrite)? {
+                false => Placement::Replace,
+                true if held.is_some() => Placement::Fill,
+                true => Placement::New,
+            };
+            let staging = staging_folder(&place, placement)?;
             let free = free_bytes(staging.path())?;
             if free < needed {
                 let short =
@@ -222,7 +226,7 @@ impl RunDir {
                 return Err(io(&place)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
             }
             // The lock of a folder that is replaced ends with it.
-            let lock = match held.take_if(|_| !replace) {
+            let lock = match held.take_if(|_| placement == Placement::Fill) {
                 Some(lock) => lock,
                 None => lock(staging.path())?,
             };
@@ -232,7 +236,7 @@ impl RunDir {
             write_json(&staging.path().join(RECORD), &written)?;
             let files = (append(staging.path(), METRICS)?, append(staging.path(), LOG)?);
             let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-            move_to(staging, &place, replace, RECORD)?;
+            move_to(staging, &place, placement, RECORD)?;
             Ok(Self::of(root, files, config, toml, checkpoints, lock))
         };
         create().map_err(|e| match e {

@@ -26,8 +26,8 @@ use crate::{
         },
     },
     system::atomic::{
-        UNFINISHED, move_to, place_of, recover, staging_folder, sync_below, walk_error, write_atomic,
-        write_json,
+        Placement, UNFINISHED, move_to, place_of, recover, staging_folder, sync_below, walk_error,
+        write_atomic, write_json,
     },
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
@@ -52,8 +52,8 @@ pub fn write(
 ) -> Result<Description> {
     let place = place_of(root)?;
     recover(&place)?;
-    let replace = occupied(root, overwrite)?;
-    let temporary = staging_folder(&place, replace)?;
+    let placement = Placement::of(&place, occupied(root, overwrite)?);
+    let temporary = staging_folder(&place, placement)?;
     let folder = temporary.path();
     let (description, trained) = describe(experiment, config, role, task)?;
     network(experiment, role, root, &folder.join(NETWORK))?;
@@ -71,7 +71,7 @@ pub fn write(
     Manifest(sums?).write(&folder.join(checksum_list::NAME))?;
     check(experiment, role, folder)?;
     sync_below(folder)?;
-    move_to(temporary, &place, replace, MODEL)?;
+    move_to(temporary, &place, placement, MODEL)?;
     Ok(description)
 }
 
