@@ -18,7 +18,7 @@ use crate::{
     logging::Log,
     plugin::loading,
     progress::Spinner,
-    terminal::{count, emit, emit_json},
+    terminal::{count, emit, emit_json, heads},
 };
 
 /// Arguments of `cdl check`.
@@ -123,6 +123,7 @@ fn revision(provenance: &Provenance) -> String {
 }
 
 fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
+    let heads = heads(spec);
     let BackboneSpec { depth, width, patch_size, normalization, provenance, .. } = spec;
     let Provenance { source, file, bytes, sha256, .. } = provenance;
     let pixels = match normalization {
@@ -133,7 +134,7 @@ fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
     let blocks = count(*depth, "block");
     let _ = writeln!(
         text,
-        "\n{role}: {source}{revision}, {blocks}, width {width}, patches of {patch_size} px, {pixels}\n  \
+        "\n{role}: {source}{revision}, {blocks}, width {width}, {heads}, patches of {patch_size} px, {pixels}\n  \
          {file}: {megabytes:.1} MB, SHA-256 {sha256}"
     );
 }

@@ -43,7 +43,7 @@ pub enum HubError {
     )]
     NoClient { wanted: String },
     /// A file that exists and cannot be read.
-    #[error("cannot read `{path}`: {reason}; check the file and its permissions")]
+    #[error("cannot read `{path}`: {reason}{}", remedy(.reason))]
     Unreadable { path: PathBuf, reason: io::Error },
     /// Offline mode, and the cache has no copy.
     #[error(
@@ -120,6 +120,15 @@ pub enum HubError {
     /// The connection broke, or the server reported an error.
     #[error("the transfer of `{wanted}` from {endpoint} failed: {reason}; try again")]
     Transfer { wanted: String, endpoint: String, reason: String },
+}
+
+/// Returns the end of a message about a file that cannot be read. The reasons of
+/// [`files::open`](crate::system::files::open) contain the remedy.
+fn remedy(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => "",
+        _ => "; check the file and its permissions",
+    }
 }
 
 impl HubError {
