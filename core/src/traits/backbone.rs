@@ -41,7 +41,8 @@ pub enum HeadsFrom {
     /// The settings or the files of the weights state it.
     #[default]
     Stated,
-    /// It is derived from the width, at which all published networks have the same number.
+    /// It is derived from the width, at which all published networks, or all of the library that the weights are of,
+    /// have the same number.
     UsualForWidth,
     /// It is derived from the width, at which published networks have different numbers or none is known.
     GuessedFromWidth,

@@ -6,8 +6,10 @@ use serde::Deserialize;
 use crate::{system::files::without_byte_order_mark, traits::Normalization};
 
 /// Settings of a checkpoint that the network uses.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct CheckpointConfig {
+    /// Name of the network in timm.
+    pub(super) architecture: Option<String>,
     pub(super) heads: Option<usize>,
     /// Epsilon of the layer norms.
     pub(super) eps: Option<f64>,
@@ -17,6 +19,7 @@ pub(super) struct CheckpointConfig {
 /// `config.json` of timm or transformers.
 #[derive(Deserialize)]
 struct ConfigFile {
+    architecture: Option<String>,
     num_heads: Option<usize>,
     num_attention_heads: Option<usize>,
     layer_norm_eps: Option<f64>,
@@ -82,6 +85,7 @@ impl CheckpointConfig {
         let normalization =
             mean.zip(std).map(|(mean, std)| Normalization { mean: mean.each(), std: std.each() });
         Ok(Self {
+            architecture: file.architecture,
             heads: file.num_heads.or(file.num_attention_heads).or(file.model_args.and_then(|a| a.num_heads)),
             eps: file.layer_norm_eps,
             normalization: normalization.map(|n| usable(n, "config.json")).transpose()?,
@@ -127,14 +131,20 @@ mod tests {
     fn heads_eps_and_normalisation_are_read_from_the_files_of_each_library() -> Result<(), String> {
         let timm = br#"{"architecture": "vit", "num_classes": 0, "model_args": {"num_heads": 3},
             "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "crop_pct": 0.9}}"#;
-        let expected = CheckpointConfig { heads: Some(3), eps: None, normalization: Some(HALF) };
+        let expected = CheckpointConfig {
+            architecture: Some("vit".into()),
+            heads: Some(3),
+            eps: None,
+            normalization: Some(HALF),
+        };
         assert_eq!(CheckpointConfig::read(timm)?, expected);
+        let expected = CheckpointConfig { architecture: None, ..expected };
         let older = br#"{"num_heads": 3, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}"#;
         assert_eq!(CheckpointConfig::read(older)?, expected);
         let single = b"\xef\xbb\xbf{\"num_heads\": 3, \"mean\": 0.5, \"std\": 0.25}";
         assert_eq!(CheckpointConfig::read(single)?, expected);
         let transformers = br#"{"num_attention_heads": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}"#;
-        let expected = CheckpointConfig { heads: Some(2), eps: Some(1e-12), normalization: None };
+        let expected = CheckpointConfig { heads: Some(2), eps: Some(1e-12), ..CheckpointConfig::default() };
         assert_eq!(CheckpointConfig::read(transformers)?, expected);
         assert_eq!(CheckpointConfig::read(b"{}")?, CheckpointConfig::default());
         Ok(())

@@ -57,7 +57,8 @@ pub(super) const TIMM: Naming = Naming {
     attention: &[("attn.qkv", "attn.qkv"), ("attn.proj", "attn.proj")],
     mlp: ["mlp.fc1", "mlp.fc2"],
     block_tensors: &[("ls1.gamma", "ls1.gamma"), ("ls2.gamma", "ls2.gamma")],
-    unused: &["head.", "head_dist.", "fc_norm.", "pre_logits.", "mask_token", "decoder"],
+    // `fc.` is MSN's projection head, `masked_embed` the mask token of iBOT.
+    unused: &["head.", "head_dist.", "fc.", "fc_norm.", "pre_logits.", "mask_token", "masked_embed", "decoder"],
 };
 
 /// Spelling of the files on the hub.

@@ -63,7 +63,16 @@ pub(super) fn read(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, Strin
     let mut contents = Contents { others: parts(&dictionaries), ..Contents::default() };
     let usual = state_dict(&dictionaries);
     let selected = match prefix {
-        Some(prefix) => part(&pickle, &dictionaries, usual.ok(), prefix),
+        Some(prefix) => {
+            let usual = usual.ok();
+            let selected = part(&pickle, &dictionaries, usual, prefix);
+            if selected.is_empty() {
+                let names = usual.into_iter().flat_map(|dictionary| dictionary.entries.keys());
+                let starts = names.filter_map(|name| Some(name.split_once('.')?.0.to_string()));
+                contents.others.extend(starts);
+            }
+            selected
+        }
         None => {
             let dictionary = usual.map_err(|reason| reason + &contents.hint())?;
             dictionary.entries.iter().map(|(&name, &id)| (name.to_string(), id)).collect()
