@@ -206,19 +206,6 @@ impl VitWeights {
             [hidden, _] if hidden > 0 => hidden,
             _ => return Err(self.misshapen(fc1, "(hidden, D)")),
         };
-        // A gated MLP multiplies two halves of the hidden layer, so that the second layer has half as many inputs.
-        if self
-            .find("blocks.0.mlp.fc2.weight")?
-            .tensor
-            .dims()
-            .last()
-            .is_some_and(|inputs| 2 * inputs == hidden)
-        {
-            let name = &fc1.called;
-            return Err(
-                self.wrong(format!("`{name}` belongs to {}, which a plain ViT does not have", names::PACKED))
-            );
-        }
         let registers = self.tensors.get("reg_token").map_or(Ok(0), rows_of)?;
         let positions = self.find("pos_embed")?;
         let rows = rows_of(positions)?;

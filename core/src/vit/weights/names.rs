@@ -58,7 +58,16 @@ pub(super) const TIMM: Naming = Naming {
     mlp: ["mlp.fc1", "mlp.fc2"],
     block_tensors: &[("ls1.gamma", "ls1.gamma"), ("ls2.gamma", "ls2.gamma")],
     // `fc.` is MSN's projection head, `masked_embed` the mask token of iBOT.
-    unused: &["head.", "head_dist.", "fc.", "fc_norm.", "pre_logits.", "mask_token", "masked_embed", "decoder"],
+    unused: &[
+        "head.",
+        "head_dist.",
+        "fc.",
+        "fc_norm.",
+        "pre_logits.",
+        "mask_token",
+        "masked_embed",
+        "decoder",
+    ],
 };
 
 /// Spelling of the files on the hub.
@@ -143,8 +152,7 @@ const NORM_BEFORE: &str = "a layer norm before the first block, as CLIP's vision
 const POOL: &str = "attention pooling instead of a CLS token, as SigLIP has";
 const ROTARY: &str = "rotary positions in place of position embeddings, as DINOv3 has";
 const GATED: &str = "a gated MLP (SwiGLU)";
-pub(super) const PACKED: &str =
-    "a gated MLP (SwiGLU) with gate and values in one matrix, as DINOv2's giant has";
+const PACKED: &str = "a gated MLP (SwiGLU) with gate and values in one matrix, as DINOv2's giant has";
 const SEPARATE: &str =
     "queries, keys and values with separate weights or biases, as timm's BEiT and EVA have";
 
@@ -238,6 +246,15 @@ pub(super) fn to_timm(contents: Contents) -> Result<(HashMap<String, Named>, f64
         return Err(format!("{complaint} (read with {})", naming.name));
     }
     fuse(&mut renamed)?;
+    // A gated MLP multiplies two halves of the hidden layer, so that the second layer has half as many inputs.
+    let [fc1, fc2] = ["fc1", "fc2"].map(|layer| renamed.get(&format!("blocks.0.mlp.{layer}.weight")));
+    if let (Some(fc1), Some(fc2)) = (fc1, fc2)
+        && let (&[outputs, _], &[_, inputs]) = (fc1.tensor.dims(), fc2.tensor.dims())
+        && outputs > 0
+        && outputs == 2 * inputs
+    {
+        return Err(format!("`{}` belongs to {PACKED}, which a plain ViT does not have", fc1.called));
+    }
     Ok((renamed, naming.eps))
 }
 
