@@ -402,6 +402,15 @@ fn hostile_pickles_are_refused() {
 }
 
 #[test]
+fn a_number_of_heads_that_nothing_tells_is_requested() -> Result<()> {
+    let expected = expected("transformers_vit")?;
+    let error = tokens(&weights("timm_vit")?, None, Normalization::NONE, &expected).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("`heads = none`") && said.contains("none is usual for the width 16"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn values_that_are_not_finite_are_refused() -> Result<()> {
     let name = "blocks.1.mlp.fc1.weight";
     for (value, dtype, word) in [

@@ -252,8 +252,11 @@ impl VitWeights {
                 Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
             }
             None => {
-                let unknown = format!("does not state the number of attention heads (width {width})");
-                Err(self.wrong(format!("{unknown}; set `heads`")))
+                let source = &self.source;
+                let expected = format!(
+                    "expected a number: {source} does not state it, and none is usual for the width {width}"
+                );
+                Err(Error::setting("heads", "none", expected))
             }
         }
     }
