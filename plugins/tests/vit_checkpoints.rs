@@ -604,7 +604,7 @@ impl Saver {
                 self.text("cpu");
                 self.add(b"K\x00tQK\x00");
                 self.ints(tensor.dims());
-                self.ints(&tensor.stride());
+                self.ints(tensor.stride());
                 self.add(b"\x89");
                 self.global("collections", "OrderedDict");
                 self.add(b")RtR");

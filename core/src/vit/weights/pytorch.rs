@@ -275,7 +275,7 @@ impl View {
         for _ in 0..MAX_DEPTH {
             match (function, arguments) {
                 (("torch._utils", "_rebuild_tensor_v2"), &[storage, offset, shape, strides, ..]) => {
-                    return Self::new(pickle, storage, [offset, shape, strides]);
+                    return Self::plain(pickle, storage, [offset, shape, strides]);
                 }
                 // Arguments of a parameter: tensor, `requires_grad`, hooks.
                 (("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"), &[tensor, ..]) => {
@@ -310,7 +310,8 @@ impl View {
         Some((class, key))
     }
 
-    fn new<'a>(pickle: &Pickle<'a>, storage: Id, place: [Id; 3]) -> Option<Item<'a>> {
+    /// Returns a tensor of plain values. `place` is offset, shape and strides.
+    fn plain<'a>(pickle: &Pickle<'a>, storage: Id, place: [Id; 3]) -> Option<Item<'a>> {
         let (class, key) = Self::storage(pickle, storage)?;
         let dtype = match class {
             "FloatStorage" => DType::F32,
