@@ -402,7 +402,7 @@ fn hostile_pickles_are_refused() {
 }
 
 #[test]
-fn a_number_of_heads_that_nothing_tells_is_requested() -> Result<()> {
+fn a_number_of_heads_that_cannot_be_guessed_is_requested() -> Result<()> {
     let expected = expected("transformers_vit")?;
     let error = tokens(&weights("timm_vit")?, None, Normalization::NONE, &expected).unwrap_err();
     let said = error.to_string();
@@ -539,17 +539,25 @@ struct Saver {
 }
 
 impl Saver {
+    fn new(protocol: u8) -> Self {
+        Self { protocol, pickle: Vec::new(), storages: Vec::new() }
+    }
+
     fn save(protocol: u8, tree: &Tree) -> Vec<u8> {
-        let mut saver = Self { protocol, pickle: Vec::new(), storages: Vec::new() };
+        let mut saver = Self::new(protocol);
         saver.object(tree);
-        saver.pickle.push(b'.');
-        let frame = match protocol {
-            4.. => [b"\x95".as_slice(), &(saver.pickle.len() as u64).to_le_bytes()].concat(),
+        saver.finish()
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.pickle.push(b'.');
+        let frame = match self.protocol {
+            4.. => [b"\x95".as_slice(), &(self.pickle.len() as u64).to_le_bytes()].concat(),
             _ => Vec::new(),
         };
-        let pickle = [&[0x80, protocol][..], &frame, &saver.pickle].concat();
-        let names: Vec<String> = (0..saver.storages.len()).map(|key| format!("a/data/{key}")).collect();
-        let storages = names.iter().map(String::as_str).zip(saver.storages.iter().map(Vec::as_slice));
+        let pickle = [&[0x80, self.protocol][..], &frame, &self.pickle].concat();
+        let names: Vec<String> = (0..self.storages.len()).map(|key| format!("a/data/{key}")).collect();
+        let storages = names.iter().map(String::as_str).zip(self.storages.iter().map(Vec::as_slice));
         zip_of(&[("a/data.pkl", pickle.as_slice())].into_iter().chain(storages).collect::<Vec<_>>())
     }
 
@@ -684,6 +692,19 @@ fn a_prefix_selects_one_network_of_a_file() -> Result<()> {
     assert!(difference(&tokens_of("module.momentum_encoder")?, &plain)? > 0.01);
     says(&message(Some("modul")), &["`weights_prefix = modul`", "`module`"]);
 
+    // One dictionary under two keys.
+    let mut saver = Saver::new(2);
+    saver.add(b"}(");
+    saver.text("ema");
+    saver.object(&Tree::of_vit("", Tensor::clone));
+    saver.add(b"q\x00");
+    saver.text("model");
+    saver.add(b"h\x00u");
+    fs::write(&file, saver.finish()).expect("file");
+    let usual = tokens(&read(None)?, Some(4), Normalization::NONE, &expected)?;
+    assert_eq!(difference(&usual, &plain)?, 0.0);
+    assert_eq!(difference(&tokens_of("ema")?, &plain)?, 0.0);
+
     // A safetensors file with two networks.
     let both = changed("timm_vit", |tensors| {
         let both = tensors.iter().flat_map(|(name, tensor)| {
@@ -698,7 +719,7 @@ fn a_prefix_selects_one_network_of_a_file() -> Result<()> {
 }
 
 #[test]
-fn dictionaries_that_refer_to_each_other_are_read_once() {
+fn dictionaries_with_many_paths_are_searched_in_bounded_time() {
     // Each dictionary contains the previous one under two keys: 2^60 paths. The last one contains itself.
     let mut pickle = b"\x80\x02}q\x00".to_vec();
     for _ in 0..60 {

@@ -69,7 +69,7 @@ fn sha256(file: &Path) -> String {
     sha2::Sha256::digest(fs::read(file).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The width of a file without `config.json` does not tell the number of heads. The network has 2.
+/// A file without `config.json` does not state the number of heads. The network has 2.
 #[test]
 fn a_guessed_number_of_heads_is_reported_with_its_setting() {
     let weights = repository().join("plugins/assets/micro_vit/student.safetensors");

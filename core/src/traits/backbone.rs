@@ -34,7 +34,7 @@ impl Default for Normalization {
     }
 }
 
-/// Origin of a network's number of attention heads, which the shapes of its tensors do not tell.
+/// Origin of a network's number of attention heads, which the shapes of its tensors do not show.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeadsFrom {

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use zip::ZipArchive;
 
 use super::stored::{Contents, MAX_DIMENSIONS, Stored, is_in, too_many_dimensions, wrong_type};
-use crate::pickle::{Format, Id, MAX_DEPTH, Pickle, Value};
+use crate::pickle::{Format, Id, MAX_DEPTH, MAX_OPCODES, Pickle, Value};
 
 /// Pickles of `torch.save` in protocol 2, its default, to 5. Any function may be named, because none is called.
 const FORMAT: Format = Format {
@@ -31,8 +31,9 @@ const MAX_SHARING: usize = 4;
 const MAX_KEY: usize = 64;
 /// Maximum length in bytes of a key within the names of nested tensors.
 const MAX_NAME: usize = 256;
-/// Maximum number of dictionaries of a file that are searched for tensors, and maximum depth of their nesting.
+/// Maximum number of dictionaries of a file that are searched for tensors. A dictionary can have many paths.
 const MAX_DICTIONARIES: usize = 1000;
+/// Maximum depth of a dictionary that is searched for tensors.
 const MAX_NESTING: usize = 8;
 
 /// Magic bytes of the files of `torch.save` since version 1.6, a zip archive.
@@ -156,7 +157,7 @@ struct Dictionary<'a> {
 }
 
 impl<'a> Dictionary<'a> {
-    /// Returns the dictionary at the top level and those in it, each once, from the top down.
+    /// Returns the dictionary at the top level and those in it, from the top down.
     fn all(pickle: &Pickle<'a>) -> Result<Vec<Self>, String> {
         match pickle.value(pickle.root) {
             Value::Dict(_) => {}
@@ -172,21 +173,20 @@ impl<'a> Dictionary<'a> {
             }
         }
         let mut all: Vec<Self> = Vec::new();
-        let (mut queue, mut seen) = (VecDeque::from([(String::new(), pickle.root, 0)]), BTreeSet::new());
+        let mut queue = VecDeque::from([(String::new(), pickle.root, 0)]);
+        // All dictionaries together have at most as many entries, unless some are visited repeatedly.
+        let mut left = MAX_OPCODES;
         while let Some((path, id, depth)) = queue.pop_front() {
             let Value::Dict(entries) = pickle.value(id) else { continue };
-            if all.len() == MAX_DICTIONARIES || !seen.insert(id) {
-                continue;
-            }
+            let Some(rest) = left.checked_sub(entries.len()) else { break };
+            left = rest;
             // Compare each distinct key once: a pickle can repeat a long key many times.
             let entries: BTreeMap<Id, Id> = entries.iter().copied().collect();
             let entries: BTreeMap<&str, Id> =
                 entries.into_iter().filter_map(|(key, value)| Some((pickle.text(key)?, value))).collect();
             for (key, &value) in &entries {
-                if depth < MAX_NESTING
-                    && key.len() <= MAX_NAME
-                    && matches!(pickle.value(value), Value::Dict(_))
-                {
+                let room = all.len() + queue.len() < MAX_DICTIONARIES && depth < MAX_NESTING;
+                if room && key.len() <= MAX_NAME && matches!(pickle.value(value), Value::Dict(_)) {
                     queue.push_back((joined(&path, key), value, depth + 1));
                 }
             }
