@@ -20,7 +20,7 @@ use crate::{
     report::recorded_run::peak_memory,
     signals::Signals,
     tensorboard::EventFiles,
-    terminal::{accuracy_table, averages, count, emit, shell_quoted},
+    terminal::{accuracy_table, averages, count, emit, heads, shell_quoted},
 };
 
 /// Run that is ready to train.
@@ -165,13 +165,16 @@ fn log_experiment(config: &Config, Experiment { stream, trainer, .. }: &Experime
         );
     }
     for &role in &trainer.settings.roles {
-        let BackboneSpec { depth, width, normalization, provenance, .. } =
-            trainer.network(role).backbone.spec();
+        let spec = trainer.network(role).backbone.spec();
+        let BackboneSpec { depth, width, normalization, provenance, .. } = spec;
         let Provenance { source, file, sha256, .. } = provenance;
         let trained: usize = trainer.trainable(role).iter().map(|var| var.tensor().elem_count()).sum();
         let (role, learner) = (role.as_str(), run.learner(role).0.name);
         let (blocks, parameters) = (count(*depth, "block"), count(trained, "trainable parameter"));
-        tracing::info!("{role}: {source} ({blocks}, width {width}), learner {learner}, {parameters}");
+        let heads = heads(spec);
+        tracing::info!(
+            "{role}: {source} ({blocks}, width {width}, {heads}), learner {learner}, {parameters}"
+        );
         tracing::debug!("{role}: {file}, SHA-256 {sha256}, {normalization:?}");
     }
     let distillers: Vec<&str> = run.distillers().iter().map(|section| section.name.as_str()).collect();

@@ -6,7 +6,11 @@ use std::{
     path::Path,
 };
 
-use cdl_core::{metrics::Summary, run::directory::Results};
+use cdl_core::{
+    metrics::Summary,
+    run::directory::Results,
+    traits::{BackboneSpec, HeadsFrom},
+};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -62,6 +66,16 @@ pub fn count(number: usize, noun: &str) -> String {
         (_, false) => "s",
     };
     format!("{number} {noun}{ending}")
+}
+
+/// Formats the number of a network's attention heads, with its origin if neither settings nor files state it.
+pub fn heads(spec: &BackboneSpec) -> String {
+    let heads = count(spec.heads, "head");
+    match spec.heads_from {
+        HeadsFrom::Stated => heads,
+        HeadsFrom::UsualForWidth => format!("{heads} as usual for this width"),
+        HeadsFrom::GuessedFromWidth => format!("{heads} guessed from the width"),
+    }
 }
 
 /// Quotes a path for a shell, for commands in messages.

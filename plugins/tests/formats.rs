@@ -30,6 +30,15 @@ fn every_format_of_cifar_gives_the_same_pixels() -> Result<()> {
         assert_eq!(train_numbers(stream.as_ref(), 0), set(0..4), "{folder}");
         assert_eq!(test_numbers(stream.as_ref(), 0), pairs(4..6), "{folder}");
     }
+    // A byte order mark before the names of the classes is not part of the first name.
+    let marked = tempfile::tempdir().unwrap();
+    for file in ["fine_label_names.txt", "test.bin", "train.bin"] {
+        fs::copy(fixtures().join("cifar-100-binary").join(file), marked.path().join(file)).unwrap();
+    }
+    let names = marked.path().join("fine_label_names.txt");
+    let text = fs::read_to_string(&names).unwrap();
+    fs::write(&names, format!("\u{feff}{text}")).unwrap();
+    assert_eq!(stream("cifar100", &(at(marked.path()) + &untouched(32)), 0)?.classes(), ["apple", "baby"]);
     for folder in ["cifar-10-batches-py", ""] {
         let stream = stream("cifar10", &(at(&fixtures().join(folder)) + &untouched(32)), 0)?;
         assert_eq!(stream.classes(), ["cat", "dog"]);

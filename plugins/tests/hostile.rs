@@ -283,6 +283,9 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
     fs::write(root.join("in/a/1.png"), "an image").unwrap();
     assert!(listed(root, "txt", "a/0.png 0\n").is_ok());
     assert!(listed(root, "yaml", "data: [a/0.png]\ntargets: [0]\n").is_ok());
+    // Files of some editors begin with a byte order mark.
+    assert!(listed(root, "txt", "\u{feff}a/0.png 0\n").is_ok());
+    assert!(listed(root, "yaml", "\u{feff}data: [a/0.png]\ntargets: [0]\n").is_ok());
     let message =
         |extension: &str, text: &str| listed(root, extension, text).expect_err("an error").to_string();
     for path in
@@ -313,4 +316,43 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
         let message = message("yaml", text);
         assert!(message.contains(words), "{words}: {message}");
     }
+}
+
+/// Returns the start of the message about a file that is a pointer of Git LFS, after the file's name.
+const POINTER: &str =
+    "cannot be read: it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`";
+
+#[test]
+fn pointers_of_git_lfs_are_named_in_every_format() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n";
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |set: &str| {
+        fs::create_dir_all(folder.path().join(set)).unwrap();
+        for file in fs::read_dir(fixtures().join(set)).unwrap().flatten().filter(|file| file.path().is_file())
+        {
+            fs::copy(file.path(), folder.path().join(set).join(file.file_name())).unwrap();
+        }
+        folder.path().join(set)
+    };
+    for (stream, set, file, more) in [
+        ("cifar100", "cifar-100-python", "train", ""),
+        ("cifar100", "cifar-100-binary", "test.bin", ""),
+        ("hub_images", "plain", "train.parquet", "label_column = \"species\""),
+    ] {
+        let root = copy(set);
+        fs::write(root.join(file), pointer).unwrap();
+        let said = failure(stream, &format!("path = \"{}\"\n{more}", root.display()));
+        assert!(said.contains(file) && said.contains("Git LFS pointer"), "{said}");
+    }
+    fs::write(folder.path().join("train-images-idx3-ubyte"), pointer).unwrap();
+    let said = failure("idx", &format!("path = \"{}\"", folder.path().display()));
+    assert!(said.contains(&format!("train-images-idx3-ubyte: {POINTER}")), "{said}");
+    let lists = folder.path().join("lists");
+    fs::create_dir_all(lists.join("in/a")).unwrap();
+    for name in ["0.png", "1.png"] {
+        fs::write(lists.join("in/a").join(name), pointer).unwrap();
+    }
+    let text = std::str::from_utf8(pointer).unwrap();
+    let said = listed(&lists, "txt", text).expect_err("an error").to_string();
+    assert!(said.contains(&format!("list.txt: {POINTER}")), "{said}");
 }

@@ -53,7 +53,7 @@ fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
                 epochs.push(EpochReport { seconds: 0.0, images_per_second: 0.0, ..report.clone() });
             }
             Event::Between(snapshot) => {
-                let bytes = Checkpoint::of(&snapshot, "", 0, 0.0)?.to_bytes()?;
+                let bytes = Checkpoint::of(&snapshot, "", (0, String::new()), 0.0)?.to_bytes()?;
                 stops.push((snapshot.state.position, epochs.len(), bytes));
             }
             _ => {}

@@ -18,7 +18,7 @@ use crate::{
     logging::Log,
     plugin::loading,
     progress::Spinner,
-    terminal::{count, emit, emit_json},
+    terminal::{count, emit, emit_json, heads},
 };
 
 /// Arguments of `cdl check`.
@@ -126,6 +126,7 @@ fn revision(provenance: &Provenance) -> String {
 
 /// Writes the size, normalisation and weight file of a network.
 fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
+    let heads = heads(spec);
     let BackboneSpec { depth, width, patch_size, normalization, provenance, .. } = spec;
     let Provenance { source, file, bytes, sha256, .. } = provenance;
     let pixels = match normalization {
@@ -136,7 +137,7 @@ fn network(text: &mut String, NetworkReport { role, spec }: &NetworkReport) {
     let blocks = count(*depth, "block");
     let _ = writeln!(
         text,
-        "\n{role}: {source}{revision}, {blocks}, width {width}, patches of {patch_size} px, {pixels}\n  \
+        "\n{role}: {source}{revision}, {blocks}, width {width}, {heads}, patches of {patch_size} px, {pixels}\n  \
          {file}: {megabytes:.1} MB, SHA-256 {sha256}"
     );
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Output};
 
-use crate::common::{cdl, repository, stderr};
+use crate::common::{TINY, cdl, repository, stderr};
 use serde_json::Value;
 
 fn check(more: &[&str]) -> Output {
@@ -67,6 +67,43 @@ fn the_quickstart_passes_with_correct_counts() {
 fn sha256(file: &Path) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(fs::read(file).unwrap()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A file without `config.json` does not state the number of heads. The network has 2.
+#[test]
+fn a_guessed_number_of_heads_is_reported_with_its_setting() {
+    let weights = repository().join("plugins/assets/micro_vit/student.safetensors");
+    let weights = format!("student.weights={}", weights.display());
+    let bare = ["--steps", "0", "--set", &weights, "--set", "student.normalize=none"];
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("run");
+    let run = |more: &[&str]| {
+        let run = ["run", "configs/quickstart.toml", "--overwrite", "--run-dir", dir.to_str().unwrap()];
+        let output = cdl(&[&run[..], &TINY, &bare[2..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let record = fs::read_to_string(dir.join("run.json")).unwrap();
+        let record: Value = serde_json::from_str(&record).unwrap();
+        (stderr(&output), record["student"]["heads_from"].as_str().unwrap().to_string())
+    };
+    let warning =
+        "does not state the number of attention heads; using 1 (width 64 / 64). Set `student.heads`";
+    let guess = check(&bare);
+    let table = String::from_utf8_lossy(&guess.stdout).into_owned();
+    assert!(table.contains("width 64, 1 head guessed from the width, patches of 4 px"), "{table}");
+    assert!(stderr(&guess).contains(warning), "{}", stderr(&guess));
+    let (log, from) = run(&[]);
+    assert!(log.contains("width 64, 1 head guessed from the width), learner"), "{log}");
+    assert!(log.contains(warning) && !log.contains("teacher.heads"), "{log}");
+    assert_eq!(from, "guessed_from_width");
+
+    let set = ["--set", "student.heads=2"];
+    let stated = check(&[&bare[..], &set].concat());
+    let table = String::from_utf8_lossy(&stated.stdout).into_owned();
+    assert!(table.contains("width 64, 2 heads, patches of 4 px"), "{table}");
+    assert_eq!(stderr(&stated), "");
+    let (log, from) = run(&set);
+    assert!(log.contains("width 64, 2 heads), learner") && !log.contains("student.heads"), "{log}");
+    assert_eq!(from, "stated");
 }
 
 #[test]

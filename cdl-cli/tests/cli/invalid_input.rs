@@ -342,6 +342,89 @@ fn weights_that_are_missing_truncated_or_do_not_fit_are_errors() {
     );
 }
 
+/// Writes a copy of a network that ships with the program into a new folder, after `change`. Returns its name.
+fn network(root: &Path, change: impl Fn(&mut Vec<u8>)) -> String {
+    let assets = repository().join("plugins/assets/micro_vit");
+    let mut bytes = fs::read(assets.join("student.safetensors")).expect("weights");
+    change(&mut bytes);
+    let folder = tempfile::tempdir_in(root).expect("folder").keep();
+    fs::write(folder.join("model.safetensors"), bytes).expect("file");
+    fs::copy(assets.join("student.json"), folder.join("config.json")).expect("file");
+    folder.to_str().expect("UTF-8").to_string()
+}
+
+/// The values are float16.
+#[test]
+fn weights_with_values_that_are_not_finite_are_refused_by_run_and_check() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let name = "blocks.0.mlp.fc1.weight";
+    let odd = network(folder.path(), |bytes| {
+        let tensors = safetensors::SafeTensors::deserialize(bytes).expect("safetensors");
+        let start = bytes.as_ptr() as usize;
+        let at = tensors.tensor(name).expect("tensor").data().as_ptr() as usize - start;
+        bytes[at + 10..at + 12].copy_from_slice(&0x7e00u16.to_le_bytes());
+    });
+    let set = ["--set", &format!("student.weights={odd}")];
+    let message = format!("`{name}` contains NaN, which is not a finite float32 number");
+    refused(&set, &["model.safetensors", &message]);
+    let check = cdl(&[&["check", "configs/quickstart.toml", "--steps", "0"][..], &set].concat());
+    assert_eq!(check.status.code(), Some(2), "{}", stderr(&check));
+    assert!(stderr(&check).contains(&message), "{}", stderr(&check));
+}
+
+#[test]
+fn pointers_of_git_lfs_are_named_in_place_of_files() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1234567\n";
+    let words = ["is a Git LFS pointer, not the file itself", "`git lfs pull`", "from the hub"];
+    let refused = |more: &[&str], file: &str| refused(more, &[&[file][..], &words].concat());
+    let weights = network(folder.path(), |bytes| *bytes = pointer.to_vec());
+    refused(&set(&format!("student.weights={weights}")), "model.safetensors");
+    let config = network(folder.path(), |_| ());
+    fs::write(Path::new(&config).join("config.json"), pointer).expect("file");
+    refused(&set(&format!("student.weights={config}")), "config.json");
+    let toml = folder.path().join("more.toml");
+    fs::write(&toml, pointer).expect("file");
+    refused(&[toml.to_str().expect("UTF-8")], "more.toml");
+    fs::create_dir(folder.path().join("a")).expect("folder");
+    fs::write(folder.path().join("a/1.jpg"), pointer).expect("file");
+    let verify = cdl(&["data", "verify", folder.path().to_str().expect("UTF-8")]);
+    assert_eq!(verify.status.code(), Some(2));
+    assert!(
+        stderr(&verify).contains("1.jpg: cannot be read: it is a Git LFS pointer"),
+        "{}",
+        stderr(&verify)
+    );
+}
+
+#[test]
+fn a_byte_order_mark_in_files_that_users_write_is_ignored() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let weights = network(folder.path(), |_| ());
+    let config = Path::new(&weights).join("config.json");
+    let text = fs::read(&config).expect("file");
+    fs::write(&config, [b"\xef\xbb\xbf".as_slice(), &text].concat()).expect("file");
+    let toml = folder.path().join("marked.toml");
+    fs::write(&toml, format!("\u{feff}seed = 7\n[student]\nweights = {weights:?}\n")).expect("file");
+    let toml = toml.to_str().expect("UTF-8");
+    let check = cdl(&["check", "configs/quickstart.toml", toml, "--steps", "0"]);
+    assert!(check.status.success(), "{}", stderr(&check));
+    assert!(String::from_utf8_lossy(&check.stdout).contains(&format!("student: {weights}")));
+}
+
+#[test]
+fn a_prefix_of_weights_needs_a_file_with_such_names() {
+    refused(
+        &set("student.weights_prefix=teacher"),
+        &["`student.weights_prefix = teacher`", "`embedded:micro_student` is a single network"],
+    );
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let weights = network(folder.path(), |_| ());
+    let weights = format!("student.weights={weights}");
+    let options = ["--set", &weights, "--set", "student.weights_prefix=block"];
+    refused(&options, &["`student.weights_prefix = block`", "did you mean `blocks`?"]);
+}
+
 #[test]
 fn pytorch_weights_that_are_damaged_or_not_a_vit_are_errors() {
     let fixtures = repository().join("plugins/tests/fixtures/vit");

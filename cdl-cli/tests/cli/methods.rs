@@ -147,7 +147,7 @@ fn distillers_stack_and_every_term_is_logged_by_name() {
 fn teacher_and_student_may_run_different_learners() {
     let (stderr, record, _) = run(&["--set", "teacher.learner={ name = \"l2p\", pool = 6, length = 4 }"]);
     assert!(
-        stderr.contains("teacher: embedded:micro_teacher (6 blocks, width 128), learner l2p"),
+        stderr.contains("teacher: embedded:micro_teacher (6 blocks, width 128, 4 heads), learner l2p"),
         "{stderr}"
     );
     assert!(stderr.contains("learner coda_prompt"), "{stderr}");

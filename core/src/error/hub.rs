@@ -43,7 +43,7 @@ pub enum HubError {
     )]
     NoClient { wanted: String },
     /// A file that exists and cannot be read.
-    #[error("cannot read `{path}`: {reason}; check the file and its permissions")]
+    #[error("cannot read `{path}`: {reason}{}", remedy(.reason))]
     Unreadable { path: PathBuf, reason: io::Error },
     /// Offline mode, and the cache has no copy.
     #[error(
@@ -123,6 +123,15 @@ pub enum HubError {
     /// `HF_HUB_DOWNLOAD_TIMEOUT` is not a time limit.
     #[error("HF_HUB_DOWNLOAD_TIMEOUT = `{value}` is not valid: expected a whole number of seconds above 0")]
     Timeout { value: String },
+}
+
+/// Returns the end of a message about a file that cannot be read. The reasons of
+/// [`files::open`](crate::system::files::open) contain the remedy.
+fn remedy(reason: &io::Error) -> &'static str {
+    match reason.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => "",
+        _ => "; check the file and its permissions",
+    }
 }
 
 impl HubError {

@@ -48,7 +48,8 @@ impl Manifest {
     /// # Errors
     /// A line that is not `digest  path`, or a path that leaves the folder.
     pub fn read(file: &Path) -> Result<Self> {
-        let text = crate::system::files::read_to_string(file).map_err(io(file))?;
+        let text = crate::system::files::read_to_string(file)
+            .map_err(|e| Error::Data { file: file.into(), reason: format!("cannot be read: {e}") })?;
         let mut files = BTreeMap::new();
         for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let fail = |what: &str| Error::Data {

@@ -78,6 +78,7 @@ mod tests {
             width: 3,
             depth: 1,
             heads: 1,
+            heads_from: crate::traits::HeadsFrom::Stated,
             patch_size: 1,
             image_size: grid,
             patches: grid * grid,

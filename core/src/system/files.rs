@@ -2,15 +2,22 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Error, ErrorKind, Read, Result},
+    io::{Error, ErrorKind, Read, Result, Seek},
     path::Path,
 };
+
+/// Start of the small text file that a Git repository contains in place of a file stored by Git LFS. A clone without
+/// `git-lfs`, and a copy of such a clone, have only this file.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Byte order mark of UTF-8, with which some editors begin a text file. It is not part of the text.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// The file cannot be opened, or is not a regular file. A named pipe would block until a process writes to it, and a
-/// device can be endless.
+/// The file cannot be opened, is not a regular file, or is a pointer of Git LFS. A named pipe would block until a
+/// process writes to it, and a device can be endless.
 pub fn open(path: &Path) -> Result<File> {
     let metadata = fs::metadata(path)?;
     if metadata.is_dir() {
@@ -22,7 +29,18 @@ pub fn open(path: &Path) -> Result<File> {
             "it is not a regular file but a pipe, socket or device",
         ));
     }
-    File::open(path)
+    let mut file = File::open(path)?;
+    let mut start = Vec::new();
+    file.by_ref().take(LFS_POINTER.len() as u64).read_to_end(&mut start)?;
+    if start == LFS_POINTER {
+        return Err(Error::new(
+            ErrorKind::InvalidData,
+            "it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull` in its repository, or \
+             download it from the hub",
+        ));
+    }
+    file.rewind()?;
+    Ok(file)
 }
 
 /// Makes opening fail if the file is a symbolic link. A link in a folder from elsewhere may name any file of the user.
@@ -42,12 +60,53 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads a regular file of UTF-8.
+/// Reads a regular file of UTF-8, without its byte order mark.
 ///
 /// # Errors
 /// Errors of [`open`] and of reading, and bytes that are not UTF-8.
 pub fn read_to_string(path: &Path) -> Result<String> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text)?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len());
+    }
     Ok(text)
+}
+
+/// Returns the bytes of a text without its byte order mark.
+pub fn without_byte_order_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_not_part_of_the_text() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("list.txt");
+        fs::write(&file, b"\xef\xbb\xbfa/0.png 0\n")?;
+        assert_eq!(read_to_string(&file)?, "a/0.png 0\n");
+        assert_eq!(without_byte_order_mark(&read(&file)?), b"a/0.png 0\n");
+        assert_eq!(without_byte_order_mark(b"\xef\xbba"), b"\xef\xbba");
+        Ok(())
+    }
+
+    #[test]
+    fn pointers_of_git_lfs_are_refused() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("model.safetensors");
+        fs::write(&file, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")?;
+        for error in [read(&file).err(), read_to_string(&file).err(), open(&file).err()] {
+            let said = error.map(|e| e.to_string()).unwrap_or_default();
+            assert!(said.contains("Git LFS pointer") && said.contains("`git lfs pull`"), "{said}");
+        }
+        // Short files, and files that merely begin alike, are read whole.
+        for text in ["", "v", "version https://git-lfs.github.com"] {
+            fs::write(&file, text)?;
+            assert_eq!(read_to_string(&file)?, text);
+        }
+        Ok(())
+    }
 }

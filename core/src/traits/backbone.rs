@@ -34,6 +34,20 @@ impl Default for Normalization {
     }
 }
 
+/// Origin of a network's number of attention heads, which the shapes of its tensors do not show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadsFrom {
+    /// The settings or the files of the weights state it.
+    #[default]
+    Stated,
+    /// It is derived from the width, at which all published networks, or all of the library that the weights are of,
+    /// have the same number.
+    UsualForWidth,
+    /// It is derived from the width, at which published networks have different numbers or none is known.
+    GuessedFromWidth,
+}
+
 /// Sizes, normalisation and origin of a backbone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BackboneSpec {
@@ -45,6 +59,9 @@ pub struct BackboneSpec {
     pub depth: usize,
     /// Attention heads.
     pub heads: usize,
+    /// Origin of `heads`.
+    #[serde(default)]
+    pub heads_from: HeadsFrom,
     /// Side of a patch in pixels.
     pub patch_size: usize,
     /// Side of the input image in pixels.

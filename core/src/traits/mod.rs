@@ -14,7 +14,9 @@ mod selection;
 mod state;
 mod stream;
 
-pub use backbone::{Backbone, BackboneContext, BackboneSpec, Features, Normalization, Portable, Taps};
+pub use backbone::{
+    Backbone, BackboneContext, BackboneSpec, Features, HeadsFrom, Normalization, Portable, Taps,
+};
 pub use data_record::{DataRecord, Hashed};
 pub use distiller::{Distiller, DistillerContext, DistillerTaps, LossTerm, Output, require_teacher};
 pub(crate) use injection::Parts;
@@ -27,6 +29,7 @@ pub use query::{Query, QuerySource};
 pub use role::{ByRole, Role};
 pub use selection::{PromptUsage, Selection};
 pub use state::StateDict;
+pub(crate) use state::not_finite;
 pub use stream::{
     Batch, Batches, ClassCount, EpochKey, ImageFiles, Inspection, Skipped, SkippedImages, StreamContext,
     StreamRecord, Task, TaskStream,

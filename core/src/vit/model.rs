@@ -79,7 +79,7 @@ impl Vit {
     ) -> Result<Self> {
         let geometry = weights.geometry()?;
         let depth = weights.depth(&geometry, options.depth)?;
-        let heads = weights.heads(&geometry, options.heads)?;
+        let (heads, heads_from) = weights.heads(&geometry, options.heads)?;
         let grid = weights.grid(&geometry, options.image_size)?;
         let own_size = geometry.grid * geometry.patch_size;
         if options.image_size >= 2 * own_size {
@@ -96,6 +96,7 @@ impl Vit {
             width: geometry.width,
             depth,
             heads,
+            heads_from,
             patch_size: geometry.patch_size,
             image_size: options.image_size,
             patches: grid * grid,

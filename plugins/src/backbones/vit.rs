@@ -22,10 +22,16 @@ pub struct VitConfig {
     /// `random:base`, `random:large`. Tensor names may be those of timm or of transformers' ViT, DeiT, ViTMAE and
     /// DINOv2. DeiT's distillation token passes through the network as in training, but only the CLS token is used.
     pub weights: String,
+    /// Part of the file to read, if it contains more than one network: the tensors whose names begin with this prefix,
+    /// such as `module.base_encoder`. The names of tensors in nested dictionaries begin with the keys of the
+    /// dictionaries, such as `teacher` or `target_encoder`. Default: the top level of the file, or else the dictionary
+    /// `state_dict`, `model` or `model_state_dict`.
+    pub weights_prefix: Option<String>,
     /// Number of blocks to keep, counted from the first; the final norm is always kept. Default: all blocks.
     pub depth: Option<usize>,
     /// Number of attention heads. Default: the number in the checkpoint's `config.json`; without one, heads of
-    /// width 64 for networks up to width 1024, and the published number for wider networks.
+    /// width 64 for networks up to width 1024, and the published number for wider networks, with a warning if published
+    /// networks of this width differ.
     pub heads: Option<usize>,
     /// Normalisation of pixels. `none`: values stay in [0, 1]. `checkpoint`: mean and standard deviation from the
     /// checkpoint's `config.json` (timm) or `preprocessor_config.json` (transformers). `half`: mean 0.5, standard
@@ -88,7 +94,7 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
         let vit = Vit::from_folder("vit", folder, context.image_size, context.precision, context.device)?;
         return Ok(Arc::new(vit));
     }
-    let (weights, provenance) = read(&config.weights)?;
+    let (weights, provenance) = read(&config)?;
     let default = match context.mode {
         Mode::Published => Normalize::None,
         Mode::Corrected => Normalize::Checkpoint,
@@ -114,14 +120,30 @@ fn build(config: VitConfig, context: &BackboneContext<'_>) -> Result<Arc<dyn Bac
         checkpoint_blocks: config.checkpoint_blocks,
         precision: context.precision,
     };
-    Ok(Arc::new(Vit::new("vit", &weights, &options, provenance, context.device)?))
+    let vit = Vit::new("vit", &weights, &options, provenance, context.device)?;
+    if let BackboneSpec { heads, heads_from: HeadsFrom::GuessedFromWidth, width, .. } = vit.spec() {
+        let (role, source) = (context.role.as_str(), &config.weights);
+        tracing::warn!(
+            "{role}.weights: {source} does not state the number of attention heads; using {heads} (width {width} / {}). Set \
+             `{role}.heads` if the network was trained with another number",
+            width / heads,
+        );
+    }
+    Ok(Arc::new(vit))
 }
 
-/// Reads the weights named by `source`, the setting `weights`.
-fn read(source: &str) -> Result<(VitWeights, Provenance)> {
+/// Reads the weights that the settings name.
+fn read(config: &VitConfig) -> Result<(VitWeights, Provenance)> {
+    let (source, prefix) = (config.weights.as_str(), config.weights_prefix.as_deref());
     if source.is_empty() {
         let expected = "expected a source of weights: hf:owner/name, a path, preset:NAME or embedded:NAME";
         return Err(Error::setting("weights", "", expected));
+    }
+    if let Some(prefix) =
+        prefix.filter(|_| ["embedded:", "random:"].iter().any(|kind| source.starts_with(kind)))
+    {
+        let expected = format!("`{source}` is a single network; remove the key");
+        return Err(Error::setting("weights_prefix", prefix, expected));
     }
     if let Some(name) = source.strip_prefix("embedded:") {
         let [bytes, config] = look_up(source, name, &EMBEDDED)?;
@@ -142,7 +164,7 @@ fn read(source: &str) -> Result<(VitWeights, Provenance)> {
         missing @ HubError::NoPath { .. } => Error::setting("weights", source, missing.to_string()),
         error => error.into(),
     })?;
-    let mut weights = VitWeights::read(&files.weights, files.config.as_deref())?;
+    let mut weights = VitWeights::read_part(&files.weights, files.config.as_deref(), prefix)?;
     if let Some(file) = &files.preprocessor {
         weights = weights.with_preprocessor(file)?;
     }

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cdl_core::prelude::*;
+use cdl_core::{prelude::*, system::files::without_byte_order_mark};
 
 use crate::data::{
     Parsed,
@@ -164,7 +164,8 @@ impl Variant {
                 let batch = Batch::read(&bytes)?;
                 return batch.strings(batch.entry(&format!("{}_names", self.label))?);
             }
-            let text = std::str::from_utf8(&bytes).map_err(|e| format!("is not text: {e}"))?;
+            let text = std::str::from_utf8(without_byte_order_mark(&bytes))
+                .map_err(|e| format!("is not text: {e}"))?;
             Ok(text.lines().map(str::trim).filter(|name| !name.is_empty()).map(String::from).collect())
         };
         names().map_err(|reason| Error::data(file, reason))

@@ -267,7 +267,7 @@ fn best(logits: &[f32], classes: &[String], top: usize) -> Vec<Prediction> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::traits::{Normalization, Provenance};
+    use crate::traits::{HeadsFrom, Normalization, Provenance};
 
     #[test]
     fn predictions_are_sorted_and_contain_only_learned_classes() {
@@ -287,6 +287,7 @@ mod tests {
             width: 768,
             depth: 12,
             heads: 12,
+            heads_from: HeadsFrom::Stated,
             patch_size: 16,
             image_size: 224,
             patches: 196,

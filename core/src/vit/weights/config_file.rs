@@ -3,11 +3,13 @@
 
 use serde::Deserialize;
 
-use crate::traits::Normalization;
+use crate::{system::files::without_byte_order_mark, traits::Normalization};
 
 /// Settings of a checkpoint that the network uses.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct CheckpointConfig {
+    /// Name of the network in timm.
+    pub(super) architecture: Option<String>,
     pub(super) heads: Option<usize>,
     /// Epsilon of the layer norms.
     pub(super) eps: Option<f64>,
@@ -17,6 +19,7 @@ pub(super) struct CheckpointConfig {
 /// `config.json` of timm or transformers.
 #[derive(Deserialize)]
 struct ConfigFile {
+    architecture: Option<String>,
     num_heads: Option<usize>,
     num_attention_heads: Option<usize>,
     layer_norm_eps: Option<f64>,
@@ -35,8 +38,25 @@ struct ModelArguments {
 
 #[derive(Deserialize)]
 struct PretrainedConfig {
-    mean: Option<[f32; 3]>,
-    std: Option<[f32; 3]>,
+    mean: Option<Channels<f32>>,
+    std: Option<Channels<f32>>,
+}
+
+/// Numbers of the three colours. A single number is that of all colours.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "expected a number or a list of three numbers")]
+enum Channels<T> {
+    All(T),
+    Each([T; 3]),
+}
+
+impl<T: Copy> Channels<T> {
+    fn each(self) -> [T; 3] {
+        match self {
+            Self::All(value) => [value; 3],
+            Self::Each(values) => values,
+        }
+    }
 }
 
 /// `preprocessor_config.json` of transformers' image processor.
@@ -45,15 +65,15 @@ struct PreprocessorFile {
     do_rescale: Option<bool>,
     rescale_factor: Option<f64>,
     do_normalize: Option<bool>,
-    image_mean: Option<[f64; 3]>,
-    image_std: Option<[f64; 3]>,
+    image_mean: Option<Channels<f64>>,
+    image_std: Option<Channels<f64>>,
 }
 
 impl CheckpointConfig {
     /// Reads `config.json`. An error message does not contain the file's name, which the caller adds.
     pub(super) fn read(json: &[u8]) -> Result<Self, String> {
-        let file: ConfigFile =
-            serde_json::from_slice(json).map_err(|e| format!("its config.json cannot be read: {e}"))?;
+        let file: ConfigFile = serde_json::from_slice(without_byte_order_mark(json))
+            .map_err(|e| format!("its config.json cannot be read: {e}"))?;
         if let Some(act) = file.hidden_act.filter(|act| act != "gelu") {
             return Err(format!("`hidden_act = {act}` in its config.json; expected `gelu` (exact, by erf)"));
         }
@@ -62,8 +82,10 @@ impl CheckpointConfig {
             return Err(format!("`layer_norm_eps = {eps}` in its config.json; {expected}"));
         }
         let PretrainedConfig { mean, std } = file.pretrained_cfg.unwrap_or(file.bare);
-        let normalization = mean.zip(std).map(|(mean, std)| Normalization { mean, std });
+        let normalization =
+            mean.zip(std).map(|(mean, std)| Normalization { mean: mean.each(), std: std.each() });
         Ok(Self {
+            architecture: file.architecture,
             heads: file.num_heads.or(file.num_attention_heads).or(file.model_args.and_then(|a| a.num_heads)),
             eps: file.layer_norm_eps,
             normalization: normalization.map(|n| usable(n, "config.json")).transpose()?,
@@ -74,8 +96,8 @@ impl CheckpointConfig {
 /// Reads the normalisation from `preprocessor_config.json`, converted to pixels in `[0, 1]`.
 pub(super) fn preprocessor(json: &[u8]) -> Result<Option<Normalization>, String> {
     const NAME: &str = "preprocessor_config.json";
-    let file: PreprocessorFile =
-        serde_json::from_slice(json).map_err(|e| format!("its {NAME} cannot be read: {e}"))?;
+    let file: PreprocessorFile = serde_json::from_slice(without_byte_order_mark(json))
+        .map_err(|e| format!("its {NAME} cannot be read: {e}"))?;
     // The image processor normalises pixels in [0, 255] multiplied by `rescale_factor`.
     let scale = match file.do_rescale {
         Some(false) => 255.0,
@@ -83,7 +105,7 @@ pub(super) fn preprocessor(json: &[u8]) -> Result<Option<Normalization>, String>
     };
     let (mean, std) = match (file.do_normalize, file.image_mean, file.image_std) {
         (Some(false), ..) => ([0.0; 3], [1.0; 3]),
-        (_, Some(mean), Some(std)) => (mean, std),
+        (_, Some(mean), Some(std)) => (mean.each(), std.each()),
         _ => return Ok(None),
     };
     let of_unit_pixels = |v: [f64; 3]| v.map(|v| (v / scale) as f32);
@@ -109,12 +131,20 @@ mod tests {
     fn heads_eps_and_normalisation_are_read_from_the_files_of_each_library() -> Result<(), String> {
         let timm = br#"{"architecture": "vit", "num_classes": 0, "model_args": {"num_heads": 3},
             "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "crop_pct": 0.9}}"#;
-        let expected = CheckpointConfig { heads: Some(3), eps: None, normalization: Some(HALF) };
+        let expected = CheckpointConfig {
+            architecture: Some("vit".into()),
+            heads: Some(3),
+            eps: None,
+            normalization: Some(HALF),
+        };
         assert_eq!(CheckpointConfig::read(timm)?, expected);
+        let expected = CheckpointConfig { architecture: None, ..expected };
         let older = br#"{"num_heads": 3, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}"#;
         assert_eq!(CheckpointConfig::read(older)?, expected);
+        let single = b"\xef\xbb\xbf{\"num_heads\": 3, \"mean\": 0.5, \"std\": 0.25}";
+        assert_eq!(CheckpointConfig::read(single)?, expected);
         let transformers = br#"{"num_attention_heads": 2, "layer_norm_eps": 1e-12, "hidden_act": "gelu"}"#;
-        let expected = CheckpointConfig { heads: Some(2), eps: Some(1e-12), normalization: None };
+        let expected = CheckpointConfig { heads: Some(2), eps: Some(1e-12), ..CheckpointConfig::default() };
         assert_eq!(CheckpointConfig::read(transformers)?, expected);
         assert_eq!(CheckpointConfig::read(b"{}")?, CheckpointConfig::default());
         Ok(())
@@ -127,6 +157,8 @@ mod tests {
             preprocessor(text.as_bytes())
         };
         assert_eq!(read("")?, Some(HALF));
+        // One number for all colours, in a file with a byte order mark.
+        assert_eq!(preprocessor(b"\xef\xbb\xbf{\"image_mean\": 0.5, \"image_std\": 0.25}")?, Some(HALF));
         assert_eq!(read(r#", "do_rescale": true, "rescale_factor": 0.00392156862745098"#)?, Some(HALF));
         // (2 · x - 0.5) / 0.25, and (255 · x - 0.5) / 0.25.
         let doubled = Normalization { mean: [0.25; 3], std: [0.125; 3] };
@@ -150,6 +182,8 @@ mod tests {
             let said = CheckpointConfig::read(text.as_bytes()).err().unwrap_or_default();
             assert!(said.contains(word), "{said}");
         }
+        let said = preprocessor(br#"{"image_mean": [1]}"#).err().unwrap_or_default();
+        assert!(said.contains("expected a number or a list of three numbers"), "{said}");
         for text in [r#"{"image_mean": [0, 0, 0], "image_std": [0, 1, 1]}"#, "{", r#"{"image_mean": [1]}"#] {
             let said = preprocessor(text.as_bytes()).err().unwrap_or_default();
             assert!(said.contains("preprocessor_config.json"), "{said}");

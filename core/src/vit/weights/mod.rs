@@ -5,18 +5,20 @@ mod frozen_layers;
 mod names;
 pub mod position_embedding;
 mod pytorch;
+mod stored;
 
 use std::{collections::HashMap, path::Path};
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, nearest, suggest},
     rng::Rng,
-    traits::Normalization,
+    traits::{HeadsFrom, Normalization},
     vit::weights::{
         config_file::CheckpointConfig,
         names::{Named, block_number},
+        stored::Contents,
     },
 };
 
@@ -97,24 +99,51 @@ impl VitWeights {
                 add(format!("{name}.bias"), &[outputs], 0.0, 0.2)?;
             }
         }
-        Ok(Self { source: name.into(), tensors, config: CheckpointConfig::default(), eps: names::TIMM.eps })
+        // Random weights were not trained with any number of heads, so that the usual one is right.
+        let config =
+            CheckpointConfig { heads: usual_heads(width).map(|(heads, _)| heads), ..Default::default() };
+        Ok(Self { source: name.into(), tensors, config, eps: names::TIMM.eps })
     }
 
     /// Reads a safetensors file or a PyTorch state dict and, if given, the `config.json` of timm or transformers.
     ///
     /// # Errors
-    /// A file that cannot be read, or is not a plain ViT in any of the known naming schemes; the message lists missing
-    /// and unexpected tensors.
+    /// A file that cannot be read, or is not a plain ViT in any of the known naming schemes, with values that are finite;
+    /// the message names the tensors.
     pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
+        Self::read_part(file, config, None)
+    }
+
+    /// Reads the part of a file that `prefix` selects, like [`VitWeights::read`]: the tensors whose dotted names begin
+    /// with it. The names of nested tensors begin with the keys of their dictionaries.
+    ///
+    /// # Errors
+    /// Those of [`VitWeights::read`], and a prefix (setting `weights_prefix`) that no tensor has.
+    pub fn read_part(file: &Path, config: Option<&Path>, prefix: Option<&str>) -> Result<Self> {
         let bytes = read(file)?;
         let config = config.map(read).transpose()?;
-        Self::from_bytes(file.display().to_string(), &bytes, config.as_deref())
+        Self::parse(file.display().to_string(), &bytes, config.as_deref(), prefix)
     }
 
     /// Reads a checkpoint from memory. `source` is its name in messages.
     pub fn from_bytes(source: String, bytes: &[u8], config: Option<&[u8]>) -> Result<Self> {
+        Self::parse(source, bytes, config, None)
+    }
+
+    fn parse(source: String, bytes: &[u8], config: Option<&[u8]>, prefix: Option<&str>) -> Result<Self> {
         let wrong = |reason: String| Error::Weights { file: source.clone(), reason: bounded(reason) };
-        let (tensors, eps) = tensors(bytes).and_then(names::to_timm).map_err(wrong)?;
+        let contents = contents(bytes, prefix).map_err(wrong)?;
+        if let Some(prefix) = prefix.filter(|_| contents.tensors.is_empty()) {
+            let expected = match stored::list(&contents.others.iter().collect::<Vec<_>>()) {
+                Some(parts) => {
+                    let near = nearest(prefix, contents.others.iter().map(String::as_str));
+                    format!("expected the beginning of tensor names in {source}: {parts}{}", suggest(&near))
+                }
+                None => format!("no tensor in {source} has a name with several parts"),
+            };
+            return Err(Error::setting("weights_prefix", prefix, bounded(expected)));
+        }
+        let (tensors, eps) = names::to_timm(contents).map_err(wrong)?;
         let config = config.map(CheckpointConfig::read).transpose().map_err(wrong)?.unwrap_or_default();
         let eps = config.eps.unwrap_or(eps);
         Ok(Self { source, tensors, config, eps })
@@ -208,16 +237,26 @@ impl VitWeights {
     }
 
     /// Returns the number of heads: the setting, the checkpoint's configuration, or the usual number for this width.
-    pub(super) fn heads(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<usize> {
+    pub(super) fn heads(&self, geometry: &Geometry, wanted: Option<usize>) -> Result<(usize, HeadsFrom)> {
         let width = geometry.width;
-        match wanted.or(self.config.heads).or(usual_heads(width)) {
-            Some(heads) if heads > 0 && width.is_multiple_of(heads) => Ok(heads),
-            Some(heads) => {
+        let stated = wanted.or(self.config.heads).map(|heads| (heads, HeadsFrom::Stated));
+        let usual = usual_heads(width).map(|(heads, from)| match &self.config.architecture {
+            // timm's networks for tests have heads of width 32, all others that are plain ViTs the usual ones.
+            Some(name) if name.starts_with("test_vit") => (width / 32, HeadsFrom::UsualForWidth),
+            Some(_) => (heads, HeadsFrom::UsualForWidth),
+            None => (heads, from),
+        });
+        match stated.or(usual) {
+            Some((heads, from)) if heads > 0 && width.is_multiple_of(heads) => Ok((heads, from)),
+            Some((heads, _)) => {
                 Err(Error::setting("heads", heads, format!("expected a divisor of the width {width}")))
             }
             None => {
-                let unknown = format!("does not state the number of attention heads (width {width})");
-                Err(self.wrong(format!("{unknown}; set `heads`")))
+                let source = &self.source;
+                let expected = format!(
+                    "expected a number: {source} does not state it, and none is usual for the width {width}"
+                );
+                Err(Error::setting("heads", "none", expected))
             }
         }
     }
@@ -237,10 +276,14 @@ impl VitWeights {
 }
 
 /// Returns the number of heads of the published networks: heads of width 64 up to ViT-L, 16 heads in wider networks.
-fn usual_heads(width: usize) -> Option<usize> {
+///
+/// All networks of the widths of ViT-B, ViT-L, SO400M, ViT-H, ViT-g and ViT-G have one number. Others do not: ViT-S has 6
+/// heads, but 12 in MoCo v3; ViT-Ti has 3 heads, but 6 or 12 in MAE-Lite and TinyMIM.
+fn usual_heads(width: usize) -> Option<(usize, HeadsFrom)> {
     match width {
-        1152 | 1280 | 1408 | 1664 => Some(16),
-        64..=1024 | 1536 if width.is_multiple_of(64) => Some(width / 64),
+        768 | 1024 => Some((width / 64, HeadsFrom::UsualForWidth)),
+        1152 | 1280 | 1408 | 1664 => Some((16, HeadsFrom::UsualForWidth)),
+        64..=1024 | 1536 if width.is_multiple_of(64) => Some((width / 64, HeadsFrom::GuessedFromWidth)),
         _ => None,
     }
 }
@@ -260,19 +303,15 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>> {
     crate::system::files::read(file).map_err(fail)
 }
 
-/// Reads the tensors of a file in either format.
-fn tensors(bytes: &[u8]) -> Result<HashMap<String, Tensor>, String> {
+/// Reads the tensors of a file in either format, or of the part that `prefix` selects.
+fn contents(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, String> {
     if bytes.starts_with(pytorch::ARCHIVE) {
-        return pytorch::read(bytes);
+        return pytorch::read(bytes, prefix);
     }
-    if bytes.starts_with(pytorch::LEGACY) {
-        return Err(
-            "is in the format of PyTorch before 1.6; load it and `torch.save` it with a later version".into(),
-        );
+    match pytorch::bare_pickle(bytes) {
+        Some(reason) => Err(reason.into()),
+        None => stored::safetensors(bytes, prefix),
     }
-    candle_core::safetensors::load_buffer(bytes, &Device::Cpu).map_err(|e| {
-        format!("is not a complete safetensors file, nor a `torch.save` file ({e}); fetch or copy it again")
-    })
 }
 
 #[cfg(test)]
@@ -280,10 +319,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn heads_come_from_the_setting_the_files_or_the_width() -> Result<()> {
+        let weights = |width, config: &[u8]| -> Result<VitWeights> {
+            let mut weights =
+                VitWeights::random("random", VitSizes { width, depth: 1, patch_size: 4, image_size: 8 })?;
+            weights.config = CheckpointConfig::read(config).unwrap_or_default();
+            Ok(weights)
+        };
+        let heads = |width, config: &[u8], wanted| -> Result<_> {
+            let weights = weights(width, config)?;
+            weights.heads(&weights.geometry()?, wanted)
+        };
+        use HeadsFrom::{GuessedFromWidth, Stated, UsualForWidth};
+        assert_eq!(heads(192, b"{}", None)?, (3, GuessedFromWidth));
+        assert_eq!(heads(192, b"{}", Some(12))?, (12, Stated));
+        assert_eq!(heads(192, br#"{"num_attention_heads": 12}"#, None)?, (12, Stated));
+        assert_eq!(heads(192, br#"{"architecture": "vit_tiny_patch16_224"}"#, None)?, (3, UsualForWidth));
+        assert_eq!(heads(64, br#"{"architecture": "test_vit"}"#, None)?, (2, UsualForWidth));
+        assert_eq!(heads(768, b"{}", None)?, (12, UsualForWidth));
+        Ok(())
+    }
+
+    #[test]
     fn heads_of_the_published_widths() {
-        let known = [(192, 3), (384, 6), (512, 8), (768, 12), (1024, 16), (1280, 16), (1408, 16), (1536, 24)];
-        for (width, heads) in known {
-            assert_eq!(usual_heads(width), Some(heads), "{width}");
+        use HeadsFrom::{GuessedFromWidth, UsualForWidth};
+        for (width, heads, from) in [
+            (192, 3, GuessedFromWidth),
+            (384, 6, GuessedFromWidth),
+            (512, 8, GuessedFromWidth),
+            (768, 12, UsualForWidth),
+            (1024, 16, UsualForWidth),
+            (1280, 16, UsualForWidth),
+            (1408, 16, UsualForWidth),
+            (1536, 24, GuessedFromWidth),
+        ] {
+            assert_eq!(usual_heads(width), Some((heads, from)), "{width}");
         }
         assert_eq!(usual_heads(100), None);
         assert_eq!(usual_heads(2048), None);

@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::Tensor;
 
+use super::stored::{Contents, Stored, list};
+use crate::traits::not_finite;
+
 /// Naming scheme of a family of checkpoints: pairs of its names and timm's names. A module has a weight and a bias.
 pub(super) struct Naming {
     name: &'static str,
@@ -54,7 +57,17 @@ pub(super) const TIMM: Naming = Naming {
     attention: &[("attn.qkv", "attn.qkv"), ("attn.proj", "attn.proj")],
     mlp: ["mlp.fc1", "mlp.fc2"],
     block_tensors: &[("ls1.gamma", "ls1.gamma"), ("ls2.gamma", "ls2.gamma")],
-    unused: &["head.", "head_dist.", "fc_norm.", "pre_logits.", "mask_token", "decoder"],
+    // `fc.` is MSN's projection head, `masked_embed` the mask token of iBOT.
+    unused: &[
+        "head.",
+        "head_dist.",
+        "fc.",
+        "fc_norm.",
+        "pre_logits.",
+        "mask_token",
+        "masked_embed",
+        "decoder",
+    ],
 };
 
 /// Spelling of the files on the hub.
@@ -118,19 +131,58 @@ const TRANSFORMERS_5_DINOV2: Naming =
 static NAMINGS: [Naming; 5] =
     [TIMM, TRANSFORMERS_VIT, TRANSFORMERS_5_VIT, TRANSFORMERS_DINOV2, TRANSFORMERS_5_DINOV2];
 
-/// Suffixes of names that identify an unsupported architecture, with a description of the difference.
-const FOREIGN: [(&str, &str); 11] = [
-    ("pre_layrnorm.weight", "a layer norm before the first block, as CLIP's vision towers have"),
-    ("norm_pre.weight", "a layer norm before the first block, as CLIP's vision towers have"),
-    ("ln_pre.weight", "a layer norm before the first block, as CLIP's vision towers have"),
-    ("head.probe", "attention pooling instead of a CLS token, as SigLIP has"),
-    ("attn_pool.latent", "attention pooling instead of a CLS token, as SigLIP has"),
-    ("relative_position_bias_table", "relative positions, as BEiT has"),
-    ("rope_embed.periods", "rotary positions, as DINOv3 has"),
-    ("attn.q_norm.weight", "norms of queries and keys"),
-    ("mlp.weights_in.weight", "a gated MLP (SwiGLU), as DINOv2's giant has"),
-    ("mlp.w12.weight", "a gated MLP (SwiGLU), as DINOv2's giant has"),
-    ("mlp.fc1_g.weight", "a gated MLP (SwiGLU)"),
+/// Part of a network that a plain ViT does not have, recognised by the end of a tensor's name.
+struct Foreign {
+    /// End of the name.
+    end: &'static str,
+    /// End of the name of a tensor that the network lacks in addition.
+    without: Option<&'static str>,
+    what: &'static str,
+}
+
+const fn has(end: &'static str, what: &'static str) -> Foreign {
+    Foreign { end, without: None, what }
+}
+
+const fn lacks(end: &'static str, without: &'static str, what: &'static str) -> Foreign {
+    Foreign { end, without: Some(without), what }
+}
+
+const NORM_BEFORE: &str = "a layer norm before the first block, as CLIP's vision towers have";
+const POOL: &str = "attention pooling instead of a CLS token, as SigLIP has";
+const ROTARY: &str = "rotary positions in place of position embeddings, as DINOv3 has";
+const GATED: &str = "a gated MLP (SwiGLU)";
+const PACKED: &str = "a gated MLP (SwiGLU) with gate and values in one matrix, as DINOv2's giant has";
+const SEPARATE: &str =
+    "queries, keys and values with separate weights or biases, as timm's BEiT and EVA have";
+
+/// Unsupported parts. The first that a file has is reported, so that those which identify a family come first.
+const FOREIGN: [Foreign; 20] = [
+    has("pre_layrnorm.weight", NORM_BEFORE),
+    has("norm_pre.weight", NORM_BEFORE),
+    has("ln_pre.weight", NORM_BEFORE),
+    has("head.probe", POOL),
+    has("attn_pool.latent", POOL),
+    has("relative_position_bias_table", "relative positions, as BEiT has"),
+    has("rope_embed.periods", ROTARY),
+    lacks("patch_embed.proj.weight", "pos_embed", ROTARY),
+    lacks("embeddings.patch_embeddings.weight", "embeddings.position_embeddings", ROTARY),
+    has("attn.q_norm.weight", "norms of queries and keys"),
+    has("mlp.weights_in.weight", PACKED),
+    has("mlp.w12.weight", PACKED),
+    has("mlp.fc1_g.weight", GATED),
+    has("mlp.gate_proj.weight", GATED),
+    has("attn.q_bias", SEPARATE),
+    has("attn.q_proj.weight", SEPARATE),
+    has("gamma_1", "LayerScale under the names of timm's BEiT and EVA"),
+    lacks(
+        "fc_norm.weight",
+        "norm.weight",
+        "average pooling over the patches and `fc_norm` in place of a norm for the CLS token, as MAE has after \
+         fine-tuning",
+    ),
+    lacks("patch_embed.proj.weight", "cls_token", "no CLS token"),
+    lacks("embeddings.patch_embeddings.projection.weight", "embeddings.cls_token", "no CLS token"),
 ];
 
 /// Maximum number of blocks, above that of any known ViT.
@@ -145,22 +197,42 @@ pub(super) struct Named {
 
 /// Recognises the naming scheme. Returns the tensors under timm's names, and the default epsilon of the layer norms. An
 /// error message does not contain the file's name, which the caller adds.
-pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<(HashMap<String, Named>, f64), String> {
-    for (end, what) in FOREIGN {
-        if let Some(name) = tensors.keys().filter(|name| before(name, end).is_some()).min() {
-            return Err(format!("`{name}` belongs to {what}, which a plain ViT does not have"));
+pub(super) fn to_timm(contents: Contents) -> Result<(HashMap<String, Named>, f64), String> {
+    let tensors = &contents.tensors;
+    for Foreign { end, without, what } in FOREIGN {
+        let found = tensors.keys().filter_map(|name| Some((name, before(name, end)?)));
+        for (name, prefix) in found {
+            match without.map(|without| format!("{prefix}{without}")) {
+                None => return Err(format!("`{name}` belongs to {what}, which a plain ViT does not have")),
+                Some(without) if !tensors.contains_key(&without) => {
+                    return Err(format!(
+                        "has `{name}` but no `{without}`: a network with {what}, which is not supported"
+                    ));
+                }
+                Some(_) => {}
+            }
         }
     }
-    let (naming, prefix) = recognise(tensors.keys().map(String::as_str))?;
+    let (naming, prefix) =
+        recognise(tensors.keys().map(String::as_str)).map_err(|reason| reason + &contents.hint())?;
     let mut renamed: HashMap<String, Named> = HashMap::new();
     let mut surplus = Vec::new();
-    for (full, tensor) in tensors {
+    for (full, stored) in contents.tensors {
         let Some(name) = full.strip_prefix(prefix.as_str()) else { continue };
         match naming.timm(name) {
             Some(("", timm)) => {
                 if let Some(Named { called: first, .. }) = renamed.get(&timm) {
-                    let [first, second] = if *first < full { [first, &full] } else { [&full, first] };
-                    return Err(format!("`{first}` and `{second}` are two names of one tensor"));
+                    return Err(format!("`{first}` and `{full}` are two names of one tensor"));
+                }
+                let tensor = match stored {
+                    Stored::Values(tensor) => tensor,
+                    Stored::Unusable(reason) => return Err(format!("`{full}` {reason}")),
+                };
+                if let Some(value) = not_finite(&tensor) {
+                    return Err(format!(
+                        "`{full}` contains {value}, which is not a finite float32 number; the training that wrote the \
+                         file diverged, or its conversion overflowed"
+                    ));
                 }
                 renamed.insert(timm, Named { tensor, called: full });
             }
@@ -174,6 +246,15 @@ pub(super) fn to_timm(tensors: HashMap<String, Tensor>) -> Result<(HashMap<Strin
         return Err(format!("{complaint} (read with {})", naming.name));
     }
     fuse(&mut renamed)?;
+    // A gated MLP multiplies two halves of the hidden layer, so that the second layer has half as many inputs.
+    let [fc1, fc2] = ["fc1", "fc2"].map(|layer| renamed.get(&format!("blocks.0.mlp.{layer}.weight")));
+    if let (Some(fc1), Some(fc2)) = (fc1, fc2)
+        && let (&[outputs, _], &[_, inputs]) = (fc1.tensor.dims(), fc2.tensor.dims())
+        && outputs > 0
+        && outputs == 2 * inputs
+    {
+        return Err(format!("`{}` belongs to {PACKED}, which a plain ViT does not have", fc1.called));
+    }
     Ok((renamed, naming.eps))
 }
 
@@ -254,7 +335,8 @@ fn recognise<'n>(names: impl Iterator<Item = &'n str>) -> Result<(&'static Namin
     };
     if let Some((other, _)) = best.find(|&(other, _)| other != prefix) {
         return Err(format!(
-            "contains two networks, `{prefix}` and `{other}`; save one of them in its own file"
+            "contains two networks, `{prefix}` and `{other}`; set `weights_prefix` to one of them, or save it in its own \
+             file"
         ));
     }
     Ok((&NAMINGS[index], prefix.to_string()))
@@ -309,15 +391,4 @@ fn complaint(missing: &[String], surplus: &[String]) -> Option<String> {
     let surplus = list(surplus).map(|surplus| format!("has {surplus}, which a plain ViT does not have"));
     let parts: Vec<String> = missing.into_iter().chain(surplus).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
-}
-
-/// Formats the first names and the number of the others.
-fn list(names: &[String]) -> Option<String> {
-    const SHOWN: usize = 6;
-    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
-    match names.len() {
-        0 => None,
-        count if count <= SHOWN => Some(shown.join(", ")),
-        count => Some(format!("{} and {} more", shown.join(", "), count - SHOWN)),
-    }
 }
