@@ -4,7 +4,7 @@ mod accuracy;
 mod confusion;
 mod prompt_use;
 
-pub use accuracy::{AccuracyMatrix, DEFINITIONS, Definition, Summary};
+pub use accuracy::{AccuracyMatrix, DEFINITIONS, Definition, Summary, accuracy_over_images};
 pub use confusion::Confusion;
 pub(crate) use prompt_use::PromptUseSums;
 pub use prompt_use::{PoolUse, UseTable};

@@ -52,7 +52,8 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
             .into_iter()
             .for_each(|(extension, count)| *others.entry(extension).or_default() += count);
         if classes.insert(name_of(class), files.images).is_some() {
-            let reason = format!("is a second class folder whose name is shown as `{}`; rename it", name_of(class));
+            let reason =
+                format!("is a second class folder whose name is shown as `{}`; rename it", name_of(class));
             return Err(Error::data(class, reason));
         }
     }

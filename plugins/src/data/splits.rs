@@ -92,8 +92,7 @@ impl SplitConfig {
         let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
         let classes = in_order(name, names.into_iter().cloned().collect(), &labels)?;
         let exif = self.tasks.transform.exif;
-        let [train, test] =
-            [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes, exif)));
+        let [train, test] = [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes, exif)));
         let name = format!("{name} {}", self.path.display());
         let stream = ImageStream::new(&name, classes, train, test, &self.tasks, context)?;
         if self.verify {
