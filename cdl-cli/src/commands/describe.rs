@@ -34,7 +34,8 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
             return key(name, schema, as_json);
         }
         let names = all.iter().map(|entry| entry.name).chain(SECTIONS);
-        let known: Vec<String> = names.map(String::from).chain(keys.cloned()).collect();
+        let keys = keys.filter(|key| !SECTIONS.contains(&key.as_str())).cloned();
+        let known: Vec<String> = names.map(String::from).chain(keys).collect();
         let nearest = nearest(name, known.iter().map(String::as_str));
         return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
     }

@@ -120,7 +120,7 @@ fn explicit_tasks(classes: &[String], lists: &[Vec<String>]) -> Result<(Vec<usiz
                     .filter(|class| class.strip_prefix(name.as_str()).is_some_and(is_label))
                     .map(|class| format!("`{class}`"))
                     .collect();
-                if !shared.is_empty() {
+                if shared.len() > 1 {
                     let shared = shared.join(" and ");
                     return Err(Error::Tasks(format!(
                         "task {task} of `task_classes` names `{name}`, which stands for several classes: {shared}"
