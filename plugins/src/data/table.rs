@@ -28,14 +28,14 @@ use serde_json::Value;
 
 use super::{
     Parsed,
-    pages::{Codec, Pages},
+    pages::{Budget, Codec, Pages},
     unreadable,
 };
 
-/// Maximum size of the decompressed pages of a column, as a multiple of the size of the file.
+/// Maximum size of the decompressed pages of a file, as a multiple of its size.
 const MAX_EXPANSION: u64 = 100;
-/// Size in bytes that the decompressed pages of a column may have in any file.
-const MIN_LIMIT: u64 = 64 << 20;
+/// Size in bytes that the decompressed pages of any file may have.
+const MIN_BUDGET: u64 = 64 << 20;
 
 /// Columns to read. A column without a name is found by the file's schema.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,9 +90,9 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     if rows.is_none_or(|rows| rows > length) {
         return Err(format!("is damaged: it claims more rows than it has bytes ({length})"));
     }
-    // Images and labels expand little; a row group of equal labels expands much and is small.
-    let limit = length.saturating_mul(MAX_EXPANSION).max(MIN_LIMIT);
-    let schema = Schema::new(&reader, again, limit);
+    // Images expand little. Equal labels expand much and are small.
+    let budget = Budget::new(length.saturating_mul(MAX_EXPANSION).max(MIN_BUDGET));
+    let schema = Schema::new(&reader, again, budget);
     let image = schema.column("image", columns.image, &["image", "img"], "Image")?;
     let label = schema.column("label", columns.label, &["label"], "ClassLabel")?;
     let images = schema.values::<ByteArrayType>(&image)?;
@@ -124,8 +124,8 @@ struct Schema<'a> {
     reader: &'a SerializedFileReader<File>,
     /// Second handle of the file, for its pages.
     file: Arc<File>,
-    /// Maximum size in bytes of the decompressed pages of a column in a row group.
-    limit: u64,
+    /// Bytes that the decompressed pages may still take.
+    budget: Budget,
     /// Top-level columns.
     columns: Vec<String>,
     /// `features` of the metadata under the key `huggingface`; null if there are none.
@@ -133,14 +133,14 @@ struct Schema<'a> {
 }
 
 impl<'a> Schema<'a> {
-    fn new(reader: &'a SerializedFileReader<File>, file: Arc<File>, limit: u64) -> Self {
+    fn new(reader: &'a SerializedFileReader<File>, file: Arc<File>, budget: Budget) -> Self {
         let metadata = reader.metadata().file_metadata();
         let columns = metadata.schema().get_fields().iter().map(|field| field.name().to_string()).collect();
         let noted =
             metadata.key_value_metadata().into_iter().flatten().find(|entry| entry.key == "huggingface");
         let noted = noted.and_then(|entry| serde_json::from_str::<Value>(entry.value.as_deref()?).ok());
         let features = noted.map_or(Value::Null, |noted| noted["info"]["features"].clone());
-        Self { reader, file, limit, columns, features }
+        Self { reader, file, budget, columns, features }
     }
 
     /// Returns whether a column contains bytes that are not text.
@@ -223,7 +223,8 @@ impl<'a> Schema<'a> {
         for group in metadata.row_groups() {
             let wanted = rows.len() + usize::try_from(group.num_rows()).unwrap_or(0);
             let codec = codec(group, leaf, column)?;
-            let pages = Pages::new(self.file.clone(), group, leaf, codec, self.limit).map_err(text)?;
+            let pages =
+                Pages::new(self.file.clone(), group, leaf, codec, self.budget.clone()).map_err(text)?;
             let mut values = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
             while rows.len() < wanted {
                 let (first, mut levels) = (rows.len(), Vec::new());
