@@ -7,6 +7,7 @@ FOLDER holds `student` and `teacher`; it is runs/NAME/tensorboard unless it is g
 """
 
 import json
+import operator
 import struct
 import sys
 from pathlib import Path
@@ -24,14 +25,18 @@ def mean(values):
     return sum(values) / len(values) if values else 0.0
 
 
-def summaries(matrix):
-    """Returns the summaries of a whole matrix by docs/guide/runs-and-metrics.md, without forward transfer."""
+def summaries(matrix, images):
+    """Returns the summaries of a whole matrix by docs/guide/runs-and-metrics.md, without forward transfer. `images` are
+    the numbers of test images of the tasks."""
     last, tasks = matrix[-1], len(matrix)
+    over_images = [sum(map(operator.mul, row, images)) / sum(images[: len(row)]) for row in matrix]
     before = range(tasks - 1)
     return {
         "average_accuracy": mean(last),
         "forgetting": sum(matrix[j][j] - last[j] for j in range(tasks)) / tasks,
         "average_incremental_accuracy": mean([mean(row) for row in matrix]),
+        "accuracy_over_images": over_images[-1],
+        "incremental_accuracy_over_images": mean(over_images),
         "forgetting_from_best": mean([max(row[j] for row in matrix[j:]) - last[j] for j in before]),
         "backward_transfer": mean([last[j] - matrix[j][j] for j in before]),
     }
@@ -51,14 +56,14 @@ def expected(run, role):
         points["training/learning_rate", step] = epoch["lr"]
         points["training/images_per_second", step] = epoch["images_per_second"]
     results = json.loads((run / "results.json").read_text())
-    matrix = results[role]["accuracy_matrix"]
+    matrix, images = results[role]["accuracy_matrix"], results["test_images"]
     for i, row in enumerate(matrix):
         for j, accuracy in enumerate(row):
             points[f"accuracy/task_{j + 1}", i + 1] = accuracy
-        for name, value in summaries(matrix[: i + 1]).items():
+        for name, value in summaries(matrix[: i + 1], images).items():
             points[f"summary/{name}", i + 1] = value
     # The summaries after the last task must equal those in results.json.
-    for name in summaries(matrix):
+    for name in summaries(matrix, images):
         assert abs(points[f"summary/{name}", len(matrix)] - results[role][name]) < 1e-9, name
     return points, len(matrix)
 

@@ -80,10 +80,10 @@ pub enum Command {
         json: bool,
     },
     /// Show the settings, defaults and citation of a method, or the keys of a section
-    #[command(after_help = "Examples:\n  cdl describe vit\n  cdl describe optimizer")]
+    #[command(after_help = "Examples:\n  cdl describe vit\n  cdl describe optimizer\n  cdl describe query")]
     Describe {
         /// Name of a method, network or stream (see `cdl list`), or a section: `run` (top-level keys), `optimizer`,
-        /// `schedule`, `checkpoint`, `record`, `metrics` (fields of metrics.jsonl)
+        /// `schedule`, `checkpoint`, `record`, `metrics` (fields of metrics.jsonl), or a top-level key
         name: String,
         /// Print JSON instead of text: defaults and JSON Schema
         #[arg(long)]

@@ -67,7 +67,9 @@ impl Training {
                     let skipped = stream.skipped();
                     // Events are written before the results, which mark the task as done: a run killed in between
                     // resumes from a checkpoint and writes its events again.
-                    events.as_mut().map_or(Ok(()), |events| events.task(task.index, accuracies))?;
+                    events
+                        .as_mut()
+                        .map_or(Ok(()), |events| events.task(task.index, accuracies, &tested.test_images))?;
                     let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
                     log_task(task.index, &written);
                     finished = written.tasks_done;

@@ -106,11 +106,18 @@ pub fn accuracy_table(title: &str, summary: &Summary) -> String {
     }
     let Summary { average_accuracy, forgetting, average_incremental_accuracy: incremental, .. } = summary;
     let Summary { forgetting_from_best: from_best, backward_transfer: backward, .. } = summary;
-    text + &format!(
+    text += &format!(
         "\n  average accuracy {average_accuracy:.2} %, forgetting {forgetting:.2} (published definitions)\n  \
          average incremental accuracy {incremental:.2} %, forgetting from best {from_best:.2}, \
          backward transfer {backward:.2}\n"
-    )
+    );
+    let over_images = summary.accuracy_over_images.zip(summary.incremental_accuracy_over_images);
+    if let Some((last, incremental)) = over_images {
+        text += &format!(
+            "  accuracy over images {last:.2} %, incremental accuracy over images {incremental:.2} %\n"
+        );
+    }
+    text
 }
 
 /// Formats rows of cells as aligned columns. The first row contains the column titles.

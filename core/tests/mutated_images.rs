@@ -9,7 +9,7 @@ use cdl_core::{
     image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder},
     rng::Rng,
     system::memory::peak_bytes,
-    transform::{TestTransform, TransformConfig, decode},
+    transform::{Exif, TestTransform, TransformConfig, decode},
 };
 use rand::RngExt;
 
@@ -110,7 +110,7 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
             if bytes.starts_with(b"\x89PNG") && rng.random() {
                 update_png_checksums(&mut bytes);
             }
-            let outcome = std::panic::catch_unwind(|| decode(&bytes));
+            let outcome = std::panic::catch_unwind(|| decode(&bytes, Exif::Ignore));
             match outcome.unwrap_or_else(|_| panic!("decoding panicked: {name}, mutation {mutation}")) {
                 Ok(image) => {
                     assert!(image.width() > 0 && image.height() > 0);
@@ -137,13 +137,13 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
     jpeg[frame + 5..frame + 9].copy_from_slice(&[0x75, 0x30, 0x75, 0x30]);
     for (format, bytes) in [("PNG", png), ("BMP", bmp), ("JPEG", jpeg)] {
-        let reason = decode(&bytes).expect_err("900 million pixels");
+        let reason = decode(&bytes, Exif::Ignore).expect_err("900 million pixels");
         assert!(reason.contains("30000 x 30000") && reason.contains("512 MiB"), "{format}: {reason}");
     }
 
     // Long and thin images: the longest allowed ones pass every transform, longer ones are refused.
     for (width, height) in [(65_535, 1), (1, 65_535)] {
-        let image = decode(&grey_png(width, height)).expect("an image");
+        let image = decode(&grey_png(width, height), Exif::Ignore).expect("an image");
         for test in [TestTransform::Resize, TestTransform::ResizeCrop] {
             let transform = TransformConfig { test, ..Default::default() };
             assert_eq!(transform.test(&image).dimensions(), (224, 224));
@@ -151,7 +151,7 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
         }
     }
     for (width, height) in [(65_536, 1), (1, 65_536), (178_000_000, 1)] {
-        let reason = decode(&grey_png(width, height)).expect_err("too long");
+        let reason = decode(&grey_png(width, height), Exif::Ignore).expect_err("too long");
         assert!(reason.contains(&format!("{width} x {height}")) && reason.contains("65535"), "{reason}");
     }
 
@@ -162,11 +162,11 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     palette.remove(start + 3 + length as usize);
     palette[start - 4..start].copy_from_slice(&(length - 1).to_be_bytes());
     update_png_checksums(&mut palette);
-    assert!(decode(&palette).is_err());
+    assert!(decode(&palette, Exif::Ignore).is_err());
 
     // A TIFF file with long lists, of which the decoder quotes 33,000 characters.
     let lists = include_bytes!("fixtures/hostile/long_message.tiff");
-    let reason = decode(lists).expect_err("no image");
+    let reason = decode(lists, Exif::Ignore).expect_err("no image");
     assert!(
         reason.chars().count() <= 503 && reason.ends_with("..."),
         "{} characters",

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use cdl_core::transform::{
-    CropBox, Interpolation, MAX_SIDE, TestTransform, TrainTransform, TransformConfig, decode,
+    CropBox, Exif, Interpolation, MAX_SIDE, TestTransform, TrainTransform, TransformConfig, decode,
     random_resized_crop_box, resize_center_crop, resized_crop, write_pixels,
 };
 use image::{Rgb, RgbImage, imageops};
@@ -23,6 +23,7 @@ const JPEG_MEAN_DIFFERENCE: f64 = 0.45;
 struct Cases {
     resample: Vec<Resample>,
     decode: Vec<Decode>,
+    orientations: Vec<Orientation>,
     crop_boxes: Vec<CropBoxes>,
 }
 
@@ -52,6 +53,14 @@ struct Decode {
     exact: bool,
 }
 
+/// File that stores the pixels of `orientation/1.png` and requests an orientation.
+#[derive(Deserialize)]
+struct Orientation {
+    input: String,
+    applied: String,
+    exact: bool,
+}
+
 /// Means over crop boxes of torchvision. Lengths are fractions of the image's sides.
 #[derive(Deserialize)]
 struct CropBoxes {
@@ -73,7 +82,7 @@ fn read(name: &str) -> Vec<u8> {
 }
 
 fn open(name: &str) -> RgbImage {
-    decode(&read(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    decode(&read(name), Exif::Ignore).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn cases() -> Cases {
@@ -174,10 +183,45 @@ fn decoding_equals_pillow() {
 }
 
 #[test]
+fn orientations_are_applied_on_request_and_always_in_tiff() {
+    let stored = open("orientation/1.png");
+    let cases = cases().orientations;
+    assert_eq!(cases.len(), 8 * 4);
+    for Orientation { input, applied, exact } in cases {
+        let max = if exact { 0 } else { JPEG_MAX_DIFFERENCE };
+        let is = |exif: Exif, expected: &RgbImage| {
+            let image = decode(&read(&input), exif).unwrap_or_else(|error| panic!("{input}: {error}"));
+            let (largest, _) = differences(&image, expected);
+            assert!(largest <= max, "{input}, {exif:?}: {largest} grey levels");
+        };
+        let applied = open(&applied);
+        is(Exif::Apply, &applied);
+        is(Exif::Ignore, if input.ends_with(".tiff") { &applied } else { &stored });
+    }
+}
+
+#[test]
+fn damaged_palette_tiffs_are_errors() {
+    for (name, at, byte, word) in [
+        // Number of bits, and number of palette entries, in the directory at 8 and at 16.
+        ("decode_palette_1.tiff", 8 + 2 + 2 * 12 + 8, 16, "16 bits per pixel; expected 1, 2, 4 or 8"),
+        ("decode_palette_1.tiff", 8 + 2 + 9 * 12 + 4, 3, "a TIFF palette of 3 values; expected 6"),
+        ("decode_palette_4.tiff", 16 + 8 + 2 * 20 + 12, 2, "a TIFF palette of 48 values; expected 12"),
+    ] {
+        let mut bytes = read(name);
+        bytes[at] = byte;
+        let reason = decode(&bytes, Exif::Ignore).expect_err(name);
+        assert!(reason.contains(word), "{name}: {reason}");
+    }
+    let whole = read("decode_palette_8.tiff");
+    assert!(decode(&whole[..whole.len() - 1], Exif::Ignore).is_err());
+}
+
+#[test]
 fn sixteen_bit_grey_decodes_to_its_upper_byte() {
     let bytes = read("decode_grey16.png");
     let wide = image::load_from_memory(&bytes).unwrap().into_luma16();
-    let image = decode(&bytes).unwrap();
+    let image = decode(&bytes, Exif::Ignore).unwrap();
     assert_eq!(image.dimensions(), wide.dimensions());
     for (pixel, value) in image.pixels().zip(wide.pixels()) {
         assert_eq!(pixel.0, [(value.0[0] / 256) as u8; 3]);
@@ -189,22 +233,22 @@ fn sixteen_bit_grey_decodes_to_its_upper_byte() {
 fn a_jpeg_without_its_end_is_an_error() {
     for name in ["decode_420.jpg", "decode_progressive.jpg", "decode_cmyk.jpg"] {
         let whole = read(name);
-        decode(&whole).expect(name);
+        decode(&whole, Exif::Ignore).expect(name);
         for missing in [1, 2, 3, 10, whole.len() / 10, whole.len() / 2, whole.len() * 9 / 10] {
-            let reason = decode(&whole[..whole.len() - missing]).expect_err(name);
+            let reason = decode(&whole[..whole.len() - missing], Exif::Ignore).expect_err(name);
             assert!(reason.contains("truncated") || missing > whole.len() * 8 / 10, "{name}: {reason}");
         }
         // Bytes after the end are ignored: they are of another file, such as the second image of a stereo camera.
-        decode(&[&whole[..], b"more"].concat()).expect(name);
+        decode(&[&whole[..], b"more"].concat(), Exif::Ignore).expect(name);
     }
 }
 
 #[test]
 fn damaged_files_are_errors() {
     let whole = read("decode_rgb.png");
-    assert!(decode(b"").is_err());
-    assert!(decode(b"not an image").is_err());
-    assert!(decode(&whole[..whole.len() / 2]).is_err());
+    assert!(decode(b"", Exif::Ignore).is_err());
+    assert!(decode(b"not an image", Exif::Ignore).is_err());
+    assert!(decode(&whole[..whole.len() / 2], Exif::Ignore).is_err());
 }
 
 #[test]

@@ -193,8 +193,61 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
             .contains("split `aa*a.parquet` (`train_split`)")
     );
 
-    let missing = message(&["data/train-00000-of-00002.parquet"], "");
-    assert!(missing.contains("1 of the 2 files `data/train-*-of-00002.parquet`"), "{missing}");
+    for (names, words) in [
+        (
+            &["data/train-00000-of-00002.parquet"][..],
+            ["1 of the 2 files `data/train-*-of-00002.parquet`", "without `data/train-00001-of-00002`;"],
+        ),
+        (
+            &["train-00002-of-00004-0a1b.parquet", "train-00000-of-00004-9c8d.parquet"],
+            ["2 of the 4 files", "without `train-00001-of-00004`, `train-00003-of-00004`;"],
+        ),
+        (&["train-00003-of-00009.parquet"], ["1 of the 9 files", "`train-00005-of-00009`, ...; fetch"]),
+        (
+            &["train-00000-of-00001-0a1b.parquet", "train-00000-of-00001-9c8d.parquet"],
+            ["`train-00000-of-00001-0a1b.parquet` and", "are the same shard"],
+        ),
+        (
+            &["train-0-of-1.parquet", "train-0-of-2.parquet", "train-1-of-2.parquet"],
+            ["`train-*-of-1.parquet` and also `train-*-of-2.parquet`", "set `train_split` to the pattern"],
+        ),
+    ] {
+        let missing = message(names, "");
+        assert!(words.iter().all(|word| missing.contains(word)), "{missing}");
+    }
+    // Shards may be numbered from 1.
+    let from_1 = [
+        ("train-1-of-2.parquet", train.as_path()),
+        ("train-2-of-2.parquet", &train),
+        ("test.parquet", &test),
+    ];
+    assert_eq!(counts(&from_1, "")?, (12, 2));
+    // Older names, and names without a split.
+    let older = [
+        ("pets-train-00000-of-00001.parquet", train.as_path()),
+        ("pets-train_small-00000-of-00001.parquet", &test),
+        ("pets_test.parquet", &test),
+    ];
+    assert_eq!(counts(&older, "")?, (6, 2));
+    let numbered = [("train/part.0.parquet", train.as_path()), ("train/part.1.parquet", &train)];
+    let numbered = [&numbered[..], &[("valid/part.0.parquet", &test)]].concat();
+    assert_eq!(counts(&numbered, "")?, (12, 2));
+    let flat = [("part.0.parquet", train.as_path()), ("part.1.parquet", &test)];
+    let patterns = "train_split = \"part.0*\"\ntest_split = \"part.1*\"";
+    assert_eq!(counts(&flat, patterns)?, (6, 2));
+    let unnamed = message(&["part.0.parquet", "part.1.parquet"], "");
+    assert!(
+        unnamed.contains("`part.0.parquet`") && unnamed.contains("a pattern such as `part.*`"),
+        "{unnamed}"
+    );
+    // `train_small` is another split if there is a `train`.
+    let longer =
+        [("train.parquet", train.as_path()), ("train_small.parquet", &test), ("test.parquet", &test)];
+    assert_eq!(counts(&longer, "")?, (6, 2));
+    let two = message(&["cats-train.parquet", "dogs-train.parquet"], "");
+    assert!(two.contains("patterns `cats-train*`, `dogs-train*`"), "{two}");
+    let folders = message(&["a/train/0.parquet", "b/train/0.parquet"], "");
+    assert!(folders.contains("patterns `a/train/*`, `b/train/*`"), "{folders}");
     let several = message(&["a/train.parquet", "b/train.parquet"], "");
     assert!(several.contains("`a/train*`, `b/train*`"), "{several}");
     let none = message(&["train.parquet", "more.parquet"], "");
@@ -203,6 +256,114 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
             && none.contains("2 parquet files"),
         "{none}"
     );
+    Ok(())
+}
+
+#[test]
+fn compressed_pages_are_read() -> Result<()> {
+    let settings = at(&fixtures().join("packed")) + &untouched(8);
+    let packed = stream("hub_images", &settings, 0)?;
+    assert_eq!(train_numbers(packed.as_ref(), 0), set(0..6), "zstd, several row groups");
+    assert_eq!(test_numbers(packed.as_ref(), 0), pairs(6..8), "gzip, pages of version 2");
+    let said = failure("hub_images", &format!("train_split = \"brotli\"\n{settings}"));
+    assert!(
+        said.contains("`image` is compressed as BROTLI") && said.contains("snappy, zstd, gzip or none"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn classes_are_the_labels_that_occur() -> Result<()> {
+    let settings = |folder: &str, more: &str| at(&fixtures().join(folder)) + more + &untouched(8);
+    let from_1 = stream("hub_images", &settings("from_1", "tasks = 3\n"), 0)?;
+    assert_eq!(from_1.classes(), ["1", "2", "5"]);
+    assert_eq!(train_numbers(from_1.as_ref(), 0), [(0, 0), (3, 0)].into());
+    assert_eq!(test_numbers(from_1.as_ref(), 2), [(4, 2)]);
+
+    // Names of several classes, and classes without images.
+    let names = stream("hub_images", &settings("names", "tasks = 3\n"), 0)?;
+    assert_eq!(names.classes(), ["crane (0)", "crane (2)", "dog"]);
+    assert_eq!(test_numbers(names.as_ref(), 1), [(5, 1)]);
+    let tasks = "task_classes = [[\"dog\", \"crane (2)\"], [\"crane (0)\"]]\n";
+    let listed = stream("hub_images", &settings("names", tasks), 0)?;
+    assert_eq!(test_numbers(listed.as_ref(), 1), [(4, 2)]);
+    let said = failure("hub_images", &settings("names", "task_classes = [[\"dog\", \"crane\"]]\n"));
+    assert!(
+        said.contains("`crane`, which stands for several classes: `crane (0)` and `crane (2)`"),
+        "{said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn withheld_labels_are_refused_by_name() -> Result<()> {
+    let settings = |more: &str| at(&fixtures().join("withheld")) + more + &untouched(8);
+    let said = failure("hub_images", &settings(""));
+    for words in ["`test.parquet` are withheld (-1 in every row)", "`test_split`", "there is `validation`"] {
+        assert!(said.contains(words), "{said}");
+    }
+    let said = failure("hub_images", &settings("train_split = \"test\"\ntest_split = \"train\"\n"));
+    assert!(said.contains("set `train_split` to a split with labels"), "{said}");
+    let validation = stream("hub_images", &settings("test_split = \"validation\"\n"), 0)?;
+    assert_eq!(test_numbers(validation.as_ref(), 0), pairs(4..6));
+    // Held-out training images replace the test split.
+    let held_out = stream("hub_images", &settings("validation = 0.5\n"), 0)?;
+    assert_eq!((held_out.train_count(0), held_out.test_count(0)), (2, 2));
+    Ok(())
+}
+
+/// Folders on Linux have names of any bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn class_folders_may_have_names_that_are_not_utf_8() -> Result<()> {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let root = tempfile::tempdir().unwrap();
+    let class = |half: &str, bytes: &[u8]| {
+        let folder = root.path().join(half).join(OsStr::from_bytes(bytes));
+        fs::create_dir_all(&folder).unwrap();
+        RgbImage::new(4, 4).save(folder.join("0.png")).unwrap();
+    };
+    for half in ["train", "test"] {
+        [&b"caf\xe8"[..], b"caf\xe9", "café".as_bytes()].iter().for_each(|name| class(half, name));
+    }
+    let settings = at(root.path()) + "tasks = 3\n" + &untouched(4);
+    let named = stream("image_folder", &settings, 0)?;
+    assert_eq!(named.classes(), ["caf\\xE8", "caf\\xE9", "café"]);
+    assert_eq!((named.train_count(1), named.test_count(1)), (1, 1));
+    class("train", br"caf\xE9");
+    let said = failure("image_folder", &settings);
+    assert!(said.contains(r"a second class folder whose name is shown as `caf\xE9`"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_folder_one_level_too_high_is_an_error_with_the_right_one() {
+    let root = tempfile::tempdir().unwrap();
+    write_images(&root.path().join("imagenet-r"), &["n01", "n02"], 5);
+    for name in ["imagenet_r", "imagenet_a"] {
+        let said = failure(name, &(at(root.path()) + &untouched(4)));
+        assert!(said.contains("single class folder `imagenet-r`") && said.contains("/imagenet-r?"), "{said}");
+    }
+    let said = failure("image_folder", &(at(&root.path().join("imagenet-r")) + &untouched(4)));
+    assert!(said.contains("/imagenet-r --out splits`") && said.contains("train_list"), "{said}");
+}
+
+#[test]
+fn exif_orientation_is_applied_on_request() -> Result<()> {
+    let originals =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../core/tests/fixtures/transform/orientation");
+    let root = tempfile::tempdir().unwrap();
+    for (half, class) in [("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")] {
+        let folder = root.path().join(half).join(class);
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy(originals.join("3.png"), folder.join("0.png")).unwrap();
+    }
+    // Value of the first pixel: red in the first square of the stored image, grey in its last one.
+    for (exif, first) in [("", 250), ("exif = \"apply\"\n", 200), ("exif = \"ignore\"\n", 250)] {
+        let turned = stream("image_folder", &(at(root.path()) + &untouched(8) + "\n" + exif), 0)?;
+        assert_eq!(values(turned.as_ref())[0].0, first, "{exif}");
+    }
     Ok(())
 }
 
@@ -278,11 +439,9 @@ fn an_image_in_both_lists_is_refused() -> Result<()> {
         .expect("refused")
         .to_string();
     assert!(refused.contains("a/art_1.png") && refused.contains("(1 more images are)"), "{refused}");
-    // An image that is listed twice counts twice.
-    assert_eq!(
-        lists("a/art_0.png\na/art_0.png\nb/art_0.png\n", "a/art_1.png\nb/art_1.png\n")?.train_count(0),
-        3
-    );
+    // A line that repeats an image is dropped.
+    let repeating = "a/art_0.png\n./a/art_0.png\nb/art_0.png\nold/a/art_0.png\n";
+    assert_eq!(lists(repeating, "a/art_1.png\nb/art_1.png\n")?.train_count(0), 2);
     Ok(())
 }
 

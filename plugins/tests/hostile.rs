@@ -79,7 +79,7 @@ fn mutated_files_never_panic() {
     fs::write(root.join("list.txt"), "data/set/a/0.png 0\na/1.png 0\nb/0.png 1\nb/1.png 1\n").unwrap();
     let yaml = "data:\n- data/set/a/0.png\n- a/1.png\n- b/0.png\n- b/1.png\ntargets:\n- 0\n- 0\n- 1\n- 1\n";
     fs::write(root.join("list.yaml"), yaml).unwrap();
-    for set in ["cifar-100-python", "cifar-100-binary", "plain"] {
+    for set in ["cifar-100-python", "cifar-100-binary", "plain", "packed"] {
         fs::create_dir_all(root.join(set)).unwrap();
         for file in fs::read_dir(fixtures().join(set)).unwrap().flatten() {
             fs::copy(file.path(), root.join(set).join(file.file_name())).unwrap();
@@ -105,6 +105,8 @@ fn mutated_files_never_panic() {
             "plain/validation.parquet",
             path("plain") + "label_column = \"species\"\n" + &untouched(8),
         ),
+        ("hub_images", "packed/train.parquet", path("packed") + &untouched(8)),
+        ("hub_images", "packed/test.parquet", path("packed") + &untouched(8)),
         ("cifar100", "hub/test-00000-of-00001.parquet", path("hub") + &untouched(32)),
         ("domainnet", "list.txt", lists("list.txt")),
         ("imagenet_r", "list.yaml", lists("list.yaml")),
@@ -258,6 +260,13 @@ fn invalid_parquet_files_are_refused() {
         let message = failure("hub_images", &settings);
         assert!(message.contains("train.parquet: is "), "{message}");
     }
+}
+
+#[test]
+fn parquet_pages_expand_within_bounds() {
+    let settings = format!("path = \"{}\"\ntrain_split = \"bomb\"", fixtures().join("packed").display());
+    let said = failure("hub_images", &settings);
+    assert!(said.contains("bomb.parquet: is damaged") && said.contains("expand to far more"), "{said}");
 }
 
 /// Reads a training list of the image folder `root/in`. The folder `root/out` contains a file that lists must not reach.

@@ -117,6 +117,27 @@ fn idx_files_are_read_plain_and_gzipped() -> Result<()> {
 }
 
 #[test]
+fn idx_labels_may_begin_with_1() -> Result<()> {
+    let folder = tempfile::tempdir().unwrap();
+    for (split, count) in [("train", 9), ("t10k", 6)] {
+        write_idx(folder.path(), split, count, false);
+        let labels: Vec<u8> = (0..count).map(|number| 1 + (number % 3) as u8).collect();
+        let bytes = [idx_header(&[count]), labels].concat();
+        fs::write(folder.path().join(format!("{split}-labels-idx1-ubyte")), bytes).unwrap();
+    }
+    let path = folder.path().display();
+    let with = |names: &str| {
+        let settings = format!("path = \"{path}\"\ntasks = 3\n{names}\n[transform]\nimage_size = 4");
+        stream("idx", &settings, 0)
+    };
+    assert_eq!(with("")?.classes(), ["1", "2", "3"]);
+    let named = with("class_names = [\"a\", \"b\", \"c\"]")?;
+    assert_eq!((named.classes(), named.train_count(2)), (&["a", "b", "c"].map(String::from)[..], 3));
+    assert!(with("class_names = [\"a\", \"b\"]").is_err());
+    Ok(())
+}
+
+#[test]
 fn damaged_and_missing_idx_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     write_idx(folder.path(), "train", 9, false);

@@ -28,8 +28,14 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
     }
     let found: Vec<&Entry> = all.iter().copied().filter(|entry| entry.name == name).collect();
     if found.is_empty() {
+        let schema = schema_of::<RunConfig>();
+        let keys = schema["properties"].as_object().into_iter().flat_map(|keys| keys.keys());
+        if keys.clone().any(|key| key == name) {
+            return key(name, schema, as_json);
+        }
         let names = all.iter().map(|entry| entry.name).chain(SECTIONS);
-        let known: Vec<String> = names.map(String::from).collect();
+        let keys = keys.filter(|key| !SECTIONS.contains(&key.as_str())).cloned();
+        let known: Vec<String> = names.map(String::from).chain(keys).collect();
         let nearest = nearest(name, known.iter().map(String::as_str));
         return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
     }
@@ -74,6 +80,19 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
         }
         text.push('\n');
     }
+    emit(&text)
+}
+
+/// Describes one top-level key of a configuration, whose schema is `schema`.
+fn key(name: &str, mut schema: Value, as_json: bool) -> Result<(), Failure> {
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        properties.retain(|key, _| key == name);
+    }
+    if as_json {
+        return emit_json(&json!({ "name": name, "schema": schema }));
+    }
+    let mut text = String::from("top-level key of a configuration\n\n");
+    write_fields(&mut text, &schema, &schema, &Settings::new(), "");
     emit(&text)
 }
 

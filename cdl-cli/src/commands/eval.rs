@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cdl_core::{
     config::Config,
     error::Error,
-    metrics::PoolUse,
+    metrics::{PoolUse, accuracy_over_images},
     run::{
         Experiment,
         directory::{Results, check_same, read_model, read_prompt_use, read_results},
@@ -82,7 +82,10 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
         let cells: Vec<String> = row.iter().map(|accuracy| format!("{accuracy:.2}")).collect();
         let mean = row.iter().sum::<f64>() / row.len().max(1) as f64;
         let (name, cells) = (role.as_str(), cells.join(" "));
-        text += &format!("{name} after task {after}: {cells} %, average {mean:.2} %\n");
+        let over_images = accuracy_over_images(&row, &tested.test_images).unwrap_or(mean);
+        text += &format!(
+            "{name} after task {after}: {cells} %, average {mean:.2} %, over images {over_images:.2} %\n"
+        );
         match results.of(role).and_then(|summary| summary.accuracy_matrix.rows().get(after - 1)) {
             Some(recorded) if *recorded == row => text += "  as recorded by the run\n",
             Some(recorded) => text += &format!("  recorded by the run: {recorded:.2?}\n"),

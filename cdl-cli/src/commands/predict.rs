@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use cdl_core::{
     run::export::{Prediction, Predictor, PreprocessedImage},
     system::device::{self, Precision},
-    transform::open,
 };
 use cdl_plugins::image_files::{FolderFiles, describe_skipped};
 use clap::{Args, ValueEnum};
@@ -122,7 +121,7 @@ fn read(
 ) -> Vec<Result<PreprocessedImage, String>> {
     let transform = &model.description().transform;
     let read = |file: &PathBuf| {
-        let image = open(file).map(|image| PreprocessedImage::of(&image, transform));
+        let image = transform.open(file).map(|image| PreprocessedImage::of(&image, transform));
         on_image();
         image.map_err(|e| e.to_string())
     };

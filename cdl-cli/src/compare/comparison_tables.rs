@@ -71,6 +71,12 @@ pub fn text(comparisons: &[Comparison], published: &Published, in_markdown: bool
         let mut text = if in_markdown { format!("### {}\n\n", safe(title)) } else { format!("{title}\n") };
         text += &table(&head, figures);
         text.push('\n');
+        if let Some(over_images) = &own.accuracy_over_images {
+            text += &format!(
+                "the average accuracy is over tasks; over all test images (top-1), ours is {}\n\n",
+                over_images.text()
+            );
+        }
         if rows.is_empty() {
             text += "no published row matches; the nearest rows:\n\n";
             for other in nearest {

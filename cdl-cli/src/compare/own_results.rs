@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdl_core::{metrics::DEFINITIONS, traits::Role};
+use cdl_core::{metrics, traits::Role};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -27,6 +27,8 @@ pub struct OwnResults {
     pub average_accuracy: Spread,
     /// Forgetting in percent.
     pub forgetting: Spread,
+    /// Share in percent of all test images that are right; published tables of other projects contain it.
+    pub accuracy_over_images: Option<Spread>,
     /// Settings of each run.
     #[serde(skip)]
     settings: Vec<Value>,
@@ -96,14 +98,16 @@ fn networks(title: &str, runs: &[RecordedRun], published: &Published) -> Vec<Own
     let word = if seeds.len() == 1 { "seed" } else { "seeds" };
     let seeds = format!("{} ({word} {})", seeds.len(), seeds.join(", "));
     let network = |role: Role| {
-        let spread = |at: usize| {
-            let value = |run: &RecordedRun| (DEFINITIONS.get(at)?.value)(run.results.of(role)?);
-            Spread::of(&runs.iter().filter_map(value).collect::<Vec<_>>())
+        let spread = |value: fn(&metrics::Summary) -> Option<f64>| {
+            Spread::of(&runs.iter().filter_map(|run| value(run.results.of(role)?)).collect::<Vec<_>>())
         };
-        let (average_accuracy, forgetting) = (spread(0)?, spread(1)?);
+        let average_accuracy = spread(|summary| Some(summary.average_accuracy))?;
+        let forgetting = spread(|summary| Some(summary.forgetting))?;
+        let accuracy_over_images = spread(|summary| summary.accuracy_over_images);
         let settings: Vec<Value> = runs.iter().map(|run| settings(run, role, &seeds)).collect();
         let subject = subject(settings.first()?, role, published);
-        Some(OwnResults { run: title.into(), role, subject, average_accuracy, forgetting, settings })
+        let run = title.into();
+        Some(OwnResults { run, role, subject, average_accuracy, forgetting, accuracy_over_images, settings })
     };
     ROLES.into_iter().filter_map(network).collect()
 }

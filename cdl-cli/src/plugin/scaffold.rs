@@ -81,7 +81,7 @@ pub fn new(NewArgs { name, kind, dir }: &NewArgs) -> Result<(), Failure> {
     let settings = format!(
         "# Use after another configuration: cdl run configs/quickstart.toml {name}.toml\nplugins = [{:?}]\n\n\
          [{section}]\nname = \"{name}\"\n{more}",
-        dir.join(&library).display().to_string(),
+        library,
     );
     let files = [
         ("Cargo.toml", cargo_toml(name)),

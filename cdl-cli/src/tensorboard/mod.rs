@@ -42,16 +42,16 @@ impl EventFiles {
     /// written again from `metrics.jsonl` and the accuracies after earlier tasks.
     pub fn begin(root: &Path, task: usize) -> Result<Self> {
         let results = if task == 0 { Results::default() } else { read_results(root)? };
-        Self::replay(root, &root.join(FOLDER), &accuracies(&results, task))
+        Self::replay(root, &root.join(FOLDER), &accuracies(&results, task), &results.test_images)
     }
 
     /// Writes the event files of a run, finished or not, into `folder`.
     pub fn convert(root: &Path, folder: &Path) -> Result<()> {
         let results = read_results_so_far(root)?;
-        Self::replay(root, folder, &accuracies(&results, usize::MAX)).map(|_| ())
+        Self::replay(root, folder, &accuracies(&results, usize::MAX), &results.test_images).map(|_| ())
     }
 
-    fn replay(root: &Path, folder: &Path, accuracies: &Accuracies) -> Result<Self> {
+    fn replay(root: &Path, folder: &Path, accuracies: &Accuracies, test_images: &[usize]) -> Result<Self> {
         let record = read_record(root)?;
         let started = record["started"].as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
         let reason = "run.json has no valid start time `started`";
@@ -68,7 +68,7 @@ impl EventFiles {
                 .filter(|report| report.task == task + 1)
                 .try_for_each(|report| events.epoch(report))?;
             if task < tested {
-                events.task(task, accuracies)?;
+                events.task(task, accuracies, test_images)?;
             }
         }
         Ok(events)
@@ -88,11 +88,13 @@ impl EventFiles {
     }
 
     /// Adds the accuracies of both networks after task `task` (from 0): row `task` of their matrices, and the metrics
-    /// of the rows up to it.
-    pub fn task(&mut self, task: usize, accuracies: &Accuracies) -> Result<()> {
+    /// of the rows up to it. `test_images` are the numbers of test images of the tasks.
+    pub fn task(&mut self, task: usize, accuracies: &Accuracies, test_images: &[usize]) -> Result<()> {
         for role in [Role::Teacher, Role::Student] {
             let rows: AccuracyMatrix = accuracies.of(role).first(task + 1);
-            let (Some(row), Some(summary)) = (rows.rows().get(task), rows.summary()) else { continue };
+            let (Some(row), Some(summary)) = (rows.rows().get(task), rows.summary(test_images)) else {
+                continue;
+            };
             let mut scalars = Vec::new();
             for (j, accuracy) in row.iter().enumerate() {
                 scalars.push((format!("accuracy/task_{}", j + 1), *accuracy));

@@ -107,6 +107,16 @@ fn a_guessed_number_of_heads_is_reported_with_its_setting() {
 }
 
 #[test]
+fn image_sizes_far_from_that_of_the_networks_are_warnings() {
+    for (size, warns) in [(12, true), (16, false), (28, false), (52, false), (56, true)] {
+        let output = check(&["--steps", "0", "--set", &format!("stream.transform.image_size={size}")]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let warning = format!("images have {size} px, but the network was trained on 28 px");
+        assert_eq!(stderr(&output).contains(&warning), warns, "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn all_errors_are_reported_at_once_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("run");

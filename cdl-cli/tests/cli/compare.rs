@@ -31,7 +31,7 @@ fn matrix(first: f64, last: f64) -> Value {
         let on = |past: usize| if past == task { first } else { last };
         matrix.push((0..=task).map(on).collect());
     }
-    serde_json::to_value(matrix.summary().expect("summary")).expect("JSON")
+    serde_json::to_value(matrix.summary(&[50; 10]).expect("summary")).expect("JSON")
 }
 
 /// Writes the directory of a run with the configuration `files` and `sets`.

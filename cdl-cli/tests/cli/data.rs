@@ -6,7 +6,7 @@ use std::{
     process::Output,
 };
 
-use crate::common::{cdl, stderr};
+use crate::common::{cdl, repository, stderr};
 
 /// Writes 10 images of each of two classes. The name of one class begins like a comment in a list; the images of the
 /// other class are in a subfolder of its class folder.
@@ -108,6 +108,80 @@ fn splits_are_reproducible_and_streams_read_them() {
     assert_eq!(listed["tasks"][0]["test"], 4);
     assert_eq!(listed["split_sha256"], stream("split_seed=7")["split_sha256"]);
     assert_ne!(listed["split_sha256"], stream("split_seed=8")["split_sha256"]);
+}
+
+/// The commands of the guide for ImageNet-R, whose archive contains the folder `imagenet-r`.
+#[cfg(unix)]
+#[test]
+fn an_unpacked_archive_is_split_and_read() {
+    let root = tempfile::tempdir().unwrap();
+    let classes = ["n01443537", "n01484850"];
+    for class in classes {
+        let folder = root.path().join("original/imagenet-r").join(class);
+        fs::create_dir_all(&folder).unwrap();
+        for number in 0..5_u8 {
+            let image = image::RgbImage::from_pixel(8, 8, [number, 0, 0].into());
+            image.save(folder.join(format!("art_{number}.png"))).unwrap();
+        }
+    }
+    let tar = |args: &[&str]| {
+        let status = std::process::Command::new("tar").args(args).current_dir(&root).status().unwrap();
+        assert!(status.success(), "{args:?}");
+    };
+    tar(&["-cf", "imagenet-r.tar", "-C", "original", "imagenet-r"]);
+    fs::create_dir(root.path().join("data")).unwrap();
+    tar(&["-xf", "imagenet-r.tar", "-C", "data"]);
+    let (data, out) = (root.path().join("data/imagenet-r"), root.path().join("splits"));
+    let said = printed(&cdl(&["data", "split", text(&data), "--seed", "1", "--out", text(&out)]));
+    assert!(said.contains("2 classes, 8 training and 2 test images"), "{said}");
+    let stream = format!(
+        "stream={{name=\"imagenet_r\", path={:?}, train_list={:?}, test_list={:?}, transform={{image_size=28}}}}",
+        text(&data),
+        text(&out.join("train.txt")),
+        text(&out.join("test.txt"))
+    );
+    let said = printed(&cdl(&["data", "verify", "configs/quickstart.toml", "--set", &stream]));
+    assert!(said.contains("       4         1  n01443537\n") && said.contains("10 images checked"), "{said}");
+}
+
+#[test]
+fn images_and_classes_that_are_left_out_are_counted_and_named() {
+    let root = tempfile::tempdir().unwrap();
+    let images = images(root.path());
+    fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
+    fs::remove_dir(images.join("dog")).unwrap();
+    let lists = ["train", "test"].map(|half| root.path().join(format!("{half}.txt")));
+    let line = |number: usize| format!("./#hash cat/image {number}.png\ndeep/image {number}.png\n");
+    fs::write(&lists[0], line(0) + "# again\n" + &line(0) + &line(1)).unwrap();
+    fs::write(&lists[1], line(2)).unwrap();
+    let stream = format!(
+        "stream={{name=\"image_folder\", path={:?}, train_list={:?}, test_list={:?}, transform={{image_size=28}}}}",
+        text(&images),
+        text(&lists[0]),
+        text(&lists[1])
+    );
+    let verified = cdl(&["data", "verify", "configs/quickstart.toml", "--set", &stream]);
+    let said = stderr(&verified);
+    assert!(
+        said.contains(
+            "train.txt: dropped lines that repeat an image: 2; the first is line 4, `./#hash cat/image 0.png`"
+        ),
+        "{said}"
+    );
+    assert!(printed(&verified).contains("6 images checked"));
+
+    let names = repository().join("plugins/tests/fixtures/streams/names");
+    let stream =
+        format!("stream={{name=\"hub_images\", path={:?}, transform={{image_size=28}}}}", text(&names));
+    let verified = cdl(&["data", "verify", "configs/quickstart.toml", "--set", &stream]);
+    let said = stderr(&verified);
+    for words in [
+        "classes that share a name with others are called by name and label: 2 (`crane (0)`, `crane (2)`)",
+        "left out classes without images: 2 (`boat`, `elk`)",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    assert!(printed(&verified).contains("       2         1  crane (0)\n"));
 }
 
 #[test]

@@ -78,6 +78,14 @@ fn plugins_and_values_are_listed_as_json() {
     assert_eq!(described[0]["defaults"]["alpha"], 0.5);
     assert!(described[0]["schema"]["properties"]["temperature"]["description"].is_string());
     assert_eq!(json(&["describe", "optimizer", "--json"])["defaults"]["name"], "adam");
+    let query = json(&["describe", "query", "--json"]);
+    assert_eq!(query["schema"]["properties"].as_object().map(|keys| keys.len()), Some(1), "{query}");
+    for (key, words) in
+        [("query", "\"student\" | \"own\""), ("seed", "integer"), ("plugins", "list of string")]
+    {
+        let text = String::from_utf8(succeed(&["describe", key]).stdout).expect("UTF-8");
+        assert!(text.contains(&format!("  {key}: {words}")), "{text}");
+    }
 
     let values = json(&["explain", "configs/quickstart.toml", "--set", "seed=7", "--json"]);
     let values = values.as_array().expect("list");
@@ -85,6 +93,28 @@ fn plugins_and_values_are_listed_as_json() {
     assert_eq!((&of("seed")["value"], &of("seed")["origin"]), (&7.into(), &"--set seed=7".into()));
     assert_eq!(of("learner.name")["value"], "coda_prompt");
     assert_eq!(of("learner.name")["origin"], "configs/learner/coda_prompt.toml");
+}
+
+#[test]
+fn paths_of_plugins_are_relative_to_their_file() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let inner = folder.path().join("inner");
+    fs::create_dir(&inner).expect("folder");
+    fs::write(inner.join("base.toml"), "plugins = [\"target/a.so\", \"/b.so\"]\n").expect("written");
+    fs::write(folder.path().join("outer.toml"), "extends = \"inner/base.toml\"\n").expect("written");
+    let outer = folder.path().join("outer.toml").display().to_string();
+    let refused = |more: &[&str]| {
+        let output = cdl(&[&["explain", "configs/quickstart.toml", &outer][..], more].concat());
+        assert_eq!(output.status.code(), Some(2));
+        stderr(&output)
+    };
+    let first = inner.join("target/a.so");
+    let said = refused(&[]);
+    assert!(said.contains(&first.display().to_string()) && said.contains("base.toml"), "{said}");
+    // The option is relative to the working directory.
+    let said = refused(&["--set", "plugins=[\"c.so\"]"]);
+    let here = fs::canonicalize(repository()).expect("folder").join("c.so");
+    assert!(said.contains(&here.display().to_string()), "{said}");
 }
 
 #[test]

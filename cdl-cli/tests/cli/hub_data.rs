@@ -292,6 +292,10 @@ fn fetch_downloads_every_file_once_and_copies_it_with_its_checksum() {
         stderr(&refused)
     );
 
+    let refused = setup.cdl(&["data", "fetch", "cifar100"], &[("HF_ENDPOINT", UNREACHABLE)]);
+    assert_eq!(refused.status.code(), Some(2), "not cached and no network: {}", stderr(&refused));
+    assert!(stderr(&refused).contains("cannot be reached"), "{}", stderr(&refused));
+
     let fetched = setup.cdl(&["data", "fetch", "cifar100"], &[]);
     assert!(fetched.status.success(), "{}", stderr(&fetched));
     let mut sent = setup.hub.sent();

@@ -37,6 +37,60 @@ fn assert_equal(a: &Path, b: &Path) {
 }
 
 #[test]
+fn accuracy_over_images_counts_images_and_not_tasks() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    let classes =
+        fs::read_to_string(repository().join("plugins/assets/fashion_mnist/classes.txt")).expect("names");
+    let classes: Vec<&str> = classes.lines().collect();
+    // Tasks of one, six and three classes.
+    let tasks = format!("stream.task_classes={:?}", [&classes[..1], &classes[1..7], &classes[7..]]);
+    let output = run(&dir, &["--set", &tasks]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let mut results = json(&dir.join("results.json"));
+    assert_eq!(results["test_images"], serde_json::json!([5, 30, 15]));
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    for role in ["student", "teacher"] {
+        let confusion =
+            fs::read_to_string(dir.join(format!("confusion_{role}.csv"))).expect("confusion matrix");
+        let rows = confusion.lines().skip(1).map(|line| line.rsplit(',').take(10).collect::<Vec<_>>());
+        let right =
+            rows.enumerate().map(|(class, row)| row[9 - class].parse::<f64>().expect("count")).sum::<f64>();
+        let shown = results[role]["accuracy_over_images"].as_f64().expect("number");
+        assert!((shown - 100.0 * right / 50.0).abs() < 1e-9, "{role}: {shown}, {right} of 50");
+        let matrix: Vec<Vec<f64>> =
+            serde_json::from_value(results[role]["accuracy_matrix"].clone()).expect("matrix");
+        let images = [5.0, 30.0, 15.0];
+        let over_images = |row: &Vec<f64>| {
+            let right: f64 = row.iter().zip(images).map(|(accuracy, images)| accuracy * images).sum();
+            right / images[..row.len()].iter().sum::<f64>()
+        };
+        let mean = matrix.iter().map(over_images).sum::<f64>() / 3.0;
+        let incremental = results[role]["incremental_accuracy_over_images"].as_f64().expect("number");
+        assert!((incremental - mean).abs() < 1e-9, "{role}: {incremental}, {mean}");
+        let words =
+            format!("accuracy over images {shown:.2} %, incremental accuracy over images {incremental:.2} %");
+        assert!(printed.contains(&words), "{words} in {printed}");
+        let evaluated = cdl(&["eval", dir.to_str().expect("UTF-8")]);
+        let evaluated = String::from_utf8_lossy(&evaluated.stdout).into_owned();
+        assert!(evaluated.contains(&format!("over images {shown:.2} %")), "{evaluated}");
+    }
+    // Results of older versions have no counts.
+    results.as_object_mut().expect("object").remove("test_images");
+    for role in ["student", "teacher"] {
+        let of = results[role].as_object_mut().expect("object");
+        of.retain(|key, _| !key.ends_with("accuracy_over_images"));
+    }
+    fs::write(dir.join("results.json"), results.to_string()).expect("written");
+    let (page, tables) = (folder.path().join("page.html"), folder.path().join("tables"));
+    let files = ["--out", page.to_str().expect("UTF-8"), "--tables", tables.to_str().expect("UTF-8")];
+    let report = cdl(&[&["report", dir.to_str().expect("UTF-8")][..], &files].concat());
+    assert!(report.status.success(), "{}", stderr(&report));
+    let summary = fs::read_to_string(tables.join("summary.csv")).expect("table");
+    assert!(summary.lines().skip(1).all(|line| line.ends_with(",,,")), "{summary}");
+}
+
+#[test]
 fn a_run_records_everything_and_can_be_repeated_evaluated_and_replaced() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let first = folder.path().join("first");

@@ -173,7 +173,8 @@ fn check(run: &Path, folder: &Path) {
                 Logged::Number(_) => assert!(tag.starts_with("summary/"), "{tag}"),
                 Logged::Image(height, width, png) => {
                     assert_eq!(tag, "accuracy_matrix");
-                    let picture = cdl_core::transform::decode(png).expect("PNG");
+                    let picture =
+                        cdl_core::transform::decode(png, cdl_core::transform::Exif::Ignore).expect("PNG");
                     assert_eq!((u64::from(picture.width()), u64::from(picture.height())), (*width, *height));
                     check_matrix_image(
                         &picture,

@@ -177,6 +177,8 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     }
     let text = crate::system::files::read_to_string(file).map_err(unreadable)?;
     let mut values = parse_toml(&name, &text)?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    make_plugins_absolute(&mut values, folder);
     open.push(identity);
     if let Some(extends) = values.remove("extends") {
         let parents = match extends.as_str() {
@@ -185,7 +187,6 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
                 .deserialize()
                 .map_err(|_| fail("`extends` is not valid: expected a file or a list of files".into()))?,
         };
-        let folder = file.parent().unwrap_or(Path::new(""));
         for parent in parents {
             read_file(&folder.join(parent), open, layers)?;
         }
@@ -197,6 +198,19 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
         is_override: false,
     });
     Ok(())
+}
+
+/// Makes the paths of `plugins` absolute. They are relative to `folder`: that of the file, or the working directory. A
+/// run records them, and its record lies in another folder.
+fn make_plugins_absolute(values: &mut Dict, folder: &Path) {
+    let Some(Value::Array(_, plugins)) = values.get_mut("plugins") else { return };
+    for plugin in plugins {
+        if let Value::String(_, path) = plugin
+            && let Ok(absolute) = std::path::absolute(folder.join(&path))
+        {
+            *path = absolute.to_string_lossy().into_owned();
+        }
+    }
 }
 
 /// Parses TOML. An error states line, column and reason in one line of text.
@@ -287,7 +301,8 @@ fn parse_set(key: &str, value: &str, origin: String) -> Result<Layer> {
     for part in parts.into_iter().rev() {
         value = Value::from(Dict::from([(part.to_string(), value)]));
     }
-    let values = Dict::from([(first.to_string(), value)]);
+    let mut values = Dict::from([(first.to_string(), value)]);
+    make_plugins_absolute(&mut values, Path::new(""));
     Ok(Layer { metadata: Metadata::named(origin), values, is_override: true })
 }
 

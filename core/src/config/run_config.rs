@@ -111,7 +111,8 @@ pub struct RunConfig {
     /// Images in a batch. In training, the last incomplete batch of an epoch is dropped.
     #[serde(default = "default_batch_size")]
     pub batch_size: usize,
-    /// Shared libraries with more methods, made by `cdl plugin build`. Paths are relative to the working directory.
+    /// Shared libraries with more methods, made by `cdl plugin build`. Paths are relative to the configuration file, with
+    /// `--set` to the working directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plugins: Vec<PathBuf>,
     /// `auto` (a GPU if there is one and this build supports it), `cpu`, `cuda` or `cuda:N`.

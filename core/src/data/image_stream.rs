@@ -1,6 +1,6 @@
 //! Stream of tasks over individual images.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use candle_core::Device;
 use image::RgbImage;
@@ -24,6 +24,9 @@ use crate::{
         StreamContext, StreamRecord, Task, TaskStream,
     },
 };
+
+/// Maximum number of classes that a warning names.
+const MAX_NAMED: usize = 5;
 
 /// Index of an image in its set, and its label in stream order.
 pub(super) type Member = (usize, u32);
@@ -91,7 +94,8 @@ impl ImageStream {
     /// sets.
     ///
     /// # Errors
-    /// Settings that do not fit the classes, and classes without images.
+    /// Settings that do not fit the classes, and classes with images in only one of the sets. Classes without any image are
+    /// left out with a warning.
     pub fn new(
         name: &str,
         classes: Vec<String>,
@@ -103,6 +107,7 @@ impl ImageStream {
         settings.transform.validate().map_err(Error::Tasks)?;
         settings.input.validate()?;
         let cache = Arc::new(ImageCache::new(settings.input.cache_mb.saturating_mul(1_000_000)));
+        let (classes, labels) = used_classes(name, &classes, [train.as_ref(), test.as_ref()])?;
         let (order, mut tasks) = order_and_tasks(&classes, settings, context)?;
         let listed = settings.task_classes.is_some() && !settings.joint;
         let fixed_order = !listed && settings.order(context.mode) == ClassOrder::Fixed;
@@ -118,7 +123,7 @@ impl ImageStream {
         tasks.truncate(settings.max_tasks.unwrap_or(usize::MAX));
         let train: Arc<dyn ImageSet> = train.into();
         let (test, held_out): (Arc<dyn ImageSet>, _) = match settings.validation {
-            Some(share) => (train.clone(), Some(hold_out(name, &classes, train.as_ref(), share)?)),
+            Some(share) => (train.clone(), Some(hold_out(name, &classes, &labels, train.as_ref(), share)?)),
             None => (test.into(), None),
         };
         let mut position = vec![0; classes.len()];
@@ -126,34 +131,31 @@ impl ImageStream {
             position[class] = at;
         }
         // With a validation split, `held` selects the held-out images (true) or the others (false).
-        let divide = |set: Arc<dyn ImageSet>,
-                      what: &str,
-                      held: bool,
-                      limit: Option<usize>|
-         -> Result<Split> {
-            let mut counts = vec![0; classes.len()];
-            let mut members = vec![Vec::new(); tasks.len()];
-            for index in 0..set.len() {
-                let class = set.label(index);
-                let at = *position.get(class).ok_or_else(|| {
-                    let (image, classes) = (set.id(index), classes.len());
-                    Error::Tasks(format!("{name}: image {image} has label {class}; expected less than {classes}, the number of classes"))
-                })?;
-                if held_out.as_ref().is_some_and(|held_out| held_out[index] != held) {
-                    continue;
+        let divide =
+            |set: Arc<dyn ImageSet>, what: &str, held: bool, limit: Option<usize>| -> Result<Split> {
+                let mut counts = vec![0; classes.len()];
+                let mut members = vec![Vec::new(); tasks.len()];
+                for index in 0..set.len() {
+                    // `used_classes` has checked all labels.
+                    let Some(&Some(class)) = labels.get(set.label(index)) else { continue };
+                    let at = position[class];
+                    if held_out.as_ref().is_some_and(|held_out| held_out[index] != held) {
+                        continue;
+                    }
+                    counts[class] += 1;
+                    let task = tasks.iter().position(|task| task.classes.contains(&at));
+                    if let Some(task) = task.filter(|_| limit.is_none_or(|limit| counts[class] <= limit)) {
+                        members[task].push((index, at as u32));
+                    }
                 }
-                counts[class] += 1;
-                let task = tasks.iter().position(|task| task.classes.contains(&at));
-                if let Some(task) = task.filter(|_| limit.is_none_or(|limit| counts[class] <= limit)) {
-                    members[task].push((index, at as u32));
+                if let Some(class) = counts.iter().position(|&count| count == 0) {
+                    let (class, other) = (&classes[class], if held { "training" } else { "test" });
+                    return Err(Error::Tasks(format!(
+                        "{name}: class `{class}` has no {what} images, only {other} images; expected both"
+                    )));
                 }
-            }
-            if let Some(class) = counts.iter().position(|&count| count == 0) {
-                let (class, remedy) = (&classes[class], "remove the class or add images");
-                return Err(Error::Tasks(format!("{name}: class `{class}` has no {what} images; {remedy}")));
-            }
-            Ok(Split { source: Arc::new(ImageSource::new(set, settings, cache.clone())), members })
-        };
+                Ok(Split { source: Arc::new(ImageSource::new(set, settings, cache.clone())), members })
+            };
         let train = divide(train, "training", false, settings.train_per_class)?;
         let test = divide(test, "test", true, settings.test_per_class)?;
         let classes: Vec<String> = order.iter().map(|&class| classes[class].clone()).collect();
@@ -358,16 +360,85 @@ impl ImageFiles for ImageStream {
     }
 }
 
+/// Returns the classes that have images, with distinct names, and the index of each label's class among them. Reports
+/// the classes that are left out or renamed.
+fn used_classes(
+    name: &str,
+    classes: &[String],
+    sets: [&dyn ImageSet; 2],
+) -> Result<(Vec<String>, Vec<Option<usize>>)> {
+    let mut has_images = vec![false; classes.len()];
+    for (set, index) in sets.into_iter().flat_map(|set| (0..set.len()).map(move |index| (set, index))) {
+        let label = set.label(index);
+        *has_images.get_mut(label).ok_or_else(|| {
+            let (image, classes) = (set.id(index), classes.len());
+            Error::Tasks(format!(
+                "{name}: image {image} has label {label}; expected less than {classes}, the number of classes"
+            ))
+        })? = true;
+    }
+    let (mut used, mut unused, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    for (class, has_images) in distinct(name, classes).into_iter().zip(has_images) {
+        labels.push(has_images.then_some(used.len()));
+        if has_images { used.push(class) } else { unused.push(class) }
+    }
+    if !unused.is_empty() {
+        let more = if unused.len() > MAX_NAMED { ", ..." } else { "" };
+        let named: Vec<String> = unused.iter().take(MAX_NAMED).map(|class| format!("`{class}`")).collect();
+        tracing::warn!(
+            "{name}: left out classes without images: {} ({}{more})",
+            unused.len(),
+            named.join(", ")
+        );
+    }
+    Ok((used, labels))
+}
+
+/// Makes the names of classes distinct: a name of several classes gets their labels as suffixes, as in `crane (134)`.
+fn distinct(name: &str, classes: &[String]) -> Vec<String> {
+    let mut counts = HashMap::new();
+    classes.iter().for_each(|class| *counts.entry(class).or_insert(0) += 1);
+    let mut renamed = Vec::new();
+    let mut names = Vec::new();
+    for (label, class) in classes.iter().enumerate() {
+        let mut own = class.clone();
+        // Another class may have the new name too.
+        while counts.get(&own).is_some_and(|&count| count > 1 || own != *class) {
+            own += &format!(" ({label})");
+        }
+        if own != *class {
+            renamed.push(format!("`{own}`"));
+        }
+        names.push(own);
+    }
+    if !renamed.is_empty() {
+        let more = if renamed.len() > MAX_NAMED { ", ..." } else { "" };
+        let count = renamed.len();
+        renamed.truncate(MAX_NAMED);
+        let named = renamed.join(", ");
+        tracing::warn!(
+            "{name}: classes that share a name with others are called by name and label: {count} ({named}{more})"
+        );
+    }
+    names
+}
+
 /// Selects the images of the training set that are held out for validation: `share` of each class, at least one and not
 /// all.
-fn hold_out(name: &str, classes: &[String], train: &dyn ImageSet, share: f64) -> Result<Vec<bool>> {
+fn hold_out(
+    name: &str,
+    classes: &[String],
+    labels: &[Option<usize>],
+    train: &dyn ImageSet,
+    share: f64,
+) -> Result<Vec<bool>> {
     if !(share > 0.0 && share < 1.0) {
         return Err(Error::setting("validation", share, "expected a share above 0 and below 1, such as 0.2"));
     }
     let mut by_class = vec![Vec::new(); classes.len()];
     for index in 0..train.len() {
-        if let Some(images) = by_class.get_mut(train.label(index)) {
-            images.push(index);
+        if let Some(&Some(class)) = labels.get(train.label(index)) {
+            by_class[class].push(index);
         }
     }
     let mut held_out = vec![false; train.len()];

@@ -30,7 +30,8 @@ pub enum ClassOrder {
 pub struct TaskSettings {
     /// Number of tasks of equal size; must divide the number of classes. Default: one task.
     pub tasks: Option<usize>,
-    /// Explicit tasks as lists of class names, each class exactly once. Overrides `tasks` and `class_order`.
+    /// Explicit tasks as lists of class names, each class exactly once. Overrides `tasks` and `class_order`. Classes that
+    /// share a name are called by name and label: `crane (134)`.
     pub task_classes: Option<Vec<Vec<String>>>,
     /// `fixed`: the data set's order of classes; `shuffled`: an order drawn with the run's seed. Default: fixed in mode
     /// `published`, shuffled in mode `corrected`.
@@ -113,8 +114,19 @@ fn explicit_tasks(classes: &[String], lists: &[Vec<String>]) -> Result<(Vec<usiz
         let start = order.len();
         for name in list {
             let Some(class) = classes.iter().position(|class| class == name) else {
-                let near = suggest(&nearest(name, classes.iter().map(String::as_str)));
                 let task = index + 1;
+                let shared: Vec<String> = classes
+                    .iter()
+                    .filter(|class| class.strip_prefix(name.as_str()).is_some_and(is_label))
+                    .map(|class| format!("`{class}`"))
+                    .collect();
+                if shared.len() > 1 {
+                    let shared = shared.join(" and ");
+                    return Err(Error::Tasks(format!(
+                        "task {task} of `task_classes` names `{name}`, which stands for several classes: {shared}"
+                    )));
+                }
+                let near = suggest(&nearest(name, classes.iter().map(String::as_str)));
                 let unknown =
                     format!("task {task} of `task_classes` names `{name}`, which is not a class{near}");
                 return Err(Error::Tasks(unknown));
@@ -136,6 +148,12 @@ fn explicit_tasks(classes: &[String], lists: &[Vec<String>]) -> Result<(Vec<usiz
         ))),
         None => Ok((order, tasks)),
     }
+}
+
+/// Returns whether a text is the suffix of a class that shares its name with others: ` (134)`.
+fn is_label(suffix: &str) -> bool {
+    let label = suffix.strip_prefix(" (").and_then(|rest| rest.strip_suffix(')'));
+    label.is_some_and(|label| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]

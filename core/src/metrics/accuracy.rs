@@ -41,9 +41,17 @@ pub struct Summary {
     /// an untrained network. Predictions are limited to the classes seen so far, so the former is 0 by construction.
     #[serde(default)]
     pub forward_transfer: Option<f64>,
+    /// Share of the test images of all tasks that are right after the last task: `Σ_j n_j A[T-1][j] / Σ_j n_j`, with `n_j`
+    /// test images of task `j`. `None` if their numbers are not recorded.
+    #[serde(default)]
+    pub accuracy_over_images: Option<f64>,
+    /// `mean_i Σ_{j<=i} n_j A[i][j] / Σ_{j<=i} n_j`.
+    #[serde(default)]
+    pub incremental_accuracy_over_images: Option<f64>,
 }
 
-/// Definition of a metric. `T` is the number of tasks, `A[i][j]` is defined in [`AccuracyMatrix`], indices start at 0.
+/// Definition of a metric. `T` is the number of tasks, `A[i][j]` is defined in [`AccuracyMatrix`], `n[j]` is the number of
+/// test images of task `j`, indices start at 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Definition {
     /// Name of the field in [`Summary`].
@@ -59,7 +67,7 @@ pub struct Definition {
 }
 
 /// All definitions, in the order of [`Summary`].
-pub const DEFINITIONS: [Definition; 6] = [
+pub const DEFINITIONS: [Definition; 8] = [
     Definition {
         name: "average_accuracy",
         title: "Average accuracy (published)",
@@ -102,7 +110,32 @@ pub const DEFINITIONS: [Definition; 6] = [
         latex: r"\text{not defined: predictions are limited to the classes seen so far}",
         value: |summary| summary.forward_transfer,
     },
+    Definition {
+        name: "accuracy_over_images",
+        title: "Accuracy over images (top-1)",
+        formula: "sum over j of n[j] A[T-1][j] / sum over j of n[j]",
+        latex: r"\frac{\sum_{j} n_j A_{T-1,j}}{\sum_{j} n_j}",
+        value: |summary| summary.accuracy_over_images,
+    },
+    Definition {
+        name: "incremental_accuracy_over_images",
+        title: "Incremental accuracy over images (mean top-1)",
+        formula: "mean over i of (sum over j <= i of n[j] A[i][j] / sum over j <= i of n[j])",
+        latex: r"\frac{1}{T}\sum_{i}\frac{\sum_{j\le i} n_j A_{i,j}}{\sum_{j\le i} n_j}",
+        value: |summary| summary.incremental_accuracy_over_images,
+    },
 ];
+
+/// Returns the share in percent of all test images that are right, for a row of an accuracy matrix and the numbers of
+/// test images of the tasks. `None` if the numbers are missing.
+pub fn accuracy_over_images(row: &[f64], test_images: &[usize]) -> Option<f64> {
+    let test_images = test_images.get(..row.len())?;
+    let images: usize = test_images.iter().sum();
+    // Rounding gives the exact number of right images.
+    let right: f64 =
+        row.iter().zip(test_images).map(|(accuracy, &count)| (accuracy * count as f64 / 100.0).round()).sum();
+    (images > 0).then(|| 100.0 * right / images as f64)
+}
 
 impl AccuracyMatrix {
     /// Appends the row of another task: the accuracy on each task so far.
@@ -120,8 +153,9 @@ impl AccuracyMatrix {
         Self(self.0.iter().take(tasks).cloned().collect())
     }
 
-    /// Returns the values of all definitions, or `None` before the first task.
-    pub fn summary(&self) -> Option<Summary> {
+    /// Returns the values of all definitions, or `None` before the first task. `test_images` are the numbers of test
+    /// images of the tasks; without them, metrics over images have no value.
+    pub fn summary(&self, test_images: &[usize]) -> Option<Summary> {
         let last = self.0.last()?;
         let tasks = self.0.len();
         let mean = |values: &[f64]| match values.len() {
@@ -135,6 +169,8 @@ impl AccuracyMatrix {
         let past = |from: &[f64], to: &[f64]| -> Vec<f64> {
             from.iter().zip(to).take(before_last).map(|(from, to)| from - to).collect()
         };
+        let over_images: Option<Vec<f64>> =
+            self.0.iter().map(|row| accuracy_over_images(row, test_images)).collect();
         Some(Summary {
             accuracy_matrix: self.clone(),
             average_accuracy: mean(last),
@@ -143,6 +179,8 @@ impl AccuracyMatrix {
             forgetting_from_best: mean(&past(&best, last)),
             backward_transfer: mean(&past(last, &first)),
             forward_transfer: None,
+            accuracy_over_images: accuracy_over_images(last, test_images),
+            incremental_accuracy_over_images: over_images.map(|values| mean(&values)),
         })
     }
 
@@ -169,15 +207,19 @@ mod tests {
     #[test]
     fn every_definition_matches_an_example_computed_by_hand() {
         let mut matrix = AccuracyMatrix::default();
-        assert!(matrix.summary().is_none());
+        assert!(matrix.summary(&[]).is_none());
         for row in [vec![90.0], vec![92.0, 80.0], vec![60.0, 70.0, 50.0]] {
             matrix.push(row);
         }
-        let summary = matrix.summary();
+        let summary = matrix.summary(&[10, 20, 70]);
         let Some(s) = summary else { panic!("a matrix with rows has a summary") };
         assert_eq!(s.average_accuracy, 60.0);
         assert_eq!(s.forgetting, (30.0 + 10.0 + 0.0) / 3.0);
         assert_eq!(s.average_incremental_accuracy, (90.0 + 86.0 + 60.0) / 3.0);
+        assert_eq!(s.accuracy_over_images, Some(6.0 + 14.0 + 35.0));
+        // After two tasks 9 (9.2 rounded) and 16 of 30 images are right.
+        assert_eq!(s.incremental_accuracy_over_images, Some((90.0 + 2500.0 / 30.0 + 55.0) / 3.0));
+        assert_eq!(matrix.summary(&[10, 20]).and_then(|s| s.accuracy_over_images), None);
         assert_eq!(s.forgetting_from_best, (32.0 + 10.0) / 2.0);
         assert_eq!(s.backward_transfer, (-30.0 - 10.0) / 2.0);
         assert_eq!(matrix.to_csv(), "after_task,task_1,task_2,task_3\n1,90,,\n2,92,80,\n3,60,70,50\n");
@@ -188,7 +230,7 @@ mod tests {
         let mut matrix = AccuracyMatrix::default();
         matrix.push(vec![90.0]);
         matrix.push(vec![70.0, 40.0]);
-        let summary = matrix.summary().expect("a matrix with rows has a summary");
+        let summary = matrix.summary(&[10, 5]).expect("a matrix with rows has a summary");
         let json = serde_json::to_value(&summary).expect("JSON");
         let fields: Vec<&String> = json.as_object().expect("object").keys().skip(1).collect();
         assert_eq!(fields, DEFINITIONS.map(|definition| definition.name));
@@ -233,7 +275,7 @@ mod tests {
                 matrix
                     .push((0..=i).map(|_| (50.0 + 25.0 * rng.standard_normal()).clamp(0.0, 100.0)).collect());
             }
-            let s = matrix.summary().expect("a matrix with rows has a summary");
+            let s = matrix.summary(&[]).expect("a matrix with rows has a summary");
             let found = DEFINITIONS.map(|definition| (definition.value)(&s));
             for (found, expected) in found.into_iter().flatten().zip(evaluate_formulas(matrix.rows())) {
                 assert!((found - expected).abs() < 1e-9, "{found} {expected} {matrix:?}");

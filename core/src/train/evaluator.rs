@@ -19,6 +19,8 @@ pub type Accuracies = ByRole<AccuracyMatrix>;
 pub struct Evaluation {
     /// Confusion matrix of each network that was tested.
     pub confusions: Vec<(Role, Confusion)>,
+    /// Number of test images of each task, without skipped ones.
+    pub test_images: Vec<usize>,
     /// Usage of the prompts of each pool. Empty if the methods of a network select no prompts.
     pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
 }
@@ -70,6 +72,7 @@ impl Evaluator {
             prompt_use: Some(PromptUseSums::default()),
         };
         let mut networks: Vec<Counts> = trainer.settings.roles.iter().map(new).collect();
+        let mut evaluation = Evaluation::default();
         for seen in &stream.tasks()[..=task.index] {
             let mut total = 0;
             for (number, batch) in stream.test_batches(seen.index, trainer.settings.batch_size).enumerate() {
@@ -110,8 +113,8 @@ impl Evaluator {
             for Counts { correct, row, .. } in &mut networks {
                 row.push(100.0 * std::mem::take(correct) as f64 / total as f64);
             }
+            evaluation.test_images.push(total);
         }
-        let mut evaluation = Evaluation::default();
         for Counts { role, row, confusion, prompt_use, .. } in networks {
             results.of_mut(role).push(row);
             evaluation.confusions.push((role, confusion));

@@ -1,16 +1,14 @@
 //! Decoding of image files.
 
-use std::{borrow::Cow, io::Cursor, path::Path};
+use std::{borrow::Cow, io::Cursor};
 
 use image::{
     DynamicImage, ImageBuffer, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, Pixel, RgbImage,
+    metadata::Orientation,
 };
 
-use super::{gif_frame, jpeg};
-use crate::{
-    error::Error,
-    system::{files, panics},
-};
+use super::{Exif, gif_frame, jpeg, palette_tiff};
+use crate::system::panics;
 
 /// Maximum size in bytes of the pixels of an image, as stored and as RGB. This is Pillow's limit. A small file can
 /// state, and even contain, far more.
@@ -34,16 +32,17 @@ const MAX_REASON: usize = 500;
 /// | 16-bit colour | upper 8 bits | the same |
 /// | 16-bit grey | clipped: every value above 255 is white | upper 8 bits, a deliberate difference |
 /// | CMYK JPEG | (255 - C)(255 - K) / 255 | the same formula |
-/// | orientation in EXIF data | not applied | not applied |
+/// | orientation in EXIF data of JPEG, PNG, WebP | not applied | [`Exif`] decides |
+/// | orientation in a TIFF file | applied | the same |
 /// | animation | first frame | first frame |
 /// | JPEG | libjpeg-turbo | within 4 grey levels, less than half of one on average; most of that comes from the upsampling of colour |
 ///
 /// # Errors
 ///
 /// A damaged file, pixels of more than 512 MiB, or a side of more than 65,535 pixels. The error is a message.
-pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
+pub fn decode(bytes: &[u8], exif: Exif) -> Result<RgbImage, String> {
     // The decoders panic on some damaged files.
-    panics::catch(|| decode_unguarded(bytes))
+    panics::catch(|| decode_unguarded(bytes, exif))
         .unwrap_or_else(|message| Err(format!("the decoder panicked: {message}")))
         .map_err(|mut reason| {
             // Decoders quote contents of the file, which can be of any length.
@@ -55,40 +54,38 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         })
 }
 
-/// Reads and decodes an image file. An error contains the file name.
-pub fn open(file: &Path) -> Result<RgbImage, Error> {
-    let fail = |reason: String| Error::Data { file: file.into(), reason };
-    let bytes = files::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
-    decode(&bytes).map_err(|e| fail(format!("is not a readable image: {e}")))
-}
-
-fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
+fn decode_unguarded(bytes: &[u8], exif: Exif) -> Result<RgbImage, String> {
     let fail = |error: ImageError| error.to_string();
-    let format = image::guess_format(bytes).ok();
+    let format = match bytes {
+        // BigTIFF, which the decoder reads and does not recognise.
+        [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => ImageFormat::Tiff,
+        _ => image::guess_format(bytes).map_err(fail)?,
+    };
     let mut bytes = Cow::Borrowed(bytes);
-    if format == Some(ImageFormat::Jpeg) {
+    if format == ImageFormat::Jpeg {
         if jpeg::is_truncated(&bytes) {
             return Err("the file is truncated: it has no end-of-image marker".into());
         }
         jpeg::rename_components(&mut bytes);
     }
     let bytes = bytes.as_ref();
-    let mut reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().map_err(|e| e.to_string())?;
+    if format == ImageFormat::Tiff {
+        let check = |width, height| check_size(width, height, 0).map(|()| MAX_BYTES as usize);
+        if let Some((image, orientation)) = palette_tiff::decode(bytes, check)? {
+            return Ok(oriented(image, orientation));
+        }
+    }
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(MAX_BYTES);
     reader.limits(limits.clone());
     let mut decoder = reader.into_decoder().map_err(fail)?;
     let (width, height) = decoder.dimensions();
-    if width == 0 || height == 0 {
-        return Err("the image has no pixels".to_string());
-    }
-    if width.max(height) > MAX_LENGTH {
-        return Err(format!("{width} x {height} pixels; expected sides of at most {MAX_LENGTH}"));
-    }
-    if decoder.total_bytes().max(3 * u64::from(width) * u64::from(height)) > MAX_BYTES {
-        let mebibytes = MAX_BYTES >> 20;
-        return Err(format!("{width} x {height} pixels; expected at most {mebibytes} MiB of pixels"));
-    }
+    check_size(width, height, decoder.total_bytes())?;
+    let orientation = match (format, exif) {
+        (ImageFormat::Tiff, _) | (_, Exif::Apply) => decoder.orientation().map_err(fail)?,
+        (_, Exif::Ignore) => Orientation::NoTransforms,
+    };
     decoder.set_limits(limits).map_err(fail)?;
     let mut image = match DynamicImage::from_decoder(decoder).map_err(fail)? {
         DynamicImage::ImageLuma16(image) => upper_bytes(&image),
@@ -97,10 +94,32 @@ fn decode_unguarded(bytes: &[u8]) -> Result<RgbImage, String> {
         DynamicImage::ImageRgba16(image) => upper_bytes(&image),
         image => image.into_rgb8(),
     };
-    if format == Some(ImageFormat::Gif) {
+    if format == ImageFormat::Gif {
         gif_frame::fill_surroundings(bytes, &mut image)?;
     }
-    Ok(image)
+    Ok(oriented(image, orientation))
+}
+
+/// Checks width and height of an image, and the size of its pixels as stored and as RGB.
+fn check_size(width: u32, height: u32, stored: u64) -> Result<(), String> {
+    if width == 0 || height == 0 {
+        return Err("the image has no pixels".to_string());
+    }
+    if width.max(height) > MAX_LENGTH {
+        return Err(format!("{width} x {height} pixels; expected sides of at most {MAX_LENGTH}"));
+    }
+    if stored.max(3 * u64::from(width) * u64::from(height)) > MAX_BYTES {
+        let mebibytes = MAX_BYTES >> 20;
+        return Err(format!("{width} x {height} pixels; expected at most {mebibytes} MiB of pixels"));
+    }
+    Ok(())
+}
+
+/// Mirrors and rotates an image.
+fn oriented(image: RgbImage, orientation: Orientation) -> RgbImage {
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    image.into_rgb8()
 }
 
 /// Converts 16-bit colours to their upper 8 bits and drops alpha.

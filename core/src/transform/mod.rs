@@ -10,15 +10,22 @@
 mod decode;
 mod gif_frame;
 mod jpeg;
+mod palette_tiff;
 mod resample;
+
+use std::path::Path;
 
 use image::{RgbImage, imageops};
 use rand::{Rng, RngExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use crate::transform::decode::{decode, open};
-use crate::transform::resample::{Axis, resample};
+pub use crate::transform::decode::decode;
+use crate::{
+    error::Error,
+    system::files,
+    transform::resample::{Axis, resample},
+};
 
 /// Maximum of `image_size` and `resize` in pixels: far above the input of any network, and small enough that one image
 /// fits into memory.
@@ -51,6 +58,20 @@ pub struct TransformConfig {
     pub resize: Option<usize>,
     /// Filter of all resizing. Both filters are antialiased: they widen when the image shrinks.
     pub interpolation: Interpolation,
+    /// `ignore`, as published: pixels stay as stored; `apply`: the orientation in the EXIF data of JPEG, PNG and WebP
+    /// files rotates and mirrors the image. That of TIFF files is always applied, as in Pillow.
+    pub exif: Exif,
+}
+
+/// Treatment of the orientation in the EXIF data of JPEG, PNG and WebP files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Exif {
+    /// Pixels stay as stored, like `Image.open` in Pillow.
+    #[default]
+    Ignore,
+    /// The image is rotated and mirrored, like `ImageOps.exif_transpose` in Pillow.
+    Apply,
 }
 
 /// Transform of a training image before the flip.
@@ -97,6 +118,7 @@ impl Default for TransformConfig {
             test: TestTransform::default(),
             resize: None,
             interpolation: Interpolation::default(),
+            exif: Exif::default(),
         }
     }
 }
@@ -137,6 +159,13 @@ impl TransformConfig {
             }
         }
         Ok(())
+    }
+
+    /// Reads and decodes an image file. An error contains the file name.
+    pub fn open(&self, file: &Path) -> crate::error::Result<RgbImage> {
+        let fail = |reason: String| Error::data(file, reason);
+        let bytes = files::read(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+        decode(&bytes, self.exif).map_err(|e| fail(format!("is not a readable image: {e}")))
     }
 
     /// Transforms a training image. Returns a square of `image_size`.

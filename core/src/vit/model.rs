@@ -82,7 +82,7 @@ impl Vit {
         let (heads, heads_from) = weights.heads(&geometry, options.heads)?;
         let grid = weights.grid(&geometry, options.image_size)?;
         let own_size = geometry.grid * geometry.patch_size;
-        if options.image_size >= 2 * own_size {
+        if options.image_size >= 2 * own_size || 2 * options.image_size <= own_size {
             tracing::warn!(
                 "{}: images have {} px, but the network was trained on {own_size} px (stream.transform.image_size)",
                 provenance.source,

@@ -9,7 +9,7 @@
 use std::{env, path::Path};
 
 use anyhow::{Context, Result};
-use cdl_core::{run::export::Predictor, system::threads, transform};
+use cdl_core::{run::export::Predictor, system::threads};
 
 fn main() -> Result<()> {
     // SAFETY: this is the start of `main`; no other thread is running.
@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     cdl_plugins::link();
     let model = Predictor::load(folder)?;
     for file in arguments {
-        let image = transform::open(Path::new(&file))?;
+        let image = model.description().transform.open(Path::new(&file))?;
         for best in &model.predict(&[image], 3)?[0] {
             println!("{}: {} {:.1} %", file.display(), best.class, 100.0 * best.probability);
         }

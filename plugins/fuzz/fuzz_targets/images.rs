@@ -1,12 +1,12 @@
 //! Image files: decoding, then both test transforms.
 #![no_main]
 
-use cdl_core::transform::{TestTransform, TransformConfig, decode};
+use cdl_core::transform::{Exif, TestTransform, TransformConfig, decode};
 use cdl_fuzz::start;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(init: start(), |bytes: &[u8]| {
-    match decode(bytes) {
+    match decode(bytes, Exif::Apply) {
         Ok(image) => {
             for test in [TestTransform::Resize, TestTransform::ResizeCrop] {
                 let transform = TransformConfig { image_size: 32, test, ..Default::default() };

@@ -6,7 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{error::nearest, prelude::*, transform::decode};
+use cdl_core::{
+    error::nearest,
+    prelude::*,
+    transform::{Exif, decode},
+};
 
 use super::{read, unreadable};
 
@@ -39,22 +43,38 @@ pub(crate) fn split_folders(folder: &Path) -> Option<[PathBuf; 2]> {
 
 /// Lists the image files of each class folder in sorted order. An empty class folder gives an empty list.
 pub(crate) fn scan(folder: &Path) -> Result<Folders> {
-    let folders = list(folder)?.into_iter().filter(|path| path.is_dir());
-    let mut others = BTreeMap::new();
-    let images = |class: PathBuf| {
-        let files = FolderFiles::list(&class)?;
+    let folders: Vec<PathBuf> = list(folder)?.into_iter().filter(|path| path.is_dir()).collect();
+    let (mut classes, mut others) = (Folders::new(), BTreeMap::new());
+    for class in &folders {
+        let files = FolderFiles::list(class)?;
         files
             .others
             .into_iter()
             .for_each(|(extension, count)| *others.entry(extension).or_default() += count);
-        Ok((name_of(&class), files.images))
-    };
-    let classes = folders.map(images).collect::<Result<Folders>>()?;
+        if classes.insert(name_of(class), files.images).is_some() {
+            let reason =
+                format!("is a second class folder whose name is shown as `{}`; rename it", name_of(class));
+            return Err(Error::data(class, reason));
+        }
+    }
     if !others.is_empty() {
         tracing::warn!("{}: {}", folder.display(), describe_skipped(&others));
     }
-    if classes.is_empty() {
-        return Err(Error::data(folder, "has no class folders"));
+    let [class] = &folders[..] else {
+        let none = || Error::data(folder, "has no class folders");
+        return if classes.is_empty() { Err(none()) } else { Ok(classes) };
+    };
+    // An archive that was unpacked into a folder of its own name.
+    let images: Vec<&PathBuf> = classes.values().flatten().collect();
+    if !images.is_empty() && images.iter().all(|image| image.parent() != Some(class)) {
+        let (name, class) = (name_of(class), class.display());
+        return Err(Error::data(
+            folder,
+            format!(
+                "has the single class folder `{name}`, whose images are all in subfolders; expected a folder for each \
+                 class: did you mean {class}?"
+            ),
+        ));
     }
     Ok(classes)
 }
@@ -122,7 +142,17 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Returns the last component of a path.
 fn name_of(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    printable(Path::new(path.file_name().unwrap_or_default()))
+}
+
+/// Returns a path as text. Bytes that are not UTF-8 are written as `\xE9`, so that distinct names stay distinct.
+pub(crate) fn printable(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        text += chunk.valid();
+        chunk.invalid().iter().for_each(|byte| text += &format!("\\x{byte:02X}"));
+    }
+    text
 }
 
 /// Returns the entry of `folder` whose name is nearest to `name`, for error messages.
@@ -132,24 +162,25 @@ pub(crate) fn nearest_in(folder: &Path, name: &str) -> Option<String> {
 }
 
 /// Decodes an image file.
-pub(crate) fn image(file: &Path) -> Result<RgbImage> {
-    decode(&read(file)?).map_err(|e| Error::data(file, format!("is not a readable image: {e}")))
+pub(crate) fn image(file: &Path, exif: Exif) -> Result<RgbImage> {
+    decode(&read(file)?, exif).map_err(|e| Error::data(file, format!("is not a readable image: {e}")))
 }
 
 /// Image files with their labels.
 pub(crate) struct Files {
     root: PathBuf,
     files: Vec<(PathBuf, usize)>,
+    exif: Exif,
 }
 
 impl Files {
     /// Labels the files of `folders` by the position of their class in `classes`. A file's id is its path from `root`.
-    pub(crate) fn new(root: &Path, folders: &Folders, classes: &[String]) -> Self {
+    pub(crate) fn new(root: &Path, folders: &Folders, classes: &[String], exif: Exif) -> Self {
         let mut files = Vec::new();
         for (label, class) in classes.iter().enumerate() {
             files.extend(folders.get(class).into_iter().flatten().map(|file| (file.clone(), label)));
         }
-        Self { root: root.into(), files }
+        Self { root: root.into(), files, exif }
     }
 }
 
@@ -163,7 +194,7 @@ impl ImageSet for Files {
     }
 
     fn image(&self, index: usize) -> Result<RgbImage> {
-        image(&self.files[index].0)
+        image(&self.files[index].0, self.exif)
     }
 
     fn files(&self) -> Result<Vec<DataRecord>> {
@@ -172,6 +203,6 @@ impl ImageSet for Files {
 
     fn id(&self, index: usize) -> String {
         let file = &self.files[index].0;
-        file.strip_prefix(&self.root).unwrap_or(file).display().to_string()
+        printable(file.strip_prefix(&self.root).unwrap_or(file))
     }
 }

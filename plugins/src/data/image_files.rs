@@ -9,13 +9,14 @@ use std::{
 use cdl_core::{
     prelude::*,
     system::{atomic::write_atomic, hex},
+    transform::Exif,
 };
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 pub use super::class_folders::{FolderFiles, describe_skipped};
 use super::{
-    class_folders::{self, split_folders},
+    class_folders::{self, printable, split_folders},
     splits::draw,
 };
 
@@ -34,7 +35,7 @@ pub struct DecodedImages {
 pub fn decode_all(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<DecodedImages> {
     let FolderFiles { images: files, others } = FolderFiles::list(root)?;
     let decode = |file: &PathBuf| {
-        let image = class_folders::image(file);
+        let image = class_folders::image(file, Exif::Ignore);
         seen();
         image.err()
     };
@@ -42,7 +43,7 @@ pub fn decode_all(root: &Path, seen: &(dyn Fn() + Sync)) -> Result<DecodedImages
     let mut found = DecodedImages { others, ..DecodedImages::default() };
     for (file, error) in files.iter().zip(errors) {
         let folder = file.parent().unwrap_or(root);
-        let name = folder.strip_prefix(root).unwrap_or(folder).display().to_string();
+        let name = printable(folder.strip_prefix(root).unwrap_or(folder));
         *found.counts.entry(name).or_default() += usize::from(error.is_none());
         found.damaged.extend(error);
     }
@@ -87,12 +88,12 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
             let count = if count == 1 { "1 image" } else { "no images" };
             return Err(Error::data(folder, format!("has {count}; a split needs at least 2")));
         }
+        let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
         // Readers of a list use the name of an image's folder as its class.
         if let Some(deep) = files.iter().find(|file| file.parent() != Some(&folder)) {
             let reason = format!("is in a subfolder of its class folder; move it into `{class}`");
             return Err(Error::data(deep, reason));
         }
-        let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
         names.iter().for_each(|name| all.update(format!("{name}\n")));
         // Rounding makes 0.29 * 100 slightly less than 29.
         let tests = (fraction * count as f64 + 1e-9).floor() as usize;

@@ -1,7 +1,7 @@
 //! Lists of the images of a split: text with one path and label per line, or the YAML format of the published code.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Component, Path, PathBuf},
 };
 
@@ -13,6 +13,15 @@ use super::{Parsed, class_folders::Folders, unreadable};
 /// Labels by class.
 pub(crate) type Labels = BTreeMap<String, usize>;
 
+/// Images that the lists of a split name.
+#[derive(Default)]
+pub(crate) struct ListedImages {
+    /// Images by the folder that contains them.
+    pub(crate) classes: Folders,
+    /// All images.
+    pub(crate) all: BTreeSet<PathBuf>,
+}
+
 /// One image of a list.
 struct Entry {
     /// Position in the list, for messages: `line 3` or `item 3`.
@@ -21,13 +30,13 @@ struct Entry {
     label: Option<usize>,
 }
 
-/// Reads a split list. Adds its files to `classes`, by the folder that contains them, and the labels of the classes to
-/// `labels`.
+/// Reads a split list. Adds its images to `images` and the labels of the classes to `labels`. Lines that repeat an
+/// image are dropped with a warning.
 ///
 /// Paths are relative to `root`. Lists are often written for another folder, such as
 /// `data/imagenet-r/n01443537/art_0.jpg`: if a path does not exist, its leading folders are dropped one by one, down to
 /// `CLASS/image`, until it does. No path may leave `root`.
-pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut Labels) -> Result<()> {
+pub(crate) fn read(root: &Path, file: &Path, images: &mut ListedImages, labels: &mut Labels) -> Result<()> {
     let fail = |reason: String| Error::data(file, reason);
     let text = cdl_core::system::files::read_to_string(file).map_err(unreadable(file))?;
     let extension = file.extension().unwrap_or_default().to_string_lossy().to_lowercase();
@@ -38,6 +47,7 @@ pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut
     if entries.is_empty() {
         return Err(fail("contains no images".into()));
     }
+    let mut repeated = Vec::new();
     for Entry { place, path, label } in entries {
         let fail = |reason: String| fail(format!("{place}: {reason}"));
         let Some(class) = path.parent().and_then(Path::file_name) else {
@@ -51,7 +61,14 @@ pub(crate) fn read(root: &Path, file: &Path, classes: &mut Folders, labels: &mut
                 return Err(fail(format!("label {label}, but {first} earlier for class `{class}`")));
             }
         }
-        classes.entry(class).or_default().push(image);
+        match images.all.insert(image.clone()) {
+            true => images.classes.entry(class).or_default().push(image),
+            false => repeated.push((place, path)),
+        }
+    }
+    if let Some((place, path)) = repeated.first() {
+        let (list, path, count) = (file.display(), path.display(), repeated.len());
+        tracing::warn!("{list}: dropped lines that repeat an image: {count}; the first is {place}, `{path}`");
     }
     Ok(())
 }

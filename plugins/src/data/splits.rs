@@ -10,7 +10,7 @@ use cdl_core::prelude::*;
 
 use super::{
     class_folders::{Files, Folders, check_path, scan, split_folders},
-    split_list::{self, Labels, in_order},
+    split_list::{self, Labels, ListedImages, in_order},
 };
 
 /// Settings of streams that read folders of images.
@@ -91,7 +91,8 @@ impl SplitConfig {
         };
         let names: BTreeSet<&String> = train.keys().chain(test.keys()).collect();
         let classes = in_order(name, names.into_iter().cloned().collect(), &labels)?;
-        let [train, test] = [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes)));
+        let exif = self.tasks.transform.exif;
+        let [train, test] = [train, test].map(|half| Box::new(Files::new(&self.path, &half, &classes, exif)));
         let name = format!("{name} {}", self.path.display());
         let stream = ImageStream::new(&name, classes, train, test, &self.tasks, context)?;
         if self.verify {
@@ -104,40 +105,34 @@ impl SplitConfig {
 impl Splits {
     /// Reads the training and test lists; several lists of one kind are joined.
     pub(crate) fn read(root: &Path, train: &[PathBuf], test: &[PathBuf]) -> Result<Self> {
-        let mut splits = Self::default();
-        for (half, lists) in [(&mut splits.train, train), (&mut splits.test, test)] {
-            for list in lists {
-                split_list::read(root, list, half, &mut splits.labels)?;
-            }
-        }
-        splits.check(root)?;
-        Ok(splits)
-    }
-
-    /// Returns an error if an image is in both lists. An image that one list names twice counts twice, with a warning.
-    fn check(&self, root: &Path) -> Result<()> {
-        let images = |half: &'_ Folders| half.values().flatten().cloned().collect::<Vec<PathBuf>>();
-        let (train, test) = (images(&self.train), images(&self.test));
-        let distinct: BTreeSet<&PathBuf> = train.iter().collect();
-        let mut shared = test.iter().filter(|file| distinct.contains(file));
+        let mut labels = Labels::new();
+        let mut read = |lists: &[PathBuf]| {
+            let mut images = ListedImages::default();
+            lists.iter().try_for_each(|list| split_list::read(root, list, &mut images, &mut labels))?;
+            Ok::<_, Error>(images)
+        };
+        let (train, test) = (read(train)?, read(test)?);
+        let mut shared = test.classes.values().flatten().filter(|image| train.all.contains(*image));
         if let Some(first) = shared.next() {
             let more = shared.count();
             let reason = format!("is in both the training list and the test list ({more} more images are)");
             return Err(Error::data(first, reason));
         }
-        let repeated = train.len() - distinct.len() + test.len() - test.iter().collect::<BTreeSet<_>>().len();
-        if repeated > 0 {
-            tracing::warn!("{}: lines of the lists that repeat an image: {repeated}", root.display());
-        }
-        Ok(())
+        Ok(Self { train: train.classes, test: test.classes, labels })
     }
 
     /// Reads the folders `path/train/CLASS` and `path/test/CLASS` (or `val`, `valid`, `validation`).
     pub(crate) fn folders(path: &Path) -> Result<Self> {
         let Some([train, test]) = split_folders(path) else {
-            let reason = "has no folders `train` and `test` (or `val`) with a folder for each class; `cdl data split` \
-                          divides a folder of class folders into lists for `train_list` and `test_list`";
-            return Err(Error::data(path, reason));
+            return Err(Error::data(
+                path,
+                format!(
+                    "has no folders `train` and `test` (or `val`) with a folder for each class; to split a folder of class \
+                     folders, run `cdl data split {} --out splits`, then set `train_list = \"splits/train.txt\"` and \
+                     `test_list = \"splits/test.txt\"`",
+                    path.display()
+                ),
+            ));
         };
         Ok(Self { train: scan(&train)?, test: scan(&test)?, labels: Labels::new() })
     }

@@ -1,19 +1,41 @@
 //! Images in parquet files of the Hugging Face Hub: a column of encoded images, either structs `{bytes, path}` or plain
 //! bytes, and a column of labels. The encoded bytes stay in memory; each image is decoded when it is requested.
 
-use std::{fmt::Display, fs::File, path::Path, sync::Arc};
+use std::{
+    fmt::{self, Display, Formatter},
+    fs::File,
+    path::Path,
+    sync::Arc,
+};
 
-use cdl_core::{hub::dataset::DataFile, prelude::*, system::panics, transform::decode};
+use cdl_core::{
+    hub::dataset::DataFile,
+    prelude::*,
+    system::panics,
+    transform::{Exif, decode},
+};
 use parquet::{
-    basic::{Compression, ConvertedType, LogicalType, Type as Physical},
+    basic::{ConvertedType, LogicalType, Type as Physical},
     column::reader::ColumnReaderImpl,
     data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Type},
     errors::ParquetError,
-    file::reader::{FileReader, SerializedFileReader},
+    file::{
+        metadata::RowGroupMetaData,
+        reader::{FileReader, SerializedFileReader},
+    },
 };
 use serde_json::Value;
 
-use super::{Parsed, pages::Pages, unreadable};
+use super::{
+    Parsed,
+    pages::{Budget, Codec, Pages},
+    unreadable,
+};
+
+/// Maximum size of the decompressed pages of a file, as a multiple of its size.
+const MAX_EXPANSION: u64 = 100;
+/// Size in bytes that the decompressed pages of any file may have.
+const MIN_BUDGET: u64 = 64 << 20;
 
 /// Columns to read. A column without a name is found by the file's schema.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,6 +60,15 @@ pub(crate) enum Label {
     Name(String),
 }
 
+impl Display for Label {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
 /// Reads a file. Errors name the file and the column.
 pub(crate) fn read(path: &Path, columns: Columns<'_>) -> Result<Table> {
     let file = cdl_core::system::files::open(path).map_err(unreadable(path))?;
@@ -59,7 +90,9 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     if rows.is_none_or(|rows| rows > length) {
         return Err(format!("is damaged: it claims more rows than it has bytes ({length})"));
     }
-    let schema = Schema::new(&reader, again);
+    // Images expand little. Equal labels expand much and are small.
+    let budget = Budget::new(length.saturating_mul(MAX_EXPANSION).max(MIN_BUDGET));
+    let schema = Schema::new(&reader, again, budget);
     let image = schema.column("image", columns.image, &["image", "img"], "Image")?;
     let label = schema.column("label", columns.label, &["label"], "ClassLabel")?;
     let images = schema.values::<ByteArrayType>(&image)?;
@@ -91,6 +124,8 @@ struct Schema<'a> {
     reader: &'a SerializedFileReader<File>,
     /// Second handle of the file, for its pages.
     file: Arc<File>,
+    /// Bytes that the decompressed pages may still take.
+    budget: Budget,
     /// Top-level columns.
     columns: Vec<String>,
     /// `features` of the metadata under the key `huggingface`; null if there are none.
@@ -98,14 +133,14 @@ struct Schema<'a> {
 }
 
 impl<'a> Schema<'a> {
-    fn new(reader: &'a SerializedFileReader<File>, file: Arc<File>) -> Self {
+    fn new(reader: &'a SerializedFileReader<File>, file: Arc<File>, budget: Budget) -> Self {
         let metadata = reader.metadata().file_metadata();
         let columns = metadata.schema().get_fields().iter().map(|field| field.name().to_string()).collect();
         let noted =
             metadata.key_value_metadata().into_iter().flatten().find(|entry| entry.key == "huggingface");
         let noted = noted.and_then(|entry| serde_json::from_str::<Value>(entry.value.as_deref()?).ok());
         let features = noted.map_or(Value::Null, |noted| noted["info"]["features"].clone());
-        Self { reader, file, columns, features }
+        Self { reader, file, budget, columns, features }
     }
 
     /// Returns whether a column contains bytes that are not text.
@@ -165,13 +200,7 @@ impl<'a> Schema<'a> {
             return Err(format!("column `{column}` contains lists; expected one value per row"));
         }
         for group in self.reader.metadata().row_groups() {
-            let compression = group.column(leaf).compression();
-            if !matches!(compression, Compression::UNCOMPRESSED | Compression::SNAPPY) {
-                return Err(format!(
-                    "column `{column}` is compressed as {compression}; expected snappy or none, which the `datasets` \
-                     library writes"
-                ));
-            }
+            codec(group, leaf, column)?;
         }
         Ok(leaf)
     }
@@ -193,7 +222,9 @@ impl<'a> Schema<'a> {
         let mut rows = Vec::new();
         for group in metadata.row_groups() {
             let wanted = rows.len() + usize::try_from(group.num_rows()).unwrap_or(0);
-            let pages = Pages::new(self.file.clone(), group, leaf).map_err(text)?;
+            let codec = codec(group, leaf, column)?;
+            let pages =
+                Pages::new(self.file.clone(), group, leaf, codec, self.budget.clone()).map_err(text)?;
             let mut values = ColumnReaderImpl::<T>::new(description.clone(), Box::new(pages));
             while rows.len() < wanted {
                 let (first, mut levels) = (rows.len(), Vec::new());
@@ -213,27 +244,35 @@ impl<'a> Schema<'a> {
     }
 }
 
+/// Returns the codec of a column's pages in a row group.
+fn codec(group: &RowGroupMetaData, leaf: usize, column: &str) -> Parsed<Codec> {
+    let compression = group.column(leaf).compression();
+    let expected = || format!("column `{column}` is compressed as {compression}; expected {}", Codec::NAMES);
+    Codec::of(compression).ok_or_else(expected)
+}
+
 /// Encoded images of several files with their labels.
-#[derive(Default)]
 pub(crate) struct EncodedImages {
     images: Vec<ByteArray>,
+    exif: Exif,
     labels: Vec<usize>,
     /// Files in order, each with the number of images before it.
     files: Vec<(usize, DataFile)>,
 }
 
 impl EncodedImages {
-    /// Joins the images of several files. The label of an image is the position of its class in `classes`.
-    pub(crate) fn new(tables: Vec<(DataFile, Table)>, classes: &[String]) -> Result<Self> {
-        let mut all = Self::default();
+    /// Joins the images of several files. `class` returns the class of a label, one of `classes`.
+    pub(crate) fn new(
+        tables: Vec<(DataFile, Table)>,
+        class: impl Fn(&Label) -> Option<usize>,
+        classes: usize,
+        exif: Exif,
+    ) -> Result<Self> {
+        let mut all = Self { images: Vec::new(), exif, labels: Vec::new(), files: Vec::new() };
         for (file, table) in tables {
             for (row, label) in table.labels.iter().enumerate() {
-                let (class, label): (_, &dyn Display) = match label {
-                    Label::Number(number) => (usize::try_from(*number).ok(), number),
-                    Label::Name(name) => (classes.iter().position(|class| class == name), name),
-                };
-                all.labels.push(class.filter(|&class| class < classes.len()).ok_or_else(|| {
-                    let none = format!("which is not one of the {} classes", classes.len());
+                all.labels.push(class(label).ok_or_else(|| {
+                    let none = format!("which is not one of the {classes} classes");
                     Error::data(&file.path, format!("row {row} has the label {label}, {none}"))
                 })?);
             }
@@ -261,7 +300,7 @@ impl ImageSet for EncodedImages {
     }
 
     fn image(&self, index: usize) -> Result<RgbImage> {
-        decode(self.images[index].data()).map_err(|reason| {
+        decode(self.images[index].data(), self.exif).map_err(|reason| {
             let (file, row) = self.place(index);
             Error::data(&file.path, format!("row {row} is not a readable image: {reason}"))
         })

@@ -11,7 +11,8 @@ use crate::data::{
     class_folders::{list, nearest_in},
     numpy::Batch,
     planes::Planes,
-    read, shards,
+    read,
+    shards::{self, DataSet, SplitNames},
     table::Columns,
 };
 
@@ -113,18 +114,20 @@ fn build(variant: &Variant, config: CifarConfig, context: &StreamContext<'_>) ->
     }
     let name = format!("{} {path}", variant.name);
     let folder = Path::new(&path);
-    let (classes, train, test): (_, Box<dyn ImageSet>, Box<dyn ImageSet>) =
-        if let Some((version, folder)) = variant.find(folder) {
-            let train = variant.images(version, &folder, variant.train)?;
-            let test = variant.images(version, &folder, &[variant.test])?;
-            (variant.class_names(version, &folder)?, Box::new(train), Box::new(test))
-        } else if path.starts_with("hf:") || has_parquet(folder) {
-            let columns = Columns { image: Some("img"), label: Some(variant.label) };
-            let (classes, train, test) = shards::read(&path, "train", &["test"], columns)?;
-            (classes, Box::new(train), Box::new(test))
-        } else {
-            return Err(variant.not_found(folder));
-        };
+    let (classes, train, test): (_, Box<dyn ImageSet>, Box<dyn ImageSet>) = if let Some((version, folder)) =
+        variant.find(folder)
+    {
+        let train = variant.images(version, &folder, variant.train)?;
+        let test = variant.images(version, &folder, &[variant.test])?;
+        (variant.class_names(version, &folder)?, Box::new(train), Box::new(test))
+    } else if path.starts_with("hf:") || has_parquet(folder) {
+        let columns = Columns { image: Some("img"), label: Some(variant.label) };
+        let splits = SplitNames { train: "train", test: &["test"], held_out: tasks.validation.is_some() };
+        let DataSet { classes, train, test } = shards::read(&path, splits, columns, tasks.transform.exif)?;
+        (classes, Box::new(train), Box::new(test))
+    } else {
+        return Err(variant.not_found(folder));
+    };
     Ok(Box::new(ImageStream::new(&name, classes, train, test, &tasks, context)?))
 }
 

@@ -2,7 +2,10 @@
 
 use cdl_core::prelude::*;
 
-use crate::data::{shards, table::Columns};
+use crate::data::{
+    shards::{self, DataSet, SplitNames, TEST_SPLITS},
+    table::Columns,
+};
 
 /// Settings of `hub_images`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -11,11 +14,11 @@ pub struct HubImagesConfig {
     /// Data set on the hub, `hf:owner/name` or `hf:owner/name@revision`, or a folder with parquet files, relative to
     /// the working directory. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply to the hub.
     pub path: String,
-    /// Training split: the name of a split, with which the names of its files begin or which is the name of their
-    /// folder, or a pattern for the paths of the files in which `*` matches any text.
+    /// Training split: the name of a split, with which the names of its files begin (or end, after the name of the data
+    /// set) or which is the name of their folder, or a pattern for the paths of the files in which `*` matches any text.
     pub train_split: String,
     /// Test split, a name or pattern like `train_split`. Default: the first that exists of `test`, `validation`,
-    /// `valid` and `val`.
+    /// `valid` and `val`. Not read if `validation` holds out training images.
     pub test_split: Option<String>,
     /// Column of images: structs with a field `bytes`, or plain bytes. Default: the only such column.
     pub image_column: Option<String>,
@@ -57,12 +60,14 @@ fn build(config: HubImagesConfig, context: &StreamContext<'_>) -> Result<Box<dyn
     }
     let test = match &config.test_split {
         Some(split) => vec![split.as_str()],
-        None => vec!["test", "validation", "valid", "val"],
+        None => TEST_SPLITS.to_vec(),
     };
     let columns = Columns { image: config.image_column.as_deref(), label: config.label_column.as_deref() };
-    let (classes, train, test) = shards::read(&config.path, &config.train_split, &test, columns)?;
-    let name = format!("hub_images {}", config.path);
-    let stream = ImageStream::new(&name, classes, Box::new(train), Box::new(test), &config.tasks, context)?;
+    let HubImagesConfig { path, tasks, .. } = &config;
+    let splits = SplitNames { train: &config.train_split, test: &test, held_out: tasks.validation.is_some() };
+    let DataSet { classes, train, test } = shards::read(path, splits, columns, tasks.transform.exif)?;
+    let name = format!("hub_images {path}");
+    let stream = ImageStream::new(&name, classes, Box::new(train), Box::new(test), tasks, context)?;
     if config.verify {
         stream.verify()?;
     }

@@ -34,7 +34,7 @@ pub struct IdxConfig {
 pub enum ClassNames {
     /// List embedded in this program.
     Known(KnownNames),
-    /// Names of the labels 0, 1, ...
+    /// Names of the labels 0, 1, ..., or of 1, 2, ... if no image has the label 0.
     List(Vec<String>),
 }
 
@@ -73,8 +73,13 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
         labelled_images(images, open(path, &format!("{split}-labels-idx1-ubyte"))?)
     };
     let (train, test) = (half("train")?, half("t10k")?);
-    let count = 1 + train.labels.iter().chain(&test.labels).copied().max().unwrap_or(0) as usize;
+    let labels = || train.labels.iter().chain(&test.labels).map(|&label| usize::from(label));
+    let count = 1 + labels().max().unwrap_or(0);
     let names = match config.class_names {
+        // As in EMNIST's letters. The class without a name has no images and is left out.
+        ClassNames::List(names) if names.len() + 1 == count && labels().all(|label| label > 0) => {
+            [vec!["0".into()], names].concat()
+        }
         ClassNames::List(names) => names,
         ClassNames::Known(KnownNames::Numbers) => (0..count).map(|label| label.to_string()).collect(),
         ClassNames::Known(KnownNames::FashionMnist) => FASHION_MNIST.lines().map(String::from).collect(),

@@ -92,6 +92,9 @@ pub struct Results {
     pub student: Option<Summary>,
     /// Accuracies of the teacher in percent, `null` if it was not trained.
     pub teacher: Option<Summary>,
+    /// Number of test images of each finished task, without skipped ones. Empty in files of older versions.
+    #[serde(default)]
+    pub test_images: Vec<usize>,
     /// Accuracy in percent on the test images of each class after the last finished task, in stream order; `null` for a
     /// class without test images, and for a network that was not trained.
     #[serde(default)]
@@ -418,8 +421,9 @@ impl RunDir {
         }
         let results = Results {
             format: Results::FORMAT,
-            student: accuracies.student.summary(),
-            teacher: accuracies.teacher.summary(),
+            student: accuracies.student.summary(&evaluation.test_images),
+            teacher: accuracies.teacher.summary(&evaluation.test_images),
+            test_images: evaluation.test_images.clone(),
             class_accuracy,
             prompt_use: evaluation.prompt_use.clone(),
             cost,

@@ -60,11 +60,11 @@ impl PreprocessedImage {
 /// ```no_run
 /// use std::path::Path;
 ///
-/// use cdl_core::{run::export::Predictor, transform};
+/// use cdl_core::run::export::Predictor;
 ///
 /// # fn main() -> cdl_core::error::Result<()> {
 /// let model = Predictor::load("student")?;
-/// let image = transform::open(Path::new("boot.png"))?;
+/// let image = model.description().transform.open(Path::new("boot.png"))?;
 /// for prediction in &model.predict(&[image], 5)?[0] {
 ///     println!("{} {:.1} %", prediction.class, 100.0 * prediction.probability);
 /// }
