@@ -94,6 +94,13 @@ enum Emit {
     Slurm,
 }
 
+impl SweepArgs {
+    /// True if this process uses methods, which plugins may provide. Otherwise only the processes of the cells do.
+    pub fn needs_plugins(&self) -> bool {
+        self.resume.is_none() || self.cell.is_some()
+    }
+}
+
 /// Runs a grid, or its unfinished cells.
 pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
     if args.jobs == Some(0) {
