@@ -15,6 +15,7 @@ use crate::{
     signals::Signals,
     sweep::{
         axis::Axis,
+        cell_check,
         cell_process::run_cell,
         cell_states::{self, State},
         grid::Sweep,
@@ -117,7 +118,7 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
             }
             (sweep, lock)
         }
-        (None, _) => begin(args)?,
+        (None, _) => begin(args, log)?,
     };
     match args.emit {
         Some(Emit::Slurm) => slurm::emit(&sweep),
@@ -154,7 +155,7 @@ fn open(folder: &Path) -> Result<(Sweep, fs::File), Failure> {
 }
 
 /// Plans a sweep and writes the plan if all its cells are valid.
-fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
+fn begin(args: &SweepArgs, log: &Log) -> Result<(Sweep, fs::File), Failure> {
     let keys = |option: &str, texts: &[String]| -> Result<Vec<Axis>, Failure> {
         texts.iter().map(|text| Axis::of_key(option, text)).collect()
     };
@@ -189,6 +190,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
         let reason = "is not a sweep, but contains files; choose another --out";
         return Err(Failure::invalid(format!("{}: {reason}", folder.display())));
     }
+    cell_check::check(&folder, &cells, log)?;
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {
