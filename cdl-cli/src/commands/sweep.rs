@@ -84,6 +84,10 @@ pub struct SweepArgs {
     /// Only write a script that runs the cells on a cluster
     #[arg(long, value_enum, value_name = "SYSTEM", conflicts_with = "cell")]
     emit: Option<Emit>,
+    /// Largest number of jobs in one array, the cluster's MaxArraySize (`scontrol show config`); a larger sweep takes
+    /// several arrays
+    #[arg(long, value_name = "N", default_value_t = 1001, requires = "emit", value_parser = clap::value_parser!(u32).range(1..))]
+    array_limit: u32,
     /// Run only this cell, given by its name or number (from 0)
     #[arg(long, value_name = "CELL", requires = "resume")]
     cell: Option<String>,
@@ -121,7 +125,7 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
         (None, _) => begin(args, log)?,
     };
     match args.emit {
-        Some(Emit::Slurm) => slurm::emit(&sweep),
+        Some(Emit::Slurm) => slurm::emit(&sweep, args.array_limit as usize),
         None if args.collect => {
             let states = cell_states::read_all(&sweep)?;
             cell_states::write(&sweep, &states)?;
