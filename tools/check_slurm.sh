@@ -6,15 +6,19 @@
 # A sweep of three cells runs twice: in this process, and as jobs with one processor each. One job gets the signal that
 # Slurm sends before the time limit and requeues itself; one is requeued from outside, as after a failure of its node.
 # Slurm waits two minutes before it starts a requeued job again. Files are written into a new folder in the working
-# directory, which all nodes must see. Options for sbatch, such as a partition: SBATCH_PARTITION=... tools/check_slurm.sh
+# directory, which all nodes must see.
+#
+# EPOCHS            epochs of each task (20); a job must not end before it is disturbed
+# SBATCH_PARTITION  and other variables of sbatch apply
 set -euo pipefail
 cdl="$(command -v "${1:-cdl}")"
 repository="$(cd "$(dirname "$0")/.." && pwd)"
 work="$(mktemp -d "$PWD/slurm-check-XXXXXX")"
 fail() { echo "error: $1 (files are in $work)" >&2; exit 1; }
 sweep() {
-    "$cdl" --quiet --threads 1 sweep "$repository/configs/quickstart.toml" --seeds 1,2,3 --out "$1" --set epochs=8 \
-        --set batch_size=10 --set stream.tasks=2 --set stream.train_per_class=8 --set stream.test_per_class=2 "${@:2}"
+    "$cdl" --quiet --threads 1 sweep "$repository/configs/quickstart.toml" --seeds 1,2,3 --out "$1" \
+        --set "epochs=${EPOCHS:-20}" --set batch_size=10 --set stream.tasks=2 --set stream.train_per_class=8 \
+        --set stream.test_per_class=2 "${@:2}"
 }
 
 echo "undisturbed runs ..."

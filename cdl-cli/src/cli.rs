@@ -61,7 +61,7 @@ pub struct Cli {
     /// Load a plugin (a library built by `cdl plugin build`); repeatable
     #[arg(long = "plugin", global = true, value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
-    /// Load no plugins: neither those that a configuration or a run lists nor those in CDL_PLUGIN_PATH
+    /// Run no code of plugins: load neither those that a configuration or a run lists nor those in CDL_PLUGIN_PATH
     #[arg(long, global = true, conflicts_with = "plugins")]
     pub no_plugins: bool,
 }

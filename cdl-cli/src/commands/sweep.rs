@@ -40,9 +40,10 @@ Examples:
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --emit slurm
   cdl resume sweeps/distillers
 
-Every cell of the grid is a run in DIR/cells. Repeating the command, or `cdl resume DIR`, runs missing cells, continues \
-stopped ones and skips finished ones; more values or seeds extend the sweep. DIR contains tables, a figure and a page with \
-means, standard deviations and paired differences. A failed cell does not stop the others.")]
+All cells are checked, as by `cdl check`, before the first one starts. Every cell is a run in DIR/cells. Repeating the \
+command, or `cdl resume DIR`, runs missing cells, continues stopped ones and skips finished ones; more values or seeds \
+extend the sweep. DIR contains tables, a figure and a page with means, standard deviations and paired differences. A \
+failed cell does not stop the others.")]
 pub struct SweepArgs {
     /// Configuration files (TOML); later files override earlier ones
     #[arg(required_unless_present = "resume", value_name = "CONFIG")]
