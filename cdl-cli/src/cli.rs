@@ -40,7 +40,11 @@ Examples:
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
                                                 run a grid, tabulate means
 
-Exit codes: 0 success, 1 failure while running, 2 invalid input, 130 and 143 stopped by a signal."
+Plugins that a configuration lists under `plugins` are loaded, and thereby their code is run, by all commands that use its \
+methods: also by explain, check, data, sweep, eval, resume and export. Use --no-plugins for files that you do not trust.
+
+Exit codes: 0 success, 1 failure while running, 2 invalid input, 75 another process runs the sweep's cell, 130 and 143 \
+stopped by a signal."
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -57,6 +61,9 @@ pub struct Cli {
     /// Load a plugin (a library built by `cdl plugin build`); repeatable
     #[arg(long = "plugin", global = true, value_name = "FILE")]
     pub plugins: Vec<PathBuf>,
+    /// Run no code of plugins: load neither those that a configuration or a run lists nor those in CDL_PLUGIN_PATH
+    #[arg(long, global = true, conflicts_with = "plugins")]
+    pub no_plugins: bool,
 }
 
 /// Parses the value of `--threads`: 1 to eight times the number of cores, at least 64. More threads would mostly wait
@@ -141,11 +148,30 @@ Example:
 }
 
 impl Command {
-    /// True if plugins are loaded before the command runs. The other commands load libraries themselves or need none.
+    /// True if the plugins of `--plugin` and `CDL_PLUGIN_PATH` are loaded before the command runs. The other commands
+    /// load libraries themselves or need none.
     pub fn needs_plugins(&self) -> bool {
         match self {
             Self::Plugin(command) => matches!(command, plugin::PluginCommand::Check(_)),
-            command => !matches!(command, Self::Dist(_)),
+            Self::Resume(args) => args.needs_plugins(),
+            Self::Sweep(args) => args.needs_plugins(),
+            Self::Data(command) => command.needs_plugins(),
+            Self::Configs(_)
+            | Self::Report(_)
+            | Self::Compare(_)
+            | Self::Dist(_)
+            | Self::Completions { .. }
+            | Self::Man { .. } => false,
+            Self::Run(_)
+            | Self::List { .. }
+            | Self::Describe { .. }
+            | Self::Explain(_)
+            | Self::Schema
+            | Self::Eval(_)
+            | Self::Export(_)
+            | Self::Predict(_)
+            | Self::Check(_)
+            | Self::Bench(_) => true,
         }
     }
 

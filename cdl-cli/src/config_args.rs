@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use cdl_core::config::{Config, ConfigLayers};
+use cdl_core::{
+    config::{Config, ConfigLayers, Draft},
+    registry::{self, Kind},
+};
 use clap::Args;
 
 use crate::{
@@ -35,6 +38,15 @@ impl ConfigArgs {
         }
         Ok(config)
     }
+
+    /// Reads the configuration for a command that uses only methods of `kinds`. The plugins that it lists are loaded
+    /// only if one of these methods is not registered. The settings of other unregistered methods stay as written.
+    pub fn load_for(&self, kinds: &[Kind]) -> Result<Config, Failure> {
+        let config = valid(ConfigLayers::read(&self.configs, &self.sets).draft_without_plugins())?;
+        let is_missing =
+            |(kind, name): (Kind, String)| kinds.contains(&kind) && registry::find(kind, &name).is_err();
+        if config.run.methods().into_iter().any(is_missing) { self.load() } else { Ok(config) }
+    }
 }
 
 /// Loads the plugins that a configuration names, then reads it.
@@ -49,7 +61,11 @@ pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
 
 fn build(layers: ConfigLayers) -> Result<Config, Failure> {
     loading::load_named(&layers)?;
-    let draft = layers.draft();
+    valid(layers.draft())
+}
+
+/// Returns a configuration without errors.
+fn valid(draft: Draft) -> Result<Config, Failure> {
     let others = draft.errors.len().saturating_sub(1);
     draft.into_config().map_err(|error| {
         let mut failure = Failure::before_writing(error);

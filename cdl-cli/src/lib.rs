@@ -77,6 +77,9 @@ pub unsafe fn start() -> ExitCode {
         let nearest = variable.nearest.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
         tracing::warn!("environment variable {} is not a setting and has no effect{nearest}", variable.name);
     }
+    if cli.no_plugins {
+        loading::refuse();
+    }
     let loaded = if cli.command.needs_plugins() { loading::load_all(&cli.plugins) } else { Ok(()) };
     let result = loaded.and_then(|()| {
         // Last resort for panics of plugins: most become errors at the call of the plugin.

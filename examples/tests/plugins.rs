@@ -388,6 +388,14 @@ fn distiller(name: &str, build: &str) -> String {
     )
 }
 
+/// Returns the source of an initialiser that runs `body` when the library is loaded.
+fn initialiser(body: &str) -> String {
+    format!(
+        "extern \"C\" fn start() {{ {body} }}\n#[used]\n#[unsafe(link_section = \".init_array\")]\n\
+         static START: extern \"C\" fn() = start;\n"
+    )
+}
+
 const DEPENDENCIES: &str = "cdl-core = \"0.1\"\nschemars = \"1\"\nserde = \"1\"\n";
 
 /// Checks that `cdl list` and `cdl plugin check` refuse a library with exit code 2 and a message that contains all of
@@ -505,9 +513,8 @@ fn errors_inside_a_plugin_name_the_plugin() {
     let empty = dist.write("empty", DEPENDENCIES, "pub use cdl_core as _;\n");
     refused(&dist.build(&empty), &["registers nothing"]);
     // An initialiser that ends the process.
-    let source = "extern \"C\" fn start() { panic!(\"no start\") }\n#[used]\n#[unsafe(link_section = \".init_array\")]\n\
-                  static START: extern \"C\" fn() = start;\n";
-    let abort = dist.write("abort", DEPENDENCIES, &(distiller("abort", "Ok(Box::new(M))") + source));
+    let source = distiller("abort", "Ok(Box::new(M))") + &initialiser("panic!(\"no start\")");
+    let abort = dist.write("abort", DEPENDENCIES, &source);
     refused(&dist.build(&abort), &["ends the program when it is loaded"]);
 
     let run = |library: &Path, name: &str, dir: &str| {
@@ -604,4 +611,130 @@ fn a_statically_linked_program_reports_that_it_cannot_load_plugins() {
     let message =
         expect(2, Command::new(LINKED).arg("dist").arg(dist.root.join("x")).current_dir(&dist.root));
     assert!(message.contains("is not in the source tree"), "{message}");
+}
+
+#[test]
+fn an_initialiser_may_write_more_than_a_pipe_holds() {
+    let dist = Dist::get();
+    let chatter = "for _ in 0..20_000 { println!(\"loading the weights of a very large table ...\"); \
+                   eprintln!(\"still loading the weights of a very large table ...\"); } print!(\"no line end\");";
+    let chatty =
+        dist.write("chatty", DEPENDENCIES, &(distiller("chatty", "Ok(Box::new(M))") + &initialiser(chatter)));
+    let message = expect(0, dist.cdl().args(["describe", "chatty", "--plugin"]).arg(dist.build(&chatty)));
+    assert!(message.contains("chatty (distiller)"), "{message}");
+}
+
+#[test]
+fn a_library_that_others_can_change_is_refused() {
+    use fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    let dist = Dist::get();
+    let folder = dist.folder("shared");
+    let library = folder.join("examples.so");
+    fs::copy(&dist.plugin, &library).unwrap();
+    let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    for (path, mode, before) in [(&library, 0o664, 0o644), (&library, 0o646, 0o644), (&folder, 0o777, 0o755)]
+    {
+        set(path, mode);
+        let place = format!("{} (mode {mode:o})", path.display());
+        refused(&library, &["another user", &place, &format!("chmod go-w {}", path.display())]);
+        // The folder of a search path is no exception, and the program continues without the library.
+        let message = expect(0, dist.cdl().arg("list").env("CDL_PLUGIN_PATH", &folder));
+        assert!(message.contains(&place) && !message.contains("token_hint"), "{message}");
+        set(path, before);
+    }
+    // In a folder such as /tmp, users can only change their own files.
+    set(&folder, 0o1777);
+    let message = expect(0, dist.cdl().args(["list", "--plugin"]).arg(&library));
+    assert!(message.contains("token_hint"), "{message}");
+}
+
+#[test]
+fn the_inspected_file_is_the_one_that_is_loaded() {
+    let dist = Dist::get();
+    let file = dist.root.join("swap.so");
+    // The initialiser changes the file in the process that tests the library, before this one is loaded.
+    let source = |body: String| distiller("swap", "Ok(Box::new(M))") + &initialiser(&body);
+    let other = dist.root.join("other_file");
+    fs::write(&other, "no library").unwrap();
+    let swap = source(format!("let _ = std::fs::rename({other:?}, {file:?});"));
+    fs::copy(dist.build(&dist.write("swap", DEPENDENCIES, &swap)), &file).unwrap();
+    let describe = |code: i32| expect(code, dist.cdl().args(["describe", "swap", "--plugin"]).arg(&file));
+    assert!(describe(0).contains("swap (distiller)"));
+    assert_eq!(fs::read(&file).unwrap(), b"no library");
+
+    // The same file, written in place.
+    let grow = "use std::io::Write; let file = std::fs::OpenOptions::new().append(true).open(";
+    let grow =
+        source(format!("{grow}{file:?}); let _ = file.and_then(|mut file| file.write_all(b\"more\"));"));
+    fs::copy(dist.build(&dist.write("grow", DEPENDENCIES, &grow)), &file).unwrap();
+    let message = describe(2);
+    assert!(message.contains("was changed while it was loaded"), "{message}");
+}
+
+#[test]
+fn only_commands_that_need_a_plugin_run_its_code() {
+    let dist = Dist::get();
+    let (mark, config) = (dist.root.join("mark"), dist.root.join("marked.toml"));
+    let source = distiller("marked", "Ok(Box::new(M))")
+        + &initialiser(&format!("let _ = std::fs::write({mark:?}, \"\");"));
+    let library = dist.build(&dist.write("marked", DEPENDENCIES, &source));
+    fs::write(&config, format!("plugins = [{library:?}]\n[distiller]\nname = \"marked\"\n")).unwrap();
+    let with_config = |command: &[&str]| {
+        let mut cdl = dist.cdl();
+        cdl.args(command).args(dist.quickstart()).arg(&config).args(["--set", "stream.max_tasks=1"]);
+        cdl
+    };
+    let ran = || fs::remove_file(&mark).is_ok();
+    let run = dist.root.join("run_marked");
+    expect(0, with_config(&["run"]).arg("--run-dir").arg(&run));
+    assert!(ran());
+    expect(0, &mut with_config(&["explain"]));
+    assert!(ran(), "explain needs the settings of the method");
+
+    // Commands that read files only.
+    for command in [
+        &["resume", "RUN"][..],
+        &["report", "RUN"],
+        &["compare", "RUN", "--paper"],
+        &["configs", "new_configs"],
+        &["completions", "bash"],
+    ] {
+        let arguments = command.iter().map(|part| if *part == "RUN" { run.to_str().unwrap() } else { part });
+        expect(0, dist.cdl().args(arguments).env("CDL_PLUGIN_PATH", library.parent().unwrap()));
+        assert!(!ran(), "{command:?}");
+    }
+    // The stream of this configuration is built in.
+    for command in [&["data", "verify"][..], &["data", "fetch"]] {
+        expect(0, &mut with_config(command));
+        assert!(!ran(), "{command:?}");
+    }
+
+    // Without plugins, what only a plugin provides is refused by name.
+    for command in [&["explain"][..], &["check"], &["run"], &["sweep", "--seeds", "1"]] {
+        let message = expect(2, with_config(command).arg("--no-plugins"));
+        for part in ["distiller.name = \"marked\"", "not loaded, although `plugins` lists it: ", "marked.so"]
+        {
+            assert!(message.contains(part), "{command:?}: {part} in {message}");
+        }
+    }
+    for command in [&["eval"][..], &["export", "--student", "x"]] {
+        let message = expect(2, dist.cdl().args(command).arg(&run).arg("--no-plugins"));
+        assert!(message.contains("unknown distiller `marked`") && message.contains("marked.so"), "{message}");
+    }
+    let message = expect(2, dist.cdl().args(["plugin", "check", "--no-plugins"]).arg(&library));
+    assert!(message.contains("is not loaded because of --no-plugins"), "{message}");
+    let searched = |command: &[&str]| {
+        expect(0, dist.cdl().args(command).env("CDL_PLUGIN_PATH", library.parent().unwrap()))
+    };
+    assert!(searched(&["list"]).contains("marked") && ran());
+    assert!(!searched(&["list", "--no-plugins"]).contains("marked"));
+    // A method that is built in needs no plugin, whatever the configuration lists.
+    expect(0, with_config(&["explain"]).args(["--no-plugins", "--set", "distiller.name=kd"]));
+    // Processes of cells get the option, too.
+    let grid = dist.root.join("grid_without_plugins");
+    let mut sweep = with_config(&["sweep", "--seeds", "1", "--no-plugins", "--set", "distiller.name=kd"]);
+    expect(0, sweep.arg("--out").arg(&grid));
+    assert!(!ran());
 }

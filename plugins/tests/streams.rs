@@ -3,15 +3,26 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Write,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use cdl_core::{
     candle_core::Tensor,
+    config::Config,
     error::Result,
     image::RgbImage,
-    traits::{EpochKey, Role, TaskStream},
+    registry::{self, Settings},
+    run::joint_preflight::check_all,
+    traits::{BackboneContext, EpochKey, Role, StreamContext, TaskStream},
 };
 use common::{failure, stream};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 fn idx_header(dims: &[u32]) -> Vec<u8> {
     let mut bytes = vec![0, 0, 8, dims.len() as u8];
@@ -221,4 +232,94 @@ fn the_embedded_stream_has_ten_classes_of_350_images() -> Result<()> {
         assert_eq!((stream.train_count(task), stream.test_count(task)), (500, 200));
     }
     Ok(())
+}
+
+static READ_STREAMS: AtomicUsize = AtomicUsize::new(0);
+static READ_NETWORKS: AtomicUsize = AtomicUsize::new(0);
+
+/// Embedded images whose readings are counted.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct CountedStream {
+    tasks: usize,
+    class_order: String,
+}
+
+cdl_core::register!(Stream {
+    name: "counted",
+    about: "",
+    citation: "",
+    config: CountedStream,
+    build: |config: CountedStream, context: &StreamContext<'_>| {
+        READ_STREAMS.fetch_add(1, Ordering::SeqCst);
+        let CountedStream { tasks, class_order } = config;
+        let text = format!(
+            "tasks = {tasks}\nclass_order = {class_order:?}\n[transform]\nimage_size = 28\ntest = \"resize\""
+        );
+        registry::stream("embedded", &toml::from_str(&text).unwrap(), context)
+    },
+});
+
+/// Network whose readings are counted.
+#[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+struct CountedNetwork {
+    weights: String,
+}
+
+cdl_core::register!(Backbone {
+    name: "counted",
+    about: "",
+    citation: "",
+    config: CountedNetwork,
+    build: |config: CountedNetwork, context: &BackboneContext<'_>| {
+        READ_NETWORKS.fetch_add(1, Ordering::SeqCst);
+        registry::backbone("vit", &Settings::try_from(&config).unwrap(), context)
+    },
+});
+
+#[test]
+fn runs_that_are_checked_together_read_what_they_share_once() {
+    cdl_plugins::link();
+    let config = |order: &str, seed: u64, pool: usize, teacher: &str| {
+        let text = format!(
+            "seed = {seed}\nmode = \"published\"\n\
+             [stream]\nname = \"counted\"\ntasks = 5\nclass_order = \"{order}\"\n\
+             [learner]\nname = \"coda_prompt\"\npool = {pool}\n[distiller]\nname = \"kd\"\n\
+             [teacher]\nname = \"counted\"\nweights = \"{teacher}\"\n\
+             [student]\nname = \"counted\"\nweights = \"embedded:micro_student\"\n"
+        );
+        Config::parse("test", &text, &[]).unwrap()
+    };
+    let teacher = "embedded:micro_teacher";
+    let count = |configs: &[Config]| {
+        for counter in [&READ_STREAMS, &READ_NETWORKS] {
+            counter.store(0, Ordering::SeqCst);
+        }
+        let found = check_all(configs, 1, &|| {});
+        let found =
+            found.into_iter().map(|shared| (shared.error.to_string(), shared.configs)).collect::<Vec<_>>();
+        (READ_STREAMS.load(Ordering::SeqCst), READ_NETWORKS.load(Ordering::SeqCst), found)
+    };
+    let seeds = |order: &str| -> Vec<Config> {
+        let of_pool = |pool| (1..6).map(move |seed| config(order, seed, pool, teacher));
+        [10, 20].into_iter().flat_map(of_pool).collect()
+    };
+    // The order of the classes does not depend on the seed, as two seeds show.
+    assert_eq!(count(&seeds("fixed")), (2, 2, vec![]));
+    assert_eq!(count(&seeds("shuffled")), (5, 2, vec![]));
+
+    // Every error is reported once, with all runs that have it; a network that cannot be read is tried once.
+    let configs = [
+        config("fixed", 1, 10, teacher),
+        config("fixed", 1, 3, teacher),
+        config("fixed", 2, 3, "nowhere"),
+        config("fixed", 2, 10, "nowhere"),
+        config("fixed", 2, 3, teacher),
+    ];
+    let (streams, networks, found) = count(&configs);
+    assert_eq!((streams, networks), (2, 3));
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].0.contains("learner.pool = 3") && found[0].1 == [1, 2, 4], "{found:?}");
+    assert!(found[1].0.contains("nowhere") && found[1].1 == [2, 3], "{found:?}");
 }

@@ -35,6 +35,17 @@ pub enum DataCommand {
     Split(SplitArgs),
 }
 
+impl DataCommand {
+    /// True if the command uses methods, which plugins may provide.
+    pub fn needs_plugins(&self) -> bool {
+        match self {
+            Self::Fetch(_) => true,
+            Self::Verify(args) => !matches!(&args.sources[..], [folder] if folder.is_dir()),
+            Self::Split(_) => false,
+        }
+    }
+}
+
 /// Runs the command.
 pub fn data(command: &DataCommand, log: &Log) -> Result<(), Failure> {
     match command {
@@ -96,7 +107,8 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
             return Err(Failure::invalid("--dir: expected one data set, found a configuration".into()));
         }
         let configs = args.sources.iter().map(PathBuf::from).collect();
-        let config = ConfigArgs { configs, sets: args.sets.clone() }.load()?;
+        let needed = [Kind::Stream, Kind::Backbone];
+        let config = ConfigArgs { configs, sets: args.sets.clone() }.load_for(&needed)?;
         // Plugins download the files that they need; the log names each file.
         let spinner = Spinner::new(log, "{spinner} downloading");
         let files = preflight::fetch(&config).map_err(Failure::before_writing)?;
@@ -146,7 +158,8 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     {
         return verify_folder(folder, args.record, log);
     }
-    let config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() }.load()?;
+    let args_of_config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() };
+    let config = args_of_config.load_for(&[Kind::Stream])?;
     if args.record {
         return Err(Failure::invalid("--record: expected a folder, found a configuration".into()));
     }
@@ -226,7 +239,7 @@ pub fn split(args: &SplitArgs) -> Result<(), Failure> {
     let folder = match args.source.is_dir() {
         true => args.source.clone(),
         false => {
-            let config = ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load()?;
+            let config = ConfigArgs { configs: vec![args.source.clone()], sets: Vec::new() }.load_for(&[])?;
             let path = config.run.stream.settings.get("path").and_then(|path| path.as_str());
             let reason = "expected a configuration whose `stream.path` is an existing folder";
             path.map(PathBuf::from)

@@ -12,7 +12,8 @@ use crate::{
     failure::Failure,
     plugin::{
         compile::{BuildArgs, build},
-        loading::{LOADED, PLUGIN_PATH, load, searched},
+        loading::{NO_PLUGINS, PLUGIN_PATH, load, refused, searched},
+        probe::load_and_report,
         scaffold::{NewArgs, new},
     },
     terminal::emit,
@@ -45,10 +46,7 @@ impl PluginCommand {
             Self::Build(args) => build(args),
             Self::Check(args) => check(args),
             Self::List => list(plugins),
-            Self::Probe { file } => {
-                dynamic::load(file)?;
-                emit(LOADED)
-            }
+            Self::Probe { file } => load_and_report(file),
         }
     }
 }
@@ -119,7 +117,9 @@ fn list(plugins: &[PathBuf]) -> Result<(), Failure> {
             text += &format!("  {:10} {:14} {}\n", entry.build.kind().as_str(), entry.name, entry.about);
         }
     }
-    if text.is_empty() {
+    if refused() {
+        text = format!("no plugins loaded because of {NO_PLUGINS}\n");
+    } else if text.is_empty() {
         text =
             format!("no plugins loaded; load them with --plugin FILE, `plugins = [...]` or {PLUGIN_PATH}\n");
     }

@@ -1,14 +1,23 @@
 //! `cdl resume`: continues a stopped run or sweep.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use cdl_core::run::directory::read_record;
+use cdl_core::{
+    config::{Config, ConfigLayers},
+    run::{directory::read_record, resume_check::check_config},
+};
 use clap::Args;
 
 use super::sweep;
 use crate::{
-    config_args::load_config, failure::Failure, lifecycle::continue_run, logging::Log,
-    sweep::layout::is_sweep,
+    config_args::{load_config, load_recorded},
+    failure::Failure,
+    lifecycle::{continue_run, is_finished},
+    logging::Log,
+    sweep::layout::{is_sweep, read_recorded},
 };
 
 /// Arguments of `cdl resume`.
@@ -30,6 +39,22 @@ pub struct ResumeArgs {
     sets: Vec<String>,
 }
 
+impl ResumeArgs {
+    /// True if this process uses methods, which plugins may provide. Only the processes of a sweep's cells do, and a
+    /// finished run does not.
+    pub fn needs_plugins(&self) -> bool {
+        !is_sweep(&self.run_dir) && self.finished().is_none()
+    }
+
+    /// Recorded configuration of a finished run that is to continue unchanged. It is read without plugins.
+    fn finished(&self) -> Option<Config> {
+        let file = self.run_dir.join("config.toml");
+        let unchanged = !ConfigLayers::read(&[&file], &self.sets).has_overrides();
+        let recorded = unchanged.then(|| read_recorded(&file).ok()).flatten();
+        recorded.filter(|recorded| is_finished(&self.run_dir, recorded))
+    }
+}
+
 /// Continues a run from its newest readable checkpoint, or the unfinished cells of a sweep.
 pub fn resume(args: &ResumeArgs, log: &Log) -> Result<(), Failure> {
     let start = Instant::now();
@@ -38,6 +63,28 @@ pub fn resume(args: &ResumeArgs, log: &Log) -> Result<(), Failure> {
         return sweep::resume(root, &args.sets);
     }
     read_record(root)?;
-    let config = load_config(&[root.join("config.toml")], &args.sets)?;
+    let file = root.join("config.toml");
+    if let Some(recorded) = args.finished() {
+        return continue_run(root, &recorded, start, log);
+    }
+    let config = load_config(&[&file], &args.sets)?;
+    if is_finished(root, &config) {
+        let recorded = load_recorded(&file)?;
+        check_config(&config, &recorded)?;
+        warn_of_changes(root, &config, &recorded)?;
+    }
     continue_run(root, &config, start, log)
+}
+
+/// Warns of settings that a finished run cannot apply.
+fn warn_of_changes(root: &Path, now: &Config, recorded: &Config) -> Result<(), Failure> {
+    let recorded = recorded.explain()?;
+    let is_new = |(key, value, _): &(String, String, String)| {
+        !recorded.iter().any(|(other, before, _)| (other, before) == (key, value))
+    };
+    for (key, value, origin) in now.explain()?.into_iter().filter(is_new) {
+        let root = root.display();
+        tracing::warn!("{origin}: `{key} = {value}` has no effect: the run in {root} is finished");
+    }
+    Ok(())
 }

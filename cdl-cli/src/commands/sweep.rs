@@ -15,6 +15,7 @@ use crate::{
     signals::Signals,
     sweep::{
         axis::Axis,
+        cell_check,
         cell_process::run_cell,
         cell_states::{self, State},
         grid::Sweep,
@@ -39,9 +40,10 @@ Examples:
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --emit slurm
   cdl resume sweeps/distillers
 
-Every cell of the grid is a run in DIR/cells. Repeating the command, or `cdl resume DIR`, runs missing cells, continues \
-stopped ones and skips finished ones; more values or seeds extend the sweep. DIR contains tables, a figure and a page with \
-means, standard deviations and paired differences. A failed cell does not stop the others.")]
+All cells are checked, as by `cdl check`, before the first one starts. Every cell is a run in DIR/cells. Repeating the \
+command, or `cdl resume DIR`, runs missing cells, continues stopped ones and skips finished ones; more values or seeds \
+extend the sweep. DIR contains tables, a figure and a page with means, standard deviations and paired differences. A \
+failed cell does not stop the others.")]
 pub struct SweepArgs {
     /// Configuration files (TOML); later files override earlier ones
     #[arg(required_unless_present = "resume", value_name = "CONFIG")]
@@ -83,6 +85,10 @@ pub struct SweepArgs {
     /// Only write a script that runs the cells on a cluster
     #[arg(long, value_enum, value_name = "SYSTEM", conflicts_with = "cell")]
     emit: Option<Emit>,
+    /// Largest number of jobs in one array, the cluster's MaxArraySize (`scontrol show config`); a larger sweep takes
+    /// several arrays
+    #[arg(long, value_name = "N", default_value_t = 1001, requires = "emit", value_parser = clap::value_parser!(u32).range(1..))]
+    array_limit: u32,
     /// Run only this cell, given by its name or number (from 0)
     #[arg(long, value_name = "CELL", requires = "resume")]
     cell: Option<String>,
@@ -92,6 +98,13 @@ pub struct SweepArgs {
 enum Emit {
     /// Job array for Slurm
     Slurm,
+}
+
+impl SweepArgs {
+    /// True if this process uses methods, which plugins may provide. Otherwise only the processes of the cells do.
+    pub fn needs_plugins(&self) -> bool {
+        self.resume.is_none() || self.cell.is_some()
+    }
 }
 
 /// Runs a grid, or its unfinished cells.
@@ -110,10 +123,10 @@ pub fn sweep(args: &SweepArgs, log: &Log) -> Result<(), Failure> {
             }
             (sweep, lock)
         }
-        (None, _) => begin(args)?,
+        (None, _) => begin(args, log)?,
     };
     match args.emit {
-        Some(Emit::Slurm) => slurm::emit(&sweep),
+        Some(Emit::Slurm) => slurm::emit(&sweep, args.array_limit as usize),
         None if args.collect => {
             let states = cell_states::read_all(&sweep)?;
             cell_states::write(&sweep, &states)?;
@@ -147,7 +160,7 @@ fn open(folder: &Path) -> Result<(Sweep, fs::File), Failure> {
 }
 
 /// Plans a sweep and writes the plan if all its cells are valid.
-fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
+fn begin(args: &SweepArgs, log: &Log) -> Result<(Sweep, fs::File), Failure> {
     let keys = |option: &str, texts: &[String]| -> Result<Vec<Axis>, Failure> {
         texts.iter().map(|text| Axis::of_key(option, text)).collect()
     };
@@ -182,6 +195,7 @@ fn begin(args: &SweepArgs) -> Result<(Sweep, fs::File), Failure> {
         let reason = "is not a sweep, but contains files; choose another --out";
         return Err(Failure::invalid(format!("{}: {reason}", folder.display())));
     }
+    cell_check::check(&folder, &cells, log)?;
     fs::create_dir_all(&folder).map_err(io(&folder))?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {

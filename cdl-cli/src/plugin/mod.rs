@@ -2,5 +2,6 @@
 
 pub mod compile;
 pub mod loading;
+pub mod probe;
 pub mod scaffold;
 pub mod sdk;

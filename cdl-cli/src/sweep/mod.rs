@@ -1,6 +1,7 @@
 //! Sweeps: grids of runs, each cell in its own process, and statistics of their results.
 
 pub mod axis;
+pub mod cell_check;
 pub mod cell_process;
 pub mod cell_states;
 pub mod grid;

@@ -77,6 +77,12 @@ pub fn first_names(names: &[String]) -> String {
     }
 }
 
+/// Failure of a sweep before any cell is started, with the cells that have each error.
+pub fn nothing_started(errors: &[(String, Vec<String>)], code: u8) -> Failure {
+    let lines = errors.iter().map(|(error, cells)| format!("\n  {}: {error}", first_names(cells)));
+    Failure { message: format!("nothing was started:{}", lines.collect::<String>()), code }
+}
+
 impl Plan {
     /// Labels of each combination.
     pub fn combinations(&self) -> Vec<Vec<String>> {
@@ -208,11 +214,10 @@ impl Plan {
                 }
             }
         }
-        if errors.is_empty() {
-            return Ok(resolved);
+        match errors.is_empty() {
+            true => Ok(resolved),
+            false => Err(nothing_started(&errors, 2)),
         }
-        let lines = errors.iter().map(|(error, cells)| format!("\n  {}: {error}", first_names(cells)));
-        Err(Failure::invalid(format!("nothing was started:{}", lines.collect::<String>())))
     }
 
     /// Reads the plan of the sweep in `folder`.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     failure::{BUSY, Failure, SIGNAL_OFFSET, io},
+    plugin::loading,
     signals::{Signals, request_stop},
     terminal::{averages, count},
 };
@@ -137,6 +138,9 @@ fn start(sweep: &Sweep, number: usize, threads: usize) -> Result<Running, Failur
     let (log_start, out, err) = open().map_err(io(&log))?;
     let fail = |e: std::io::Error| Failure::working(format!("{name}: cannot start a process: {e}"));
     let mut command = Command::new(std::env::current_exe().map_err(fail)?);
+    if loading::refused() {
+        command.arg(loading::NO_PLUGINS);
+    }
     command
         .args(["--threads", &threads.to_string(), "sweep", "--cell", &number.to_string(), "--resume"])
         .arg(&sweep.folder)

@@ -36,6 +36,36 @@ fn from_toml(text: &[u8]) -> Value {
 }
 
 #[test]
+fn without_plugins_only_methods_that_are_missing_are_refused() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let config = folder.path().join("named.toml");
+    let base = repository().join("configs/quickstart.toml").canonicalize().expect("file");
+    fs::write(&config, format!("extends = [{base:?}]\nplugins = [\"mine.so\"]\n")).expect("written");
+    let config = config.to_str().expect("UTF-8 path");
+    let refused = |args: &[&str], expected: &str| {
+        let output = cdl(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{args:?}: {}", stderr(&output));
+    };
+    // This program is linked statically.
+    refused(&["explain", config], "cannot load plugins");
+    succeed(&["explain", config, "--no-plugins"]);
+    let mine = ["--no-plugins", "--set", "distiller.name=mine"];
+    let missing = "unknown distiller `mine`; ";
+    refused(&[&["explain", config][..], &mine].concat(), missing);
+    refused(&[&["check", config][..], &mine].concat(), "not loaded, although `plugins` lists it: mine.so");
+    refused(&["--no-plugins", "plugin", "check", "./mine.so"], "is not loaded because of --no-plugins");
+    // The folders of the search path are not read.
+    for (more, code) in [(&[][..], 2), (&["--no-plugins"], 0)] {
+        let output =
+            command().arg("list").args(more).env("CDL_PLUGIN_PATH", "nowhere").output().expect("cdl");
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+    }
+    // Commands that do not use the distiller need no plugin for it.
+    succeed(&["data", "verify", config, "--set", "distiller.name=mine"]);
+}
+
+#[test]
 fn every_configuration_fits_the_schema() {
     let schema = schema();
     let configs = files(&repository().join("configs"));

@@ -394,6 +394,37 @@ fn only_settings_that_cannot_change_results_may_differ() {
 }
 
 #[test]
+fn settings_of_a_finished_run_are_refused_or_have_no_effect() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("run");
+    uninterrupted(&dir);
+    let path = dir.to_str().expect("UTF-8 path");
+    let before = outcome(&dir);
+    let set = |set: &'static str| ["resume", path, "--set", set];
+    refused(&set("epochs=5"), &["`epochs = 5`", "started with `3`"]);
+    refused(&set("epoch=5"), &["epoch", "did you mean `epochs`"]);
+    refused(&set("stream.max_tasks=1"), &["`stream.max_tasks = 1`"]);
+    let succeeds = |command: &mut Command, expected: &str| {
+        let output = command.output().expect("cdl");
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("is finished"));
+        assert_eq!(stderr(&output).contains("has no effect"), !expected.is_empty(), "{}", stderr(&output));
+        assert!(stderr(&output).contains(expected), "{}", stderr(&output));
+    };
+    let origin = "--set checkpoint.keep=3: `checkpoint.keep = 3` has no effect: the run in";
+    succeeds(command().args(set("checkpoint.keep=3")), origin);
+    let mut variable = command();
+    succeeds(
+        variable.args(["resume", path]).env("CDL_CHECKPOINT__KEEP", "3"),
+        "variable CDL_CHECKPOINT__KEEP: ",
+    );
+    // The value of the run changes nothing.
+    succeeds(command().args(set("epochs=3")), "");
+    succeeds(command().args(["resume", path]), "");
+    assert!(outcome(&dir) == before, "nothing was changed");
+}
+
+#[test]
 fn two_processes_on_one_directory_are_refused() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("run");

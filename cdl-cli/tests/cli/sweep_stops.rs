@@ -225,6 +225,43 @@ fn a_job_array_runs_the_same_cells() {
 }
 
 #[test]
+fn a_sweep_larger_than_an_array_takes_several() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let dir = folder.path().join("grid");
+    let more = [&GRID[..], &["--emit", "slurm", "--array-limit", "3"]].concat();
+    let output = succeed(&sweep(&dir, &more));
+    let script = dir.join("sweep.slurm");
+    let usage = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(usage.contains(&format!("start:   sbatch {}\n", path(&script))), "{usage}");
+    assert!(usage.contains(&format!(" sbatch --array=0-0 {} 3\n", path(&script))), "{usage}");
+    assert!(text(&script).contains("#SBATCH --array=0-2\n"));
+    let (bin, _) = queue(folder.path());
+    let run = |index: usize, first: &[&str]| {
+        let output = job(&script, index, &bin).args(first).output().expect("bash");
+        assert!(output.status.success(), "{index}: {}", stderr(&output));
+    };
+    for index in 0..3 {
+        run(index, &[]);
+    }
+    assert!(!dir.join("cells").join(LAST).exists());
+    run(0, &["3"]);
+    assert!(dir.join("cells").join(LAST).join("results.json").exists());
+
+    // Slurm's default limit. Resuming emits the script of all cells again.
+    let whole: Vec<String> = (0..1200).map(|seed| seed.to_string()).collect();
+    let (dir, seeds) = (folder.path().join("many"), whole.join(","));
+    succeed(&sweep(&dir, &["--seeds", &seeds, "--emit", "slurm"]));
+    assert!(text(&dir.join("sweep.slurm")).contains("#SBATCH --array=0-1000\n"));
+    let emit = ["sweep", "--resume", path(&dir), "--emit", "slurm", "--array-limit"];
+    let usage = succeed(&[&emit[..], &["10000"]].concat()).stdout;
+    assert!(text(&dir.join("sweep.slurm")).contains("#SBATCH --array=0-1199\n"));
+    assert_eq!(String::from_utf8_lossy(&usage).matches("sbatch").count(), 1);
+    for none in ["0", "many"] {
+        assert_eq!(cdl(&[&emit[..], &[none]].concat()).status.code(), Some(2));
+    }
+}
+
+#[test]
 fn a_job_is_requeued_only_if_its_cell_is_not_finished() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let dir = folder.path().join("grid");

@@ -149,6 +149,11 @@ impl ConfigLayers {
         (0..last).filter(|at| values(Some(*at)) == all).map(|at| self.files[at].as_path()).collect()
     }
 
+    /// Returns whether an environment variable or `--set` changes the configuration, or cannot be read.
+    pub fn has_overrides(&self) -> bool {
+        !self.overrides.is_empty() || !self.errors.is_empty()
+    }
+
     /// Merges all layers, lowest first, except the layers of the file with index `excluded`.
     pub(super) fn merged(&self, excluded: Option<usize>) -> Figment {
         let kept = self.file_layers.iter().enumerate().filter(|(at, _)| Some(*at) != excluded);

@@ -33,6 +33,12 @@ impl ConfigLayers {
         self.draft_with(Unregistered::Refused)
     }
 
+    /// Reads and checks the configuration without the methods that are not registered: their settings stay as written.
+    /// Commands that do not build these methods need not load the plugins that contain them.
+    pub fn draft_without_plugins(self) -> Draft {
+        self.draft_with(Unregistered::AsWritten)
+    }
+
     pub(super) fn draft_with(self, unregistered: Unregistered) -> Draft {
         let (layers, complete) = (self.merged(None), self.file_layers.len() == self.files.len());
         let mut errors = self.errors;

@@ -29,7 +29,7 @@ use crate::{
         keys::{common_keys, unknown_key},
     },
     error::{Error, Result, nearest},
-    registry::{self, Kind, Settings, leaves, ranges},
+    registry::{self, Kind, Settings, dynamic, leaves, ranges},
     traits::Role,
 };
 
@@ -79,7 +79,7 @@ impl Config {
     /// Reads a recorded configuration for inspection only: the settings of methods that are not registered stay as
     /// recorded. Reading the results of a run therefore neither loads the run's plugins nor runs their code.
     pub fn recorded_without_plugins(file: &Path, text: &str) -> Result<Self> {
-        ConfigLayers::recorded(file, text).draft_with(Unregistered::AsWritten).into_config()
+        ConfigLayers::recorded(file, text).draft_without_plugins().into_config()
     }
 
     /// Returns a name for runs of this configuration, made of its file names.
@@ -162,6 +162,24 @@ impl Config {
         }
     }
 
+    /// Returns the error of a method that is not registered. It may be in a plugin that is listed and not loaded.
+    fn unregistered(&self, section: &str, error: Error) -> Error {
+        let loaded = dynamic::loaded();
+        let is_loaded = |file: &PathBuf| {
+            file.canonicalize().is_ok_and(|file| loaded.iter().any(|loaded| loaded.file == file))
+        };
+        let missing = self.run.plugins.iter().filter(|file| !is_loaded(file));
+        let missing: Vec<String> = missing.map(|file| file.display().to_string()).collect();
+        match self.locate(section, error) {
+            Error::Setting { origin, key, value, expected } if !missing.is_empty() => {
+                let expected =
+                    format!("{expected}; not loaded, although `plugins` lists it: {}", missing.join(", "));
+                Error::Setting { origin, key, value, expected }
+            }
+            error => error,
+        }
+    }
+
     fn to_table(&self) -> Result<Settings> {
         Settings::try_from(&self.run)
             .map_err(|e| Error::Config { origin: "configuration".into(), reason: e.to_string() })
@@ -176,7 +194,7 @@ impl Config {
             let entry = match registry::find(kind, name) {
                 Ok(entry) => entry,
                 Err(_) if unregistered == Unregistered::AsWritten => return,
-                Err(error) => return errors.push(self.locate(section, error)),
+                Err(error) => return errors.push(self.unregistered(section, error)),
             };
             loop {
                 match (entry.complete)(settings) {

@@ -260,8 +260,8 @@ impl RunConfig {
         usize::try_from(most).ok()
     }
 
-    /// Returns the plugins loaded at run time that the run uses.
-    pub fn loaded_plugins(&self) -> Vec<dynamic::Loaded> {
+    /// Returns kind and name of every method that the run uses, its networks and its stream included.
+    pub fn methods(&self) -> Vec<(Kind, String)> {
         let learners = [Role::Teacher, Role::Student].map(|role| (Kind::Learner, self.learner(role).0.name));
         let mut used = vec![
             (Kind::Stream, self.stream.name.clone()),
@@ -270,6 +270,12 @@ impl RunConfig {
         ];
         used.extend(learners);
         used.extend(self.distillers().iter().map(|section| (Kind::Distiller, section.name.clone())));
+        used
+    }
+
+    /// Returns the plugins loaded at run time that the run uses.
+    pub fn loaded_plugins(&self) -> Vec<dynamic::Loaded> {
+        let used = self.methods();
         let is_used =
             |loaded: &dynamic::Loaded| used.iter().any(|(kind, name)| loaded.registers(*kind, name));
         dynamic::loaded().into_iter().filter(is_used).collect()

@@ -84,10 +84,20 @@ impl Setup<'_> {
 }
 
 pub(crate) fn device(config: &Config) -> Result<Device> {
-    device::open(&config.run.device, config.run.precision).map_err(|error| match error {
+    device::open(&config.run.device, config.run.precision).map_err(|error| located(config, error))
+}
+
+/// Checks the device and precision of a run without opening a GPU.
+pub(crate) fn check_device(config: &Config) -> Result<()> {
+    device::check(&config.run.device, config.run.precision).map_err(|error| located(config, error))
+}
+
+/// Adds the origin of the value to the error of a key that belongs to no plugin.
+fn located(config: &Config, error: Error) -> Error {
+    match error {
         Error::Setting { key, value, expected, .. } => config.refused(&key, value, expected),
         error => error,
-    })
+    }
 }
 
 pub(crate) fn stream(config: &Config, device: &Device) -> Result<Box<dyn TaskStream>> {
@@ -151,6 +161,11 @@ impl<'a> RunBuilder<'a> {
             error => config.locate(place, error),
         });
         Self { config, setup: Setup { seed, mode, device, precision, image_size, classes, tasks, locate } }
+    }
+
+    /// Side of an image in pixels.
+    pub(crate) fn image_size(&self) -> usize {
+        self.setup.image_size
     }
 
     /// Builds the frozen network of `role`.

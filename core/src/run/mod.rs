@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod directory;
 mod experiment;
 pub mod export;
+pub mod joint_preflight;
 pub mod preflight;
 pub mod resume_check;
 

@@ -17,8 +17,11 @@ use crate::{
     },
     system::memory,
     train::{DistillerStack, Network, Optimizer, Trainer},
-    traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, QuerySource, Role, TaskStream},
+    traits::{BackboneSpec, ClassCount, DataRecord, EpochKey, Learner, QuerySource, Role, TaskStream},
 };
+
+/// Learners of teacher and student, and the distillers, as far as they could be built.
+type Methods = (Option<Box<dyn Learner>>, Option<Box<dyn Learner>>, Option<DistillerStack>);
 
 /// Untimed steps of each network before the timed steps, in addition to the steps with prefetched images.
 const WARMUP: usize = 2;
@@ -163,7 +166,7 @@ pub fn check(draft: Draft, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) -> Rep
 impl Report {
     /// Returns the built part, or records its error and returns `None`. An error that occurs for the learners of both
     /// networks is recorded once.
-    fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
+    pub(super) fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
         match built {
             Ok(built) => Some(built),
             Err(_) if self.invalid_sections.contains(section) => self.skip(section, "valid settings"),
@@ -202,26 +205,53 @@ impl Report {
             Some(builder) => self.record(role.as_str(), builder.backbone(role)),
             None => self.skip(role.as_str(), "the stream's image size"),
         });
+        let [teacher_spec, student_spec] =
+            [&teacher, &student].map(|network| network.as_ref().map(|backbone| backbone.spec()));
+        let methods = self.build_methods(config, builder.as_ref(), teacher_spec, student_spec);
+        if let Some(stream) = &stream {
+            let data = self.check_data(&config.run, stream.as_ref(), images, progress);
+            match data {
+                Ok(data) => self.data = Some(data),
+                Err(error) => self.errors.push(error),
+            }
+        }
+        for (role, backbone) in [(Role::Teacher, &teacher), (Role::Student, &student)] {
+            let spec = backbone.as_ref().map(|backbone| backbone.spec().clone());
+            self.networks.extend(spec.map(|spec| NetworkReport { role, spec }));
+        }
+        let (teacher_learner, student_learner, distiller) = methods;
+        let teacher = Network { backbone: teacher?, learner: teacher_learner? };
+        let student = Network { backbone: student?, learner: student_learner? };
+        Some(Experiment::assemble(config, stream?, opened?, teacher, student, distiller?))
+    }
+
+    /// Builds every learner and distiller that can be built, for networks with these sizes.
+    pub(super) fn build_methods(
+        &mut self,
+        config: &Config,
+        builder: Option<&RunBuilder<'_>>,
+        teacher: Option<&BackboneSpec>,
+        student: Option<&BackboneSpec>,
+    ) -> Methods {
         let own_query = config.run.query_source() == QuerySource::Own;
         let [teacher_learner, student_learner] =
-            [(Role::Teacher, &teacher), (Role::Student, &student)].map(|(role, own)| {
-                let student = if own_query { own } else { &student };
-                let (Some(builder), Some(own), Some(student)) = (&builder, own, student) else {
+            [(Role::Teacher, teacher), (Role::Student, student)].map(|(role, own)| {
+                let student = if own_query { own } else { student };
+                let (Some(builder), Some(own), Some(student)) = (builder, own, student) else {
                     return self.skip(&format!("learner of the {}", role.as_str()), "its network");
                 };
                 // A network's own learner inherits from `[learner]` the settings that its section does not set.
                 let own_section = config.run.learner(role).1;
                 let section =
                     if self.invalid_sections.contains("learner") { "learner" } else { &own_section };
-                self.record(section, builder.learner(role, own.spec(), student.spec()))
+                self.record(section, builder.learner(role, own, student))
             });
-        let distiller = match (&builder, &teacher, &student, &student_learner) {
+        let distiller = match (builder, teacher, student, &student_learner) {
             (Some(builder), Some(teacher), Some(student), Some(learner)) => {
                 let sections = config.run.distillers();
                 let mut built = Vec::new();
                 for (index, section) in sections.iter().enumerate() {
-                    let specs = [teacher.spec(), student.spec()];
-                    let distiller = builder.distiller(index, section, specs, learner.as_ref());
+                    let distiller = builder.distiller(index, section, [teacher, student], learner.as_ref());
                     let distiller = self.record(&config.run.distiller_section(index), distiller);
                     built
                         .extend(distiller.map(|distiller| (section.name.clone(), section.weight, distiller)));
@@ -237,20 +267,7 @@ impl Report {
             }
             _ => self.skip("distiller", "both networks and the student's learner"),
         };
-        if let Some(stream) = &stream {
-            let data = self.check_data(&config.run, stream.as_ref(), images, progress);
-            match data {
-                Ok(data) => self.data = Some(data),
-                Err(error) => self.errors.push(error),
-            }
-        }
-        for (role, backbone) in [(Role::Teacher, &teacher), (Role::Student, &student)] {
-            let spec = backbone.as_ref().map(|backbone| backbone.spec().clone());
-            self.networks.extend(spec.map(|spec| NetworkReport { role, spec }));
-        }
-        let teacher = Network { backbone: teacher?, learner: teacher_learner? };
-        let student = Network { backbone: student?, learner: student_learner? };
-        Some(Experiment::assemble(config, stream?, opened?, teacher, student, distiller?))
+        (teacher_learner, student_learner, distiller)
     }
 
     fn check_run(&mut self, mut config: Config, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) {
@@ -291,6 +308,26 @@ impl Report {
         images: usize,
         progress: &(dyn Fn() + Sync),
     ) -> Result<Data> {
+        let tasks = self.decode_images(run, stream, images, progress);
+        let record = stream.record()?;
+        Ok(Data {
+            stream: run.stream.name.clone(),
+            classes: tasks.iter().map(|task| task.classes).sum(),
+            image_size: stream.image_size(),
+            tasks,
+            split_sha256: record.fingerprint,
+            files: record.files,
+        })
+    }
+
+    /// Decodes `images` training images and test images of each task, and records the errors of damaged ones.
+    pub(super) fn decode_images(
+        &mut self,
+        run: &RunConfig,
+        stream: &dyn TaskStream,
+        images: usize,
+        progress: &(dyn Fn() + Sync),
+    ) -> Vec<TaskReport> {
         let mut tasks = Vec::new();
         for task in stream.tasks() {
             let files = stream.image_files();
@@ -307,15 +344,7 @@ impl Report {
                 self.errors.extend(found.damaged);
             }
         }
-        let record = stream.record()?;
-        Ok(Data {
-            stream: run.stream.name.clone(),
-            classes: tasks.iter().map(|task| task.classes).sum(),
-            image_size: stream.image_size(),
-            tasks,
-            split_sha256: record.fingerprint,
-            files: record.files,
-        })
+        tasks
     }
 }
 

@@ -13,7 +13,10 @@ use crate::{
     error::{Error, Result},
     registry::{
         Entry, Kind,
-        dynamic::plugin_manifest::{Manifest, SELF_CONTAINED},
+        dynamic::{
+            library_file::LibraryFile,
+            plugin_manifest::{Manifest, SELF_CONTAINED},
+        },
     },
 };
 
@@ -87,65 +90,81 @@ impl Identity {
     }
 }
 
+/// Library that was inspected and can be loaded. Its file stays open: what was inspected is what is loaded.
+#[derive(Debug)]
+pub struct Inspected {
+    file: LibraryFile,
+    manifest: Manifest,
+    sha256: String,
+}
+
 /// Reads the manifest of a library without loading it.
 ///
 /// # Errors
-/// A file that cannot be read or is not a plugin of this program.
-pub fn inspect(path: &Path) -> Result<Manifest> {
-    Ok(read(path)?.1)
-}
-
-/// Returns the absolute path, the manifest and the SHA-256 of a library.
-fn read(path: &Path) -> Result<(PathBuf, Manifest, String)> {
+/// A file that cannot be read, is not a plugin of this program, or can be changed by another user.
+pub fn inspect(path: &Path) -> Result<Inspected> {
     let fail = |reason: String| Error::Plugin { file: path.into(), reason };
-    let unreadable = |e: std::io::Error| fail(format!("cannot be read: {e}"));
-    let file = path.canonicalize().map_err(unreadable)?;
-    if file.is_dir() {
-        return Err(fail("is a folder; expected a shared library made by `cdl plugin build`".into()));
-    }
-    let bytes = crate::system::files::read(&file).map_err(unreadable)?;
+    let mut file = LibraryFile::open(path).map_err(fail)?;
+    let bytes = file.read().map_err(fail)?;
     let manifest = Manifest::of_library(&bytes).map_err(fail)?;
-    Ok((file, manifest, crate::system::hex(&Sha256::digest(&bytes))))
+    Ok(Inspected { file, manifest, sha256: crate::system::hex(&Sha256::digest(&bytes)) })
 }
 
-/// Loads a plugin, unless it is loaded already. Its methods can then be found by name. The library is never unloaded.
+/// Inspects and loads a plugin, see [`Inspected::load`].
 ///
 /// # Errors
-/// A library that is not a plugin of this program (detected before any of its code runs), that registers nothing or an
-/// existing name, or that does not share this crate with the program.
+/// Errors of [`inspect`] and [`Inspected::load`].
 pub fn load(path: &Path) -> Result<Loaded> {
-    let (file, manifest, sha256) = read(path)?;
-    if let Some(known) = all().iter().find(|loaded| loaded.file == file) {
-        return Ok(known.clone());
+    inspect(path)?.load()
+}
+
+impl Inspected {
+    /// SHA-256 of the file.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
     }
-    let fail = |reason: String| Error::Plugin { file: file.clone(), reason };
-    let before = registered();
-    let earlier = Identity::here();
-    let plugin = open(&file).map_err(fail)?;
-    if !(plugin.is_same_as(&Identity::here()) && earlier.tensor < plugin.tensor) {
-        return Err(fail(SELF_CONTAINED.into()));
-    }
-    let new = |entry: &&'static Entry| !before.iter().any(|old| std::ptr::eq(*old, *entry));
-    let entries: Vec<&'static Entry> = registered().into_iter().filter(new).collect();
-    if entries.is_empty() {
-        let reason = "registers nothing: it needs at least one `cdl_core::register!`";
-        return Err(fail(reason.into()));
-    }
-    for entry in &entries {
-        let kind = entry.build.kind();
-        let other = registered().into_iter().find(|other| {
-            !std::ptr::eq(*other, *entry) && other.build.kind() == kind && other.name == entry.name
-        });
-        if let Some(other) = other {
-            let place = |file: &Path| format!("{} in {}", entry.origin, file.display());
-            let first = origin_of(other).map_or(other.origin.into(), |file| place(&file));
-            let (kind, name, second) = (kind.as_str(), entry.name.into(), place(&file));
-            return Err(Error::DuplicateName { kind, name, first, second });
+
+    /// Loads the plugin, unless it is loaded already. Its methods can then be found by name. The library is never
+    /// unloaded.
+    ///
+    /// # Errors
+    /// A library that registers nothing or an existing name, that does not share this crate with the program, or that
+    /// was changed since it was inspected.
+    pub fn load(self) -> Result<Loaded> {
+        let Self { file: library, manifest, sha256 } = self;
+        let file = library.path.clone();
+        if let Some(known) = all().iter().find(|loaded| loaded.file == file) {
+            return Ok(known.clone());
         }
+        let fail = |reason: String| Error::Plugin { file: file.clone(), reason };
+        let before = registered();
+        let earlier = Identity::here();
+        let plugin = open(library).map_err(fail)?;
+        if !(plugin.is_same_as(&Identity::here()) && earlier.tensor < plugin.tensor) {
+            return Err(fail(SELF_CONTAINED.into()));
+        }
+        let new = |entry: &&'static Entry| !before.iter().any(|old| std::ptr::eq(*old, *entry));
+        let entries: Vec<&'static Entry> = registered().into_iter().filter(new).collect();
+        if entries.is_empty() {
+            let reason = "registers nothing: it needs at least one `cdl_core::register!`";
+            return Err(fail(reason.into()));
+        }
+        for entry in &entries {
+            let kind = entry.build.kind();
+            let other = registered().into_iter().find(|other| {
+                !std::ptr::eq(*other, *entry) && other.build.kind() == kind && other.name == entry.name
+            });
+            if let Some(other) = other {
+                let place = |file: &Path| format!("{} in {}", entry.origin, file.display());
+                let first = origin_of(other).map_or(other.origin.into(), |file| place(&file));
+                let (kind, name, second) = (kind.as_str(), entry.name.into(), place(&file));
+                return Err(Error::DuplicateName { kind, name, first, second });
+            }
+        }
+        let loaded = Loaded { file, sha256, manifest, entries };
+        all().push(loaded.clone());
+        Ok(loaded)
     }
-    let loaded = Loaded { file, sha256, manifest, entries };
-    all().push(loaded.clone());
-    Ok(loaded)
 }
 
 fn registered() -> Vec<&'static Entry> {
@@ -153,22 +172,28 @@ fn registered() -> Vec<&'static Entry> {
 }
 
 /// Loads the library permanently and returns the identity of the `cdl-core` that it uses.
-fn open(file: &Path) -> std::result::Result<Identity, String> {
+fn open(file: LibraryFile) -> std::result::Result<Identity, String> {
+    let path = file.loader_path();
     // libloading stores the message of the system in the source of its error.
     let explain = |e: libloading::Error| {
         let cause = std::error::Error::source(&e).map(|cause| format!(": {cause}")).unwrap_or_default();
-        format!("cannot be loaded: {e}{cause}")
+        let message = format!("cannot be loaded: {e}{cause}");
+        message.replace(&path.display().to_string(), &file.path.display().to_string())
     };
+    // The file could be written between its inspection and this line.
+    file.check_unchanged()?;
     // SAFETY: loading runs the initialisers of the library. It imports this build of cdl-core by name, so it was
     // built by the same compiler from the same sources. Its initialisers are those of `inventory` and those of its
     // author, who is trusted like the author of linked code. RTLD_NOW (the default) resolves every symbol first.
-    let library = unsafe { Library::new(file) }.map_err(explain)?;
+    let library = unsafe { Library::new(&path) }.map_err(explain)?;
     // SAFETY: the library has a manifest, so `export_plugin!` has defined this function with this signature.
     let identity = unsafe { library.get::<extern "C" fn() -> Identity>(b"cdl_plugin_identity") };
-    let identity = identity.map_err(explain)?();
+    let identity = identity.map_err(explain).map(|identity| identity());
+    let unchanged = file.check_unchanged();
     // Registered entries, vtables and types point into the library, so it must never be unloaded.
     std::mem::forget(library);
-    Ok(identity)
+    file.keep_open();
+    unchanged.and(identity)
 }
 
 #[cfg(test)]

@@ -3,18 +3,21 @@
 //! A loaded plugin and the program must share **one** copy of this crate, with one registry, one counter of tensor ids
 //! and one thread pool. A library with its own copy would compute wrong gradients without an error. Plugins therefore
 //! link against the shared library of this crate (`core/dylib`), and [`load`] refuses every library that does not,
-//! before any of its code runs.
+//! before any of its code runs. It also refuses libraries that another user can change.
 //!
 //! [`export_plugin!`](crate::export_plugin), which `cdl plugin build` adds, makes a library a plugin. The source of a
 //! plugin is an ordinary crate that can also be linked into a program.
 
 mod build_stamp;
+#[cfg(unix)]
+mod file_access;
+mod library_file;
 mod load;
 mod plugin_manifest;
 
 pub use self::{
     build_stamp::{IDENTITY, Import, STAMP, SYMBOL},
-    load::{Identity, Loaded, inspect, load, loaded, origin_of},
+    load::{Identity, Inspected, Loaded, inspect, load, loaded, origin_of},
     plugin_manifest::Manifest,
 };
 

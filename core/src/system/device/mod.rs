@@ -106,18 +106,34 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
                 device
             }
         },
-        _ => {
-            let ordinal = match name.strip_prefix("cuda") {
-                Some("") => Some(0),
-                Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
-                None => None,
-            };
-            let ordinal = ordinal.ok_or_else(|| fail("expected auto, cpu, cuda or cuda:N".into()))?;
-            cuda::open(ordinal).map_err(|missing| fail(missing.to_string()))?
-        }
+        _ => cuda::open(ordinal(name)?).map_err(|missing| fail(missing.to_string()))?,
     };
     precision_on(&device, precision);
     Ok(device)
+}
+
+/// Checks what [`open`] can check without opening a GPU, which would stay in use until the process ends.
+///
+/// # Errors
+/// Errors of [`open`]. With CUDA, whether a GPU exists is not checked.
+pub(crate) fn check(name: &str, precision: Precision) -> Result<()> {
+    match name {
+        "cpu" => open(name, precision).map(drop),
+        _ if cfg!(not(feature = "cuda")) => open(name, precision).map(drop),
+        "auto" => Ok(()),
+        _ => ordinal(name).map(drop),
+    }
+}
+
+/// Returns the number of the GPU with the name `cuda` or `cuda:N`.
+fn ordinal(name: &str) -> Result<usize> {
+    let number = match name.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|number| number.parse().ok()),
+        None => None,
+    };
+    let reason = "expected auto, cpu, cuda or cuda:N".into();
+    number.ok_or_else(|| Error::Device { device: name.into(), reason })
 }
 
 /// Returns the precision to use on `device`: float32 on the CPU, otherwise `precision`. On a GPU, also sets the
