@@ -111,19 +111,6 @@ impl RecordedRun {
         }
         text
     }
-
-    /// One line about the run: data set, learner, seed, progress, time and memory.
-    pub fn headline(&self) -> String {
-        let values = self.values();
-        let [stream, learner, seed] = ["stream.name", "learner.name", "seed"]
-            .map(|key| values.get(key).map_or("?", String::as_str).trim_matches('"'));
-        let seconds = match self.results.tasks_done {
-            0 => String::new(),
-            _ => format!(", {:.1} s", self.results.wall_seconds),
-        };
-        let (name, progress, memory) = (&self.name, self.progress(), peak_memory(&self.results));
-        format!("{name}: {stream}, learner {learner}, seed {seed}; {progress}{seconds}{memory}")
-    }
 }
 
 /// Peak memory, to follow other values on a line; empty if unknown.

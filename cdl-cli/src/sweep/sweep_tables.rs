@@ -7,13 +7,11 @@ use cdl_core::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    statistics::Spread,
-    summary::{Combination, Outcome, Summary},
-};
+use super::summary::{Combination, Outcome, Summary};
 use crate::{
     failure::Failure,
     report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_metrics},
+    statistics::Spread,
     terminal::{columns, count},
 };
 

@@ -2,6 +2,8 @@
 
 use maud::{Markup, PreEscaped, html};
 
+use crate::statistics::Spread;
+
 /// CSS variables: name, value on a light page, value on a dark page. The colours of series, `s0` and so on, are based
 /// on the palette of Okabe and Ito, which colour-blind readers can distinguish.
 pub const PALETTE: [(&str, &str, &str); 11] = [
@@ -18,7 +20,7 @@ pub const PALETTE: [(&str, &str, &str); 11] = [
     ("s6", "#6b6b6b", "#b5b5b5"),
 ];
 /// CSS classes of texts.
-pub const STYLE: &str = ".heading{font-size:14px;font-weight:600}.quiet{fill:var(--quiet)}.small{font-size:10px}\
+pub const STYLE: &str = ".heading{font-size:14px;font-weight:600}.quiet{fill:var(--quiet)}.small{font-size:11px}\
                          .middle{text-anchor:middle}.end{text-anchor:end}";
 /// Number of colours of series in the palette.
 const COLOURS: usize = 7;
@@ -32,7 +34,6 @@ const MARKERS: [&[(f64, f64)]; 5] = [
 ];
 
 /// Series of values: a line, or a bar or dot at each position.
-#[derive(Default)]
 pub struct Series {
     /// Name in the legend.
     pub name: String,
@@ -47,6 +48,16 @@ pub struct Series {
 }
 
 impl Series {
+    /// Series of means, with a band of one standard deviation where there are several values.
+    pub fn of_spreads(name: String, colour: usize, dashed: bool, spreads: &[Option<Spread>]) -> Self {
+        let ends = |spread: &Option<Spread>| {
+            let Spread { mean, deviation, .. } = (*spread)?;
+            Some((mean - deviation?, mean + deviation?))
+        };
+        let values = spreads.iter().map(|spread| spread.map(|spread| spread.mean)).collect();
+        Self { name, colour, dashed, values, band: spreads.iter().map(ends).collect() }
+    }
+
     pub fn ink(&self) -> String {
         format!("var(--s{})", self.colour % COLOURS)
     }
@@ -85,9 +96,9 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// Element for a page. It shrinks with the page, down to a width at which it remains legible.
+    /// Element for a page. It shrinks with the page to a width at which text is legible, and scrolls below that.
     pub fn inline(&self) -> Markup {
-        let least = self.width.min((0.62 * self.width).max(300.0));
+        let least = 0.85 * self.width;
         self.element(Some(format!("width:{:.0}px;max-width:100%;min-width:{least:.0}px", self.width)))
     }
 

@@ -1,0 +1,41 @@
+//! Dot plots.
+
+use maud::html;
+
+use super::{
+    elements::{Plot, Series, line, px, shortened, text, widest},
+    frame::{TOP, WIDTH, legend, short},
+};
+
+/// Dot plot with a row for each position and a dot for each series, from 0 to 100 %. Bands are drawn as thick lines.
+pub fn dots(title: &str, places: &[String], series: &[Series]) -> Plot {
+    let row = if places.len() > 40 { 16.0 } else { 22.0 };
+    let left = widest(places, 18).max(30.0) + 18.0;
+    let (right, bottom) = (WIDTH - 20.0, TOP + row * places.len() as f64);
+    let x = |value: f64| left + (right - left) * (value / 100.0).clamp(0.0, 1.0);
+    let (names, high) = legend(series, bottom + 40.0);
+    let body = html! {
+        @for value in (0..=5).map(|step| 20.0 * f64::from(step)) {
+            (line((x(value), TOP), (x(value), bottom), "rule"))
+            (text((x(value), bottom + 17.0), "quiet middle", &short(value)))
+        }
+        @for (index, place) in places.iter().enumerate() {
+            @let y = TOP + (index as f64 + 0.5) * row;
+            @let value = |one: &Series| one.values.get(index).copied().flatten().filter(|value| value.is_finite());
+            @let band = |one: &Series| one.band.get(index).copied().flatten();
+            @let ends = series.iter().filter_map(value).fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
+            (text((left - 9.0, y + 4.0), "end", &shortened(place, 18)))
+            @if ends.0 < ends.1 { (line((x(ends.0), y), (x(ends.1), y), "quiet")) }
+            @for ((low, high), one) in series.iter().filter_map(|one| Some((band(one)?, one))) {
+                line x1=(px(x(low))) y1=(px(y)) x2=(px(x(high))) y2=(px(y)) stroke=(one.ink()) stroke-width="7"
+                    stroke-opacity="0.25" {}
+            }
+            @for (value, one) in series.iter().filter_map(|one| Some((value(one)?, one))) {
+                @let spread = band(one).map(|(_, high)| format!(" ± {:.2}", high - value)).unwrap_or_default();
+                (one.marker((x(value), y), &format!("{}, {place}: {value:.2}{spread} %", one.name)))
+            }
+        }
+        (names)
+    };
+    Plot { title: title.into(), width: WIDTH, height: bottom + 32.0 + high, body }
+}

@@ -1,0 +1,101 @@
+//! Head of the page: what was run, and how the runs differ.
+
+use std::collections::BTreeSet;
+
+use maud::{Markup, html};
+
+use super::{
+    configuration::{Configuration, changes_results, is_seed},
+    html,
+    recorded_run::RecordedRun,
+};
+use crate::terminal::count;
+
+/// Paragraph for each configuration, with its runs, and a warning if accuracies of the configurations cannot be
+/// compared.
+pub fn head(configurations: &[Configuration]) -> Markup {
+    html! {
+        @for configuration in configurations {
+            @let Configuration { name, first, runs } = configuration;
+            @if configuration.is_repeated() {
+                p { b { (name) } ": " (first.setup()) }
+                details {
+                    summary { (count(runs.len(), "run")) ", averaged below" }
+                    @for run in runs { p { (run.name) ": " (run.course()) } }
+                }
+            } @else {
+                p { b { (name) } ": " (first.setup()) ", " (first.course()) }
+            }
+        }
+        @for warning in warnings(configurations) { p.warning { strong { "Warning: " } (warning) } }
+    }
+}
+
+/// Sentences about differences that make accuracies incomparable: data and epochs.
+fn warnings(configurations: &[Configuration]) -> Vec<String> {
+    let runs: Vec<&RecordedRun> = configurations.iter().map(|configuration| configuration.first).collect();
+    let differing = differing(&runs);
+    let is_data = |key: &&String| {
+        key.starts_with("stream.")
+            && key.as_str() != "stream.input.on_error"
+            && changes_results(key)
+            && !is_seed(key)
+    };
+    let keys: Vec<&str> = differing.iter().filter(is_data).map(String::as_str).collect();
+    let files = |run: &RecordedRun| -> Vec<String> {
+        let files = run.record["data"].as_array().into_iter().flatten();
+        files.filter_map(|file| file["sha256"].as_str()).map(String::from).collect()
+    };
+    let mut warnings = Vec::new();
+    if !keys.is_empty() {
+        let verb = if keys.len() == 1 { "differs" } else { "differ" };
+        warnings.push(format!("the runs do not use the same data ({} {verb}).", keys.join(", ")));
+    } else if runs.iter().any(|run| Some(files(run)) != runs.first().map(|first| files(first))) {
+        warnings.push("the runs do not use the same data (the files of the data set differ).".into());
+    }
+    if differing.contains("epochs") {
+        let epochs: Vec<String> = runs.iter().filter_map(|run| run.values().remove("epochs")).collect();
+        let epochs = match &epochs[..] {
+            [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+            _ => epochs.join(", "),
+        };
+        warnings.push(format!("the runs are not trained for the same number of epochs ({epochs})."));
+    }
+    warnings
+}
+
+/// Keys of the settings that differ between runs.
+fn differing(runs: &[&RecordedRun]) -> BTreeSet<String> {
+    let all: Vec<_> = runs.iter().map(|run| run.values()).collect();
+    let keys: BTreeSet<&String> = all.iter().flat_map(|values| values.keys()).collect();
+    let differs = |key: &&&String| all.iter().any(|values| values.get(**key) != all[0].get(**key));
+    keys.iter().filter(differs).map(|key| key.to_string()).collect()
+}
+
+/// Table of the settings that differ between runs, with a column for each configuration; `None` if there are none.
+pub fn differences(configurations: &[Configuration]) -> Option<Markup> {
+    let runs: Vec<&RecordedRun> =
+        configurations.iter().flat_map(|configuration| configuration.runs.iter().copied()).collect();
+    let keys = differing(&runs);
+    if keys.is_empty() {
+        return None;
+    }
+    let values: Vec<Vec<_>> = configurations
+        .iter()
+        .map(|configuration| configuration.runs.iter().map(|run| run.values()).collect())
+        .collect();
+    let head = html! { th { "Key" } @for configuration in configurations { th { (configuration.name) } } };
+    let rows = html! {
+        @for key in &keys {
+            tr {
+                td.key { code { (html::breakable(key)) } }
+                @for runs in &values {
+                    @let mut shown: Vec<&str> = runs.iter().map(|values| values.get(key).map_or("–", String::as_str)).collect();
+                    @let _ = shown.dedup();
+                    td { code { (shown.join(", ")) } }
+                }
+            }
+        }
+    };
+    Some(html! { h2 { "Settings that differ" } (html::table(&head, &rows)) })
+}
