@@ -61,7 +61,7 @@ pub struct ReportArgs {
     tensorboard: Option<PathBuf>,
 }
 
-/// Image pixels per pixel of the page. A plot 420 px wide has 380 dots per inch in a column of 3.3 inches.
+/// Image pixels per pixel of the page. A plot 400 px wide has 360 dots per inch in a column of 3.3 inches.
 const SCALE: f32 = 3.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,7 +1,5 @@
 //! Runs of one configuration, which differ in their seeds.
 
-use std::collections::BTreeMap;
-
 use cdl_core::{metrics::Definition, traits::Role};
 
 use super::recorded_run::RecordedRun;
@@ -62,15 +60,18 @@ pub fn configurations(runs: &[RecordedRun]) -> Vec<Configuration<'_>> {
         values.retain(|key, _| changes_results(key) && !is_seed(key));
         (values, run.results.tasks_done, run.results.tasks)
     };
-    let mut groups: Vec<((BTreeMap<String, String>, usize, usize), Configuration)> = Vec::new();
+    let (mut keys, mut groups) = (Vec::new(), Vec::<Configuration>::new());
     for run in runs {
         let key = key(run);
-        match groups.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, group)) => group.runs.push(run),
-            None => groups.push((key, Configuration { name: String::new(), first: run, runs: vec![run] })),
+        let group = keys.iter().position(|other| *other == key).and_then(|at| groups.get_mut(at));
+        match group {
+            Some(group) => group.runs.push(run),
+            None => {
+                keys.push(key);
+                groups.push(Configuration { name: String::new(), first: run, runs: vec![run] });
+            }
         }
     }
-    let mut groups: Vec<Configuration> = groups.into_iter().map(|(_, group)| group).collect();
     let names = unique(&groups.iter().map(candidates).collect::<Vec<_>>());
     groups.iter_mut().zip(names).for_each(|(group, name)| group.name = name);
     groups
@@ -91,8 +92,9 @@ fn common_name(first: &str, names: &[&str]) -> String {
     }
     let shared = |name: &&str| first.chars().zip(name.chars()).take_while(|(a, b)| a == b).count();
     let common: String = first.chars().take(names.iter().map(shared).min().unwrap_or(0)).collect();
+    // Seeds may begin with the same digits.
     let trimmed = |text: &str| text.trim_end_matches(|c: char| !c.is_alphanumeric()).to_string();
-    let common = trimmed(&common);
+    let common = trimmed(common.trim_end_matches(|c: char| c.is_ascii_digit()));
     common.strip_suffix("seed").map_or(common.clone(), trimmed)
 }
 

@@ -7,7 +7,7 @@ use cdl_core::{
 use maud::{Markup, html};
 
 use super::html;
-use crate::statistics::Spread;
+use crate::statistics::{Spread, rounded};
 
 /// Row of a table: a configuration, a combination of a sweep, or a run.
 pub struct Row {
@@ -57,7 +57,7 @@ pub fn value(id: &str, spread: Option<Spread>, below: &[String]) -> Markup {
         (spread.map(|spread| spread.deviation_text()).unwrap_or_default())
         @for line in below { small { (line) } }
     };
-    html::number(id, spread.map(|spread| spread.mean), |mean| format!("{mean:.2}"), &more)
+    html::number(id, spread.map(|spread| spread.mean), rounded, &more)
 }
 
 /// Formulas of all metrics.

@@ -29,3 +29,27 @@ pub fn pdf(svg: &str) -> Result<Vec<u8>, String> {
     to_pdf(&tree, ConversionOptions::default(), PageOptions { dpi: PIXELS_PER_INCH })
         .map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+#[cfg(feature = "pdf")]
+mod tests {
+    use super::pdf;
+    use crate::report::plot::picture;
+
+    #[test]
+    fn one_drawing_gives_the_same_bytes_and_images_are_embedded() {
+        let svg = |inner: &str| {
+            format!("<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"40\" height=\"20\">{inner}</svg>")
+        };
+        let text = svg("<text x=\"2\" y=\"15\" font-family=\"system-ui, sans-serif\">Ag ± 1</text>");
+        assert_eq!(pdf(&text), pdf(&text));
+        let image = picture("t", ("a", "b"), &vec![vec![0.5; 120]; 120], &[]).expect("an image").standalone();
+        let [text, image] = [text, image].map(|svg| {
+            let bytes = pdf(&svg).expect("PDF");
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            (text.contains("/FontFile2"), text.contains("/Subtype /Image"))
+        });
+        assert_eq!((text, image), ((true, false), (true, true)));
+        assert!(pdf("<svg").is_err());
+    }
+}

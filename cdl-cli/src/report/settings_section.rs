@@ -80,20 +80,23 @@ pub fn differences(configurations: &[Configuration]) -> Option<Markup> {
     if keys.is_empty() {
         return None;
     }
-    let values: Vec<Vec<_>> = configurations
-        .iter()
-        .map(|configuration| configuration.runs.iter().map(|run| run.values()).collect())
-        .collect();
+    // Different values of the runs of a configuration, in the order of the runs.
+    let shown = |configuration: &Configuration, key: &str| {
+        let mut values: Vec<String> = Vec::new();
+        for run in &configuration.runs {
+            let value = run.values().remove(key).unwrap_or_else(|| "–".into());
+            if !values.contains(&value) {
+                values.push(value);
+            }
+        }
+        values.join(", ")
+    };
     let head = html! { th { "Key" } @for configuration in configurations { th { (configuration.name) } } };
     let rows = html! {
         @for key in &keys {
             tr {
                 td.key { code { (html::breakable(key)) } }
-                @for runs in &values {
-                    @let mut shown: Vec<&str> = runs.iter().map(|values| values.get(key).map_or("–", String::as_str)).collect();
-                    @let _ = shown.dedup();
-                    td { code { (shown.join(", ")) } }
-                }
+                @for configuration in configurations { td { code { (shown(configuration, key)) } } }
             }
         }
     };

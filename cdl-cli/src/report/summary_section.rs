@@ -12,7 +12,7 @@ use super::{
     metrics_table::{self, Row},
     recorded_run::{ROLES, RecordedRun},
 };
-use crate::statistics::Spread;
+use crate::statistics::{Spread, signed};
 
 /// Explanation of means, for tables in which runs are averaged.
 pub const AVERAGED: &str = "mean ± sample standard deviation (divided by n - 1) over the n runs of a configuration, which \
@@ -76,7 +76,7 @@ fn several(configurations: &[Configuration], role: Role) -> Markup {
         0 => Vec::new(),
         _ => {
             let means = spread(index, definition).zip(spread(0, definition));
-            means.map(|(of, from)| format!("{:+.2}", of.mean - from.mean)).into_iter().collect()
+            means.map(|(of, from)| signed(of.mean - from.mean)).into_iter().collect()
         }
     };
     let rows: Vec<Row> = (1..).zip(configurations).map(rows).collect();

@@ -19,6 +19,7 @@ use crate::{
         plot::{Axes, Plot, Series, lines},
         report_page::write_page,
     },
+    statistics::{rounded, signed},
     terminal::count,
 };
 
@@ -83,7 +84,7 @@ fn means(summary: &Summary, role: Role) -> Markup {
     let difference =
         |number: usize, definition: &Definition| match summary.difference(number, role, definition) {
             Some(difference) => {
-                vec![format!("{:+.2}", difference.mean), difference.interval_text().trim().into()]
+                vec![signed(difference.mean), difference.interval_text().trim().into()]
             }
             None => Vec::new(),
         };
@@ -121,7 +122,7 @@ fn cells(summary: &Summary, states: &[State]) -> Markup {
                 }
                 @for role in summary.roles() {
                     @for definition in shown {
-                        td.n { (cell.value(role, definition).map_or("–".into(), |value| format!("{value:.2}"))) }
+                        td.n { (cell.value(role, definition).map_or("–".into(), rounded)) }
                     }
                 }
             }

@@ -147,6 +147,16 @@ pub fn line((x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str) -> Markup 
     html! { line x1=(px(x1)) y1=(px(y1)) x2=(px(x2)) y2=(px(y2)) stroke={ "var(--" (colour) ")" } {} }
 }
 
+/// Line over the band of a single position. A band without width is not drawn, since renderers refuse such lines.
+pub fn whisker(from: (f64, f64), to: (f64, f64), ink: &str, width: f64, opacity: f64) -> Markup {
+    let [x1, y1, x2, y2] = [from.0, from.1, to.0, to.1].map(px);
+    html! {
+        @if (&x1, &y1) != (&x2, &y2) {
+            line x1=(x1) y1=(y1) x2=(x2) y2=(y2) stroke=(ink) stroke-width=(width) stroke-opacity=(opacity) {}
+        }
+    }
+}
+
 /// Formats a length in pixels with one decimal.
 pub fn px(length: f64) -> String {
     format!("{length:.1}")

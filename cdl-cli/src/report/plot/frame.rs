@@ -4,9 +4,9 @@ use maud::{Markup, html};
 
 use super::elements::{Plot, Series, line, px, shortened, text, text_width, widest};
 
-/// Width of plots in CSS pixels. In a column of 3.3 inches, text of 12 px has 6.8 points; on a page it remains legible
-/// in windows of 390 px.
-pub const WIDTH: f64 = 420.0;
+/// Width of plots in CSS pixels. In a column of 3.3 inches, text of 12 px has 7 points; on a page it remains legible in
+/// windows of 390 px.
+pub const WIDTH: f64 = 400.0;
 /// Left and right end of the horizontal axis.
 pub const LEFT: f64 = 46.0;
 pub const RIGHT: f64 = WIDTH - 14.0;

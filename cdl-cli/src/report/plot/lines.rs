@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::{
-    elements::{Plot, Series, points, px},
+    elements::{Plot, Series, points, px, whisker},
     frame::{Axes, Frame, LEFT, Point, RIGHT},
 };
 
@@ -40,17 +40,9 @@ fn band(series: &Series, group: &[Point]) -> Markup {
     html! {
         @match &ends[..] {
             [] => {}
-            [(x, ends)] => (whisker(series, *x, *ends)),
+            [(x, (low, high))] => (whisker((*x, *low), (*x, *high), &series.ink(), 5.0, 0.4)),
             _ => polygon points=(outline) fill=(series.ink()) fill-opacity="0.14" {}
         }
-    }
-}
-
-/// Vertical line from the lower to the upper end of a band.
-fn whisker(series: &Series, x: f64, (low, high): (f64, f64)) -> Markup {
-    html! {
-        line x1=(px(x)) y1=(px(low)) x2=(px(x)) y2=(px(high)) stroke=(series.ink()) stroke-width="5"
-            stroke-opacity="0.4" {}
     }
 }
 
@@ -69,7 +61,7 @@ pub fn bars(title: &str, axes: &Axes, series: &[Series]) -> Plot {
                     fill=(one.fill()) stroke=(one.ink()) stroke-width="1.2" { title { (tip) } }
                 @if let Some((low, high)) = band {
                     @let x = middle + from_middle + thick / 2.0;
-                    line x1=(px(x)) y1=(px(low)) x2=(px(x)) y2=(px(high)) stroke="var(--ink)" {}
+                    (whisker((x, low), (x, high), "var(--ink)", 1.0, 1.0))
                 }
             }
         }

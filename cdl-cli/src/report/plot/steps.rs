@@ -25,8 +25,9 @@ pub fn of_steps(places: &BTreeSet<(usize, u64)>) -> Axes {
         let at = |step: u64| (start + step) as f64 / whole;
         axes.groups.push((at(0), format!("task {task}")));
         // Half a distance before the next task is left free for the label of its first step.
-        let labels =
-            (0..=length).step_by(apart).filter(|step| *step == 0 || 2 * (length - step) >= apart as u64);
+        let is_last = group + 1 == lengths.len();
+        let fits = |step: &u64| *step == 0 || is_last || 2 * (length - step) >= apart as u64;
+        let labels = (0..=length).step_by(apart).filter(fits);
         axes.ticks.extend(labels.map(|step| (at(step), step.to_string())));
         let of_task = places.range((task, 0)..=(task, u64::MAX));
         let place = |&(_, step): &(usize, u64)| Place {
