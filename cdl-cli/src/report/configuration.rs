@@ -48,21 +48,19 @@ pub fn is_seed(key: &str) -> bool {
 }
 
 /// True for settings that change the results of a run.
-pub fn changes_results(key: &str) -> bool {
+fn changes_results(key: &str) -> bool {
     !NEUTRAL.iter().any(|neutral| key.starts_with(neutral))
 }
 
-/// Groups runs by configuration, in the order of their first runs. Runs that have finished different numbers of tasks
-/// are not grouped.
+/// Groups runs by configuration, in the order of their first runs. Runs with other files of data or weights, or that have
+/// finished another number of tasks, are other configurations.
 pub fn configurations(runs: &[RecordedRun]) -> Vec<Configuration<'_>> {
-    let key = |run: &RecordedRun| {
-        let mut values = run.values();
-        values.retain(|key, _| changes_results(key) && !is_seed(key));
-        (values, run.results.tasks_done, run.results.tasks)
-    };
     let (mut keys, mut groups) = (Vec::new(), Vec::<Configuration>::new());
     for run in runs {
-        let key = key(run);
+        let mut values = run.values();
+        values.retain(|key, _| changes_results(key) && !is_seed(key));
+        let progress = (run.results.tasks_done, run.results.tasks);
+        let key = (values, progress, run.data_sums(), run.weights_sums());
         let group = keys.iter().position(|other| *other == key).and_then(|at| groups.get_mut(at));
         match group {
             Some(group) => group.runs.push(run),

@@ -80,6 +80,17 @@ impl RecordedRun {
         names.into_iter().flatten().map(|name| name.as_str().unwrap_or("?")).collect()
     }
 
+    /// SHA-256 of the files of the data set.
+    pub fn data_sums(&self) -> Vec<&str> {
+        let files = self.record["data"].as_array().into_iter().flatten();
+        files.filter_map(|file| file["sha256"].as_str()).collect()
+    }
+
+    /// SHA-256 of the frozen weights of both networks.
+    pub fn weights_sums(&self) -> [Option<&str>; 2] {
+        ROLES.map(|role| self.record[role.as_str()]["provenance"]["sha256"].as_str())
+    }
+
     /// Values of the configuration as TOML, by dotted key.
     pub fn values(&self) -> BTreeMap<String, String> {
         fn flatten(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, String>) {

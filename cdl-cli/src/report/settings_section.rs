@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use maud::{Markup, html};
 
 use super::{
-    configuration::{Configuration, changes_results, is_seed},
+    configuration::{Configuration, is_seed},
     html,
     recorded_run::RecordedRun,
 };
@@ -35,22 +35,15 @@ pub fn head(configurations: &[Configuration]) -> Markup {
 fn warnings(configurations: &[Configuration]) -> Vec<String> {
     let runs: Vec<&RecordedRun> = configurations.iter().map(|configuration| configuration.first).collect();
     let differing = differing(&runs);
-    let is_data = |key: &&String| {
-        key.starts_with("stream.")
-            && key.as_str() != "stream.input.on_error"
-            && changes_results(key)
-            && !is_seed(key)
-    };
+    // `stream.input` is about reading the images.
+    let is_data =
+        |key: &&String| key.starts_with("stream.") && !key.starts_with("stream.input.") && !is_seed(key);
     let keys: Vec<&str> = differing.iter().filter(is_data).map(String::as_str).collect();
-    let files = |run: &RecordedRun| -> Vec<String> {
-        let files = run.record["data"].as_array().into_iter().flatten();
-        files.filter_map(|file| file["sha256"].as_str()).map(String::from).collect()
-    };
     let mut warnings = Vec::new();
     if !keys.is_empty() {
         let verb = if keys.len() == 1 { "differs" } else { "differ" };
         warnings.push(format!("the runs do not use the same data ({} {verb}).", keys.join(", ")));
-    } else if runs.iter().any(|run| Some(files(run)) != runs.first().map(|first| files(first))) {
+    } else if runs.iter().any(|run| Some(run.data_sums()) != runs.first().map(|first| first.data_sums())) {
         warnings.push("the runs do not use the same data (the files of the data set differ).".into());
     }
     if differing.contains("epochs") {
@@ -68,7 +61,10 @@ fn warnings(configurations: &[Configuration]) -> Vec<String> {
 fn differing(runs: &[&RecordedRun]) -> BTreeSet<String> {
     let all: Vec<_> = runs.iter().map(|run| run.values()).collect();
     let keys: BTreeSet<&String> = all.iter().flat_map(|values| values.keys()).collect();
-    let differs = |key: &&&String| all.iter().any(|values| values.get(**key) != all[0].get(**key));
+    let differs = |key: &&&String| {
+        let values: BTreeSet<Option<&String>> = all.iter().map(|values| values.get(**key)).collect();
+        values.len() > 1
+    };
     keys.iter().filter(differs).map(|key| key.to_string()).collect()
 }
 
