@@ -14,8 +14,8 @@ h1{font-size:24px;margin:8px 0 2px;overflow-wrap:anywhere}h2{font-size:18px;marg
 p{margin:2px 0 10px;color:var(--quiet);max-width:75ch;overflow-wrap:anywhere}b,strong{color:var(--ink)}
 .warning{border-left:4px solid var(--s1);padding-left:10px}
 .plots{display:flex;flex-wrap:wrap;gap:18px 26px;margin-bottom:10px}.plots>div{overflow-x:auto;max-width:100%;flex:0 1 auto}
-.wide{overflow-x:auto;margin-bottom:14px}svg{display:block;height:auto}
-table{border-collapse:collapse;font-size:14px}th,td{text-align:left;vertical-align:top;padding:6px 14px 6px 0;border-bottom:1px solid var(--rule)}
+.wide{overflow-x:auto}svg{display:block;height:auto}
+table{border-collapse:collapse;font-size:14px;margin-bottom:14px}th,td{text-align:left;vertical-align:top;padding:6px 14px 6px 0;border-bottom:1px solid var(--rule)}
 th{font-weight:600}td.n,th.n{text-align:right}td.n{font-variant-numeric:tabular-nums;white-space:nowrap}th.n{min-width:5em;vertical-align:bottom}
 th:first-child,td:first-child{position:sticky;left:0;background:var(--page);min-width:9em;max-width:18em;overflow-wrap:anywhere}
 td.key{overflow-wrap:normal;min-width:11em}td.part{padding-left:1.2em}

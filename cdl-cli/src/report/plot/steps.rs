@@ -46,7 +46,7 @@ pub fn of_steps(places: &BTreeSet<(usize, u64)>) -> Axes {
 /// Round number of steps between labels that leaves room for them, if a step is `step` pixels wide.
 fn ticks_apart(longest: u64, step: f64) -> usize {
     let room = text_width(&longest.to_string()) + 14.0;
-    let rounds = (0..18).flat_map(|power| [1, 2, 5].map(|round| round * 10usize.pow(power)));
+    let rounds = (0..9).flat_map(|power| [1, 2, 5].map(|round| round * 10usize.pow(power)));
     rounds.into_iter().find(|apart| *apart as f64 * step >= room).unwrap_or(usize::MAX)
 }
 
