@@ -9,6 +9,10 @@ use maud::{Markup, html};
 use super::html;
 use crate::statistics::{Spread, rounded};
 
+/// Symbols in the formulas.
+pub const NOTATION: &str = "A[i][j] is the accuracy on the test images of task j after learning task i, with predictions \
+                            among all learned classes. T is the number of tasks; i and j count from 0.";
+
 /// Row of a table: a configuration, a combination of a sweep, or a run.
 pub struct Row {
     /// Beginning of the ids of its values, which end with network and metric.
@@ -67,10 +71,7 @@ pub fn definitions() -> Markup {
     html! {
         details {
             summary { "Definitions of the metrics" }
-            p {
-                "A[i][j] is the accuracy on the test images of task j after learning task i, with predictions among all \
-                 learned classes. T is the number of tasks; i and j count from 0."
-            }
+            p { (NOTATION) }
             (html::table(&head, &rows))
         }
     }

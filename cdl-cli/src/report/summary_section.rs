@@ -9,7 +9,7 @@ use maud::{Markup, html};
 use super::{
     configuration::Configuration,
     html,
-    metrics_table::{self, Row},
+    metrics_table::{self, NOTATION, Row},
     recorded_run::{ROLES, RecordedRun},
 };
 use crate::statistics::{Spread, signed};
@@ -25,7 +25,10 @@ pub fn section(configurations: &[Configuration]) -> Markup {
         h2 { "Summary" }
         p {
             "In percent" @if repeated { ": " (AVERAGED) } "."
-            @if configurations.len() > 1 { " Below each value: its difference from the first configuration." }
+            @match configurations {
+                [_] => { " " (NOTATION) }
+                _ => " Below each value: its difference from the first configuration.",
+            }
         }
         @match configurations {
             [only] => (one(only)),
@@ -53,13 +56,7 @@ fn one(configuration: &Configuration) -> Markup {
             }
         }
     };
-    html! {
-        p {
-            "A[i][j] is the accuracy on the test images of task j after learning task i, with predictions among all \
-             learned classes. T is the number of tasks; i and j count from 0."
-        }
-        (html::table(&head, &rows))
-    }
+    html::table(&head, &rows)
 }
 
 /// Table of one network: a row for each configuration, a column for each metric; empty if no run trained the network.
