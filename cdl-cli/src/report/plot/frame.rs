@@ -179,7 +179,9 @@ impl<'a> Frame<'a> {
         let ends = starts.clone().skip(1).chain([RIGHT]);
         let label = |name: &str, room: f64| {
             let words = [name, name.rsplit(' ').next().unwrap_or_default()];
-            words.into_iter().find(|words| text_width(words) + 6.0 < room).unwrap_or_default().to_string()
+            // The text has 11 px.
+            let fits = |words: &&str| text_width(words) * 11.0 / 12.0 + 4.5 < room;
+            words.into_iter().find(fits).unwrap_or_default().to_string()
         };
         html! {
             @for (((_, name), x), end) in self.axes.groups.iter().zip(starts).zip(ends) {
