@@ -20,6 +20,7 @@ mod progress;
 mod recorded_training;
 mod report;
 mod signals;
+mod statistics;
 mod sweep;
 mod tensorboard;
 mod terminal;

@@ -12,8 +12,9 @@ use crate::{
     failure::{Failure, io},
     output_place,
     report::{
+        configuration::configurations,
         cost_section::cost_csv,
-        raster,
+        pdf, raster,
         recorded_run::{ROLES, RecordedRun},
         report_page::{page, sections},
         report_tables::{summary_csv, summary_latex, summary_markdown},
@@ -29,7 +30,7 @@ use crate::{
 Examples:
   cdl report runs/quickstart
   cdl report runs/alone runs/first --out compared.html --figures figures --tables tables
-  cdl report runs/quickstart --figures figures --format png
+  cdl report runs/quickstart --figures figures --format png,pdf
 
 Unfinished runs are reported up to their last epoch.")]
 pub struct ReportArgs {
@@ -42,9 +43,16 @@ pub struct ReportArgs {
     /// Also write each plot as a file into this folder
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Format of the files in --figures; PNG images have three times the size on the page
-    #[arg(long, value_enum, default_value_t = Format::Svg, requires = "figures")]
-    format: Format,
+    /// Formats of these files, separated by commas; PNG images have three times the size on the page
+    #[arg(
+        long,
+        value_enum,
+        default_value = "svg",
+        value_delimiter = ',',
+        value_name = "FORMAT",
+        requires = "figures"
+    )]
+    format: Vec<Format>,
     /// Also write summary and costs as tables (CSV, Markdown, LaTeX) into this folder
     #[arg(long, value_name = "DIR")]
     tables: Option<PathBuf>,
@@ -53,20 +61,45 @@ pub struct ReportArgs {
     tensorboard: Option<PathBuf>,
 }
 
-/// Image pixels per pixel of the page. A plot 560 px wide has 500 dots per inch in a column of 3.3 inches.
+/// Image pixels per pixel of the page. A plot 400 px wide has 360 dots per inch in a column of 3.3 inches.
 const PNG_SCALE: f32 = 3.0;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Svg,
     Png,
+    Pdf,
+    /// SVG and PNG
     Both,
 }
 
+impl Format {
+    /// Files that `formats` request: endings and conversions from SVG.
+    fn files(formats: &[Self]) -> Vec<(&'static str, Convert)> {
+        let is_requested = |any: [Self; 2]| formats.iter().any(|format| any.contains(format));
+        let all: [(bool, &str, Convert); 3] = [
+            (is_requested([Self::Svg, Self::Both]), "svg", |svg| Ok(svg.as_bytes().to_vec())),
+            (is_requested([Self::Png, Self::Both]), "png", |svg| Ok(raster::png(svg, PNG_SCALE)?.png)),
+            (is_requested([Self::Pdf, Self::Pdf]), "pdf", pdf::pdf),
+        ];
+        all.into_iter()
+            .filter_map(|(requested, ending, convert)| requested.then_some((ending, convert)))
+            .collect()
+    }
+}
+
+/// Conversion of an SVG drawing to the bytes of a file.
+type Convert = fn(&str) -> Result<Vec<u8>, String>;
+
 /// Reads runs and writes the page, and the figures, tables and event files that `args` request.
 pub fn report(args: &ReportArgs) -> Result<(), Failure> {
-    if args.figures.is_some() && args.format != Format::Svg && !raster::AVAILABLE {
-        return Err(Failure::invalid(format!("--format: {}, or choose svg", raster::MISSING)));
+    let formats = Format::files(&args.format);
+    for (format, available, reason) in
+        [("png", raster::AVAILABLE, raster::MISSING), ("pdf", pdf::AVAILABLE, pdf::MISSING)]
+    {
+        if args.figures.is_some() && !available && formats.iter().any(|(ending, _)| *ending == format) {
+            return Err(Failure::invalid(format!("--format: {reason}, or choose svg")));
+        }
     }
     let out = args.out.clone().unwrap_or_else(|| match &args.runs[..] {
         [run] => run.join("report.html"),
@@ -85,27 +118,25 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     for run in runs.iter().filter(|run| run.results.tasks_done < run.results.tasks) {
         tracing::info!("{}: {}", run.name, run.progress());
     }
-    let sections = sections(&runs);
-    let page = page(&runs, &sections).into_bytes();
+    let configurations = configurations(&runs);
+    let sections = sections(&configurations);
+    let page = page(&configurations, &sections).into_bytes();
     let mut files = Vec::new();
     if let Some(folder) = &args.figures {
         for (name, plot) in sections.iter().flat_map(|section| &section.plots) {
             let svg = plot.standalone();
-            if args.format != Format::Png {
-                files.push((folder.join(format!("{name}.svg")), svg.clone().into_bytes()));
-            }
-            if args.format != Format::Svg {
-                let fail = |reason: String| Failure::working(format!("{name}.png: {reason}"));
-                let image = raster::png(&svg, PNG_SCALE).map_err(fail)?;
-                files.push((folder.join(format!("{name}.png")), image.png));
+            for (ending, convert) in &formats {
+                let name = format!("{name}.{ending}");
+                let bytes = convert(&svg).map_err(|reason| Failure::working(format!("{name}: {reason}")))?;
+                files.push((folder.join(name), bytes));
             }
         }
     }
     if let Some(folder) = &args.tables {
         let tables = [
             ("summary.csv", summary_csv(&runs)?),
-            ("summary.md", summary_markdown(&runs)),
-            ("summary.tex", summary_latex(&runs)),
+            ("summary.md", summary_markdown(&configurations)),
+            ("summary.tex", summary_latex(&configurations)),
             ("cost.csv", cost_csv(&runs)?),
         ];
         files.extend(tables.map(|(name, text)| (folder.join(name), text.into_bytes())));

@@ -12,6 +12,7 @@ use crate::{
     failure::{Failure, io},
     logging::Log,
     output_place,
+    report::pdf,
     signals::Signals,
     sweep::{
         axis::Axis,
@@ -249,7 +250,12 @@ fn collect(sweep: &Sweep, states: &[State]) -> Result<(), Failure> {
     place("sweep.tex", &sweep_tables::latex(&summary))?;
     place("summary.json", &sweep_tables::json(&summary)?)?;
     let figure = sweep_page::figure(&summary);
-    place("accuracy.svg", &figure.standalone())?;
+    let svg = figure.standalone();
+    place("accuracy.svg", &svg)?;
+    if pdf::AVAILABLE {
+        let pdf = pdf::pdf(&svg).map_err(|reason| Failure::working(format!("accuracy.pdf: {reason}")))?;
+        write_atomic(&sweep.folder.join("accuracy.pdf"), &pdf)?;
+    }
     place("sweep.html", &sweep_page::page(sweep, &summary, states, &figure))?;
     let end = format!("tables, figure and page are in {}\n", sweep.folder.display());
     emit(&(sweep_tables::text(&summary) + &end))

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     failure::Failure,
     report::table_formats::{self, markdown, markdown_safe},
+    statistics::signed,
     terminal::{columns, count},
 };
 
@@ -62,9 +63,9 @@ pub fn text(comparisons: &[Comparison], published: &Published, in_markdown: bool
             vec![
                 format!("{}, {}", row.version, row.method),
                 format!("{:.2}", row.average_accuracy),
-                format!("{:+.2}", row.average_accuracy_difference),
+                signed(row.average_accuracy_difference),
                 format!("{:.2}", row.forgetting),
-                format!("{:+.2}", row.forgetting_difference),
+                signed(row.forgetting_difference),
             ]
         }));
         let head = ["", "average accuracy", "difference", "forgetting", "difference"];

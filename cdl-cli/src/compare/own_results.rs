@@ -10,7 +10,8 @@ use super::published::{NONE, Published, Subject, shown};
 use crate::{
     failure::{Failure, first_line},
     report::recorded_run::{ROLES, RecordedRun},
-    sweep::{layout::is_sweep, statistics::Spread, summary::Summary},
+    statistics::Spread,
+    sweep::{layout::is_sweep, summary::Summary},
 };
 
 /// Results of one network of a run, or of all repetitions of a combination of a sweep.

@@ -3,7 +3,7 @@
 use cdl_core::{train::Cost, traits::Role};
 use maud::{Markup, html};
 
-use super::{html, recorded_run::RecordedRun, table_formats::csv};
+use super::{configuration::Configuration, html, recorded_run::RecordedRun, table_formats::csv};
 use crate::failure::Failure;
 
 /// Cost: name (its path in `results.json`, joined by `_`), title, note and value. Titles in lower case are parts of the
@@ -31,17 +31,19 @@ const ITEMS: [Item; 9] = [
     ("inference_macs_forward", "network", "the pass with prompts", |cost| cost.inference_macs.forward),
 ];
 
-/// Section of the page; `None` if no run has recorded its cost.
-pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
+/// Section of the page; `None` if no run has recorded its cost. The runs of a configuration have the same cost.
+pub fn section(configurations: &[Configuration]) -> Option<Markup> {
+    let runs: Vec<&RecordedRun> = configurations.iter().map(|configuration| configuration.first).collect();
     if !runs.iter().any(|run| run.roles().any(|role| run.results.cost.of(role).is_some())) {
         return None;
     }
+    let several = configurations.len() > 1;
     let head = html! {
         th {}
-        @for run in runs {
-            @let name = (runs.len() > 1).then_some(run.name.as_str());
-            @for role in run.roles() { (html::number_head(role.as_str(), name)) }
-            @if run.roles().count() == 2 { (html::number_head("ratio", name)) }
+        @for Configuration { name, first, .. } in configurations {
+            @let name = several.then_some(name.as_str());
+            @for role in first.roles() { (html::number_head(role.as_str(), name)) }
+            @if first.roles().count() == 2 { (html::number_head("ratio", name)) }
         }
     };
     let rows = html! {
@@ -53,7 +55,8 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
                     @for role in run.roles() {
                         @let first = runs.first().filter(|_| index > 0).and_then(|first| value(first, role));
                         @let more = html! { @if let Some(times) = ratio(value(run, role), first) { small { (format!("×{times:.2}")) } } };
-                        (html::number((index, role, name), value(run, role), short, &more))
+                        @let id = format!("{}-{}-{name}", index + 1, role.as_str());
+                        (html::number(&id, value(run, role), short, &more))
                     }
                     @if run.roles().count() == 2 {
                         @let times = ratio(value(run, Role::Student), value(run, Role::Teacher));
@@ -68,7 +71,7 @@ pub fn section(runs: &[RecordedRun]) -> Option<Markup> {
         p {
             "Multiply-accumulate operations (MACs) of the frozen networks for one image, with attention, without heads and \
              losses. The ratio is student to teacher."
-            @if runs.len() > 1 { " Below each value: its ratio to the first run." }
+            @if several { " Below each value: its ratio to the first configuration." }
         }
         (html::table(&head, &rows))
     })

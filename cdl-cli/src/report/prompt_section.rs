@@ -3,17 +3,26 @@
 use cdl_core::metrics::{PoolUse, UseTable};
 
 use super::{
+    configuration::Configuration,
+    configuration_series::{Plots, each_network, file_name, numbers},
     plot::{self, Cell, Key, Plot},
-    recorded_run::RecordedRun,
-    run_series::{Plots, each_network, file_name, numbers},
 };
 
-/// Heat map for each pool of each network.
-pub fn prompts(runs: &[RecordedRun]) -> Plots {
-    each_network(runs, |run, role, title| {
-        let name = |pool: &PoolUse| format!("prompts_{}_{}", role.as_str(), file_name(&pool.pool));
-        let pools = run.results.prompt_use.of(role).iter().flatten();
-        pools.map(|pool| (name(pool), heat(pool, title))).collect::<Plots>()
+/// Heat map for each pool of each network of each run. Runs are not averaged: a prompt's number means something else
+/// with every seed.
+pub fn prompts(configurations: &[Configuration]) -> Plots {
+    each_network(configurations, |configuration, role, title| {
+        let mut plots = Plots::new();
+        for (number, run) in (1..).zip(&configuration.runs) {
+            let (seed, title) = match configuration.is_repeated() {
+                true => (format!("{number}_"), format!("{}: {}", run.name, role.as_str())),
+                false => (String::new(), title.to_string()),
+            };
+            let name = |pool: &PoolUse| format!("{seed}prompts_{}_{}", role.as_str(), file_name(&pool.pool));
+            let pools = run.results.prompt_use.of(role).iter().flatten();
+            plots.extend(pools.map(|pool| (name(pool), heat(pool, &title))));
+        }
+        plots
     })
 }
 

@@ -24,7 +24,7 @@ pub fn png(_svg: &str, _scale: f32) -> Result<Image, String> {
 #[cfg(feature = "png")]
 pub use self::resvg_image::png;
 
-/// Rendering by resvg with built-in fonts, so that images are the same on every machine.
+/// Rendering by resvg with built-in fonts.
 #[cfg(feature = "png")]
 mod resvg_image {
     use std::io::Cursor;
@@ -36,13 +36,7 @@ mod resvg_image {
     };
 
     use super::Image;
-
-    /// DejaVu Sans Condensed; the licence is in the same folder.
-    const FONTS: [&[u8]; 2] = [
-        include_bytes!("../../assets/fonts/DejaVuSansCondensed.ttf"),
-        include_bytes!("../../assets/fonts/DejaVuSansCondensed-Bold.ttf"),
-    ];
-    const FAMILY: &str = "DejaVu Sans Condensed";
+    use crate::report::fonts::{FAMILY, FONTS};
 
     /// Renders `svg` at `scale` times its size on a white background.
     pub fn png(svg: &str, scale: f32) -> Result<Image, String> {

@@ -80,6 +80,17 @@ impl RecordedRun {
         names.into_iter().flatten().map(|name| name.as_str().unwrap_or("?")).collect()
     }
 
+    /// SHA-256 of the files of the data set.
+    pub fn data_sums(&self) -> Vec<&str> {
+        let files = self.record["data"].as_array().into_iter().flatten();
+        files.filter_map(|file| file["sha256"].as_str()).collect()
+    }
+
+    /// SHA-256 of the frozen weights of both networks.
+    pub fn weights_sums(&self) -> [Option<&str>; 2] {
+        ROLES.map(|role| self.record[role.as_str()]["provenance"]["sha256"].as_str())
+    }
+
     /// Values of the configuration as TOML, by dotted key.
     pub fn values(&self) -> BTreeMap<String, String> {
         fn flatten(prefix: &str, table: &toml::Table, values: &mut BTreeMap<String, String>) {
@@ -110,19 +121,6 @@ impl RecordedRun {
             }
         }
         text
-    }
-
-    /// One line about the run: data set, learner, seed, progress, time and memory.
-    pub fn headline(&self) -> String {
-        let values = self.values();
-        let [stream, learner, seed] = ["stream.name", "learner.name", "seed"]
-            .map(|key| values.get(key).map_or("?", String::as_str).trim_matches('"'));
-        let seconds = match self.results.tasks_done {
-            0 => String::new(),
-            _ => format!(", {:.1} s", self.results.wall_seconds),
-        };
-        let (name, progress, memory) = (&self.name, self.progress(), peak_memory(&self.results));
-        format!("{name}: {stream}, learner {learner}, seed {seed}; {progress}{seconds}{memory}")
     }
 }
 

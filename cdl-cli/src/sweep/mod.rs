@@ -9,7 +9,6 @@ pub mod layout;
 pub mod plan;
 pub mod pool;
 pub mod slurm;
-pub mod statistics;
 pub mod summary;
 pub mod sweep_page;
 pub mod sweep_tables;

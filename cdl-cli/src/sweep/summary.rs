@@ -13,11 +13,11 @@ use super::{
     cell_states::{State, read_all},
     grid::Sweep,
     layout::run_folder,
-    statistics::{Spread, differences},
 };
 use crate::{
     failure::Failure,
     report::recorded_run::{ROLES, folder_name},
+    statistics::{Spread, differences},
 };
 
 /// All combinations with the results of their cells.

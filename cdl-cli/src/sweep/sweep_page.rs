@@ -1,15 +1,25 @@
 //! Figure and HTML page of a sweep.
 
-use cdl_core::{metrics::DEFINITIONS, traits::Role};
+use cdl_core::{
+    metrics::{DEFINITIONS, Definition},
+    traits::Role,
+};
 use maud::{Markup, html};
 
-use super::{cell_states::State, grid::Sweep, layout::FILE, statistics::Spread, summary::Summary};
+use super::{
+    cell_states::State,
+    grid::Sweep,
+    layout::FILE,
+    summary::{Combination, Summary},
+};
 use crate::{
     report::{
         html,
+        metrics_table::{self, Row},
         plot::{Axes, Plot, Series, lines},
         report_page::write_page,
     },
+    statistics::{rounded, signed},
     terminal::count,
 };
 
@@ -28,18 +38,11 @@ pub fn figure(summary: &Summary) -> Plot {
                 1 => combination.title(),
                 _ => format!("{}, {}", combination.title(), role.as_str()),
             };
-            let values = progress.iter().map(|spread| spread.map(|spread| spread.mean)).collect();
-            let ends = |spread: &Option<Spread>| {
-                let Spread { mean, deviation, .. } = (*spread)?;
-                Some((mean - deviation?, mean + deviation?))
-            };
-            let (dashed, band) = (*role == Role::Teacher, progress.iter().map(ends).collect());
-            series.push(Series { name, colour, dashed, values, band });
+            series.push(Series::of_spreads(name, colour, *role == Role::Teacher, &progress));
         }
     }
-    let places = (1..=tasks).map(|task| task.to_string()).collect();
-    let axes = Axes { x: "after task", percent: true, places, groups: Vec::new() };
-    lines("Average accuracy over the tasks so far, %", &axes, &series, 620.0)
+    let axes = Axes::of_names("after task", true, (1..=tasks).map(|task| task.to_string()).collect());
+    lines("Average accuracy over the tasks so far, %", &axes, &series)
 }
 
 /// Page of the sweep. Also writes the page of every finished cell and links to it.
@@ -53,6 +56,7 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
              the baseline, with its 95 % confidence interval (Student's t distribution)."
         }
         @for role in summary.roles() { (means(summary, role)) }
+        (metrics_table::definitions())
         h2 { "Accuracy after each task" }
         p {
             "Average accuracy over the tasks so far: mean over the repetitions, with a band of one standard deviation."
@@ -68,31 +72,23 @@ pub fn page(sweep: &Sweep, summary: &Summary, states: &[State], figure: &Plot) -
 
 /// Table of means: a row for each combination, a column for each metric.
 fn means(summary: &Summary, role: Role) -> Markup {
-    let head = html! {
-        th { (role.as_str()) small { (summary.combination_title()) } }
-        (html::number_head("n", None))
-        @for definition in DEFINITIONS { (html::number_head(definition.title, Some(definition.formula))) }
+    let row = |(number, combination): (usize, &Combination)| Row {
+        id: (number + 1).to_string(),
+        name: combination.title(),
+        note: if number == summary.baseline { "baseline".into() } else { String::new() },
+        runs: combination.done(),
     };
-    let rows = html! {
-        @for (number, combination) in summary.combinations.iter().enumerate() {
-            tr {
-                td { (combination.title()) @if number == summary.baseline { small { "baseline" } } }
-                td.n { (combination.done()) }
-                @for definition in &DEFINITIONS {
-                    @let spread = combination.spread(role, definition);
-                    @let more = html! {
-                        (spread.map(|spread| spread.deviation_text()).unwrap_or_default())
-                        @if let Some(difference) = summary.difference(number, role, definition) {
-                            small { (format!("{:+.2}", difference.mean)) (difference.interval_text()) }
-                        }
-                    };
-                    @let mean = spread.map(|spread| spread.mean);
-                    (html::number((number, role, definition.name), mean, |mean| format!("{mean:.2}"), &more))
-                }
+    let rows: Vec<Row> = summary.combinations.iter().enumerate().map(row).collect();
+    let spread =
+        |number: usize, definition: &Definition| summary.combinations.get(number)?.spread(role, definition);
+    let difference =
+        |number: usize, definition: &Definition| match summary.difference(number, role, definition) {
+            Some(difference) => {
+                vec![signed(difference.mean), difference.interval_text().trim().into()]
             }
-        }
-    };
-    html::table(&head, &rows)
+            None => Vec::new(),
+        };
+    metrics_table::table(role, &summary.combination_title(), &rows, spread, difference)
 }
 
 /// Table of cells: state, the two published metrics, and a link to the page of each cell.
@@ -126,7 +122,7 @@ fn cells(summary: &Summary, states: &[State]) -> Markup {
                 }
                 @for role in summary.roles() {
                     @for definition in shown {
-                        td.n { (cell.value(role, definition).map_or("–".into(), |value| format!("{value:.2}"))) }
+                        td.n { (cell.value(role, definition).map_or("–".into(), rounded)) }
                     }
                 }
             }

@@ -7,13 +7,11 @@ use cdl_core::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    statistics::Spread,
-    summary::{Combination, Outcome, Summary},
-};
+use super::summary::{Combination, Outcome, Summary};
 use crate::{
     failure::Failure,
     report::table_formats::{self, digits, latex_head, latex_safe, markdown_safe, with_metrics},
+    statistics::{Spread, signed},
     terminal::{columns, count},
 };
 
@@ -92,7 +90,7 @@ fn mean_text(spread: Option<Spread>) -> String {
 /// Formats a difference with its deviation and confidence interval.
 fn difference_text(spread: Option<Spread>) -> String {
     spread.map_or("–".into(), |spread| {
-        format!("{:+.2}{}{}", spread.mean, spread.deviation_text(), spread.interval_text())
+        signed(spread.mean) + &spread.deviation_text() + &spread.interval_text()
     })
 }
 

@@ -5,10 +5,13 @@ use cdl_core::{
     traits::Role,
 };
 
-use crate::report::{
-    accuracy_section,
-    plot::picture,
-    raster::{self, Image},
+use crate::{
+    report::{
+        accuracy_section,
+        plot::picture,
+        raster::{self, Image},
+    },
+    statistics::Spread,
 };
 
 /// Maximum number of tasks for which the cells of the image contain numbers.
@@ -24,7 +27,7 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     }
     let fail = |reason: String| Error::Tasks(format!("the accuracy matrix cannot be drawn: {reason}"));
     let plot = match rows.len() {
-        ..=MAX_TASKS_WITH_NUMBERS => accuracy_section::matrix(role.as_str(), rows),
+        ..=MAX_TASKS_WITH_NUMBERS => accuracy_section::matrix(role.as_str(), &spreads(rows)),
         tasks => {
             let shades: Vec<Vec<f64>> =
                 rows.iter().map(|row| row.iter().map(|accuracy| accuracy / 100.0).collect()).collect();
@@ -35,6 +38,11 @@ pub fn image(role: Role, rows: &[Vec<f64>]) -> Result<Option<Image>> {
     };
     let scale = (MAX_SIDE / plot.width.max(plot.height)).min(1.0);
     raster::png(&plot.standalone(), scale as f32).map(Some).map_err(fail)
+}
+
+/// Accuracies of a single run.
+fn spreads(rows: &[Vec<f64>]) -> Vec<Vec<Spread>> {
+    rows.iter().map(|row| row.iter().filter_map(|accuracy| Spread::of(&[*accuracy])).collect()).collect()
 }
 
 #[cfg(test)]

@@ -64,11 +64,11 @@ fn page_figures_and_tables_contain_the_recorded_values() {
     // A name that must be escaped in HTML.
     let (first, second) = (folder.path().join("a<b>&_1"), folder.path().join("second"));
     run(&first, &[]);
-    run(&second, &["--set", "seed=2"]);
+    run(&second, &["--set", "seed=2", "--set", "optimizer.lr=4e-3"]);
     let of = |name: &str| folder.path().join(name).display().to_string();
     let (page, figures, tables) = (of("page.html"), of("figures"), of("tables"));
     let runs = [first.to_str().expect("UTF-8"), second.to_str().expect("UTF-8")];
-    let more = ["--out", &page, "--figures", &figures, "--format", "both", "--tables", &tables];
+    let more = ["--out", &page, "--figures", &figures, "--format", "both,pdf", "--tables", &tables];
     let output = cdl(&[&["report"][..], &runs, &more].concat());
     assert!(output.status.success(), "{}", stderr(&output));
 
@@ -158,6 +158,14 @@ fn page_figures_and_tables_contain_the_recorded_values() {
         let ink = |pixel: &&image::Rgb<u8>| pixel.0.iter().all(|channel| *channel < 100);
         assert!(png.pixels().filter(ink).count() > 500, "{figure}: text is missing");
         assert_eq!(png.get_pixel(0, 0).0, [255; 3], "{figure}: not on white");
+        let pdf = fs::read(file.with_extension("pdf")).expect("figure");
+        let pdf = String::from_utf8_lossy(&pdf);
+        // 72 points for 96 pixels.
+        let points = size.split(' ').map(|side| (0.75 * side.parse::<f64>().expect("a number")).to_string());
+        let page = format!("/MediaBox [0 0 {}]", points.collect::<Vec<_>>().join(" "));
+        assert!(pdf.starts_with("%PDF-") && pdf.contains(&page), "{figure}: {page}");
+        assert!(pdf.contains("/ToUnicode") && pdf.contains("DejaVuSansCondensed"), "{figure}: no text");
+        assert!(!pdf.contains("/Subtype /Image"), "{figure}: shapes are not vectors");
     }
     let latex = fs::read_to_string(Path::new(&tables).join("summary.tex")).expect("table");
     assert!(latex.contains("\\toprule") && latex.contains("a<b>\\&\\_1 & student"), "{latex}");
@@ -404,4 +412,159 @@ fn format_version_1_is_read_and_newer_versions_are_refused() {
     assert!(
         stderr(&refused).contains("results.json has format 3; this version of cdl reads formats up to 2")
     );
+}
+
+/// Results of the runs in `dirs`.
+fn results(dirs: &[&Path]) -> Vec<Value> {
+    let read = |dir: &&Path| fs::read(dir.join("results.json")).expect("results");
+    dirs.iter().map(|dir| serde_json::from_slice(&read(dir)).expect("JSON")).collect()
+}
+
+#[test]
+fn seeds_of_one_configuration_are_drawn_and_tabulated_as_means() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let place = |name: &str| folder.path().join(name);
+    let seeds: Vec<_> = ["1", "2", "3"].map(|seed| place(&format!("base_seed_{seed}"))).into();
+    for (dir, seed) in seeds.iter().zip(["seed=1", "seed=2", "seed=3"]) {
+        // Settings that do not change results do not make another configuration.
+        run(dir, &["--set", seed, "--set", &format!("stream.input.prefetch={}", seed.len())]);
+    }
+    run(&place("alone"), &["configs/distiller/none.toml"]);
+    let dirs: Vec<&Path> = seeds.iter().map(|dir| dir.as_path()).collect();
+    let (out, figures) = (place("page.html").display().to_string(), place("figures").display().to_string());
+    let tables = place("tables").display().to_string();
+    let alone = place("alone");
+    let runs = [dirs[0], &alone, dirs[1], dirs[2]].map(|dir| dir.to_str().expect("UTF-8 path"));
+    let more = ["--out", &out, "--figures", &figures, "--format", "svg,png,pdf", "--tables", &tables];
+    let output = succeed(&[&["report"][..], &runs, &more].concat());
+    // Renderers warn about lines without length, such as bands of values that do not differ.
+    assert!(!stderr(&output).contains("failed"), "{}", stderr(&output));
+    let page = fs::read_to_string(&out).expect("page");
+    let read = |file: &str| fs::read_to_string(folder.path().join(file)).expect("file");
+
+    let (repeated, alone) = (results(&dirs), &results(&[&alone])[0]);
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    for role in ["student", "teacher"] {
+        let values: Vec<f64> =
+            repeated.iter().map(|run| run[role]["average_accuracy"].as_f64().expect("number")).collect();
+        let spread = (values.iter().map(|value| (value - mean(&values)).powi(2)).sum::<f64>() / 2.0).sqrt();
+        let shown = format!("{:.2}</data> ± {spread:.2}", mean(&values));
+        let id = format!("{role}-average_accuracy");
+        assert!(page.contains(&shown), "{shown}");
+        assert_eq!(value(&page, &format!("1-{id}")).parse().ok(), Some(mean(&values)));
+        assert_eq!(value(&page, &format!("2-{id}")).parse().ok(), alone[role]["average_accuracy"].as_f64());
+        for (number, recorded) in (1..).zip(&values) {
+            assert_eq!(value(&page, &format!("run-{number}-{id}")).parse().ok(), Some(*recorded));
+        }
+        let shown = format!("| base | {role} | 3 | {:.2} ± {spread:.2} |", mean(&values));
+        assert!(read("tables/summary.md").contains(&shown), "{shown}");
+        let shown = format!("base & {role} & 3 & ${:.2} \\pm {spread:.2}$", mean(&values));
+        assert!(read("tables/summary.tex").contains(&shown), "{shown}");
+
+        let cells: Vec<f64> =
+            repeated.iter().map(|run| run[role]["accuracy_matrix"][1][0].as_f64().expect("number")).collect();
+        let matrix = read(&format!("figures/1_accuracy_matrix_{role}.svg"));
+        let tip = format!("<title>task 1 after task 2: {:.2} ± ", mean(&cells));
+        assert!(matrix.contains(&tip), "{tip} in {matrix}");
+        // Two test images of each of ten classes in each of three runs.
+        let confusion = read(&format!("figures/1_confusion_{role}.svg"));
+        let counts = confusion
+            .split("classified as")
+            .skip(1)
+            .filter_map(|tip| tip.split_once(": ")?.1.split(' ').next()?.parse::<usize>().ok());
+        assert_eq!(counts.sum::<usize>(), 60);
+    }
+    for (text, file) in
+        [("sample standard deviation", &page), ("sample standard deviation", &read("tables/summary.md"))]
+    {
+        assert!(file.contains(text), "{text}");
+    }
+    assert!(
+        page.contains(
+            "<b>base</b>: embedded, learner coda_prompt, distiller kd_prompts, 1 epoch, 4 training"
+        )
+    );
+    let mut varying_classes = 0;
+    for (role, class) in
+        ["student", "teacher"].into_iter().flat_map(|role| (0..10).map(move |class| (role, class)))
+    {
+        let values = repeated.iter().map(|run| run["class_accuracy"][role][class].as_f64().expect("number"));
+        let values: Vec<f64> = values.collect();
+        varying_classes += usize::from(values.iter().any(|value| *value != values[0]));
+    }
+    for name in ["accuracy", "class_accuracy", "loss_teacher_ce", "loss_student_ce"] {
+        let svg = read(&format!("figures/{name}.svg"));
+        let legend = svg.matches(">base").count();
+        assert!(legend > 0 && !svg.contains("seed"), "{name}: a series for each configuration");
+        // One run has no deviation. A loss has one epoch in each task, whose band is a line.
+        let bands = svg.matches("fill-opacity").count() + svg.matches("stroke-opacity").count();
+        let expected = if name == "class_accuracy" { varying_classes } else { 2 };
+        assert_eq!(bands, expected, "{name}");
+    }
+    // A table for programs has a row for each network of each run.
+    assert_eq!(read("tables/summary.csv").lines().count(), 9);
+    // The prompts of the runs are not averaged; all heat maps but the first are folded.
+    let prompts =
+        page.split_once("<h2>Prompts</h2>").expect("a section").1.split("<h2>").next().expect("a section");
+    let (shown, folded) = prompts.split_once("<details>").expect("folded plots");
+    assert_eq!(shown.matches("<svg").count(), 1);
+    let folded = (folded.matches("<svg").count(), folded.matches("</details>").count());
+    assert_eq!(folded, (prompts.matches("<svg").count() - 1, 1));
+    for number in 1..=3 {
+        assert!(folder.path().join(format!("figures/1_{number}_prompts_student_prompt_e_k_0.svg")).exists());
+    }
+}
+
+#[test]
+fn differences_come_first_and_other_data_or_epochs_are_warnings() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let place = |name: &str| folder.path().join(name);
+    run(&place("base"), &[]);
+    run(&place("rate"), &["--set", "optimizer.lr=4e-3", "--set", "seed=2"]);
+    run(&place("long"), &["--set", "epochs=2", "--set", "stream.train_per_class=8"]);
+    let report = |others: &[&str]| {
+        let out = place("page.html").display().to_string();
+        let runs = [&["base"][..], others].concat();
+        let runs: Vec<String> = runs.into_iter().map(|name| place(name).display().to_string()).collect();
+        let runs: Vec<&str> = runs.iter().map(String::as_str).collect();
+        succeed(&[&["report"][..], &runs, &["--out", &out]].concat());
+        fs::read_to_string(out).expect("page")
+    };
+    let page = report(&["rate", "long"]);
+    let (head, body) = page.split_once("<h2>Summary</h2>").expect("a summary");
+    for text in [
+        "<b>base</b>: embedded, learner coda_prompt, distiller kd_prompts, 1 epoch, 4 training and 2 test images a class, \
+         seed 1; 2 of 2 tasks done, ",
+        "<b>long</b>: embedded, learner coda_prompt, distiller kd_prompts, 2 epochs, 8 training and 2 test images a class, \
+         seed 1; ",
+        "do not use the same data (stream.train_per_class differs).",
+        "not trained for the same number of epochs (1, 1 and 2).",
+        "<h2>Settings that differ</h2>",
+        "<code>optimizer.<wbr>lr</code>",
+        "<code>seed</code>",
+    ] {
+        assert!(head.contains(text), "{text} in {head}");
+    }
+    assert!(!head.contains("batch_size") && !body.contains("Settings that differ"));
+    // Two steps of 10 images in each task, and four in each of two epochs.
+    for (name, step) in [("base", 2), ("long", 4), ("long", 8)] {
+        for task in [1, 2] {
+            let tip = format!("<title>{name}, task {task}, step {step}: ");
+            assert!(body.contains(&tip), "{tip}");
+        }
+    }
+    let page = report(&["rate"]);
+    assert!(page.contains("<h2>Settings that differ</h2>") && !page.contains("Warning:"));
+    let page = report(&[]);
+    assert!(!page.contains("Settings that differ") && !page.contains("Warning:"));
+
+    // Plots keep at least 85 % of their size in narrow windows, so that text is legible; smaller windows scroll.
+    for style in page.split("<svg ").skip(1).filter_map(|svg| svg.split_once("style=\"")?.1.split('"').next())
+    {
+        let number = |name: &str| {
+            let text = style.split(';').find_map(|rule| rule.strip_prefix(name)?.strip_suffix("px"));
+            text.and_then(|text| text.parse::<f64>().ok()).expect(style)
+        };
+        assert!(number("min-width:") >= 0.84 * number("width:"), "{style}");
+    }
 }

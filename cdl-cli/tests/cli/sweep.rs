@@ -100,6 +100,7 @@ fn cells_equal_single_runs_and_tables_contain_their_statistics() {
     assert!(page.contains(".wide{overflow-x:auto}"));
     let svg = text(&dir.join("accuracy.svg"));
     assert_eq!(svg.matches("fill-opacity").count(), 4, "a band for each network of each combination");
+    assert!(fs::read(dir.join("accuracy.pdf")).expect("figure").starts_with(b"%PDF-"));
 
     // More seeds: finished cells are not changed.
     let untouched = dir.join("cells/distiller-none--seed-1/log.txt");

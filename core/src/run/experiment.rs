@@ -13,7 +13,7 @@ use crate::{
     run::builder::{self, RunBuilder},
     system::device,
     train::{DistillerStack, Network, TrainSettings, Trainer},
-    traits::{BackboneSpec, DataRecord, Normalization, QuerySource, Role, TaskStream},
+    traits::{BackboneSpec, ClassCount, DataRecord, Normalization, QuerySource, Role, TaskStream},
 };
 
 /// A run that is ready to start.
@@ -55,6 +55,8 @@ pub struct RunRecord {
     pub classes: Vec<String>,
     /// Classes of each task.
     pub tasks: Vec<std::ops::Range<usize>>,
+    /// Images of each class that the tasks use, in stream order. Empty if the stream does not count them.
+    pub class_counts: Vec<ClassCount>,
     /// SHA-256 of the classes, their order and the images of both splits.
     pub split_sha256: String,
     /// Files of the data set, with repository, revision and SHA-256.
@@ -209,6 +211,7 @@ impl Experiment {
             student: self.trainer.student.backbone.spec().clone(),
             classes: self.stream.classes().to_vec(),
             tasks: self.stream.tasks().iter().map(|task| task.classes.clone()).collect(),
+            class_counts: stream.class_counts,
             split_sha256: stream.fingerprint,
             data: stream.files,
             trained,

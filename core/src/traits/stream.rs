@@ -53,7 +53,7 @@ impl Batch {
 }
 
 /// Number of images of a class.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClassCount {
     /// Name of the class.
     pub name: String,

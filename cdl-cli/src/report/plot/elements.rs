@@ -2,6 +2,8 @@
 
 use maud::{Markup, PreEscaped, html};
 
+use crate::statistics::Spread;
+
 /// CSS variables: name, value on a light page, value on a dark page. The colours of series, `s0` and so on, are based
 /// on the palette of Okabe and Ito, which colour-blind readers can distinguish.
 pub const PALETTE: [(&str, &str, &str); 11] = [
@@ -18,7 +20,7 @@ pub const PALETTE: [(&str, &str, &str); 11] = [
     ("s6", "#6b6b6b", "#b5b5b5"),
 ];
 /// CSS classes of texts.
-pub const STYLE: &str = ".heading{font-size:14px;font-weight:600}.quiet{fill:var(--quiet)}.small{font-size:10px}\
+pub const STYLE: &str = ".heading{font-size:14px;font-weight:600}.quiet{fill:var(--quiet)}.small{font-size:11px}\
                          .middle{text-anchor:middle}.end{text-anchor:end}";
 /// Number of colours of series in the palette.
 const COLOURS: usize = 7;
@@ -32,7 +34,6 @@ const MARKERS: [&[(f64, f64)]; 5] = [
 ];
 
 /// Series of values: a line, or a bar or dot at each position.
-#[derive(Default)]
 pub struct Series {
     /// Name in the legend.
     pub name: String,
@@ -47,6 +48,16 @@ pub struct Series {
 }
 
 impl Series {
+    /// Series of means, with a band of one standard deviation where there are several values.
+    pub fn of_spreads(name: String, colour: usize, dashed: bool, spreads: &[Option<Spread>]) -> Self {
+        let ends = |spread: &Option<Spread>| {
+            let Spread { mean, deviation, .. } = (*spread)?;
+            Some((mean - deviation?, mean + deviation?))
+        };
+        let values = spreads.iter().map(|spread| spread.map(|spread| spread.mean)).collect();
+        Self { name, colour, dashed, values, band: spreads.iter().map(ends).collect() }
+    }
+
     pub fn ink(&self) -> String {
         format!("var(--s{})", self.colour % COLOURS)
     }
@@ -85,9 +96,9 @@ pub struct Plot {
 }
 
 impl Plot {
-    /// Element for a page. It shrinks with the page, down to a width at which it remains legible.
+    /// Element for a page. It shrinks with the page to a width at which text is legible, and scrolls below that.
     pub fn inline(&self) -> Markup {
-        let least = self.width.min((0.62 * self.width).max(300.0));
+        let least = 0.85 * self.width;
         self.element(Some(format!("width:{:.0}px;max-width:100%;min-width:{least:.0}px", self.width)))
     }
 
@@ -134,6 +145,16 @@ pub fn upright((x, y): (f64, f64), class: &str, what: &str) -> Markup {
 
 pub fn line((x1, y1): (f64, f64), (x2, y2): (f64, f64), colour: &str) -> Markup {
     html! { line x1=(px(x1)) y1=(px(y1)) x2=(px(x2)) y2=(px(y2)) stroke={ "var(--" (colour) ")" } {} }
+}
+
+/// Line over the band of a single position. A band without width is not drawn, since renderers refuse such lines.
+pub fn whisker(from: (f64, f64), to: (f64, f64), ink: &str, width: f64, opacity: f64) -> Markup {
+    let [x1, y1, x2, y2] = [from.0, from.1, to.0, to.1].map(px);
+    html! {
+        @if (&x1, &y1) != (&x2, &y2) {
+            line x1=(x1) y1=(y1) x2=(x2) y2=(y2) stroke=(ink) stroke-width=(width) stroke-opacity=(opacity) {}
+        }
+    }
 }
 
 /// Formats a length in pixels with one decimal.

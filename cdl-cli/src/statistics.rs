@@ -44,7 +44,7 @@ impl Spread {
 
     /// Mean and deviation with two digits after the point.
     pub fn text(&self) -> String {
-        format!("{:.2}{}", self.mean, self.deviation_text())
+        rounded(self.mean) + &self.deviation_text()
     }
 
     /// Deviation, to follow a mean; empty for a single value.
@@ -54,8 +54,22 @@ impl Spread {
 
     /// Confidence interval, to follow a mean; empty for a single value.
     pub fn interval_text(&self) -> String {
-        self.interval().map(|(low, high)| format!(" [{low:.2}, {high:.2}]")).unwrap_or_default()
+        self.interval()
+            .map(|(low, high)| format!(" [{}, {}]", rounded(low), rounded(high)))
+            .unwrap_or_default()
     }
+}
+
+/// Formats a value with two digits after the point. Zero has no minus sign.
+pub fn rounded(value: f64) -> String {
+    let text = format!("{value:.2}");
+    if text == "-0.00" { "0.00".into() } else { text }
+}
+
+/// Formats a difference with its sign and two digits after the point. Zero is `+0.00`.
+pub fn signed(value: f64) -> String {
+    let text = format!("{value:+.2}");
+    if text == "-0.00" { "+0.00".into() } else { text }
 }
 
 /// Paired differences `of - from`, for pairs in which both values exist.
@@ -93,6 +107,12 @@ mod tests {
         }
         // Without any deviation the interval is the mean.
         assert_eq!(Spread::of(&[4.0; 3]).and_then(|s| s.interval()), Some((4.0, 4.0)));
+    }
+
+    #[test]
+    fn zero_has_no_minus_sign() {
+        assert_eq!([-0.001, 0.0, -0.01, 1.0].map(rounded), ["0.00", "0.00", "-0.01", "1.00"]);
+        assert_eq!([-0.001, 0.0, -0.01, 1.0].map(signed), ["+0.00", "+0.00", "-0.01", "+1.00"]);
     }
 
     #[test]
