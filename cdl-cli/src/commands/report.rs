@@ -76,11 +76,11 @@ enum Format {
 impl Format {
     /// Files that `formats` request: endings and conversions from SVG.
     fn files(formats: &[Self]) -> Vec<(&'static str, Convert)> {
-        let is_requested = |any: [Self; 2]| formats.iter().any(|format| any.contains(format));
+        let is_requested = |any: &[Self]| formats.iter().any(|format| any.contains(format));
         let all: [(bool, &str, Convert); 3] = [
-            (is_requested([Self::Svg, Self::Both]), "svg", |svg| Ok(svg.as_bytes().to_vec())),
-            (is_requested([Self::Png, Self::Both]), "png", |svg| Ok(raster::png(svg, PNG_SCALE)?.png)),
-            (is_requested([Self::Pdf, Self::Pdf]), "pdf", pdf::pdf),
+            (is_requested(&[Self::Svg, Self::Both]), "svg", |svg| Ok(svg.as_bytes().to_vec())),
+            (is_requested(&[Self::Png, Self::Both]), "png", |svg| Ok(raster::png(svg, PNG_SCALE)?.png)),
+            (is_requested(&[Self::Pdf]), "pdf", pdf::pdf),
         ];
         all.into_iter()
             .filter_map(|(requested, ending, convert)| requested.then_some((ending, convert)))

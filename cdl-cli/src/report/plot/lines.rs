@@ -19,12 +19,13 @@ pub fn lines(title: &str, axes: &Axes, series: &[Series]) -> Plot {
             @for group in points.chunk_by(|a, b| a.group == b.group) { (band(one, group)) }
         }
         @for (one, all) in &drawn {
-            @for group in all.chunk_by(|a, b| a.group == b.group).filter(|group| group.len() > 1) {
-                polyline points=(points(group.iter().map(|point| point.at))) fill="none" stroke=(one.ink())
-                    stroke-width="2" stroke-linejoin="round" stroke-dasharray=[one.dashes()] {}
-            }
-            @if (RIGHT - LEFT) / all.len().max(1) as f64 > APART {
-                @for point in all { (one.marker(point.at, &point.tip)) }
+            @let is_sparse = (RIGHT - LEFT) / all.len().max(1) as f64 > APART;
+            @for group in all.chunk_by(|a, b| a.group == b.group) {
+                @if group.len() > 1 {
+                    polyline points=(points(group.iter().map(|point| point.at))) fill="none" stroke=(one.ink())
+                        stroke-width="2" stroke-linejoin="round" stroke-dasharray=[one.dashes()] {}
+                }
+                @if is_sparse || group.len() == 1 { @for point in group { (one.marker(point.at, &point.tip)) } }
             }
         }
     };
@@ -111,5 +112,10 @@ mod tests {
         let count = |shape: &str| body.matches(shape).count();
         // Only the first group has two points; the bands of the others are vertical lines.
         assert_eq!((count("<polyline"), count("fill-opacity"), count("stroke-opacity")), (1, 1, 2));
+        // Without a line, the marker of a point is drawn however close others are.
+        let places = (0..200).map(|group| place(group as f64 / 200.0, group)).collect();
+        let axes = Axes { places, ..axes };
+        let body = lines("t", &axes, &[series(vec![Some(1.0); 200], vec![None; 200])]).body.0;
+        assert_eq!(body.matches("<title>").count(), 200);
     }
 }
