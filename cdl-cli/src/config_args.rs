@@ -25,27 +25,37 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// Reads the configuration. Warns about files that have no effect, since their order is probably wrong.
+    /// Reads the configuration, after loading the plugins that it lists.
     pub fn load(&self) -> Result<Config, Failure> {
+        self.read(build)
+    }
+
+    /// Reads the configuration for a command that uses only methods of `kinds`. The plugins that it lists are loaded
+    /// only if one of these methods is not registered. The settings of other unregistered methods stay as written.
+    pub fn load_for(&self, kinds: &[Kind]) -> Result<Config, Failure> {
+        let is_missing =
+            |(kind, name): (Kind, String)| kinds.contains(&kind) && registry::find(kind, &name).is_err();
+        self.read(|layers| {
+            let config = valid(layers.draft_without_plugins())?;
+            match config.run.methods().into_iter().any(is_missing) {
+                true => load_config(&self.configs, &self.sets),
+                false => Ok(config),
+            }
+        })
+    }
+
+    /// Reads the layers with `read`. Warns about files that have no effect, since their order is probably wrong.
+    fn read(&self, read: impl FnOnce(ConfigLayers) -> Result<Config, Failure>) -> Result<Config, Failure> {
         let layers = ConfigLayers::read(&self.configs, &self.sets);
         let without_effect: Vec<String> =
             layers.without_effect().into_iter().map(|file| file.display().to_string()).collect();
-        let config = build(layers)?;
+        let config = read(layers)?;
         for file in without_effect {
             tracing::warn!(
                 "{file} has no effect: later files override every key it sets; put the base configuration first"
             );
         }
         Ok(config)
-    }
-
-    /// Reads the configuration for a command that uses only methods of `kinds`. The plugins that it lists are loaded
-    /// only if one of these methods is not registered. The settings of other unregistered methods stay as written.
-    pub fn load_for(&self, kinds: &[Kind]) -> Result<Config, Failure> {
-        let config = valid(ConfigLayers::read(&self.configs, &self.sets).draft_without_plugins())?;
-        let is_missing =
-            |(kind, name): (Kind, String)| kinds.contains(&kind) && registry::find(kind, &name).is_err();
-        if config.run.methods().into_iter().any(is_missing) { self.load() } else { Ok(config) }
     }
 }
 

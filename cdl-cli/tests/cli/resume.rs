@@ -411,11 +411,11 @@ fn settings_of_a_finished_run_are_refused_or_have_no_effect() {
         assert_eq!(stderr(&output).contains("has no effect"), !expected.is_empty(), "{}", stderr(&output));
         assert!(stderr(&output).contains(expected), "{}", stderr(&output));
     };
-    let origin = "--set checkpoint.keep=3: `checkpoint.keep = 3` has no effect: the run in";
-    succeeds(command().args(set("checkpoint.keep=3")), origin);
+    let origin = "--set checkpoint.keep=5: `checkpoint.keep = 5` has no effect: the run in";
+    succeeds(command().args(set("checkpoint.keep=5")), origin);
     let mut variable = command();
     succeeds(
-        variable.args(["resume", path]).env("CDL_CHECKPOINT__KEEP", "3"),
+        variable.args(["resume", path]).env("CDL_CHECKPOINT__KEEP", "5"),
         "variable CDL_CHECKPOINT__KEEP: ",
     );
     // The value of the run changes nothing.

@@ -182,29 +182,27 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
     refused(&["--jobs", "0"], &["--jobs 0"]);
     // Errors that only data, networks and methods show.
     refused(
-        &["--vary", "learner.pool=10,3", "--vary", "batch_size=10,2000", "--seeds", "1,2"],
+        &["--vary", "learner.pool=10,1", "--vary", "optimizer.lr=1e-3,5e-3", "--seeds", "1,2"],
         &[
-            "learner.pool-3--batch_size-10--seed-1, learner.pool-3--batch_size-10--seed-2, learner.pool-3--batch_size-2000\
-             --seed-1 and 1 more: --set learner.pool=3: `learner.pool = 3`",
-            "learner.pool-10--batch_size-2000--seed-1, ",
-            "`batch_size = 2000`",
+            "learner.pool-1--optimizer.lr-1e-3--seed-1, learner.pool-1--optimizer.lr-1e-3--seed-2, learner.pool-1--optimizer\
+             .lr-5e-3--seed-1 and 1 more: --set learner.pool=1: `learner.pool = 1`",
         ],
     );
     refused(
         &[
             "--vary",
-            "student.weights=embedded:micro_student,nowhere.safetensors",
+            "student.weights=embedded:micro_student,no.pth",
             "--vary",
-            "stream.tasks=2,70",
+            "stream.transform.image_size=28,30",
         ],
         &[
-            "student.weights-nowhere.safetensors--stream.tasks-2, student.weights-nowhere.safetensors--stream.tasks-70: ",
-            "no file or folder at `nowhere.safetensors`",
-            "stream.tasks = 70",
+            "student.weights-no.pth--stream.transform.image_size-28, student.weights-no.pth--stream.transform.image_size-30: ",
+            "no file or folder at `no.pth`",
+            "`stream.transform.image_size = 30`",
         ],
     );
     refused(&["--vary", "device=cpu,cuda:x"], &["device-cuda_x", "expected auto, cpu, cuda or cuda:N"]);
-    refused(&["--vary", "learner.pool=10,3", "--emit", "slurm"], &["learner.pool-3: --set learner.pool=3"]);
+    refused(&["--vary", "learner.pool=10,1", "--emit", "slurm"], &["learner.pool-1: --set learner.pool=1"]);
 
     // A folder with other files, and a sweep that was started with other settings.
     fs::create_dir(&dir).expect("folder");

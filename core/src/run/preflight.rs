@@ -166,7 +166,7 @@ pub fn check(draft: Draft, plan: &Plan<'_>, progress: &(dyn Fn() + Sync)) -> Rep
 impl Report {
     /// Returns the built part, or records its error and returns `None`. An error that occurs for the learners of both
     /// networks is recorded once.
-    pub(super) fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
+    fn record<T>(&mut self, section: &str, built: Result<T>) -> Option<T> {
         match built {
             Ok(built) => Some(built),
             Err(_) if self.invalid_sections.contains(section) => self.skip(section, "valid settings"),
