@@ -14,7 +14,7 @@ mod config_args;
 mod failure;
 mod lifecycle;
 mod logging;
-mod output_place;
+mod output_paths;
 mod plugin;
 mod progress;
 mod recorded_training;

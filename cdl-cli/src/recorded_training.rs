@@ -60,31 +60,32 @@ impl Training {
                 Event::Step { role, task, epoch, step } => progress.step(role, task, epoch, step),
                 Event::Epoch(report) => {
                     progress.epoch(report);
-                    directory.epoch(report)?;
+                    directory.append_epoch(report)?;
                     events.as_mut().map_or(Ok(()), |events| events.epoch(report))?;
                 }
-                Event::Task { task, trainer, results: accuracies, tested } => {
+                Event::Task { task, trainer, results: accuracies, evaluation } => {
                     let skipped = stream.skipped();
                     // Events are written before the results, which mark the task as done: a run killed in between
                     // resumes from a checkpoint and writes its events again.
-                    events
-                        .as_mut()
-                        .map_or(Ok(()), |events| events.task(task.index, accuracies, &tested.test_images))?;
-                    let written = directory.task(task, trainer, accuracies, tested, skipped, seconds())?;
+                    events.as_mut().map_or(Ok(()), |events| {
+                        events.task(task.index, accuracies, &evaluation.test_images)
+                    })?;
+                    let written =
+                        directory.write_task(task, trainer, accuracies, evaluation, skipped, seconds())?;
                     log_task(task.index, &written);
                     finished = written.tasks_done;
                     results = Some(written);
                 }
-                Event::Between(moment) if moment.state.position.task < stream.tasks().len() => {
+                Event::Snapshot(snapshot) if snapshot.state.position.task < stream.tasks().len() => {
                     let stop = signals.received().is_some();
-                    directory.checkpoint(&moment, stop, seconds())?;
+                    directory.write_checkpoint(&snapshot, stop, seconds())?;
                     if stop {
                         return Err(Error::Stopped);
                     }
                 }
                 // A checkpoint of the training before this test exists already.
                 Event::TestBatch if signals.received().is_some() => return Err(Error::Stopped),
-                Event::Between(_) | Event::TestBatch => {}
+                Event::Snapshot(_) | Event::TestBatch => {}
             }
             Ok(())
         };

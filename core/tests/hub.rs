@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use cdl_core::{
-    hub::{WeightSource, fetch},
+    hub::{FileSource, fetch},
     traits::Provenance,
 };
 use serde::{Deserialize, Serialize};
@@ -34,11 +34,11 @@ const UNREACHABLE: &str = "http://127.0.0.1:1";
 
 #[test]
 fn sources_survive_parsing_and_printing() {
-    let hub = |repo: &str, revision: Option<&str>| WeightSource::Hub {
+    let hub = |repo: &str, revision: Option<&str>| FileSource::Hub {
         repo: repo.to_owned(),
         revision: revision.map(str::to_owned),
     };
-    let path = |path: &str| WeightSource::Path(PathBuf::from(path));
+    let path = |path: &str| FileSource::Path(PathBuf::from(path));
     for (written, source) in [
         ("hf:google/vit-base-patch16-224", hub("google/vit-base-patch16-224", None)),
         ("hf:a/b.c_d-1@v1.0", hub("a/b.c_d-1", Some("v1.0"))),
@@ -76,7 +76,7 @@ fn malformed_sources_are_refused_with_what_was_expected() {
         ("hf:a/b@../../x", "`../../x` cannot be a branch"),
         ("hf:a/b@/x", "`/x` cannot be a branch"),
     ] {
-        let error = written.parse::<WeightSource>().expect_err(written).to_string();
+        let error = written.parse::<FileSource>().expect_err(written).to_string();
         assert!(error.contains(&format!("`{written}`")), "{error}");
         assert!(error.contains(problem), "{error}");
         assert!(error.contains("expected `hf:owner/name`"), "{error}");
@@ -95,7 +95,7 @@ fn local_files_and_folders_are_used_in_place() {
     fs::write(&weights, b"abc").unwrap();
     fs::write(&config, b"{}").unwrap();
 
-    let of_folder = fetch(&WeightSource::Path(folder.path().to_owned())).unwrap();
+    let of_folder = fetch(&FileSource::Path(folder.path().to_owned())).unwrap();
     assert_eq!(of_folder.weights, weights);
     assert_eq!(of_folder.config, Some(config));
     assert_eq!(
@@ -110,7 +110,7 @@ fn local_files_and_folders_are_used_in_place() {
         }
     );
 
-    let of_file = fetch(&WeightSource::Path(weights.clone())).unwrap();
+    let of_file = fetch(&FileSource::Path(weights.clone())).unwrap();
     assert_eq!(of_file.weights, weights);
     assert_eq!(of_file.config, None);
     assert_eq!(of_file.provenance.sha256, of_folder.provenance.sha256);
@@ -120,7 +120,7 @@ fn local_files_and_folders_are_used_in_place() {
         (folder.path().join("pytorch_model.bin"), folder.path().join("preprocessor_config.json"));
     fs::rename(&weights, &torch).unwrap();
     fs::write(&preprocessor, b"{}").unwrap();
-    let of_folder = fetch(&WeightSource::Path(folder.path().to_owned())).unwrap();
+    let of_folder = fetch(&FileSource::Path(folder.path().to_owned())).unwrap();
     assert_eq!(of_folder.weights, torch);
     assert_eq!(of_folder.preprocessor, Some(preprocessor));
     assert_eq!(of_folder.provenance.file, "pytorch_model.bin");
@@ -139,7 +139,7 @@ fn the_error_names_a_path_without_weights() {
         (deceptive.as_path(), "has no file `model.safetensors`"),
         (Path::new("/dev/null"), "neither a file nor a folder"),
     ] {
-        let error = fetch(&WeightSource::Path(path.to_owned())).expect_err(problem);
+        let error = fetch(&FileSource::Path(path.to_owned())).expect_err(problem);
         let message = error.to_string();
         assert!(message.contains(problem), "{message}");
         assert!(message.contains(&path.display().to_string()), "{message}");

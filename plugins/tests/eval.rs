@@ -10,7 +10,7 @@ use cdl_core::{
     candle_core::Tensor,
     error::Result,
     registry::Settings,
-    testing::{Lab, Noise},
+    testing::{Noise, TestBed},
     train::{Accuracies, Evaluator, Trainer},
     traits::{
         Backbone, BackboneSpec, Batches, EpochKey, Features, ImageFiles, Injection, Inspection, Mode,
@@ -44,9 +44,9 @@ impl Backbone for Counting {
 /// Builds a trainer whose networks count their queries.
 fn trainer(source: QuerySource) -> Result<(Trainer, Arc<AtomicUsize>)> {
     cdl_plugins::link();
-    let lab = Lab::new(1)?.with_mode(Mode::Published, source);
+    let bed = TestBed::new(1)?.with_mode(Mode::Published, source);
     let settings: Settings = toml::from_str("pool = 6").expect("TOML");
-    let mut trainer = lab.trainer_of(("coda_prompt", &settings), ("kd_prompts", &Settings::new()))?;
+    let mut trainer = bed.trainer_of(("coda_prompt", &settings), ("kd_prompts", &Settings::new()))?;
     let count = Arc::new(AtomicUsize::new(0));
     for network in [&mut trainer.teacher, &mut trainer.student] {
         network.backbone = Arc::new(Counting { inner: network.backbone.clone(), plain: count.clone() });

@@ -9,7 +9,7 @@ use cdl_core::{
     candle_core::{Device, Tensor},
     error::{Error, Result},
     registry::{self, Kind, Settings},
-    testing::{self, Lab, Noise, Shape},
+    testing::{self, Noise, Shape, TestBed},
     train::{Event, Trainer},
     traits::{Injection, Mode, Pass, Query, QuerySource, Role, StateDict, Taps, TaskStream},
 };
@@ -37,13 +37,13 @@ fn small(learner: &str) -> Result<&'static str> {
     Ok(if has_pool { "pool = 8" } else { "" })
 }
 
-fn trainer_in(lab: &Lab, learner: &str, distiller: &str) -> Result<Trainer> {
+fn trainer_in(bed: &TestBed, learner: &str, distiller: &str) -> Result<Trainer> {
     let settings: Settings = toml::from_str(small(learner)?).expect("TOML");
-    lab.trainer_of((learner, &settings), (distiller, &Settings::new()))
+    bed.trainer_of((learner, &settings), (distiller, &Settings::new()))
 }
 
 fn trainer(learner: &str, distiller: &str) -> Result<Trainer> {
-    trainer_in(&Lab::new(1)?, learner, distiller)
+    trainer_in(&TestBed::new(1)?, learner, distiller)
 }
 
 #[test]
@@ -61,10 +61,10 @@ fn networks_of_any_sizes_can_be_combined() -> Result<()> {
     let stream = Noise::new(1);
     for (teacher, student, patch) in [(24, 12, 4), (3, 6, 4), (4, 4, 4), (2, 1, 4), (7, 6, 8), (6, 6, 2)] {
         let student = Shape { depth: student, patch, ..Shape::STUDENT };
-        let lab = Lab::with_shapes(1, Shape { depth: teacher, ..Shape::TEACHER }, student)?;
+        let bed = TestBed::with_shapes(1, Shape { depth: teacher, ..Shape::TEACHER }, student)?;
         for (learner, distiller) in pairs()? {
             let what = format!("{learner} x {distiller}, {teacher} and {student:?}");
-            let mut trainer = trainer_in(&lab, learner, distiller)?;
+            let mut trainer = trainer_in(&bed, learner, distiller)?;
             let task = &stream.tasks()[0];
             trainer.begin_task(task)?;
             for role in [Role::Teacher, Role::Student] {
@@ -132,7 +132,7 @@ fn saved_state_gives_the_same_predictions() -> Result<()> {
     for (learner, distiller) in pairs()? {
         let mut trained = trainer(learner, distiller)?;
         trained.run(&stream, &mut |_| Ok(()))?;
-        let mut restored = trainer_in(&Lab::new(2)?, learner, distiller)?;
+        let mut restored = trainer_in(&TestBed::new(2)?, learner, distiller)?;
         let task = &stream.tasks()[2];
         let pixels = stream.batch(2, 77)?.pixels;
         for role in [Role::Teacher, Role::Student] {
@@ -155,7 +155,8 @@ fn the_teachers_query_is_the_students_or_its_own() -> Result<()> {
     let stream = Noise::new(1);
     let task = &stream.tasks()[0];
     for (query, width) in [(QuerySource::Student, 16), (QuerySource::Own, 24)] {
-        let mut trainer = trainer_in(&Lab::new(1)?.with_mode(Mode::Published, query), "coda_prompt", "kd")?;
+        let mut trainer =
+            trainer_in(&TestBed::new(1)?.with_mode(Mode::Published, query), "coda_prompt", "kd")?;
         trainer.begin_task(task)?;
         let pixels = stream.batch(0, 3)?.pixels;
         let network = if width == 24 { &trainer.teacher } else { &trainer.student };

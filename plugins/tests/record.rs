@@ -4,21 +4,21 @@
 use cdl_core::{
     candle_core::{D, Tensor},
     error::Result,
-    metrics::{PoolUse, UseTable},
-    testing::{Lab, Noise},
+    metrics::{PoolUsage, PromptUsageTable},
+    testing::{Noise, TestBed},
     train::{Accuracies, Evaluator, InferenceMacs, Trainer, TrainingMacs},
     traits::{BlockLengths, Lengths, Mode, QuerySource, Role, TaskStream},
 };
 
 fn trainer(source: QuerySource, learner: (&str, &str), distiller: &str) -> Result<Trainer> {
     cdl_plugins::link();
-    let lab = Lab::new(1)?.with_mode(Mode::Published, source);
+    let bed = TestBed::new(1)?.with_mode(Mode::Published, source);
     let settings = toml::from_str(learner.1).expect("TOML");
-    lab.trainer_of((learner.0, &settings), (distiller, &toml::from_str("").expect("TOML")))
+    bed.trainer_of((learner.0, &settings), (distiller, &toml::from_str("").expect("TOML")))
 }
 
 /// Returns the prompt use of both networks after the last of three tasks of four test images.
-fn prompt_use(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUse>; 2])> {
+fn prompt_use(learner: (&str, &str)) -> Result<(Trainer, [Vec<PoolUsage>; 2])> {
     let mut trainer = trainer(QuerySource::Student, learner, "kd")?;
     let stream = Noise::new(1);
     for task in stream.tasks() {
@@ -52,7 +52,7 @@ fn chosen_prompts_are_the_nearest_of_each_image() -> Result<()> {
             assert_eq!(found.len(), pools, "{learner:?}");
             for pool in found {
                 assert_eq!(pool.images, [4, 4, 4]);
-                let UseTable::Counts(counts) = &pool.table else { panic!("prompts are chosen") };
+                let PromptUsageTable::Counts(counts) = &pool.table else { panic!("prompts are chosen") };
                 for (task, counts) in counts.iter().enumerate() {
                     let pixels = Noise::new(1).batch(task, 10_000)?.pixels;
                     let plain = trainer.student.backbone.forward(
@@ -82,7 +82,7 @@ fn weights_are_recorded_as_means_and_methods_without_a_pool_record_nothing() -> 
     for found in networks {
         assert_eq!(found.len(), 5);
         for pool in found {
-            let UseTable::MeanWeights(rows) = &pool.table else { panic!("components are weighted") };
+            let PromptUsageTable::MeanWeights(rows) = &pool.table else { panic!("components are weighted") };
             assert!(rows.iter().all(|row| row.len() == 6 && row.iter().all(|weight| weight.abs() <= 1.0)));
             assert!(rows.iter().flatten().any(|weight| *weight != 0.0));
             assert_eq!(rows, &pool.rows());

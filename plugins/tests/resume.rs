@@ -9,7 +9,7 @@ use cdl_core::{
     registry::Settings,
     rng::Rng,
     run::Checkpoint,
-    testing::{Lab, Noise},
+    testing::{Noise, TestBed},
     train::{Accuracies, EpochReport, Event, OptimizerConfig, Position, RunState, Trainer},
     traits::{Role, TaskStream},
 };
@@ -24,7 +24,8 @@ fn trainer(seed: u64, methods: (&str, &str), optimizer: &str) -> Result<Trainer>
     if methods.0 == "coda_prompt" {
         settings.insert("pool".into(), 6.into());
     }
-    let mut trainer = Lab::new(seed)?.trainer_of((methods.0, &settings), (methods.1, &Settings::new()))?;
+    let mut trainer =
+        TestBed::new(seed)?.trainer_of((methods.0, &settings), (methods.1, &Settings::new()))?;
     trainer.rng = Rng::new(3);
     trainer.settings.epochs = EPOCHS;
     let given = serde_json::json!({ "name": optimizer, "lr": 1e-2, "weight_decay": 1e-4 });
@@ -52,7 +53,7 @@ fn run(trainer: &mut Trainer, from: RunState) -> Result<(Outcome, Vec<Stop>)> {
             Event::Epoch(report) => {
                 epochs.push(EpochReport { seconds: 0.0, images_per_second: 0.0, ..report.clone() });
             }
-            Event::Between(snapshot) => {
+            Event::Snapshot(snapshot) => {
                 let bytes = Checkpoint::of(&snapshot, "", (0, String::new()), 0.0)?.to_bytes()?;
                 stops.push((snapshot.state.position, epochs.len(), bytes));
             }

@@ -13,7 +13,7 @@ use std::{
 use cdl_core::{
     candle_core::{DType, Device, Tensor, safetensors},
     error::Result,
-    hub::{self, WeightSource},
+    hub::{self, FileSource},
     traits::{Injection, Normalization},
     vit::VitWeights,
 };
@@ -28,7 +28,7 @@ fn fixtures() -> PathBuf {
 
 /// Reads the fixture `name` with its configuration files.
 fn weights(name: &str) -> Result<VitWeights> {
-    let files = hub::fetch(&WeightSource::Path(fixtures().join(name)))?;
+    let files = hub::fetch(&FileSource::Path(fixtures().join(name)))?;
     let weights = VitWeights::read(&files.weights, files.config.as_deref())?;
     match &files.preprocessor {
         Some(file) => weights.with_preprocessor(file),

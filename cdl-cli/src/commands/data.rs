@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use cdl_core::{
     error::Error,
     hub::{
-        WeightSource,
-        checksum_list::{self, Manifest},
+        FileSource,
+        checksum_list::{self, ChecksumList},
         dataset::{self, DataFile},
     },
     registry::{self, Kind},
@@ -116,13 +116,13 @@ pub fn fetch(args: &FetchArgs, log: &Log) -> Result<(), Failure> {
         let line = |file: &DataRecord| format!("{}  {}\n", file.provenance.sha256, file.provenance.file);
         return emit(&files.iter().map(line).collect::<String>());
     };
-    let source: WeightSource = source.parse().map_err(|e| Failure::before_writing(Error::from(e)))?;
+    let source: FileSource = source.parse().map_err(|e| Failure::before_writing(Error::from(e)))?;
     let spinner = Spinner::new(log, "{pos} files downloaded");
     let files = dataset::fetch(&source, |names| Ok(names.to_vec()), &|| spinner.increment());
     let files = files.map_err(Failure::before_writing)?;
     drop(spinner);
     if let Some(dir) = &args.dir {
-        Manifest::place(&files, dir).map_err(Failure::before_writing)?;
+        ChecksumList::copy_with_list(&files, dir).map_err(Failure::before_writing)?;
     }
     let line = |file: &DataFile| format!("{}  {}\n", file.provenance.sha256, file.name);
     emit(&files.iter().map(line).collect::<String>())
@@ -189,11 +189,11 @@ fn verify_folder(folder: &Path, record: bool, log: &Log) -> Result<(), Failure> 
     let mut last = format!("no {}: checksums were not compared\n", checksum_list::NAME);
     let listed = |files: usize| format!("{files:>8}  files listed in {}\n", list.display());
     if list.exists() {
-        let manifest = Manifest::read(&list).map_err(Failure::before_writing)?;
+        let manifest = ChecksumList::read(&list).map_err(Failure::before_writing)?;
         errors.extend(manifest.check(folder, &|| spinner.increment()));
         last = listed(manifest.0.len());
     } else if record && errors.is_empty() {
-        let manifest = Manifest::of(folder, &|| spinner.increment()).map_err(Failure::before_writing)?;
+        let manifest = ChecksumList::of(folder, &|| spinner.increment()).map_err(Failure::before_writing)?;
         manifest.write(&list)?;
         last = listed(manifest.0.len());
     }

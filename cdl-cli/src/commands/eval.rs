@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use cdl_core::{
     config::Config,
     error::Error,
-    metrics::{PoolUse, accuracy_over_images},
+    metrics::{PoolUsage, accuracy_over_images},
     run::{
         Experiment,
         directory::{Results, check_same, read_model, read_prompt_use, read_results},
@@ -15,7 +15,7 @@ use cdl_core::{
 };
 use clap::Args;
 
-use crate::{config_args::load_config, failure::Failure, sweep::grid::expect_run, terminal::emit};
+use crate::{config_args::load_recorded_with, failure::Failure, sweep::grid::expect_run, terminal::emit};
 
 /// Arguments of `cdl eval`.
 #[derive(Debug, Args)]
@@ -52,7 +52,7 @@ pub fn restored(
 ) -> Result<Restored, Failure> {
     expect_run(run_dir, command)?;
     let results = read_results(run_dir)?;
-    let config = load_config(&[run_dir.join("config.toml")], sets)?;
+    let config = load_recorded_with(&run_dir.join("config.toml"), sets)?;
     let mut experiment = Experiment::build(&config).map_err(Failure::before_writing)?;
     check_same(run_dir, &experiment.record(&config)?)?;
     let after = after.unwrap_or(results.tasks_done);
@@ -104,10 +104,11 @@ pub fn eval(args: &EvalArgs) -> Result<(), Failure> {
 }
 
 /// True if both have the same pools and the same use of every prompt. Mean weights may differ in their last digits.
-fn same_prompt_use(recorded: &[PoolUse], used: &[PoolUse]) -> bool {
-    let numbers = |pools: &[PoolUse]| pools.iter().flat_map(PoolUse::rows).flatten().collect::<Vec<f64>>();
+fn same_prompt_use(recorded: &[PoolUsage], used: &[PoolUsage]) -> bool {
+    let numbers =
+        |pools: &[PoolUsage]| pools.iter().flat_map(PoolUsage::rows).flatten().collect::<Vec<f64>>();
     let (new, old) = (numbers(used), numbers(recorded));
-    let names = |pools: &[PoolUse]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
+    let names = |pools: &[PoolUsage]| pools.iter().map(|pool| pool.pool.clone()).collect::<Vec<_>>();
     names(used) == names(recorded)
         && new.len() == old.len()
         && new.iter().zip(old).all(|(new, old)| (new - old).abs() < 1e-5)

@@ -15,7 +15,7 @@ use super::eval::{Restored, restored};
 use crate::{
     config_args::load_recorded,
     failure::Failure,
-    output_place,
+    output_paths,
     terminal::{count, emit},
 };
 
@@ -80,10 +80,10 @@ pub fn export(args: &ExportArgs) -> Result<(), Failure> {
 /// Checks that the folders can be created and that neither is inside the other, links and `..` resolved.
 fn check_folders(args: &ExportArgs) -> Result<(), Failure> {
     for (option, folder) in [("--student", &args.student), ("--teacher", &args.teacher)] {
-        folder.as_ref().map_or(Ok(()), |folder| output_place::folder(option, folder))?;
+        folder.as_ref().map_or(Ok(()), |folder| output_paths::folder(option, folder))?;
     }
     let (Some(student), Some(teacher)) = (&args.student, &args.teacher) else { return Ok(()) };
-    let [student, teacher] = [student, teacher].map(|folder| output_place::resolved(folder));
+    let [student, teacher] = [student, teacher].map(|folder| output_paths::resolved(folder));
     if !student.starts_with(&teacher) && !teacher.starts_with(&student) {
         return Ok(());
     }

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 
 use crate::{
     failure::{Failure, io},
-    output_place,
+    output_paths,
     report::{
         configuration::configurations,
         cost_section::cost_csv,
@@ -141,8 +141,8 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         ];
         files.extend(tables.map(|(name, text)| (folder.join(name), text.into_bytes())));
     }
-    let place = output_place::resolved(&out);
-    if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(output_place::resolved(file))) {
+    let place = output_paths::resolved(&out);
+    if let Some((file, _)) = files.iter().find(|(file, _)| place.starts_with(output_paths::resolved(file))) {
         let reason = format!("conflicts with {}, which is also written", file.display());
         return Err(Failure::invalid(format!("--out {}: {reason}; choose another name", out.display())));
     }
@@ -166,8 +166,8 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
 
 /// Checks, before anything is written, that all results can be written and do not conflict.
 fn check_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<(), Failure> {
-    output_place::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
-    let page = output_place::resolved(out);
+    output_paths::page(if args.out.is_some() { "--out" } else { "the page" }, out)?;
+    let page = output_paths::resolved(out);
     let named =
         [("--figures", &args.figures), ("--tables", &args.tables), ("--tensorboard", &args.tensorboard)];
     let mut folders: Vec<_> =
@@ -177,8 +177,8 @@ fn check_places(args: &ReportArgs, out: &Path, runs: &[RecordedRun]) -> Result<(
         folders.extend(runs.iter().flat_map(of_run).map(|folder| ("--tensorboard", folder)));
     }
     for (option, folder) in folders {
-        output_place::folder(option, &folder)?;
-        if output_place::resolved(&folder).starts_with(&page) {
+        output_paths::folder(option, &folder)?;
+        if output_paths::resolved(&folder).starts_with(&page) {
             let (folder, out) = (folder.display(), out.display());
             let reason = format!("conflicts with the page {out}; choose another name");
             return Err(Failure::invalid(format!("{option}: the folder {folder} {reason}")));

@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     failure::{Failure, io},
     logging::Log,
-    output_place,
+    output_paths,
     report::pdf,
     signals::Signals,
     sweep::{
@@ -184,7 +184,7 @@ fn begin(args: &SweepArgs, log: &Log) -> Result<(Sweep, fs::File), Failure> {
     let cells = plan.resolve()?;
     let folder = match &args.out {
         Some(folder) => {
-            output_place::folder("--out", folder)?;
+            output_paths::folder("--out", folder)?;
             folder.clone()
         }
         None => plan.default_folder()?,

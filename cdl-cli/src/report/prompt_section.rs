@@ -1,6 +1,6 @@
 //! Plots of the prompts that the learner selects for the test images.
 
-use cdl_core::metrics::{PoolUse, UseTable};
+use cdl_core::metrics::{PoolUsage, PromptUsageTable};
 
 use super::{
     configuration::Configuration,
@@ -18,7 +18,8 @@ pub fn prompts(configurations: &[Configuration]) -> Plots {
                 true => (format!("{number}_"), format!("{}: {}", run.name, role.as_str())),
                 false => (String::new(), title.to_string()),
             };
-            let name = |pool: &PoolUse| format!("{seed}prompts_{}_{}", role.as_str(), file_name(&pool.pool));
+            let name =
+                |pool: &PoolUsage| format!("{seed}prompts_{}_{}", role.as_str(), file_name(&pool.pool));
             let pools = run.results.prompt_use.of(role).iter().flatten();
             plots.extend(pools.map(|pool| (name(pool), heat(pool, &title))));
         }
@@ -26,19 +27,19 @@ pub fn prompts(configurations: &[Configuration]) -> Plots {
     })
 }
 
-fn heat(pool: &PoolUse, title: &str) -> Plot {
+fn heat(pool: &PoolUsage, title: &str) -> Plot {
     let rows = pool.rows();
     let prompts = rows.iter().map(Vec::len).max().unwrap_or(0);
     let largest = rows.iter().flatten().fold(0.0, |largest: f64, value| largest.max(value.abs()));
     let cell = |task: usize, prompt: usize, &value: &f64| {
         let place = format!("task {}, prompt {}", task + 1, prompt + 1);
         match &pool.table {
-            UseTable::Counts(_) => Cell {
+            PromptUsageTable::Counts(_) => Cell {
                 shade: value,
                 label: if value == 0.0 { String::new() } else { format!("{:.0}", 100.0 * value) },
                 tip: format!("{place}: {:.1} % of the images", 100.0 * value),
             },
-            UseTable::MeanWeights(_) => Cell {
+            PromptUsageTable::MeanWeights(_) => Cell {
                 shade: value / largest.max(f64::MIN_POSITIVE),
                 label: format!("{value:.2}").replace("-0.00", "0.00"),
                 tip: format!("{place}: mean weight {value:.4}"),
@@ -46,11 +47,11 @@ fn heat(pool: &PoolUse, title: &str) -> Plot {
         }
     };
     let (what, key) = match &pool.table {
-        UseTable::Counts(_) => {
+        PromptUsageTable::Counts(_) => {
             let what = "shade: share of the task's images for which the prompt is selected";
             ("% of images", Key { what, ends: ("0 %".into(), "100 %".into()), signed: false })
         }
-        UseTable::MeanWeights(_) => {
+        PromptUsageTable::MeanWeights(_) => {
             let what = "shade: mean weight; negative values are brown and have a minus sign";
             let small = largest < 0.01 && largest > 0.0;
             let end = if small { format!("{largest:.1e}") } else { format!("{largest:.2}") };

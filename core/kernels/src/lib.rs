@@ -55,7 +55,7 @@ mod taped;
 #[cfg(feature = "cuda")]
 pub use cuda::{COMPUTE_CAP, probe};
 pub use ops::{
-    Source, Sources, attention, composed, flat, gather_rows, gelu, l2_normalize, layer_norm, linear,
-    log_softmax, set_from_flat, softmax,
+    Source, Sources, assign_from_flat, attention, composed, flat, gather_rows, gelu, l2_normalize,
+    layer_norm, linear, log_softmax, softmax,
 };
 pub use taped::TapedBlocks;

@@ -72,7 +72,7 @@ pub enum Error {
     State { owner: String, reason: String },
     /// A plugin that violates the contract of its trait. `promise` is the requirement.
     #[error("{plugin} violates its contract: {promise}")]
-    Promise { plugin: String, promise: String },
+    ContractViolation { plugin: String, promise: String },
     /// A library that is not a plugin of this program, with the reason and the remedy.
     #[error("plugin {file}: {reason}")]
     Plugin { file: PathBuf, reason: String },

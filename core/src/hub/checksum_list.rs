@@ -22,9 +22,9 @@ pub const NAME: &str = "SHA256SUMS";
 
 /// SHA-256 of files, in lower-case hexadecimal digits, by path with `/` between folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manifest(pub BTreeMap<String, String>);
+pub struct ChecksumList(pub BTreeMap<String, String>);
 
-impl Manifest {
+impl ChecksumList {
     /// Computes the checksums of all files in `folder` and its subfolders, except hidden files and the list itself.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Manifest {
     ///
     /// # Errors
     /// A folder that is not empty or that cannot be written.
-    pub fn place(files: &[DataFile], dir: &Path) -> Result<()> {
+    pub fn copy_with_list(files: &[DataFile], dir: &Path) -> Result<()> {
         let place = place_of(dir)?;
         let is_empty = |folder: &Path| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
         if place.symlink_metadata().is_ok() && !is_empty(&place) {

@@ -13,7 +13,7 @@ use walkdir::{DirEntry, WalkDir};
 
 use crate::{
     error::HubError,
-    hub::{WeightSource, checksum},
+    hub::{FileSource, checksum},
     traits::Provenance,
 };
 
@@ -32,12 +32,12 @@ pub struct DataFile {
 ///
 /// Every file is read once to compute its checksum. `seen` is called for each file.
 pub fn fetch(
-    source: &WeightSource,
+    source: &FileSource,
     choose: impl Fn(&[String]) -> crate::error::Result<Vec<String>>,
     seen: &dyn Fn(),
 ) -> crate::error::Result<Vec<DataFile>> {
     match source {
-        WeightSource::Path(path) => {
+        FileSource::Path(path) => {
             let files = choose(&names_below(path)?)?.into_iter().map(|name| {
                 let path = path.join(&name);
                 let provenance = Provenance::local(&source.to_string(), &name, checksum(&path)?);
@@ -47,11 +47,11 @@ pub fn fetch(
             files.collect()
         }
         #[cfg(feature = "hub")]
-        WeightSource::Hub { repo, revision } => {
+        FileSource::Hub { repo, revision } => {
             super::client::dataset(source.to_string(), repo, revision.as_deref(), choose, seen)
         }
         #[cfg(not(feature = "hub"))]
-        WeightSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }.into()),
+        FileSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }.into()),
     }
 }
 

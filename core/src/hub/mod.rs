@@ -22,13 +22,13 @@ mod client;
 pub mod dataset;
 #[cfg(feature = "hub")]
 mod environment;
+mod file_source;
 #[cfg(feature = "hub")]
 mod transfer;
 mod weight_files;
-mod weight_source;
 
+pub use file_source::FileSource;
 pub use weight_files::{WeightFiles, fetch};
-pub use weight_source::WeightSource;
 
 use std::{io::Read, path::Path};
 

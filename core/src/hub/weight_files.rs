@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     error::HubError,
-    hub::{WeightSource, checksum, file_name},
+    hub::{FileSource, checksum, file_name},
     traits::Provenance,
 };
 
@@ -40,15 +40,15 @@ pub struct WeightFiles {
 /// For a repository, the current commit of the revision is requested from the hub. If the hub does not respond, a
 /// cached copy of that revision is used, with a warning. There is no request if `HF_HUB_OFFLINE` forbids it, or if the
 /// revision is a full commit hash, whose files never change, and the cache contains them.
-pub fn fetch(source: &WeightSource) -> Result<WeightFiles, HubError> {
+pub fn fetch(source: &FileSource) -> Result<WeightFiles, HubError> {
     match source {
         #[cfg(feature = "hub")]
-        WeightSource::Hub { repo, revision } => {
+        FileSource::Hub { repo, revision } => {
             super::client::weights(source.to_string(), repo, revision.as_deref())
         }
         #[cfg(not(feature = "hub"))]
-        WeightSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }),
-        WeightSource::Path(path) => from_path(source.to_string(), path),
+        FileSource::Hub { .. } => Err(HubError::NoClient { wanted: source.to_string() }),
+        FileSource::Path(path) => from_path(source.to_string(), path),
     }
 }
 

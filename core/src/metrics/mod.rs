@@ -9,4 +9,4 @@ pub use accuracy::{AccuracyMatrix, DEFINITIONS, Definition, Summary, accuracy_ov
 pub use confusion::Confusion;
 pub use csv_cells::escape_cell;
 pub(crate) use prompt_use::PromptUseSums;
-pub use prompt_use::{PoolUse, UseTable};
+pub use prompt_use::{PoolUsage, PromptUsageTable};

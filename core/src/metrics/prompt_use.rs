@@ -13,20 +13,20 @@ const MAX_PROMPTS: usize = 1 << 20;
 
 /// Usage of one pool of prompts by test images.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PoolUse {
+pub struct PoolUsage {
     /// Name of the pool.
     pub pool: String,
     /// Number of images of each task.
     pub images: Vec<u64>,
     /// Usage of the prompts by these images.
     #[serde(flatten)]
-    pub table: UseTable,
+    pub table: PromptUsageTable,
 }
 
 /// Usage of prompts: a row for each task of the images, a column for each prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum UseTable {
+pub enum PromptUsageTable {
     /// Number of images that selected the prompt.
     Counts(Vec<Vec<u64>>),
     /// Mean weight of the prompt over the images.
@@ -81,20 +81,20 @@ impl PromptUseSums {
     }
 
     /// Returns the usage of each pool.
-    pub(crate) fn finish(self) -> Vec<PoolUse> {
+    pub(crate) fn finish(self) -> Vec<PoolUsage> {
         let usage = |Pool { name, weighted, tasks, .. }: Pool| {
             let images = tasks.iter().map(|(images, _)| *images).collect();
             let row = |(images, sums): &(u64, Vec<f64>)| -> Vec<f64> {
                 sums.iter().map(|sum| sum / (*images).max(1) as f64).collect()
             };
             let table = match weighted {
-                true => UseTable::MeanWeights(tasks.iter().map(row).collect()),
+                true => PromptUsageTable::MeanWeights(tasks.iter().map(row).collect()),
                 false => {
                     let counts = |(_, sums): &(u64, Vec<f64>)| sums.iter().map(|sum| *sum as u64).collect();
-                    UseTable::Counts(tasks.iter().map(counts).collect())
+                    PromptUsageTable::Counts(tasks.iter().map(counts).collect())
                 }
             };
-            PoolUse { pool: name, images, table }
+            PoolUsage { pool: name, images, table }
         };
         self.pools.into_iter().map(usage).collect()
     }
@@ -150,16 +150,16 @@ fn rows_of(selection: &Selection, images: usize) -> Result<Vec<Vec<f64>>> {
 /// Returns the error of a selection that violates its contract, unless `kept`.
 fn check_promise(selection: &Selection, kept: bool, promise: String) -> Result<()> {
     let plugin = format!("the selection of pool `{}`", selection.pool);
-    if kept { Ok(()) } else { Err(Error::Promise { plugin, promise }) }
+    if kept { Ok(()) } else { Err(Error::ContractViolation { plugin, promise }) }
 }
 
-impl PoolUse {
+impl PoolUsage {
     /// Returns the share of images that selected each prompt, or the mean weight of the prompt: a row for each task of
     /// the images, a column for each prompt.
     pub fn rows(&self) -> Vec<Vec<f64>> {
         match &self.table {
-            UseTable::MeanWeights(rows) => rows.clone(),
-            UseTable::Counts(rows) => {
+            PromptUsageTable::MeanWeights(rows) => rows.clone(),
+            PromptUsageTable::Counts(rows) => {
                 let share = |(row, images): (&Vec<u64>, &u64)| -> Vec<f64> {
                     row.iter().map(|count| *count as f64 / (*images).max(1) as f64).collect()
                 };
@@ -194,15 +194,19 @@ mod tests {
         sums.add(2, 1, &[chosen(&[[0, 2]])?, weights(&[[0.0, 0.0, 0.5]])?])?;
         let found = sums.finish();
         let counts = vec![vec![1, 2, 0, 1], vec![0; 4], vec![1, 0, 4, 3]];
-        let keys = PoolUse { pool: "keys".into(), images: vec![2, 0, 4], table: UseTable::Counts(counts) };
+        let keys =
+            PoolUsage { pool: "keys".into(), images: vec![2, 0, 4], table: PromptUsageTable::Counts(counts) };
         let means = vec![vec![0.375, 0.25, -0.5], vec![0.0; 3], vec![0.75, 0.0, 0.5]];
-        let other =
-            PoolUse { pool: "other".into(), images: vec![2, 0, 4], table: UseTable::MeanWeights(means) };
+        let other = PoolUsage {
+            pool: "other".into(),
+            images: vec![2, 0, 4],
+            table: PromptUsageTable::MeanWeights(means),
+        };
         assert_eq!(keys.rows()[2], [0.25, 0.0, 1.0, 0.75]);
         assert_eq!(found, [keys, other]);
         let json = serde_json::to_string(&found).map_err(|e| Error::Tasks(e.to_string()))?;
         assert!(json.contains(r#""images":[2,0,4],"counts":[[1,2,0,1],"#), "{json}");
-        assert_eq!(serde_json::from_str::<Vec<PoolUse>>(&json).ok(), Some(found));
+        assert_eq!(serde_json::from_str::<Vec<PoolUsage>>(&json).ok(), Some(found));
         Ok(())
     }
 

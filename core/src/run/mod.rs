@@ -10,5 +10,5 @@ pub mod preflight;
 pub mod resume_check;
 
 pub(crate) use checkpoint::Checkpoints;
-pub use checkpoint::{Checkpoint, CheckpointMeta, Unusable};
+pub use checkpoint::{Checkpoint, CheckpointError, CheckpointMeta};
 pub use experiment::{Experiment, PluginRecord, RunRecord, TrainedTensor};

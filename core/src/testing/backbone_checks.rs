@@ -27,7 +27,7 @@ const LENGTH: usize = 2;
 /// backbone supports export, equals the original.
 ///
 /// # Errors
-/// The first violation, as [`Error::Promise`](error::Error::Promise), and errors of the backbone.
+/// The first violation, as [`Error::ContractViolation`](error::Error::ContractViolation), and errors of the backbone.
 pub fn check_backbone(name: &str, settings: &str) -> Result<()> {
     let settings = read_settings(Kind::Backbone, name, settings)?;
     let build = |folder: Option<&Path>| {

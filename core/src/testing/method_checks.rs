@@ -9,8 +9,8 @@ use crate::{
     metrics::PromptUseSums,
     rng::Rng,
     testing::{
-        lab::{BATCH, CLASSES, Lab, Noise, ROLES},
         promise,
+        test_bed::{BATCH, CLASSES, Noise, ROLES, TestBed},
     },
     train::{Optimizer, Trainer},
     traits::{
@@ -19,10 +19,10 @@ use crate::{
     },
 };
 
-/// Plugin under test, with a function that builds a trainer with this plugin in a lab.
+/// Plugin under test, with a function that builds a trainer with this plugin in a test bed.
 pub(super) struct Check<'a> {
     pub(super) plugin: String,
-    pub(super) build: &'a dyn Fn(&Lab) -> Result<Trainer>,
+    pub(super) build: &'a dyn Fn(&TestBed) -> Result<Trainer>,
 }
 
 impl Check<'_> {
@@ -31,21 +31,21 @@ impl Check<'_> {
     }
 
     fn trainer(&self, seed: u64) -> Result<Trainer> {
-        (self.build)(&Lab::new(seed)?)
+        (self.build)(&TestBed::new(seed)?)
     }
 
     /// Runs the checks that apply to both learners and distillers.
     pub(super) fn everything(&self) -> Result<()> {
-        let corrected = Lab::new(3)?.with_mode(Mode::Corrected, QuerySource::Own);
-        self.only_trainable_tensors_change(Lab::new(3)?)?;
+        let corrected = TestBed::new(3)?.with_mode(Mode::Corrected, QuerySource::Own);
+        self.only_trainable_tensors_change(TestBed::new(3)?)?;
         self.only_trainable_tensors_change(corrected)?;
         self.seed_determines_results()?;
         self.evaluation_changes_nothing()?;
         self.saved_state_is_restored()
     }
 
-    pub(super) fn learner_shapes(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(&lab)?;
+    pub(super) fn learner_shapes(&self, bed: TestBed) -> Result<()> {
+        let mut trainer = (self.build)(&bed)?;
         let stream = Noise::new(1);
         for task in stream.tasks() {
             trainer.begin_task(task)?;
@@ -80,8 +80,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    pub(super) fn distiller_shapes(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(&lab)?;
+    pub(super) fn distiller_shapes(&self, bed: TestBed) -> Result<()> {
+        let mut trainer = (self.build)(&bed)?;
         let stream = Noise::new(1);
         let taps = trainer.distiller.taps();
         for (network, taps) in [(&trainer.teacher, &taps.teacher), (&trainer.student, &taps.student)] {
@@ -210,8 +210,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    pub(super) fn only_trainable_tensors_change(&self, lab: Lab) -> Result<()> {
-        let mut trainer = (self.build)(&lab)?;
+    pub(super) fn only_trainable_tensors_change(&self, bed: TestBed) -> Result<()> {
+        let mut trainer = (self.build)(&bed)?;
         let stream = Noise::new(4);
         let frozen = |trainer: &Trainer| -> Result<Vec<Vec<u64>>> {
             let [teacher, student] = [&trainer.teacher, &trainer.student].map(|of| of.backbone.weights());

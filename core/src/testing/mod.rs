@@ -35,7 +35,7 @@
 //! # }
 //! ```
 //!
-//! [`check_backbone`] and [`check_stream`] document their own checks. A learner or distiller runs on a [`Lab`]: two
+//! [`check_backbone`] and [`check_stream`] document their own checks. A learner or distiller runs on a [`TestBed`]: two
 //! tiny random vision transformers and a stream of random pixels in three tasks. The checks are:
 //!
 //! - Every setting has a doc comment, and unknown settings are refused.
@@ -48,28 +48,28 @@
 //! - A state saved in the middle of a task or at its end can be restored, and an incomplete state is refused.
 //! - Evaluation changes nothing.
 //!
-//! The first violation is returned as [`Error::Promise`]. A method that stops gradients on purpose disables finite
+//! The first violation is returned as [`Error::ContractViolation`]. A method that stops gradients on purpose disables finite
 //! differences by [`Conformance::finite_differences`].
 
 mod backbone_checks;
-mod lab;
 mod method_checks;
 mod stream_checks;
+mod test_bed;
 
 use candle_core::{DType, Tensor};
 use sha2::{Digest, Sha256};
 
 pub use crate::testing::{
     backbone_checks::check_backbone,
-    lab::{Lab, Noise, Shape},
     stream_checks::check_stream,
+    test_bed::{Noise, Shape, TestBed},
 };
 use crate::{
     error::{Error, Result},
     registry::{self, Kind, Settings},
     testing::{
-        lab::{ROLES, distiller_trainer, learner_trainer},
         method_checks::Check,
+        test_bed::{ROLES, distiller_trainer, learner_trainer},
     },
     train::{DistillerStack, Optimizer, Trainer},
     traits::{Role, TaskStream},
@@ -78,7 +78,7 @@ use crate::{
 /// Runs all checks of [`Conformance`] on the learner registered as `name`, with `settings` in TOML.
 ///
 /// # Errors
-/// The first violation, as [`Error::Promise`], and errors of the learner.
+/// The first violation, as [`Error::ContractViolation`], and errors of the learner.
 pub fn check_learner(name: &str, settings: &str) -> Result<()> {
     Conformance { settings, ..Default::default() }.learner(name)
 }
@@ -86,7 +86,7 @@ pub fn check_learner(name: &str, settings: &str) -> Result<()> {
 /// Runs all checks of [`Conformance`] on the distiller registered as `name`, with `settings` in TOML.
 ///
 /// # Errors
-/// The first violation, as [`Error::Promise`], and errors of the distiller.
+/// The first violation, as [`Error::ContractViolation`], and errors of the distiller.
 pub fn check_distiller(name: &str, settings: &str) -> Result<()> {
     Conformance { settings, ..Default::default() }.distiller(name)
 }
@@ -99,9 +99,9 @@ pub fn check_pair(learner: (&str, &str), distiller: (&str, &str)) -> Result<()> 
         read_settings(Kind::Learner, learner.0, learner.1)?,
         read_settings(Kind::Distiller, distiller.0, distiller.1)?,
     ];
-    let build = |lab: &Lab| lab.trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]));
+    let build = |bed: &TestBed| bed.trainer_of((learner.0, &settings[0]), (distiller.0, &settings[1]));
     let check = Check { plugin: format!("`{}` with `{}`", learner.0, distiller.0), build: &build };
-    check.only_trainable_tensors_change(Lab::new(3)?)?;
+    check.only_trainable_tensors_change(TestBed::new(3)?)?;
     check.saved_state_is_restored()?;
     check.evaluation_changes_nothing()
 }
@@ -126,10 +126,10 @@ impl Conformance<'_> {
     /// Checks the learner registered as `name`.
     pub fn learner(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Learner, name, self.settings)?;
-        let build = |lab: &Lab| learner_trainer(lab, name, &settings);
+        let build = |bed: &TestBed| learner_trainer(bed, name, &settings);
         let check = Check { plugin: format!("`{name}`"), build: &build };
-        for lab in Lab::variants()? {
-            check.learner_shapes(lab)?;
+        for bed in TestBed::variants()? {
+            check.learner_shapes(bed)?;
         }
         if self.finite_differences {
             check.gradients_are_derivatives(&ROLES)?;
@@ -140,22 +140,22 @@ impl Conformance<'_> {
     /// Checks the distiller registered as `name`.
     pub fn distiller(&self, name: &str) -> Result<()> {
         let settings = read_settings(Kind::Distiller, name, self.settings)?;
-        let alone = |lab: &Lab| distiller_trainer(lab, name, &settings);
+        let alone = |bed: &TestBed| distiller_trainer(bed, name, &settings);
         // A run uses the distiller inside a `DistillerStack`.
-        let build = |lab: &Lab| -> Result<Trainer> {
-            let mut trainer = alone(lab)?;
+        let build = |bed: &TestBed| -> Result<Trainer> {
+            let mut trainer = alone(bed)?;
             trainer.distiller = Box::new(DistillerStack::new(vec![(name.into(), 1.0, trainer.distiller)])?);
             Ok(trainer)
         };
         let check = Check { plugin: format!("`{name}`"), build: &build };
-        for lab in Lab::variants()? {
-            check.distiller_shapes(lab)?;
+        for bed in TestBed::variants()? {
+            check.distiller_shapes(bed)?;
         }
         if self.finite_differences {
             check.gradients_are_derivatives(&[Role::Student])?;
         }
         check.everything()?;
-        check.prediction_is_announced(&alone(&Lab::new(1)?)?)
+        check.prediction_is_announced(&alone(&TestBed::new(1)?)?)
     }
 }
 
@@ -167,13 +167,13 @@ impl Conformance<'_> {
 /// A backbone or stream, which trains nothing, and errors of the plugin.
 pub fn gradient_digest(kind: Kind, name: &str, settings: &str) -> Result<String> {
     let settings = read_settings(kind, name, settings)?;
-    let lab = Lab::new(1)?;
+    let bed = TestBed::new(1)?;
     let mut trainer = match kind {
-        Kind::Learner => learner_trainer(&lab, name, &settings)?,
-        Kind::Distiller => distiller_trainer(&lab, name, &settings)?,
+        Kind::Learner => learner_trainer(&bed, name, &settings)?,
+        Kind::Distiller => distiller_trainer(&bed, name, &settings)?,
         Kind::Backbone | Kind::Stream => {
             let promise = format!("only learners and distillers have gradients, not a {kind}");
-            return Err(Error::Promise { plugin: format!("`{name}`"), promise });
+            return Err(Error::ContractViolation { plugin: format!("`{name}`"), promise });
         }
     };
     let noise = Noise::new(1);
@@ -227,5 +227,6 @@ fn read_settings(kind: Kind, name: &str, settings: &str) -> Result<Settings> {
 
 /// Returns the error of `plugin`, which violates its contract `promise`, unless `kept`.
 fn promise(plugin: &str, kept: bool, promise: impl Into<String>) -> Result<()> {
-    kept.then_some(()).ok_or_else(|| Error::Promise { plugin: plugin.into(), promise: promise.into() })
+    kept.then_some(())
+        .ok_or_else(|| Error::ContractViolation { plugin: plugin.into(), promise: promise.into() })
 }

@@ -51,7 +51,7 @@ impl DistillerStack {
             }
             let [in_training, at_test] = [distiller.inject(Pass::Train)?, distiller.inject(Pass::Test)?];
             let broken = |promise: &str| {
-                Err(Error::Promise { plugin: format!("`{plugin}`"), promise: promise.into() })
+                Err(Error::ContractViolation { plugin: format!("`{plugin}`"), promise: promise.into() })
             };
             if in_training.penalty.is_some() || at_test.penalty.is_some() {
                 return broken("a distiller's penalty is a loss term, not part of its injection");

@@ -6,7 +6,7 @@ use candle_core::{D, Tensor};
 
 use crate::{
     error::Result,
-    metrics::{AccuracyMatrix, Confusion, PoolUse, PromptUseSums},
+    metrics::{AccuracyMatrix, Confusion, PoolUsage, PromptUseSums},
     train::Trainer,
     traits::{ByRole, Query, Role, Task, TaskStream},
 };
@@ -22,7 +22,7 @@ pub struct Evaluation {
     /// Number of test images of each task, without skipped ones.
     pub test_images: Vec<usize>,
     /// Usage of the prompts of each pool. Empty if the methods of a network select no prompts.
-    pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
+    pub prompt_use: ByRole<Option<Vec<PoolUsage>>>,
 }
 
 /// Evaluates networks after each task. Test images and frozen networks do not change, so their queries are computed

@@ -11,7 +11,7 @@ use crate::{
     registry::ranges,
     traits::{NamedVar, StateDict},
 };
-use cdl_kernels::{flat, set_from_flat};
+use cdl_kernels::{assign_from_flat, flat};
 
 /// Update rule. All rules follow PyTorch's optimisers of the same name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -153,7 +153,7 @@ impl Optimizer {
                 decay => (gradient + (&value * decay)?)?,
             };
             let value = (value - (moments.step(gradient, &self.config)? * self.lr)?)?;
-            set_from_flat(&vars.iter().map(|var| &var.var).collect::<Vec<_>>(), &value)?;
+            assign_from_flat(&vars.iter().map(|var| &var.var).collect::<Vec<_>>(), &value)?;
         }
         Ok(())
     }

@@ -63,8 +63,9 @@ impl Trainer {
 impl BatchLoss {
     fn sum(terms: Vec<LossTerm>, logits: Tensor, teacher_logits: Option<Tensor>) -> Result<Self> {
         for (index, LossTerm { name, value }) in terms.iter().enumerate() {
-            let broken =
-                |promise: String| Err(Error::Promise { plugin: format!("loss term {name}"), promise });
+            let broken = |promise: String| {
+                Err(Error::ContractViolation { plugin: format!("loss term {name}"), promise })
+            };
             if value.rank() != 0 {
                 return broken(format!("a loss term is a scalar, not a tensor of shape {:?}", value.dims()));
             }

@@ -36,11 +36,11 @@ pub enum Event<'a> {
         /// Accuracies so far.
         results: &'a Accuracies,
         /// Confusion matrices and usage of prompts.
-        tested: &'a Evaluation,
+        evaluation: &'a Evaluation,
     },
     /// State between two steps, epochs or tasks, from which a run can resume. Follows every `Step`, `Epoch` and `Task`
     /// event.
-    Between(Snapshot<'a>),
+    Snapshot(Snapshot<'a>),
     /// End of a batch of test images.
     TestBatch,
 }
@@ -78,11 +78,11 @@ impl Trainer {
                 self.learn(role, task, &mut now, stream, on_event)?;
             }
             self.end_task(task)?;
-            let tested =
+            let evaluation =
                 &evaluator.test(self, task, stream, &mut now.results, &mut || on_event(Event::TestBatch))?;
             now.position = Position::of_task(task.index + 1);
-            on_event(Event::Task { task, trainer: self, results: &now.results, tested })?;
-            on_event(Event::Between(Snapshot { trainer: self, stream, state: &now, optimizer: None }))?;
+            on_event(Event::Task { task, trainer: self, results: &now.results, evaluation })?;
+            on_event(Event::Snapshot(Snapshot { trainer: self, stream, state: &now, optimizer: None }))?;
         }
         Ok(now.results)
     }
@@ -120,7 +120,7 @@ impl Trainer {
                 now.position.step += 1;
                 on_event(Event::Step { role, task, epoch, step: (step, steps) })?;
                 let snapshot = Snapshot { trainer: self, stream, state: now, optimizer: Some(&optimizer) };
-                on_event(Event::Between(snapshot))?;
+                on_event(Event::Snapshot(snapshot))?;
             }
             // Parameters are checked too: no loss has been computed since the last update.
             check_finite(&self.sums(role)?, role, task, epoch, steps.saturating_sub(1))?;
@@ -132,7 +132,7 @@ impl Trainer {
             on_event(Event::Epoch(&report))?;
             now.position = now.position.next_epoch(epochs);
             let optimizer = Some(&optimizer).filter(|_| epoch + 1 < epochs);
-            on_event(Event::Between(Snapshot { trainer: self, stream, state: now, optimizer }))?;
+            on_event(Event::Snapshot(Snapshot { trainer: self, stream, state: now, optimizer }))?;
         }
         Ok(())
     }

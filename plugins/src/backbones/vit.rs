@@ -160,7 +160,7 @@ fn read(config: &VitConfig) -> Result<(VitWeights, Provenance)> {
         None => source,
         Some(name) => look_up(source, name, &PRESETS)?,
     };
-    let files = hub::fetch(&hub::WeightSource::from_str(source)?).map_err(|error| match error {
+    let files = hub::fetch(&hub::FileSource::from_str(source)?).map_err(|error| match error {
         missing @ HubError::NoPath { .. } => Error::setting("weights", source, missing.to_string()),
         error => error.into(),
     })?;

@@ -8,7 +8,7 @@ use std::{
 use cdl_core::{
     error::nearest,
     hub::{
-        WeightSource,
+        FileSource,
         dataset::{DataFile, fetch},
     },
     prelude::*,
@@ -48,7 +48,7 @@ pub(crate) struct DataSet {
 /// Reads a data set from the hub (`hf:owner/name[@revision]`) or a folder.
 pub(crate) fn read(path: &str, splits: SplitNames<'_>, columns: Columns<'_>, exif: Exif) -> Result<DataSet> {
     let SplitNames { train, test, held_out } = splits;
-    let source: WeightSource = path.parse()?;
+    let source: FileSource = path.parse()?;
     let listed = RefCell::new(Vec::new());
     let choose = |names: &[String]| {
         listed.borrow_mut().extend_from_slice(names);

@@ -47,7 +47,7 @@ impl Default for SplitConfig {
 /// Settings of streams that draw a train/test split if no lists are given.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct DrawnConfig {
+pub struct RandomSplitConfig {
     /// Seed of the split that is drawn if there are no lists and no folders `path/{train,test}`: 80 % of each class's
     /// images for training, 20 % for testing. It is independent of the run's seed.
     pub split_seed: u64,
@@ -56,7 +56,7 @@ pub struct DrawnConfig {
     pub images: SplitConfig,
 }
 
-impl DrawnConfig {
+impl RandomSplitConfig {
     /// Builds the stream `name` of these images.
     pub(crate) fn stream(&self, name: &str, context: &StreamContext<'_>) -> Result<Box<dyn TaskStream>> {
         self.images.stream(name, context, |path| Splits::drawn(path, self.split_seed))

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use cdl_core::{
         candle_core::safetensors,
-        testing::{Lab, Noise},
+        testing::{Noise, TestBed},
     };
 
     fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
@@ -203,11 +203,11 @@ mod tests {
 
     #[test]
     fn prompts_are_merged_after_each_task_and_the_teachers_prompts_are_stale_or_merged() -> Result<()> {
-        let (lab, stream) = (Lab::new(0)?, Noise::new(1));
+        let (bed, stream) = (TestBed::new(0)?, Noise::new(1));
         let query = Query::known(Tensor::zeros((1, 16), DType::F32, &Device::Cpu)?);
         for (teacher_prompts, stale) in [(TeacherPrompts::Stale, true), (TeacherPrompts::Merged, false)] {
             let config = AptConfig { ema: 0.7, teacher_prompts: Some(teacher_prompts) };
-            let mut apt = Apt::new(config, &lab.learner_context(Role::Student))?;
+            let mut apt = Apt::new(config, &bed.learner_context(Role::Student))?;
             let key = |apt: &Apt, pass| -> Result<Option<Vec<f32>>> {
                 let injection = apt.inject(&query, pass)?;
                 let added = injection.blocks.first().and_then(|block| block.cls_add.as_ref());

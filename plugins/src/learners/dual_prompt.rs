@@ -177,11 +177,11 @@ mod tests {
     /// An untrained key that equals the query is selected among `pool`, but not among `seen`.
     #[test]
     fn candidates_at_test_are_the_pool_or_the_tasks_seen() -> Result<()> {
-        let lab = testing::Lab::new(0)?;
+        let bed = testing::TestBed::new(0)?;
         let config =
             |candidates| DualPromptConfig { pool: 4, candidates: Some(candidates), ..Default::default() };
         for (candidates, untrained) in [(Candidates::Pool, true), (Candidates::Seen, false)] {
-            let mut learner = DualPrompt::new(config(candidates), &lab.learner_context(Role::Student))?;
+            let mut learner = DualPrompt::new(config(candidates), &bed.learner_context(Role::Student))?;
             learner.begin_task(&testing::Noise::new(1).tasks()[1], &mut Rng::new(0))?;
             let query = learner.experts[0].keys.tensor().narrow(0, 3, 1)?;
             let injection = learner.inject(&Query::known(query), Pass::Test)?;

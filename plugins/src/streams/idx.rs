@@ -33,21 +33,21 @@ pub struct IdxConfig {
 #[serde(untagged)]
 pub enum ClassNames {
     /// List embedded in this program.
-    Known(KnownNames),
+    Known(BuiltinNames),
     /// Names of the labels 0, 1, ..., or of 1, 2, ... if no image has the label 0.
     List(Vec<String>),
 }
 
 impl Default for ClassNames {
     fn default() -> Self {
-        Self::Known(KnownNames::Numbers)
+        Self::Known(BuiltinNames::Numbers)
     }
 }
 
 /// Lists of class names embedded in this program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum KnownNames {
+pub enum BuiltinNames {
     /// `0`, `1`, ... up to the largest label.
     Numbers,
     /// The ten classes of Fashion-MNIST (Xiao et al., arXiv 1708.07747).
@@ -81,8 +81,8 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
             [vec!["0".into()], names].concat()
         }
         ClassNames::List(names) => names,
-        ClassNames::Known(KnownNames::Numbers) => (0..count).map(|label| label.to_string()).collect(),
-        ClassNames::Known(KnownNames::FashionMnist) => FASHION_MNIST.lines().map(String::from).collect(),
+        ClassNames::Known(BuiltinNames::Numbers) => (0..count).map(|label| label.to_string()).collect(),
+        ClassNames::Known(BuiltinNames::FashionMnist) => FASHION_MNIST.lines().map(String::from).collect(),
     };
     if names.len() < count {
         let expected = format!("expected {count} names, one for each label up to {}", count - 1);

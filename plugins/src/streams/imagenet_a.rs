@@ -1,7 +1,7 @@
 //! ImageNet-A: 7,500 natural images of 200 ImageNet classes that classifiers get wrong. `path` is the folder extracted
 //! from `imagenet-a.tar`, with one folder per class (`n01498041`, ...).
 
-use crate::data::splits::DrawnConfig;
+use crate::data::splits::RandomSplitConfig;
 
 cdl_core::register!(Stream {
     name: "imagenet_a",
@@ -9,6 +9,6 @@ cdl_core::register!(Stream {
     citation: "Hendrycks et al., CVPR 2021, arXiv:1907.07174",
     source: "its authors offer imagenet-a.tar (0.7 GB) at https://github.com/hendrycks/natural-adv-examples; the code there \
              is under the MIT licence, the images belong to their makers",
-    config: DrawnConfig,
-    build: |config: DrawnConfig, context: &_| config.stream("imagenet_a", context),
+    config: RandomSplitConfig,
+    build: |config: RandomSplitConfig, context: &_| config.stream("imagenet_a", context),
 });

@@ -2,7 +2,7 @@
 //! one folder per class (`n01443537`, ...). The published 24,000/6,000 split is defined by `imagenet-r_train.yaml` and
 //! `imagenet-r_test.yaml` of the published code.
 
-use crate::data::splits::DrawnConfig;
+use crate::data::splits::RandomSplitConfig;
 
 cdl_core::register!(Stream {
     name: "imagenet_r",
@@ -10,6 +10,6 @@ cdl_core::register!(Stream {
     citation: "Hendrycks et al., ICCV 2021, arXiv:2006.16241; split: Smith et al., CVPR 2023, arXiv:2211.13218",
     source: "its authors offer imagenet-r.tar (2.2 GB) at https://github.com/hendrycks/imagenet-r; the code there is under \
              the MIT licence, the images belong to their makers",
-    config: DrawnConfig,
-    build: |config: DrawnConfig, context: &_| config.stream("imagenet_r", context),
+    config: RandomSplitConfig,
+    build: |config: RandomSplitConfig, context: &_| config.stream("imagenet_r", context),
 });

@@ -48,8 +48,8 @@ pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
     Ok(value(row, device, count).tensor())
 }
 
-/// See [`crate::set_from_flat`].
-pub fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
+/// See [`crate::assign_from_flat`].
+pub fn assign_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     let device = row.device().as_cuda_device()?;
     let (table, config, count) = piece_table(vars.iter().map(|var| var.as_tensor()), device)?;
     views!(row: f32);

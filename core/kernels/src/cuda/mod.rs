@@ -15,7 +15,7 @@ use candle_core::{CudaDevice, Result};
 pub use self::{
     attention::{attend, attend_backward},
     embedding::{assemble_tokens, patchify},
-    flat::{flat, set_from_flat},
+    flat::{assign_from_flat, flat},
     injected::{gather_rows, scatter_rows},
     layer_norm::{layer_norm, layer_norm_backward},
     linear::{linear, linear_backward},

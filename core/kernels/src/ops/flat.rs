@@ -22,10 +22,10 @@ pub fn flat(tensors: &[&Tensor]) -> Result<Tensor> {
 ///
 /// # Errors
 /// A row shorter than all variables together, or of another type or device.
-pub fn set_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
+pub fn assign_from_flat(vars: &[&Var], row: &Tensor) -> Result<()> {
     #[cfg(feature = "cuda")]
     if float32_on_gpu(row) && vars.iter().all(|var| float32_on_gpu(var) && var.is_contiguous()) {
-        return cuda::set_from_flat(vars, &row.contiguous()?);
+        return cuda::assign_from_flat(vars, &row.contiguous()?);
     }
     let mut start = 0;
     for var in vars {

@@ -15,7 +15,7 @@ mod rows;
 pub use attention::Sizes;
 pub use attention::{Attended, attend, attend_backward, attention};
 pub use embedding::{assemble_tokens, patchify};
-pub use flat::{flat, set_from_flat};
+pub use flat::{assign_from_flat, flat};
 pub use gelu::{gelu, gelu_backward};
 pub use injected::{Source, Sources, gather_rows};
 pub use layer_norm::{layer_norm, layer_norm_backward};

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     config::CheckpointConfig,
     error::{Error, Result, if_there, io},
-    run::{Checkpoint, Unusable},
+    run::{Checkpoint, CheckpointError},
     system::atomic::write_atomic,
     train::Position,
 };
@@ -45,13 +45,14 @@ impl Checkpoints {
         let mut undamaged = None;
         for &number in self.numbers.iter().rev() {
             let path = self.path(number);
-            let bytes = crate::system::files::read(&path).map_err(|e| Unusable::Unreadable(e.to_string()));
+            let bytes =
+                crate::system::files::read(&path).map_err(|e| CheckpointError::Unreadable(e.to_string()));
             let reason = match bytes.and_then(|bytes| Checkpoint::from_bytes(&bytes)) {
                 Ok(checkpoint) => return Ok(Some((checkpoint, path))),
                 Err(reason) => reason,
             };
             tracing::warn!("skipping checkpoint {}: {reason}", path.display());
-            if !matches!(reason, Unusable::Damaged(_)) && undamaged.is_none() {
+            if !matches!(reason, CheckpointError::Damaged(_)) && undamaged.is_none() {
                 let (owner, reason) = (path.display().to_string(), format!("{reason}; the run is unchanged"));
                 undamaged = Some(Error::State { owner, reason });
             }

@@ -58,7 +58,7 @@ pub struct CheckpointMeta {
 
 /// Reason why a checkpoint cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
+pub enum CheckpointError {
     /// The contents have changed since the checkpoint was written.
     #[error("it is damaged: {0}")]
     Damaged(String),
@@ -124,8 +124,8 @@ impl Checkpoint {
     }
 
     /// Reads a checkpoint from bytes. Its tensors are in main memory.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Unusable> {
-        let damaged = |reason: &dyn std::fmt::Display| Unusable::Damaged(reason.to_string());
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CheckpointError> {
+        let damaged = |reason: &dyn std::fmt::Display| CheckpointError::Damaged(reason.to_string());
         if bytes.is_empty() {
             return Err(damaged(&"it is empty"));
         }
@@ -137,7 +137,7 @@ impl Checkpoint {
         };
         let version = read(VERSION_KEY)?;
         if version != VERSION {
-            return Err(Unusable::OtherVersion(version.clone()));
+            return Err(CheckpointError::OtherVersion(version.clone()));
         }
         let (meta, recorded) = (read(ABOUT_KEY)?, read(SHA256_KEY)?);
         let views = SafeTensors::deserialize(bytes).map_err(|e| damaged(&e))?;
@@ -151,7 +151,7 @@ impl Checkpoint {
             let tensor = view.load(&Device::Cpu).map_err(|e| damaged(&format!("tensor {name}: {e}")))?;
             Ok((name.to_string(), tensor))
         };
-        Ok(Self { meta, tensors: views.iter().map(load).collect::<Result<_, Unusable>>()? })
+        Ok(Self { meta, tensors: views.iter().map(load).collect::<Result<_, CheckpointError>>()? })
     }
 
     /// Restores networks, methods and stream. Returns the state from which the run resumes.

@@ -33,8 +33,8 @@ use walkdir::WalkDir;
 use crate::{
     config::Config,
     error::{Error, Result, if_there, io},
-    hub::checksum_list::{self, Manifest},
-    metrics::{PoolUse, Summary},
+    hub::checksum_list::{self, ChecksumList},
+    metrics::{PoolUsage, Summary},
     run::{Checkpoint, Checkpoints, RunRecord},
     system::{
         atomic::{
@@ -102,7 +102,7 @@ pub struct Results {
     /// Usage of the prompts of each pool by test images after the last finished task. An empty list for a network whose
     /// methods select no prompts.
     #[serde(default)]
-    pub prompt_use: ByRole<Option<Vec<PoolUse>>>,
+    pub prompt_use: ByRole<Option<Vec<PoolUsage>>>,
     /// Number of trainable parameters, and multiply-accumulate operations of one image.
     #[serde(default)]
     pub cost: ByRole<Option<Cost>>,
@@ -347,7 +347,7 @@ impl RunDir {
     ///
     /// # Errors
     /// No space, no permission. Earlier checkpoints are kept.
-    pub fn checkpoint(&mut self, snapshot: &Snapshot<'_>, now: bool, wall_seconds: f64) -> Result<()> {
+    pub fn write_checkpoint(&mut self, snapshot: &Snapshot<'_>, now: bool, wall_seconds: f64) -> Result<()> {
         if !self.checkpoints.enabled() || !(now || self.checkpoints.due(snapshot.state.position)) {
             return Ok(());
         }
@@ -382,7 +382,7 @@ impl RunDir {
     }
 
     /// Appends a line to `metrics.jsonl`.
-    pub fn epoch(&mut self, report: &EpochReport) -> Result<()> {
+    pub fn append_epoch(&mut self, report: &EpochReport) -> Result<()> {
         let path = self.root.join(METRICS);
         let mut line = serde_json::to_vec(report)
             .map_err(|e| Error::RunDir { dir: self.root.clone(), reason: e.to_string() })?;
@@ -393,7 +393,7 @@ impl RunDir {
     }
 
     /// Writes models and results after a task. Returns the contents of `results.json`.
-    pub fn task(
+    pub fn write_task(
         &mut self,
         task: &Task,
         trainer: &Trainer,
@@ -434,7 +434,7 @@ impl RunDir {
             skipped_images,
         };
         write_json(&models.join(PROMPT_USE), &evaluation.prompt_use)?;
-        let checksums = Manifest::of(&models, &|| ())?;
+        let checksums = ChecksumList::of(&models, &|| ())?;
         checksums.write(&models.join(checksum_list::NAME))?;
         // The new folders are on disk before the results mark the task as finished, and before checkpoints are removed.
         sync_folder(&self.root.join(MODELS))?;

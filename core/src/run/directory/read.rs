@@ -8,9 +8,9 @@ use crate::{
     error::{Error, Result, if_there, io},
     hub::{
         checksum,
-        checksum_list::{self, Manifest},
+        checksum_list::{self, ChecksumList},
     },
-    metrics::{Confusion, PoolUse},
+    metrics::{Confusion, PoolUsage},
     run::{
         RunRecord,
         directory::{METRICS, PROMPT_USE, RECORD, RESULTS, Results, model_dir, model_file, role_file},
@@ -59,7 +59,7 @@ pub fn read_confusion(root: &Path, role: Role) -> Result<Option<Confusion>> {
 }
 
 /// Reads the usage of prompts by test images after task `task` (from 0). `None` if the run did not record it.
-pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Option<Vec<PoolUse>>>>> {
+pub fn read_prompt_use(root: &Path, task: usize) -> Result<Option<ByRole<Option<Vec<PoolUsage>>>>> {
     let file = model_dir(root, task).join(PROMPT_USE);
     check_sum(&file)?;
     let prompt_use = read_if_there(&file)?.map(|bytes| serde_json::from_slice(&bytes)).transpose();
@@ -152,7 +152,7 @@ fn check_sum(file: &Path) -> Result<()> {
     if !list.exists() || !file.exists() {
         return Ok(());
     }
-    let (Manifest(listed), found) = (Manifest::read(&list)?, checksum(file)?.1);
+    let (ChecksumList(listed), found) = (ChecksumList::read(&list)?, checksum(file)?.1);
     match listed.get(&*name.to_string_lossy()) {
         Some(expected) if *expected == found => Ok(()),
         expected => Err(Error::Data {

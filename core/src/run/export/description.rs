@@ -10,7 +10,7 @@ use crate::{
     error::{Error, Result, types_in_words},
     hub::{
         checksum,
-        checksum_list::{self, Manifest},
+        checksum_list::{self, ChecksumList},
     },
     registry::{dynamic, leaves},
     run::{
@@ -53,7 +53,7 @@ pub(super) fn description(folder: &Path) -> Result<Description> {
         None => return Err(fail(&file, "has no `format`: it is not an exported model")),
     }
     let sums_file = folder.join(checksum_list::NAME);
-    let sums = Manifest::read(&sums_file).map_err(|error| match error {
+    let sums = ChecksumList::read(&sums_file).map_err(|error| match error {
         Error::Io { file, source } => fail(&file, format!("cannot be read: {source}")),
         error => error,
     })?;

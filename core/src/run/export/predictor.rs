@@ -217,7 +217,7 @@ impl Predictor {
         {
             let promise =
                 format!("its side is {side} px, the image size of the network, not {} px", other.width());
-            return Err(Error::Promise { plugin: "a preprocessed image".into(), promise });
+            return Err(Error::ContractViolation { plugin: "a preprocessed image".into(), promise });
         }
         let squares: Vec<&RgbImage> = images.iter().map(|PreprocessedImage(square)| square).collect();
         upload_squares(&squares, side, &self.device)

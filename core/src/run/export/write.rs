@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result, if_there},
     hub::{
         checksum,
-        checksum_list::{self, Manifest},
+        checksum_list::{self, ChecksumList},
     },
     registry::{Kind, dynamic::Loaded},
     run::{
@@ -68,7 +68,7 @@ pub fn write(
         .into_iter()
         .map(|name| Ok((name.clone(), checksum(&folder.join(name))?.1)))
         .collect();
-    Manifest(sums?).write(&folder.join(checksum_list::NAME))?;
+    ChecksumList(sums?).write(&folder.join(checksum_list::NAME))?;
     check(experiment, role, folder)?;
     sync_below(folder)?;
     move_to(temporary, &place, placement, MODEL)?;
@@ -241,7 +241,7 @@ fn check(experiment: &Experiment, role: Role, folder: &Path) -> Result<()> {
     let exported = values(Predictor::load_on(folder, &experiment.device)?.logits(&pixels)?)?;
     let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
     if bits(&original) != bits(&exported) {
-        return Err(Error::Promise {
+        return Err(Error::ContractViolation {
             plugin: format!("the {} of this run", role.as_str()),
             promise: "a model built from its exported files computes the same logits".into(),
         });

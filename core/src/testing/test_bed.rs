@@ -39,16 +39,16 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Sizes of the teacher of [`Lab::new`].
+    /// Sizes of the teacher of [`TestBed::new`].
     pub const TEACHER: Self = Self { width: 24, depth: 7, heads: 3, patch: 4 };
-    /// Sizes of the student of [`Lab::new`].
+    /// Sizes of the student of [`TestBed::new`].
     pub const STUDENT: Self = Self { width: 16, depth: 6, heads: 2, patch: 4 };
 }
 
 /// Two tiny random vision transformers and an environment in which learners and distillers are built, for tests of
 /// methods on the stream [`Noise`].
 #[derive(Clone)]
-pub struct Lab {
+pub struct TestBed {
     teacher: Arc<dyn Backbone>,
     student: Arc<dyn Backbone>,
     mode: Mode,
@@ -56,14 +56,14 @@ pub struct Lab {
     rng: Rng,
 }
 
-impl Lab {
+impl TestBed {
     /// Creates a teacher and a student of different sizes. The networks do not depend on `seed`, which is the seed of
     /// learners and distillers.
     pub fn new(seed: u64) -> Result<Self> {
         Self::with_shapes(seed, Shape::TEACHER, Shape::STUDENT)
     }
 
-    /// Creates a lab with networks of the given sizes.
+    /// Creates a test bed with networks of the given sizes.
     pub fn with_shapes(seed: u64, teacher: Shape, student: Shape) -> Result<Self> {
         Ok(Self {
             teacher: Arc::new(random_vit("random teacher", teacher)?),
@@ -302,15 +302,15 @@ impl Distiller for SoftTargets {
 }
 
 /// Builds a trainer of the learner `name` in both networks, with the distiller of the kit.
-pub(super) fn learner_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let distiller = SoftTargets { width: lab.student.spec().width };
-    Ok(lab.trainer(lab.learners(name, settings)?, Box::new(distiller)))
+pub(super) fn learner_trainer(bed: &TestBed, name: &str, settings: &Settings) -> Result<Trainer> {
+    let distiller = SoftTargets { width: bed.student.spec().width };
+    Ok(bed.trainer(bed.learners(name, settings)?, Box::new(distiller)))
 }
 
 /// Builds a trainer of the distiller `name`, with the learner of the kit in both networks.
-pub(super) fn distiller_trainer(lab: &Lab, name: &str, settings: &Settings) -> Result<Trainer> {
-    let [teacher, student] = ROLES.map(|role| PlainPrompts::new(&lab.learner_context(role)));
+pub(super) fn distiller_trainer(bed: &TestBed, name: &str, settings: &Settings) -> Result<Trainer> {
+    let [teacher, student] = ROLES.map(|role| PlainPrompts::new(&bed.learner_context(role)));
     let learners: [Box<dyn Learner>; 2] = [Box::new(teacher?), Box::new(student?)];
-    let distiller = registry::distiller(name, settings, &lab.distiller_context(learners[1].as_ref()))?;
-    Ok(lab.trainer(learners, distiller))
+    let distiller = registry::distiller(name, settings, &bed.distiller_context(learners[1].as_ref()))?;
+    Ok(bed.trainer(learners, distiller))
 }

@@ -8,7 +8,7 @@ use crate::error::SourceError;
 /// is a safetensors or PyTorch file, or a folder with `model.safetensors` or `pytorch_model.bin` and optionally
 /// `config.json` and `preprocessor_config.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WeightSource {
+pub enum FileSource {
     /// Repository on the hub.
     Hub {
         /// Owner and name, `owner/name`.
@@ -20,7 +20,7 @@ pub enum WeightSource {
     Path(PathBuf),
 }
 
-impl FromStr for WeightSource {
+impl FromStr for FileSource {
     type Err = SourceError;
 
     fn from_str(written: &str) -> Result<Self, Self::Err> {
@@ -52,7 +52,7 @@ impl FromStr for WeightSource {
     }
 }
 
-impl fmt::Display for WeightSource {
+impl fmt::Display for FileSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hub { repo, revision: Some(revision) } => write!(f, "hf:{repo}@{revision}"),
