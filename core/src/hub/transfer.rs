@@ -14,7 +14,7 @@ use std::{
 use hf_hub::repository::RepoTreeEntry;
 use reqwest::{
     Client, Response, StatusCode, Url,
-    header::{AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, LINK, LOCATION},
+    header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, LINK, LOCATION},
     redirect::Policy,
 };
 use sha2::{Digest as _, Sha256};
@@ -42,6 +42,7 @@ const MAX_PAGES: usize = 1000;
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 const REPO_COMMIT: &str = "X-Repo-Commit";
+const ETAG: &str = "ETag";
 const LINKED_ETAG: &str = "X-Linked-ETag";
 const LINKED_SIZE: &str = "X-Linked-Size";
 const ERROR_CODE: &str = "X-Error-Code";
@@ -181,7 +182,7 @@ impl Transfer {
             if described.is_none()
                 && let Some(commit) = text(REPO_COMMIT)
                 && let Some((name, etag)) =
-                    [LINKED_ETAG, ETAG.as_str()].iter().find_map(|&n| Some((n, text(n)?)))
+                    [LINKED_ETAG, ETAG].iter().find_map(|&n| Some((n, text(n)?)))
             {
                 let commit = Digest::commit(&commit).ok_or_else(|| {
                     self.unsafe_header(&url, REPO_COMMIT, &commit, "a commit of 40 hexadecimal digits")
@@ -210,7 +211,7 @@ impl Transfer {
                 continue;
             }
             let Some((commit, etag)) = described else {
-                let missing = if text(REPO_COMMIT).is_none() { REPO_COMMIT } else { "ETag" };
+                let missing = if text(REPO_COMMIT).is_none() { REPO_COMMIT } else { ETAG };
                 return Err(self.not_a_hub(&url, &format!("the response has no header {missing}")).into());
             };
             let length = text(CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());

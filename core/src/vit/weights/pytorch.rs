@@ -84,8 +84,8 @@ pub(super) fn read(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, Strin
     for (name, value) in selected {
         match View::of(&pickle, value) {
             None => {}
-            Some(Item::CheckpointError(reason)) => {
-                drop(contents.tensors.insert(name, Stored::CheckpointError(reason)))
+            Some(Item::Unusable(reason)) => {
+                drop(contents.tensors.insert(name, Stored::Unusable(reason)))
             }
             Some(Item::Tensor(storage, view)) => {
                 let bytes = view.bytes().and_then(|bytes| allowed.checked_sub(bytes));
@@ -259,7 +259,7 @@ enum Item<'a> {
     /// Storage and location of the values.
     Tensor(&'a str, View),
     /// Tensor that cannot be read, with the reason.
-    CheckpointError(String),
+    Unusable(String),
 }
 
 /// Location of a tensor's values in a storage. Offset and strides count elements.
@@ -289,11 +289,11 @@ impl View {
                 }
                 // Types without a storage of their own, such as float8. The seventh argument is the type.
                 (("torch._utils", "_rebuild_tensor_v3"), &[_, _, _, _, _, _, dtype, ..]) => {
-                    return Some(Item::CheckpointError(wrong_type(pickle.global(dtype)?.1)));
+                    return Some(Item::Unusable(wrong_type(pickle.global(dtype)?.1)));
                 }
                 // Other tensors, such as quantised ones, whose first argument is a storage.
                 (("torch._utils", kind), &[storage, ..]) if kind.starts_with("_rebuild_") => {
-                    return Some(Item::CheckpointError(match Self::storage(pickle, storage) {
+                    return Some(Item::Unusable(match Self::storage(pickle, storage) {
                         Some((class, _)) => wrong_type(&type_of(class)),
                         None => format!("is stored by `{kind}`, not as plain values"),
                     }));
@@ -320,12 +320,12 @@ impl View {
             "DoubleStorage" => DType::F64,
             "HalfStorage" => DType::F16,
             "BFloat16Storage" => DType::BF16,
-            other => return Some(Item::CheckpointError(wrong_type(&type_of(other)))),
+            other => return Some(Item::Unusable(wrong_type(&type_of(other)))),
         };
         let [offset, shape, strides] = place;
         let dimensions = pickle.items(shape)?.len();
         if dimensions > MAX_DIMENSIONS {
-            return Some(Item::CheckpointError(too_many_dimensions(dimensions)));
+            return Some(Item::Unusable(too_many_dimensions(dimensions)));
         }
         let whole = |id: Id| usize::try_from(pickle.int(id)?).ok();
         let wholes = |id: Id| -> Option<Vec<usize>> {

@@ -16,7 +16,7 @@ pub(super) enum Stored {
     /// Tensor of a floating-point type.
     Values(Tensor),
     /// Tensor that cannot be a weight of a network, with the reason. Files contain such tensors beside the weights.
-    CheckpointError(String),
+    Unusable(String),
 }
 
 /// Tensors of a file, or of the part of it that `weights_prefix` selects, by name.
@@ -69,12 +69,12 @@ pub(super) fn safetensors(bytes: &[u8], prefix: Option<&str>) -> Result<Contents
 fn stored(view: &TensorView<'_>) -> Result<Stored, String> {
     Ok(match view.dtype() {
         _ if view.shape().len() > MAX_DIMENSIONS => {
-            Stored::CheckpointError(too_many_dimensions(view.shape().len()))
+            Stored::Unusable(too_many_dimensions(view.shape().len()))
         }
         Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 => {
             Stored::Values(view.load(&Device::Cpu).map_err(|e| e.to_string())?)
         }
-        other => Stored::CheckpointError(wrong_type(&other.to_string())),
+        other => Stored::Unusable(wrong_type(&other.to_string())),
     })
 }
 

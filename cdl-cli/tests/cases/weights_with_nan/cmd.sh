@@ -1,0 +1,6 @@
+#!/bin/bash
+# `CDL` names the program.
+cd "$(dirname "$0")" || exit 1
+CDL="${CDL:-cdl}"
+OUT="$(mktemp -d)"; trap 'rm -rf "$OUT"' EXIT
+"$CDL" run config.toml --run-dir "$OUT/run"; echo "exit code $?"
