@@ -22,10 +22,10 @@ sweep() {
 }
 
 echo "undisturbed runs ..."
-sweep "$work/whole" > "$work/whole.txt"
+sweep "$work/whole/grid" > "$work/whole.txt"
 
 # Arrays of at most two jobs, so that the last cell is in a second array.
-sweep "$work/jobs" --emit slurm --array-limit 2 > "$work/emitted.txt"
+sweep "$work/jobs/grid" --emit slurm --array-limit 2 > "$work/emitted.txt"
 mapfile -t starts < <(sed -n 's/^.*\bsbatch /--parsable /p' "$work/emitted.txt")
 [ "${#starts[@]}" = 2 ] || fail "expected two arrays in $work/emitted.txt"
 ids=()
@@ -37,7 +37,7 @@ echo "jobs ${jobs[*]}"
 trap 'scancel "${ids[@]}" 2>/dev/null || true' EXIT
 
 output() { echo "$work/${jobs[$1]}.out"; }
-cell() { echo "$work/jobs/cells/seed-$(($1 + 1))"; }
+cell() { echo "$work/jobs/grid/cells/seed-$(($1 + 1))"; }
 is_running() { [ "$(squeue --noheader --format=%t --job="${jobs[$1]}" 2>/dev/null)" = R ]; }
 
 # Each is disturbed during its training, after the first epoch.
@@ -61,12 +61,12 @@ for number in 0 1; do
     grep -q "resuming at" "$(output "$number")" || fail "job ${jobs[$number]} was not continued: $(output "$number")"
 done
 grep -q "stopped by SIGTERM and saved" "$(output 0)" || fail "job ${jobs[0]} did not save its run: $(output 0)"
-"$cdl" --quiet sweep --resume "$work/jobs" --collect > "$work/jobs.txt"
+"$cdl" --quiet sweep --resume "$work/jobs/grid" --collect > "$work/jobs.txt"
 compared=0
 while read -r file; do
-    cmp "$work/whole/$file" "$work/jobs/$file" || fail "$file differs"
+    cmp "$work/whole/grid/$file" "$work/jobs/grid/$file" || fail "$file differs"
     compared=$((compared + 1))
-done < <(cd "$work/whole" && find sweep.csv sweep.md sweep.tex summary.json accuracy.svg cells -type f \
+done < <(cd "$work/whole/grid" && find sweep.csv sweep.md sweep.tex summary.json accuracy.svg cells -type f \
     \( -path '*/models/*' -o -name '*.csv' -o -name '*.toml' -o ! -path 'cells/*' \))
 [ "$compared" -gt 20 ] || fail "only $compared files were compared"
 echo "$compared files of the requeued jobs equal those of undisturbed runs"
