@@ -36,8 +36,8 @@ pub struct OwnResults {
 }
 
 impl OwnResults {
-    /// Own value of a setting of the published table, found by its `keys` as in [`get`]: null if the runs have none, a
-    /// text with all values if they differ.
+    /// Own value of a setting of the published table: the first of its `keys` (separated by `|`) that has a value. Null
+    /// if the runs have none; a text with all values if they differ.
     pub fn value(&self, keys: &str) -> Value {
         merged(self.settings.iter().map(|settings| get(settings, keys, self.role)))
     }
