@@ -40,8 +40,8 @@ Examples:
   cdl sweep configs/quickstart.toml --vary learner.pool=10,20 --seeds 1,2,3
                                                 run a grid, tabulate means
 
-Plugins that a configuration lists under `plugins` are loaded, and thereby their code is run, by all commands that use its \
-methods: also by explain, check, data, sweep, eval, resume and export. Use --no-plugins for files that you do not trust.
+All commands that use the methods of a configuration load the plugins that it lists under `plugins`, and so run their \
+code: also explain, check, data, sweep, eval, resume and export. Use --no-plugins for files that you do not trust.
 
 Exit codes: 0 success, 1 failure while running, 2 invalid input, 75 another process runs the sweep's cell, 130 and 143 \
 stopped by a signal."

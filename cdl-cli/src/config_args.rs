@@ -69,7 +69,7 @@ pub fn load_recorded(file: &Path) -> Result<Config, Failure> {
     build(ConfigLayers::recorded(file, &cdl_core::system::files::read_to_string(file).map_err(io(file))?))
 }
 
-/// Loads the plugins that a recorded configuration names, then reads it with the environment and `sets` above it.
+/// Loads the plugins that a recorded configuration names, then reads it. Environment variables and `sets` override it.
 pub fn load_recorded_with(file: &Path, sets: &[String]) -> Result<Config, Failure> {
     let text = cdl_core::system::files::read_to_string(file).map_err(io(file))?;
     build(ConfigLayers::parse(&file.display().to_string(), &text, sets))

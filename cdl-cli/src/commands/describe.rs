@@ -37,7 +37,9 @@ pub fn describe(name: &str, as_json: bool) -> Result<(), Failure> {
         let keys = keys.filter(|key| !SECTIONS.contains(&key.as_str())).cloned();
         let known: Vec<String> = names.map(String::from).chain(keys).collect();
         let nearest = nearest(name, known.iter().map(String::as_str));
-        return Err(Error::UnknownName { kind: "plugin", name: name.into(), nearest, known }.into());
+        return Err(
+            Error::UnknownName { kind: "method, section or key", name: name.into(), nearest, known }.into()
+        );
     }
     if as_json {
         let one = |entry: &&Entry| -> Result<Value, Failure> {

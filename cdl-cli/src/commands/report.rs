@@ -43,7 +43,7 @@ pub struct ReportArgs {
     /// Also write each plot as a file into this folder
     #[arg(long, value_name = "DIR")]
     figures: Option<PathBuf>,
-    /// Formats of these files, separated by commas; PNG images have three times the size on the page
+    /// Formats of the figures, separated by commas; PNG images have three times the width and height on the page
     #[arg(
         long,
         value_enum,

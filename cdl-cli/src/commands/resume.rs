@@ -40,13 +40,14 @@ pub struct ResumeArgs {
 }
 
 impl ResumeArgs {
-    /// True if this process uses methods, which plugins may provide. Only the processes of a sweep's cells do, and a
-    /// finished run does not.
+    /// True if this process uses methods, which plugins may provide. False for a sweep, whose cells use methods in
+    /// their own processes, and for a finished run.
     pub fn needs_plugins(&self) -> bool {
         !is_sweep(&self.run_dir) && self.finished().is_none()
     }
 
-    /// Recorded configuration of a finished run that is to continue unchanged. It is read without plugins.
+    /// Recorded configuration of a finished run, read without plugins; `None` for an unfinished run or an overridden
+    /// setting.
     fn finished(&self) -> Option<Config> {
         let file = self.run_dir.join("config.toml");
         let unchanged = !ConfigLayers::read(&[&file], &self.sets).has_overrides();

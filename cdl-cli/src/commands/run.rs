@@ -16,8 +16,8 @@ Examples:
   CDL_OPTIMIZER__LR=0.005 cdl run configs/quickstart.toml
 
 Values are set by, from lowest to highest precedence: built-in defaults; configuration files in the given order, each \
-after the files that it `extends`; environment variables CDL_...; --set. Relative paths in a configuration are relative \
-to the working directory.
+after the files that it `extends`; environment variables CDL_...; --set. Paths of data and weights are relative to the \
+working directory, paths in `extends` and `plugins` to the file that contains them.
 
 On Ctrl-C (SIGINT) or SIGTERM, the current step is finished, the run is saved, and the exit code is 130 or 143. \
 `cdl resume DIR` continues the run. A second signal ends the program at once.")]

@@ -28,7 +28,7 @@ pub struct OwnResults {
     pub average_accuracy: Spread,
     /// Forgetting in percent.
     pub forgetting: Spread,
-    /// Share in percent of all test images that are right; published tables of other projects contain it.
+    /// Share of all test images that are classified correctly, in percent: the "top-1" of other projects.
     pub accuracy_over_images: Option<Spread>,
     /// Settings of each run.
     #[serde(skip)]
@@ -36,7 +36,8 @@ pub struct OwnResults {
 }
 
 impl OwnResults {
-    /// Value of a published setting: null if the runs have none, all values if they differ.
+    /// Own value of a setting of the published table: the first of its `keys` (separated by `|`) that has a value. Null
+    /// if the runs have none; a text with all values if they differ.
     pub fn value(&self, keys: &str) -> Value {
         merged(self.settings.iter().map(|settings| get(settings, keys, self.role)))
     }

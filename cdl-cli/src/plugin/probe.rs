@@ -36,7 +36,7 @@ pub fn load_and_report(file: &Path) -> Result<(), Failure> {
     emit(&format!("\n{}", report(&loaded.sha256)))
 }
 
-/// Runs [`load_and_report`] in another process and checks that the file has this SHA-256 there, too.
+/// Runs [`load_and_report`] in another process and checks that the file loaded there has the checksum `sha256`.
 pub fn probe(file: &Path, sha256: &str) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|e| format!("the path of this program is unknown: {e}"))?;
     let mut command = Command::new(program);

@@ -52,8 +52,8 @@ fn changes_results(key: &str) -> bool {
     !NEUTRAL.iter().any(|neutral| key.starts_with(neutral))
 }
 
-/// Groups runs by configuration, in the order of their first runs. Runs with other files of data or weights, or that have
-/// finished another number of tasks, are other configurations.
+/// Groups runs by configuration, in the order of their first runs. Runs with different files of data or weights, or
+/// with different numbers of finished tasks, are in different groups.
 pub fn configurations(runs: &[RecordedRun]) -> Vec<Configuration<'_>> {
     let (mut keys, mut groups) = (Vec::new(), Vec::<Configuration>::new());
     for run in runs {

@@ -34,8 +34,8 @@ pub fn confusions(configurations: &[Configuration]) -> Plots {
     })
 }
 
-/// Sums the matrices by the names of the classes, whose order may depend on the seed. Matrices with other classes than
-/// the first are left out.
+/// Sums the matrices by the names of the classes, whose order may depend on the seed. Matrices whose classes differ
+/// from those of the first are left out.
 fn sum<'a>(configuration: &Configuration<'a>, role: Role) -> Option<Sum<'a>> {
     let mut matrices = configuration.runs.iter().filter_map(|run| run.confusions.of(role).as_ref());
     let first: &'a Confusion = matrices.next()?;

@@ -298,7 +298,7 @@ impl Plan {
                     Failure::invalid(format!("{}: {other}: {}", cell.name, first_line(&error)))
                 })?,
                 Err(reason) => {
-                    // Rewriting is safe: a run of the cell is also compared by its own `config.toml`.
+                    // Rewriting is safe: if the cell has a run, its `config.toml` is compared, too.
                     if file.exists() {
                         tracing::warn!("{reason}; it is written again");
                     }

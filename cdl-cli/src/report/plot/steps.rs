@@ -24,7 +24,7 @@ pub fn of_steps(places: &BTreeSet<(usize, u64)>) -> Axes {
     for (group, (&task, &length)) in lengths.iter().enumerate() {
         let at = |step: u64| (start + step) as f64 / whole;
         axes.groups.push((at(0), format!("task {task}")));
-        // Half a distance before the next task is left free for the label of its first step.
+        // Half a tick distance before the next task stays free for the label of that task's first step.
         let is_last = group + 1 == lengths.len();
         let fits = |step: &u64| *step == 0 || is_last || 2 * (length - step) >= apart as u64;
         let labels = (0..=length).step_by(apart).filter(fits);
