@@ -158,11 +158,11 @@ pub fn verify(args: &VerifyArgs, log: &Log) -> Result<(), Failure> {
     {
         return verify_folder(folder, args.record, log);
     }
-    let args_of_config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() };
-    let config = args_of_config.load_for(&[Kind::Stream])?;
     if args.record {
         return Err(Failure::invalid("--record: expected a folder, found a configuration".into()));
     }
+    let args_of_config = ConfigArgs { configs: args.sources.clone(), sets: args.sets.clone() };
+    let config = args_of_config.load_for(&[Kind::Stream])?;
     let spinner = Spinner::new(log, "{pos} images checked");
     let found = preflight::verify(&config, &|| spinner.increment()).map_err(Failure::before_writing)?;
     drop(spinner);

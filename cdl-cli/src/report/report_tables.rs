@@ -48,8 +48,8 @@ fn is_counted(configurations: &[Configuration]) -> bool {
 pub fn summary_markdown(configurations: &[Configuration]) -> String {
     let rows = rows(configurations, |value| value.map_or("–".into(), |value| value.text()));
     let (head, note) = match is_counted(configurations) {
-        true => (with_metrics(&["run", "network", "n"]), format!("In percent: {AVERAGED}.\n\n")),
-        false => (with_metrics(&["run", "network"]), String::new()),
+        true => (with_metrics(&["configuration", "network", "n"]), format!("In percent: {AVERAGED}.\n\n")),
+        false => (with_metrics(&["configuration", "network"]), String::new()),
     };
     markdown(2, &head, &rows) + "\n" + &note + &markdown_definitions()
 }
@@ -62,10 +62,10 @@ pub fn summary_latex(configurations: &[Configuration]) -> String {
     };
     let (head, note) = match is_counted(configurations) {
         true => (
-            with_metrics(&["Run", "Network", "$n$"]),
+            with_metrics(&["Configuration", "Network", "$n$"]),
             format!("% in percent: {}\n", AVERAGED.replace('±', "+-")),
         ),
-        false => (with_metrics(&["Run", "Network"]), String::new()),
+        false => (with_metrics(&["Configuration", "Network"]), String::new()),
     };
     latex_head(&note) + &latex(2, &head, &rows(configurations, shown))
 }

@@ -29,8 +29,10 @@ fn check(case: &Path) -> Vec<String> {
         .output()
         .expect("bash starts");
     let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    let has = lines("has").into_iter().filter(|words| !text.contains(words)).map(|words| format!("lacks {words}"));
-    let lacks = lines("lacks").into_iter().filter(|words| text.contains(words)).map(|words| format!("has {words}"));
+    let has =
+        lines("has").into_iter().filter(|words| !text.contains(words)).map(|words| format!("lacks {words}"));
+    let lacks =
+        lines("lacks").into_iter().filter(|words| text.contains(words)).map(|words| format!("has {words}"));
     has.chain(lacks).map(|problem| format!("{name} {problem}\n{text}")).collect()
 }
 

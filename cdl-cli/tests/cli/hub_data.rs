@@ -252,14 +252,26 @@ fn missing_and_damaged_files_are_errors() {
     refused(&format!("{source}@v9"), &[], &["no revision `v9`"]);
     refused("hf:uoft-cs", &[], &["`hf:` must be followed by an owner"]);
 
-    // A damaged shard is an error with both checksums, for every command.
+    // A shard whose bytes do not have the announced checksum is an error with both checksums, and is not stored.
     let served = setup.folder.path().join("served");
-    let shard = served.join(SHARDS[2]);
-    let whole = fs::read(&shard).unwrap();
+    let whole = fs::read(served.join(SHARDS[2])).unwrap();
+    let damage = [&whole[..whole.len() - 1], b"?"].concat();
+    let both = [checksum(&whole), checksum(&damage)];
     fs::create_dir_all(served.join("damaged/data")).unwrap();
-    let damaged = served.join("damaged").join(SHARDS[2]);
-    fs::write(&damaged, [&whole[..whole.len() - 1], b"?"].concat()).unwrap();
-    let both = [checksum(&whole), checksum(&fs::read(&damaged).unwrap())];
+    fs::write(served.join("damaged").join(SHARDS[2]), &damage).unwrap();
+    for output in [setup.run(&source, &[]), setup.cdl(&["data", "fetch", &source], &[])] {
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        for words in ["the transfer of `hf:uoft-cs/cifar100`", &both[0], &both[1]] {
+            assert!(stderr(&output).contains(words), "{words} in {}", stderr(&output));
+        }
+    }
+    let snapshot = setup.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
+    assert!(!snapshot.join(SHARDS[2]).exists());
+    fs::remove_dir_all(served.join("damaged")).unwrap();
+
+    // So is a shard that was damaged in the cache, for every command.
+    assert!(setup.cdl(&["data", "fetch", &source], &[]).status.success());
+    fs::write(snapshot.join(SHARDS[2]), &damage).unwrap();
     refused(&source, &[], &["is damaged", &both[0], &both[1], "delete the folder"]);
     let fetched = setup.cdl(&["data", "fetch", &source], &[]);
     assert_eq!(fetched.status.code(), Some(2), "{}", stderr(&fetched));
@@ -274,7 +286,6 @@ fn missing_and_damaged_files_are_errors() {
     }
 
     // In offline mode, a missing shard is an error.
-    let snapshot = setup.folder.path().join("home/hub/datasets--uoft-cs--cifar100/snapshots").join(COMMIT);
     fs::remove_file(snapshot.join(SHARDS[2])).unwrap();
     refused(&source, &[("HF_HUB_OFFLINE", "1")], &["1 of the 2 files `data/train-*-of-00002.parquet`"]);
 }

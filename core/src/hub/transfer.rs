@@ -181,8 +181,7 @@ impl Transfer {
             }
             if described.is_none()
                 && let Some(commit) = text(REPO_COMMIT)
-                && let Some((name, etag)) =
-                    [LINKED_ETAG, ETAG].iter().find_map(|&n| Some((n, text(n)?)))
+                && let Some((name, etag)) = [LINKED_ETAG, ETAG].iter().find_map(|&n| Some((n, text(n)?)))
             {
                 let commit = Digest::commit(&commit).ok_or_else(|| {
                     self.unsafe_header(&url, REPO_COMMIT, &commit, "a commit of 40 hexadecimal digits")

@@ -226,7 +226,7 @@ pub(super) fn to_timm(contents: Contents) -> Result<(HashMap<String, Named>, f64
                 }
                 let tensor = match stored {
                     Stored::Values(tensor) => tensor,
-                    Stored::CheckpointError(reason) => return Err(format!("`{full}` {reason}")),
+                    Stored::Unusable(reason) => return Err(format!("`{full}` {reason}")),
                 };
                 if let Some(value) = not_finite(&tensor) {
                     return Err(format!(

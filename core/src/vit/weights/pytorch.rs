@@ -84,9 +84,7 @@ pub(super) fn read(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, Strin
     for (name, value) in selected {
         match View::of(&pickle, value) {
             None => {}
-            Some(Item::Unusable(reason)) => {
-                drop(contents.tensors.insert(name, Stored::Unusable(reason)))
-            }
+            Some(Item::Unusable(reason)) => drop(contents.tensors.insert(name, Stored::Unusable(reason))),
             Some(Item::Tensor(storage, view)) => {
                 let bytes = view.bytes().and_then(|bytes| allowed.checked_sub(bytes));
                 allowed =

@@ -68,9 +68,7 @@ pub(super) fn safetensors(bytes: &[u8], prefix: Option<&str>) -> Result<Contents
 
 fn stored(view: &TensorView<'_>) -> Result<Stored, String> {
     Ok(match view.dtype() {
-        _ if view.shape().len() > MAX_DIMENSIONS => {
-            Stored::Unusable(too_many_dimensions(view.shape().len()))
-        }
+        _ if view.shape().len() > MAX_DIMENSIONS => Stored::Unusable(too_many_dimensions(view.shape().len())),
         Dtype::F16 | Dtype::BF16 | Dtype::F32 | Dtype::F64 => {
             Stored::Values(view.load(&Device::Cpu).map_err(|e| e.to_string())?)
         }
