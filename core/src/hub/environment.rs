@@ -69,7 +69,7 @@ fn folder(name: &str) -> Option<PathBuf> {
     variable(name).map(|value| expanded(&value))
 }
 
-/// Replaces `~` and variables in a path. No shell expands the values in the environment file of a container, for example.
+/// Replaces `~` and variables in a path: no shell expands the values in, for instance, a container's environment file.
 fn expanded(path: &str) -> PathBuf {
     let home = || env::home_dir().and_then(|home| home.into_os_string().into_string().ok());
     let known = |name: &str| env::var(name).ok();
