@@ -44,7 +44,7 @@ pub type Name<'a> = (&'a str, &'a str);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Id(u32);
 
-/// Object that a pickle builds. Lists and dictionaries may contain themselves; walk them in loops that end.
+/// Object that a pickle builds. Lists and dictionaries may contain themselves, so a caller must bound its traversal.
 #[derive(Debug)]
 pub enum Value<'a> {
     /// `None`.

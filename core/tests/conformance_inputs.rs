@@ -150,7 +150,7 @@ impl Backbone for Network {
 fn every_contract_violation_of_a_backbone_is_found() {
     for (fault, promise) in [
         ("other_name", "`spec` contains the registered name"),
-        ("heads_uneven", "its width is a multiple of its number of heads"),
+        ("heads_uneven", "the width in `spec` is a multiple of the number of heads"),
         ("shape_of_cls", "the CLS token has the shape"),
         ("block_missing", "every tapped block is returned"),
         ("norm_missing", "tokens after the final norm are returned"),
@@ -161,7 +161,7 @@ fn every_contract_violation_of_a_backbone_is_found() {
         ("suffix_ignored", "a suffix in block 0 has an effect"),
         ("cls_ignored", "a CLS addition in block 0 has an effect"),
         ("gradient_lost", "gets a gradient"),
-        ("gradient_scaled", "is a derivative"),
+        ("gradient_scaled", "agrees with finite differences"),
     ] {
         assert_found(testing::check_backbone, fault, promise);
     }

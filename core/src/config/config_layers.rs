@@ -149,7 +149,7 @@ impl ConfigLayers {
         (0..last).filter(|at| values(Some(*at)) == all).map(|at| self.files[at].as_path()).collect()
     }
 
-    /// Returns whether an environment variable or `--set` changes the configuration, or cannot be read.
+    /// Returns whether an environment variable or `--set` sets a key, or a layer cannot be read.
     pub fn has_overrides(&self) -> bool {
         !self.overrides.is_empty() || !self.errors.is_empty()
     }
@@ -205,8 +205,8 @@ fn read_file(file: &Path, open: &mut Vec<PathBuf>, layers: &mut Vec<Layer>) -> R
     Ok(())
 }
 
-/// Makes the paths of `plugins` absolute. They are relative to `folder`: that of the file, or the working directory. A
-/// run records them, and its record lies in another folder.
+/// Makes the paths of `plugins` absolute. `folder` is the folder of the configuration file, or the working directory. A
+/// run records the paths in its own folder, from which relative paths would lead elsewhere.
 fn make_plugins_absolute(values: &mut Dict, folder: &Path) {
     let Some(Value::Array(_, plugins)) = values.get_mut("plugins") else { return };
     for plugin in plugins {

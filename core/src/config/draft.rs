@@ -20,8 +20,8 @@ pub(super) const MAX_ERRORS: usize = 50;
 /// Configuration with all its errors.
 #[derive(Debug)]
 pub struct Draft {
-    /// Configuration without the invalid values, so that the rest can be checked. `None` if a required section is
-    /// invalid.
+    /// Configuration without the invalid values, so that the rest can be checked. `None` if a file cannot be read, a
+    /// required section is invalid, or the search for errors stopped early.
     pub config: Option<Config>,
     /// Errors found. The search stops after the first 50.
     pub errors: Vec<Error>,
@@ -33,8 +33,8 @@ impl ConfigLayers {
         self.draft_with(Unregistered::Refused)
     }
 
-    /// Reads and checks the configuration without the methods that are not registered: their settings stay as written.
-    /// Commands that do not build these methods need not load the plugins that contain them.
+    /// Reads and checks the configuration. Settings of methods that are not registered are not checked and stay as
+    /// written, so that commands that build no methods need not load their plugins.
     pub fn draft_without_plugins(self) -> Draft {
         self.draft_with(Unregistered::AsWritten)
     }

@@ -162,7 +162,8 @@ impl Config {
         }
     }
 
-    /// Returns the error of a method that is not registered. It may be in a plugin that is listed and not loaded.
+    /// Returns the error of a method that is not registered. The error names the listed plugins that are not loaded,
+    /// since one of them may contain the method.
     fn unregistered(&self, section: &str, error: Error) -> Error {
         let loaded = dynamic::loaded();
         let is_loaded = |file: &PathBuf| {

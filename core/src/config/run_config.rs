@@ -168,7 +168,7 @@ pub struct CheckpointConfig {
     /// Number of newest checkpoints that are kept, at least 1. With 2, a run whose last checkpoint is damaged
     /// resumes from the checkpoint before. A finished run has no checkpoints.
     pub keep: usize,
-    /// Whether to write no checkpoints. A stopped run then starts again from the beginning.
+    /// Whether checkpoints are disabled. A stopped run then starts again from the beginning.
     pub off: bool,
 }
 

@@ -32,7 +32,8 @@ pub(super) struct BatchAssembler {
     /// Whether the last batch may have fewer images; otherwise it is dropped.
     pub(super) partial: bool,
     pub(super) device: Device,
-    /// Error message for a pass with enough images for a batch of which too few can be read.
+    /// Error message for a pass without any batch, whose images would fill one if all were readable. `None` for other
+    /// passes, and after the first batch.
     pub(super) no_batch_message: Option<String>,
 }
 

@@ -224,7 +224,8 @@ impl ImageStream {
         if !partial && self.input.on_error == OnError::Stop {
             images.truncate(images.len() / size * size);
         }
-        // A resumed run knows the damaged images of earlier batches, so the first images are those that filled them.
+        // A resumed run restores the list of damaged images. The remaining images at the front are therefore those that
+        // filled the batches before `first`.
         images.drain(..first.saturating_mul(size).min(images.len()));
         let (count, shared) = (images.len(), source.clone());
         let job = move |at: usize| {

@@ -20,9 +20,9 @@ pub struct InputSettings {
     pub workers: usize,
     /// Batches that the workers prepare ahead, at least 1. Each image takes `image_size` x `image_size` x 3 bytes.
     pub prefetch: usize,
-    /// Size of the image cache in megabytes. Test images have priority; each is decoded once a run and cached as
-    /// transformed (or as decoded, if that is smaller). Training images of the current task are cached as decoded. 0:
-    /// no cache.
+    /// Size of the image cache in megabytes. Test images have priority: each is decoded once per run, and the
+    /// transformed image is cached, or the decoded image if it is smaller. Decoded training images of the current task
+    /// are cached too. 0: no cache.
     pub cache_mb: usize,
     /// `stop`: an unreadable image ends the run. `skip`: the image is skipped with a warning that names it, and the
     /// next image of the epoch takes its place; `results.json` contains the number of skipped images.

@@ -40,8 +40,8 @@ pub struct TaskSettings {
     /// equals that of a run with this `seed`. Default: the run's seed.
     pub class_order_seed: Option<u64>,
     /// Joint training: all classes in one task, the upper bound of continual learning. Overrides `tasks` and
-    /// `task_classes`. Methods whose published form does not suit a single task (APT's student then learns from a
-    /// teacher without prompts) have settings for that.
+    /// `task_classes`. Some methods do not suit a single task in their published form (APT's student then learns from a
+    /// teacher without prompts); their settings offer an alternative.
     pub joint: bool,
     /// Number of tasks after which the run stops. The division into tasks does not change; the heads of the networks
     /// keep the unused classes. Default: all tasks.

@@ -1,8 +1,8 @@
 //! One repository in the cache that Hugging Face libraries share.
 //!
 //! `refs/<revision>` contains a commit, `snapshots/<commit>/<name>` is a link to `blobs/<etag>`, and an empty file
-//! `.no_exist/<commit>/<name>` records that the commit has no such file. Every part of these paths that a server names
-//! is a [`Digest`], which cannot leave the folder.
+//! `.no_exist/<commit>/<name>` records that the commit has no such file. Commits and etags come from a server. They are
+//! [`Digest`]s: hexadecimal digits, which cannot lead out of the folder.
 
 use std::{
     fs::{self, File},
@@ -54,13 +54,13 @@ pub(super) struct CachedFile {
     pub(super) path: PathBuf,
 }
 
-/// Contents of the cache about one file of a repository.
+/// Result of looking up one file of a repository in the cache.
 pub(super) enum Lookup {
     /// The cache has the file.
     Found(CachedFile),
     /// The commit has no such file.
     Absent,
-    /// The cache does not contain the revision, or not this file of it.
+    /// The cache does not contain the revision, or does not record whether the revision has the file.
     Unknown,
 }
 

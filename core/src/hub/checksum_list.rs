@@ -26,6 +26,7 @@ pub struct ChecksumList(pub BTreeMap<String, String>);
 
 impl ChecksumList {
     /// Computes the checksums of all files in `folder` and its subfolders, except hidden files and the list itself.
+    /// Calls `seen` after each file.
     ///
     /// # Errors
     /// A file that cannot be read, or a name that cannot be written on one line.
@@ -105,7 +106,7 @@ impl ChecksumList {
     }
 
     /// Compares the files in `folder` and its subfolders with the list. Returns an error for each file that is missing,
-    /// differs from its checksum, or is not listed. Hidden files are ignored.
+    /// differs from its checksum, or is not listed. Hidden files are ignored. Calls `seen` after each listed file.
     pub fn check(&self, folder: &Path, seen: &(dyn Fn() + Sync)) -> Vec<Error> {
         let look = |(name, listed): (&String, &String)| {
             let file = folder.join(name);

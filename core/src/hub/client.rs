@@ -96,7 +96,8 @@ struct Network<T: RepoType> {
 }
 
 impl<T: RepoType> Network<T> {
-    /// Runs a request to its end. It runs on a thread of its own, because the caller's may belong to another runtime.
+    /// Runs a request to its end, on a new thread: the caller's thread may belong to another async runtime, in which
+    /// waiting for a request panics.
     fn run<A: Send, R: Future<Output = A>>(&self, request: impl FnOnce() -> R + Send) -> A {
         thread::scope(|scope| {
             let request = scope.spawn(|| self.runtime.block_on(request()));
@@ -213,7 +214,7 @@ impl<T: RepoType> Repository<T> {
         }
     }
 
-    /// Fetches the weights, followed by those of their configuration files that the same commit has.
+    /// Fetches the weights, followed by their configuration files, if the same commit has any.
     fn fetch_weights(&self, network: &Network<T>) -> Result<Vec<CachedFile>, HubError> {
         let get = |revision: &str, name: &str| self.fetch(network, revision, name);
         let [preferred, other] = WEIGHTS;
@@ -231,7 +232,7 @@ impl<T: RepoType> Repository<T> {
     }
 
     /// Returns the cached weights followed by their cached configuration files. The second value is false if the cache
-    /// does not contain whether a missing file exists on the hub.
+    /// lacks a file and does not record that the commit has no such file.
     fn cached_weights(&self) -> (Option<Vec<CachedFile>>, bool) {
         let mut complete = true;
         let mut get = |name: &str| match self.cache.lookup(&self.revision, name) {

@@ -11,7 +11,7 @@ const STALL_SECONDS: u64 = 10;
 
 /// Settings of the hub. Reading them needs neither a network nor a client.
 pub(super) struct Environment {
-    /// Address of the hub or of a mirror, without a trailing `/`. May contain a password: print [`public`] of it.
+    /// Address of the hub or of a mirror, without a trailing `/`. May contain a password: messages use [`public`].
     pub(super) endpoint: String,
     /// Folder of fetched repositories.
     pub(super) cache: PathBuf,
@@ -60,7 +60,7 @@ impl Environment {
     }
 }
 
-/// Returns an environment variable that is set to a text that is not empty.
+/// Returns the value of an environment variable, or `None` if the variable is unset or empty.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -69,7 +69,7 @@ fn folder(name: &str) -> Option<PathBuf> {
     variable(name).map(|value| expanded(&value))
 }
 
-/// Replaces `~` and variables in a path. No shell has done so in files of settings such as those of containers.
+/// Replaces `~` and variables in a path: no shell expands the values in, for instance, a container's environment file.
 fn expanded(path: &str) -> PathBuf {
     let home = || env::home_dir().and_then(|home| home.into_os_string().into_string().ok());
     let known = |name: &str| env::var(name).ok();

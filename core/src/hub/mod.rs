@@ -12,7 +12,7 @@
 //! | `HF_HUB_DOWNLOAD_TIMEOUT` | longest time without a byte, in seconds (10) |
 //!
 //! The weights are `model.safetensors`, or `pytorch_model.bin` if that file does not exist. All files of a repository
-//! are of one commit, which the run records: a branch that moves between two runs, or during one, is visible there.
+//! are of one commit. The run records this commit, so that its record shows whether a branch moved between two runs.
 
 #[cfg(feature = "hub")]
 mod cache;

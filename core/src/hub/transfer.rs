@@ -30,7 +30,7 @@ use crate::{
 
 /// Number of attempts of a transfer.
 const ATTEMPTS: u32 = 3;
-/// Pause after a failed attempt; doubled after each.
+/// Pause after the first failed attempt; doubled after each further one.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Largest number of redirects of a request.
 const MAX_REDIRECTS: usize = 10;
@@ -61,7 +61,7 @@ pub(super) struct Transfer {
 pub(super) enum Answer {
     /// The blob `etag` of the cache has the contents that the file has in `commit`.
     File { commit: Digest, etag: Digest },
-    /// The commit, if the response names one, has no such file.
+    /// The revision has no such file. The commit of the revision, if the response contains one.
     Missing(Option<Digest>),
 }
 
@@ -83,7 +83,7 @@ impl Transfer {
     /// Sets up the connection; sends nothing.
     ///
     /// # Errors
-    /// An address that is not one of http(s), or a system without CA certificates.
+    /// An address whose scheme is not `http` or `https`, or a system without CA certificates.
     pub(super) fn new(wanted: &str, environment: &Environment) -> Result<Self, HubError> {
         let unusable = |reason: String| HubError::Client { wanted: wanted.to_owned(), reason };
         let address = public(&environment.endpoint);
@@ -150,8 +150,9 @@ impl Transfer {
         Ok(names)
     }
 
-    /// Requests a file. Follows redirects until it has the headers that describe the file and, unless the cache has its
-    /// contents, a response whose body they are. Also returns that response with its size in bytes.
+    /// Requests a file and follows redirects. Returns the commit and the entity tag of the file from the first response
+    /// that has them. Unless the cache has the contents, also returns the response whose body contains them, and the
+    /// size of the body in bytes.
     async fn request_file(
         &self,
         url: &Url,
@@ -291,7 +292,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// Reads one page of a list, and the address of the next.
+    /// Reads one page of a list. Also returns the address of the next page, if there is one.
     async fn page(&self, url: &Url) -> Result<(Vec<u8>, Option<Url>), Failure> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -347,7 +348,7 @@ impl Transfer {
     /// Returns the target of a redirect from `url`.
     fn redirected(&self, url: &Url, location: Option<String>) -> Result<Url, HubError> {
         let Some(location) = location else {
-            return Err(self.not_a_hub(url, "a redirect without a target (Location)"));
+            return Err(self.not_a_hub(url, "it redirects without a target (header Location)"));
         };
         let target = url.join(&location);
         let Some(target) = target.ok().filter(|target| ["http", "https"].contains(&target.scheme())) else {

@@ -41,11 +41,11 @@ pub struct Summary {
     /// an untrained network. Predictions are limited to the classes seen so far, so the former is 0 by construction.
     #[serde(default)]
     pub forward_transfer: Option<f64>,
-    /// Share of the test images of all tasks that are right after the last task: `Σ_j n_j A[T-1][j] / Σ_j n_j`, with `n_j`
-    /// test images of task `j`. `None` if their numbers are not recorded.
+    /// Accuracy over the test images of all tasks after the last task: `Σ_j n_j A[T-1][j] / Σ_j n_j`, with `n_j` test
+    /// images of task `j`. `None` if the numbers of test images are not recorded.
     #[serde(default)]
     pub accuracy_over_images: Option<f64>,
-    /// `mean_i Σ_{j<=i} n_j A[i][j] / Σ_{j<=i} n_j`.
+    /// Mean over the tasks of the accuracy over images: `mean_i Σ_{j<=i} n_j A[i][j] / Σ_{j<=i} n_j`.
     #[serde(default)]
     pub incremental_accuracy_over_images: Option<f64>,
 }
@@ -126,12 +126,12 @@ pub const DEFINITIONS: [Definition; 8] = [
     },
 ];
 
-/// Returns the share in percent of all test images that are right, for a row of an accuracy matrix and the numbers of
-/// test images of the tasks. `None` if the numbers are missing.
+/// Returns the percentage of all test images that are classified correctly, for a row of an accuracy matrix and the
+/// numbers of test images of the tasks. `None` if the numbers are missing.
 pub fn accuracy_over_images(row: &[f64], test_images: &[usize]) -> Option<f64> {
     let test_images = test_images.get(..row.len())?;
     let images: usize = test_images.iter().sum();
-    // Rounding gives the exact number of right images.
+    // Rounding gives the exact number of correctly classified images.
     let right: f64 =
         row.iter().zip(test_images).map(|(accuracy, &count)| (accuracy * count as f64 / 100.0).round()).sum();
     (images > 0).then(|| 100.0 * right / images as f64)

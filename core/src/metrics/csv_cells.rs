@@ -1,4 +1,4 @@
-//! Cells of CSV files that spreadsheets do not take for formulas.
+//! Escaping of texts in CSV files that a spreadsheet would take for formulas.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use std::borrow::Cow;
 const FORMULA: [char; 6] = ['=', '+', '-', '@', '\t', '\r'];
 
 /// Returns a cell with `'` before a text that a spreadsheet would run as a formula, such as a class named `=1+1`.
-/// Numbers stay.
+/// Numbers and all other texts stay unchanged.
 pub fn escape_cell(text: &str) -> Cow<'_, str> {
     match text.starts_with(FORMULA) && text.parse::<f64>().is_err() {
         true => format!("'{text}").into(),

@@ -1,4 +1,4 @@
-//! Preflight checks of several runs at once, such as the cells of a sweep. What the runs share is read and built once.
+//! Preflight checks of several runs at once, such as the cells of a sweep. Shared data and networks are read once.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +25,8 @@ pub struct SharedError {
 }
 
 /// Checks device, data, networks and methods of all runs and returns all errors. Decodes `images` training images and
-/// test images of each task of every data set; all of them if its stream has `verify = true`. Calls `progress` after
-/// each configuration.
+/// `images` test images of each task, or all images of a stream with `verify = true`. Calls `progress` after each
+/// configuration.
 ///
 /// Everything is built on the CPU, so that no GPU stays in use. Nothing is written except files fetched into the hub's
 /// cache, as the runs themselves would.
@@ -71,13 +71,14 @@ impl Run {
         (key, Self { index, config, images })
     }
 
-    /// Key of a network that reads the same weights.
+    /// Returns a key that is equal for networks with the same weights and settings.
     fn network_key(&self, role: Role, image_size: usize) -> String {
         let section = self.config.run.network(role);
         format!("{:?}", (role, &section.name, &section.settings, image_size, self.config.run.mode))
     }
 
-    /// Key of the learners and distillers. Their settings are valid for every seed or for none.
+    /// Returns a key that is equal for runs that differ only in the seed: settings of learners and distillers are valid
+    /// for every seed or for none.
     fn methods_key(&self) -> String {
         let mut run = self.config.run.clone();
         run.seed = 0;
@@ -89,11 +90,11 @@ impl Run {
 #[derive(Default)]
 struct Checks {
     errors: Vec<SharedError>,
-    /// Index of the error with a message.
+    /// Index of each error, by its message.
     messages: BTreeMap<String, usize>,
-    /// Sizes of every network that was built, without its weights, or its error.
+    /// Sizes, or the error, of every network that was built, by [`Run::network_key`]. The weights are not kept.
     networks: BTreeMap<String, Result<BackboneSpec, usize>>,
-    /// Errors of the methods of every configuration that was checked.
+    /// Errors of the methods that were checked, by [`Run::methods_key`].
     methods: BTreeMap<String, Vec<usize>>,
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn temporary_folder(parent: &Path) -> Result<TempDir> {
     builder.tempdir_in(parent).map_err(io(parent))
 }
 
-/// Returns the place of an output folder: the target if `root` is a link to a folder, an absolute path if it exists.
+/// Returns the path of an output folder: the absolute path without links if `root` exists, otherwise `root`.
 ///
 /// # Errors
 /// A link whose target does not exist.
@@ -76,7 +76,7 @@ pub(crate) fn place_of(root: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Way in which a complete folder gets to its place.
+/// Way of moving a complete folder from its temporary path to its final path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Placement {
     /// The folder is new and appears in one step.
@@ -111,8 +111,8 @@ pub(crate) fn staging_folder(place: &Path, placement: Placement) -> Result<TempD
     temporary_folder(parent)
 }
 
-/// Moves the complete contents of a [`staging_folder`] to `place`. `last` is the file that marks the contents as complete;
-/// a folder that is filled gets it last.
+/// Moves the complete contents of a [`staging_folder`] to `place`. `last` is the file that marks the contents as
+/// complete. [`Placement::Fill`] moves this file last.
 ///
 /// # Errors
 /// A new folder that another process has created meanwhile; a folder to be replaced that is a mount point or the working
@@ -142,7 +142,8 @@ fn fill_folder(staging: &Path, place: &Path, last: &str) -> Result<()> {
     sync_folder(place)
 }
 
-/// Puts the folder `staging` at `place`, whose folder is then at `staging` and is removed with it.
+/// Exchanges the folders `staging` and `place`. The caller then removes the old folder, which is at the temporary path
+/// `staging`.
 fn replace_folder(staging: &Path, place: &Path) -> Result<()> {
     let refuse = |what: &str| Error::Io {
         file: place.to_owned(),
@@ -189,7 +190,7 @@ fn replace_by_two_moves(staging: &Path, place: &Path) -> Result<()> {
     fs::rename(&aside, staging).map_err(io(aside))
 }
 
-/// Path to which a folder is moved while another takes its place.
+/// Returns the path to which a folder is moved while another folder takes its place.
 fn moved_aside(place: &Path) -> PathBuf {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     folder_of(place).join(format!("{ASIDE}{name}"))
@@ -206,8 +207,9 @@ pub(crate) fn recover(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the temporary folders that killed processes left in `folder`. A folder whose lock is held is in use. One
-/// without a lock may be, so it is removed only after a day. A new folder may not be locked yet.
+/// Removes the temporary folders that killed processes left in `folder`. A folder whose lock file is locked is in use.
+/// A folder with an unlocked lock file is removed after a minute, since a new folder may not be locked yet. A folder
+/// without a lock file may be in use, so it is removed only after a day.
 fn remove_abandoned(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(io(folder))? {
         let path = entry.map_err(io(folder))?.path();

@@ -43,7 +43,7 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Makes opening fail if the file is a symbolic link. A link in a folder from elsewhere may name any file of the user.
+/// Makes opening fail if the file is a symbolic link. A folder from elsewhere may contain links to any file.
 pub(crate) fn without_links(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);

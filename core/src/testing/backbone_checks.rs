@@ -91,7 +91,7 @@ impl Check<'_> {
         self.promise(plugin == name, format!("`spec` contains the registered name, not `{plugin}`"))?;
         self.promise(*image_size == SIDE, "`spec` has the image size of the context")?;
         self.promise(*depth > 0 && *patches > 0, "`spec` has at least one block and one patch")?;
-        self.promise(even, "its width is a multiple of its number of heads")
+        self.promise(even, "the width in `spec` is a multiple of the number of heads")
     }
 
     /// Computes the features of `pixels` with all taps and `extra` injected tokens, and checks their shapes.
@@ -196,8 +196,8 @@ impl Check<'_> {
             let slope = (at(1.0)? - at(-1.0)?) / (2.0 * step);
             var.set(&start)?;
             let near = (slope - norm).abs() <= 0.05 * norm + 1e-3;
-            let found = format!("{norm:.4} where finite differences give {slope:.4}");
-            self.promise(near, format!("the gradient of a {what} is a derivative, not {found}"))?;
+            let found = format!("its norm is {norm:.4}, but finite differences give {slope:.4}");
+            self.promise(near, format!("the gradient of a {what} agrees with finite differences: {found}"))?;
         }
         Ok(())
     }

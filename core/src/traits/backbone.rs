@@ -41,10 +41,10 @@ pub enum HeadsFrom {
     /// The settings or the files of the weights state it.
     #[default]
     Stated,
-    /// It is derived from the width, at which all published networks, or all of the library that the weights are of,
-    /// have the same number.
+    /// It is derived from the width: all published networks of this width, or all of them in the library that wrote the
+    /// weights, have the same number.
     UsualForWidth,
-    /// It is derived from the width, at which published networks have different numbers or none is known.
+    /// It is derived from the width, but published networks of this width have different numbers, or none is known.
     GuessedFromWidth,
 }
 

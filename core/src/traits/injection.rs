@@ -119,7 +119,7 @@ pub struct Injection {
     pub tokens: Option<Tensor>,
     /// Scalar that is added to the loss in training, already multiplied by its weight.
     pub penalty: Option<Tensor>,
-    /// Prompts that each image selects from the method's pools. They are recorded only.
+    /// Prompts that each image selects from the method's pools, for the run record. The forward pass ignores them.
     pub selections: Vec<Selection>,
 }
 

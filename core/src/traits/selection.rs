@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-/// Prompts that the images of a batch select from one pool. A selection is only recorded.
+/// Prompts that the images of a batch select from one pool, for the run record. The forward pass ignores them.
 #[derive(Debug, Clone)]
 pub struct Selection {
     /// Name of the pool, unique within a pass, for instance the name of its keys in saved models.

@@ -101,8 +101,8 @@ pub(crate) fn not_finite(tensor: &Tensor) -> Option<f64> {
     }
 }
 
-/// Returns the first value without a property. Whole chunks are tested without branches, for the compiler to use vector
-/// instructions.
+/// Returns the first value that lacks `property`. Each chunk is tested without branches, so that the compiler can use
+/// vector instructions.
 fn first_unless<T: WithDType>(values: &[T], property: impl Fn(T) -> bool) -> Option<f64> {
     const CHUNK: usize = 4096;
     let all = |chunk: &[T]| chunk.iter().fold(true, |all, &value| all & property(value));

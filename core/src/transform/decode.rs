@@ -57,7 +57,7 @@ pub fn decode(bytes: &[u8], exif: Exif) -> Result<RgbImage, String> {
 fn decode_unguarded(bytes: &[u8], exif: Exif) -> Result<RgbImage, String> {
     let fail = |error: ImageError| error.to_string();
     let format = match bytes {
-        // BigTIFF, which the decoder reads and does not recognise.
+        // BigTIFF. The decoder reads this format, but `guess_format` does not recognise it.
         [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => ImageFormat::Tiff,
         _ => image::guess_format(bytes).map_err(fail)?,
     };

@@ -8,8 +8,8 @@ const END_OF_IMAGE: u8 = 0xD9;
 const JFIF: u8 = 0xE0;
 const ADOBE: u8 = 0xEE;
 
-/// Whether the file has no end-of-image marker, as after an interrupted download. The decoder fills the missing part of
-/// the image; libjpeg refuses the file.
+/// Returns whether the file has no end-of-image marker, as after an interrupted download. The decoder would fill the
+/// missing part of the image; libjpeg refuses the file.
 pub(super) fn is_truncated(bytes: &[u8]) -> bool {
     Markers::of(bytes).all(|(marker, _)| marker != END_OF_IMAGE)
 }
@@ -29,7 +29,7 @@ pub(super) fn rename_components(bytes: &mut Cow<'_, [u8]>) {
     }
 }
 
-/// Positions of the names of components, if the file is JFIF and calls them `R`, `G`, `B`.
+/// Returns the positions of the names of components, if the file is JFIF and calls them `R`, `G`, `B`.
 fn misleading_names(bytes: &[u8]) -> Vec<usize> {
     let mut positions = Vec::new();
     let mut is_jfif = false;
@@ -54,7 +54,7 @@ fn misleading_names(bytes: &[u8]) -> Vec<usize> {
     if is_jfif { positions } else { Vec::new() }
 }
 
-/// Markers of a file, each with the position of what follows it. Compressed data between them is skipped.
+/// Iterator over the markers of a file, each with the position after the marker. Skips compressed data between markers.
 struct Markers<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -54,7 +54,7 @@ pub(super) fn decode(
 
     let at = interpretation_at(bytes).ok_or("a TIFF directory that cannot be read")?;
     let mut grey = bytes.to_vec();
-    // Declared as grey, the indices arrive as they are stored.
+    // In a copy that is declared as grey, the decoder returns the indices as stored.
     grey[at..at + 2].iter_mut().for_each(|byte| {
         if *byte == PALETTE {
             *byte = BLACK_IS_ZERO;
@@ -80,7 +80,7 @@ pub(super) fn decode(
     Ok(Some((image, orientation)))
 }
 
-/// Position of the value of `PhotometricInterpretation` in the first directory, if the value is a 16-bit number.
+/// Returns the position of the value of `PhotometricInterpretation` in the first directory, if its type is 16-bit.
 fn interpretation_at(bytes: &[u8]) -> Option<usize> {
     const INTERPRETATION: u64 = 262;
     const SHORT: u64 = 3;

@@ -59,8 +59,8 @@ impl Axis {
     }
 }
 
-/// Fractional bits of the weights: the most for which a sum of 8-bit pixels, weighted by a filter that overshoots, fits
-/// into 32 bits. Must equal Pillow's, for the same rounding.
+/// Number of fractional bits of the weights: the largest for which a weighted sum of 8-bit pixels fits into 32 bits,
+/// also if the filter overshoots. Pillow has the same number, on which the rounding depends.
 const WEIGHT_BITS: u32 = 32 - 8 - 2;
 
 /// Half a grey level, the initial value of every weighted sum, so that it is rounded and not truncated.
@@ -213,7 +213,7 @@ fn resize_rows(image: &RgbImage, area: CropBox, rows: Range<usize>, taps: &Taps)
     output
 }
 
-/// Computes the weighted sums of `columns`. The first one is column `first` of the source.
+/// Computes the weighted sums of `columns`, which begin with column `first` of the source.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 fn weigh_columns(columns: &[Column], first: usize, taps: &Taps, resized: &mut [Column]) {
     for (target, (range, weights)) in resized.iter_mut().zip(taps.iter()) {
@@ -225,7 +225,7 @@ fn weigh_columns(columns: &[Column], first: usize, taps: &Taps, resized: &mut [C
     }
 }
 
-/// Resizes `rows` vertically. The first one is row `first` of the source.
+/// Resizes `rows` vertically. They begin with row `first` of the source.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2", "aarch64+neon"))]
 fn resize_columns(rows: &Rows, first: usize, taps: &Taps, output: &mut RgbImage) {
     let blocks = rows.stride / WIDTH;

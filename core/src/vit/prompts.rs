@@ -54,7 +54,7 @@ struct Pieces {
     own_rows: usize,
     shared_rows: usize,
     places: Vec<[Source; 2]>,
-    /// Tensors from which only some rows are used: the source of their first row, and a flag for each used row.
+    /// Tensors from which only some rows are used: the source of the first row, and for each row whether it is used.
     parts: HashMap<TensorId, (Source, Vec<bool>)>,
 }
 

@@ -42,8 +42,8 @@ impl Vit {
         Self::new(plugin, &weights, &options, provenance, device)
     }
 
-    /// Returns all frozen tensors under timm's names, except `prefix` and `positions`: sums of tokens and position
-    /// embeddings, which timm does not have.
+    /// Returns all frozen tensors under timm's names. Two tensors do not exist in timm: `prefix`, the CLS and register
+    /// tokens plus their position embeddings, and `positions`, the position embeddings of the patches.
     pub(super) fn named_weights(&self) -> Result<Vec<(String, Tensor)>> {
         let (Stem { patch, prefix, positions }, blocks) = self.layers()?;
         let mut all = vec![("prefix".to_string(), prefix), ("positions".into(), positions)];

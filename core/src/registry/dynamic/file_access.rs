@@ -10,7 +10,7 @@ use std::{
 const OTHERS_WRITE: u32 = 0o022;
 /// Mode of a folder in which users can only remove and rename their own entries, such as `/tmp`.
 const STICKY: u32 = 0o1000;
-/// Bits of a mode that are shown.
+/// Bits of a mode that messages contain: permissions, set-user-id, set-group-id and sticky bit.
 const SHOWN: u32 = 0o7777;
 
 /// Owner and permissions of a file or folder.
@@ -26,12 +26,12 @@ impl Access {
         Self { owner: metadata.uid(), mode: metadata.mode() & SHOWN, is_folder: metadata.is_dir() }
     }
 
-    /// True if it belongs to someone who is neither `user` nor root.
+    /// Returns whether the owner is neither `user` nor root.
     fn is_foreign(self, user: u32) -> bool {
         self.owner != user && self.owner != 0
     }
 
-    /// True if the group or all users can change it.
+    /// Returns whether the group or all users can change the file, or replace entries of the folder.
     fn is_shared(self) -> bool {
         self.mode & OTHERS_WRITE != 0 && !(self.is_folder && self.mode & STICKY != 0)
     }

@@ -63,7 +63,8 @@ impl LibraryFile {
         Ok(bytes)
     }
 
-    /// Path for the loader of the system. On Linux, it names the open file, whatever has replaced it in its folder.
+    /// Returns the path for the loader of the system. On Linux, the path refers to the open file, even if another file
+    /// has taken its place in the folder.
     pub(super) fn loader_path(&self) -> PathBuf {
         #[cfg(target_os = "linux")]
         {
@@ -76,7 +77,8 @@ impl LibraryFile {
         self.path.clone()
     }
 
-    /// Checks that the file is as it was when it was opened. [`LibraryFile::loader_path`] may not name the open file.
+    /// Checks that the file at [`LibraryFile::loader_path`] is the open file, and that the file has not been written
+    /// since it was opened.
     pub(super) fn check_unchanged(&self) -> Result<(), String> {
         let now = fs::metadata(self.loader_path()).map(|metadata| Version::of(&metadata));
         match now {

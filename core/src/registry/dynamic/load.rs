@@ -90,7 +90,7 @@ impl Identity {
     }
 }
 
-/// Library that was inspected and can be loaded. Its file stays open: what was inspected is what is loaded.
+/// Library that was inspected and can be loaded. Its file stays open, so that the loaded file is the inspected one.
 #[derive(Debug)]
 pub struct Inspected {
     file: LibraryFile,
@@ -119,7 +119,7 @@ pub fn load(path: &Path) -> Result<Loaded> {
 }
 
 impl Inspected {
-    /// SHA-256 of the file.
+    /// Returns the SHA-256 of the file.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }

@@ -39,8 +39,8 @@ impl Checkpoints {
     /// Returns the newest usable checkpoint and its file. Logs a warning with the reason for each newer one.
     ///
     /// # Errors
-    /// There is no usable checkpoint, but one whose file cannot be read or has another version of the format. A run
-    /// that started again from the beginning would remove this checkpoint.
+    /// No checkpoint is usable, and at least one cannot be read or has another version of the format. Without this
+    /// error, the run would start again from the beginning and remove that checkpoint.
     pub(crate) fn newest(&mut self) -> Result<Option<(Checkpoint, PathBuf)>> {
         let mut undamaged = None;
         for &number in self.numbers.iter().rev() {
@@ -75,7 +75,7 @@ impl Checkpoints {
     /// Writes the next checkpoint. Then removes unusable checkpoints, and the oldest beyond the number to keep.
     ///
     /// # Errors
-    /// No space, no permission. Existing checkpoints are kept.
+    /// A folder without space or permission to write. Existing checkpoints are kept.
     pub(crate) fn save(&mut self, checkpoint: &Checkpoint) -> Result<PathBuf> {
         fs::create_dir_all(&self.folder).map_err(io(&self.folder))?;
         let number = self.numbers.last().map_or(1, |last| last.saturating_add(1));

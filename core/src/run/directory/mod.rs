@@ -169,7 +169,7 @@ impl RunDir {
         Self::default_paths(config).find(|path| !path.exists()).unwrap_or_default()
     }
 
-    /// Returns the default path, followed by the same path with the numbers from 2.
+    /// Returns the default path, followed by the same path with the suffixes `-2`, `-3`, ...
     fn default_paths(config: &Config) -> impl Iterator<Item = PathBuf> {
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
         let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
@@ -228,7 +228,7 @@ impl RunDir {
                     format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
                 return Err(io(&place)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
             }
-            // The lock of a folder that is replaced ends with it.
+            // The lock file of a replaced folder is removed with the folder, so the new folder gets its own lock.
             let lock = match held.take_if(|_| placement == Placement::Fill) {
                 Some(lock) => lock,
                 None => lock(staging.path())?,
@@ -318,7 +318,8 @@ impl RunDir {
         let length = self.metrics.metadata().map_err(io(&path))?.len();
         if length < bytes {
             return Err(fail(format!(
-                "metrics.jsonl has {length} bytes; it had {bytes} when the checkpoint was written"
+                "metrics.jsonl has {length} bytes, but had {bytes} when the checkpoint was written; restore the file, \
+                 or start a new run"
             )));
         }
         let mut kept = Vec::new();
@@ -346,7 +347,7 @@ impl RunDir {
     /// is the duration of the run so far.
     ///
     /// # Errors
-    /// No space, no permission. Earlier checkpoints are kept.
+    /// A folder without space or permission to write. Earlier checkpoints are kept.
     pub fn write_checkpoint(&mut self, snapshot: &Snapshot<'_>, now: bool, wall_seconds: f64) -> Result<()> {
         if !self.checkpoints.enabled() || !(now || self.checkpoints.due(snapshot.state.position)) {
             return Ok(());
@@ -371,7 +372,7 @@ impl RunDir {
         length.map_err(io(self.root.join(METRICS)))
     }
 
-    /// Returns the log file `log.txt` to the first caller.
+    /// Returns the open file `log.txt` in the first call, `None` in later calls.
     pub fn take_log(&mut self) -> Option<File> {
         self.log.take()
     }

@@ -34,7 +34,7 @@ pub fn read_results(root: &Path) -> Result<Results> {
     Ok(Results { format: Results::FORMAT, ..results })
 }
 
-/// Checks that the format of a file is supported. An error is the end of a message.
+/// Checks that the format of a file is supported. The error completes a sentence that begins with the file.
 fn check_format(found: u32, supported: u32) -> Result<(), String> {
     match found <= supported {
         true => Ok(()),

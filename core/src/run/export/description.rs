@@ -23,11 +23,11 @@ use crate::{
 /// Maximum number of characters of a value in a message.
 const MAX_QUOTED: usize = 100;
 
-/// Number of classes, or width of a query, that is accepted for tensors of any size.
+/// Number of classes, and query width, up to which neither is compared with the sizes of the tensors.
 const ALWAYS_ACCEPTED: usize = 1 << 16;
 
-/// Maximum of a whole number in the settings of a method. The limit exceeds all sizes of tensors, since the number may
-/// be a seed.
+/// Maximum of a whole number in the settings of a method. Any such number may be a seed, so the limit exceeds all sizes
+/// of tensors.
 const MAX_SETTING: usize = 1 << 32;
 
 /// Function that returns one of the sizes of a network.

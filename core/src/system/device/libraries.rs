@@ -17,9 +17,9 @@ const NEEDED: [(&[&str], &str); 4] = [
     (&["libcurand.so.10", "libcurand.so"], TOOLKIT),
 ];
 
-// Bindings built for a stated release require libraries of its major version: other versions have different functions
-// under the same names. A build that takes the release from the compiler links its libraries, so the loader selects
-// them.
+// `CUDARC_CUDA_VERSION` sets the CUDA release of the bindings at build time. They then require libraries of the same
+// major version: other versions have different functions under the same names. Without the variable, the build takes
+// the release from the CUDA compiler and links its libraries, so that the loader selects the version.
 const CUBLAS: [&[&str]; 2] = match RELEASE {
     Some([b'1', b'3', ..]) => [&["libcublasLt.so.13"], &["libcublas.so.13"]],
     Some([b'1', b'2', ..]) => [&["libcublasLt.so.12"], &["libcublas.so.12"]],

@@ -68,7 +68,7 @@ pub enum Missing {
 }
 
 impl Missing {
-    /// Returns whether no GPU is to be expected: a build without CUDA, or a machine without a driver.
+    /// Returns whether a missing GPU is expected: in a build without CUDA, or on a machine without a driver.
     fn is_expected(&self) -> bool {
         match self {
             Self::Build => true,

@@ -42,7 +42,7 @@ struct PretrainedConfig {
     std: Option<Channels<f32>>,
 }
 
-/// Numbers of the three colours. A single number is that of all colours.
+/// Values of the three colour channels. A single number applies to all channels.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(untagged, expecting = "expected a number or a list of three numbers")]
 enum Channels<T> {

@@ -99,7 +99,7 @@ impl VitWeights {
                 add(format!("{name}.bias"), &[outputs], 0.0, 0.2)?;
             }
         }
-        // Random weights were not trained with any number of heads, so that the usual one is right.
+        // Random weights suit any number of heads, so the usual number counts as stated.
         let config =
             CheckpointConfig { heads: usual_heads(width).map(|(heads, _)| heads), ..Default::default() };
         Ok(Self { source: name.into(), tensors, config, eps: names::TIMM.eps })
@@ -108,17 +108,17 @@ impl VitWeights {
     /// Reads a safetensors file or a PyTorch state dict and, if given, the `config.json` of timm or transformers.
     ///
     /// # Errors
-    /// A file that cannot be read, or is not a plain ViT in any of the known naming schemes, with values that are finite;
-    /// the message names the tensors.
+    /// A file that cannot be read, that is not a plain ViT in one of the known naming schemes, or that contains a value
+    /// that is not finite. The message names the tensors.
     pub fn read(file: &Path, config: Option<&Path>) -> Result<Self> {
         Self::read_part(file, config, None)
     }
 
-    /// Reads the part of a file that `prefix` selects, like [`VitWeights::read`]: the tensors whose dotted names begin
-    /// with it. The names of nested tensors begin with the keys of their dictionaries.
+    /// Reads only the tensors whose dotted names begin with `prefix`, otherwise like [`VitWeights::read`]. The names of
+    /// tensors in nested dictionaries begin with the keys of the dictionaries.
     ///
     /// # Errors
-    /// Those of [`VitWeights::read`], and a prefix (setting `weights_prefix`) that no tensor has.
+    /// Errors of [`VitWeights::read`], and a prefix (setting `weights_prefix`) that no tensor has.
     pub fn read_part(file: &Path, config: Option<&Path>, prefix: Option<&str>) -> Result<Self> {
         let bytes = read(file)?;
         let config = config.map(read).transpose()?;
@@ -210,7 +210,7 @@ impl VitWeights {
         let positions = self.find("pos_embed")?;
         let rows = rows_of(positions)?;
         let square = |n: usize| (n.isqrt() * n.isqrt() == n).then(|| n.isqrt());
-        // Some checkpoints of timm with registers have no position embedding for CLS, others have all.
+        // Besides the patches, CLS alone, CLS and all registers, or no other token has a position embedding.
         let layout = [1, 1 + registers, 0]
             .into_iter()
             .find_map(|prefix| rows.checked_sub(prefix).and_then(square).map(|grid| (prefix, grid)));
@@ -241,7 +241,7 @@ impl VitWeights {
         let width = geometry.width;
         let stated = wanted.or(self.config.heads).map(|heads| (heads, HeadsFrom::Stated));
         let usual = usual_heads(width).map(|(heads, from)| match &self.config.architecture {
-            // timm's networks for tests have heads of width 32, all others that are plain ViTs the usual ones.
+            // timm's networks for tests have heads of width 32, all its other plain ViTs the usual number of heads.
             Some(name) if name.starts_with("test_vit") => (width / 32, HeadsFrom::UsualForWidth),
             Some(_) => (heads, HeadsFrom::UsualForWidth),
             None => (heads, from),
@@ -277,8 +277,9 @@ impl VitWeights {
 
 /// Returns the number of heads of the published networks: heads of width 64 up to ViT-L, 16 heads in wider networks.
 ///
-/// All networks of the widths of ViT-B, ViT-L, SO400M, ViT-H, ViT-g and ViT-G have one number. Others do not: ViT-S has 6
-/// heads, but 12 in MoCo v3; ViT-Ti has 3 heads, but 6 or 12 in MAE-Lite and TinyMIM.
+/// At the widths of ViT-B, ViT-L, SO400M, ViT-H, ViT-g and ViT-G, all published networks have the same number. At other
+/// widths, the numbers differ: ViT-S has 6 heads, but 12 in MoCo v3; ViT-Ti has 3 heads, but 6 or 12 in MAE-Lite and
+/// TinyMIM.
 fn usual_heads(width: usize) -> Option<(usize, HeadsFrom)> {
     match width {
         768 | 1024 => Some((width / 64, HeadsFrom::UsualForWidth)),

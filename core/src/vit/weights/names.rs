@@ -135,7 +135,7 @@ static NAMINGS: [Naming; 5] =
 struct Foreign {
     /// End of the name.
     end: &'static str,
-    /// End of the name of a tensor that the network lacks in addition.
+    /// End of the name of a second tensor. The part is present only if the file does not have this tensor.
     without: Option<&'static str>,
     what: &'static str,
 }
@@ -156,7 +156,7 @@ const PACKED: &str = "a gated MLP (SwiGLU) with gate and values in one matrix, a
 const SEPARATE: &str =
     "queries, keys and values with separate weights or biases, as timm's BEiT and EVA have";
 
-/// Unsupported parts. The first that a file has is reported, so that those which identify a family come first.
+/// Unsupported parts. Only the first match is reported, so parts that identify a family of networks come first.
 const FOREIGN: [Foreign; 20] = [
     has("pre_layrnorm.weight", NORM_BEFORE),
     has("norm_pre.weight", NORM_BEFORE),

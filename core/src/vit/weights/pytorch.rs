@@ -38,7 +38,7 @@ const MAX_NESTING: usize = 8;
 
 /// Magic bytes of the files of `torch.save` since version 1.6, a zip archive.
 pub(super) const ARCHIVE: &[u8] = b"PK\x03\x04";
-/// Number with which the files of `torch.save` before version 1.6 begin, as pickled.
+/// Pickled number at the start of the files of `torch.save` before version 1.6.
 const LEGACY: &[u8] = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19";
 
 /// Returns the reason why a pickle outside an archive is refused; `None` for files that are no pickles.
@@ -53,9 +53,8 @@ pub(super) fn bare_pickle(bytes: &[u8]) -> Option<&'static str> {
     })
 }
 
-/// Reads the tensors of a state dict, at the top level or under one of [`NESTED`], or those that `prefix` selects: a
-/// dictionary, by its keys joined with dots, or the first components of tensor names. An error message does not contain
-/// the file's name, which the caller adds.
+/// Reads the tensors of a state dict, which is at the top level or under [`NESTED`] keys. With a `prefix`, reads the
+/// tensors that [`part`] selects instead. An error message does not contain the file's name, which the caller adds.
 pub(super) fn read(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, String> {
     let mut archive = Archive::open(bytes)?;
     let pickle = archive.entry("data.pkl")?;
@@ -87,8 +86,10 @@ pub(super) fn read(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, Strin
             Some(Item::Unusable(reason)) => drop(contents.tensors.insert(name, Stored::Unusable(reason))),
             Some(Item::Tensor(storage, view)) => {
                 let bytes = view.bytes().and_then(|bytes| allowed.checked_sub(bytes));
-                allowed =
-                    bytes.ok_or_else(|| format!("`{name}` is larger than the file: {:?}", view.shape))?;
+                allowed = bytes.ok_or_else(|| {
+                    let shape = &view.shape;
+                    format!("the tensors up to `{name}` {shape:?} are over {MAX_SHARING} times larger than the file")
+                })?;
                 storages.entry(storage).or_default().push((name, view));
             }
         }
@@ -97,7 +98,7 @@ pub(super) fn read(bytes: &[u8], prefix: Option<&str>) -> Result<Contents, Strin
         let numbers = archive.entry(&format!("data/{storage}"))?;
         for (name, view) in views {
             let tensor = view.tensor(&numbers).ok_or_else(|| {
-                format!("`{name}`, {:?}, is not within the {} bytes it refers to", view.shape, numbers.len())
+                format!("`{name}` of shape {:?} exceeds its storage of {} bytes", view.shape, numbers.len())
             })?;
             contents.tensors.insert(name, Stored::Values(tensor));
         }
@@ -150,7 +151,7 @@ impl<'b> Archive<'b> {
 
 /// Dictionary of a pickle, without the entries whose keys are not text.
 struct Dictionary<'a> {
-    /// Keys that lead to it, joined with dots; empty at the top level.
+    /// Keys that lead to the dictionary, joined with dots; empty at the top level.
     path: String,
     entries: BTreeMap<&'a str, Id>,
     has_tensors: bool,
@@ -174,7 +175,7 @@ impl<'a> Dictionary<'a> {
         }
         let mut all: Vec<Self> = Vec::new();
         let mut queue = VecDeque::from([(String::new(), pickle.root, 0)]);
-        // All dictionaries together have at most as many entries, unless some are visited repeatedly.
+        // All dictionaries of a pickle have fewer entries than this. Only repeated visits exceed the number.
         let mut left = MAX_OPCODES;
         while let Some((path, id, depth)) = queue.pop_front() {
             let Value::Dict(entries) = pickle.value(id) else { continue };
@@ -230,8 +231,9 @@ fn state_dict<'d, 'a>(dictionaries: &'d [Dictionary<'a>]) -> Result<&'d Dictiona
     ))
 }
 
-/// Returns the tensors that `prefix` selects, under their full names. If there are none, names are those within the
-/// dictionary `usual`.
+/// Returns the tensors whose full names begin with `prefix`. A full name consists of the keys of all dictionaries that
+/// contain the tensor, and its own key, joined with dots. If no tensor matches, the names within the dictionary `usual`
+/// are compared instead.
 fn part<'a>(
     pickle: &Pickle<'a>,
     dictionaries: &[Dictionary<'a>],

@@ -15,7 +15,7 @@ const MAX_SHOWN: usize = 6;
 pub(super) enum Stored {
     /// Tensor of a floating-point type.
     Values(Tensor),
-    /// Tensor that cannot be a weight of a network, with the reason. Files contain such tensors beside the weights.
+    /// Reason why a tensor cannot be a weight of a network. Files may contain such tensors beside the weights.
     Unusable(String),
 }
 
@@ -82,12 +82,12 @@ pub(super) fn is_in(name: &str, prefix: &str) -> bool {
     prefix.is_empty() || name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// Reason for refusing a tensor of an integer, quantised, complex or shortened type.
+/// Returns the reason for refusing a tensor of an integer, quantised, complex or 8-bit float type.
 pub(super) fn wrong_type(found: &str) -> String {
     format!("has values of type {found}; expected float16, bfloat16, float32 or float64")
 }
 
-/// Reason for refusing a tensor with more than [`MAX_DIMENSIONS`].
+/// Returns the reason for refusing a tensor with more than [`MAX_DIMENSIONS`] dimensions.
 pub(super) fn too_many_dimensions(found: usize) -> String {
     format!("has {found} dimensions; expected at most {MAX_DIMENSIONS}")
 }
