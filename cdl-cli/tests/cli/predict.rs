@@ -21,7 +21,7 @@ fn images_are_read_from_files_and_folders_and_unreadable_ones_are_named() {
     fs::write(images.join("notes.txt"), "no image").expect("file");
     let table = succeed(&["predict", text(&model), text(&image), text(&images), "--top", "2"]);
     assert!(
-        stderr(&table).contains("images: skipped files without the extension of an image: 1 (1 .txt)"),
+        stderr(&table).contains("images: skipped files without an image extension: 1 (1 .txt)"),
         "{}",
         stderr(&table)
     );
