@@ -90,7 +90,7 @@ fn only_preprocessed_pixels_of_large_images_are_kept() {
     let output = std::process::Command::new("sh")
         .args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_cdl")])
         .args(["predict", text(&model), text(&images), "--batch-size", "24", "--threads", "1"])
-        // Mappings of a GPU's driver would count.
+        // The mappings of a GPU's driver would count towards the limit.
         .args(["--device", "cpu"])
         .output()
         .expect("cdl starts");

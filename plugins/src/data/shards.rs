@@ -215,8 +215,8 @@ enum Fit {
     Own,
     /// The file's name continues after the split's name: `train_full.parquet`.
     Longer,
-    /// The file is named after the data set and then the split, as older versions of the `datasets` library did:
-    /// `NAME-train.parquet`, `NAME-train-00000-of-00002.parquet`.
+    /// The file is named after the data set and the split, an older convention: `NAME-train.parquet`,
+    /// `NAME-train-00000-of-00002.parquet`.
     Older,
 }
 
@@ -234,7 +234,7 @@ fn fit(name: &str, split: &str) -> Option<Fit> {
     if base == split {
         return Some(Fit::Own);
     }
-    // The `datasets` library forbids hyphens in names of splits. Before a shard's number, only a hyphen separates.
+    // The `datasets` library writes shards. Its names of splits may contain `_` and `.`, so only a hyphen separates there.
     let separators: &[char] = if shard.is_some() { &['-'] } else { &['-', '_', '.'] };
     if base.strip_suffix(split).is_some_and(|start| start.ends_with(separators)) {
         return Some(Fit::Older);
