@@ -11,9 +11,10 @@
 // dQ, and once with rows of keys, for dK and dV. Each sum is computed by one warp without atomic additions, so results
 // are the same in every run.
 //
-// The forward kernel and both backward kernels have one structure. A block holds 64 rows of queries or keys (16 per warp) of one head in shared
-// memory and iterates over tiles of keys or queries: scores of the warp's rows with the tile, then sums weighted by the
-// scores. products.cuh contains the matrix products in three precisions; this file processes the scores.
+// The forward kernel and both backward kernels have one structure. A block holds 64 rows of queries or keys (16 per
+// warp) of one head in shared memory and iterates over tiles of keys or queries: scores of the warp's rows with the
+// tile, then sums weighted by the scores. products.cuh contains the matrix products in three precisions; this file
+// processes the scores.
 //
 // Launch contract, with T = f32, tf32 or bf16 and P = 32, 64, 96 or 128, the smallest that is >= head_dim (tiles are
 // padded with zeros). Blocks of 128 threads.

@@ -234,7 +234,7 @@ fn fit(name: &str, split: &str) -> Option<Fit> {
     if base == split {
         return Some(Fit::Own);
     }
-    // The `datasets` library writes shards. Its names of splits may contain `_` and `.`, so only a hyphen separates there.
+    // The `datasets` library writes shards. Its names of splits may contain `_` and `.`, so only a hyphen separates.
     let separators: &[char] = if shard.is_some() { &['-'] } else { &['-', '_', '.'] };
     if base.strip_suffix(split).is_some_and(|start| start.ends_with(separators)) {
         return Some(Fit::Older);

@@ -34,7 +34,7 @@ use super::{
 
 /// Maximum size of the decompressed pages of a file, as a multiple of its size.
 const MAX_EXPANSION: u64 = 100;
-/// Minimum of that limit in bytes, for small files.
+/// Minimum budget in bytes for the decompressed pages of a file.
 const MIN_BUDGET: u64 = 64 << 20;
 
 /// Names of the columns to read. `None`: the column is found from the file's metadata and schema.

@@ -63,8 +63,8 @@ struct Variant {
     python: Version,
     /// Bytes before an image in the binary version; the last is its label.
     label_bytes: usize,
-    /// Column of labels in parquet files. In pickles, this name with `s` is the key of the labels, and with `_names` the
-    /// key of the class names.
+    /// Column of labels in parquet files. In pickles, this name with `s` is the key of the labels, and with `_names`
+    /// the key of the class names.
     label: &'static str,
     /// Class names, for folders without a file of class names.
     classes: &'static str,
