@@ -1,10 +1,11 @@
 #!/bin/bash
-# Shows on a cluster with Slurm that jobs which are stopped and requeued end with the bytes of undisturbed runs.
+# Checks on a cluster with Slurm that stopped and requeued jobs write the same bytes as undisturbed runs.
 #
 #   tools/check_slurm.sh [CDL]      CDL: the program (default: cdl)
 #
-# A sweep of three cells runs twice: in this process, and as jobs with one processor each. One job gets the signal that
-# Slurm sends before the time limit and requeues itself; one is requeued from outside, as after a failure of its node.
+# A sweep of three cells runs twice: on this computer, and as jobs with one processor each. The first job gets the
+# signal that Slurm sends before the time limit, and requeues itself. The script requeues the second job, as Slurm does
+# after a failure of its node.
 # Slurm waits two minutes before it starts a requeued job again. Files are written into a new folder in the working
 # directory, which all nodes must see.
 #

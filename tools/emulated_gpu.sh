@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds an emulated GPU in target/cuda/emulated/lib64: the parts of CUDA's driver, cuBLAS, cuBLASLt and cuRAND that cdl uses,
-# with this repository's and candle's kernels compiled for the CPU. docs/dev/kernels.md describes its scope. Prints the folder
-# for CUDA_HOME, which linking needs, and whose lib64 belongs in LD_LIBRARY_PATH.
+# with this repository's and candle's kernels compiled for the CPU. docs/dev/kernels.md describes its scope. Prints the
+# folder target/cuda/emulated: set CUDA_HOME to it for linking, and add its lib64 to LD_LIBRARY_PATH.
 #
 # CXX  a C++20 compiler, g++ by default
 set -euo pipefail
@@ -32,8 +32,8 @@ done
 # As in check_kernels.sh, but optimised for whole runs.
 flags=(-std=c++20 -O2 -fPIC -fvisibility=hidden -fno-strict-aliasing -w)
 
-# kernel SOURCE BARRIERS SPACE FLAGS...: compiles SOURCE and registers its kernels by name. BARRIERS: whether their
-# threads wait for each other. SPACE: enclosing block, a namespace if files define functions of the same name.
+# kernel SOURCE BARRIERS SPACE FLAGS...: compiles SOURCE and registers its kernels by name. BARRIERS: whether the
+# threads of these kernels wait for each other. SPACE: block around SOURCE; `namespace` keeps equal names apart.
 kernel() {
     local source=$1 barriers=$2 space=$3 name out
     shift 3

@@ -4,9 +4,9 @@
 #   tools/cuda.sh package                     here: makes target/cuda/package, to copy to that machine
 #   ./gpu_check.sh [LOGS]                     there, in that folder
 #
-# Operations and a network against the CPU in every precision, recorded runs, the quickstart on CPU and GPU, steps of the
-# published sizes in every precision, and a table at the end. Needs an NVIDIA driver, and CUDA 13's libraries: those of
-# PyTorch's wheels are found through python3, others through CDL_CUDA_LIBS.
+# Compares operations and a network with the CPU in every precision, reproduces recorded runs, runs the quickstart on
+# CPU and GPU, times steps of the published sizes in every precision, and prints a table. Needs an NVIDIA driver and
+# CUDA 13's libraries: python3 finds those of PyTorch's wheels; CDL_CUDA_LIBS names a folder with others.
 #
 # CDL_GOLDEN_DIR  further recorded runs
 # PEER            a program that times the same steps in PyTorch: PEER --device cuda --teacher T --student S --batch B
@@ -75,7 +75,8 @@ for run in ("cpu", "cuda", "bf16"):
         results = json.loads(file.read_text())
         print(f"quickstart {run:<6}", *(f"{role} {results[role]['average_accuracy']:.2f} %" for role in ("teacher", "student")))
 lines = [json.loads(line) for line in (logs / "steps.jsonl").read_text().splitlines() if line.startswith("{")]
-# times cdl: seconds of both steps relative to cdl. of peak: arithmetic by formula, relative to a large product's rate.
+# "times cdl": time of both steps, divided by cdl's. "of peak": operations per second, counted by formula, divided by
+# the rate of a large matrix product.
 print(f"\n{'networks':<16}{'precision':<10}{'program':<22}{'teacher ms':>11}{'student ms':>11}"
       f"{'times cdl':>11}{'of peak':>12}{'peak GB':>9}")
 same = {"fp32": "float32"}

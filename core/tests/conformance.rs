@@ -300,7 +300,8 @@ impl FaultyLearner {
         })
     }
 
-    /// Reports two of three prompts for every image, and weights of four other prompts. Neither is used for prompts.
+    /// Reports a choice of two of three prompts for every image, and weights of four other prompts. The learner injects
+    /// its own prompts whatever it reports.
     fn selections(&self, query: &Query<'_>) -> Result<Vec<Selection>> {
         let images = query.get()?.dim(0)?;
         let (images, numbers) = match self.fault {

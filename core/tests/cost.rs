@@ -1,5 +1,5 @@
-//! Comparison of multiply-adds by formula with published figures, sums by hand, and the count of the fused blocks. The
-//! only test of its process, which has one counter.
+//! Comparison of multiply-adds by formula with published figures, sums by hand, and the count of the fused blocks. It
+//! is the only test of its process, because the counter is global.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{
@@ -67,7 +67,7 @@ fn multiply_adds_match_published_figures_and_counts() -> Result<()> {
         2 * 197 * 192 * 768 + 197 * 192 * 192 + 197 * 207 * 192 /* dA */ + 2 * 197 * 10 * 192 /* dV, dK */;
     assert_eq!(prompted.backward, down_to_rows + 9 * (block + 2 * 197 * 197 * 192));
 
-    // Multiply-adds that the network counts: of the forward pass, and of the backward pass of three whole blocks.
+    // Compare with the counter: forward passes, and the backward pass of three whole blocks, by which `deep` is deeper.
     let (shallow, deep) = (vit(2)?, vit(5)?);
     let mut rng = Rng::new(2);
     let mut var = |rows: usize| -> Result<Tensor> {

@@ -260,7 +260,7 @@ fn a_repository_may_have_only_pytorch_weights() {
         }
     );
 
-    // The cache serves it, also offline, and stores that there is no safetensors file.
+    // The cache serves these files, also offline, and records that the repository has no safetensors file.
     assert_eq!(world.fetch_with("hf:own/torch", &[("HF_HUB_OFFLINE", "1")]).files(), first);
     let before = world.hub.requests();
     let pinned = format!("hf:own/torch@{}", commit(b"pickled weights"));
@@ -530,7 +530,7 @@ fn transfers_are_limited_in_size_and_time() {
         // Nothing is left but the lock.
         let left = contents(&world.home());
         assert!(left.iter().all(|file| file.extension().is_some_and(|end| end == "lock")), "{left:?}");
-        // What may pass is tried three times.
+        // A transfer is retried twice after errors that may be temporary.
         let address = format!("GET /cdn/{owner}/vit/main/model.safetensors");
         let attempts = world.hub.requests().iter().filter(|request| **request == address).count();
         assert_eq!(attempts, if owner == "endless" { 1 } else { 3 });
@@ -794,7 +794,7 @@ fn sha256(bytes: &[u8]) -> String {
 ///
 /// As on the hub, weights are stored separately: their address redirects to one without access control and states their
 /// SHA-256, while a configuration is served directly. Some owners are special: `private` requires a token, `gated`
-/// refuses it, `broken` closes the connection in the middle of the weights, `stalled` is silent from there on, `endless`
+/// refuses it, `broken` closes the connection in the middle of the weights, `stalled` stops sending there, `endless`
 /// sends weights without end, and `moved` redirects to another name of the same server. While there is a file
 /// `<root>/down`, every response is 503. Lines `name: value` in a file `<root>/headers` replace headers of files.
 struct LoopbackHub {

@@ -371,7 +371,7 @@ fn prefetching_does_not_exceed_the_setting() {
         let mut batches = stream.test_batches(0, 3);
         for taken in 1..=3 {
             batches.next().unwrap().unwrap();
-            // Two batches, and the rounding for each thread.
+            // Two batches ahead, rounded up to an equal number of images for each thread.
             assert!(images.total() < 3 * taken + 2 * 3 + workers.max(1), "{} decoded", images.total());
         }
     }

@@ -164,7 +164,7 @@ fn malicious_files_give_an_image_or_an_error_in_bounded_memory() {
     update_png_checksums(&mut palette);
     assert!(decode(&palette, Exif::Ignore).is_err());
 
-    // A TIFF file with long lists, of which the decoder quotes 33,000 characters.
+    // A TIFF file with long lists: 33,000 characters of the decoder's message quote them, so the message is shortened.
     let lists = include_bytes!("fixtures/hostile/long_message.tiff");
     let reason = decode(lists, Exif::Ignore).expect_err("no image");
     assert!(

@@ -24,8 +24,9 @@ struct Dist {
     plugin: PathBuf,
 }
 
-/// Creates an empty folder that is removed when this process ends for any reason. Statics are never dropped, so a shell
-/// that ignores Ctrl-C waits for the end of a pipe to which this process never writes.
+/// Creates an empty folder that is removed when this process ends for any reason. A static is never dropped, so a shell
+/// removes the folder: it waits for the end of a pipe that this process keeps open. Its own process group protects the
+/// shell from Ctrl-C.
 fn folder_of_this_process() -> PathBuf {
     let folder = tempfile::tempdir().unwrap().keep();
     let mut shell = Command::new("sh");
@@ -456,7 +457,7 @@ fn libraries_that_do_not_fit_are_refused_before_their_code_runs() {
     let candle = format!("candle-core {}", of("candle-core"));
     let old = format!("candle-core 9{}", &of("candle-core")[1..]);
     refused(&file("candle.so", patched(&dist.plugin, &candle, &old)), &[&candle, &old]);
-    // Built from other sources of cdl-core, in which a struct may have changed: manifest and symbol have another hash.
+    // A library built from other sources of cdl-core, whose structs may differ: manifest and symbol have another hash.
     let hash = of("build");
     let stale: String = hash.chars().map(|c| if c == '0' { '1' } else { '0' }).collect();
     refused(&file("stale.so", patched(&dist.plugin, &hash, &stale)), &["build", &hash, &stale]);
@@ -556,7 +557,7 @@ fn dependencies_of_a_plugin_are_compiled_and_shared_ones_must_match() {
     let library = dist.build(&with);
     let message = expect(0, dist.cdl().args(["describe", "with_helper", "--plugin"]).arg(&library));
     assert!(message.contains("with_helper (distiller)"), "{message}");
-    // `build` is reached, and finds both; `loss` panics in the second task.
+    // The assertions in `build` hold, so the check reaches `loss`, which panics in the second task.
     let message = expect(2, dist.cdl().args(["plugin", "check"]).arg(library));
     assert!(message.contains("panicked in `loss`: lost in task two"), "{message}");
 
@@ -654,7 +655,7 @@ fn a_library_that_others_can_change_is_refused() {
 fn the_inspected_file_is_the_one_that_is_loaded() {
     let dist = Dist::get();
     let file = dist.root.join("swap.so");
-    // The initialiser changes the file in the process that tests the library, before this one is loaded.
+    // The initialiser replaces the file when `cdl` tries the library in another process, before `cdl` loads it itself.
     let source = |body: String| distiller("swap", "Ok(Box::new(M))") + &initialiser(&body);
     let other = dist.root.join("other_file");
     fs::write(&other, "no library").unwrap();
@@ -664,7 +665,7 @@ fn the_inspected_file_is_the_one_that_is_loaded() {
     assert!(describe(0).contains("swap (distiller)"));
     assert_eq!(fs::read(&file).unwrap(), b"no library");
 
-    // The same file, written in place.
+    // An initialiser that appends to the file instead of replacing it.
     let grow = "use std::io::Write; let file = std::fs::OpenOptions::new().append(true).open(";
     let grow =
         source(format!("{grow}{file:?}); let _ = file.and_then(|mut file| file.write_all(b\"more\"));"));
@@ -693,7 +694,7 @@ fn only_commands_that_need_a_plugin_run_its_code() {
     expect(0, &mut with_config(&["explain"]));
     assert!(ran(), "explain needs the settings of the method");
 
-    // Commands that read files only.
+    // Commands that only read files do not load plugins.
     for command in [
         &["resume", "RUN"][..],
         &["report", "RUN"],
@@ -705,13 +706,13 @@ fn only_commands_that_need_a_plugin_run_its_code() {
         expect(0, dist.cdl().args(arguments).env("CDL_PLUGIN_PATH", library.parent().unwrap()));
         assert!(!ran(), "{command:?}");
     }
-    // The stream of this configuration is built in.
+    // These commands need only the stream, which is built in.
     for command in [&["data", "verify"][..], &["data", "fetch"]] {
         expect(0, &mut with_config(command));
         assert!(!ran(), "{command:?}");
     }
 
-    // Without plugins, what only a plugin provides is refused by name.
+    // With --no-plugins, a method of a plugin is refused by name.
     for command in [&["explain"][..], &["check"], &["run"], &["sweep", "--seeds", "1"]] {
         let message = expect(2, with_config(command).arg("--no-plugins"));
         for part in ["distiller.name = \"marked\"", "not loaded, although `plugins` lists it: ", "marked.so"]
@@ -732,7 +733,7 @@ fn only_commands_that_need_a_plugin_run_its_code() {
     assert!(!searched(&["list", "--no-plugins"]).contains("marked"));
     // A method that is built in needs no plugin, whatever the configuration lists.
     expect(0, with_config(&["explain"]).args(["--no-plugins", "--set", "distiller.name=kd"]));
-    // Processes of cells get the option, too.
+    // The processes that compute the cells of a sweep also get --no-plugins.
     let grid = dist.root.join("grid_without_plugins");
     let mut sweep = with_config(&["sweep", "--seeds", "1", "--no-plugins", "--set", "distiller.name=kd"]);
     expect(0, sweep.arg("--out").arg(&grid));

@@ -107,7 +107,7 @@ fn accuracies_use_the_predictions_over_all_classes_seen() -> Result<()> {
     Ok(())
 }
 
-/// [`Noise`] that leaves out `lost` test images, a number that changes during the test.
+/// [`Noise`] without some of its test images. The test changes their number, `lost`.
 struct Losing {
     inner: Noise,
     lost: AtomicUsize,

@@ -145,7 +145,7 @@ fn parquet_columns_may_have_any_name_and_type() -> Result<()> {
 #[test]
 fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     let (train, test) = (fixtures().join("plain/train.parquet"), fixtures().join("plain/validation.parquet"));
-    // Returns the numbers of training and test images of copies of the files: `train` has six images, `test` two.
+    // Returns the numbers of training and test images in a folder of copies: `train` has six images, `test` two.
     let counts = |copies: &[(&str, &Path)], splits: &str| -> Result<(usize, usize)> {
         let folder = tempfile::tempdir().unwrap();
         for (name, original) in copies {
@@ -196,11 +196,11 @@ fn splits_are_found_by_name_folder_or_pattern() -> Result<()> {
     for (names, words) in [
         (
             &["data/train-00000-of-00002.parquet"][..],
-            ["1 of the 2 files `data/train-*-of-00002.parquet`", "without `data/train-00001-of-00002`;"],
+            ["1 of the 2 files `data/train-*-of-00002.parquet`", "missing: `data/train-00001-of-00002`;"],
         ),
         (
             &["train-00002-of-00004-0a1b.parquet", "train-00000-of-00004-9c8d.parquet"],
-            ["2 of the 4 files", "without `train-00001-of-00004`, `train-00003-of-00004`;"],
+            ["2 of the 4 files", "missing: `train-00001-of-00004`, `train-00003-of-00004`;"],
         ),
         (&["train-00003-of-00009.parquet"], ["1 of the 9 files", "`train-00005-of-00009`, ...; fetch"]),
         (
@@ -281,7 +281,7 @@ fn classes_are_the_labels_that_occur() -> Result<()> {
     assert_eq!(train_numbers(from_1.as_ref(), 0), [(0, 0), (3, 0)].into());
     assert_eq!(test_numbers(from_1.as_ref(), 2), [(4, 2)]);
 
-    // Names of several classes, and classes without images.
+    // Two classes share the name `crane`, and two classes have no images.
     let names = stream("hub_images", &settings("names", "tasks = 3\n"), 0)?;
     assert_eq!(names.classes(), ["crane (0)", "crane (2)", "dog"]);
     assert_eq!(test_numbers(names.as_ref(), 1), [(5, 1)]);
@@ -438,7 +438,7 @@ fn an_image_in_both_lists_is_refused() -> Result<()> {
         .err()
         .expect("refused")
         .to_string();
-    assert!(refused.contains("a/art_1.png") && refused.contains("(1 more images are)"), "{refused}");
+    assert!(refused.contains("a/art_1.png") && refused.contains("(and 1 more images)"), "{refused}");
     // A line that repeats an image is dropped.
     let repeating = "a/art_0.png\n./a/art_0.png\nb/art_0.png\nold/a/art_0.png\n";
     assert_eq!(lists(repeating, "a/art_1.png\nb/art_1.png\n")?.train_count(0), 2);

@@ -28,7 +28,7 @@ use cdl_core::{
 use common::networks::{self, difference};
 use serde::Deserialize;
 
-/// Ten times the measured float32 rounding errors.
+/// Largest accepted relative errors: ten times the measured float32 rounding errors.
 struct Tolerance {
     loss: f64,
     grad: f64,

@@ -189,7 +189,7 @@ fn invalid_pickles_are_refused() {
         (replaced(b"K\x04M\x00\x0c", b"K\x04M\xff\x0b"), "shape [4, 3071]"),
         (replaced(b"K\x04M\x00\x0c", b"J\x40\x42\x0f\x00J\x40\x42\x0f\x00"), "shape [1000000, 1000000]"),
         (replaced(b"K\x04M\x00\x0c", b"J\xff\xff\xff\xffM\x00\x0c"), "-1 rows or columns"),
-        (replaced(b"U\x02u1", b"U\x02f8"), "other values than unsigned bytes"),
+        (replaced(b"U\x02u1", b"U\x02f8"), "values are not unsigned bytes"),
     ] {
         let message = error_of_pickle(&bytes);
         assert!(message.contains("train: ") && message.contains(words), "{words}: {message}");
@@ -327,7 +327,7 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
     }
 }
 
-/// Returns the start of the message about a file that is a pointer of Git LFS, after the file's name.
+/// Message about a Git LFS pointer, without the file's name before it.
 const POINTER: &str =
     "cannot be read: it is a Git LFS pointer, not the file itself; fetch the file with `git lfs pull`";
 

@@ -1,4 +1,4 @@
-//! Tests of what an evaluation records: prompts that the images of each task use, and costs of networks.
+//! Tests of the records of an evaluation: the prompts that images of each task use, and the costs of networks.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use cdl_core::{

@@ -237,7 +237,7 @@ fn the_embedded_stream_has_ten_classes_of_350_images() -> Result<()> {
 static READ_STREAMS: AtomicUsize = AtomicUsize::new(0);
 static READ_NETWORKS: AtomicUsize = AtomicUsize::new(0);
 
-/// Embedded images whose readings are counted.
+/// Stream `embedded` that counts how often it is built.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct CountedStream {
@@ -260,7 +260,7 @@ cdl_core::register!(Stream {
     },
 });
 
-/// Network whose readings are counted.
+/// Network `vit` that counts how often it is built.
 #[derive(Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 struct CountedNetwork {
@@ -305,7 +305,7 @@ fn runs_that_are_checked_together_read_what_they_share_once() {
         let of_pool = |pool| (1..6).map(move |seed| config(order, seed, pool, teacher));
         [10, 20].into_iter().flat_map(of_pool).collect()
     };
-    // The order of the classes does not depend on the seed, as two seeds show.
+    // With a fixed order, two seeds give equal tasks; the check then reads the data for no further seed.
     assert_eq!(count(&seeds("fixed")), (2, 2, vec![]));
     assert_eq!(count(&seeds("shuffled")), (5, 2, vec![]));
 

@@ -114,7 +114,7 @@ fn timms_and_transformers_files_of_one_network_agree() -> Result<()> {
         [("timm_vit", "transformers_vit", 4), ("timm_deit", "transformers_deit", 2)]
     {
         let expected = expected(transformers)?;
-        // timm's file format has no field for the epsilon of transformers' file.
+        // timm's files do not state an epsilon; this network uses that of transformers' file.
         let eps = weights(transformers)?.eps();
         let config = format!(r#"{{"layer_norm_eps": {eps}}}"#);
         let bytes = fs::read(fixtures().join(timm).join("model.safetensors")).expect("file");
@@ -265,7 +265,7 @@ fn unsupported_architectures_are_refused() -> Result<()> {
         &["has `reg_token_of_mine`, which a plain ViT does not have"],
     );
     assert_eq!(refusal(&with("head.weight")?), "");
-    // timm's spelling of a packed gate: only the shape differs.
+    // timm names a packed gate like a plain MLP: only its shape differs.
     let packed = changed("timm_vit", |tensors| {
         for block in 0..2 {
             for leaf in ["weight", "bias"] {
@@ -337,7 +337,7 @@ fn files_without_weights_give_different_errors() {
     assert_contains(&refusal(b"<!doctype html>"), &["not a complete safetensors file"]);
     assert_contains(&refusal(b""), &["not a complete safetensors file"]);
     assert_contains(&refusal(b"PK\x03\x04 and nothing else"), &["not a complete PyTorch file"]);
-    // The number with which old files begin, in other protocols than the usual one.
+    // Magic number of files before version 1.6, pickled with protocols 3 and 4 instead of the usual 2.
     let magic = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.";
     for start in [b"\x80\x03".as_slice(), b"\x80\x04\x95\x0d\0\0\0\0\0\0\0"] {
         assert_contains(&refusal(&[start, magic].concat()), &["PyTorch before 1.6"]);
@@ -447,7 +447,7 @@ fn values_that_are_not_finite_are_refused() -> Result<()> {
             &[&format!("`{name}` contains {word}"), "not a finite"],
         );
     }
-    // In a tensor that is not used.
+    // A NaN in a tensor that the network does not use is accepted.
     let unused = |tensors: &mut HashMap<String, Tensor>| {
         tensors.insert("head.bias".into(), Tensor::new(&[f32::NAN], &Device::Cpu).unwrap());
     };
@@ -463,7 +463,7 @@ fn with_odd_tensor(fixture: &str, odd: &str, dtype: &str, shape: &[usize], size:
     let end = file.len() - 8 - length;
     let size = size * shape.iter().product::<usize>();
     let replaced = header.as_object_mut().unwrap().remove(odd).expect("a tensor");
-    // Files have no gaps: the values of the tensor go to another name.
+    // A safetensors file may not have gaps, so the values of the replaced tensor get another name.
     header["head.weight"] = replaced;
     header[odd] = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]});
     let text = header.to_string();
@@ -664,7 +664,7 @@ fn a_prefix_selects_one_network_of_a_file() -> Result<()> {
     let plain = tokens(&weights("timm_vit")?, Some(4), Normalization::NONE, &expected)?;
     let other = |tensor: &Tensor| tensor.affine(0.5, 0.1).unwrap();
 
-    // MSN saves the encoder, which includes the projection head, beside a tensor.
+    // MSN saves two entries: the encoder with its projection head, and the tensor `prototypes`.
     let Tree::Dict(mut encoder) = Tree::of_vit("module.", Tensor::clone) else { panic!("no dictionary") };
     encoder.push(("module.fc.fc1.weight".into(), Tree::small()));
     let msn = Tree::dict([("target_encoder", Tree::Dict(encoder)), ("prototypes", Tree::small())]);
@@ -685,7 +685,7 @@ fn a_prefix_selects_one_network_of_a_file() -> Result<()> {
         &["`weights_prefix = target_encodr`", "`target_encoder`", "did you mean `target_encoder`"],
     );
 
-    // DINO saves a dictionary for each network, with its head.
+    // DINO saves one dictionary for each network, which includes the network's head.
     let network = |head: &str, change: &dyn Fn(&Tensor) -> Tensor| {
         let Tree::Dict(mut entries) = Tree::of_vit("backbone.", change) else { panic!("no dictionary") };
         entries.push((format!("{head}.mlp.0.weight"), Tree::small()));
@@ -698,7 +698,7 @@ fn a_prefix_selects_one_network_of_a_file() -> Result<()> {
     assert_eq!(difference(&tokens_of("teacher")?, &plain)?, 0.0);
     assert!(difference(&tokens_of("student")?, &plain)? > 0.01);
 
-    // MoCo's networks differ in the beginning of their names, within `state_dict`.
+    // MoCo saves both networks in `state_dict`; the beginning of a tensor's name states its network.
     let (Tree::Dict(mut both), Tree::Dict(momentum)) = (
         Tree::of_vit("module.base_encoder.", Tensor::clone),
         Tree::of_vit("module.momentum_encoder.", other),
@@ -756,7 +756,7 @@ fn dictionaries_with_many_paths_are_searched_in_bounded_time() {
 
 #[test]
 fn error_messages_for_hostile_pickles_have_bounded_length() {
-    // A dictionary whose key is a long list, and one whose name is long.
+    // A dictionary whose key is a long list, one with a long key, and an object with a long name and long arguments.
     let long = [b"\x80\x02}(](".to_vec(), b"K\x01".repeat(100_000), b"eK\x01u.".to_vec()].concat();
     let name = "x".repeat(1 << 20);
     let length = (name.len() as u32).to_le_bytes();

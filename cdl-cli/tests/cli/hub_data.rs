@@ -59,7 +59,7 @@ fn handle(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Vec<
     let (status, headers, body) = answer(path, folder, address);
     let mut head = format!("HTTP/1.1 {status} -\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
-    // A file of the same name in `folder/broken` contains how many transfers are cut in the middle.
+    // A file of the same name in `folder/broken` contains the number of transfers to cut in the middle.
     let sent = path.strip_prefix("/cdn/").filter(|_| method != "HEAD");
     let cut = |name: &str| {
         let file = folder.join("broken").join(name);

@@ -353,7 +353,7 @@ fn network(root: &Path, change: impl Fn(&mut Vec<u8>)) -> String {
     folder.to_str().expect("UTF-8").to_string()
 }
 
-/// The values are float16.
+/// Writes the float16 NaN 0x7e00 into weights, which are stored as float16.
 #[test]
 fn weights_with_values_that_are_not_finite_are_refused_by_run_and_check() {
     let folder = tempfile::tempdir().expect("temporary folder");

@@ -21,7 +21,7 @@ fn images_are_read_from_files_and_folders_and_unreadable_ones_are_named() {
     fs::write(images.join("notes.txt"), "no image").expect("file");
     let table = succeed(&["predict", text(&model), text(&image), text(&images), "--top", "2"]);
     assert!(
-        stderr(&table).contains("images: skipped files without the extension of an image: 1 (1 .txt)"),
+        stderr(&table).contains("images: skipped files without an image extension: 1 (1 .txt)"),
         "{}",
         stderr(&table)
     );
@@ -90,7 +90,7 @@ fn only_preprocessed_pixels_of_large_images_are_kept() {
     let output = std::process::Command::new("sh")
         .args(["-c", "ulimit -v 700000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_cdl")])
         .args(["predict", text(&model), text(&images), "--batch-size", "24", "--threads", "1"])
-        // Mappings of a GPU's driver would count.
+        // The mappings of a GPU's driver would count towards the limit.
         .args(["--device", "cpu"])
         .output()
         .expect("cdl starts");

@@ -496,7 +496,7 @@ fn seeds_of_one_configuration_are_drawn_and_tabulated_as_means() {
         let svg = read(&format!("figures/{name}.svg"));
         let legend = svg.matches(">base").count();
         assert!(legend > 0 && !svg.contains("seed"), "{name}: a series for each configuration");
-        // One run has no deviation. A loss has one epoch in each task, whose band is a line.
+        // A configuration with one run has no band. A loss has one epoch in each task, so its band is a line.
         let bands = svg.matches("fill-opacity").count() + svg.matches("stroke-opacity").count();
         let expected = if name == "class_accuracy" { varying_classes } else { 2 };
         assert_eq!(bands, expected, "{name}");

@@ -189,7 +189,7 @@ fn damaged_models_and_metrics_are_refused() {
     flip(&model);
     assert!(cdl(&["eval", dir]).status.success());
 
-    // The run is stopped after the first epoch, whose line then changes without a change of length.
+    // Kill a run after its first epochs, and change a line of metrics.jsonl but not its length.
     let mut child = command();
     child.args(["run", CONFIG, "--run-dir", root.join("stopped").to_str().unwrap()]).args(TINY);
     child.args(["--set", "epochs=40", "--set", "stream.train_per_class=40"]);

@@ -180,7 +180,7 @@ fn errors_of_all_cells_are_reported_before_anything_is_written() {
         &["--baseline learner.pool=7", "expected one of 5, 6"],
     );
     refused(&["--jobs", "0"], &["--jobs 0"]);
-    // Errors that only data, networks and methods show.
+    // Errors that are found only by reading data and weights and by building methods.
     refused(
         &["--vary", "learner.pool=10,1", "--vary", "optimizer.lr=1e-3,5e-3", "--seeds", "1,2"],
         &[

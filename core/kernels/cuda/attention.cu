@@ -11,9 +11,10 @@
 // dQ, and once with rows of keys, for dK and dV. Each sum is computed by one warp without atomic additions, so results
 // are the same in every run.
 //
-// These three kernels have one structure. A block holds 64 rows of queries or keys (16 per warp) of one head in shared
-// memory and iterates over tiles of keys or queries: scores of the warp's rows with the tile, then sums weighted by the
-// scores. products.cuh contains the matrix products in three precisions; this file processes the scores.
+// The forward kernel and both backward kernels have one structure. A block holds 64 rows of queries or keys (16 per
+// warp) of one head in shared memory and iterates over tiles of keys or queries: scores of the warp's rows with the
+// tile, then sums weighted by the scores. products.cuh contains the matrix products in three precisions; this file
+// processes the scores.
 //
 // Launch contract, with T = f32, tf32 or bf16 and P = 32, 64, 96 or 128, the smallest that is >= head_dim (tiles are
 // padded with zeros). Blocks of 128 threads.
@@ -281,7 +282,7 @@ __device__ void backward_queries(const typename A::Element* qkv, const typename 
         for (int i = 0; i < R; ++i) {
 #pragma unroll
             for (int j = 0; j < N; ++j) {
-                // A score beyond the last key is 0, which may exceed the row's scores so far that exp2f overflows.
+                // Padding beyond the last key has score 0. If the row's scores are far below 0, exp2f would overflow.
                 const bool valid = first + A::score_column(j) < head.keys();
                 const float weight = valid ? exp2f(weights[i][j] * scale_2 - lse_2[i]) : 0.0f;
                 d_scores[i][j] = weight * (d_scores[i][j] - mean[i]);

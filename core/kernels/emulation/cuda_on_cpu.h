@@ -139,7 +139,8 @@ inline void leave(void**, const void*, size_t) {}
 inline void arrive(void*, const void**, size_t*) {}
 #endif
 
-// A function of its own: beside a `__builtin_setjmp`, the compiler would assume that nothing jumps there.
+// A separate function: in a function that also calls `__builtin_setjmp`, the compiler would assume that no jump leads
+// back to that call.
 SWITCHES inline void jump_to(void** buffer) { __builtin_longjmp(buffer, 1); }
 
 SWITCHES inline void to_scheduler(bool ended) {

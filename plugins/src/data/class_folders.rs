@@ -21,7 +21,7 @@ pub(crate) type Folders = BTreeMap<String, Vec<PathBuf>>;
 const EXTENSIONS: [&str; 12] =
     ["png", "jpg", "jpeg", "jpe", "jfif", "bmp", "gif", "webp", "tif", "tiff", "ppm", "pgm"];
 
-/// Names of folders with test images, in the order in which they are looked for.
+/// Names of folders with test images, in order of preference.
 const TEST_FOLDERS: [&str; 4] = ["test", "val", "valid", "validation"];
 
 /// Checks that a stream's `path` is a folder. `what` names the expected contents, for the error message.
@@ -64,7 +64,7 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
         let none = || Error::data(folder, "has no class folders");
         return if classes.is_empty() { Err(none()) } else { Ok(classes) };
     };
-    // An archive that was unpacked into a folder of its own name.
+    // A common error: `folder` is the parent of the data set, as after unpacking an archive into a folder of its name.
     let images: Vec<&PathBuf> = classes.values().flatten().collect();
     if !images.is_empty() && images.iter().all(|image| image.parent() != Some(class)) {
         let (name, class) = (name_of(class), class.display());
@@ -84,7 +84,7 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
 pub struct FolderFiles {
     /// Image files, sorted within each folder.
     pub images: Vec<PathBuf>,
-    /// Number of files without the extension of an image, by extension.
+    /// Numbers of files without an image extension, by extension.
     pub others: BTreeMap<String, usize>,
 }
 
@@ -97,7 +97,7 @@ pub fn describe_skipped(others: &BTreeMap<String, usize>) -> String {
     let kinds: Vec<String> = others.iter().take(5).map(named).collect();
     let more = if others.len() > kinds.len() { ", ..." } else { "" };
     let (count, kinds) = (others.values().sum::<usize>(), kinds.join(", "));
-    format!("skipped files without the extension of an image: {count} ({kinds}{more})")
+    format!("skipped files without an image extension: {count} ({kinds}{more})")
 }
 
 impl FolderFiles {
@@ -111,7 +111,7 @@ impl FolderFiles {
     /// Adds the files in `folder` and its subfolders. `above` contains the folders on the path to it.
     fn collect(&mut self, folder: &Path, above: &mut Vec<PathBuf>) -> Result<()> {
         let own = folder.canonicalize().map_err(unreadable(folder))?;
-        // A symbolic link to a folder above this one would never end.
+        // A symbolic link to a parent folder would be followed forever.
         if above.contains(&own) {
             return Ok(());
         }

@@ -27,7 +27,7 @@ pub struct DecodedImages {
     pub counts: BTreeMap<String, usize>,
     /// Errors of the images that cannot be decoded.
     pub damaged: Vec<Error>,
-    /// Number of files without the extension of an image, by extension.
+    /// Numbers of files without an image extension, by extension.
     pub others: BTreeMap<String, usize>,
 }
 
@@ -61,8 +61,8 @@ pub struct SplitLists {
     pub counts: [usize; 3],
 }
 
-/// Draws `fraction` of each class's images for testing: at least one image, but not all. The draw is the one that
-/// streams make by `split_seed`. Labels number the classes in the order of their names.
+/// Draws `fraction` of each class's images for testing: at least one image, but not all. Streams draw their 80/20 split
+/// with the same generator, seeded by `split_seed`. Labels number the classes in the order of their names.
 ///
 /// # Errors
 /// A fraction outside (0, 1), a class with fewer than two images, an image in a subfolder of its class folder, or a
@@ -89,13 +89,13 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
             return Err(Error::data(folder, format!("has {count}; a split needs at least 2")));
         }
         let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
-        // Readers of a list use the name of an image's folder as its class.
+        // Streams that read a list take the name of an image's folder as its class.
         if let Some(deep) = files.iter().find(|file| file.parent() != Some(&folder)) {
             let reason = format!("is in a subfolder of its class folder; move it into `{class}`");
             return Err(Error::data(deep, reason));
         }
         names.iter().for_each(|name| all.update(format!("{name}\n")));
-        // Rounding makes 0.29 * 100 slightly less than 29.
+        // Without the addition, rounding errors lose an image: 0.29 * 100 is slightly less than 29.
         let tests = (fraction * count as f64 + 1e-9).floor() as usize;
         for (at, half) in draw(names, class, tests.clamp(1, count - 1), seed).into_iter().enumerate() {
             sizes[at] += half.len();

@@ -76,7 +76,7 @@ impl<'a> Batch<'a> {
         }
         match self.0.call(dtype) {
             Some(((_, "dtype"), &[width, ..], _)) if self.0.text(width) == Some("u1") => {}
-            _ => return Err("an array of other values than unsigned bytes".into()),
+            _ => return Err("an array whose values are not unsigned bytes".into()),
         }
         let size = |n| usize::try_from(n).map_err(|_| format!("an array with {n} rows or columns"));
         let shape: Vec<usize> = self.ints(shape)?.into_iter().map(size).collect::<Parsed<_>>()?;

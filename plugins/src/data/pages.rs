@@ -21,7 +21,7 @@ use ruzstd::decoding::StreamingDecoder;
 
 type Result<T> = std::result::Result<T, ParquetError>;
 
-/// Maximum expansion of snappy: three bytes copy at most 64.
+/// Maximum expansion factor of snappy, rounded up: an instruction of three bytes copies at most 64 bytes.
 const MAX_EXPANSION: usize = 22;
 
 /// Compression of a column's pages.
@@ -58,8 +58,8 @@ impl Codec {
     }
 }
 
-/// Number of bytes that the decompressed pages of a file may still take. Few bytes of gzip and zstd can expand to gigabytes,
-/// and a file can refer to the same pages many times.
+/// Number of bytes that the decompressed pages of a file may still take. A few bytes of gzip or zstd can expand to
+/// gigabytes, and a file can refer to the same pages many times.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget(Arc<AtomicU64>);
 
@@ -98,7 +98,7 @@ impl Pages {
         budget: Budget,
     ) -> Result<Self> {
         let column = group.column(leaf);
-        // Declared uncompressed, the pages arrive as they are stored.
+        // With this declaration the parquet crate returns pages as they are stored, without decompressing them.
         let as_stored = column.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()?;
         let rows = usize::try_from(group.num_rows())
             .map_err(|_| ParquetError::General(format!("{} rows", group.num_rows())))?;
@@ -106,7 +106,8 @@ impl Pages {
         Ok(Self { packed, codec, budget })
     }
 
-    /// Decompresses the values of a page. The first `plain` bytes are not compressed. `None` if nothing is.
+    /// Decompresses the values of a page whose first `plain` bytes are not compressed. Returns `None` if nothing in the
+    /// page is compressed.
     fn unpack(&self, stored: &[u8], plain: usize) -> Result<Option<Vec<u8>>> {
         let damaged = || ParquetError::General(format!("a page that is not {} data", self.codec.name()));
         let (levels, mut packed) = stored.split_at_checked(plain).ok_or_else(damaged)?;

@@ -80,8 +80,8 @@ pub(crate) fn read(path: &str, splits: SplitNames<'_>, columns: Columns<'_>, exi
     Ok(DataSet { train, test, classes: classes.names })
 }
 
-/// Returns an error if the labels of a split are withheld, as those of the test images of competitions are: -1 in every
-/// row. `listed` are the names of all files of the data set.
+/// Returns an error if the labels of a split are withheld: -1 in every row, as in test splits of competitions. `key` is
+/// the setting that names the split. `listed` contains the names of all files of the data set.
 fn check_labels(path: &str, key: &str, tables: &[(DataFile, Table)], listed: &[String]) -> Result<()> {
     let mut labels = tables.iter().flat_map(|(_, table)| &table.labels).peekable();
     if labels.peek().is_none() || !labels.all(|label| matches!(label, Label::Number(-1))) {
@@ -185,7 +185,7 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
         if chosen.is_empty() {
             continue;
         }
-        // Files of different data sets, in folders of their own or with names before the split's.
+        // Files with different starts belong to different data sets, which must not be mixed.
         let starts: BTreeSet<&str> = chosen.iter().map(|name| common_start(name, split)).collect();
         if starts.len() > 1 && !split.contains('*') {
             let patterns: Vec<String> = starts.iter().map(|start| format!("`{start}*`")).collect();
@@ -210,12 +210,13 @@ fn of_split(path: &str, names: &[String], splits: &[&str], key: &str) -> Result<
 /// Way in which the name of a file fits the name of a split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fit {
-    /// The file has the split's name and a number (`train.parquet`, `train-1.parquet`, `train-00000-of-00002.parquet`), or
-    /// one of its folders has the split's name, or it matches a pattern.
+    /// The file is named after the split, with or without a number (`train.parquet`, `train-1.parquet`,
+    /// `train-00000-of-00002.parquet`), or one of its folders has the split's name, or the file matches the pattern.
     Own,
-    /// The file's name begins with the split's: `train_full.parquet`.
+    /// The file's name continues after the split's name: `train_full.parquet`.
     Longer,
-    /// The split's name follows that of the data set: `NAME-train.parquet`, `NAME-train-00000-of-00002.parquet`.
+    /// The file is named after the data set and the split, an older convention: `NAME-train.parquet`,
+    /// `NAME-train-00000-of-00002.parquet`.
     Older,
 }
 
@@ -233,7 +234,7 @@ fn fit(name: &str, split: &str) -> Option<Fit> {
     if base == split {
         return Some(Fit::Own);
     }
-    // Splits of the `datasets` library have no hyphen in their names, but other separators.
+    // The `datasets` library writes shards. Its names of splits may contain `_` and `.`, so only a hyphen separates.
     let separators: &[char] = if shard.is_some() { &['-'] } else { &['-', '_', '.'] };
     if base.strip_suffix(split).is_some_and(|start| start.ends_with(separators)) {
         return Some(Fit::Older);
@@ -242,15 +243,15 @@ fn fit(name: &str, split: &str) -> Option<Fit> {
     longer.then_some(Fit::Longer)
 }
 
-/// Returns a file's name without its extension and a number at its end.
+/// Returns a file's name without its extension and without a number before the extension.
 fn without_number(file: &str) -> &str {
     let stem = file.strip_suffix(".parquet").unwrap_or(file);
     let base = stem.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches(['-', '_', '.']);
     if base.is_empty() { stem } else { base }
 }
 
-/// Returns the start that the names of all files of a split of one data set have in common: the folder, and what
-/// precedes the number of a shard.
+/// Returns the part of a file's name that all files of this split and data set begin with: the folder if it has the
+/// split's name; otherwise the folder and the file's name up to the end of the split's name.
 fn common_start<'a>(name: &'a str, split: &str) -> &'a str {
     let folder = folder_of(name);
     if folder.split('/').any(|part| part == split) {
@@ -262,12 +263,12 @@ fn common_start<'a>(name: &'a str, split: &str) -> &'a str {
     name.get(..folder.len() + before + split.len()).unwrap_or(folder)
 }
 
-/// Parts of a name such as `train-00000-of-00002.parquet`, also with a hash before the extension.
+/// Parts of a name such as `train-00000-of-00002.parquet` or `train-00000-of-00002-HASH.parquet`.
 struct Shard<'a> {
     /// Name before the number.
     base: &'a str,
     number: usize,
-    /// Number of shards as it is written.
+    /// Number of shards, as digits of the name with their leading zeros.
     count: &'a str,
 }
 
@@ -296,9 +297,9 @@ fn matches<'a>(name: &'a str, pattern: &str) -> bool {
     name.and_then(|name| middle.split('*').try_fold(name, after)).is_some()
 }
 
-/// Checks that all files named `...-00000-of-00003.parquet` exist once. Numbers begin with 0 or 1.
+/// Checks that each file of a series `...-00000-of-00003.parquet` exists exactly once. Numbers begin with 0 or 1.
 fn check_shards(names: &[String], key: &str) -> Parsed<()> {
-    // Shards by the name before their number, the number of shards, and their own number.
+    // File names, keyed by the name before the number, then by the number of shards, then by the shard's number.
     let mut groups: BTreeMap<&str, BTreeMap<&str, BTreeMap<usize, &String>>> = BTreeMap::new();
     for name in names {
         let Some(Shard { base, number, count }) = Shard::of(name) else { continue };
@@ -321,8 +322,8 @@ fn check_shards(names: &[String], key: &str) -> Parsed<()> {
                 let (there, named) = (total - missing.len(), named.join(", "));
                 let more = if missing.len() > MAX_NAMED { ", ..." } else { "" };
                 return Err(format!(
-                    "found only {there} of the {total} files `{base}-*-of-{count}.parquet`, without {named}{more}; fetch all \
-                     of them"
+                    "found only {there} of the {total} files `{base}-*-of-{count}.parquet`; missing: {named}{more}; fetch \
+                     them too"
                 ));
             }
         }

@@ -99,7 +99,7 @@ fn resolve(root: &Path, listed: &Path) -> Parsed<PathBuf> {
     let deepest = parts.len().saturating_sub(2);
     let mut files = (0..=deepest).map(|skipped| root.join(parts[skipped..].iter().collect::<PathBuf>()));
     files.find(|file| file.is_file()).ok_or_else(|| {
-        let other = if deepest > 0 { ", also not without its leading folders" } else { "" };
+        let other = if deepest > 0 { ", with or without its leading folders" } else { "" };
         format!("no file `{}`{other}", root.join(listed).display())
     })
 }
@@ -122,9 +122,9 @@ enum Place {
     Start,
     /// In the mapping, before a key.
     Mapping,
-    /// After this key.
+    /// After a key, before its value.
     Key(String),
-    /// In the list of this key, after these items.
+    /// In the list of a key, with the items read so far.
     List(String, Vec<String>),
 }
 

@@ -17,11 +17,12 @@ use super::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct SplitConfig {
-    /// Folder with the images, relative to the working directory. Paths in split lists are relative to it.
+    /// Folder with the images, relative to the working directory. Paths in split lists are relative to this folder.
+    /// `image_folder` without lists reads `path/train/CLASS` and `path/test/CLASS` (or `val`, `valid`, `validation`).
     pub path: PathBuf,
     /// List of training images: a text file with lines `.../CLASS/image.jpg LABEL`, or a YAML file with the lists
     /// `data` (paths) and `targets` (labels), the format of the published code. Labels set the order of the classes.
-    /// Leading folders of a path that do not exist, such as `data/imagenet-r`, are dropped. Requires `test_list`.
+    /// If no file has a listed path, leading folders such as `data/imagenet-r` are dropped. Requires `test_list`.
     pub train_list: Option<PathBuf>,
     /// List of test images, in the format of `train_list`. Requires `train_list`.
     pub test_list: Option<PathBuf>,
@@ -48,8 +49,8 @@ impl Default for SplitConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RandomSplitConfig {
-    /// Seed of the split that is drawn if there are no lists and no folders `path/{train,test}`: 80 % of each class's
-    /// images for training, 20 % for testing. It is independent of the run's seed.
+    /// Seed of the split that is drawn if there are no lists and no folders `path/train` and `path/test`: 80 % of the
+    /// images of each folder `path/CLASS` for training, 20 % for testing. The draw is independent of the run's seed.
     pub split_seed: u64,
     /// Folder, lists, tasks, subsets and transforms.
     #[serde(flatten)]
@@ -115,7 +116,7 @@ impl Splits {
         let mut shared = test.classes.values().flatten().filter(|image| train.all.contains(*image));
         if let Some(first) = shared.next() {
             let more = shared.count();
-            let reason = format!("is in both the training list and the test list ({more} more images are)");
+            let reason = format!("is in both the training list and the test list (and {more} more images)");
             return Err(Error::data(first, reason));
         }
         Ok(Self { train: train.classes, test: test.classes, labels })

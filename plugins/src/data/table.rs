@@ -34,10 +34,10 @@ use super::{
 
 /// Maximum size of the decompressed pages of a file, as a multiple of its size.
 const MAX_EXPANSION: u64 = 100;
-/// Size in bytes that the decompressed pages of any file may have.
+/// Minimum budget in bytes for the decompressed pages of a file.
 const MIN_BUDGET: u64 = 64 << 20;
 
-/// Columns to read. A column without a name is found by the file's schema.
+/// Names of the columns to read. `None`: the column is found from the file's metadata and schema.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Columns<'a> {
     pub(crate) image: Option<&'a str>,
@@ -90,7 +90,7 @@ fn parse(file: File, columns: Columns<'_>) -> Parsed<Table> {
     if rows.is_none_or(|rows| rows > length) {
         return Err(format!("is damaged: it claims more rows than it has bytes ({length})"));
     }
-    // Images expand little. Equal labels expand much and are small.
+    // Pages of images expand little. Pages of equal labels expand much, but stay small.
     let budget = Budget::new(length.saturating_mul(MAX_EXPANSION).max(MIN_BUDGET));
     let schema = Schema::new(&reader, again, budget);
     let image = schema.column("image", columns.image, &["image", "img"], "Image")?;

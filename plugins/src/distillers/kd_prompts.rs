@@ -17,8 +17,8 @@ pub struct KdPromptsConfig {
     pub alpha: f64,
     /// Softmax temperature. Higher values give softer targets.
     pub temperature: f64,
-    /// Number of blocks with distillation prompts, counted from the first, which gets the KD token. A number above the
-    /// student's depth means all blocks.
+    /// Number of blocks with distillation prompts, counted from the first. The first block gets the KD token. A number
+    /// above the student's depth means all blocks.
     pub layers: usize,
     /// Rows of a prompt in the blocks after the first. The first half are keys, the second half values.
     pub length: usize,

@@ -21,8 +21,8 @@ use crate::data::{
 #[serde(default)]
 pub struct CifarConfig {
     /// Folder with the data set, or the folder that contains it: the binary version (`cifar-100-binary`,
-    /// `cifar-10-batches-bin`), the Python version (`cifar-100-python`, `cifar-10-batches-py`) or parquet files. Or the
-    /// data set on the hub: `hf:uoft-cs/cifar100` or `hf:uoft-cs/cifar10`, optionally with `@revision`.
+    /// `cifar-10-batches-bin`), the Python version (`cifar-100-python`, `cifar-10-batches-py`) or parquet files. A data
+    /// set on the Hugging Face Hub is `hf:uoft-cs/cifar100` or `hf:uoft-cs/cifar10`, optionally with `@revision`.
     pub path: String,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]
@@ -55,15 +55,16 @@ const PIXELS: usize = 3 * SIDE * SIDE;
 /// Differences between the two data sets.
 struct Variant {
     name: &'static str,
-    /// Files of training images, without the extension of a version.
+    /// Files of training images, without the extension `.bin` of the binary version.
     train: &'static [&'static str],
-    /// File of test images, without the extension of a version.
+    /// File of test images, without the extension `.bin` of the binary version.
     test: &'static str,
     binary: Version,
     python: Version,
     /// Bytes before an image in the binary version; the last is its label.
     label_bytes: usize,
-    /// Column of labels in parquet. The pickles append `s` for the key of the labels and `_names` for the class names.
+    /// Column of labels in parquet files. In pickles, this name with `s` is the key of the labels, and with `_names`
+    /// the key of the class names.
     label: &'static str,
     /// Class names, for folders without a file of class names.
     classes: &'static str,
@@ -74,7 +75,8 @@ struct Version {
     folder: &'static str,
     /// File of class names.
     names: &'static str,
-    /// Whether the files are pickles. Otherwise images are records of label bytes and pixels, and names lines of text.
+    /// Whether the files are pickles. Otherwise a file of images has records of label bytes and pixels, and the file of
+    /// class names has one name per line.
     pickled: bool,
 }
 

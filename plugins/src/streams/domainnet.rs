@@ -10,7 +10,9 @@ use crate::data::splits::{SplitConfig, Splits};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DomainnetConfig {
-    /// Domains whose lists are read. Their images are merged class by class. Default: all six.
+    /// Domains whose lists are read, such as `path/clipart_train.txt` and `path/clipart_test.txt`. Images are in
+    /// folders `path/clipart/CLASS`; those of one class are merged over all domains. Not used if `train_list` and
+    /// `test_list` are set. Default: all six.
     pub domains: Vec<Domain>,
     /// Folder, lists, tasks, subsets and transforms.
     #[serde(flatten)]

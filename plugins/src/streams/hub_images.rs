@@ -14,15 +14,17 @@ pub struct HubImagesConfig {
     /// Data set on the hub, `hf:owner/name` or `hf:owner/name@revision`, or a folder with parquet files, relative to
     /// the working directory. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` apply to the hub.
     pub path: String,
-    /// Training split: the name of a split, with which the names of its files begin (or end, after the name of the data
-    /// set) or which is the name of their folder, or a pattern for the paths of the files in which `*` matches any text.
+    /// Training split: a name or a pattern. A name selects files in a folder of this name, files whose names begin with
+    /// it, or files named after the data set and the split, such as `pets-train.parquet`. A pattern selects files by
+    /// their paths; `*` matches any text.
     pub train_split: String,
     /// Test split, a name or pattern like `train_split`. Default: the first that exists of `test`, `validation`,
     /// `valid` and `val`. Not read if `validation` holds out training images.
     pub test_split: Option<String>,
-    /// Column of images: structs with a field `bytes`, or plain bytes. Default: the only such column.
+    /// Column of images: structs with a field `bytes`, or plain bytes. Default: the only column that the files declare
+    /// as images; otherwise the only column of bytes; otherwise `image` or `img`.
     pub image_column: Option<String>,
-    /// Column of labels: numbers or names. Default: the only column that the files declare as a class label, or
+    /// Column of labels: numbers or names. Default: the only column that the files declare as class labels; otherwise
     /// `label`.
     pub label_column: Option<String>,
     /// Decode every image once before the run begins, so that damaged images are reported at the start.

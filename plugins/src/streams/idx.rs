@@ -21,7 +21,7 @@ pub struct IdxConfig {
     /// Folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
     /// `t10k-labels-idx1-ubyte`, each plain or gzipped (`.gz`). Relative to the working directory.
     pub path: PathBuf,
-    /// Class names in the order of the labels: `numbers`, `fashion_mnist`, or a list.
+    /// Class names: `numbers` (the labels), `fashion_mnist`, or a list in the order of the labels.
     pub class_names: ClassNames,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]
@@ -76,7 +76,7 @@ fn build(config: IdxConfig, context: &StreamContext<'_>) -> Result<Box<dyn TaskS
     let labels = || train.labels.iter().chain(&test.labels).map(|&label| usize::from(label));
     let count = 1 + labels().max().unwrap_or(0);
     let names = match config.class_names {
-        // As in EMNIST's letters. The class without a name has no images and is left out.
+        // Labels that begin with 1, as in EMNIST's letters. Class 0 has no images, so the stream leaves it out.
         ClassNames::List(names) if names.len() + 1 == count && labels().all(|label| label > 0) => {
             [vec!["0".into()], names].concat()
         }
@@ -132,12 +132,12 @@ pub(super) struct IdxFile {
     record: DataRecord,
 }
 
-/// Bytes of a header with three dimensions, the most that is supported.
+/// Size in bytes of a header with three dimensions, the largest supported number.
 const MAX_HEADER: u64 = 16;
 
 impl IdxFile {
-    /// Decompresses gzip data, at most one byte more than its IDX header states, so that a small file cannot fill
-    /// memory. Other data is used unchanged.
+    /// Decompresses gzip data, up to one byte more than its IDX header states, so that a small file cannot fill
+    /// memory. Data that is not gzip stays unchanged.
     pub(super) fn new(path: PathBuf, stored: Vec<u8>) -> Result<Self> {
         let record = DataRecord::of_bytes(&path, &stored);
         if !stored.starts_with(&[0x1f, 0x8b]) {

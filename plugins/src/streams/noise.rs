@@ -8,7 +8,7 @@ use cdl_core::prelude::*;
 pub struct NoiseConfig {
     /// Number of classes.
     pub classes: usize,
-    /// Number of training images of each class, and of test images.
+    /// Number of training images of each class, which is also the number of test images of each class.
     pub images_per_class: usize,
     /// Tasks, subsets and transforms.
     #[serde(flatten)]

@@ -8,8 +8,8 @@
 //     shared memory beyond the requested size
 //
 // `CARD_ORDER` is the order of threads and blocks: forward, backward or shuffled. `CARD_LAUNCHES` names a file for the
-// counts of kernels, copies and products, written when the program ends. `CARD_TRACE` names a file for their names in
-// the order of submission.
+// counts of kernels, copies and products, written when the program ends. `CARD_TRACE` names a file for the
+// name of each of these operations, in the order of submission.
 
 #include <chrono>
 #include <deque>

@@ -24,8 +24,8 @@ pub(super) fn add(count: usize) {
     MULTIPLY_ADDS.fetch_add(count as u64, Ordering::Relaxed);
 }
 
-/// Runs `work`, a recomputation, without counting its multiply-adds. Those of other threads meanwhile are not counted
-/// either.
+/// Runs `work`, a recomputation, without counting its multiply-adds. Multiply-adds of other threads during `work` are
+/// not counted either.
 pub(super) fn recompute<T>(work: impl FnOnce() -> T) -> T {
     let before = MULTIPLY_ADDS.load(Ordering::Relaxed);
     let done = work();
