@@ -438,7 +438,7 @@ fn an_image_in_both_lists_is_refused() -> Result<()> {
         .err()
         .expect("refused")
         .to_string();
-    assert!(refused.contains("a/art_1.png") && refused.contains("(and 1 more images)"), "{refused}");
+    assert!(refused.contains("a/art_1.png") && refused.contains("(and 1 more image)"), "{refused}");
     // A line that repeats an image is dropped.
     let repeating = "a/art_0.png\n./a/art_0.png\nb/art_0.png\nold/a/art_0.png\n";
     assert_eq!(lists(repeating, "a/art_1.png\nb/art_1.png\n")?.train_count(0), 2);

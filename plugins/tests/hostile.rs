@@ -315,7 +315,7 @@ fn lists_cannot_leave_the_folder_or_expand_aliases() {
         (deep.as_str(), "recursion limit"),
         (&format!("data: {deep}"), "recursion limit"),
         ("data: [a/0.png]\n", "no list `targets`"),
-        ("data: [a/0.png]\ntargets: [0, 1]\n", "1 items in `data`, but 2 in `targets`"),
+        ("data: [a/0.png]\ntargets: [0, 1]\n", "`data` has length 1, but `targets` has length 2"),
         ("data: [a/0.png]\ntargets: [!!python/object/apply:os.system [true]]\n", "expected paths or numbers"),
         ("data: [a/0.png]\ntargets: [zero]\n", "label `zero` is not a number"),
         ("data: [a/0.png]\ndata: [a/0.png]\ntargets: [0]\n", "`data` twice"),

@@ -166,14 +166,34 @@ fn float32_agrees_with_float64() {
 #[test]
 fn frozen_tensors_get_no_gradient_and_no_graph() {
     let mut rng = ChaCha8Rng::seed_from_u64(6);
-    let w = Var::from_tensor(&draw(&mut rng, &[4, 4], DType::F32)).unwrap();
+    let w = draw(&mut rng, &[4, 4], DType::F32);
     let x = Var::from_tensor(&draw(&mut rng, &[3, 4], DType::F32)).unwrap();
-    let y = ops::linear(x.as_tensor(), w.as_tensor(), None).unwrap();
+    let y = ops::linear(x.as_tensor(), &w, None).unwrap();
     let gradients = y.sum_all().unwrap().backward().unwrap();
     assert!(gradients.get(&x).is_some());
-    assert!(gradients.get(&w).is_none(), "a weight is constant even if it is a variable");
-    let y = ops::linear(&x.as_tensor().detach(), w.as_tensor(), None).unwrap();
+    assert!(gradients.get(&w).is_none());
+    let y = ops::linear(&x.as_tensor().detach(), &w, None).unwrap();
     assert!(!y.track_op(), "an output without trainable inputs must have no graph");
+}
+
+#[test]
+fn trainable_weights_of_frozen_operations_are_refused() {
+    let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+    let (x, w, v) = (ones(&[3, 4]), ones(&[4, 4]), ones(&[4]));
+    let trainable = |tensor: &Tensor| Var::from_tensor(tensor).unwrap().into_inner();
+    // A weight computed from a variable is trainable too, such as one with a low-rank update.
+    let updated = (&w + trainable(&w)).unwrap();
+    for (result, name) in [
+        (ops::linear(&x, &trainable(&w), None), "`weight`"),
+        (ops::linear(&x, &updated, None), "`weight`"),
+        (ops::linear(&x, &w, Some(&trainable(&v))), "`bias`"),
+        (ops::layer_norm(&x, &trainable(&v), &v, 1e-6), "`gamma`"),
+        (ops::layer_norm(&x, &v, &trainable(&v), 1e-6), "`beta`"),
+    ] {
+        let message = result.expect_err(name).to_string();
+        assert!(message.contains(name) && message.contains("no gradient"), "{message}");
+    }
+    assert!(ops::linear(&x, &trainable(&w).detach(), None).is_ok());
 }
 
 #[test]

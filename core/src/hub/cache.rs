@@ -6,7 +6,7 @@
 
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -164,7 +164,12 @@ impl RepositoryCache {
         }
         let path = self.folder.join("refs").join(revision);
         create_folder_of(&path)?;
-        fs::write(path, commit.as_str())
+        // Another process may read the file at the same time.
+        let mut file =
+            tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(path.parent().unwrap_or(&path))?;
+        file.write_all(commit.as_str().as_bytes())?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
     }
 
     /// Folder of the files of a commit.

@@ -161,7 +161,7 @@ fn yaml(text: &str) -> Parsed<Vec<Entry>> {
     let mut take = |key: &str| lists.remove(key).ok_or_else(|| format!("has no list `{key}`; {plan}"));
     let (data, targets) = (take("data")?, take("targets")?);
     if data.len() != targets.len() {
-        return Err(format!("{} items in `data`, but {} in `targets`", data.len(), targets.len()));
+        return Err(format!("`data` has length {}, but `targets` has length {}", data.len(), targets.len()));
     }
     let entries = data.into_iter().zip(targets).enumerate().map(|(index, (path, label))| {
         let place = format!("item {}", index + 1);

@@ -116,7 +116,12 @@ impl Splits {
         let mut shared = test.classes.values().flatten().filter(|image| train.all.contains(*image));
         if let Some(first) = shared.next() {
             let more = shared.count();
-            let reason = format!("is in both the training list and the test list (and {more} more images)");
+            let more = match more {
+                0 => String::new(),
+                1 => " (and 1 more image)".into(),
+                more => format!(" (and {more} more images)"),
+            };
+            let reason = format!("is in both the training list and the test list{more}");
             return Err(Error::data(first, reason));
         }
         Ok(Self { train: train.classes, test: test.classes, labels })
