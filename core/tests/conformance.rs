@@ -3,15 +3,19 @@
 
 use std::{
     cell::Cell,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use cdl_core::{
     candle_core::{DType, Device, Tensor, Var},
     error::Result,
     nn::Linear,
+    registry::Settings,
     rng::Rng,
-    testing,
+    testing::{self, Noise, TestBed},
     traits::{
         Distiller, DistillerContext, Features, Head, Injection, Kv, Learner, LearnerContext, LossTerm,
         NamedVar, Output, Pass, PromptUsage, Query, Selection, StateDict, Task, require_teacher,
@@ -202,6 +206,41 @@ fn every_contract_violation_of_a_distiller_is_found() {
 #[test]
 fn a_valid_distiller_passes() -> Result<()> {
     testing::check_distiller("faulty", "")
+}
+
+/// Returns the warnings of a run with a fault of the distiller.
+fn warnings(fault: &str) -> Result<String> {
+    let settings = |text: &str| toml::from_str::<Settings>(text).expect("settings");
+    let distiller = ("faulty", &settings(&format!("fault = \"{fault}\"")));
+    let mut trainer = TestBed::new(1)?.trainer_of(("faulty", &settings("")), distiller)?;
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let writer = Arc::clone(&log);
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || Log(Arc::clone(&writer))).finish();
+    tracing::subscriber::with_default(subscriber, || trainer.run(&Noise::new(2), &mut |_| Ok(())))?;
+    let log = log.lock().expect("not poisoned").clone();
+    Ok(String::from_utf8(log).expect("UTF-8"))
+}
+
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_run_warns_once_of_tensors_that_no_gradient_reaches() -> Result<()> {
+    let found = warnings("never_trained")?;
+    assert_eq!(found.matches("no gradient reached `spare` in the first epoch").count(), 1, "{found}");
+    assert!(!warnings("none")?.contains("no gradient"));
+    Ok(())
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]

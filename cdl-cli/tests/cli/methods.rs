@@ -14,6 +14,7 @@ fn run(more: &[&str]) -> (String, Value, Value) {
     let output = cdl(&args.concat());
     let stderr = stderr(&output);
     assert!(output.status.success(), "{more:?}: {stderr}");
+    assert!(!stderr.contains("no gradient reached"), "{more:?}: {stderr}");
     let json = |name: &str| -> Value {
         serde_json::from_slice(&fs::read(dir.join(name)).expect("file")).expect("JSON")
     };

@@ -333,6 +333,7 @@ mod tests {
         let plan = [(true, true), (true, false), (false, true), (true, true)];
         let (a, b) = (make("a", &[1.0, -2.0])?, make("b", &[0.5])?);
         let mut together = Optimizer::new(&config, vec![a.clone(), b.clone()])?;
+        assert_eq!(together.without_gradient(), ["a", "b"]);
         for (step, (of_a, of_b)) in plan.into_iter().enumerate() {
             let mut total = Tensor::zeros((), candle_core::DType::F64, &Device::Cpu)?;
             for (var, on) in [(&a, of_a), (&b, of_b)] {
@@ -348,6 +349,7 @@ mod tests {
                 together = fresh;
             }
         }
+        assert!(together.without_gradient().is_empty());
         for (joint, values) in [(&a, &[1.0, -2.0][..]), (&b, &[0.5])] {
             let var = make("alone", values)?;
             let mut alone = Optimizer::new(&config, vec![var.clone()])?;
