@@ -1,6 +1,8 @@
 //! Tests that the conformance kit finds every violation of the contracts of learners and distillers, and accepts valid
 //! plugins.
 
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::{
     cell::Cell,
     sync::{
