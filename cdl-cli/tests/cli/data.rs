@@ -51,7 +51,7 @@ fn splits_are_reproducible_and_streams_read_them() {
     // A list uses the folder of an image as its class.
     refused(
         &split("7", "0.2", "none"),
-        &["dog/deep/image 0.png", "in a subfolder of its class folder", "move it into `dog`"],
+        &["dog/deep/image 0.png", "in a subfolder of its class folder", "move the images into `dog`"],
     );
     fs::rename(images.join("dog/deep"), images.join("deep")).unwrap();
     fs::remove_dir(images.join("dog")).unwrap();

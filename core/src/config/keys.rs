@@ -93,7 +93,12 @@ fn typed(table: &Settings, figment: &Figment, files: &str) -> Result<RunConfig> 
     for section in ["stream", "teacher", "student", "learner", "distiller"] {
         match table.get(section) {
             None if section == "distiller" && table.contains_key("distillers") => {}
-            None => return Err(fail(format!("section [{section}] is missing"))),
+            None => {
+                return Err(fail(format!(
+                    "section [{section}] is missing; a file that only changes settings must follow a complete \
+                     configuration, as in `cdl run configs/quickstart.toml FILE`"
+                )));
+            }
             Some(toml::Value::Table(t))
                 if !t.contains_key("name") && !["teacher", "student"].contains(&section) =>
             {

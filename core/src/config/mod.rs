@@ -165,10 +165,6 @@ impl Config {
     /// Returns the error of a method that is not registered. The error names the listed plugins that are not loaded,
     /// since one of them may contain the method.
     fn unregistered(&self, section: &str, error: Error) -> Error {
-        let loaded = dynamic::loaded();
-        let is_loaded = |file: &PathBuf| {
-            file.canonicalize().is_ok_and(|file| loaded.iter().any(|loaded| loaded.file == file))
-        };
         let missing = self.run.plugins.iter().filter(|file| !is_loaded(file));
         let missing: Vec<String> = missing.map(|file| file.display().to_string()).collect();
         match self.locate(section, error) {
@@ -179,6 +175,14 @@ impl Config {
             }
             error => error,
         }
+    }
+
+    /// Returns the configuration without the listed plugins that are not loaded, for the record of a run: a run that
+    /// was started without plugins does not need them.
+    pub(crate) fn with_loaded_plugins(&self) -> Self {
+        let mut config = self.clone();
+        config.run.plugins.retain(is_loaded);
+        config
     }
 
     fn to_table(&self) -> Result<Settings> {
@@ -263,4 +267,8 @@ impl Config {
         self.run = run;
         errors
     }
+}
+/// Returns whether a plugin file is loaded.
+fn is_loaded(file: &PathBuf) -> bool {
+    file.canonicalize().is_ok_and(|file| dynamic::loaded().iter().any(|loaded| loaded.file == file))
 }

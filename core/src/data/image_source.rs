@@ -103,7 +103,9 @@ impl ImageSource {
     /// Handles the error of image `index` according to `on_error`: returns it, or skips the image with a warning.
     pub(super) fn skip_image(&self, index: usize, error: Error) -> Result<()> {
         if self.on_error == OnError::Stop {
-            return Err(error);
+            let Error::Data { file, reason } = error else { return Err(error) };
+            let remedy = "remove the file, or set `stream.input.on_error = \"skip\"`";
+            return Err(Error::data(file, format!("{reason}; {remedy}")));
         }
         if self.damaged().insert(index) {
             tracing::warn!("skipping an unreadable image: {error}");

@@ -16,6 +16,7 @@ pub struct EpochReport {
     /// Version of the format of this line. Lines without this key have version 1, where `task` and `epoch` count from
     /// 0.
     #[serde(default = "first_format")]
+    #[schemars(extend("default" = EpochReport::FORMAT))]
     pub format: u32,
     /// Number of the task, from 1.
     pub task: usize,

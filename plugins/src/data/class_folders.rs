@@ -60,6 +60,20 @@ pub(crate) fn scan(folder: &Path) -> Result<Folders> {
     if !others.is_empty() {
         tracing::warn!("{}: {}", folder.display(), describe_skipped(&others));
     }
+    let in_class = |(class, image): &(&PathBuf, &PathBuf)| image.parent() == Some(class.as_path());
+    let pairs = folders.iter().zip(folders.iter().map(|class| classes.get(&name_of(class))));
+    let images =
+        pairs.flat_map(|(class, images)| images.into_iter().flatten().map(move |image| (class, image)));
+    let nested: Vec<_> = images.filter(|pair| !in_class(pair)).collect();
+    if let Some((class, image)) = nested.first().filter(|_| folders.len() > 1) {
+        tracing::warn!(
+            "{}: {} of the images are in subfolders of class folders, such as {}, whose class is `{}`",
+            folder.display(),
+            nested.len(),
+            image.display(),
+            name_of(class),
+        );
+    }
     let [class] = &folders[..] else {
         let none = || Error::data(folder, "has no class folders");
         return if classes.is_empty() { Err(none()) } else { Ok(classes) };
@@ -141,7 +155,7 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Returns the last component of a path.
-fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     printable(Path::new(path.file_name().unwrap_or_default()))
 }
 

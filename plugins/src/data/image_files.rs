@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 pub use super::class_folders::{FolderFiles, describe_skipped};
 use super::{
-    class_folders::{self, printable, split_folders},
+    class_folders::{self, name_of, printable, split_folders},
     splits::draw,
 };
 
@@ -75,8 +75,9 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
             "expected a number above 0 and below 1, such as 0.2",
         ));
     }
-    if split_folders(root).is_some() {
-        let reason = "is already split into `train` and `test`; give one of these folders";
+    if let Some(halves) = split_folders(root) {
+        let [train, test] = halves.map(|half| name_of(&half));
+        let reason = format!("is already split into `{train}` and `{test}`; give one of these folders");
         return Err(Error::data(root, reason));
     }
     let classes = class_folders::scan(root)?;
@@ -91,7 +92,10 @@ pub fn split(root: &Path, fraction: f64, seed: u64) -> Result<SplitLists> {
         let names = files.iter().map(|file| line_name(root, file)).collect::<Result<Vec<_>>>()?;
         // Streams that read a list take the name of an image's folder as its class.
         if let Some(deep) = files.iter().find(|file| file.parent() != Some(&folder)) {
-            let reason = format!("is in a subfolder of its class folder; move it into `{class}`");
+            let reason = format!(
+                "is in a subfolder of its class folder; move the images into `{class}`, or split the folder `{class}` itself \
+                 if its subfolders are the classes"
+            );
             return Err(Error::data(deep, reason));
         }
         names.iter().for_each(|name| all.update(format!("{name}\n")));

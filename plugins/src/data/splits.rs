@@ -130,13 +130,15 @@ impl Splits {
     /// Reads the folders `path/train/CLASS` and `path/test/CLASS` (or `val`, `valid`, `validation`).
     pub(crate) fn folders(path: &Path) -> Result<Self> {
         let Some([train, test]) = split_folders(path) else {
+            let quoted = format!("{path:?}");
+            let shown = if quoted.contains([' ', '\\']) { quoted } else { path.display().to_string() };
             return Err(Error::data(
                 path,
                 format!(
                     "has no folders `train` and `test` (or `val`) with a folder for each class; to split a folder of class \
                      folders, run `cdl data split {} --out splits`, then set `train_list = \"splits/train.txt\"` and \
                      `test_list = \"splits/test.txt\"`",
-                    path.display()
+                    shown
                 ),
             ));
         };

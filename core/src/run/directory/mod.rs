@@ -233,7 +233,7 @@ impl RunDir {
                 Some(lock) => lock,
                 None => lock(staging.path())?,
             };
-            let toml = config.to_toml()?;
+            let toml = config.with_loaded_plugins().to_toml()?;
             write_atomic(&staging.path().join(CONFIG), toml.as_bytes())?;
             let written = RecordFile { record, config_sha256: hex(&Sha256::digest(&toml)) };
             write_json(&staging.path().join(RECORD), &written)?;
