@@ -181,7 +181,7 @@ impl Config {
     /// was started without plugins does not need them.
     pub(crate) fn with_loaded_plugins(&self) -> Self {
         let mut config = self.clone();
-        config.run.plugins.retain(is_loaded);
+        config.run.plugins.retain(|file| is_loaded(file));
         config
     }
 
@@ -269,6 +269,6 @@ impl Config {
     }
 }
 /// Returns whether a plugin file is loaded.
-fn is_loaded(file: &PathBuf) -> bool {
+fn is_loaded(file: &Path) -> bool {
     file.canonicalize().is_ok_and(|file| dynamic::loaded().iter().any(|loaded| loaded.file == file))
 }
