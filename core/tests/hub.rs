@@ -520,9 +520,11 @@ fn transfers_are_limited_in_size_and_time() {
     for (owner, problem) in [
         ("endless", "it sends more than the announced 7 bytes"),
         ("stalled", "stopped after 3 of 7 bytes: no byte arrived for 1 s (HF_HUB_DOWNLOAD_TIMEOUT)"),
+        ("slow", "fewer than 1000 bytes per second arrive"),
         ("broken", "stopped after 3 of 7 bytes"),
     ] {
-        world.publish(&format!("{owner}/vit"), "main", b"weights", Some(b"{}"));
+        let weights = if owner == "slow" { [b'w'; 1000].to_vec() } else { b"weights".to_vec() };
+        world.publish(&format!("{owner}/vit"), "main", &weights, Some(b"{}"));
         let refusal =
             world.fetch_with(&format!("hf:{owner}/vit"), &[("HF_HUB_DOWNLOAD_TIMEOUT", "1")]).refusal();
         let address = format!("{}/cdn/{owner}/vit/main/model.safetensors", world.hub.endpoint());
@@ -535,6 +537,17 @@ fn transfers_are_limited_in_size_and_time() {
         let attempts = world.hub.requests().iter().filter(|request| **request == address).count();
         assert_eq!(attempts, if owner == "endless" { 1 } else { 3 });
     }
+}
+
+#[test]
+fn sizes_and_errors_of_a_server_fill_neither_disk_nor_memory() {
+    let world = World::new();
+    world.publish("own/vit", "main", b"weights", Some(b"{}"));
+    fs::write(world.served().join("headers"), format!("X-Linked-Size: {}", 1_u64 << 62)).unwrap();
+    let refusal = world.fetch("hf:own/vit").refusal();
+    refusal.assert_contains(&["cannot store `hf:own/vit`", "4611686018427.4 MB", "MB are free"]);
+    world.publish("angry/vit", "main", b"weights", None);
+    world.fetch("hf:angry/vit").refusal().assert_contains(&["the response is 400"]);
 }
 
 #[test]
@@ -794,8 +807,9 @@ fn sha256(bytes: &[u8]) -> String {
 ///
 /// As on the hub, weights are stored separately: their address redirects to one without access control and states their
 /// SHA-256, while a configuration is served directly. Some owners are special: `private` requires a token, `gated`
-/// refuses it, `broken` closes the connection in the middle of the weights, `stalled` stops sending there, `endless`
-/// sends weights without end, and `moved` redirects to another name of the same server. While there is a file
+/// refuses it, `broken` closes the connection in the middle of the weights, `stalled` stops sending there, `slow`
+/// sends ten bytes a second from there on, `endless` sends weights without end, `angry` answers every request with an
+/// error page without end, and `moved` redirects to another name of the same server. While there is a file
 /// `<root>/down`, every response is 503. Lines `name: value` in a file `<root>/headers` replace headers of files.
 struct LoopbackHub {
     address: SocketAddr,
@@ -860,7 +874,7 @@ fn serve_connection(mut stream: &TcpStream, address: SocketAddr, root: &Path, lo
     let response = answer(&request, address, root);
 
     let mut head = format!("HTTP/1.1 {} -\r\nConnection: close\r\n", response.status);
-    if !request.path.starts_with("/cdn/endless/") {
+    if !["/cdn/endless/", "/api/models/angry/"].iter().any(|path| request.path.starts_with(path)) {
         head.push_str(&format!("Content-Length: {}\r\n", response.body.len()));
     }
     for (name, value) in &response.headers {
@@ -870,14 +884,23 @@ fn serve_connection(mut stream: &TcpStream, address: SocketAddr, root: &Path, lo
 
     let body = match request.method.as_str() {
         "HEAD" => &[],
-        _ if ["/cdn/broken/", "/cdn/stalled/"].iter().any(|cut| request.path.starts_with(cut)) => {
+        _ if ["/cdn/broken/", "/cdn/stalled/", "/cdn/slow/"]
+            .iter()
+            .any(|cut| request.path.starts_with(cut)) =>
+        {
             &response.body[..response.body.len() / 2]
         }
         _ => response.body.as_slice(),
     };
     // The client may have closed the connection.
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
-    if request.path.starts_with("/cdn/endless/") {
+    if request.path.starts_with("/cdn/slow/") {
+        for _ in 0..100 {
+            thread::sleep(Duration::from_millis(100));
+            let _ = stream.write_all(b"w");
+        }
+    }
+    if request.path.starts_with("/cdn/endless/") || request.path.starts_with("/api/models/angry/") {
         while stream.write_all(&[0; 1 << 16]).is_ok() {}
     }
     if request.path.starts_with("/cdn/stalled/") {
@@ -925,6 +948,7 @@ fn answer(request: &Request, address: SocketAddr, root: &Path) -> Response {
     match owner {
         _ if root.join("down").exists() => return plain(503, b""),
         "private" if !known => return plain(401, b""),
+        "angry" => return plain(400, b""),
         "gated" if file.is_some() => return plain(if known { 403 } else { 401 }, b""),
         "moved" if file.is_some() && request.host.starts_with("127.") => {
             let location = format!("http://localhost:{}{}", address.port(), request.path);

@@ -208,6 +208,9 @@ fn a_pass_can_start_at_any_batch_if_the_skipped_images_are_known() {
     }
 }
 
+/// End of the message about a damaged image.
+const REMEDY: &str = "remove the file, or set `stream.input.on_error = \"skip\"`";
+
 #[test]
 fn the_first_damaged_image_in_order_ends_the_pass_at_its_batch() {
     let intact = Images::new(48);
@@ -226,10 +229,10 @@ fn the_first_damaged_image_in_order_ends_the_pass_at_its_batch() {
         assert_eq!(batches.len(), 3);
         assert!(batches[..2].iter().all(Result::is_ok));
         let error = batches[2].as_ref().unwrap_err().to_string();
-        assert_eq!(error, format!("{}.png: is damaged", order[9]));
+        assert_eq!(error, format!("{}.png: is damaged; {REMEDY}", order[9]));
         assert_eq!(stream.verify().unwrap_err().to_string(), {
             let first = images.damaged.keys().find(|&&index| index % CLASSES < 2).unwrap();
-            format!("{first}.png: is damaged")
+            format!("{first}.png: is damaged; {REMEDY}")
         });
     }
 }
@@ -240,7 +243,8 @@ fn a_panic_of_the_reader_is_an_error_that_names_the_image() {
     for workers in [0, 1, 3] {
         let stream = stream(&images, &images, settings(workers, 1, OnError::Stop));
         let last = stream.test_batches(0, 5).last().unwrap();
-        assert_eq!(last.unwrap_err().to_string(), "4.png: the image reader panicked: cannot decode 4.png");
+        let expected = format!("4.png: the image reader panicked: cannot decode 4.png; {REMEDY}");
+        assert_eq!(last.unwrap_err().to_string(), expected);
     }
 }
 

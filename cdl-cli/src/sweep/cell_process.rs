@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use cdl_core::system::atomic::write_atomic;
+use cdl_core::system::{atomic::write_atomic, files};
 
 use super::{
     layout::{load_config, lock_cell, process_file, run_folder},
@@ -54,6 +54,6 @@ pub fn record_failure(folder: &Path, cell: &str, message: &str) {
 
 /// Reason why the cell's last process failed, if it did.
 pub fn recorded_failure(folder: &Path, cell: &str) -> Option<String> {
-    let text = fs::read_to_string(process_file(folder, cell, "failure")).ok()?;
+    let text = files::read_to_string(&process_file(folder, cell, "failure")).ok()?;
     Some(text.trim_end().into())
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cdl_core::run::directory::read_results;
+use cdl_core::{run::directory::read_results, system::files};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{
@@ -132,7 +132,7 @@ fn start(sweep: &Sweep, number: usize, threads: usize) -> Result<Running, Failur
     let log = process_file(&sweep.folder, name, "txt");
     let open = || {
         fs::create_dir_all(sweep.folder.join("logs"))?;
-        let file = OpenOptions::new().create(true).append(true).open(&log)?;
+        let file = files::open_own(OpenOptions::new().create(true).append(true), &log)?;
         Ok((file.metadata()?.len(), file.try_clone()?, file))
     };
     let (log_start, out, err) = open().map_err(io(&log))?;

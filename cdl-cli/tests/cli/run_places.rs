@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::Path,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
     thread::sleep,
     time::Duration,
 };
@@ -164,6 +164,40 @@ fn links_in_a_run_directory_are_not_followed() {
             fs::rename(&aside, &path).unwrap();
         }
     }
+}
+
+#[test]
+fn pipes_and_hard_links_are_neither_waited_for_nor_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    succeed_in(root, "run", &[]);
+    let run = root.join("run");
+    fs::write(root.join("victim"), "mine").unwrap();
+    for name in [".lock", "log.txt", "metrics.jsonl"] {
+        let results = fs::read(run.join("results.json")).unwrap();
+        let original = fs::read(run.join(name)).unwrap();
+        // An unfinished run, so that it would be resumed.
+        fs::remove_file(run.join("results.json")).unwrap();
+        for pipe in [true, false] {
+            fs::remove_file(run.join(name)).unwrap();
+            match pipe {
+                true => assert!(Command::new("mkfifo").arg(run.join(name)).status().unwrap().success()),
+                false => fs::hard_link(root.join("victim"), run.join(name)).unwrap(),
+            }
+            let output = cdl(&["resume", run.to_str().unwrap()]);
+            assert!(!output.status.success());
+            assert!(stderr(&output).contains("it is a link, pipe or device"), "{name}: {}", stderr(&output));
+            assert_eq!(fs::read_to_string(root.join("victim")).unwrap(), "mine", "{name}");
+        }
+        fs::remove_file(run.join(name)).unwrap();
+        fs::write(run.join(name), original).unwrap();
+        fs::write(run.join("results.json"), results).unwrap();
+    }
+    // A folder of the user whose name only begins like a temporary one is kept.
+    fs::create_dir(root.join(".cdl-notes")).unwrap();
+    fs::write(root.join(".cdl-notes/.lock"), "").unwrap();
+    succeed_in(root, "run", &["--overwrite"]);
+    assert!(root.join(".cdl-notes").exists());
 }
 
 /// Changes one byte in the middle of a file.

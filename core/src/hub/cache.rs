@@ -5,14 +5,18 @@
 //! [`Digest`]s: hexadecimal digits, which cannot lead out of the folder.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use tempfile::NamedTempFile;
 
-use crate::{error::HubError, hub::dataset::names_below, system::atomic::UNFINISHED};
+use crate::{
+    error::HubError,
+    hub::dataset::names_below,
+    system::{atomic::UNFINISHED, files},
+};
 
 /// Commit or entity tag: 40 or 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +84,7 @@ impl RepositoryCache {
     /// Returns the commit of a revision, if the cache contains it. A commit is its own revision.
     pub(super) fn commit(&self, revision: &str) -> Option<Digest> {
         Digest::commit(revision).or_else(|| {
-            let commit = crate::system::files::read_to_string(&self.folder.join("refs").join(revision));
+            let commit = files::read_to_string(&self.folder.join("refs").join(revision));
             Digest::commit(commit.ok()?.trim())
         })
     }
@@ -122,7 +126,8 @@ impl RepositoryCache {
     /// Waits until no other process fetches the contents of entity tag `etag`. The lock ends when the file is dropped.
     pub(super) fn lock(&self, etag: &Digest) -> io::Result<File> {
         fs::create_dir_all(&self.locks)?;
-        let file = File::create(self.locks.join(format!("{}.lock", etag.as_str())))?;
+        let path = self.locks.join(format!("{}.lock", etag.as_str()));
+        let file = files::open_own(OpenOptions::new().write(true).create(true).truncate(false), &path)?;
         file.lock()?;
         Ok(file)
     }
@@ -154,7 +159,7 @@ impl RepositoryCache {
     pub(super) fn add_absence(&self, revision: &str, commit: &Digest, name: &str) -> io::Result<()> {
         let path = self.absence(commit, name);
         create_folder_of(&path)?;
-        File::create(path)?;
+        files::open_own(OpenOptions::new().write(true).create(true).truncate(false), &path)?;
         self.record_revision(revision, commit)
     }
 

@@ -6,10 +6,7 @@ use std::{
     thread,
 };
 
-use hf_hub::{
-    HFClient, HFError,
-    repository::{HFRepository, RepoType, RepoTypeDataset, RepoTypeModel},
-};
+use hf_hub::repository::{RepoType, RepoTypeDataset, RepoTypeModel};
 use tokio::runtime;
 
 use crate::{
@@ -21,15 +18,12 @@ use crate::{
         dataset::DataFile,
         environment::{Environment, public},
         file_name,
-        transfer::{Answer, Transfer, client, innermost},
+        transfer::{Answer, Transfer},
         weight_files::{CONFIG, PREPROCESSOR, WEIGHTS},
     },
     traits::Provenance,
 };
 
-/// Number of retries of a failed request. Smaller than the client's default, so that without a connection the cached
-/// copy is used within a second.
-const RETRIES: usize = 2;
 /// Branch used when a source names no revision.
 const DEFAULT_REVISION: &str = "main";
 
@@ -88,14 +82,13 @@ struct Repository<T: RepoType> {
     kind: T,
 }
 
-/// Clients of the hub and the runtime that drives them.
-struct Network<T: RepoType> {
-    hub: HFRepository<T>,
+/// Client of the hub and the runtime that drives it.
+struct Network {
     transfer: Transfer,
     runtime: runtime::Runtime,
 }
 
-impl<T: RepoType> Network<T> {
+impl Network {
     /// Runs a request to its end, on a new thread: the caller's thread may belong to another async runtime, in which
     /// waiting for a request panics.
     fn run<A: Send, R: Future<Output = A>>(&self, request: impl FnOnce() -> R + Send) -> A {
@@ -115,25 +108,13 @@ impl<T: RepoType> Repository<T> {
         Ok(Self { wanted, id: id.to_owned(), revision, environment, endpoint, cache, kind })
     }
 
-    /// Sets up the clients; sends nothing.
-    fn connect(&self) -> Result<Network<T>, HubError> {
+    /// Sets up the client; sends nothing.
+    fn connect(&self) -> Result<Network, HubError> {
         let transfer = Transfer::new(&self.wanted, &self.environment)?;
-        let unusable = |reason: String| HubError::Client { wanted: self.wanted.clone(), reason };
-        let http = client(&self.environment, reqwest::redirect::Policy::default());
-        let hub = HFClient::builder()
-            .client(http.map_err(|error| unusable(innermost(&error)))?)
-            .endpoint(&self.environment.endpoint)
-            .cache_dir(&self.environment.cache)
-            .retry_max_attempts(RETRIES);
-        let hub = match &self.environment.token {
-            Some(token) => hub.token(token),
-            None => hub,
-        };
-        let hub = hub.build().map_err(|error| unusable(self.reason(&error)))?;
-        let (owner, name) = hf_hub::split_id(&self.id);
-        let hub = hub.repository(T::default(), owner, name);
-        let runtime = runtime::Builder::new_current_thread().enable_all().build();
-        Ok(Network { hub, transfer, runtime: runtime.map_err(|error| unusable(error.to_string()))? })
+        let unusable =
+            |error: io::Error| HubError::Client { wanted: self.wanted.clone(), reason: error.to_string() };
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(unusable)?;
+        Ok(Network { transfer, runtime })
     }
 
     /// Fetches the newest version on the hub with `fetch`. Returns the cached version if the hub does not respond or
@@ -141,7 +122,7 @@ impl<T: RepoType> Repository<T> {
     fn newest<E: From<HubError>>(
         &self,
         cached: impl FnOnce() -> Result<Option<Vec<CachedFile>>, E>,
-        fetch: impl FnOnce(&Network<T>) -> Result<Vec<CachedFile>, E>,
+        fetch: impl FnOnce(&Network) -> Result<Vec<CachedFile>, E>,
     ) -> Result<Vec<CachedFile>, E> {
         if self.environment.offline {
             let cache = self.environment.cache.clone();
@@ -169,25 +150,21 @@ impl<T: RepoType> Repository<T> {
     }
 
     /// Checks on the hub that the repository and the revision exist.
-    fn check_exists(&self, network: &Network<T>) -> Result<(), HubError> {
+    fn check_exists(&self, network: &Network) -> Result<(), HubError> {
         let (wanted, endpoint) = (self.wanted.clone(), self.endpoint.clone());
-        let failed = |error| self.explain(error);
-        if network.run(|| network.hub.revision_exists().revision(&self.revision).send()).map_err(failed)? {
+        let repository: Vec<&str> = [self.kind.plural()].into_iter().chain(self.id.split('/')).collect();
+        let revision = [&repository[..], &["revision", &self.revision]].concat();
+        if network.run(|| network.transfer.exists(&revision))? {
             return Ok(());
         }
-        Err(match network.run(|| network.hub.exists().send()).map_err(failed)? {
+        Err(match network.run(|| network.transfer.exists(&repository))? {
             true => HubError::NoRevision { wanted, revision: self.revision.clone() },
             false => HubError::NoRepository { wanted, kind: self.kind.singular(), endpoint },
         })
     }
 
     /// Fetches a file of the hub into the cache. Returns `None` if the revision has no such file.
-    fn fetch(
-        &self,
-        network: &Network<T>,
-        revision: &str,
-        name: &str,
-    ) -> Result<Option<CachedFile>, HubError> {
+    fn fetch(&self, network: &Network, revision: &str, name: &str) -> Result<Option<CachedFile>, HubError> {
         if Digest::commit(revision).is_some() {
             match self.cache.lookup(revision, name) {
                 Lookup::Found(file) => return Ok(Some(file)),
@@ -215,7 +192,7 @@ impl<T: RepoType> Repository<T> {
     }
 
     /// Fetches the weights, followed by their configuration files, if the same commit has any.
-    fn fetch_weights(&self, network: &Network<T>) -> Result<Vec<CachedFile>, HubError> {
+    fn fetch_weights(&self, network: &Network) -> Result<Vec<CachedFile>, HubError> {
         let get = |revision: &str, name: &str| self.fetch(network, revision, name);
         let [preferred, other] = WEIGHTS;
         let weights = match get(&self.revision, preferred)? {
@@ -268,51 +245,8 @@ impl<T: RepoType> Repository<T> {
         }
     }
 
-    /// Converts an error of the client library.
-    fn explain(&self, error: HFError) -> HubError {
-        let (wanted, revision) = (self.wanted.clone(), self.revision.clone());
-        let (endpoint, cache) = (self.endpoint.clone(), self.environment.cache.clone());
-        let reason = self.reason(&error);
-        match error {
-            HFError::AuthRequired { .. } => HubError::TokenRequired { wanted, endpoint },
-            HFError::Forbidden { .. } => HubError::Forbidden { wanted, endpoint },
-            HFError::RepoNotFound { .. } => {
-                HubError::NoRepository { wanted, kind: self.kind.singular(), endpoint }
-            }
-            HFError::RevisionNotFound { .. } => HubError::NoRevision { wanted, revision },
-            HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
-                HubError::Unreachable { wanted, endpoint, cache, reason }
-            }
-            HFError::Request { source, .. } if !source.is_builder() && !source.is_redirect() => {
-                HubError::Transfer { wanted, endpoint, problem: format!("failed: {reason}") }
-            }
-            HFError::RateLimited { .. } => {
-                HubError::Transfer { wanted, endpoint, problem: format!("failed: {reason}") }
-            }
-            HFError::Http { context } if context.status.is_server_error() => {
-                HubError::Transfer { wanted, endpoint, problem: format!("failed: {}", context.status) }
-            }
-            _ => HubError::Endpoint { wanted, endpoint, reason },
-        }
-    }
-
-    /// Returns the reason of an error of the client library on one line, without the password that the address of the
-    /// hub may contain.
-    fn reason(&self, error: &HFError) -> String {
-        match error {
-            HFError::Request { source, .. } if source.is_timeout() => {
-                format!(
-                    "no byte arrived for {} s (HF_HUB_DOWNLOAD_TIMEOUT)",
-                    self.environment.stall.as_secs()
-                )
-            }
-            HFError::Request { source, .. } => innermost(source),
-            error => error.to_string().replace(&self.environment.endpoint, &self.endpoint),
-        }
-    }
-
     /// Lists the names of all files on the hub, sorted.
-    fn list(&self, network: &Network<T>) -> Result<Vec<String>, HubError> {
+    fn list(&self, network: &Network) -> Result<Vec<String>, HubError> {
         let path = format!("{}/{}", self.kind.plural(), self.id);
         let mut names = network.run(|| network.transfer.list(&path, &self.revision))?;
         // A malicious server must not write outside the cache.
@@ -323,7 +257,7 @@ impl<T: RepoType> Repository<T> {
 
     fn fetch_data(
         &self,
-        network: &Network<T>,
+        network: &Network,
         names: Vec<String>,
         seen: &dyn Fn(),
     ) -> Result<Vec<CachedFile>, HubError> {

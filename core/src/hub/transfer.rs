@@ -1,13 +1,14 @@
 //! Transfers from the hub, limited in time and in size.
 //!
 //! The library `hf-hub` joins response headers to paths of the cache unchecked, and waits without limit for as many bytes
-//! as a server sends. Files and lists are therefore transferred here. Redirects are followed one by one: the token is
+//! as a server sends. All requests are therefore sent from here. Redirects are followed one by one: the token is
 //! sent to the hub alone.
 
 use std::{
     error::Error,
     fmt::Display,
     io::Write,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -36,8 +37,12 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MAX_REDIRECTS: usize = 10;
 /// Largest size of one page of a list of files, in bytes.
 const MAX_PAGE: usize = 16 << 20;
+/// Largest size of a list of files, in bytes.
+const MAX_LIST: usize = 64 << 20;
 /// Largest number of pages of a list of files.
 const MAX_PAGES: usize = 1000;
+/// Smallest rate of a transfer, in bytes per second. A server that sends a byte now and then never stays silent.
+const MIN_RATE: u64 = 1000;
 /// Interval between log lines about the progress of a transfer.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
@@ -53,6 +58,8 @@ pub(super) struct Transfer {
     endpoint: Url,
     token: Option<String>,
     stall: Duration,
+    /// Folder of fetched repositories, for messages.
+    cache: PathBuf,
     /// Source as written by the user, for messages.
     wanted: String,
 }
@@ -63,6 +70,31 @@ pub(super) enum Answer {
     File { commit: Digest, etag: Digest },
     /// The revision has no such file. The commit of the revision, if the response contains one.
     Missing(Option<Digest>),
+}
+
+/// Rate of a transfer, measured over periods as long as a silence may be.
+struct Pace {
+    period: Duration,
+    start: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(period: Duration) -> Self {
+        Self { period, start: Instant::now(), bytes: 0 }
+    }
+
+    /// Adds received bytes. Returns whether fewer than [`MIN_RATE`] bytes per second arrived in the period that ends.
+    fn is_too_slow(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes as u64;
+        let elapsed = self.start.elapsed();
+        if elapsed < self.period {
+            return false;
+        }
+        let slow = (self.bytes as f64) < MIN_RATE as f64 * elapsed.as_secs_f64();
+        (self.start, self.bytes) = (Instant::now(), 0);
+        slow
+    }
 }
 
 /// Failure of one attempt.
@@ -92,9 +124,34 @@ impl Transfer {
         if !["http", "https"].contains(&endpoint.scheme()) {
             return Err(unusable(format!("`{address}` has the scheme `{}`", endpoint.scheme())));
         }
-        let http = client(environment, Policy::none()).map_err(|error| unusable(innermost(&error)))?;
+        let http = client(environment).map_err(|error| unusable(innermost(&error)))?;
         let (token, stall) = (environment.token.clone(), environment.stall);
-        Ok(Self { http, endpoint, token, stall, wanted: wanted.to_owned() })
+        let cache = environment.cache.clone();
+        Ok(Self { http, endpoint, token, stall, cache, wanted: wanted.to_owned() })
+    }
+
+    /// Returns whether the hub has the page of the API at `path`, such as `models/owner/name`. Reads no body.
+    ///
+    /// # Errors
+    /// No connection, or a response other than success and "not found".
+    pub(super) async fn exists(&self, path: &[&str]) -> Result<bool, HubError> {
+        let first = self.url(["api"].iter().chain(path).copied());
+        self.repeated(async || {
+            let mut url = first.clone();
+            for _ in 0..=MAX_REDIRECTS {
+                let response = self.send(&url).await?;
+                match response.status() {
+                    StatusCode::NOT_FOUND => return Ok(false),
+                    status if status.is_success() => return Ok(true),
+                    status if status.is_redirection() => {
+                        url = self.redirected(&url, header(response.headers(), LOCATION.as_str()))?;
+                    }
+                    status => return Err(self.refusal(&url, status)),
+                }
+            }
+            Err(self.not_a_hub(&url, &format!("there are more than {MAX_REDIRECTS} redirects")).into())
+        })
+        .await
     }
 
     /// Requests a file of a revision and stores its contents as a blob of the cache, unless the blob exists.
@@ -129,15 +186,15 @@ impl Transfer {
         let mut first = self.url(["api"].into_iter().chain(repository.split('/')).chain(["tree", revision]));
         first.set_query(Some("recursive=true"));
         let mut next = Some(first);
-        let (mut names, mut pages) = (Vec::new(), 0);
+        let (mut names, mut pages, mut bytes) = (Vec::new(), 0, 0);
         while let Some(url) = next {
-            pages += 1;
-            if pages > MAX_PAGES {
-                return Err(
-                    self.not_a_hub(&url, &format!("the list of files has more than {MAX_PAGES} pages"))
-                );
-            }
             let (page, link) = self.repeated(async || self.page(&url).await).await?;
+            (pages, bytes) = (pages + 1, bytes + page.len());
+            if pages > MAX_PAGES || bytes > MAX_LIST {
+                let problem =
+                    format!("the list of files has more than {MAX_PAGES} pages or {MAX_LIST} bytes");
+                return Err(self.not_a_hub(&url, &problem));
+            }
             let entries: Vec<RepoTreeEntry> = serde_json::from_slice(&page).map_err(|error| {
                 self.not_a_hub(&url, &format!("the list of files is not valid JSON ({error})"))
             })?;
@@ -146,7 +203,7 @@ impl Transfer {
                 RepoTreeEntry::Directory { .. } => None,
             }));
             // A mirror may pass on links to the hub that it copies; only the endpoint itself receives the token.
-            next = link;
+            next = link.map(|link| self.redirected(&url, Some(link.into()))).transpose()?;
         }
         Ok(names)
     }
@@ -247,6 +304,12 @@ impl Transfer {
         if cache.blob(etag).exists() {
             return Ok(());
         }
+        let free =
+            fs4::available_space(&cache.folder).or_else(|_| fs4::available_space(".")).map_err(unwritable)?;
+        if size > free {
+            let short = format!("`{name}` has {} MB, {} MB are free", megabytes(size), megabytes(free));
+            return Err(unwritable(std::io::Error::other(short)));
+        }
         let mut file = cache.new_blob().map_err(unwritable)?;
         tracing::info!(
             "fetching `{name}` of `{}`, {} MB, from {}",
@@ -255,6 +318,7 @@ impl Transfer {
             public(url.as_str())
         );
         let (mut received, mut hasher, mut reported) = (0, Sha256::new(), Instant::now());
+        let mut pace = Pace::new(self.stall);
         while received < size {
             let stopped = |problem: String| {
                 Failure::Passing(
@@ -266,6 +330,9 @@ impl Transfer {
                 Ok(None) => return Err(stopped("the server closed the connection".to_owned())),
                 Ok(Some(chunk)) => chunk,
             };
+            if pace.is_too_slow(chunk.len()) {
+                return Err(stopped(format!("fewer than {MIN_RATE} bytes per second arrive")));
+            }
             received += chunk.len() as u64;
             if received > size {
                 break;
@@ -307,8 +374,12 @@ impl Transfer {
             }
             let next = header(response.headers(), LINK.as_str()).and_then(|links| next_page(&links));
             let next = next.and_then(|link| url.join(&link).ok());
-            let mut page = Vec::new();
+            let (mut page, mut pace) = (Vec::new(), Pace::new(self.stall));
             while let Some(chunk) = response.chunk().await.map_err(|error| self.interrupted(&url, &error))? {
+                if pace.is_too_slow(chunk.len()) {
+                    let problem = format!("stopped: fewer than {MIN_RATE} bytes per second arrive");
+                    return Err(Failure::Passing(self.failed(&url, &problem)));
+                }
                 page.extend_from_slice(&chunk);
                 if page.len() > MAX_PAGE {
                     let problem = format!("a page of the list of files has more than {MAX_PAGE} bytes");
@@ -330,7 +401,9 @@ impl Transfer {
                 Err(Failure::Lasting(error)) => return Err(error),
                 Err(Failure::Passing(error)) if count == ATTEMPTS => return Err(error),
                 Err(Failure::Passing(error)) => {
-                    tracing::warn!("{error} (attempt {count} of {ATTEMPTS})");
+                    if !matches!(error, HubError::Unreachable { .. }) {
+                        tracing::warn!("{error} (attempt {count} of {ATTEMPTS})");
+                    }
                     tokio::time::sleep(PAUSE * 2_u32.pow(count - 1)).await;
                 }
             }
@@ -340,7 +413,9 @@ impl Transfer {
     /// Sends a request, with the token if it goes to the hub itself.
     async fn send(&self, url: &Url) -> Result<Response, Failure> {
         let mut request = self.http.get(url.clone());
-        if let Some(token) = self.token.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
+        // A user name and password in the address are sent in the same header.
+        let takes_token = url.origin() == self.endpoint.origin() && url.username().is_empty();
+        if let Some(token) = self.token.as_ref().filter(|_| takes_token) {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
         request.send().await.map_err(|error| self.interrupted(url, &error))
@@ -387,6 +462,12 @@ impl Transfer {
     }
 
     fn interrupted(&self, url: &Url, error: &reqwest::Error) -> Failure {
+        if error.is_connect() {
+            // Large files are served by other hosts than the hub.
+            let (wanted, endpoint) = (self.wanted.clone(), public(&url.origin().ascii_serialization()));
+            let (cache, reason) = (self.cache.clone(), self.reason(error));
+            return Failure::Passing(HubError::Unreachable { wanted, endpoint, cache, reason });
+        }
         Failure::Passing(self.failed(url, &format!("failed: {}", self.reason(error))))
     }
 
@@ -421,13 +502,17 @@ impl Transfer {
 }
 
 /// Returns an HTTP client with the time limits of the environment.
-pub(super) fn client(environment: &Environment, redirects: Policy) -> reqwest::Result<Client> {
+fn client(environment: &Environment) -> reqwest::Result<Client> {
     let builder = Client::builder().user_agent(concat!("cdl/", env!("CARGO_PKG_VERSION")));
-    builder.redirect(redirects).connect_timeout(environment.stall).read_timeout(environment.stall).build()
+    builder
+        .redirect(Policy::none())
+        .connect_timeout(environment.stall)
+        .read_timeout(environment.stall)
+        .build()
 }
 
 /// Returns the innermost cause of an error: the outer ones only repeat the address.
-pub(super) fn innermost(error: &dyn Error) -> String {
+fn innermost(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -12,7 +12,10 @@ use serde::Serialize;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-use crate::error::{Error, Result, if_there, io};
+use crate::{
+    error::{Error, Result, if_there, io},
+    system::files,
+};
 
 /// Prefix of the names of temporary files and folders. A killed process may leave some behind.
 pub(crate) const UNFINISHED: &str = ".cdl-";
@@ -199,7 +202,7 @@ fn moved_aside(place: &Path) -> PathBuf {
 /// Moves the folder of `place` back, if a process was killed while it replaced the folder.
 pub(crate) fn recover(place: &Path) -> Result<()> {
     let aside = moved_aside(place);
-    if place.symlink_metadata().is_ok() || !aside.is_dir() {
+    if place.symlink_metadata().is_ok() || !is_folder(&aside) {
         return Ok(());
     }
     fs::rename(&aside, place).map_err(io(place))?;
@@ -207,30 +210,39 @@ pub(crate) fn recover(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the temporary folders that killed processes left in `folder`. A folder whose lock file is locked is in use.
-/// A folder with an unlocked lock file is removed after a minute, since a new folder may not be locked yet. A folder
-/// without a lock file may be in use, so it is removed only after a day.
+/// Removes the temporary folders that killed processes left in `folder`. A folder is ours if its name is one that
+/// [`temporary_folder`] gives or that of a replaced folder, and if it has a lock file. It is in use while the lock is held;
+/// a new one may not be locked yet. A folder that cannot be removed stays.
 fn remove_abandoned(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(io(folder))? {
         let path = entry.map_err(io(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_only_copy = name.strip_prefix(ASIDE).is_some_and(|name| !folder.join(name).exists());
-        let is_real_folder = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
-        if !name.starts_with(UNFINISHED) || is_only_copy || !is_real_folder {
+        let is_ours = match (name.strip_prefix(ASIDE), name.strip_prefix(UNFINISHED)) {
+            // Without the other folder, this is the only copy.
+            (Some(name), _) => folder.join(name).exists(),
+            (None, Some(random)) => {
+                random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            }
+            (None, None) => false,
+        };
+        if !is_ours || !is_folder(&path) {
             continue;
         }
         let modified = path.metadata().and_then(|metadata| metadata.modified()).ok();
         let age = modified.and_then(|time| time.elapsed().ok()).unwrap_or_default();
-        let abandoned = match fs::File::open(path.join(LOCK)) {
-            Ok(lock) => age > Duration::from_secs(60) && lock.try_lock().is_ok(),
-            Err(_) => age > Duration::from_secs(24 * 3600),
-        };
-        if abandoned {
-            // Another process may be removing the same folder.
-            if_there(fs::remove_dir_all(&path)).map_err(io(path))?;
+        let lock = files::open_own(OpenOptions::new().read(true), &path.join(LOCK));
+        let abandoned = age > Duration::from_secs(60) && lock.is_ok_and(|lock| lock.try_lock().is_ok());
+        // Another process may be removing the same folder.
+        if abandoned && let Err(error) = if_there(fs::remove_dir_all(&path)) {
+            tracing::warn!("{}, left by a killed process, cannot be removed: {error}", path.display());
         }
     }
     Ok(())
+}
+
+/// Returns whether a path is a folder and not a link to one.
+fn is_folder(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// Flushes the entries of a folder to disk.
@@ -337,21 +349,21 @@ mod tests {
     #[test]
     fn only_abandoned_folders_are_removed() {
         let parent = tempfile::tempdir().expect("temporary folder");
-        let [used, left, new, unlocked, forgotten, other] =
-            ["used", "left", "new", "unlocked", "forgotten", "other"]
+        // Six random characters follow the prefix in the names of temporary folders.
+        let [used, left, new, unlocked, other, notes] =
+            ["aaaaa1", "aaaaa2", "aaaaa3", "aaaaa4", "aaaaa5", "notes"]
                 .map(|name| folder_with(parent.path(), &format!(".cdl-{name}"), name));
-        fs::rename(&other, parent.path().join("other")).expect("renamed");
-        let other = parent.path().join("other");
-        let locks =
-            [&used, &left, &new, &other].map(|folder| fs::File::create(folder.join(LOCK)).expect("lock"));
+        let moved = parent.path().join("other");
+        fs::rename(&other, &moved).expect("renamed");
+        let locks = [&used, &left, &new, &moved, &notes]
+            .map(|folder| fs::File::create(folder.join(LOCK)).expect("lock"));
         locks[0].lock().expect("locked");
-        for (folder, minutes) in [(&used, 2), (&left, 2), (&unlocked, 2), (&other, 2), (&forgotten, 25 * 60)]
-        {
-            age(folder, minutes);
+        for folder in [&used, &left, &unlocked, &moved, &notes] {
+            age(folder, 2);
         }
         remove_abandoned(parent.path()).expect("cleared");
-        let exist = [&used, &left, &new, &unlocked, &forgotten, &other].map(|folder| folder.exists());
-        assert_eq!(exist, [true, false, true, true, false, true]);
+        let exist = [&used, &left, &new, &unlocked, &moved, &notes].map(|folder| folder.exists());
+        assert_eq!(exist, [true, false, true, true, true, true]);
     }
 
     #[test]

@@ -43,11 +43,37 @@ pub fn open(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Makes opening fail if the file is a symbolic link. A folder from elsewhere may contain links to any file.
-pub(crate) fn without_links(options: &mut OpenOptions) -> &mut OpenOptions {
+/// Opens a file of our own in a folder that may come from elsewhere, such as a lock or a log.
+///
+/// # Errors
+/// The file cannot be opened, or is a link, a pipe or a device. A symbolic or hard link may be another file of the user,
+/// and opening a pipe may wait forever.
+pub fn open_own(options: &mut OpenOptions, path: &Path) -> Result<File> {
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options, rustix::fs::OFlags::NOFOLLOW.bits() as i32);
-    options
+    {
+        use rustix::fs::OFlags;
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        std::os::unix::fs::OpenOptionsExt::custom_flags(options, flags.bits() as i32);
+    }
+    let unsuitable = || {
+        let remedy = "it is a link, pipe or device; remove it, or replace it by an ordinary file";
+        Error::new(ErrorKind::InvalidInput, remedy)
+    };
+    let file = match options.open(path) {
+        Err(_) if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_file()) => {
+            return Err(unsuitable());
+        }
+        opened => opened?,
+    };
+    let metadata = file.metadata()?;
+    #[cfg(unix)]
+    let is_linked = std::os::unix::fs::MetadataExt::nlink(&metadata) > 1;
+    #[cfg(not(unix))]
+    let is_linked = false;
+    if !metadata.is_file() || is_linked {
+        return Err(unsuitable());
+    }
+    Ok(file)
 }
 
 /// Reads a regular file.

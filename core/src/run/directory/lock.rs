@@ -60,8 +60,7 @@ fn lock_with_retries(path: &Path, mut wait: impl FnMut()) -> Result<std::result:
     let mut attempts = 0;
     let mut file = loop {
         let mut options = OpenOptions::new();
-        let file =
-            files::without_links(options.read(true).write(true).create(true).truncate(false)).open(path);
+        let file = files::open_own(options.read(true).write(true).create(true).truncate(false), path);
         let mut file = file.map_err(crate::error::io(path))?;
         attempts += 1;
         match file.try_lock() {
@@ -95,7 +94,7 @@ pub(super) fn check_free(root: &Path) -> Result<()> {
 
 /// Returns the other process that holds the lock `path`. The lock file need not exist.
 pub fn holder(path: &Path) -> Option<Holder> {
-    let mut file = File::open(path).ok()?;
+    let mut file = files::open_own(OpenOptions::new().read(true), path).ok()?;
     // A shared lock: several processes may test the lock at the same time, and NFS allows exclusive locks only with
     // write access.
     let taken = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));

@@ -531,7 +531,7 @@ fn model_file(models: &Path, role: Role) -> PathBuf {
 
 fn append(root: &Path, name: &str) -> Result<File> {
     let path = root.join(name);
-    files::without_links(OpenOptions::new().create(true).append(true)).open(&path).map_err(io(&path))
+    files::open_own(OpenOptions::new().create(true).append(true), &path).map_err(io(&path))
 }
 
 /// Checks that a run directory, which may come from elsewhere, contains no symbolic links: writing to one would change a

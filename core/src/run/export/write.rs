@@ -101,7 +101,7 @@ fn only_exported(root: &Path) -> Result<()> {
     let refuse =
         |file: &Path, what: &str| fail(file, format!("{what} and is not overwritten; choose another folder"));
     let model = root.join(MODEL);
-    let bytes = fs::read(&model).unwrap_or_default();
+    let bytes = crate::system::files::read(&model).unwrap_or_default();
     let Ok(description) = serde_json::from_slice::<Description>(&bytes) else {
         return Err(refuse(&model, "is not the description of an exported model"));
     };
