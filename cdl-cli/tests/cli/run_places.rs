@@ -56,8 +56,9 @@ fn an_existing_empty_folder_a_link_and_the_working_directory_can_be_the_output()
     }
     symlink("target", root.join("link")).unwrap();
     // The start of a run that was interrupted before it was complete.
-    fs::create_dir_all(root.join("begun/.cdl-left")).unwrap();
+    fs::create_dir_all(root.join("begun/.cdl-aB3dE6")).unwrap();
     fs::write(root.join("begun/config.toml"), "seed = 9").unwrap();
+    fs::write(root.join("begun/.lock"), "").unwrap();
 
     succeed_in(root, "empty", &[]);
     succeed_in(root, "link", &[]);
@@ -70,6 +71,14 @@ fn an_existing_empty_folder_a_link_and_the_working_directory_can_be_the_output()
     }
     assert!(root.join("link").is_symlink());
 
+    // A folder in which the user keeps a configuration of their own is not empty.
+    fs::create_dir(root.join("mine")).unwrap();
+    fs::write(root.join("mine/config.toml"), "seed = 9").unwrap();
+    assert_refused(&run_in(root, "mine", &[]), &["is not a run directory"]);
+    assert_eq!(fs::read_to_string(root.join("mine/config.toml")).unwrap(), "seed = 9");
+    fs::create_dir_all(root.join("notes/.cdl-notes")).unwrap();
+    assert_refused(&run_in(root, "notes", &[]), &["is not a run directory"]);
+
     // A run behind a link is replaced where it is; the working directory cannot be.
     succeed_in(root, "link", &["--overwrite", "--set", "seed=7"]);
     assert!(root.join("link").is_symlink());
@@ -80,7 +89,7 @@ fn an_existing_empty_folder_a_link_and_the_working_directory_can_be_the_output()
     let missing = root.join("missing");
     symlink("nowhere", &missing).unwrap();
     assert_refused(&run_in(root, "missing", &[]), &["run directory missing", "No such file"]);
-    assert_eq!(names(root), ["begun", "empty", "here", "link", "missing", "target"]);
+    assert_eq!(names(root), ["begun", "empty", "here", "link", "mine", "missing", "notes", "target"]);
 }
 
 #[test]

@@ -14,17 +14,11 @@
 //! The weights are `model.safetensors`, or `pytorch_model.bin` if that file does not exist. All files of a repository
 //! are of one commit. The run records this commit, so that its record shows whether a branch moved between two runs.
 
-#[cfg(feature = "hub")]
-mod cache;
 pub mod checksum_list;
 #[cfg(feature = "hub")]
 mod client;
 pub mod dataset;
-#[cfg(feature = "hub")]
-mod environment;
 mod file_source;
-#[cfg(feature = "hub")]
-mod transfer;
 mod weight_files;
 
 pub use file_source::FileSource;

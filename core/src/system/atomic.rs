@@ -1,6 +1,7 @@
 //! Atomic writing of files and folders.
 
 use std::{
+    ffi::OsStr,
     fs::{self, OpenOptions},
     io::{ErrorKind, Write},
     path::{Path, PathBuf},
@@ -19,6 +20,8 @@ use crate::{
 
 /// Prefix of the names of temporary files and folders. A killed process may leave some behind.
 pub(crate) const UNFINISHED: &str = ".cdl-";
+/// Number of random letters and digits that follow the prefix.
+const RANDOM: usize = 6;
 /// Prefix of the name of a folder that is being replaced by another.
 const ASIDE: &str = ".cdl-earlier-";
 /// Name of the lock file in a folder that a process writes to.
@@ -30,7 +33,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = folder_of(path);
     let write = || -> std::io::Result<()> {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(UNFINISHED);
+        builder.prefix(UNFINISHED).rand_bytes(RANDOM);
         // The permissions of any new file, subject to the umask of the process.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -53,6 +56,15 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write_atomic(path, &bytes)
 }
 
+/// Returns whether a name is one that [`write_atomic`] or [`temporary_folder`] gives. Others that begin alike are the
+/// user's.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    let random = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED));
+    random.is_some_and(|random| {
+        random.len() == RANDOM && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    })
+}
+
 /// Returns the folder that contains `path`: `.` for a bare name, since an empty path cannot be opened.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -61,7 +73,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 /// Creates a temporary folder in `parent`, with the permissions of any new folder.
 pub(crate) fn temporary_folder(parent: &Path) -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(UNFINISHED);
+    builder.prefix(UNFINISHED).rand_bytes(RANDOM);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     builder.tempdir_in(parent).map_err(io(parent))
@@ -216,14 +228,11 @@ pub(crate) fn recover(place: &Path) -> Result<()> {
 fn remove_abandoned(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(io(folder))? {
         let path = entry.map_err(io(folder))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let is_ours = match (name.strip_prefix(ASIDE), name.strip_prefix(UNFINISHED)) {
+        let name = path.file_name().unwrap_or_default();
+        let is_ours = match name.to_string_lossy().strip_prefix(ASIDE) {
             // Without the other folder, this is the only copy.
-            (Some(name), _) => folder.join(name).exists(),
-            (None, Some(random)) => {
-                random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
-            }
-            (None, None) => false,
+            Some(replaced) => folder.join(replaced).exists(),
+            None => is_temporary(name),
         };
         if !is_ours || !is_folder(&path) {
             continue;
@@ -285,7 +294,7 @@ pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
     let mut entries = WalkDir::new(folder).min_depth(1).into_iter();
     while let Some(entry) = entries.next() {
         let entry = entry.map_err(walk_error(folder))?;
-        if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+        if !is_temporary(entry.file_name()) {
             continue;
         }
         match entry.file_type().is_dir() {

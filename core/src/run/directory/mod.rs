@@ -16,8 +16,10 @@
 //! .lock                     lock of the process that writes here
 //! ```
 
+mod creation;
 mod lock;
 mod read;
+mod results;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -26,33 +28,32 @@ use std::{
     time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use walkdir::WalkDir;
 
 use crate::{
     config::Config,
-    error::{Error, Result, if_there, io},
+    error::{Error, Result, io},
     hub::checksum_list::{self, ChecksumList},
-    metrics::{PoolUsage, Summary},
-    run::{Checkpoint, Checkpoints, RunRecord},
+    run::{Checkpoint, Checkpoints},
     system::{
         atomic::{
-            LOCK, Placement, UNFINISHED, move_to, place_of, recover, remove_unfinished, staging_folder,
-            sync_folder, walk_error, write_atomic, write_json,
+            LOCK, place_of, recover, remove_unfinished, sync_folder, walk_error, write_atomic, write_json,
         },
         files, hex,
     },
-    train::{Accuracies, Cost, EpochReport, Evaluation, Snapshot, Trainer},
+    train::{Accuracies, EpochReport, Evaluation, Snapshot, Trainer},
     traits::{ByRole, Role, Skipped, Task},
 };
 
 pub use self::{
+    creation::{check_vacant, free_bytes},
     lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
     },
+    results::Results,
 };
 
 const CONFIG: &str = "config.toml";
@@ -82,70 +83,6 @@ const NAMES: [&str; 14] = [
     LOCK,
 ];
 
-/// Contents of `results.json`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Results {
-    /// Version of the format, [`Results::FORMAT`]. Files without this key have version 1.
-    #[serde(default = "first_format")]
-    pub format: u32,
-    /// Accuracies of the student in percent, `null` if it was not trained.
-    pub student: Option<Summary>,
-    /// Accuracies of the teacher in percent, `null` if it was not trained.
-    pub teacher: Option<Summary>,
-    /// Number of test images of each finished task, without skipped ones. Empty in files of older versions.
-    #[serde(default)]
-    pub test_images: Vec<usize>,
-    /// Accuracy in percent on the test images of each class after the last finished task, in stream order; `null` for a
-    /// class without test images, and for a network that was not trained.
-    #[serde(default)]
-    pub class_accuracy: ByRole<Option<Vec<Option<f64>>>>,
-    /// Usage of the prompts of each pool by test images after the last finished task. An empty list for a network whose
-    /// methods select no prompts.
-    #[serde(default)]
-    pub prompt_use: ByRole<Option<Vec<PoolUsage>>>,
-    /// Number of trainable parameters, and multiply-accumulate operations of one image.
-    #[serde(default)]
-    pub cost: ByRole<Option<Cost>>,
-    /// Number of finished tasks.
-    pub tasks_done: usize,
-    /// Number of tasks of the run: all tasks of the stream, at most `stream.max_tasks`.
-    pub tasks: usize,
-    /// Seconds of the run, without the time between a stop and resuming.
-    pub wall_seconds: f64,
-    /// Peak resident memory, if the system reports it.
-    #[serde(default)]
-    pub peak_memory_bytes: Option<u64>,
-    /// Number of unreadable images that were skipped (`stream.input.on_error = "skip"`).
-    #[serde(default)]
-    pub skipped_images: Skipped,
-}
-
-fn first_format() -> u32 {
-    1
-}
-
-impl Results {
-    /// Current version of the format. Version 1 calls trainable parameters `trained_numbers`.
-    pub const FORMAT: u32 = 2;
-
-    /// Returns the accuracies of one network, if it was trained.
-    pub fn of(&self, role: Role) -> Option<&Summary> {
-        match role {
-            Role::Student => self.student.as_ref(),
-            Role::Teacher => self.teacher.as_ref(),
-        }
-    }
-}
-
-/// Contents of `run.json`.
-#[derive(Serialize)]
-struct RecordFile<'a> {
-    #[serde(flatten)]
-    record: &'a RunRecord,
-    /// SHA-256 of the original `config.toml`.
-    config_sha256: String,
-}
-
 /// Run directory that is open for writing.
 #[derive(Debug)]
 pub struct RunDir {
@@ -164,94 +101,6 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Returns `runs/<config>-seed<seed>-<UTC time>`, with a number appended if this path exists already.
-    pub fn default_path(config: &Config) -> PathBuf {
-        Self::default_paths(config).find(|path| !path.exists()).unwrap_or_default()
-    }
-
-    /// Returns the default path, followed by the same path with the suffixes `-2`, `-3`, ...
-    fn default_paths(config: &Config) -> impl Iterator<Item = PathBuf> {
-        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
-        let name = format!("{}-seed{}-{time}", config.name(), config.run.seed);
-        let numbered = (2..).map({
-            let name = name.clone();
-            move |number| format!("{name}-{number}")
-        });
-        std::iter::once(name).chain(numbered).map(|name| Path::new("runs").join(name))
-    }
-
-    /// Creates the directory at its default path, or at the next number if another process creates it first.
-    ///
-    /// # Errors
-    /// Errors of [`RunDir::create`].
-    pub fn create_default(config: &Config, record: &RunRecord, needed: u64) -> Result<Self> {
-        let mut result = Err(Error::Stopped);
-        for path in Self::default_paths(config).filter(|path| !path.exists()) {
-            result = Self::create(&path, config, record, needed, false);
-            if result.is_ok() || !path.exists() {
-                break;
-            }
-        }
-        result
-    }
-
-    /// Creates the directory with configuration and record. A new directory appears in one step, and an earlier run is
-    /// replaced in one step, so that a failure leaves no incomplete directory and does not remove an earlier run. An
-    /// existing empty folder is filled; it may be a link or a mount point.
-    ///
-    /// # Errors
-    /// A directory that is not empty, unless it contains a run and `overwrite` is set; missing permission; less free
-    /// space than `needed` bytes.
-    pub fn create(
-        root: &Path,
-        config: &Config,
-        record: &RunRecord,
-        needed: u64,
-        overwrite: bool,
-    ) -> Result<Self> {
-        let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-        check_vacant(root, overwrite)?;
-        let create = || -> Result<Self> {
-            let place = place_of(root)?;
-            // An existing folder stays locked until the new run is in it. Another process may have used it since the
-            // check.
-            let mut held = if place.is_dir() { Some(lock(&place)?) } else { None };
-            let placement = match check_contents(root, overwrite)? {
-                false => Placement::Replace,
-                true if held.is_some() => Placement::Fill,
-                true => Placement::New,
-            };
-            let staging = staging_folder(&place, placement)?;
-            let free = free_bytes(staging.path())?;
-            if free < needed {
-                let short =
-                    format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
-                return Err(io(&place)(std::io::Error::new(std::io::ErrorKind::StorageFull, short)));
-            }
-            // The lock file of a replaced folder is removed with the folder, so the new folder gets its own lock.
-            let lock = match held.take_if(|_| placement == Placement::Fill) {
-                Some(lock) => lock,
-                None => lock(staging.path())?,
-            };
-            let toml = config.with_loaded_plugins().to_toml()?;
-            write_atomic(&staging.path().join(CONFIG), toml.as_bytes())?;
-            let written = RecordFile { record, config_sha256: hex(&Sha256::digest(&toml)) };
-            write_json(&staging.path().join(RECORD), &written)?;
-            let files = (append(staging.path(), METRICS)?, append(staging.path(), LOG)?);
-            let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
-            move_to(staging, &place, placement, RECORD)?;
-            Ok(Self::of(root, files, config, toml, checkpoints, lock))
-        };
-        create().map_err(|e| match e {
-            refused @ Error::RunDir { .. } => refused,
-            // Another process has started a run there since the check.
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
-                occupied(root)
-            }
-            e => fail(format!("cannot be written: {e}")),
-        })
-    }
-
     fn of(
         root: &Path,
         (metrics, log): (File, File),
@@ -443,77 +292,6 @@ impl RunDir {
         write_json(&self.root.join(RESULTS), &results)?;
         Ok(results)
     }
-}
-
-/// Returns the error of a directory that contains a run.
-fn occupied(root: &Path) -> Error {
-    let reason = match root.join(CHECKPOINTS).exists() {
-        true => format!(
-            "already exists and contains an unfinished run; resume it with `cdl resume {}`, choose another directory, or \
-             add --overwrite",
-            root.display()
-        ),
-        false => "already exists; choose another directory or add --overwrite".into(),
-    };
-    Error::RunDir { dir: root.into(), reason }
-}
-
-/// Checks that a run may be written to a directory. Writes nothing, but restores a directory that a killed process was
-/// replacing.
-///
-/// # Errors
-/// A directory that is not empty, unless it contains only a run and `overwrite` is set; a link without a target; a path
-/// whose parent is not a folder or is read-only.
-pub fn check_vacant(root: &Path, overwrite: bool) -> Result<()> {
-    let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let place = place_of(root).map_err(|e| fail(format!("cannot be used: {e}")))?;
-    recover(&place)?;
-    check_contents(root, overwrite)?;
-    lock::check_free(root)?;
-    let parent = nearest_folder(&place);
-    let metadata = fs::metadata(parent).map_err(|e| fail(format!("cannot be written: {e}")))?;
-    if metadata.permissions().readonly() {
-        return Err(fail(format!("cannot be written: `{}` is read-only", parent.display())));
-    }
-    Ok(())
-}
-
-/// Checks the contents of a directory that a run is to be written to. Returns whether it is missing or empty, apart from
-/// the first files of a run whose start was interrupted.
-fn check_contents(root: &Path, overwrite: bool) -> Result<bool> {
-    let fail = |reason: String| Error::RunDir { dir: root.into(), reason };
-    let entries = if_there(fs::read_dir(root)).map_err(|e| fail(format!("cannot be used: {e}")))?;
-    let entries = entries.into_iter().flatten().flatten();
-    let entries: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into()).collect();
-    let is_left = |name: &String| name.starts_with(UNFINISHED);
-    let is_first = |name: &String| [CONFIG, METRICS, LOG, LOCK].contains(&name.as_str()) || is_left(name);
-    if entries.iter().all(is_first) {
-        return Ok(true);
-    }
-    if !(root.join(CONFIG).exists() && root.join(RECORD).exists()) {
-        return Err(fail("already exists and is not a run directory; choose another directory".into()));
-    }
-    // Checked also without --overwrite, so that the message does not suggest an option that would fail.
-    if let Some(other) = entries.iter().filter(|name| !NAMES.contains(&name.as_str()) && !is_left(name)).min()
-    {
-        return Err(fail(format!(
-            "already exists and contains `{other}`, which does not belong to the run and would be lost; move it away or \
-             choose another directory"
-        )));
-    }
-    if overwrite { Ok(false) } else { Err(occupied(root)) }
-}
-
-/// Returns the free disk space for a run directory in bytes. The directory need not exist.
-pub fn free_bytes(root: &Path) -> Result<u64> {
-    let folder = nearest_folder(root);
-    fs4::available_space(folder).map_err(io(folder))
-}
-
-/// Returns `path`, or its nearest ancestor that exists.
-fn nearest_folder(path: &Path) -> &Path {
-    let existing = path.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.exists());
-    existing.unwrap_or(Path::new("."))
 }
 
 /// Returns the CSV file `what` (`accuracy` or `confusion`) of one network.

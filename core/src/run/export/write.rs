@@ -26,7 +26,7 @@ use crate::{
         },
     },
     system::atomic::{
-        Placement, UNFINISHED, move_to, place_of, recover, staging_folder, sync_below, walk_error,
+        Placement, is_temporary, move_to, place_of, recover, staging_folder, sync_below, walk_error,
         write_atomic, write_json,
     },
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
@@ -83,7 +83,7 @@ fn occupied(root: &Path, overwrite: bool) -> Result<bool> {
     let entries = if_there(fs::read_dir(root)).map_err(|e| fail(root, format!("cannot be used: {e}")))?;
     // A killed process may have left a temporary folder, which is removed.
     let is_left = |entry: &std::io::Result<fs::DirEntry>| {
-        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with(UNFINISHED))
+        entry.as_ref().is_ok_and(|entry| is_temporary(&entry.file_name()))
     };
     if entries.is_none_or(|mut entries| entries.all(|entry| is_left(&entry))) {
         return Ok(false);

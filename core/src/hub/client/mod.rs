@@ -1,5 +1,11 @@
 //! Fetching of repositories of the Hugging Face Hub into the cache that other Hugging Face libraries use.
 
+mod cache;
+mod connection;
+mod environment;
+mod listing;
+mod transfer;
+
 use std::{
     io,
     path::{Component, Path},
@@ -9,16 +15,18 @@ use std::{
 use hf_hub::repository::{RepoType, RepoTypeDataset, RepoTypeModel};
 use tokio::runtime;
 
+use self::{
+    cache::{CachedFile, Digest, Lookup, RepositoryCache},
+    connection::Connection,
+    environment::{Environment, public},
+    transfer::Answer,
+};
 use crate::{
     error::HubError,
     hub::{
-        WeightFiles,
-        cache::{CachedFile, Digest, Lookup, RepositoryCache},
-        checksum,
+        WeightFiles, checksum,
         dataset::DataFile,
-        environment::{Environment, public},
         file_name,
-        transfer::{Answer, Transfer},
         weight_files::{CONFIG, PREPROCESSOR, WEIGHTS},
     },
     traits::Provenance,
@@ -84,7 +92,7 @@ struct Repository<T: RepoType> {
 
 /// Client of the hub and the runtime that drives it.
 struct Network {
-    transfer: Transfer,
+    connection: Connection,
     runtime: runtime::Runtime,
 }
 
@@ -110,11 +118,11 @@ impl<T: RepoType> Repository<T> {
 
     /// Sets up the client; sends nothing.
     fn connect(&self) -> Result<Network, HubError> {
-        let transfer = Transfer::new(&self.wanted, &self.environment)?;
+        let connection = Connection::new(&self.wanted, &self.environment)?;
         let unusable =
             |error: io::Error| HubError::Client { wanted: self.wanted.clone(), reason: error.to_string() };
         let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(unusable)?;
-        Ok(Network { transfer, runtime })
+        Ok(Network { connection, runtime })
     }
 
     /// Fetches the newest version on the hub with `fetch`. Returns the cached version if the hub does not respond or
@@ -154,10 +162,10 @@ impl<T: RepoType> Repository<T> {
         let (wanted, endpoint) = (self.wanted.clone(), self.endpoint.clone());
         let repository: Vec<&str> = [self.kind.plural()].into_iter().chain(self.id.split('/')).collect();
         let revision = [&repository[..], &["revision", &self.revision]].concat();
-        if network.run(|| network.transfer.exists(&revision))? {
+        if network.run(|| network.connection.exists(&revision))? {
             return Ok(());
         }
-        Err(match network.run(|| network.transfer.exists(&repository))? {
+        Err(match network.run(|| network.connection.exists(&repository))? {
             true => HubError::NoRevision { wanted, revision: self.revision.clone() },
             false => HubError::NoRepository { wanted, kind: self.kind.singular(), endpoint },
         })
@@ -178,7 +186,7 @@ impl<T: RepoType> Repository<T> {
             reason: error.to_string(),
         };
         let path = format!("{}{}", self.kind.url_prefix(), self.id);
-        match network.run(|| network.transfer.file(&path, revision, name, &self.cache))? {
+        match network.run(|| transfer::file(&network.connection, &path, revision, name, &self.cache))? {
             Answer::File { commit, etag } => {
                 Ok(Some(self.cache.add(revision, commit, name, &etag).map_err(unwritable)?))
             }
@@ -248,7 +256,7 @@ impl<T: RepoType> Repository<T> {
     /// Lists the names of all files on the hub, sorted.
     fn list(&self, network: &Network) -> Result<Vec<String>, HubError> {
         let path = format!("{}/{}", self.kind.plural(), self.id);
-        let mut names = network.run(|| network.transfer.list(&path, &self.revision))?;
+        let mut names = network.run(|| listing::names(&network.connection, &path, &self.revision))?;
         // A malicious server must not write outside the cache.
         names.retain(|name| Path::new(name).components().all(|part| matches!(part, Component::Normal(_))));
         names.sort();
