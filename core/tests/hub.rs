@@ -633,6 +633,9 @@ fn a_system_without_certificates_reads_the_cache() {
     assert_eq!(world.fetch_with("hf:own/vit", &offline).files(), online);
     let pinned = format!("hf:own/vit@{}", commit(b"weights"));
     assert_eq!(world.fetch_with(&pinned, &none).files().weights, online.weights);
+    // Without certificates, no client can be set up.
+    let uncached = world.fetch_with("hf:own/other", &none).refusal();
+    uncached.assert_contains(&["cannot fetch `hf:own/other`", "CA certificates"]);
     // A branch needs the hub. Without a client, the cached copy is used as if there were no network.
     let moving = world.fetch_with("hf:own/vit", &none);
     assert_eq!(moving.files(), online);

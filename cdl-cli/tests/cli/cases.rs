@@ -15,6 +15,8 @@ fn check(case: &Path) -> Vec<String> {
     let lines = |key: &str| -> Vec<&str> {
         expected.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(": ")).collect()
     };
+    let known = |line: &str| ["has: ", "lacks: ", "needs: "].iter().any(|key| line.starts_with(key));
+    assert!(expected.lines().all(known) && !lines("has").is_empty(), "{name}: {expected}");
     let found = |program: &&str| Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
     if lines("needs").iter().any(|program| !found(program).expect("sh").status.success()) {
         eprintln!("skipped: {name} needs {}", lines("needs").join(", "));
@@ -39,7 +41,8 @@ fn check(case: &Path) -> Vec<String> {
 #[test]
 fn every_case_gives_the_right_output() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
-    let mut cases: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut cases: Vec<_> = entries.filter(|path| path.is_dir()).collect();
     cases.sort();
     let (cases, problems) = (Mutex::new(cases), Mutex::new(Vec::new()));
     thread::scope(|scope| {

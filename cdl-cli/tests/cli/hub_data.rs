@@ -78,7 +78,7 @@ fn handle(mut stream: &TcpStream, folder: &Path, address: &str, log: &Mutex<Vec<
 
 fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, String)>, Vec<u8>) {
     let api = format!("/api/datasets/{REPOSITORY}");
-    let path = path.split('?').next().unwrap();
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     if let Some(name) = path.strip_prefix("/cdn/") {
         // Files in `folder/damaged` are sent in place of the originals.
         let damaged = folder.join("damaged").join(name);
@@ -102,7 +102,12 @@ fn answer(path: &str, folder: &Path, address: &str) -> (u16, Vec<(&'static str, 
         if folder.join("SHA256SUMS").exists() {
             entries.push(r#"{"type": "file", "oid": "0", "size": 1, "path": "SHA256SUMS"}"#.into());
         }
-        return (200, Vec::new(), format!("[{}]", entries.join(",")).into());
+        // A file `folder/next` contains the address of the next page, which follows the first one.
+        let next = fs::read_to_string(folder.join("next"))
+            .ok()
+            .filter(|next| !query.contains("last") || next.contains("again"));
+        let links = next.map(|next| ("Link", format!("<{next}>; rel=\"next\""))).into_iter().collect();
+        return (200, links, format!("[{}]", entries.join(",")).into());
     }
     let resolved = path.strip_prefix(&format!("/datasets/{REPOSITORY}/resolve/"));
     let Some((revision, name)) = resolved.and_then(|rest| rest.split_once('/')) else {
@@ -365,4 +370,24 @@ fn an_interrupted_download_is_repeated() {
     assert!(stderr(&whole).contains("attempt 1 of 3"), "{}", stderr(&whole));
     let line = |name: &&str| format!("{}  {name}\n", checksum(&fs::read(served.join(name)).unwrap()));
     assert_eq!(String::from_utf8_lossy(&whole.stdout), SHARDS.iter().map(line).collect::<String>());
+}
+
+#[test]
+fn lists_of_several_pages_are_followed_but_not_without_end() {
+    let setup = Setup::new();
+    let next = setup.folder.path().join("served/next");
+    let page = format!("/api/datasets/{REPOSITORY}/tree/main");
+    let source = format!("hf:{REPOSITORY}");
+    // The second page is at another name of the same server, as behind a mirror.
+    let elsewhere = setup.hub.endpoint.replace("127.0.0.1", "localhost");
+    fs::write(&next, format!("{elsewhere}{page}?last")).unwrap();
+    let fetched = setup.cdl(&["data", "fetch", &source], &[("HF_TOKEN", "hf_secret")]);
+    assert!(fetched.status.success(), "{}", stderr(&fetched));
+    let pages = || setup.hub.requests.lock().unwrap().iter().filter(|path| path.contains("/tree/")).count();
+    assert_eq!(pages(), 2);
+    fs::write(&next, format!("{}{page}?again", setup.hub.endpoint)).unwrap();
+    let endless = setup.cdl(&["data", "fetch", &source], &[]);
+    assert_eq!(endless.status.code(), Some(2), "{}", stderr(&endless));
+    assert!(stderr(&endless).contains("more than 1000 pages"), "{}", stderr(&endless));
+    assert_eq!(pages(), 2 + 1001);
 }

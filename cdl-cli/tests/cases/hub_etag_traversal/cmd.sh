@@ -6,7 +6,7 @@ mkdir -p "$T/home/autostart" "$T/home/docker"; echo '{"auths":{"mine":1}}' > "$T
 printf '{"credsStore":"evil"}' > "$T/body"
 export HF_HOME="$T/hf" HF_ENDPOINT=http://127.0.0.1:8811
 ask() {
-    python3 "$here/server.py" 8811 "$@" 2> /dev/null & server=$!
+    python3 "$here/../hub.py" headers 8811 "$@" 2> /dev/null & server=$!
     sleep 0.7
     "$CDL" check "$Q" --steps 0 --set student.weights=hf:own/mod 2>&1 | grep header
     kill $server; wait $server 2> /dev/null

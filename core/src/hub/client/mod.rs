@@ -260,6 +260,7 @@ impl<T: RepoType> Repository<T> {
         // A malicious server must not write outside the cache.
         names.retain(|name| Path::new(name).components().all(|part| matches!(part, Component::Normal(_))));
         names.sort();
+        names.dedup();
         Ok(names)
     }
 
