@@ -369,7 +369,7 @@ fn exif_orientation_is_applied_on_request() -> Result<()> {
 
 #[cfg(unix)]
 #[test]
-fn symbolic_links_to_parent_folders_are_ignored() -> Result<()> {
+fn each_folder_is_listed_once_however_many_symbolic_links_lead_to_it() -> Result<()> {
     let root = tempfile::tempdir().unwrap();
     let inner = root.path().join("inner");
     fs::create_dir(&inner).unwrap();
@@ -381,6 +381,18 @@ fn symbolic_links_to_parent_folders_are_ignored() -> Result<()> {
     }
     let below = FolderFiles::list(root.path())?;
     assert_eq!((below.images, below.others.values().sum()), (vec![inner.join("a.png")], 1));
+    // Two links to the next folder in each of 40 folders make 2^40 paths, but 40 folders.
+    let many = tempfile::tempdir().unwrap();
+    for number in 0..40 {
+        let folder = many.path().join(number.to_string());
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("a.png"), "").unwrap();
+        for name in ["one", "two"] {
+            let next = many.path().join((number + 1).to_string());
+            std::os::unix::fs::symlink(next, folder.join(name)).unwrap();
+        }
+    }
+    assert_eq!(FolderFiles::list(&many.path().join("0"))?.images.len(), 40);
     Ok(())
 }
 

@@ -238,6 +238,13 @@ fn gzip_is_decompressed_at_most_to_the_size_in_the_header() {
     );
     fs::write(&train, zip(&images(0), 12)).unwrap();
     assert!(failure("idx", &settings).contains("images-idx3-ubyte.gz: cannot be read"));
+    // A header that states more than the memory is refused before its data are decompressed.
+    if cfg!(target_os = "linux") {
+        let header = [[0, 0, 8, 3].as_slice(), &[0xff; 12], &[7; 100]].concat();
+        fs::write(&train, zip(&header, 0)).unwrap();
+        let message = failure("idx", &settings);
+        assert!(message.contains("its header states 18446744073709 MB"), "{message}");
+    }
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{run::directory::lock, system::atomic::write_atomic};
+use cdl_core::{
+    run::directory::{lock, refuse_links},
+    system::atomic::write_atomic,
+};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -156,6 +159,7 @@ pub fn resume(folder: &Path, sets: &[String]) -> Result<(), Failure> {
 fn open(folder: &Path) -> Result<(Sweep, fs::File), Failure> {
     // Reading the plan first ensures that no lock file is written into other folders.
     Plan::read(folder)?;
+    refuse_links(folder)?;
     let lock = lock(folder)?;
     Ok((Sweep::read(folder)?, lock))
 }
@@ -198,6 +202,7 @@ fn begin(args: &SweepArgs, log: &Log) -> Result<(Sweep, fs::File), Failure> {
     }
     cell_check::check(&folder, &cells, log)?;
     fs::create_dir_all(&folder).map_err(io(&folder))?;
+    refuse_links(&folder)?;
     let lock = lock(&folder)?;
     if is_sweep(&folder) {
         plan.extend(Plan::read(&folder)?, &folder)?;

@@ -46,7 +46,11 @@ pub fn markdown_definitions() -> String {
 
 /// Escapes a text for a cell of a Markdown table.
 pub fn markdown_safe(text: &str) -> String {
-    text.replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
+    let escaped = ["\\", "|", "`"]
+        .iter()
+        .fold(text.to_owned(), |text, special| text.replace(special, &format!("\\{special}")));
+    // Neither a link nor an image, which a viewer would fetch.
+    escaped.replace("](", "]\\(").replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
 /// Head of a LaTeX file: comments with the package needed, `note` and the definitions of all metrics.
@@ -89,6 +93,19 @@ pub fn latex_safe(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn special_characters_of_markdown_are_escaped() {
+        for (text, safe) in [
+            ("kd|x", "kd\\|x"),
+            ("\\|", "\\\\\\|"),
+            ("![t](http://x/t.png)", "![t]\\(http://x/t.png)"),
+            ("pool=[1, 2]", "pool=[1, 2]"),
+            ("<b>`c`\n", "&lt;b>\\`c\\` "),
+        ] {
+            assert_eq!(super::markdown_safe(text), safe);
+        }
+    }
+
     #[test]
     fn special_characters_of_latex_are_escaped() {
         assert_eq!(super::latex_safe("a_b & 5%\\^"), "a\\_b \\& 5\\%\\textbackslash{}\\textasciicircum{}");

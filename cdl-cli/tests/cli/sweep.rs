@@ -102,6 +102,13 @@ fn cells_equal_single_runs_and_tables_contain_their_statistics() {
     assert_eq!(svg.matches("fill-opacity").count(), 4, "a band for each network of each combination");
     assert!(fs::read(dir.join("accuracy.pdf")).expect("figure").starts_with(b"%PDF-"));
 
+    // Links in a sweep from elsewhere are not followed.
+    std::os::unix::fs::symlink("..", dir.join("elsewhere")).expect("link");
+    let refused = cdl(&grid("1,2,3"));
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("contains the link `elsewhere`"), "{}", stderr(&refused));
+    fs::remove_file(dir.join("elsewhere")).expect("removed");
+
     // More seeds: finished cells are not changed.
     let untouched = dir.join("cells/distiller-none--seed-1/log.txt");
     let before = text(&untouched);

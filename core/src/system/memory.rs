@@ -41,7 +41,7 @@ pub fn reset_peak() -> bool {
 /// Returns the memory in bytes that this process can allocate now without swapping or being killed: the memory
 /// available on the machine, within the limits of a container or batch job. `None` if the system does not report it
 /// (not Linux).
-pub(crate) fn available_bytes() -> Option<u64> {
+pub fn available_bytes() -> Option<u64> {
     let available = kibibytes("/proc/meminfo", "MemAvailable:")?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let left = left_by_groups(&groups, Path::new("/sys/fs/cgroup")).unwrap_or(u64::MAX);

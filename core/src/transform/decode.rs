@@ -59,7 +59,9 @@ fn decode_unguarded(bytes: &[u8], exif: Exif) -> Result<RgbImage, String> {
     let format = match bytes {
         // BigTIFF. The decoder reads this format, but `guess_format` does not recognise it.
         [b'I', b'I', 43, 0, ..] | [b'M', b'M', 0, 43, ..] => ImageFormat::Tiff,
-        _ => image::guess_format(bytes).map_err(fail)?,
+        _ => image::guess_format(bytes).map_err(|_| {
+            "its format is unknown; expected PNG, JPEG, GIF, WebP, TIFF, BMP or PNM: convert it to one of them".to_owned()
+        })?,
     };
     let mut bytes = Cow::Borrowed(bytes);
     if format == ImageFormat::Jpeg {

@@ -1,7 +1,7 @@
 //! Image files sorted into one folder per class.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -118,29 +118,26 @@ impl FolderFiles {
     /// Lists the files in `folder` and its subfolders.
     pub fn list(folder: &Path) -> Result<Self> {
         let mut files = Self::default();
-        files.collect(folder, &mut Vec::new())?;
+        files.collect(folder, &mut HashSet::new())?;
         Ok(files)
     }
 
-    /// Adds the files in `folder` and its subfolders. `above` contains the folders on the path to it.
-    fn collect(&mut self, folder: &Path, above: &mut Vec<PathBuf>) -> Result<()> {
-        let own = folder.canonicalize().map_err(unreadable(folder))?;
-        // A symbolic link to a parent folder would be followed forever.
-        if above.contains(&own) {
+    /// Adds the files in `folder` and its subfolders, except the folders in `listed`.
+    fn collect(&mut self, folder: &Path, listed: &mut HashSet<PathBuf>) -> Result<()> {
+        // Symbolic links to a folder above, or many links to one folder, would be followed without end.
+        if !listed.insert(folder.canonicalize().map_err(unreadable(folder))?) {
             return Ok(());
         }
-        above.push(own);
         for path in list(folder)? {
             let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
             if path.is_dir() {
-                self.collect(&path, above)?;
+                self.collect(&path, listed)?;
             } else if EXTENSIONS.contains(&extension.as_str()) {
                 self.images.push(path);
             } else {
                 *self.others.entry(extension).or_default() += 1;
             }
         }
-        above.pop();
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::prelude::*;
+use cdl_core::{prelude::*, system::memory};
 use flate2::read::GzDecoder;
 
 use crate::data::{
@@ -136,8 +136,10 @@ pub(super) struct IdxFile {
 const MAX_HEADER: u64 = 16;
 
 impl IdxFile {
-    /// Decompresses gzip data, up to one byte more than its IDX header states, so that a small file cannot fill
-    /// memory. Data that is not gzip stays unchanged.
+    /// Decompresses gzip data, up to one byte more than its IDX header states. Data that is not gzip stays unchanged.
+    ///
+    /// # Errors
+    /// Damaged data, or a header that states more bytes than half of the free memory.
     pub(super) fn new(path: PathBuf, stored: Vec<u8>) -> Result<Self> {
         let record = DataRecord::of_bytes(&path, &stored);
         if !stored.starts_with(&[0x1f, 0x8b]) {
@@ -147,6 +149,14 @@ impl IdxFile {
         let mut bytes = Vec::new();
         unpacked.by_ref().take(MAX_HEADER).read_to_end(&mut bytes).map_err(unreadable(&path))?;
         let announced = sizes(&bytes).fold(1u64, |all, size| all.saturating_mul(size as u64));
+        if let Some(free) = memory::available_bytes().filter(|free| announced > free / 2) {
+            let megabytes = |bytes: u64| bytes / 1_000_000;
+            let (stated, free) = (megabytes(announced), megabytes(free));
+            return Err(Error::data(
+                &path,
+                format!("its header states {stated} MB; {free} MB of memory are free"),
+            ));
+        }
         unpacked.take(announced.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable(&path))?;
         Ok(Self { path, bytes, record })
     }

@@ -312,9 +312,12 @@ fn append(root: &Path, name: &str) -> Result<File> {
     files::open_own(OpenOptions::new().create(true).append(true), &path).map_err(io(&path))
 }
 
-/// Checks that a run directory, which may come from elsewhere, contains no symbolic links: writing to one would change a
-/// file or folder outside the run.
-fn refuse_links(root: &Path) -> Result<()> {
+/// Checks that a folder of a run or of a sweep, which may come from elsewhere, contains no symbolic links: writing to one
+/// would change a file or folder outside of it.
+///
+/// # Errors
+/// The first link, or a folder that cannot be read.
+pub fn refuse_links(root: &Path) -> Result<()> {
     for entry in WalkDir::new(root).min_depth(1) {
         let entry = entry.map_err(walk_error(root))?;
         if entry.path_is_symlink() {
