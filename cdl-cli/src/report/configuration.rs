@@ -1,15 +1,12 @@
 //! Runs of one configuration, which differ in their seeds.
 
-use cdl_core::{metrics::Definition, traits::Role};
+use cdl_core::{metrics::Definition, run::resume_check::changes_results, traits::Role};
 
 use super::recorded_run::RecordedRun;
 use crate::{statistics::Spread, terminal::count};
 
 /// Settings that draw random numbers. Runs that differ only in these are repetitions of one configuration.
 const SEEDS: [&str; 2] = ["seed", "stream.class_order_seed"];
-/// Beginnings of the names of settings that do not change results.
-const NEUTRAL: [&str; 5] =
-    ["checkpoint.", "record.", "stream.input.cache_mb", "stream.input.prefetch", "stream.input.workers"];
 
 /// Runs of one configuration.
 pub struct Configuration<'a> {
@@ -45,11 +42,6 @@ impl Configuration<'_> {
 /// True for settings that draw random numbers.
 pub fn is_seed(key: &str) -> bool {
     SEEDS.contains(&key)
-}
-
-/// True for settings that change the results of a run.
-fn changes_results(key: &str) -> bool {
-    !NEUTRAL.iter().any(|neutral| key.starts_with(neutral))
 }
 
 /// Groups runs by configuration, in the order of their first runs. Runs with different files of data or weights, or

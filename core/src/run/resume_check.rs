@@ -8,17 +8,17 @@ use crate::{
     run::{RunRecord, directory},
 };
 
-/// Keys that may change when a run resumes, since they cannot change a result. A key that ends in a dot stands for all
-/// keys below it. `device` may change because [`check_record`] compares the device itself: `auto` may select another
+/// Keys of settings that cannot change a result. A key that ends in a dot stands for all keys below it.
+const NEUTRAL: [&str; 5] =
+    ["stream.input.workers", "stream.input.prefetch", "stream.input.cache_mb", "checkpoint.", "record."];
+/// Key that may change when a run resumes because [`check_record`] compares the device itself: `auto` may select another
 /// device now.
-const CHANGEABLE: [&str; 6] = [
-    "stream.input.workers",
-    "stream.input.prefetch",
-    "stream.input.cache_mb",
-    "checkpoint.",
-    "record.",
-    "device",
-];
+const DEVICE: &str = "device";
+
+/// Returns whether a setting can change the results of a run.
+pub fn changes_results(key: &str) -> bool {
+    !NEUTRAL.iter().any(|neutral| key == *neutral || (neutral.ends_with('.') && key.starts_with(neutral)))
+}
 
 /// Checks that the configuration `now` gives the same results as `original`, with which the run was started.
 ///
@@ -31,11 +31,12 @@ pub fn check_config(now: &Config, original: &Config) -> Result<()> {
     };
     for (key, _, origin) in now.iter().chain(&original) {
         let (value, before) = (value_in(&now, key), value_in(&original, key));
-        let changeable =
-            CHANGEABLE.iter().any(|other| key == other || (other.ends_with('.') && key.starts_with(other)));
-        if value != before && !changeable {
-            let changeable =
-                CHANGEABLE.map(|key| if key.ends_with('.') { format!("{key}*") } else { key.into() });
+        if value != before && changes_results(key) && key != DEVICE {
+            let changeable: Vec<String> = NEUTRAL
+                .into_iter()
+                .chain([DEVICE])
+                .map(|key| if key.ends_with('.') { format!("{key}*") } else { key.into() })
+                .collect();
             let expected = format!(
                 "the run was started with `{before}`, and another value could change its results; a resumed run may \
                  only change {}",
