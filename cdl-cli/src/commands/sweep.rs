@@ -6,8 +6,8 @@ use std::{
 };
 
 use cdl_core::{
-    run::directory::{lock, refuse_links},
-    system::atomic::write_atomic,
+    run::directory::refuse_links,
+    system::{atomic::write_atomic, lock::lock},
 };
 use clap::{Args, ValueEnum};
 

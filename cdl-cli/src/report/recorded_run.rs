@@ -9,9 +9,8 @@ use std::{
 use cdl_core::{
     error::{Error, Result},
     metrics::Confusion,
-    run::directory::{
-        Results, is_held, read_confusion, read_epochs, read_record, read_results, read_results_so_far,
-    },
+    run::directory::{Results, read_confusion, read_epochs, read_record, read_results, read_results_so_far},
+    system::lock::is_held,
     train::EpochReport,
     traits::{ByRole, Role},
 };

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cdl_core::{config::Config, run::directory};
+use cdl_core::{config::Config, system::lock};
 
 use crate::{
     config_args::load_recorded,
@@ -46,8 +46,8 @@ pub fn lock_cell(folder: &Path, cell: &str) -> Result<File, Failure> {
         message: format!("{cell} is run by {holder}; nothing was changed"),
         code: BUSY,
     };
-    let lock = directory::lock_file(&path)?.map_err(|holder| busy(holder.to_string()))?;
-    match directory::is_held(&root) {
+    let lock = lock::lock_file(&path)?.map_err(|holder| busy(holder.to_string()))?;
+    match lock::is_held(&root) {
         true => Err(busy(format!("a process that writes to {}", root.display()))),
         false => Ok(lock),
     }
@@ -56,7 +56,7 @@ pub fn lock_cell(folder: &Path, cell: &str) -> Result<File, Failure> {
 /// True if a process runs the cell.
 pub fn is_cell_locked(folder: &Path, cell: &str) -> bool {
     let lock = process_file(folder, cell, "lock");
-    directory::holder(&lock).is_some() || directory::is_held(&run_folder(folder, cell))
+    lock::holder(&lock).is_some() || lock::is_held(&run_folder(folder, cell))
 }
 
 /// Reads a configuration recorded by the sweep or one of its runs, without loading plugins. Errors have one line.

@@ -280,7 +280,7 @@ fn unfinished_runs_are_reported_up_to_their_last_epoch() {
     fs::write(&file, whole.replace("\"tasks\": 2", "\"tasks\": 5")).expect("results");
     let (_, messages) = report("; 2 of 5 tasks done, stopped, ");
     assert!(messages.contains("run: 2 of 5 tasks done, stopped"), "{messages}");
-    let lock = cdl_core::run::directory::lock(&dir).expect("lock");
+    let lock = cdl_core::system::lock::lock(&dir).expect("lock");
     report("; 2 of 5 tasks done, still running, ");
     // A run in its first task has no results yet.
     fs::remove_file(&file).expect("removed");

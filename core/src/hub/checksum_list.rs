@@ -14,7 +14,10 @@ use crate::{
         checksum,
         dataset::{DataFile, names_below},
     },
-    system::atomic::{Placement, move_to, place_of, staging_folder, sync_below, write_atomic},
+    system::{
+        atomic::{sync_below, write_atomic},
+        staging::{Placement, Staging, place_of},
+    },
 };
 
 /// File name of a checksum list in its folder.
@@ -84,8 +87,7 @@ impl ChecksumList {
             let reason = "already exists and is not an empty folder; choose a new folder".into();
             return Err(Error::Data { file: dir.into(), reason });
         }
-        let placement = Placement::of(&place, false);
-        let fresh = staging_folder(&place, placement)?;
+        let fresh = Staging::new(&place, Placement::of(&place, false))?;
         let files = || files.iter().filter(|file| file.name != NAME);
         for file in files() {
             let copy = fresh.path().join(&file.name);
@@ -96,7 +98,7 @@ impl ChecksumList {
         let listed = files().map(|file| (file.name.clone(), file.provenance.sha256.clone()));
         Self(listed.collect()).write(&fresh.path().join(NAME))?;
         sync_below(fresh.path())?;
-        move_to(fresh, &place, placement, NAME)
+        fresh.move_to(&place, NAME)
     }
 
     /// Writes the list atomically.

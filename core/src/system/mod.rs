@@ -1,11 +1,13 @@
-//! System interface: devices, memory, threads, panics, atomic files.
+//! System interface: devices, memory, threads, panics, files, locks.
 
 pub mod atomic;
 pub mod device;
 pub mod files;
+pub mod lock;
 pub mod memory;
 pub mod panics;
 mod precision;
+pub(crate) mod staging;
 pub mod threads;
 
 pub use precision::Precision;

@@ -1,7 +1,7 @@
 //! Requests to the hub, limited in time.
 //!
-//! The library `hf-hub` joins response headers to paths of the cache unchecked, and waits without limit for as many bytes
-//! as a server sends. All requests are therefore sent from here. Redirects are followed one by one: the token is
+//! The library `hf-hub` joins response headers to paths of the cache unchecked, and waits without limit for as many
+//! bytes as a server sends. All requests are therefore sent from here. Redirects are followed one by one: the token is
 //! sent to the hub alone.
 
 use std::{

@@ -14,17 +14,13 @@ use crate::{
     error::{Error, Result, if_there, io},
     run::{
         Checkpoints, RunRecord,
-        directory::{
-            CHECKPOINTS, CONFIG, LOG, METRICS, NAMES, RECORD, RunDir, append,
-            lock::{check_free, lock},
-        },
+        directory::{CHECKPOINTS, CONFIG, LOG, METRICS, NAMES, RECORD, RunDir, append},
     },
     system::{
-        atomic::{
-            LOCK, Placement, is_temporary, move_to, place_of, recover, staging_folder, write_atomic,
-            write_json,
-        },
+        atomic::{is_temporary, write_atomic, write_json},
         hex,
+        lock::{LOCK, check_free, lock},
+        staging::{Placement, Staging, place_of, recover},
     },
 };
 
@@ -97,30 +93,27 @@ impl RunDir {
     ) -> Result<Self> {
         let place = place_of(root)?;
         // An existing folder stays locked until the new run is in it. Another process may have used it since the check.
-        let mut held = if place.is_dir() { Some(lock(&place)?) } else { None };
+        let held = if place.is_dir() { Some(lock(&place)?) } else { None };
         let placement = match check_contents(root, overwrite)? {
             false => Placement::Replace,
             true if held.is_some() => Placement::Fill,
             true => Placement::New,
         };
-        let staging = staging_folder(&place, placement)?;
+        let mut staging = Staging::new(&place, placement)?;
         let free = free_bytes(staging.path())?;
         if free < needed {
             let short =
                 format!("the run needs {} kB of disk space, {} kB are free", needed / 1000, free / 1000);
             return Err(io(&place)(std::io::Error::new(ErrorKind::StorageFull, short)));
         }
-        // The lock file of a replaced folder is removed with the folder, so the new folder gets its own lock.
-        let lock = match held.take_if(|_| placement == Placement::Fill) {
-            Some(lock) => lock,
-            None => lock(staging.path())?,
-        };
         let toml = config.with_loaded_plugins().to_toml()?;
         write_atomic(&staging.path().join(CONFIG), toml.as_bytes())?;
         let written = RecordFile { record, config_sha256: hex(&Sha256::digest(&toml)) };
         write_json(&staging.path().join(RECORD), &written)?;
         let files = (append(staging.path(), METRICS)?, append(staging.path(), LOG)?);
-        move_to(staging, &place, placement, RECORD)?;
+        // A folder that is filled keeps its lock. The lock of a replaced folder is removed with the folder.
+        let lock = staging.take_lock().or(held);
+        staging.move_to(&place, RECORD)?;
         let checkpoints = Checkpoints::open(root.join(CHECKPOINTS), &config.run.checkpoint)?;
         Ok(Self::of(root, files, config, toml, checkpoints, lock))
     }

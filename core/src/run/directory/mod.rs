@@ -17,7 +17,6 @@
 //! ```
 
 mod creation;
-mod lock;
 mod read;
 mod results;
 
@@ -37,10 +36,10 @@ use crate::{
     hub::checksum_list::{self, ChecksumList},
     run::{Checkpoint, Checkpoints},
     system::{
-        atomic::{
-            LOCK, place_of, recover, remove_unfinished, sync_folder, walk_error, write_atomic, write_json,
-        },
+        atomic::{remove_unfinished, sync_folder, walk_error, write_atomic, write_json},
         files, hex,
+        lock::{LOCK, lock},
+        staging::{place_of, recover},
     },
     train::{Accuracies, EpochReport, Evaluation, Snapshot, Trainer},
     traits::{ByRole, Role, Skipped, Task},
@@ -48,7 +47,6 @@ use crate::{
 
 pub use self::{
     creation::{check_vacant, free_bytes},
-    lock::{Holder, holder, is_held, lock, lock_file},
     read::{
         check_same, read_confusion, read_epochs, read_model, read_prompt_use, read_record, read_results,
         read_results_so_far,
@@ -97,7 +95,7 @@ pub struct RunDir {
     /// Number of tasks after which the run stops.
     max_tasks: usize,
     /// Lock, which is held as long as the file is open.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl RunDir {
@@ -107,7 +105,7 @@ impl RunDir {
         config: &Config,
         toml: String,
         checkpoints: Checkpoints,
-        lock: File,
+        lock: Option<File>,
     ) -> Self {
         let max_tasks = config.run.max_tasks().unwrap_or(usize::MAX);
         Self {
@@ -153,7 +151,7 @@ impl RunDir {
         let original = Config::recorded(&origin, &toml)?;
         let files = (append(root, METRICS)?, append(root, LOG)?);
         let checkpoint = newest.map(|(checkpoint, _)| checkpoint);
-        Ok((Self::of(root, files, config, toml, checkpoints, lock), checkpoint, original))
+        Ok((Self::of(root, files, config, toml, checkpoints, Some(lock)), checkpoint, original))
     }
 
     /// Truncates `metrics.jsonl` to its first `bytes` bytes. The resumed run writes the removed lines again.

@@ -25,9 +25,9 @@ use crate::{
             TRAINED, fail,
         },
     },
-    system::atomic::{
-        Placement, is_temporary, move_to, place_of, recover, staging_folder, sync_below, walk_error,
-        write_atomic, write_json,
+    system::{
+        atomic::{is_temporary, sync_below, walk_error, write_atomic, write_json},
+        staging::{Placement, Staging, place_of, recover},
     },
     traits::{Pass, Portable, Query, QuerySource, Role, StateDict, Task},
     transform::{TestTransform, TransformConfig},
@@ -52,8 +52,7 @@ pub fn write(
 ) -> Result<Description> {
     let place = place_of(root)?;
     recover(&place)?;
-    let placement = Placement::of(&place, occupied(root, overwrite)?);
-    let temporary = staging_folder(&place, placement)?;
+    let temporary = Staging::new(&place, Placement::of(&place, occupied(root, overwrite)?))?;
     let folder = temporary.path();
     let (description, trained) = describe(experiment, config, role, task)?;
     network(experiment, role, root, &folder.join(NETWORK))?;
@@ -71,7 +70,7 @@ pub fn write(
     ChecksumList(sums?).write(&folder.join(checksum_list::NAME))?;
     check(experiment, role, folder)?;
     sync_below(folder)?;
-    move_to(temporary, &place, placement, MODEL)?;
+    temporary.move_to(&place, MODEL)?;
     Ok(description)
 }
 

@@ -13,9 +13,11 @@ use std::{
 
 use crate::{
     error::{Error, Result},
-    system::{atomic::LOCK, files},
+    system::files,
 };
 
+/// Name of the lock file in a folder that a process writes to.
+pub(crate) const LOCK: &str = ".lock";
 /// Time between two attempts.
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Attempts before a lock counts as held by a writer. A process that only tests a lock also holds it briefly.
@@ -88,7 +90,7 @@ pub fn is_held(root: &Path) -> bool {
 }
 
 /// Checks that no other process is writing to a directory, which need not exist.
-pub(super) fn check_free(root: &Path) -> Result<()> {
+pub(crate) fn check_free(root: &Path) -> Result<()> {
     holder(&root.join(LOCK)).map_or(Ok(()), |holder| Err(held(root, holder)))
 }
 
